@@ -1,0 +1,1 @@
+"""Timing anything callable: warm-up, interleaved rounds, percentiles. NumPy only."""

@@ -1,0 +1,1 @@
+"""The command line: one module per verb, shared options in `common`. Verbs import the rooms they need when they run."""

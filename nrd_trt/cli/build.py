@@ -1,0 +1,136 @@
+"""The verb ``build``: checkpoint, ONNX file or bundle to a validated bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nrd_trt.cli import common
+from nrd_trt.specs import PRECISIONS
+
+
+def build_command(
+    source: Annotated[Path, typer.Argument(metavar="CKPT|m.onnx|NAME.nrd", help="What to build from.")],
+    output_path: Annotated[Path, typer.Option("-o", metavar="NAME.nrd", help="Where to write the bundle.")],
+    precision: common.PrecisionOption = None,
+    input_form: common.InputOption = None,
+    output: common.OutputForm = None,
+    size: common.Size = None,
+    dynamic: common.Dynamic = None,
+    batch: common.Batch = None,
+    builder: Annotated[
+        str, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
+    ] = "auto",
+    decode: Annotated[str, typer.Option("--decode", metavar="FORM", help="auto, plugin or onnx.")] = "auto",
+    data: common.Data = None,
+    labels: common.Labels = None,
+    ignore_index: common.IgnoreIndex = None,
+    fit: common.FitOption = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="CKPT", help="Reference of a build from an ONNX file.")
+    ] = None,
+    compute_capability: Annotated[
+        str | None, typer.Option("--compute-capability", metavar="8.6,8.9", help="Target GPUs (TensorRT-RTX).")
+    ] = None,
+    workspace_mib: Annotated[
+        int | None, typer.Option("--workspace-mib", metavar="N", help="Scratch memory of a layer.")
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option("--optimization-level", metavar="0-5", help="Builder effort.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option("--timing-cache", metavar="FILE", help="Read before, written after the build.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="The plan loads in later TensorRT versions too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="The plan loads on other Ampere or later GPUs.")
+    ] = False,
+    min_agreement: common.MinAgreement = None,
+    max_miou_drop: common.MaxMiouDrop = None,
+    num_classes: common.NumClasses = None,
+    hidden: common.Hidden = None,
+    patch: common.Patch = None,
+    dilations: common.Dilations = None,
+    classes: common.Classes = None,
+    mean: common.Mean = None,
+    std: common.Std = None,
+    bgr: common.Bgr = False,
+    force: common.Force = False,
+    threads: common.Threads = None,
+    as_json: common.Json = False,
+    verbose: common.Verbose = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Build an engine bundle and prove its masks (default precision fp16)."""
+    from nrd_trt.engine.compat import ConfigOptions, stderr_message
+    from nrd_trt.pipeline.build import BuildRequest, build_bundle
+
+    request = BuildRequest(
+        source=source,
+        output=output_path,
+        form=common.form_request(input_form=input_form, output=output, size=size, dynamic=dynamic, batch=batch),
+        precision=common.choice("--precision", precision, PRECISIONS),
+        builder=builder,
+        decode=decode,
+        checkpoint=checkpoint,
+        checkpoint_options=common.CheckpointFacts(
+            num_classes=num_classes, hidden=hidden, patch=patch, dilations=dilations, classes=classes, mean=mean,
+            std=std, bgr=bgr,
+        ).options(),  # fmt: skip
+        data=data,
+        labels=labels,
+        ignore_index=ignore_index,
+        fit=common.fit_choice(fit),
+        config=ConfigOptions(
+            workspace_mib=workspace_mib,
+            optimization_level=optimization_level,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            compute_capabilities=tuple(part.strip() for part in compute_capability.split(","))
+            if compute_capability
+            else (),
+        ),
+        timing_cache=timing_cache,
+        min_agreement=min_agreement,
+        max_miou_drop=max_miou_drop,
+        force=force,
+        threads=threads,
+        progress=not quiet,
+        on_message=stderr_message if verbose else lambda severity, text: None,
+        on_stage=lambda text: common.note(text, quiet=quiet),
+    )
+    bundle = build_bundle(request)
+    if as_json:
+        common.print_json({"path": str(bundle.path), **bundle.facts})
+    else:
+        _print(bundle.path, bundle.facts)
+    if not bundle.facts["passed"]:
+        failures = bundle.facts["validation"]["failures"] + (bundle.facts["parity"] or {}).get("failures", [])
+        common.note(f"gate failed: {'; '.join(failures)}; the bundle is kept and marked as not passed")
+        raise typer.Exit(common.GATE_FAILED)
+
+
+def _print(path: Path, facts: dict[str, Any]) -> None:
+    validation, builder, precision = facts["validation"], facts["builder"], facts["precision"]
+    made = f"{builder['name']} {builder['version']}" if builder["version"] else "ONNX Runtime (no plan)"
+    typer.echo(f"{path}  ({precision['asked']}, {made}, decode as {facts['decode']})")
+    if precision["found"]:
+        typer.echo("layer types: " + ", ".join(f"{count} {kind}" for kind, count in precision["found"].items()))
+    if precision["kept_fp32"]:
+        typer.echo(f"kept in fp32 for their range: {', '.join(precision['kept_fp32'])}")
+    typer.echo(
+        f"masks: {common.fraction(validation['pixel_agreement'])} of the pixels agree with {validation['reference']} on "
+        f"{validation['images']} {validation['samples']} "
+        f"(run by {validation['runner']}, {validation['arithmetic']} arithmetic"
+        f"{'; the plan was built but not run here' if builder['version'] else ''})"
+    )
+    if validation["miou_engine"] is not None:
+        typer.echo(
+            f"mIoU against labels: engine {common.fraction(validation['miou_engine'])}, "
+            f"reference {common.fraction(validation['miou_reference'])}"
+        )
+    typer.echo("passed" if facts["passed"] else "NOT PASSED")

@@ -1,0 +1,88 @@
+"""The verb ``export``: checkpoint to a checked ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nrd_trt.cli import common
+from nrd_trt.specs import PRECISIONS
+
+
+def export_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help=".pth or .safetensors")],
+    output_path: Annotated[Path, typer.Option("-o", metavar="FILE.onnx", help="Where to write the file.")],
+    precision: common.PrecisionOption = None,
+    input_form: common.InputOption = None,
+    output: common.OutputForm = None,
+    size: common.Size = None,
+    dynamic: common.Dynamic = None,
+    batch: common.Batch = None,
+    data: common.Data = None,
+    fit: common.FitOption = None,
+    num_classes: common.NumClasses = None,
+    hidden: common.Hidden = None,
+    patch: common.Patch = None,
+    dilations: common.Dilations = None,
+    classes: common.Classes = None,
+    mean: common.Mean = None,
+    std: common.Std = None,
+    bgr: common.Bgr = False,
+    force: common.Force = False,
+    threads: common.Threads = None,
+    as_json: common.Json = False,
+    verbose: common.Verbose = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Export a checkpoint to one ONNX file and compare it with PyTorch (default precision fp32)."""
+    from nrd_trt.files import check_absent, sha256_file
+    from nrd_trt.pipeline.build import BuildRequest, export_checkpoint, load_checkpoint, samples_for
+    from nrd_trt.pipeline.export import write_onnx
+
+    form = common.form_request(input_form=input_form, output=output, size=size, dynamic=dynamic, batch=batch)
+    chosen = common.choice("--precision", precision, PRECISIONS) or "fp32"
+    check_absent(output_path, force=force)
+    options = common.CheckpointFacts(
+        num_classes=num_classes, hidden=hidden, patch=patch, dilations=dilations, classes=classes, mean=mean, std=std,
+        bgr=bgr,
+    ).options()  # fmt: skip
+    request = BuildRequest(
+        source=checkpoint, output=output_path, form=form, checkpoint_options=options, data=data,
+        fit=common.fit_choice(fit), threads=threads,
+    )  # fmt: skip
+    model = load_checkpoint(checkpoint, options)
+    samples = samples_for(request, form.shape(model.info.size_hw), model.info)
+    common.note(f"exporting {model.config.encoder} to ONNX, {chosen}", quiet=quiet)
+    exported = export_checkpoint(request, model, samples, chosen)
+    parity = exported.parity
+    if parity.passed:
+        write_onnx(exported, output_path)
+    result = {
+        "path": str(output_path),
+        "sha256": sha256_file(output_path) if parity.passed else None,
+        "opset": next(entry.version for entry in exported.model.opset_import if not entry.domain),
+        "parity": parity.to_dict(),
+    }
+    if as_json:
+        common.print_json(result)
+    else:
+        _print(result, exported.kept_fp32, passed=parity.passed)
+    if not parity.passed:
+        common.note(f"gate failed: {'; '.join(parity.failures)}; no file was written")
+        raise typer.Exit(common.GATE_FAILED)
+
+
+def _print(result: dict[str, object], kept: frozenset[str], *, passed: bool) -> None:
+    parity: dict[str, object] = result["parity"]  # type: ignore[assignment]
+    if passed:
+        typer.echo(f"{result['path']}  (opset {result['opset']}, sha256 {str(result['sha256'])[:12]}…)")
+    typer.echo(
+        f"parity with PyTorch fp32: {parity['agreement']:.6f} of the pixels agree, largest logit difference "
+        f"{parity['max_abs']:.3g} ({parity['arithmetic']} arithmetic)"
+        if parity["max_abs"] is not None
+        else "parity with PyTorch fp32: the exported logits are not finite"
+    )
+    if kept:
+        typer.echo(f"kept in fp32 for their range: {', '.join(sorted(kept))}")

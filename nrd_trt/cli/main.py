@@ -1,0 +1,59 @@
+"""The command ``nrd-trt``: the verbs and their order."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import nrd_trt
+from nrd_trt.cli.benchmark import benchmark_command
+from nrd_trt.cli.build import build_command
+from nrd_trt.cli.common import verb
+from nrd_trt.cli.export import export_command
+from nrd_trt.cli.predict import predict_command
+from nrd_trt.cli.train import train_command
+from nrd_trt.cli.validate import validate_command
+
+app = typer.Typer(
+    name="nrd-trt",
+    help="From a trained PyTorch NRD segmentation network to a checked TensorRT engine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for name, command in {
+    "train": train_command,
+    "export": export_command,
+    "build": build_command,
+    "validate": validate_command,
+    "predict": predict_command,
+    "benchmark": benchmark_command,
+}.items():
+    app.command(name)(verb(command))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(nrd_trt.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """From a trained PyTorch NRD segmentation network to a checked TensorRT engine."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def run_verb(name: str) -> None:
+    """Run one verb with the arguments of this process; the scripts in ``scripts/`` are such doors."""
+    app([name, *sys.argv[1:]])

@@ -1,0 +1,120 @@
+"""From an image of any size to the network's input and back: the one piece of code that every verb uses. NumPy, Pillow.
+
+The exported graph's own preprocessing repeats `normalise` operation by operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from nrd_trt.errors import ConfigError, ShapeError
+from nrd_trt.specs import STRIDE, Fit, InputShape, ModelInfo, format_size
+
+FITS: tuple[Fit, ...] = ("resize", "pad", "letterbox")
+
+
+def normalise(images: np.ndarray, info: ModelInfo) -> np.ndarray:
+    """Turn images into what the network reads.
+
+    Args:
+        images: ``(B, H, W, 3) uint8 RGB``.
+        info: Mean, standard deviation and channel order.
+
+    Returns:
+        ``(B, 3, H, W) float32``, contiguous, in the network's channel order.
+    """
+    planes = images.astype(np.float32).transpose(0, 3, 1, 2)
+    if info.channel_order == "bgr":
+        planes = planes[:, ::-1]
+    mean, std = (np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in (info.mean, info.std))
+    return np.ascontiguousarray((planes - mean) / std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedImage:
+    """An image at the engine's size, and how to bring a mask of it back.
+
+    Attributes:
+        image: ``(h, w, 3) uint8 RGB``.
+        content_hw: The upper left part of `image` that shows the original; the rest is padding.
+        original_hw: Size of the original.
+    """
+
+    image: np.ndarray
+    content_hw: tuple[int, int]
+    original_hw: tuple[int, int]
+
+    def restore(self, mask: np.ndarray) -> np.ndarray:
+        """Bring a mask ``(h, w) uint8`` of the engine's size to the original's size (nearest); padding is cut off."""
+        content = mask[: self.content_hw[0], : self.content_hw[1]]
+        if content.shape == self.original_hw:
+            return np.ascontiguousarray(content)
+        return np.asarray(Image.fromarray(content).resize(self.original_hw[::-1], Image.Resampling.NEAREST))
+
+
+def fit_image(rgb: np.ndarray, shape: InputShape, info: ModelInfo, fit: Fit = "resize") -> FittedImage:
+    """Bring an image to a size that the engine accepts.
+
+    Args:
+        rgb: ``(H, W, 3) uint8 RGB`` of any size.
+        shape: Sizes that the engine accepts; the nearest one to the image's is taken.
+        info: Its mean is the colour of padding, which is zero after normalisation (up to rounding to uint8).
+        fit: ``"resize"`` to the engine's size, ``"pad"`` on the right and below without scaling, or ``"letterbox"``:
+            scale with the aspect ratio kept, then pad.
+
+    Raises:
+        ShapeError: `rgb` is no such array, or is larger than the engine with ``"pad"``.
+    """
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise ShapeError(f"image: expected (H, W, 3) uint8 RGB, got {rgb.dtype} {rgb.shape}.")
+    height, width = rgb.shape[:2]
+    engine_hw = _engine_size((height, width), shape, fit)
+    content_hw = _content_size((height, width), engine_hw, fit)
+    content = rgb
+    if content_hw != (height, width):
+        content = np.asarray(Image.fromarray(rgb).resize(content_hw[::-1], Image.Resampling.BILINEAR))
+    if content_hw != engine_hw:
+        canvas = np.empty((*engine_hw, 3), np.uint8)
+        canvas[:] = _padding_colour(info)
+        canvas[: content_hw[0], : content_hw[1]] = content
+        content = canvas
+    return FittedImage(image=np.ascontiguousarray(content), content_hw=content_hw, original_hw=(height, width))
+
+
+def check_fit(fit: str) -> Fit:
+    """Return `fit` if it is a known way of fitting, else raise `ConfigError`."""
+    if fit not in FITS:
+        raise ConfigError(f"--fit {fit!r}: expected one of {', '.join(FITS)}.")
+    return fit
+
+
+def _engine_size(image_hw: tuple[int, int], shape: InputShape, fit: Fit) -> tuple[int, int]:
+    """The size to run at: the only one, or the nearest multiple of 32 in range (never below the image for pad)."""
+    sides = []
+    for side, extent in zip(image_hw, (shape.height, shape.width), strict=True):
+        steps = -(-side // STRIDE) if fit == "pad" else round(side / STRIDE)
+        sides.append(min(max(steps * STRIDE, extent.min), extent.max))
+    return sides[0], sides[1]
+
+
+def _content_size(image_hw: tuple[int, int], engine_hw: tuple[int, int], fit: Fit) -> tuple[int, int]:
+    if fit == "resize":
+        return engine_hw
+    if fit == "pad":
+        if image_hw[0] > engine_hw[0] or image_hw[1] > engine_hw[1]:
+            raise ShapeError(
+                f"image {format_size(image_hw)} is larger than the engine's {format_size(engine_hw)}; "
+                "use --fit letterbox or resize, or build a larger engine."
+            )
+        return image_hw
+    scale = min(engine_hw[0] / image_hw[0], engine_hw[1] / image_hw[1])
+    height, width = (max(1, min(limit, round(side * scale))) for side, limit in zip(image_hw, engine_hw, strict=True))
+    return height, width
+
+
+def _padding_colour(info: ModelInfo) -> np.ndarray:
+    mean = info.mean if info.channel_order == "rgb" else info.mean[::-1]
+    return np.rint(mean).astype(np.uint8)

@@ -1,0 +1,174 @@
+"""The per-patch decode as ONNX model-local functions, and the nodes that call them. onnx and NumPy only.
+
+The body is the decomposed maths in fp32, so the file runs wherever ONNX runs; a consumer that knows the plugin of the
+same name takes the node's attributes instead. TensorRT 10.3 does not look at the node's domain, hence
+``plugin_namespace`` and ``plugin_version`` on every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import helper, parser
+
+from nrd_trt.specs import DecodeSpec
+
+DOMAIN = "nrd"
+DOMAIN_VERSION = 1
+LOGITS_OP = "NrdPatchDecode"
+MASK_OP = "NrdPatchDecodeMask"
+OPSET = 19
+
+MaskType = Literal["int32", "half"]
+_MASK_ELEMENT = {"int32": onnx.TensorProto.INT32, "half": onnx.TensorProto.FLOAT16}
+
+_SIGNATURE = "num_classes, hidden, guidance_channels, patch, x_table, y_table, plugin_namespace, plugin_version"
+
+# theta (B, P, h, w), guidance (B, m, f·h, f·w) -> logits (B, K, f·h, f·w); N = B·h·w patches of f·f pixels.
+_DECODE_BODY = """
+  batch = Shape <start = 0, end = 1> (theta)
+  h = Shape <start = 2, end = 3> (theta)
+  w = Shape <start = 3, end = 4> (theta)
+  k = Constant <value = int64[1] {{{k}}}> ()
+  m = Constant <value = int64[1] {{{m}}}> ()
+  f = Constant <value = int64[1] {{{f}}}> ()
+  last = Constant <value = int64[1] {{-1}}> ()
+
+  per_location = Transpose <perm = [0, 2, 3, 1]> (theta)
+  theta_shape = Constant <value = int64[2] {{-1, {p}}}> ()
+  per_patch = Reshape (per_location, theta_shape)
+  sections = Constant <value = int64[6] {{{sections}}}> ()
+  w0_flat, b0_flat, w1_flat, b1_flat, w2_flat, b2_flat = Split <axis = 1> (per_patch, sections)
+  w0_shape = Constant <value = int64[3] {{-1, {d}, {inputs}}}> ()
+  w1_shape = Constant <value = int64[3] {{-1, {d}, {d}}}> ()
+  w2_shape = Constant <value = int64[3] {{-1, {k}, {d}}}> ()
+  w0 = Reshape (w0_flat, w0_shape)
+  w1 = Reshape (w1_flat, w1_shape)
+  w2 = Reshape (w2_flat, w2_shape)
+  b0 = Unsqueeze (b0_flat, last)
+  b1 = Unsqueeze (b1_flat, last)
+  b2 = Unsqueeze (b2_flat, last)
+  input_sections = Constant <value = int64[2] {{2, {m}}}> ()
+  w0_xy, w0_guidance = Split <axis = 2> (w0, input_sections)
+
+  tile_shape = Concat <axis = 0> (batch, m, h, f, w, f)
+  tiles = Reshape (guidance, tile_shape)
+  tiles_by_patch = Transpose <perm = [0, 2, 4, 1, 3, 5]> (tiles)
+  pixel_shape = Constant <value = int64[3] {{-1, {m}, {pixels}}}> ()
+  pixels = Reshape (tiles_by_patch, pixel_shape)
+  coordinates = Constant <value = float[2, {pixels}] {{{coordinates}}}> ()
+
+  from_xy = MatMul (w0_xy, coordinates)
+  from_guidance = MatMul (w0_guidance, pixels)
+  z0_guidance = Add (from_guidance, b0)
+  z0 = Add (z0_guidance, from_xy)
+  a0 = Relu (z0)
+  z1_weighted = MatMul (w1, a0)
+  z1 = Add (z1_weighted, b1)
+  a1 = Relu (z1)
+  z2_weighted = MatMul (w2, a1)
+  z2 = Add (z2_weighted, b2)
+
+  patch_shape = Concat <axis = 0> (batch, h, w, k, f, f)
+  patches = Reshape (z2, patch_shape)
+  rows = Transpose <perm = [0, 3, 1, 4, 2, 5]> (patches)
+  height = Mul (h, f)
+  width = Mul (w, f)
+  logits_shape = Concat <axis = 0> (batch, k, height, width)
+  logits = Reshape (rows, logits_shape)
+"""
+
+# Bilinear enlargement as PyTorch's align_corners=False; ArgMax takes the lowest index of a tie.
+_MASK_BODY = """
+  no_roi = Constant <value = float[0] {{}}> ()
+  scales = Constant <value = float[4] {{1.0, 1.0, {s}.0, {s}.0}}> ()
+  enlarged = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (logits, no_roi, scales)
+  index = ArgMax <axis = 1, keepdims = 0> (enlarged)
+  classes = Cast <to = {element}> (index)
+"""
+
+
+def logits_function(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray) -> onnx.FunctionProto:
+    """Return ``nrd.NrdPatchDecode(theta, guidance) -> logits`` in fp32.
+
+    Args:
+        spec: Build-time constants; they are written into the body.
+        x_table: ``(f,)`` float32, first input of the perceptron for each column of a patch.
+        y_table: ``(f,)`` float32, second input for each row.
+    """
+    body = _DECODE_BODY.format(**_constants(spec, x_table, y_table))
+    return _parse(LOGITS_OP, _SIGNATURE, "logits", body)
+
+
+def mask_function(
+    spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, mask_type: MaskType = "half"
+) -> onnx.FunctionProto:
+    """Return ``nrd.NrdPatchDecodeMask(theta, guidance) -> classes (B, s·f·h, s·f·w)`` of type `mask_type`."""
+    constants = _constants(spec, x_table, y_table)
+    body = (_DECODE_BODY + _MASK_BODY).format(**constants, s=spec.upsample, element=_MASK_ELEMENT[mask_type])
+    return _parse(MASK_OP, f"{_SIGNATURE}, upsample, mask_type", "classes", body)
+
+
+def logits_node(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, output: str) -> onnx.NodeProto:
+    """Return the call of `logits_function` on ``theta`` and ``guidance``."""
+    return _node(LOGITS_OP, spec, x_table, y_table, output)
+
+
+def mask_node(
+    spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, output: str, mask_type: MaskType = "half"
+) -> onnx.NodeProto:
+    """Return the call of `mask_function` on ``theta`` and ``guidance``."""
+    node = _node(MASK_OP, spec, x_table, y_table, output)
+    node.attribute.extend(
+        [helper.make_attribute("upsample", spec.upsample), helper.make_attribute("mask_type", mask_type)]
+    )
+    return node
+
+
+def _node(op: str, spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, output: str) -> onnx.NodeProto:
+    return helper.make_node(
+        op,
+        ["theta", "guidance"],
+        [output],
+        name=f"decode_head/{op}",
+        domain=DOMAIN,
+        num_classes=spec.num_classes,
+        hidden=spec.hidden,
+        guidance_channels=spec.guidance_channels,
+        patch=spec.patch,
+        x_table=x_table.tolist(),
+        y_table=y_table.tolist(),
+        plugin_namespace=DOMAIN,
+        plugin_version=str(DOMAIN_VERSION),
+    )
+
+
+def _constants(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray) -> dict[str, object]:
+    f = spec.patch
+    coordinates = np.stack([np.tile(x_table, f), np.repeat(y_table, f)]).astype(np.float32)
+    return {
+        "k": spec.num_classes,
+        "d": spec.hidden,
+        "m": spec.guidance_channels,
+        "f": f,
+        "p": spec.theta_channels,
+        "inputs": 2 + spec.guidance_channels,
+        "pixels": f * f,
+        "sections": _listed(spec.sections),
+        "coordinates": _listed(float(value) for value in coordinates.ravel()),
+    }
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(repr(value) for value in values)
+
+
+def _parse(op: str, signature: str, output: str, body: str) -> onnx.FunctionProto:
+    """Parse ONNX text; repr of a float32's float64 value reads back to the same float32."""
+    return parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>\n{op} <{signature}> (theta, guidance) => ({output})\n'
+        f"{{{body}}}"
+    )

@@ -1,0 +1,204 @@
+"""From a typed ONNX file to a TensorRT plan, with progress, cancellation and proof of the types got.
+
+TensorRT itself is behind `nrd_trt.engine.compat`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+from tqdm import tqdm
+
+from nrd_trt.engine.compat import ConfigOptions, MessageLog, PhaseMonitor, TensorRT, load_tensorrt
+from nrd_trt.errors import BuildError
+from nrd_trt.files import atomic_file
+from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.specs import InputShape
+
+_TYPE_NAMES = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.BFLOAT16: "bf16"}
+_ASKED = {"fp32": "float", "fp16": "half", "bf16": "bf16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """A built plan.
+
+    Attributes:
+        plan: The serialised engine.
+        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        version: Of the builder.
+        layers: ``{name, kind, type}`` per layer of the network definition.
+        compute_capabilities: Targets asked for; empty means the builder's default.
+    """
+
+    plan: bytes
+    flavour: str
+    version: str
+    layers: list[dict[str, str]]
+    compute_capabilities: tuple[str, ...] = ()
+
+    @property
+    def types_found(self) -> dict[str, int]:
+        """Number of layers per output type."""
+        return dict(sorted(Counter(layer["type"] for layer in self.layers).items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        config: Builder settings.
+        timing_cache: File read before and written after the build, or None.
+        progress: Show a progress bar on stderr for builds over two seconds.
+        on_message: Receives TensorRT's messages as ``(severity, text)``.
+    """
+
+    flavour: str
+    config: ConfigOptions = field(default_factory=ConfigOptions)
+    timing_cache: Path | None = None
+    progress: bool = True
+    on_message: Callable[[str, str], None] = lambda severity, text: None
+
+
+def build_engine(model: onnx.ModelProto, options: BuildOptions) -> Engine:
+    """Build a strongly typed plan; the types are those of the file.
+
+    Args:
+        model: A file of this toolkit, in any precision.
+        options: See `BuildOptions`.
+
+    Raises:
+        MissingDependencyError: The flavour is not installed.
+        BuildError: The file cannot be parsed or built, or a layer did not get the type that the file asks for.
+        KeyboardInterrupt: Ctrl-C; the builder stops at its next step.
+    """
+    tensorrt, facts = load_tensorrt(options.flavour), read_facts(model)
+    log = tensorrt.log(options.on_message)
+    builder = tensorrt.builder(log)
+    network = tensorrt.network(builder)
+    tensorrt.parse(network, model.SerializeToString(), log)
+    layers = tensorrt.layer_types(network)
+    check_types(model, layers, facts.precision)
+    config = tensorrt.config(builder, options.config)
+    _add_profile(builder, config, facts)
+    if options.timing_cache is not None:
+        cached = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+        tensorrt.set_timing_cache(config, cached)
+    plan = _serialise(tensorrt, builder, network, config, options.progress, log)
+    if options.timing_cache is not None:
+        with atomic_file(options.timing_cache) as temporary:
+            temporary.write_bytes(tensorrt.timing_cache(config))
+    return Engine(
+        plan=plan, flavour=options.flavour, version=tensorrt.version, layers=layers,
+        compute_capabilities=options.config.compute_capabilities,
+    )  # fmt: skip
+
+
+def check_types(model: onnx.ModelProto, layers: list[dict[str, str]], precision: str) -> None:
+    """Raise `BuildError` unless every convolution of the network has the type that the file gives it.
+
+    Args:
+        model: The file.
+        layers: ``{name, kind, type}`` per layer, named after the file's nodes.
+        precision: Asked for; at least one convolution must have it.
+    """
+    weights = {tensor.name: _TYPE_NAMES.get(tensor.data_type, "other") for tensor in model.graph.initializer}
+    wanted = {node.name: weights[node.input[1]] for node in model.graph.node if node.op_type == "Conv"}
+    found = {layer["name"]: layer["type"] for layer in layers if layer["kind"] == "convolution"}
+    wrong = [f"{name} ({kind}, got {found.get(name, 'none')})" for name, kind in wanted.items() if found.get(name) != kind]
+    if wrong or _ASKED[precision] not in wanted.values():
+        listed = ", ".join(wrong[:5]) or "no convolution has that type"
+        raise BuildError(
+            f"precision {precision} was asked for and is not what the engine would get: {listed}. "
+            "Build from the checkpoint, or report this file."
+        )
+
+
+def _add_profile(builder: Any, config: Any, facts: GraphFacts) -> None:
+    """Give a dynamic input its range; a static one needs no profile."""
+    shape = facts.shape
+    if all(extent.is_static for extent in (shape.batch, shape.height, shape.width)):
+        return
+    profile = builder.create_optimization_profile()
+    profile.set_shape("image", *(_dims(shape, which, facts.input_form) for which in ("min", "opt", "max")))
+    config.add_optimization_profile(profile)
+
+
+def _dims(shape: InputShape, which: str, form: str) -> tuple[int, int, int, int]:
+    batch, height, width = (getattr(extent, which) for extent in (shape.batch, shape.height, shape.width))
+    return (batch, height, width, 3) if form == "uint8" else (batch, 3, height, width)
+
+
+def _serialise(
+    tensorrt: TensorRT, builder: Any, network: Any, config: Any, progress: bool, log: MessageLog
+) -> bytes:
+    with _cancellable() as cancelled, _Bars(progress, cancelled) as bars:
+        config.progress_monitor = tensorrt.progress_monitor(bars)
+        plan = builder.build_serialized_network(network, config)
+    if cancelled.is_set():
+        raise KeyboardInterrupt
+    if plan is None:
+        raise BuildError(
+            f"{tensorrt.flavour} {tensorrt.version} could not build the engine{log.tail()}. "
+            "Try a smaller --size, a larger --workspace-mib, or -v for the builder's whole output."
+        )
+    return bytes(plan)
+
+
+@contextmanager
+def _cancellable() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into an event for the duration of the block: an exception must not cross the builder's C++ frames."""
+    cancelled = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield cancelled
+        return
+
+    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+        cancelled.set()
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield cancelled
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Bars(PhaseMonitor):
+    """One bar for the outermost phase; inner phases show as its description."""
+
+    def __init__(self, show: bool, cancelled: threading.Event) -> None:
+        self._show, self._cancelled = show, cancelled
+        self._bar: tqdm[Any] | None = None
+        self._outermost: str | None = None
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        if self._outermost is None:
+            self._outermost = phase
+            self._bar = tqdm(total=steps, desc=phase, delay=2, file=sys.stderr, disable=not self._show, leave=False)
+        elif self._bar is not None:
+            self._bar.set_description(phase, refresh=False)
+
+    def step(self, phase: str, step: int) -> bool:
+        if phase == self._outermost and self._bar is not None:
+            self._bar.update()
+        return not self._cancelled.is_set()

@@ -1,0 +1,60 @@
+"""The error tree of the toolkit. Leaf module: it imports nothing of the package.
+
+NrdTrtError
+├── MissingDependencyError   (also an ImportError)
+├── ConfigError              (also a ValueError)
+├── ShapeError               (also a ValueError)
+├── CheckpointError
+├── ExportError
+├── BuildError
+│   └── PluginError
+├── CalibrationError
+├── RunnerError
+└── BundleError
+
+A message has three parts: what (file, tensor), expected against got, and what to do about it.
+"""
+
+
+class NrdTrtError(Exception):
+    """Base of every error that the toolkit raises on purpose."""
+
+
+class MissingDependencyError(NrdTrtError, ImportError):
+    """An optional package is needed for this feature and is not installed."""
+
+
+class ConfigError(NrdTrtError, ValueError):
+    """An option or a combination of options is invalid."""
+
+
+class ShapeError(NrdTrtError, ValueError):
+    """An array or a size does not have the shape that the callee needs."""
+
+
+class CheckpointError(NrdTrtError):
+    """A checkpoint cannot be read, or holds another model than expected."""
+
+
+class ExportError(NrdTrtError):
+    """An ONNX file cannot be written or does not satisfy its contract."""
+
+
+class BuildError(NrdTrtError):
+    """An engine cannot be built, or is not what was asked for."""
+
+
+class PluginError(BuildError):
+    """The plugin library is absent, unusable or refused."""
+
+
+class CalibrationError(NrdTrtError):
+    """Calibration data or ranges are unusable."""
+
+
+class RunnerError(NrdTrtError):
+    """A runner is used outside its life cycle or its backend failed."""
+
+
+class BundleError(NrdTrtError):
+    """A bundle is damaged, incomplete or made for another host."""

@@ -1,0 +1,69 @@
+"""The traceable twin of a trained model: batch norm folded, decode left out. torch only.
+
+The trained module stays as it is; the adapter works on a copy. It ends at theta and guidance, where the decode function
+takes over (`nrd_trt.decode.function`).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from nrd_trt.model.network import NrdSegmentor
+
+
+class ExportAdapter(nn.Module):
+    """Map ``(B, 3, H, W)`` float32 normalised images to theta and folded guidance.
+
+    Attributes:
+        x_table: ``(f,)`` float32, columns' coordinates after ``cat_norm``.
+        y_table: ``(f,)`` float32, rows' coordinates after ``cat_norm``.
+    """
+
+    x_table: np.ndarray
+    y_table: np.ndarray
+
+    def __init__(self, model: NrdSegmentor) -> None:
+        super().__init__()
+        # Folding multiplies weights; float64 keeps the result the nearest float32.
+        folded = copy.deepcopy(model).eval().double()
+        self.x_table, self.y_table = _fold_cat_norm(folded)
+        _fold_batch_norms(folded)
+        folded.float()
+        self.backbone = folded.backbone
+        self.decode_head = folded.decode_head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return theta ``(B, P, h, w)`` and guidance ``(B, m, f·h, f·w)``."""
+        features = self.backbone(images)
+        return self.decode_head.theta(features[-1]), self.decode_head.guidance(features[0])
+
+
+def _fold_cat_norm(model: NrdSegmentor) -> tuple[np.ndarray, np.ndarray]:
+    """Fold ``cat_norm`` into the guidance branch's last convolution and return the two coordinate tables."""
+    head = model.decode_head
+    norm = head.cat_norm
+    scale = norm.weight.detach() / torch.sqrt(norm.get_buffer("running_var") + norm.eps)
+    shift = norm.bias.detach() - norm.get_buffer("running_mean") * scale
+    branch = head.c1_bottleneck
+    conv = (branch[-1] if isinstance(branch, nn.Sequential) else branch).conv
+    conv.weight.data *= scale[2:, None, None, None]  # type: ignore[union-attr, operator]
+    conv.bias.data = conv.bias.data * scale[2:] + shift[2:]  # type: ignore[union-attr, operator]
+    steps = torch.arange(model.config.patch, dtype=torch.float64) / model.config.patch
+    x_table, y_table = (steps * scale[axis] + shift[axis] for axis in (0, 1))
+    return x_table.numpy().astype(np.float32), y_table.numpy().astype(np.float32)
+
+
+def _fold_batch_norms(module: nn.Module) -> None:
+    """Fold every batch norm into the convolution registered just before it."""
+    previous: tuple[str, nn.Module] | None = None
+    for name, child in list(module.named_children()):
+        if previous and isinstance(previous[1], nn.Conv2d) and isinstance(child, nn.BatchNorm2d):
+            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
+            setattr(module, name, nn.Identity())
+        _fold_batch_norms(child)
+        previous = (name, child)

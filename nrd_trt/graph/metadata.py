@@ -1,0 +1,76 @@
+"""What an ONNX file says about itself, so that a bare file can be built and run. onnx only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import onnx
+
+from nrd_trt.errors import ExportError
+from nrd_trt.specs import DecodeSpec, InputForm, InputShape, ModelInfo, Precision
+
+_PREFIX = "nrd_trt."
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphFacts:
+    """Facts that travel in the file's ``metadata_props``."""
+
+    info: ModelInfo
+    decode: DecodeSpec
+    shape: InputShape
+    input_form: InputForm
+    output: str
+    encoder: str
+    head: str
+    checkpoint_sha256: str | None = None
+    precision: Precision = "fp32"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "info": self.info.to_dict(), "shape": self.shape.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> GraphFacts:
+        """Inverse of `to_dict`."""
+        return cls(
+            **{
+                **data,
+                "info": ModelInfo.from_dict(data["info"]),
+                "decode": DecodeSpec(**data["decode"]),
+                "shape": InputShape.from_dict(data["shape"]),
+            }
+        )
+
+
+def write_facts(model: onnx.ModelProto, facts: GraphFacts) -> None:
+    """Replace the file's metadata by `facts`, one JSON value per property."""
+    del model.metadata_props[:]
+    for key, value in sorted(facts.to_dict().items()):
+        model.metadata_props.add(key=_PREFIX + key, value=json.dumps(value, sort_keys=True))
+
+
+def read_facts(model: onnx.ModelProto) -> GraphFacts:
+    """Return the facts of a file that this toolkit exported.
+
+    Raises:
+        ExportError: The file carries none, or not these.
+    """
+    found = {
+        entry.key.removeprefix(_PREFIX): entry.value
+        for entry in model.metadata_props
+        if entry.key.startswith(_PREFIX)
+    }
+    try:
+        return GraphFacts.from_dict({key: json.loads(value) for key, value in found.items()})
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ExportError(
+            f"the ONNX file does not carry this toolkit's metadata ({exc!r}); export it with `nrd-trt export`."
+        ) from exc
+
+
+def with_precision(model: onnx.ModelProto, precision: Precision) -> None:
+    """Record the precision of a derived file."""
+    write_facts(model, replace(read_facts(model), precision=precision))

@@ -1,0 +1,49 @@
+"""What every pass asks of a graph: element types of its tensors, and copies. onnx only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+from onnx import TensorProto, shape_inference
+
+from nrd_trt.errors import ExportError
+
+HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a deep copy."""
+    duplicate = onnx.ModelProto()
+    duplicate.CopyFrom(model)
+    return duplicate
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the element type (`TensorProto` enum) of every tensor of the main graph.
+
+    Raises:
+        ExportError: A type cannot be inferred.
+    """
+    inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
+    types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    for info in (*inferred.input, *inferred.value_info, *inferred.output):
+        types[info.name] = info.type.tensor_type.elem_type
+    unknown = [name for node in inferred.node for name in node.output if name and not types.get(name)]
+    if unknown:
+        raise ExportError(f"cannot infer the types of {', '.join(unknown[:5])}; is every function in the file?")
+    return types
+
+
+def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    """Return a node's attribute by name."""
+    found: onnx.AttributeProto = next(entry for entry in node.attribute if entry.name == name)
+    return found
+
+
+def float_outputs(model: onnx.ModelProto, types: dict[str, int]) -> Iterator[tuple[onnx.NodeProto, str]]:
+    """Yield every node of the main graph with each of its float32 outputs."""
+    for node in model.graph.node:
+        for name in node.output:
+            if types[name] == TensorProto.FLOAT:
+                yield node, name

@@ -1,0 +1,122 @@
+"""The Runner contract and the life cycle that all runners share. NumPy only.
+
+A runner's constructor is cheap; its resources live between entering and leaving. ``infer`` checks every feed before any
+copy and returns arrays that the caller owns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from nrd_trt.errors import RunnerError, ShapeError
+from nrd_trt.specs import TensorSpec
+
+Arithmetic = Literal["native", "simulated"]
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Anything that turns named input arrays into named output arrays.
+
+    Attributes:
+        name: Backend, e.g. ``"onnxruntime"``.
+        arithmetic: ``"native"``, or ``"simulated"`` where 16-bit results are rounded fp32 results.
+        inputs: Specs by name; known once entered.
+        outputs: Specs by name; known once entered.
+    """
+
+    name: str
+    arithmetic: Arithmetic
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Input specs by name."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Output specs by name."""
+        ...
+
+    def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once; the arrays returned are fresh.
+
+        Raises:
+            RunnerError: The runner is not entered, or the backend failed.
+            ShapeError: A feed is missing, unknown, or has another type or shape.
+        """
+        ...
+
+    def __enter__(self) -> Runner:
+        """Acquire resources."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release resources; may be called again."""
+        ...
+
+
+class BaseRunner(ABC):
+    """Life cycle and feed checks; a backend implements `_open`, `_run` and `_close`."""
+
+    name: str
+    arithmetic: Arithmetic = "native"
+
+    def __init__(self) -> None:
+        self._specs: tuple[dict[str, TensorSpec], dict[str, TensorSpec]] | None = None
+
+    @abstractmethod
+    def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        """Acquire resources and return input and output specs."""
+
+    @abstractmethod
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run on checked feeds."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Release resources."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Input specs by name."""
+        return self._entered()[0]
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Output specs by name."""
+        return self._entered()[1]
+
+    def __enter__(self) -> BaseRunner:
+        if self._specs is not None:
+            raise RunnerError(f"{self.name}: already entered; leave it first or make a second runner.")
+        self._specs = self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._specs is not None:
+            self._specs = None
+            self._close()
+
+    def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once; see `Runner.infer`."""
+        specs = self._entered()[0]
+        if feed.keys() != specs.keys():
+            raise ShapeError(f"{self.name}: expected inputs {sorted(specs)}, got {sorted(feed)}.")
+        for name, spec in specs.items():
+            spec.check(feed[name])
+        return self._run(feed)
+
+    def _entered(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        if self._specs is None:
+            raise RunnerError(f"{self.name}: not entered; use it inside a `with` block.")
+        return self._specs

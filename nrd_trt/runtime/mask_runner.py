@@ -1,0 +1,65 @@
+"""A runner seen as image in, mask out, whatever its input form, smallest batch and outputs. NumPy only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nrd_trt.data.preprocessing import normalise
+from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.runtime.base import Runner
+
+
+class MaskRunner:
+    """Callable ``(h, w, 3) uint8 RGB -> (h, w) uint8`` on an entered runner.
+
+    Args:
+        runner: Entered.
+        graph: Facts of the file that it runs.
+    """
+
+    def __init__(self, runner: Runner, graph: GraphFacts) -> None:
+        self._runner, self._graph = runner, graph
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        outputs = self._runner.infer(self.feed(image))
+        if "mask" in outputs:
+            return outputs["mask"][0]
+        return mask_of_logits(outputs["logits"][0], self._graph.decode.upsample)
+
+    def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the runner's feed for one image; it is repeated where the smallest batch is larger than one."""
+        images = np.repeat(image[None], self._graph.shape.batch.min, axis=0)
+        return {"image": images if self._graph.input_form == "uint8" else normalise(images, self._graph.info)}
+
+
+def mask_of_logits(logits: np.ndarray, scale: int) -> np.ndarray:
+    """Enlarge logits bilinearly (``align_corners=False``) and take the class; ties go to the lowest index.
+
+    Args:
+        logits: ``(K, H, W) float32``.
+        scale: Factor.
+
+    Returns:
+        ``(scale·H, scale·W) uint8``. One enlarged plane is held at a time.
+    """
+    rows, columns = (_interpolation(side, scale) for side in logits.shape[1:])
+    best = np.full((rows.shape[0], columns.shape[0]), -np.inf, np.float32)
+    mask = np.zeros(best.shape, np.uint8)
+    for index, plane in enumerate(logits):
+        enlarged = rows @ plane @ columns.T
+        wins = enlarged > best
+        best[wins] = enlarged[wins]
+        mask[wins] = index
+    return mask
+
+
+def _interpolation(side: int, scale: int) -> np.ndarray:
+    """Return the ``(scale·side, side)`` matrix of bilinear weights."""
+    target = np.arange(side * scale)
+    source = np.maximum((target + 0.5) / scale - 0.5, 0)
+    low = source.astype(np.int64)
+    high = np.minimum(low + 1, side - 1)
+    weights = np.zeros((side * scale, side), np.float32)
+    np.add.at(weights, (target, low), 1 - (source - low))
+    np.add.at(weights, (target, high), source - low)
+    return weights

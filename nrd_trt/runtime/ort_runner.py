@@ -1,0 +1,86 @@
+"""ONNX Runtime on the CPU behind the Runner contract. onnxruntime on use.
+
+A 16-bit file runs as its rounding simulation (`nrd_trt.graph.rounding`), because ONNX Runtime's CPU would compute fp16
+graphs in fp32 unrounded and has no bf16 kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from nrd_trt.errors import RunnerError
+from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.rounding import simulate_rounding
+from nrd_trt.optional import require
+from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.specs import TensorSpec
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(int32)": np.dtype(np.int32),
+}
+
+
+class OrtRunner(BaseRunner):
+    """ONNX Runtime session on the CPU.
+
+    Args:
+        model: A file exported by this toolkit, or the model itself.
+        threads: Threads of one operator; None leaves the choice to ONNX Runtime.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, model: Path | onnx.ModelProto, *, threads: int | None = None) -> None:
+        super().__init__()
+        self._model = model
+        self._threads = threads
+        self._session: Any = None
+
+    def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        ort = require("onnxruntime", extra="export", purpose="running ONNX files on the CPU")
+        model = onnx.load(self._model) if isinstance(self._model, Path) else self._model
+        precision = read_facts(model).precision
+        self.arithmetic = "native" if precision == "fp32" else "simulated"
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        try:
+            self._session = ort.InferenceSession(
+                simulate_rounding(model, precision).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:  # onnxruntime has no public base of its errors
+            raise RunnerError(f"onnxruntime: cannot load the model: {exc}") from exc
+        return _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = list(self.outputs)
+        try:
+            values = self._session.run(names, dict(feed))
+        except Exception as exc:  # onnxruntime has no public base of its errors
+            raise RunnerError(f"onnxruntime: the run failed: {exc}") from exc
+        return dict(zip(names, values, strict=True))
+
+    def _close(self) -> None:
+        self._session = None
+
+
+def _specs(nodes: list[Any]) -> dict[str, TensorSpec]:
+    """Translate ONNX Runtime's argument descriptions; names of dynamic dimensions become None."""
+    return {
+        node.name: TensorSpec(
+            name=node.name,
+            dtype=_DTYPES[node.type],
+            shape=tuple(n if isinstance(n, int) else None for n in node.shape),
+        )
+        for node in nodes
+    }

@@ -1,0 +1,1 @@
+"""Comparing masks: metrics, gates and the record they leave. NumPy only."""

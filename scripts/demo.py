@@ -1,0 +1,137 @@
+"""The main job from end to end: zoo checkpoint -> validated fp16 bundle -> overlay and report in ``build/demo``.
+
+Runs on procedural street scenes, and on CamVid frames too where ``NRD_TRT_CAMVID`` names their folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from nrd_trt import open_bundle
+from nrd_trt.data.classes import CAMVID_PALETTE
+from nrd_trt.data.folders import list_pairs, read_image
+from nrd_trt.data.overlay import blend, write_mask, write_rgb
+from nrd_trt.data.synthetic import street_scene
+from nrd_trt.pipeline.build import BuildRequest, FormRequest, build_bundle
+from nrd_trt.pipeline.validate import ValidateRequest, validate_bundle
+from nrd_trt.runtime.predictor import Predictor
+from nrd_trt.specs import ModelInfo
+from nrd_trt.zoo import checkpoint_path
+
+FOLDER = Path("build/demo")
+CHECKPOINT = "nrd_mobilenetv2_camvid"
+SCENE_SEEDS = range(8)
+SCENE_HW = (360, 480)
+SHOWN = 3
+CAMVID_STEP = 5
+LEGEND_HEIGHT = 22
+
+
+def main() -> int:
+    """Run the demo; return 0 when every gate holds, else 1."""
+    start = time.perf_counter()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    source = checkpoint_path(CHECKPOINT)
+    scenes = write_scenes(FOLDER / "scenes")
+    bundle = build_bundle(
+        BuildRequest(
+            source=source,
+            output=FOLDER / "demo.nrd",
+            form=FormRequest(size="352x480"),
+            precision="fp16",
+            data=scenes,
+            on_stage=lambda text: print(text, file=sys.stderr),
+        )
+    )
+    report = {
+        "bundle": str(bundle.path),
+        "builder": bundle.facts["builder"],
+        "files": bundle.facts["files"],
+        "passed": bundle.facts["passed"],
+        "validation": bundle.facts["validation"],
+        "camvid_validation": validate_on_camvid(bundle.path, source),
+    }
+    with open_bundle(bundle.path) as predictor:
+        pictures = [read_image(path) for path in sorted((scenes / "images").iterdir())[:SHOWN]]
+        write_rgb(FOLDER / "overlay.png", contact_sheet(predictor, pictures))
+    (FOLDER / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    print_summary(report, time.perf_counter() - start)
+    camvid = report["camvid_validation"]
+    return 0 if report["passed"] and (camvid is None or camvid["passed"]) else 1
+
+
+def write_scenes(folder: Path) -> Path:
+    """Write procedural scenes as ``images/*.png`` and ``labels/*.png``."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for seed in SCENE_SEEDS:
+        scene = street_scene(seed, SCENE_HW)
+        write_rgb(folder / "images" / f"scene_{seed}.png", scene.image)
+        write_mask(folder / "labels" / f"scene_{seed}.png", scene.label, CAMVID_PALETTE)
+    return folder
+
+
+def validate_on_camvid(bundle: Path, checkpoint: Path) -> dict[str, Any] | None:
+    """Validate on every fifth CamVid validation frame, or return None where there are none."""
+    root = os.environ.get("NRD_TRT_CAMVID")
+    if not root or not (Path(root) / "val").is_dir():
+        print("no CamVid frames (NRD_TRT_CAMVID is not set): procedural scenes only", file=sys.stderr)
+        return None
+    frames = FOLDER / "camvid"
+    for kind in ("images", "labels"):
+        (frames / kind).mkdir(parents=True)
+    for pair in list_pairs(Path(root) / "val")[::CAMVID_STEP]:
+        for path, kind in zip(pair, ("images", "labels"), strict=True):
+            shutil.copy(path, frames / kind / path.name)
+    print("validating on CamVid frames", file=sys.stderr)
+    return validate_bundle(ValidateRequest(bundle=bundle, checkpoint=checkpoint, data=frames)).to_dict()
+
+
+def contact_sheet(predictor: Predictor, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Stack frames over their overlays, with a legend; ``(H, W, 3) uint8``."""
+    info = predictor.info
+    overlays = [blend(rgb, predictor.predict(rgb), info.palette, 0.65) for rgb in pictures]
+    rows = [np.hstack(list(pictures)), np.hstack(overlays)]
+    return np.vstack([*rows, legend(info, rows[0].shape[1])])
+
+
+def legend(info: ModelInfo, width: int) -> np.ndarray:
+    """Draw colour and name of every class in one line; ``(LEGEND_HEIGHT, width, 3) uint8``."""
+    image = Image.new("RGB", (width, LEGEND_HEIGHT), "white")
+    draw = ImageDraw.Draw(image)
+    cell = width // len(info.class_names)
+    for index, (name, colour) in enumerate(zip(info.class_names, info.palette, strict=True)):
+        left = index * cell + 4
+        draw.rectangle((left, 4, left + 14, LEGEND_HEIGHT - 5), fill=colour)
+        draw.text((left + 19, 5), name, fill="black")
+    return np.asarray(image)
+
+
+def print_summary(report: dict[str, Any], seconds: float) -> None:
+    """Print what was made and how it did."""
+    for name in ("validation", "camvid_validation"):
+        if figures := report[name]:
+            where = "procedural scenes" if name == "validation" else "CamVid frames"
+            print(
+                f"{where}: {figures['pixel_agreement']:.4f} of the pixels agree with PyTorch, mIoU "
+                f"{figures['miou_engine']:.4f} (PyTorch {figures['miou_reference']:.4f}), "
+                f"{'passed' if figures['passed'] else 'NOT PASSED'}"
+            )
+    builder = report["builder"]
+    print(f"engine: {report['bundle']} ({builder['name']} {builder['version'] or ''})")
+    print(f"look at {FOLDER / 'overlay.png'} and {FOLDER / 'report.json'} ({seconds:.0f} s)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Street scenes: same seed same bytes, exact labels, every class often enough, an endless drive."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from nrd_trt.data import _scene_objects as objects
+from nrd_trt.data._scene_canvas import Camera, Canvas, Label, Light, Panel
+from nrd_trt.data.classes import CAMVID_CLASSES
+from nrd_trt.data.synthetic import Scene, street_clip, street_scene
+from nrd_trt.errors import ConfigError
+
+SMALL = (120, 160)
+SEEDS = range(50)
+UNTOUCHED = 255
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    """One small frame of each of 50 streets."""
+    return [street_scene(seed, SMALL) for seed in SEEDS]
+
+
+def _same(first: Scene, second: Scene) -> bool:
+    return np.array_equal(first.image, second.image) and np.array_equal(first.label, second.label)
+
+
+def _canvas(value: float) -> Canvas:
+    """Canvas of one grey whose every pixel still waits for a label."""
+    light = Light(sun_x=0.5, sun=0.5, haze=(0.8, 0.8, 0.8), haze_m=200.0)
+    canvas = Canvas((180, 240), Camera(x=0.0, height=1.4, horizon=0.5, curve=0.0), light)
+    canvas.image[:], canvas.label[:] = value, UNTOUCHED
+    return canvas
+
+
+def test_labels_follow_camvid_order() -> None:
+    """The indices that the drawers write are those of the class list."""
+    assert [label.name for label in Label][:6] == [name.upper() for name in CAMVID_CLASSES][:6]
+    assert [CAMVID_CLASSES[label] for label in (Label.SIGN, Label.CAR)] == ["SignSymbol", "Car"]
+    assert list(Label) == list(range(len(CAMVID_CLASSES)))
+
+
+@pytest.mark.parametrize("size_hw", [(32, 32), (96, 128), (130, 75), (64, 256)])
+def test_shape_dtype_and_label_set(size_hw: tuple[int, int]) -> None:
+    """Any size and aspect ratio gives uint8 arrays of that size, without void."""
+    scene = street_scene(1, size_hw)
+    assert scene.image.shape == (*size_hw, 3)
+    assert scene.label.shape == size_hw
+    assert scene.image.dtype == scene.label.dtype == np.uint8
+    assert scene.image.flags.c_contiguous
+    assert scene.label.max() < len(CAMVID_CLASSES)
+
+
+def test_same_seed_and_time_give_same_bytes() -> None:
+    """Nothing but seed, size and time decides a frame."""
+    assert _same(street_scene(7, SMALL, time_s=1.2), street_scene(7, SMALL, time_s=1.2))
+
+
+def test_seeds_differ(scenes: list[Scene]) -> None:
+    """No two streets share a layout."""
+    assert len({scene.label.tobytes() for scene in scenes}) == len(scenes)
+
+
+def test_lighting_varies_with_the_seed(scenes: list[Scene]) -> None:
+    """A network cannot rely on one brightness."""
+    brightness = [scene.image.mean() for scene in scenes]
+    assert max(brightness) - min(brightness) > 50
+
+
+def test_size_changes_resolution_not_composition() -> None:
+    """Every second pixel of the double size is nearly the single size."""
+    small, large = street_scene(3, (180, 240)).label, street_scene(3, (360, 480)).label
+    assert (large[1::2, 1::2] == small).mean() > 0.95
+
+
+def test_every_frame_has_sky_road_and_building(scenes: list[Scene]) -> None:
+    """The frame of a street is never missing."""
+    for scene in scenes:
+        assert {Label.SKY, Label.ROAD, Label.BUILDING} <= set(np.unique(scene.label))
+
+
+@pytest.mark.parametrize("label", list(Label))
+def test_every_class_is_common(scenes: list[Scene], label: Label) -> None:
+    """Each class is in most frames, with some pixels to learn from."""
+    assert np.mean([(scene.label == label).sum() >= 5 for scene in scenes]) > 0.6
+
+
+def test_class_shares_are_like_camvid(scenes: list[Scene]) -> None:
+    """The large classes have about the shares of real frames, measured on the CamVid training set."""
+    pixels = np.bincount(np.concatenate([scene.label.ravel() for scene in scenes]))
+    share = pixels / pixels.sum()
+    expected = {Label.ROAD: 0.32, Label.BUILDING: 0.24, Label.SKY: 0.17, Label.TREE: 0.10, Label.CAR: 0.06}
+    assert {label: share[label] for label in expected} == pytest.approx(expected, abs=0.06)
+
+
+def test_clip_frame_is_the_scene_at_its_time() -> None:
+    """A clip is nothing but scenes at i / fps."""
+    for index, frame in enumerate(street_clip(5, SMALL, frames=3, fps=10.0)):
+        assert _same(frame, street_scene(5, SMALL, time_s=index / 10.0))
+
+
+def test_clip_moves_smoothly() -> None:
+    """From frame to frame the labels change a little, never all at once."""
+    labels = [frame.label for frame in street_clip(4, SMALL, frames=6)]
+    changed = [(first != second).mean() for first, second in pairwise(labels)]
+    assert 0.001 < min(changed)
+    assert max(changed) < 0.15
+
+
+def test_drive_never_runs_out_of_street() -> None:
+    """Hours later there is still a whole and different street."""
+    later = street_scene(2, SMALL, time_s=20_000.0)
+    assert len(np.unique(later.label)) >= 8
+    assert not np.array_equal(later.label, street_scene(2, SMALL).label)
+
+
+def test_skipping_what_is_out_of_view_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortcut for things beside the picture never drops one that shows."""
+    skipped = [street_scene(seed, SMALL) for seed in range(6)]
+    monkeypatch.setattr(Canvas, "in_view", lambda *_: True)
+    assert all(_same(scene, street_scene(seed, SMALL)) for seed, scene in enumerate(skipped))
+
+
+DRAWERS = [
+    partial(objects.draw_plot, length=12.0, urban=1.0),
+    partial(objects.draw_plot, length=12.0, urban=0.0),
+    objects.draw_tree,
+    objects.draw_lamp,
+    objects.draw_bollard,
+    objects.draw_sign,
+    partial(objects.draw_car, oncoming=True),
+    partial(objects.draw_car, oncoming=False),
+    objects.draw_pedestrian,
+    objects.draw_bicyclist,
+]
+
+
+@pytest.mark.parametrize("draw", DRAWERS)
+@pytest.mark.parametrize("seed", range(4))
+def test_colour_and_label_cover_the_same_pixels(draw: objects.Drawer, seed: int) -> None:
+    """On black, where shadows do not show, exactly the labelled pixels have got a colour."""
+    canvas = _canvas(0.0)
+    rng = np.random.default_rng(seed)
+    draw(canvas, objects.Item(x=2.5, z=9.0, side=1, rng=rng, time_s=0.3))
+    labelled = canvas.label != UNTOUCHED
+    assert labelled.any()
+    np.testing.assert_array_equal(labelled, (canvas.image != 0).any(axis=0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fence_labels_what_shows_through(seed: int) -> None:
+    """A railing darkens what is behind it, and all of that is Fence."""
+    canvas = _canvas(1.0)
+    item = objects.Item(x=3.0, z=6.0, side=1, rng=np.random.default_rng(seed), time_s=0.0)
+    objects.draw_fence(canvas, item, length=11.0)
+    assert set(np.unique(canvas.label)) == {Label.FENCE, UNTOUCHED}
+    np.testing.assert_array_equal(canvas.label == Label.FENCE, (canvas.image != 1).any(axis=0))
+
+
+def test_panel_lands_where_the_camera_sees_it() -> None:
+    """A 2 m square 10 m ahead is 2 / 10 of the focal length (180 pixels) wide, its foot below the horizon."""
+    canvas = _canvas(0.0)
+    board = canvas.billboard(0.0, 10.0, 2.0, 2.0)
+    board.paint(board.inside, (1.0, 1.0, 1.0), Label.SIGN)
+    rows, cols = np.nonzero(canvas.label == Label.SIGN)
+    assert (cols.min(), cols.max()) == (102, 137)
+    assert (rows.min(), rows.max()) == (79, 114)
+
+
+@pytest.mark.parametrize(("start", "end"), [((0, -9), (0, -3)), ((90, 5), (95, 5)), ((1, 0.1), (2, 0.1))])
+def test_panel_out_of_sight_draws_nothing(start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Behind, beside or too near: nothing to see and no error."""
+    canvas = _canvas(0.0)
+    panel = Panel(canvas, start, end, 0.0, 3.0)
+    panel.paint(panel.inside | panel.bar((0, 0), (1, 1), 0.5), (1.0, 1.0, 1.0), Label.CAR)
+    assert (canvas.label == UNTOUCHED).all()
+
+
+@pytest.mark.parametrize("size_hw", [(31, 200), (200, 31), (0, 0)])
+def test_too_small_a_size_is_refused(size_hw: tuple[int, int]) -> None:
+    """The message says what was asked for and what is possible."""
+    with pytest.raises(ConfigError, match=rf">= 32, got {size_hw[0]}x{size_hw[1]}"):
+        street_scene(0, size_hw)
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 0}, {"frames": 3, "fps": 0.0}])
+def test_wrong_clip_is_refused_at_once(wrong: dict[str, int]) -> None:
+    """Not only when the first frame is asked for."""
+    with pytest.raises(ConfigError, match="frames"):
+        street_clip(0, SMALL, **wrong)
+
+
+def test_negative_seed_is_refused() -> None:
+    """NumPy would fail later and less clearly."""
+    with pytest.raises(ConfigError, match="seed"):
+        street_scene(-1, SMALL)

@@ -1,0 +1,121 @@
+"""Models, images and exported graphs that several tests share. Nothing here asserts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from tests.golden.keyed_weights import keyed_image, keyed_state_dict
+
+from nrd_trt.data.classes import voc_palette
+from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.model.network import NrdConfig, NrdSegmentor
+from nrd_trt.specs import DecodeSpec, InputForm, InputShape, ModelInfo, Range
+
+GOLDEN = Path(__file__).parent / "golden"
+
+SMALL: Mapping[str, Any] = {"encoder": "mobilenetv2", "num_classes": 11, "channels": 32, "controller_channels": 32}
+"""The quickest configuration; 11 classes have known names, so loading it warns of nothing."""
+
+STATIC = InputShape.static((128, 256))
+DYNAMIC = InputShape(
+    batch=Range(min=1, opt=2, max=3), height=Range(min=64, opt=128, max=256), width=Range(min=64, opt=256, max=320)
+)
+SHAPES = {"static": STATIC, "dynamic": DYNAMIC}
+
+
+def model_info(num_classes: int, **changes: Any) -> ModelInfo:
+    """Return plain facts for a model without a data set."""
+    names = tuple(f"class_{index}" for index in range(num_classes))
+    return ModelInfo(**{"class_names": names, "palette": voc_palette(num_classes), **changes})
+
+
+def keyed_model(
+    encoder: str, num_classes: int, *, info: Mapping[str, Any] | None = None, **config: Any
+) -> NrdSegmentor:
+    """Build a network whose weights depend only on their names and shapes.
+
+    Args:
+        encoder: Name in `nrd_trt.model.encoders.ENCODERS`.
+        num_classes: K.
+        info: Changes to the plain `ModelInfo`.
+        **config: Further fields of `NrdConfig`.
+    """
+    model = NrdSegmentor(
+        NrdConfig(encoder=encoder, num_classes=num_classes, **config), model_info(num_classes, **(info or {}))
+    )
+    state = keyed_state_dict({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    if encoder in ("resnetv1c18", "resnetv1c34"):
+        # The keyed weights damp bn3 only; BasicBlocks end in bn2 and would grow from block to block.
+        for name in state:
+            if name.startswith("backbone.layer") and name.endswith((".bn2.weight", ".bn2.bias")):
+                state[name] *= 0.1
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    return model.eval().requires_grad_(False)
+
+
+def small_model(**changes: Any) -> NrdSegmentor:
+    """Build the quickest network, with changes."""
+    return keyed_model(**{**SMALL, **changes})
+
+
+@lru_cache(maxsize=4)
+def cached_model(encoder: str, num_classes: int, channels: int = 512) -> NrdSegmentor:
+    """Return a shared keyed network; do not change it."""
+    return keyed_model(encoder, num_classes, channels=channels, controller_channels=channels)
+
+
+@cache
+def cached_small_model() -> NrdSegmentor:
+    """Return the shared quickest network; do not change it."""
+    return small_model()
+
+
+@lru_cache(maxsize=8)
+def exported(
+    encoder: str, num_classes: int, form: InputForm = "float", shape: str = "static", channels: int = 512
+) -> onnx.ModelProto:
+    """Return a shared fp32 export with both outputs; do not change it."""
+    options = ExportOptions(shape=SHAPES[shape], input_form=form)
+    return export_onnx(cached_model(encoder, num_classes, channels), options)
+
+
+@cache
+def small_export(form: InputForm = "uint8", shape: str = "static") -> onnx.ModelProto:
+    """Return the shared fp32 export of the quickest network, both outputs; do not change it."""
+    return export_onnx(cached_small_model(), ExportOptions(shape=SHAPES[shape], input_form=form))
+
+
+def byte_images(seed: int, batch: int, height: int, width: int) -> np.ndarray:
+    """Return smooth images, (batch, height, width, 3) uint8 RGB."""
+    planes = np.concatenate([keyed_image(seed + index, height, width) for index in range(batch)])
+    return np.ascontiguousarray(np.clip(planes * 58 + 116, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def feed(form: InputForm, batch: int, height: int, width: int, seed: int = 11) -> dict[str, np.ndarray]:
+    """Return the input of a network of this form."""
+    if form == "uint8":
+        return {"image": byte_images(seed, batch, height, width)}
+    return {"image": np.concatenate([keyed_image(seed + index, height, width) for index in range(batch)])}
+
+
+def agreement(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the share of equal values; arrays of different shapes agree nowhere."""
+    return float((first == second).mean()) if first.shape == second.shape else 0.0
+
+
+def random_decode_inputs(
+    spec: DecodeSpec, batch: int, height: int, width: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return theta, guidance and the two coordinate tables, float32; theta of spread 0.5."""
+    rng = np.random.default_rng(seed)
+    f = spec.patch
+    theta = 0.5 * rng.standard_normal((batch, spec.theta_channels, height, width))
+    guidance = rng.standard_normal((batch, spec.guidance_channels, f * height, f * width))
+    tables = rng.standard_normal((2, f))
+    return tuple(array.astype(np.float32) for array in (theta, guidance, *tables))  # type: ignore[return-value]

@@ -1,0 +1,397 @@
+"""Checkpoints: every form that is read, what is learned from them, and every bad input."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import nrd_trt
+from nrd_trt.data.classes import CAMVID_CLASSES, CAMVID_PALETTE, CITYSCAPES_CLASSES
+from nrd_trt.errors import CheckpointError, ConfigError
+from nrd_trt.model import checkpoint
+from nrd_trt.model.checkpoint import save_checkpoint
+from nrd_trt.model.configs import KNOWN_CONFIGS, expected_shapes, nearest_config
+from nrd_trt.model.encoders import ENCODERS
+from nrd_trt.model.network import NrdConfig, NrdSegmentor
+from tests.helpers import cached_small_model, small_model
+
+IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+CONV_SEG = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
+CONTROLLER = "decode_head.classifier.classifier.1"
+NORM_CONFIG = """
+img_norm_cfg = dict(
+    mean=[1.0, 2.0, 3.5], std=[4.0, 5.0, 6.5], to_rgb=False)
+crop_size = (512, 1024)
+"""
+
+
+def state_of(model: NrdSegmentor) -> dict[str, Tensor]:
+    return dict(model.state_dict())
+
+
+def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name not in names}
+
+
+def same_network(first: NrdSegmentor, second: NrdSegmentor) -> bool:
+    return first.config == second.config and torch.equal(first(IMAGES), second(IMAGES))
+
+
+# --- forms that are read
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"meta": {}, "state_dict": state, "optimizer": {"lr": 0.1}},
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+        lambda state: {**state, "auxiliary_head.conv_seg.weight": torch.zeros(11, 256, 1, 1)},
+        lambda state: {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")},
+    ],
+    ids=["bare", "mmseg", "model", "module", "mmseg-module", "auxiliary", "no-counters"],
+)
+def test_pth_forms(wrap: Callable[[dict[str, Tensor]], Any], tmp_path: Path) -> None:
+    model = cached_small_model()
+    torch.save(wrap(state_of(model)), tmp_path / "m.pth")
+    loaded = nrd_trt.load_model(tmp_path / "m.pth")
+    assert same_network(loaded, model)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_safetensors_round_trip(tmp_path: Path) -> None:
+    info = {
+        "class_names": tuple(f"thing {index}" for index in range(11)),
+        "palette": tuple((index, 2 * index, 255 - index) for index in range(11)),
+        "mean": (1.0, 2.0, 3.5),
+        "std": (4.0, 5.0, 6.5),
+        "channel_order": "bgr",
+        "ignore_index": 7,
+        "size_hw": (96, 160),
+    }
+    model = small_model(info=info, dilations=(1, 2, 3, 4))
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(model, path, extra={"recipe": "none", "step": "12"})
+    loaded = nrd_trt.load_model(path)
+    assert loaded.info == model.info
+    assert same_network(loaded, model)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["recipe"], metadata["step"]) == ("none", "12")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_half_storage_rounds_once(tmp_path: Path) -> None:
+    model = cached_small_model()
+    save_checkpoint(model, tmp_path / "half.safetensors", half=True)
+    save_checkpoint(model, tmp_path / "full.safetensors")
+    loaded = state_of(nrd_trt.load_model(tmp_path / "half.safetensors"))
+    for name, tensor in state_of(model).items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor.half().float() if tensor.is_floating_point() else tensor)
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "full")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_half_storage_refuses_overflow(tmp_path: Path) -> None:
+    model = small_model()
+    model.decode_head.classifier.classifier[1].bias[0] = 1e6
+    with pytest.raises(CheckpointError, match=rf"{CONTROLLER}.bias does not fit torch.float16"):
+        save_checkpoint(model, tmp_path / "m.safetensors", half=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("head", ["nrd", "nrd_no_aspp"])
+def test_configuration_is_read_off_the_shapes(encoder: str, head: Any) -> None:
+    config = NrdConfig(encoder=encoder, num_classes=19, head=head, channels=96, controller_channels=48, hidden=8)
+    state = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(config).items()}
+    assert checkpoint._recognise(state, {}, checkpoint.CheckpointOptions()) == config
+
+
+def test_no_aspp_round_trip(tmp_path: Path) -> None:
+    model = small_model(head="nrd_no_aspp")
+    torch.save(state_of(model), tmp_path / "m.pth")
+    assert same_network(nrd_trt.load_model(tmp_path / "m.pth"), model)
+
+
+# --- what is learned
+
+
+def test_mmseg_meta_is_used(tmp_path: Path) -> None:
+    names = [f"thing {index}" for index in range(11)]
+    meta = {"CLASSES": tuple(names), "PALETTE": [[i, i, 255 - i] for i in range(11)], "config": NORM_CONFIG}
+    torch.save({"meta": meta, "state_dict": state_of(cached_small_model())}, tmp_path / "m.pth")
+    info = nrd_trt.load_model(tmp_path / "m.pth").info
+    assert info.class_names == tuple(names)
+    assert info.palette[2] == (2, 2, 253)
+    assert (info.mean, info.std, info.channel_order) == ((1.0, 2.0, 3.5), (4.0, 5.0, 6.5), "bgr")
+
+
+def test_mmseg_1_meta_is_used(tmp_path: Path) -> None:
+    names = tuple(f"thing {index}" for index in range(11))
+    meta = {"dataset_meta": {"classes": names, "palette": [[i, i, i] for i in range(11)]}}
+    torch.save({"meta": meta, "state_dict": state_of(cached_small_model())}, tmp_path / "m.pth")
+    info = nrd_trt.load_model(tmp_path / "m.pth").info
+    assert (info.class_names, info.palette[4]) == (names, (4, 4, 4))
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    meta = {"CLASSES": tuple("abcdefghijk"), "config": NORM_CONFIG}
+    torch.save({"meta": meta, "state_dict": state_of(cached_small_model())}, tmp_path / "m.pth")
+    loaded = nrd_trt.load_model(
+        tmp_path / "m.pth", class_names=tuple("ABCDEFGHIJK"), mean=(7, 8, 9), std=(1, 2, 3), bgr=False,
+        dilations=(1, 2, 3, 4),
+    )  # fmt: skip
+    assert "".join(loaded.info.class_names) == "ABCDEFGHIJK"
+    assert (loaded.info.mean, loaded.info.std, loaded.info.channel_order) == ((7, 8, 9), (1, 2, 3), "rgb")
+    assert loaded.config.dilations == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("core", ["_core", "core"])
+def test_numpy_scalars_in_meta_load(core: str, tmp_path: Path) -> None:
+    """As written under NumPy 2 and, with the module renamed in the pickle, under NumPy 1."""
+    meta = {"best": np.float64(0.5), "iter": np.int64(3), "flag": np.bool_(True), "kind": np.dtype(np.float32)}
+    torch.save({"meta": meta, "state_dict": state_of(cached_small_model())}, tmp_path / "new.pth")
+    old, new = b"numpy._core.multiarray", f"numpy.{core}.multiarray".encode()
+    with zipfile.ZipFile(tmp_path / "new.pth") as source, zipfile.ZipFile(tmp_path / "m.pth", "w") as target:
+        for entry in source.namelist():
+            data = source.read(entry)
+            if entry.endswith("data.pkl"):
+                assert old in data
+                data = data.replace(old, new)
+            target.writestr(entry, data)
+    assert same_network(nrd_trt.load_model(tmp_path / "m.pth"), cached_small_model())
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"), [(11, CAMVID_CLASSES), (19, CITYSCAPES_CLASSES), (12, tuple(f"class_{i}" for i in range(12)))]
+)
+def test_class_names_without_any_in_the_file(classes: int, names: tuple[str, ...], tmp_path: Path) -> None:
+    torch.save(state_of(small_model(num_classes=classes)), tmp_path / "m.pth")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        info = nrd_trt.load_model(tmp_path / "m.pth").info
+    assert info.class_names == names
+    assert len(set(info.palette)) == classes
+    assert info.palette == CAMVID_PALETTE or classes != 11
+    assert [("class_0" in str(entry.message)) for entry in caught] == ([True] if names[0] == "class_0" else [])
+
+
+def test_names_of_another_number_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    torch.save({"meta": {"CLASSES": ("a", "b")}, "state_dict": state_of(cached_small_model())}, tmp_path / "m.pth")
+    with pytest.warns(UserWarning, match="names 2 classes but has 11"):
+        assert nrd_trt.load_model(tmp_path / "m.pth").info.class_names == CAMVID_CLASSES
+
+
+@pytest.mark.parametrize(
+    ("classes", "hidden", "keep_conv_seg", "options"),
+    [
+        (11, 16, True, {}),  # rows of conv_seg
+        (19, 8, True, {}),  # rows of conv_seg, d solved
+        (11, 16, False, {}),  # the K that fits d = 16
+        (19, 8, False, {"num_classes": 19}),  # option, d solved
+        (19, 8, False, {"hidden": 8}),  # option, K solved
+        (19, 8, False, {"num_classes": 19, "hidden": 8}),
+    ],
+)
+def test_classes_and_hidden(
+    classes: int, hidden: int, keep_conv_seg: bool, options: dict[str, int], tmp_path: Path
+) -> None:
+    model = small_model(num_classes=classes, hidden=hidden)
+    torch.save(without(state_of(model), *(() if keep_conv_seg else CONV_SEG)), tmp_path / "m.pth")
+    config = nrd_trt.load_model(tmp_path / "m.pth", **options).config
+    assert (config.num_classes, config.hidden) == (classes, hidden)
+
+
+def test_classes_and_hidden_from_metadata(tmp_path: Path) -> None:
+    model = small_model(num_classes=19, hidden=8)
+    save_checkpoint(model, tmp_path / "all.safetensors")
+    with safe_open(tmp_path / "all.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    save_file(without(state_of(model), *CONV_SEG), tmp_path / "m.safetensors", metadata)
+    config = nrd_trt.load_model(tmp_path / "m.safetensors").config
+    assert (config.num_classes, config.hidden) == (19, 8)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_classes": 18}, {"num_classes": 19, "hidden": 16}, {"hidden": 7}])
+def test_classes_that_do_not_fit_ask_for_the_options(options: dict[str, int], tmp_path: Path) -> None:
+    torch.save(without(state_of(small_model(num_classes=19, hidden=8)), *CONV_SEG), tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"m\.pth.*give --num-classes and --hidden"):
+        nrd_trt.load_model(tmp_path / "m.pth", **options)
+
+
+# --- bad inputs
+
+
+def _write_truncated_pth(path: Path) -> None:
+    torch.save(state_of(cached_small_model()), path)
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def _write_truncated_safetensors(path: Path) -> None:
+    save_checkpoint(cached_small_model(), path)
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def _write_safetensors_with(key: str, value: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        save_file(state_of(cached_small_model()), path, {key: value})
+
+    return write
+
+
+def _write_pth_with(meta: dict[str, Any]) -> Callable[[Path], None]:
+    return lambda path: torch.save({"meta": meta, "state_dict": state_of(cached_small_model())}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("truncated.pth", _write_truncated_pth),
+        ("truncated.safetensors", _write_truncated_safetensors),
+        ("text.pth", lambda path: path.write_text("no checkpoint\n")),
+        ("text.safetensors", lambda path: path.write_text("no checkpoint\n")),
+        ("empty.pth", lambda path: path.write_bytes(b"")),
+        ("empty.safetensors", lambda path: path.write_bytes(b"")),
+        ("missing.pth", lambda path: None),
+        ("folder.pth", lambda path: path.mkdir()),
+        ("list.pth", lambda path: torch.save([torch.zeros(1)], path)),
+        ("numbers.pth", lambda path: torch.save({"state_dict": {"a": 1}}, path)),
+        ("nothing.pth", lambda path: torch.save({}, path)),
+        ("meta.pth", _write_pth_with({"CLASSES": 5})),
+        ("dataset_meta.pth", _write_pth_with({"dataset_meta": None})),
+        ("norm.pth", _write_pth_with({"config": "img_norm_cfg = dict(mean=[a, 2], std=[1, 1, 1])"})),
+        ("notjson.safetensors", _write_safetensors_with("nrd_trt.info", "{")),
+        ("badinfo.safetensors", _write_safetensors_with("nrd_trt.info", '{"mean": "grey"}')),
+        ("listinfo.safetensors", _write_safetensors_with("nrd_trt.info", "[1]")),
+        ("badconfig.safetensors", _write_safetensors_with("nrd_trt.config", '{"dilations": 3}')),
+        ("badpatch.safetensors", _write_safetensors_with("nrd_trt.config", '{"patch": 7}')),
+    ],
+)
+def test_unreadable_files(name: str, write: Callable[[Path], Any], tmp_path: Path) -> None:
+    write(tmp_path / name)
+    with pytest.raises((CheckpointError, ConfigError), match=name.replace(".", r"\.")):
+        nrd_trt.load_model(tmp_path / name)
+
+
+class _Touch:
+    """Would create a file if the loader ran it."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("place", ["meta", "state_dict", "top"])
+def test_code_in_a_pickle_is_named_and_does_not_run(place: str, tmp_path: Path) -> None:
+    target = tmp_path / "ran"
+    data: dict[str, Any] = {"meta": {}, "state_dict": state_of(cached_small_model())}
+    (data if place == "top" else data[place])["x"] = _Touch(target)
+    torch.save(data, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"m\.pth: .*(posix|nt|os)\.mkdir.*could run code"):
+        nrd_trt.load_model(tmp_path / "m.pth")
+    assert not target.exists()
+
+
+def test_other_classes_in_a_pickle_are_named(tmp_path: Path) -> None:
+    torch.save({"meta": {"args": Namespace(a=1)}, "state_dict": state_of(cached_small_model())}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"got an object of type argparse\.Namespace"):
+        nrd_trt.load_model(tmp_path / "m.pth")
+
+
+def _fcn(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    head = {"decode_head.convs.0.conv.weight": torch.zeros(32, 320, 3, 3), CONV_SEG[0]: torch.zeros(11, 32, 1, 1)}
+    return {name: t for name, t in state.items() if name.startswith("backbone.")} | head
+
+
+def _deeplab(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    nrd_only = ("decode_head.classifier.", "decode_head.cat_norm.", "decode_head.c1_bottleneck.")
+    head = {
+        "decode_head.c1_bottleneck.conv.weight": torch.zeros(48, 24, 1, 1),
+        "decode_head.sep_bottleneck.0.depthwise_conv.conv.weight": torch.zeros(80, 1, 3, 3),
+    }
+    return {name: t for name, t in state.items() if not name.startswith(nrd_only)} | head
+
+
+def _other_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("backbone.", "backbone.patch_embed."): tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("change", [_fcn, _deeplab, _other_encoder])
+def test_other_networks(change: Callable[[dict[str, Tensor]], dict[str, Tensor]], tmp_path: Path) -> None:
+    torch.save(change(state_of(cached_small_model())), tmp_path / "m.pth")
+    with pytest.raises(CheckpointError) as caught:
+        nrd_trt.load_model(tmp_path / "m.pth")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'm.pth'}: expected an NRD head on a known encoder")
+    assert "The nearest known configuration is camvid_mobilenetv2" in message
+
+
+NAME = "decode_head.bottleneck.conv.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda state: without(state, "decode_head.cat_norm.running_var"), "1 missing: decode_head.cat_norm.running_var"),
+        (lambda state: {**state, "decode_head.extra.weight": torch.zeros(1)}, "1 unexpected: decode_head.extra.weight"),
+        (
+            lambda state: {**state, "decode_head.bottleneck.bn.bias": torch.zeros(5)},
+            "1 misshapen: decode_head.bottleneck.bn.bias (expected [32], got [5])",
+        ),
+        (lambda state: {**state, NAME: state[NAME] * torch.nan}, f"1 not finite: {NAME}"),
+        (lambda state: {**state, NAME: state[NAME] / 0.0}, f"1 not finite: {NAME}"),
+        (
+            lambda state: {n: t for n, t in state.items() if not n.startswith("backbone.layer2.")},
+            "backbone.layer2.0.conv.0.bn.bias",
+        ),
+    ],
+    ids=["missing", "unexpected", "misshapen", "nan", "inf", "many"],
+)
+def test_faulty_tensors_are_listed(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], kind: str, tmp_path: Path
+) -> None:
+    torch.save(change(state_of(cached_small_model())), tmp_path / "m.pth")
+    with pytest.raises(CheckpointError) as caught:
+        nrd_trt.load_model(tmp_path / "m.pth")
+    message = str(caught.value)
+    assert str(tmp_path / "m.pth") in message
+    assert kind in message
+    assert "nearest known configuration is camvid_mobilenetv2" in message
+
+
+def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
+    state = without(state_of(cached_small_model()), "decode_head.cat_norm.bias")
+    state |= {"decode_head.extra.weight": torch.zeros(1), NAME: state[NAME] * torch.nan}
+    torch.save(state, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="1 missing.*1 unexpected.*1 not finite"):
+        nrd_trt.load_model(tmp_path / "m.pth")
+
+
+def test_wrong_number_of_class_names(tmp_path: Path) -> None:
+    torch.save(state_of(cached_small_model()), tmp_path / "m.pth")
+    with pytest.raises(ConfigError, match=r"--classes: expected 11 names, got 2"):
+        nrd_trt.load_model(tmp_path / "m.pth", class_names=("a", "b"))
+
+
+@pytest.mark.parametrize("name", KNOWN_CONFIGS)
+def test_nearest_config_finds_itself(name: str) -> None:
+    assert nearest_config(expected_shapes(KNOWN_CONFIGS[name])) == (name, 1.0)

@@ -1,0 +1,121 @@
+"""Shapes, sizes and variants of the network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.helpers import cached_small_model, keyed_model, small_model
+
+from nrd_trt.errors import ConfigError, ShapeError
+from nrd_trt.model.encoders import ENCODERS
+from nrd_trt.model.network import NrdConfig
+
+BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
+CHANNELS = {
+    "resnetv1c18": BASIC,
+    "resnetv1c34": BASIC,
+    "resnetv1c50": BOTTLENECK,
+    "resnetv1c101": BOTTLENECK,
+    "resnet50": BOTTLENECK,
+    "resnet101": BOTTLENECK,
+    "resnext101_64x4d": BOTTLENECK,
+    "mobilenetv2": (24, 32, 96, 320),
+}
+
+
+def test_every_encoder_is_listed_here() -> None:
+    assert CHANNELS.keys() == ENCODERS.keys()
+
+
+@pytest.mark.parametrize(("name", "channels"), CHANNELS.items())
+def test_encoder_strides_and_channels(name: str, channels: tuple[int, ...]) -> None:
+    with torch.device("meta"):  # shapes without arithmetic
+        encoder = ENCODERS[name]()
+        features = encoder(torch.empty(2, 3, 64, 96))
+    assert encoder.channels == channels
+    expected = [(2, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)]
+    assert [tuple(feature.shape) for feature in features] == expected
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "nearest"), [((100, 256), "96x256"), ((128, 250), "128x256"), ((33, 31), "32x32"), ((16, 16), "32x32")]
+)
+def test_other_sizes_are_refused_with_the_nearest(size_hw: tuple[int, int], nearest: str) -> None:
+    with pytest.raises(ShapeError, match=f"multiples of 32.*nearest valid size is {nearest}"):
+        cached_small_model()(torch.zeros(1, 3, *size_hw))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3)])
+def test_other_ranks_and_channels_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"expected \(B, 3, H, W\)"):
+        cached_small_model()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("size", [(1, 32, 32), (2, 64, 96)])
+def test_forward_and_predict(size: tuple[int, int, int]) -> None:
+    batch, height, width = size
+    model = cached_small_model()
+    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    logits, mask = model(images), model.predict(images)
+    assert logits.shape == (batch, 11, height // 4, width // 4)
+    assert logits.dtype == torch.float32
+    assert mask.shape == (batch, height, width)
+    assert mask.dtype == torch.int64
+
+
+def test_images_of_a_batch_do_not_meet() -> None:
+    model = cached_small_model()
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([model(image[None]) for image in images])
+    assert not torch.allclose(alone[0], alone[1], atol=0.1)
+    torch.testing.assert_close(model(images), alone, rtol=0, atol=1e-4)
+
+
+def test_predict_breaks_ties_towards_the_lowest_class() -> None:
+    model = small_model()
+    last = model.decode_head.classifier.classifier[1]
+    last.weight.zero_()
+    last.bias.zero_()
+    last.bias[-11 + 3] = last.bias[-11 + 7] = 1.0  # b2 of classes 3 and 7
+    assert model.predict(torch.zeros(1, 3, 32, 32)).unique().tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "nrd_no_aspp"},
+        {"channels": 48, "controller_channels": 24},
+        {"c1_channels": 12},
+        {"hidden": 8, "guidance_channels": 4},
+        {"dilations": (1, 2, 3, 4)},
+        {"num_classes": 2},
+        {"num_classes": 256},
+    ],
+    ids=str,
+)
+def test_variants_run(changes: dict[str, object]) -> None:
+    model = small_model(**changes)
+    logits = model(torch.zeros(1, 3, 64, 64))
+    assert logits.shape == (1, model.config.num_classes, 16, 16)
+    assert logits.std() > 1e-3
+
+
+def test_dilations_change_the_result() -> None:
+    images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    released, other = (small_model(dilations=d)(images) for d in ((1, 3, 6, 9), (1, 2, 3, 4)))
+    assert (released - other).abs().max() > 0.01
+
+
+def test_no_aspp_has_the_authors_names() -> None:
+    names = set(keyed_model("mobilenetv2", 11, head="nrd_no_aspp", channels=32).state_dict())
+    assert {"decode_head.c1_bottleneck.conv.weight", "decode_head.c1_bottleneck.conv.bias"} <= names
+    assert not any("aspp" in name or "image_pool" in name or "decode_head.bottleneck" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"encoder": "vgg"}, "encoder 'vgg'.*resnetv1c50"), ({"encoder": "mobilenetv2", "patch": 7}, "patch.*got 7")],
+)
+def test_config_refuses(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        NrdConfig(num_classes=19, **fields)

@@ -1,0 +1,158 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrd_trt import files
+from nrd_trt.errors import ConfigError
+from nrd_trt.files import atomic_file, atomic_folder, canonical_json, check_absent, sha256_bytes, sha256_file
+
+
+@pytest.fixture(scope="module")
+def dead_pid() -> int:
+    """The id of a process that has ended and been collected."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_file_writes_and_replaces(tmp_path: Path) -> None:
+    target = tmp_path / "out.bin"
+    for content in (b"first", b"second"):
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(content)
+            assert temporary.parent == tmp_path
+            assert target.exists() == (content == b"second")
+        assert target.read_bytes() == content
+    assert names(tmp_path) == ["out.bin"]
+
+
+def _full_disk() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, _full_disk])
+def test_atomic_file_leaves_the_old_content_on_error(error: Callable[[], BaseException], tmp_path: Path) -> None:
+    target = tmp_path / "out.bin"
+    target.write_bytes(b"old")
+    raised = error()
+    with pytest.raises(type(raised)), atomic_file(target) as temporary:
+        temporary.write_bytes(b"ne")
+        raise raised
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["out.bin"]
+
+
+def test_atomic_file_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space"), atomic_file(tmp_path / "out.bin") as temporary:
+        temporary.write_bytes(b"half")
+        raise _full_disk()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two-renames"])
+def test_atomic_folder_writes_and_replaces(
+    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    target = tmp_path / "out.nrd"
+    for content in ("first", "second"):
+        with atomic_folder(target) as temporary:
+            (temporary / f"{content}.txt").write_text(content)
+        assert names(target) == [f"{content}.txt"]
+    assert names(tmp_path) == ["out.nrd"]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two-renames"])
+def test_atomic_folder_replaces_a_file(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    target = tmp_path / "out.nrd"
+    target.write_text("a file of that name")
+    with atomic_folder(target) as temporary:
+        (temporary / "a.txt").write_text("a")
+    assert names(target) == ["a.txt"]
+    assert names(tmp_path) == ["out.nrd"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, _full_disk])
+@pytest.mark.parametrize("existed", [True, False])
+def test_atomic_folder_leaves_the_old_content_on_error(
+    existed: bool, error: Callable[[], BaseException], tmp_path: Path
+) -> None:
+    target = tmp_path / "out.nrd"
+    if existed:
+        target.mkdir()
+        (target / "old.txt").write_text("old")
+    raised = error()
+    with pytest.raises(type(raised)), atomic_folder(target) as temporary:
+        (temporary / "new.txt").write_text("new")
+        raise raised
+    assert names(tmp_path) == (["out.nrd"] if existed else [])
+    assert not existed or (target / "old.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+def test_leftovers_of_dead_processes_are_removed(writer: Any, dead_pid: int, tmp_path: Path) -> None:
+    (tmp_path / f".out.tmp-{dead_pid}").mkdir()
+    (tmp_path / f".out.tmp-{dead_pid}" / "half.bin").write_bytes(b"half")
+    alive, other = f".out.tmp-{os.getppid()}", f".another.tmp-{dead_pid}"
+    for name in (alive, other, ".out.tmp-notes"):
+        (tmp_path / name).write_bytes(b"")
+    with writer(tmp_path / "out") as temporary:
+        if writer is atomic_file:
+            temporary.write_bytes(b"whole")
+    assert names(tmp_path) == sorted([alive, other, ".out.tmp-notes", "out"])
+
+
+def test_leftover_file_of_a_dead_process_is_removed(dead_pid: int, tmp_path: Path) -> None:
+    (tmp_path / f".out.tmp-{dead_pid}").write_bytes(b"half")
+    with atomic_file(tmp_path / "out") as temporary:
+        temporary.write_bytes(b"whole")
+    assert names(tmp_path) == ["out"]
+
+
+def test_hashes(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(3_000_001)
+    (tmp_path / "a").write_bytes(data)
+    with (tmp_path / "a").open("rb") as file:  # the way of Python 3.10
+        by_pieces = files._digest(file)
+    digest = by_pieces if isinstance(by_pieces, str) else by_pieces.hexdigest()
+    assert hashlib.sha256(data).hexdigest() == sha256_bytes(data) == sha256_file(tmp_path / "a") == digest
+
+
+def test_canonical_json() -> None:
+    assert canonical_json({"b": [1, None, 0.1], "a": "é"}) == '{"a":"é","b":[1,null,0.1]}'.encode()
+    assert canonical_json({"a": 1, "b": 2}) == canonical_json({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_canonical_json_refuses_what_json_has_not(value: float) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical_json({"a": value})
+
+
+def test_check_absent(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("")
+    check_absent(tmp_path / "new", force=False)
+    check_absent(tmp_path / "there", force=True)
+    with pytest.raises(ConfigError, match=r"there: already exists; give --force"):
+        check_absent(tmp_path / "there", force=False)
+    with pytest.raises(ConfigError, match=r"the folder .*no does not exist"):
+        check_absent(tmp_path / "no" / "new", force=True)

@@ -1,0 +1,110 @@
+"""What the wheel holds, and that the names which the code promises to pip exist."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import nrd_trt
+from nrd_trt.engine.compat import FLAVOURS
+
+ROOT = Path(__file__).resolve().parents[1]
+# Everything that a checkout has beside the package and a wheel must not; golden pixels lie under tests/.
+_BESIDE = ("tests", "scripts", "docs", "plugins", "calibration")
+_PIXELS = {".png", ".jpg", ".jpeg", ".npz", ".npy", ".mp4"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel of a copy of this checkout: a build leaves files, and takes up those of earlier ones."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    skip = shutil.ignore_patterns("__pycache__", "build")
+    for name in ("nrd_trt", *(name for name in _BESIDE if (ROOT / name).is_dir())):
+        shutil.copytree(ROOT / name, source / name, ignore=skip)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+    for planted in ("nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md", "nrd_trt/data/camvid.png"):
+        (source / planted).write_bytes(b"")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def _metadata(wheel: zipfile.ZipFile, name: str) -> str:
+    (member,) = (member for member in wheel.namelist() if member.endswith(f".dist-info/{name}"))
+    return wheel.read(member).decode()
+
+
+def _header(wheel: zipfile.ZipFile) -> Message:
+    return Parser().parsestr(_metadata(wheel, "METADATA"))
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt").rglob("*.py")}
+    zoo = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/zoo").glob("*") if path.is_file()}
+    planted = {"nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md"}
+    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert held == modules | zoo | planted | {"nrd_trt/py.typed"}
+
+
+def test_wheel_holds_no_pixels(wheel: zipfile.ZipFile) -> None:
+    """CamVid's licence does not let us hand its frames on, and golden data is for the tests."""
+    assert [name for name in wheel.namelist() if Path(name).suffix in _PIXELS] == []
+
+
+def test_wheel_states_what_it_is(wheel: zipfile.ZipFile) -> None:
+    header = _header(wheel)
+    assert (header["Name"], header["Version"]) == ("nrd-trt", nrd_trt.__version__)
+    assert header["Requires-Python"] == ">=3.10"
+    assert "Apache-2.0" in (header["License-Expression"], header["License"])
+    assert "Apache License" in _metadata(wheel, "licenses/LICENSE")
+    assert "nrd-trt = nrd_trt.cli.main:main" in _metadata(wheel, "entry_points.txt")
+
+
+def test_wheel_needs_neither_torch_nor_tensorrt(wheel: zipfile.ZipFile) -> None:
+    """A Jetson brings its own TensorRT and rebuilds a bundle without PyTorch."""
+    needed = [line for line in _header(wheel).get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert any(line.startswith("onnxruntime") for line in needed)
+    assert [line for line in needed if line.startswith(("torch", "tensorrt", "onnxscript"))] == []
+
+
+def test_extras_named_in_messages_exist(wheel: zipfile.ZipFile) -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "nrd_trt").rglob("*.py")]
+    called = set().union(*map(_extras_required, trees))
+    assert called, "no call of require() was found"
+    assert called | {extra for _, extra in FLAVOURS.values()} <= set(_header(wheel).get_all("Provides-Extra", []))
+
+
+def _extras_required(tree: ast.Module) -> set[str]:
+    """The literal ``extra=`` of every call of `require`."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return {
+        keyword.value.value
+        for call in calls
+        if getattr(call.func, "attr", getattr(call.func, "id", "")) == "require"
+        for keyword in call.keywords
+        if keyword.arg == "extra" and isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str)
+    }
+
+
+def test_every_requirement_has_both_bounds() -> None:
+    config = configparser.RawConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = {name: text for name, text in config["options.extras_require"].items() if name != "dev"}
+    texts = [config["options"]["install_requires"], *extras.values()]
+    lines = [line for text in texts for line in text.split("\n") if line]
+    assert len(lines) > 10
+    assert [line for line in lines if ">=" not in line or "<" not in line] == []
