@@ -7,6 +7,7 @@ a killed process left behind is removed by the next writer of the same target.
 from __future__ import annotations
 
 import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -77,16 +78,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _sync(file)
         _swap_in(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)  # the old output after an exchange, which may have been a file
 
 
 def _temporary(path: Path) -> Path:
     """Name the temporary neighbour of `path` and remove those of dead processes."""
-    for stale in path.parent.glob(f".{path.name}.tmp-*"):
-        match = re.fullmatch(r".*\.tmp-(\d+)", stale.name)
-        if match and not _alive(int(match[1])):
-            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+        match = re.fullmatch(rf"\.{re.escape(path.name)}\.(?:tmp|old)-(\d+)", stale.name)
+        # Our own id is stale too: in containers every run may get the same one.
+        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
+            _remove(stale)
     return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -113,7 +122,7 @@ def _swap_in(temporary: Path, path: Path) -> None:
         old = path.with_name(f".{path.name}.old-{os.getpid()}")
         path.rename(old)
         temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+        _remove(old)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -66,9 +66,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
-            raise ConfigError(
-                f"range {self.min}:{self.opt}:{self.max}: expected 1 <= MIN <= OPT <= MAX."
-            )
+            raise ConfigError(f"range {self.min}:{self.opt}:{self.max}: expected 1 <= MIN <= OPT <= MAX.")
 
     @property
     def is_static(self) -> bool:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from tests import helpers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 # Threads of torch spin; where they share cores with other workers a forward pass takes five times as long.
 torch.set_num_threads(1)
+# pytest listens to every logger, and torch then writes out each step of a trace.
+logging.getLogger("torch.__trace").propagate = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    inputs = getattr(config, "workerinput", None)  # of a pytest-xdist worker
+    folder = inputs["shared_folder"] if inputs else tempfile.mkdtemp(prefix="nrd_trt-tests-")
+    helpers.shared_folder = Path(folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["shared_folder"] = str(helpers.shared_folder)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and helpers.shared_folder is not None:
+        shutil.rmtree(helpers.shared_folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

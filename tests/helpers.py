@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from tests.golden.keyed_weights import keyed_image, keyed_state_dict
 
 from nrd_trt.data.classes import voc_palette
 from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.files import atomic_file
 from nrd_trt.model.network import NrdConfig, NrdSegmentor
 from nrd_trt.specs import DecodeSpec, InputForm, InputShape, ModelInfo, Range
+from tests.golden.keyed_weights import keyed_image, keyed_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -27,6 +28,9 @@ DYNAMIC = InputShape(
     batch=Range(min=1, opt=2, max=3), height=Range(min=64, opt=128, max=256), width=Range(min=64, opt=256, max=320)
 )
 SHAPES = {"static": STATIC, "dynamic": DYNAMIC}
+
+shared_folder: Path | None = None
+"""Where the workers of one run share exports; set by conftest."""
 
 
 def model_info(num_classes: int, **changes: Any) -> ModelInfo:
@@ -82,13 +86,26 @@ def exported(
 ) -> onnx.ModelProto:
     """Return a shared fp32 export with both outputs; do not change it."""
     options = ExportOptions(shape=SHAPES[shape], input_form=form)
-    return export_onnx(cached_model(encoder, num_classes, channels), options)
+    name = f"{encoder}-{num_classes}-{form}-{shape}-{channels}"
+    return _shared(name, lambda: export_onnx(cached_model(encoder, num_classes, channels), options))
 
 
 @cache
 def small_export(form: InputForm = "uint8", shape: str = "static") -> onnx.ModelProto:
     """Return the shared fp32 export of the quickest network, both outputs; do not change it."""
-    return export_onnx(cached_small_model(), ExportOptions(shape=SHAPES[shape], input_form=form))
+    options = ExportOptions(shape=SHAPES[shape], input_form=form)
+    return _shared(f"small-{form}-{shape}", lambda: export_onnx(cached_small_model(), options))
+
+
+def _shared(name: str, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
+    """Take an export from the other workers of this run, or make it for them."""
+    if shared_folder is None:
+        return make()
+    path = shared_folder / f"{name}.onnx"
+    if not path.exists():
+        with atomic_file(path) as temporary:
+            onnx.save(make(), temporary)
+    return onnx.load(path)
 
 
 def byte_images(seed: int, batch: int, height: int, width: int) -> np.ndarray:

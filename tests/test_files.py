@@ -42,6 +42,17 @@ def test_atomic_file_writes_and_replaces(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out.bin"]
 
 
+def test_atomic_file_does_not_write_into_the_old_file(tmp_path: Path) -> None:
+    """Who reads the old file meanwhile goes on reading the old content."""
+    target = tmp_path / "out.bin"
+    target.write_bytes(b"old")
+    with target.open("rb") as reader:
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(b"new")
+        assert reader.read() == b"old"
+    assert target.read_bytes() == b"new"
+
+
 def _full_disk() -> OSError:
     return OSError(errno.ENOSPC, "No space left on device")
 
@@ -66,9 +77,7 @@ def test_atomic_file_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two-renames"])
-def test_atomic_folder_writes_and_replaces(
-    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_atomic_folder_writes_and_replaces(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not exchange:
         monkeypatch.setattr(files, "_exchange", lambda first, second: False)
     target = tmp_path / "out.nrd"
@@ -128,12 +137,20 @@ def test_leftover_file_of_a_dead_process_is_removed(dead_pid: int, tmp_path: Pat
     assert names(tmp_path) == ["out"]
 
 
+def test_leftover_of_an_earlier_process_with_our_id_is_removed(tmp_path: Path) -> None:
+    """In containers, every run may get the same process id."""
+    (tmp_path / f".out.tmp-{os.getpid()}").mkdir()
+    (tmp_path / f".out.tmp-{os.getpid()}" / "half.bin").write_bytes(b"half")
+    with atomic_folder(tmp_path / "out") as temporary:
+        assert names(temporary) == []
+    assert names(tmp_path) == ["out"]
+
+
 def test_hashes(tmp_path: Path) -> None:
     data = np.random.default_rng(0).bytes(3_000_001)
     (tmp_path / "a").write_bytes(data)
     with (tmp_path / "a").open("rb") as file:  # the way of Python 3.10
-        by_pieces = files._digest(file)
-    digest = by_pieces if isinstance(by_pieces, str) else by_pieces.hexdigest()
+        digest = files._digest(file)
     assert hashlib.sha256(data).hexdigest() == sha256_bytes(data) == sha256_file(tmp_path / "a") == digest
 
 

@@ -34,8 +34,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, source)
-    for planted in ("nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md", "nrd_trt/data/camvid.png"):
-        (source / planted).write_bytes(b"")
+    (source / "golden").mkdir()
+    beside = ("tests/__init__.py", "scripts/__init__.py", "golden/__init__.py", "nrd_trt/data/camvid.png")
+    for planted in ("nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md", *beside):
+        (source / planted).touch()
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

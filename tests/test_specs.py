@@ -112,9 +112,7 @@ def test_tensor_spec(array: np.ndarray, fits: bool) -> None:
         spec.check(array)
 
 
-@pytest.mark.parametrize(
-    ("classes", "parameters"), [(19, 899), (59, 1579), (60, 1596), (150, 3126), (256, 4928)]
-)
+@pytest.mark.parametrize(("classes", "parameters"), [(19, 899), (59, 1579), (60, 1596), (150, 3126), (256, 4928)])
 def test_theta_channels_of_the_released_models(classes: int, parameters: int) -> None:
     spec = DecodeSpec(num_classes=classes)
     assert spec.theta_channels == parameters

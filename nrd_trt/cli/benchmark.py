@@ -33,9 +33,14 @@ def benchmark_command(
     if len(targets) > 1 and not compare:
         raise ConfigError("several targets: give --compare to time them in turn.")
     results = benchmark_targets(
-        targets, runner=runner, warmup=warmup, runs=runs, batch=batch,
-        size_hw=parse_size(size) if size else None, threads=threads,
-    )  # fmt: skip
+        targets,
+        runner=runner,
+        warmup=warmup,
+        runs=runs,
+        batch=batch,
+        size_hw=parse_size(size) if size else None,
+        threads=threads,
+    )
     if as_json:
         common.print_json({"results": results} if compare else results[0])
     else:
@@ -43,12 +48,14 @@ def benchmark_command(
 
 
 def _print(results: list[dict[str, Any]]) -> None:
-    typer.echo(f"{'target':<28} {'runner':<12} {'types':<6} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {'fps':>7} {'ratio':>6}")
+    typer.echo(
+        f"{'target':<28} {'runner':<12} {'types':<6} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {'fps':>7} {'ratio':>6}"
+    )
     for row in results:
         latency = row["latency_ms"]
         typer.echo(
-            f"{row['target']:<28} {row['runner']:<12} {row['precision']:<6} {latency['p50']:>8.1f} {latency['p90']:>8.1f} "
-            f"{latency['p99']:>8.1f} {row['throughput_fps']:>7.2f} {row['ratio']:>6.2f}"
+            f"{row['target']:<28} {row['runner']:<12} {row['precision']:<6} {latency['p50']:>8.1f} "
+            f"{latency['p90']:>8.1f} {latency['p99']:>8.1f} {row['throughput_fps']:>7.2f} {row['ratio']:>6.2f}"
         )
         if row["arithmetic"] == "simulated":
             typer.echo("  (16-bit rounding is simulated in fp32 here: this latency says nothing about the device)")

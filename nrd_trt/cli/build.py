@@ -69,6 +69,7 @@ def build_command(
     from nrd_trt.engine.compat import ConfigOptions, stderr_message
     from nrd_trt.pipeline.build import BuildRequest, build_bundle
 
+    stages = common.Stages(quiet=quiet)
     request = BuildRequest(
         source=source,
         output=output_path,
@@ -78,9 +79,15 @@ def build_command(
         decode=decode,
         checkpoint=checkpoint,
         checkpoint_options=common.CheckpointFacts(
-            num_classes=num_classes, hidden=hidden, patch=patch, dilations=dilations, classes=classes, mean=mean,
-            std=std, bgr=bgr,
-        ).options(),  # fmt: skip
+            num_classes=num_classes,
+            hidden=hidden,
+            patch=patch,
+            dilations=dilations,
+            classes=classes,
+            mean=mean,
+            std=std,
+            bgr=bgr,
+        ).options(),
         data=data,
         labels=labels,
         ignore_index=ignore_index,
@@ -101,9 +108,10 @@ def build_command(
         threads=threads,
         progress=not quiet,
         on_message=stderr_message if verbose else lambda severity, text: None,
-        on_stage=lambda text: common.note(text, quiet=quiet),
+        on_stage=stages,
     )
     bundle = build_bundle(request)
+    stages.end()
     if as_json:
         common.print_json({"path": str(bundle.path), **bundle.facts})
     else:
@@ -123,8 +131,8 @@ def _print(path: Path, facts: dict[str, Any]) -> None:
     if precision["kept_fp32"]:
         typer.echo(f"kept in fp32 for their range: {', '.join(precision['kept_fp32'])}")
     typer.echo(
-        f"masks: {common.fraction(validation['pixel_agreement'])} of the pixels agree with {validation['reference']} on "
-        f"{validation['images']} {validation['samples']} "
+        f"masks: {common.fraction(validation['pixel_agreement'])} of the pixels agree with {validation['reference']} "
+        f"on {validation['images']} {validation['samples']} "
         f"(run by {validation['runner']}, {validation['arithmetic']} arithmetic"
         f"{'; the plan was built but not run here' if builder['version'] else ''})"
     )

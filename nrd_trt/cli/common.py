@@ -1,7 +1,7 @@
 """What every verb shares: options, exit codes, and where output goes.
 
-Exit codes: 0 done, 1 a gate failed, 2 bad input or environment, 70 internal error, 130 Ctrl-C. With ``--json`` stdout is
-exactly one JSON object; everything else goes to stderr.
+Exit codes: 0 done, 1 a gate failed, 2 bad input or environment, 70 internal error, 130 Ctrl-C. With ``--json`` stdout
+is exactly one JSON object; everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from nrd_trt.errors import ConfigError, NrdTrtError
 
 if TYPE_CHECKING:
     from nrd_trt.model.checkpoint import CheckpointOptions
-    from nrd_trt.pipeline.build import FormRequest
+    from nrd_trt.pipeline.request import FormRequest
     from nrd_trt.specs import Fit
 
 GATE_FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
@@ -67,6 +68,26 @@ def note(text: str, *, quiet: bool = False) -> None:
         typer.echo(text, err=True)
 
 
+class Stages:
+    """Announces the stages of a long verb on stderr and how long each took."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._started: float | None = None
+
+    def __call__(self, text: str) -> None:
+        """Begin a stage; the one before it ends."""
+        self.end()
+        note(text, quiet=self._quiet)
+        self._started = time.perf_counter()
+
+    def end(self) -> None:
+        """End the last stage."""
+        if self._started is not None:
+            note(f"  {time.perf_counter() - self._started:.1f} s", quiet=self._quiet)
+        self._started = None
+
+
 def fraction(value: float | None) -> str:
     """Format a figure in 0-1 for people."""
     return "–" if value is None else f"{value:.4f}"
@@ -80,7 +101,12 @@ def _fail(kind: str, message: str, code: int, as_json: bool) -> None:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
 ) -> None:
     """Show our own warnings as one line; those of libraries speak to developers, not to users."""
     if category is UserWarning and "nrd_trt" in Path(filename).parts:
@@ -100,7 +126,9 @@ PrecisionOption = Annotated[
 ]
 InputOption = Annotated[
     str | None,
-    typer.Option("--input", metavar="uint8|float", help="uint8: NHWC RGB, normalised in the graph (default); float: NCHW."),
+    typer.Option(
+        "--input", metavar="uint8|float", help="uint8: NHWC RGB, normalised in the graph (default); float: NCHW."
+    ),
 ]
 OutputForm = Annotated[
     str | None, typer.Option("--output", metavar="mask|logits|both", help="Outputs of the graph (default mask).")
@@ -131,7 +159,9 @@ MaxMiouDrop = Annotated[
 ]
 
 # Facts about a checkpoint that the file may not carry.
-NumClasses = Annotated[int | None, typer.Option("--num-classes", min=2, max=256, help="K, where the file does not tell.")]
+NumClasses = Annotated[
+    int | None, typer.Option("--num-classes", min=2, max=256, help="K, where the file does not tell.")
+]
 Hidden = Annotated[int | None, typer.Option("--hidden", min=1, help="d, width of the per-patch perceptron.")]
 Patch = Annotated[int | None, typer.Option("--patch", min=1, help="f, side of a patch (default 8).")]
 Dilations = Annotated[str | None, typer.Option("--dilations", metavar="A,B,C,D", help="Of ASPP (default 1,3,6,9).")]
@@ -176,7 +206,7 @@ def form_request(
     *, input_form: str | None, output: str | None, size: str | None, dynamic: str | None, batch: str | None
 ) -> FormRequest:
     """Collect the form of the exported file."""
-    from nrd_trt.pipeline.build import FormRequest
+    from nrd_trt.pipeline.request import FormRequest
 
     return FormRequest(
         input_form=choice("--input", input_form, ("uint8", "float")),

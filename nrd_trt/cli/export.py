@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nrd_trt.cli import common
-from nrd_trt.specs import PRECISIONS
+from nrd_trt.specs import PRECISIONS, Precision
 
 
 def export_command(
@@ -38,24 +38,38 @@ def export_command(
 ) -> None:
     """Export a checkpoint to one ONNX file and compare it with PyTorch (default precision fp32)."""
     from nrd_trt.files import check_absent, sha256_file
-    from nrd_trt.pipeline.build import BuildRequest, export_checkpoint, load_checkpoint, samples_for
     from nrd_trt.pipeline.export import write_onnx
+    from nrd_trt.pipeline.request import BuildRequest, samples_for
+    from nrd_trt.pipeline.sources import export_checkpoint, load_checkpoint
 
     form = common.form_request(input_form=input_form, output=output, size=size, dynamic=dynamic, batch=batch)
-    chosen = common.choice("--precision", precision, PRECISIONS) or "fp32"
+    chosen: Precision = common.choice("--precision", precision, PRECISIONS) or "fp32"
     check_absent(output_path, force=force)
     options = common.CheckpointFacts(
-        num_classes=num_classes, hidden=hidden, patch=patch, dilations=dilations, classes=classes, mean=mean, std=std,
+        num_classes=num_classes,
+        hidden=hidden,
+        patch=patch,
+        dilations=dilations,
+        classes=classes,
+        mean=mean,
+        std=std,
         bgr=bgr,
-    ).options()  # fmt: skip
+    ).options()
     request = BuildRequest(
-        source=checkpoint, output=output_path, form=form, checkpoint_options=options, data=data,
-        fit=common.fit_choice(fit), threads=threads,
-    )  # fmt: skip
+        source=checkpoint,
+        output=output_path,
+        form=form,
+        checkpoint_options=options,
+        data=data,
+        fit=common.fit_choice(fit),
+        threads=threads,
+    )
     model = load_checkpoint(checkpoint, options)
     samples = samples_for(request, form.shape(model.info.size_hw), model.info)
-    common.note(f"exporting {model.config.encoder} to ONNX, {chosen}", quiet=quiet)
+    stages = common.Stages(quiet=quiet)
+    stages(f"exporting {model.config.encoder} to ONNX, {chosen}")
     exported = export_checkpoint(request, model, samples, chosen)
+    stages.end()
     parity = exported.parity
     if parity.passed:
         write_onnx(exported, output_path)

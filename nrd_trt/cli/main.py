@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -23,14 +24,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for name, command in {
+VERBS: dict[str, Callable[..., None]] = {
     "train": train_command,
     "export": export_command,
     "build": build_command,
     "validate": validate_command,
     "predict": predict_command,
     "benchmark": benchmark_command,
-}.items():
+}
+for name, command in VERBS.items():
     app.command(name)(verb(command))
 
 

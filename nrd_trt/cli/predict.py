@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,14 +34,13 @@ def predict_command(
     from nrd_trt.runtime.predictor import Predictor
 
     images = list_images(source) if source.is_dir() else [source]
-    targets = [output_path / f"{image.stem}.png" for image in images]
-    _check_targets(targets, force=force)
+    targets = [_outputs(image, output_path, overlay=overlay) for image in images]
+    _check_targets(images, [path for paths in targets for path in paths], force=force)
     with Predictor(bundle, runner=runner, threads=threads) as predictor:
         files, latencies = [], []
         for image, target in zip(images, targets, strict=True):
-            written, latency_ms = _predict_one(predictor, image, target, opacity if overlay else None)
-            files += written
-            latencies.append(latency_ms)
+            latencies.append(_predict_one(predictor, image, target, opacity))
+            files += target
         name, arithmetic = predictor.runner_name, predictor.arithmetic
     latency = statistics.median(latencies)
     if as_json:
@@ -54,10 +54,13 @@ def predict_command(
         )
 
 
-def _predict_one(
-    predictor: Predictor, image: Path, target: Path, opacity: float | None
-) -> tuple[list[Path], float]:
-    """Segment one file; return what was written and the latency in milliseconds, files excluded."""
+def _outputs(image: Path, folder: Path, *, overlay: bool) -> list[Path]:
+    """Return what is written for an image: the mask, then the overlay where one is wanted."""
+    return [folder / f"{image.stem}{suffix}.png" for suffix in ("", "_overlay")[: 1 + overlay]]
+
+
+def _predict_one(predictor: Predictor, image: Path, targets: list[Path], opacity: float) -> float:
+    """Segment one file and write its targets; return the latency in milliseconds, files excluded."""
     from nrd_trt.data.folders import read_image
     from nrd_trt.data.overlay import blend, write_mask, write_rgb
 
@@ -65,21 +68,22 @@ def _predict_one(
     start = time.perf_counter()
     mask = predictor.predict(rgb)
     latency_ms = (time.perf_counter() - start) * 1000
-    write_mask(target, mask, predictor.info.palette)
-    if opacity is None:
-        return [target], latency_ms
-    overlay = target.with_name(f"{target.stem}_overlay.png")
-    write_rgb(overlay, blend(rgb, mask, predictor.info.palette, opacity))
-    return [target, overlay], latency_ms
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
+    write_mask(targets[0], mask, predictor.info.palette)
+    for overlay in targets[1:]:
+        write_rgb(overlay, blend(rgb, mask, predictor.info.palette, opacity))
+    return latency_ms
 
 
-def _check_targets(targets: list[Path], *, force: bool) -> None:
+def _check_targets(images: list[Path], targets: list[Path], *, force: bool) -> None:
     from nrd_trt.errors import ConfigError
 
-    repeated = {path.name for path in targets if targets.count(path) > 1}
+    repeated = sorted(path.name for path, count in Counter(targets).items() if count > 1)
     if repeated:
-        raise ConfigError(f"several images would write {sorted(repeated)[0]}; give them different names.")
+        raise ConfigError(f"several images would write {repeated[0]}; give them different names.")
+    sources = {image.resolve() for image in images}
+    if taken := [path for path in targets if path.resolve() in sources]:
+        raise ConfigError(f"{taken[0]}: would replace an image that is read; choose another folder.")
     existing = [path for path in targets if path.exists()]
     if existing and not force:
         raise ConfigError(f"{existing[0]}: already exists; give --force to replace it or choose another folder.")
-    targets[0].parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,7 @@ import typer
 
 
 def train_command(
-    recipe: Annotated[
-        str, typer.Option("--recipe", metavar="NAME", help="What to train, e.g. camvid_mobilenetv2.")
-    ],
+    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="What to train, e.g. camvid_mobilenetv2.")],
     data: Annotated[
         Path,
         typer.Option("--data", metavar="DIR", help="Holds train/ and val/, or images/ and labels/."),
@@ -21,9 +19,7 @@ def train_command(
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the recipe's.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")] = None,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Multiply in bfloat16, faster where the processor can.")
-    ] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16, faster where the processor can.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in the folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")] = False,
@@ -31,9 +27,7 @@ def train_command(
     """Train a network from scratch and keep the checkpoint with the best validation mIoU."""
     from nrd_trt.train.loop import train
 
-    result = train(
-        recipe, data, out, steps=steps, seed=seed, threads=threads, resume=resume, force=force, bf16=bf16
-    )
+    result = train(recipe, data, out, steps=steps, seed=seed, threads=threads, resume=resume, force=force, bf16=bf16)
     if as_json:
         typer.echo(json.dumps({"best_miou": result.best_miou, "checkpoint": str(result.checkpoint)}))
     else:

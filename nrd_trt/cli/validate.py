@@ -32,10 +32,18 @@ def validate_command(
 
     validation = validate_bundle(
         ValidateRequest(
-            bundle=bundle, checkpoint=checkpoint, data=data, labels=labels, ignore_index=ignore_index,
-            fit=common.fit_choice(fit), min_agreement=min_agreement, max_miou_drop=max_miou_drop, runner=runner,
-            threads=threads, progress=not quiet,
-        )  # fmt: skip
+            bundle=bundle,
+            checkpoint=checkpoint,
+            data=data,
+            labels=labels,
+            ignore_index=ignore_index,
+            fit=common.fit_choice(fit),
+            min_agreement=min_agreement,
+            max_miou_drop=max_miou_drop,
+            runner=runner,
+            threads=threads,
+            progress=not quiet,
+        )
     )
     result = validation.to_dict()
     if as_json:

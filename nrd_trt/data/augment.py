@@ -1,4 +1,4 @@
-"""Random changes of training images and their labels, and normalisation. NumPy and Pillow only."""
+"""Random changes of training images and their labels. NumPy and Pillow only."""
 
 from __future__ import annotations
 
@@ -8,25 +8,10 @@ import numpy as np
 from PIL import Image
 
 from nrd_trt.data.folders import IGNORE
+from nrd_trt.data.preprocessing import normalise
 from nrd_trt.specs import ModelInfo
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
-
-
-def normalise(image: np.ndarray, info: ModelInfo) -> np.ndarray:
-    """Bring an image to the form that the network takes.
-
-    Args:
-        image: ``(H, W, 3)`` RGB in 0-255, any real type.
-        info: Mean, standard deviation and channel order.
-
-    Returns:
-        ``(3, H, W) float32``, ``(x - mean) / std``, in the network's channel order.
-    """
-    if info.channel_order == "bgr":
-        image = image[..., ::-1]
-    mean, std = np.array(info.mean, np.float32), np.array(info.std, np.float32)
-    return np.ascontiguousarray(((image.astype(np.float32) - mean) / std).transpose(2, 0, 1))
 
 
 def random_sample(
@@ -57,7 +42,7 @@ def random_sample(
     image, label = _resized_window(image, label, crop_hw, scale, rng)
     if rng.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]
-    return _padded(normalise(_recoloured(image, jitter, rng), info), label, crop_hw, rng)
+    return _padded(normalise(_recoloured(image, jitter, rng)[None], info)[0], label, crop_hw, rng)
 
 
 def _resized_window(

@@ -15,7 +15,8 @@ Palette = Sequence[tuple[int, int, int]]
 
 def colour(mask: np.ndarray, palette: Palette) -> np.ndarray:
     """Return ``(H, W, 3) uint8 RGB`` of a mask ``(H, W) uint8``; indices beyond the palette are black."""
-    return _table(palette)[mask]
+    coloured: np.ndarray = _table(palette)[mask]
+    return coloured
 
 
 def blend(rgb: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float) -> np.ndarray:

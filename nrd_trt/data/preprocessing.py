@@ -20,7 +20,7 @@ def normalise(images: np.ndarray, info: ModelInfo) -> np.ndarray:
     """Turn images into what the network reads.
 
     Args:
-        images: ``(B, H, W, 3) uint8 RGB``.
+        images: ``(B, H, W, 3)`` RGB in 0-255, uint8 or float.
         info: Mean, standard deviation and channel order.
 
     Returns:

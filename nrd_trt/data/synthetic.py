@@ -196,17 +196,11 @@ def _streams(world: _World) -> list[_Stream]:
     plot = partial(objects.draw_plot, length=_BLOCK_M, urban=world.urban)
     fence = partial(objects.draw_fence, length=11.0)
     ahead, towards = partial(objects.draw_car, oncoming=False), partial(objects.draw_car, oncoming=True)
-    beside = partial(
-        _Stream, spacing=_BLOCK_M, reach=(-_BLOCK_M, 170), depth=_BLOCK_M, order=_BLOCK_M, jitter=0.0
-    )
+    beside = partial(_Stream, spacing=_BLOCK_M, reach=(-_BLOCK_M, 170), depth=_BLOCK_M, order=_BLOCK_M, jitter=0.0)
     walker = partial(_Stream, draw=objects.draw_pedestrian, spacing=7.0, lateral=(kerb + 0.5, wall - 0.6))
     rider = partial(_Stream, draw=objects.draw_bicyclist, lateral=(kerb - 1.7, kerb - 1.0), order=-4.0)
-    parked = partial(
-        _Stream, spacing=6.5, lateral=(kerb - 0.5, kerb - 0.2), reach=(-5.6, 90), depth=5.6, jitter=0.2
-    )
-    moving = partial(
-        _Stream, chance=world.traffic * 0.7, lateral=(kerb * 0.38, kerb * 0.44), depth=5.6, order=-8.0
-    )
+    parked = partial(_Stream, spacing=6.5, lateral=(kerb - 0.5, kerb - 0.2), reach=(-5.6, 90), depth=5.6, jitter=0.2)
+    moving = partial(_Stream, chance=world.traffic * 0.7, lateral=(kerb * 0.38, kerb * 0.44), depth=5.6, order=-8.0)
     at_kerb = partial(_Stream, lateral=(kerb + 0.3, kerb + 0.6))
     return [
         beside(draw=plot, chance=1.0, lateral=(wall, wall + 0.4)),

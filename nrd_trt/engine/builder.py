@@ -96,15 +96,21 @@ def build_engine(model: onnx.ModelProto, options: BuildOptions) -> Engine:
     _add_profile(builder, config, facts)
     if options.timing_cache is not None:
         cached = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-        tensorrt.set_timing_cache(config, cached)
+        try:
+            tensorrt.set_timing_cache(config, cached)
+        except BuildError as exc:
+            raise BuildError(f"{options.timing_cache}: {exc}") from exc
     plan = _serialise(tensorrt, builder, network, config, options.progress, log)
     if options.timing_cache is not None:
         with atomic_file(options.timing_cache) as temporary:
             temporary.write_bytes(tensorrt.timing_cache(config))
     return Engine(
-        plan=plan, flavour=options.flavour, version=tensorrt.version, layers=layers,
+        plan=plan,
+        flavour=options.flavour,
+        version=tensorrt.version,
+        layers=layers,
         compute_capabilities=options.config.compute_capabilities,
-    )  # fmt: skip
+    )
 
 
 def check_types(model: onnx.ModelProto, layers: list[dict[str, str]], precision: str) -> None:
@@ -118,7 +124,9 @@ def check_types(model: onnx.ModelProto, layers: list[dict[str, str]], precision:
     weights = {tensor.name: _TYPE_NAMES.get(tensor.data_type, "other") for tensor in model.graph.initializer}
     wanted = {node.name: weights[node.input[1]] for node in model.graph.node if node.op_type == "Conv"}
     found = {layer["name"]: layer["type"] for layer in layers if layer["kind"] == "convolution"}
-    wrong = [f"{name} ({kind}, got {found.get(name, 'none')})" for name, kind in wanted.items() if found.get(name) != kind]
+    wrong = [
+        f"{name} ({kind}, got {found.get(name, 'none')})" for name, kind in wanted.items() if found.get(name) != kind
+    ]
     if wrong or _ASKED[precision] not in wanted.values():
         listed = ", ".join(wrong[:5]) or "no convolution has that type"
         raise BuildError(
@@ -142,9 +150,7 @@ def _dims(shape: InputShape, which: str, form: str) -> tuple[int, int, int, int]
     return (batch, height, width, 3) if form == "uint8" else (batch, 3, height, width)
 
 
-def _serialise(
-    tensorrt: TensorRT, builder: Any, network: Any, config: Any, progress: bool, log: MessageLog
-) -> bytes:
+def _serialise(tensorrt: TensorRT, builder: Any, network: Any, config: Any, progress: bool, log: MessageLog) -> bytes:
     with _cancellable() as cancelled, _Bars(progress, cancelled) as bars:
         config.progress_monitor = tensorrt.progress_monitor(bars)
         plan = builder.build_serialized_network(network, config)

@@ -92,6 +92,13 @@ def host_facts() -> dict[str, str]:
     return {"os": platform.system().lower(), "machine": platform.machine()}
 
 
+def check_target(path: Path, *, force: bool) -> None:
+    """Raise `ConfigError` or `BundleError` where no bundle may be written: ``--force`` replaces bundles only."""
+    check_absent(path, force=force)
+    if path.exists() and not is_bundle(path):
+        raise BundleError(f"{path}: exists and is not a bundle; --force replaces bundles only. Choose another name.")
+
+
 def write_bundle(path: Path, files: Mapping[str, bytes], facts: Mapping[str, Any], *, force: bool) -> Bundle:
     """Write a bundle atomically.
 
@@ -105,18 +112,18 @@ def write_bundle(path: Path, files: Mapping[str, bytes], facts: Mapping[str, Any
         ConfigError: `path` exists and `force` is off.
         BundleError: The files cannot be written, e.g. the disk is full; nothing is left behind.
     """
-    check_absent(path, force=force)
-    if path.exists() and not (path / FACTS_FILE).is_file():
-        raise BundleError(f"{path}: exists and is not a bundle; --force replaces bundles only. Choose another name.")
+    check_target(path, force=force)
     record = {"format": FORMAT, **facts, "files": {name: sha256_bytes(data) for name, data in sorted(files.items())}}
     content = {**record, "sha256": sha256_bytes(canonical_json(record))}
     try:
         with atomic_folder(path) as folder:
             for name, data in files.items():
                 (folder / name).write_bytes(data)
-            (folder / FACTS_FILE).write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+            (folder / FACTS_FILE).write_bytes(_facts_text(content))
     except OSError as exc:
-        raise BundleError(f"{path}: cannot write the bundle ({exc}); free some space or choose another folder.") from exc
+        raise BundleError(
+            f"{path}: cannot write the bundle ({exc}); free some space or choose another folder."
+        ) from exc
     return Bundle(path=path, facts=record, graph=GraphFacts.from_dict(record["model"]))
 
 
@@ -128,22 +135,29 @@ def read_bundle(path: str | Path) -> Bundle:
     """
     path = Path(path)
     record = _read_facts(path)
-    present = {entry.name for entry in path.iterdir()} - {FACTS_FILE}
-    if present != set(record["files"]):
-        raise BundleError(
-            f"{path}: expected the files {sorted(record['files'])}, got {sorted(present)}; restore or rebuild the bundle."
-        )
-    for name, expected in record["files"].items():
-        got = sha256_file(path / name)
-        if got != expected:
-            raise BundleError(
-                f"{path / name}: expected SHA-256 {expected[:12]}…, got {got[:12]}…; the file was changed after the "
-                f"bundle was made. Restore it, or rebuild with: {record['command']}"
-            )
     try:
+        _check_files(path, record["files"], record["command"])
         return Bundle(path=path, facts=record, graph=GraphFacts.from_dict(record["model"]))
-    except (KeyError, TypeError, ValueError, NrdTrtError) as exc:
+    except BundleError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, NrdTrtError) as exc:
         raise BundleError(f"{path / FACTS_FILE}: unreadable model facts ({exc!r}); rebuild the bundle.") from exc
+
+
+def _check_files(path: Path, expected: Mapping[str, str], command: str) -> None:
+    """Raise `BundleError` unless the folder holds these files with these hashes and nothing else."""
+    present = {entry.name for entry in path.iterdir()} - {FACTS_FILE}
+    if present != expected.keys():
+        raise BundleError(
+            f"{path}: expected the files {sorted(expected)}, got {sorted(present)}; restore or rebuild it."
+        )
+    for name, want in expected.items():
+        got = sha256_file(path / name) if (path / name).is_file() else "no file"
+        if got != want:
+            raise BundleError(
+                f"{path / name}: expected SHA-256 {want[:12]}…, got {got[:12]}…; the file was changed after the "
+                f"bundle was made. Restore it, or rebuild with: {command}"
+            )
 
 
 def is_bundle(path: Path) -> bool:
@@ -159,7 +173,9 @@ def _read_facts(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
         claimed = content.pop("sha256")
-        intact = sha256_bytes(canonical_json(content)) == claimed and _is_our_text(file, {**content, "sha256": claimed})
+        intact = sha256_bytes(canonical_json(content)) == claimed and (
+            file.read_bytes() == _facts_text({**content, "sha256": claimed})
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise BundleError(f"{file}: not readable as bundle facts ({exc!r}); restore or rebuild the bundle.") from exc
     if not intact:
@@ -169,6 +185,6 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _is_our_text(file: Path, content: dict[str, Any]) -> bool:
-    """Whether the file is byte for byte what `write_bundle` writes, so that even a changed blank is found."""
-    return file.read_text() == json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def _facts_text(content: dict[str, Any]) -> bytes:
+    """Return ``bundle.json`` byte for byte, so that even a changed blank is found on reading."""
+    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

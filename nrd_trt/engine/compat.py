@@ -1,7 +1,7 @@
 """The adapter that owns TensorRT: every difference between 10.3 … 11.x and TensorRT-RTX is held here.
 
-Features are detected by attribute; nothing else in the package names a TensorRT version or enum. TensorRT is imported on
-use.
+Features are detected by attribute; nothing else in the package names a TensorRT version or enum. TensorRT is imported
+on use.
 """
 
 from __future__ import annotations
@@ -79,22 +79,24 @@ class TensorRT:
             return self.trt.Builder(log.logger)
         except TypeError as exc:  # the bindings' word for a null pointer
             raise BuildError(
-                f"{self.flavour} {self.version} cannot create a builder on this machine{log.tail()}; enterprise TensorRT "
-                "needs an NVIDIA GPU and driver. Use --builder tensorrt-rtx or onnxruntime here."
+                f"{self.flavour} {self.version} cannot create a builder on this machine{log.tail()}; enterprise "
+                "TensorRT needs an NVIDIA GPU and driver. Use --builder tensorrt-rtx or onnxruntime here."
             ) from exc
 
     def network(self, builder: Any) -> Any:
         """Return an empty strongly typed network; the flag's number differs between 10.x and 11.x."""
         flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         if flag is None:
-            raise BuildError(f"{self.flavour} {self.version} has no strongly typed networks; TensorRT >= 10.3 is needed.")
+            raise BuildError(
+                f"{self.flavour} {self.version} has no strongly typed networks; TensorRT >= 10.3 is needed."
+            )
         return builder.create_network(1 << int(flag))
 
     def parse(self, network: Any, model: bytes, log: MessageLog) -> None:
         """Parse an ONNX file into `network`, or raise `BuildError` with the parser's words."""
         parser = self.trt.OnnxParser(network, log.logger)
         if not parser.parse(model):
-            errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+            errors = [_described(parser.get_error(index)) for index in range(parser.num_errors)]
             raise BuildError(
                 f"{self.flavour} {self.version} cannot parse the ONNX file: {'; '.join(errors) or log.tail()}. "
                 "Try --builder onnxruntime, or report it with the output of -v."
@@ -119,9 +121,13 @@ class TensorRT:
 
     def set_timing_cache(self, config: Any, content: bytes) -> None:
         """Give the builder an earlier timing cache; empty content starts a new one."""
+        if self.flavour == "tensorrt-rtx":  # since 1.2 its timing cache is a deprecated stub that accepts any bytes
+            raise ConfigError(f"--timing-cache: {self.flavour} has no timing cache; leave the option out.")
         cache = config.create_timing_cache(content)
         if cache is None or not config.set_timing_cache(cache, False):
-            raise BuildError("the timing cache was made by another TensorRT or GPU; delete the file to start a new one.")
+            raise BuildError(
+                "the timing cache was made by another TensorRT or GPU; delete the file to start a new one."
+            )
 
     def timing_cache(self, config: Any) -> bytes:
         """Return the timing cache after a build."""
@@ -229,6 +235,12 @@ class PhaseMonitor:
 
     def finish(self, phase: str) -> None:
         """A phase ends."""
+
+
+def _described(error: Any) -> str:
+    """Return the parser's words with the node that they are about, where the version tells it."""
+    node = " ".join(str(getattr(error, part)()) for part in ("node_operator", "node_name") if hasattr(error, part))
+    return f"{node}: {error.desc()}" if node.strip() else str(error.desc())
 
 
 def stderr_message(severity: str, text: str) -> None:

@@ -40,7 +40,9 @@ class ExportOptions:
     input_form: InputForm = "uint8"
 
 
-def export_onnx(model: NrdSegmentor, options: ExportOptions, *, checkpoint_sha256: str | None = None) -> onnx.ModelProto:
+def export_onnx(
+    model: NrdSegmentor, options: ExportOptions, *, checkpoint_sha256: str | None = None
+) -> onnx.ModelProto:
     """Export a model to ONNX in fp32.
 
     Args:
@@ -72,9 +74,15 @@ def export_onnx(model: NrdSegmentor, options: ExportOptions, *, checkpoint_sha25
         producer_name="nrd_trt",
     )
     facts = GraphFacts(
-        info=info, decode=spec, shape=options.shape, input_form=options.input_form, output="both",
-        checkpoint_sha256=checkpoint_sha256, encoder=model.config.encoder, head=model.config.head,
-    )  # fmt: skip
+        info=info,
+        decode=spec,
+        shape=options.shape,
+        input_form=options.input_form,
+        output="both",
+        checkpoint_sha256=checkpoint_sha256,
+        encoder=model.config.encoder,
+        head=model.config.head,
+    )
     write_facts(result, facts)
     try:
         onnx.checker.check_model(result, full_check=True)

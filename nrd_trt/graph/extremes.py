@@ -35,9 +35,7 @@ def with_extremes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def read_extremes(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Pick ``{tensor name: max |x|}`` out of the outputs of a graph made by `with_extremes`."""
-    return {
-        name.removesuffix(_SUFFIX): float(value) for name, value in outputs.items() if name.endswith(_SUFFIX)
-    }
+    return {name.removesuffix(_SUFFIX): float(value) for name, value in outputs.items() if name.endswith(_SUFFIX)}
 
 
 def out_of_range(model: onnx.ModelProto, extremes: Mapping[str, float], precision: Precision) -> frozenset[str]:
@@ -57,6 +55,4 @@ def out_of_range(model: onnx.ModelProto, extremes: Mapping[str, float], precisio
             weights = numpy_helper.to_array(tensor)
             if weights.size and not np.abs(weights).max() <= _LARGEST[precision]:
                 too_large.add(tensor.name)
-    return frozenset(
-        node.name for node in model.graph.node if not too_large.isdisjoint([*node.input, *node.output])
-    )
+    return frozenset(node.name for node in model.graph.node if not too_large.isdisjoint([*node.input, *node.output]))

@@ -59,9 +59,7 @@ def read_facts(model: onnx.ModelProto) -> GraphFacts:
         ExportError: The file carries none, or not these.
     """
     found = {
-        entry.key.removeprefix(_PREFIX): entry.value
-        for entry in model.metadata_props
-        if entry.key.startswith(_PREFIX)
+        entry.key.removeprefix(_PREFIX): entry.value for entry in model.metadata_props if entry.key.startswith(_PREFIX)
     }
     try:
         return GraphFacts.from_dict({key: json.loads(value) for key, value in found.items()})

@@ -33,9 +33,7 @@ def simulate_rounding(model: onnx.ModelProto, precision: Precision) -> onnx.Mode
         nodes.append(node)
         for name in rounded:
             nodes.append(helper.make_node("Cast", [exact[name]], [f"{name}/16"], name=f"{name}/round", to=half))
-            nodes.append(
-                helper.make_node("Cast", [f"{name}/16"], [name], name=f"{name}/widen", to=TensorProto.FLOAT)
-            )
+            nodes.append(helper.make_node("Cast", [f"{name}/16"], [name], name=f"{name}/widen", to=TensorProto.FLOAT))
     widened = [
         numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
         if tensor.data_type == half

@@ -26,7 +26,7 @@ from torch import Tensor
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.files import atomic_file
-from nrd_trt.model.configs import expected_shapes, nearest_config
+from nrd_trt.model.configs import nearest_config
 from nrd_trt.model.encoders import RESNETS
 from nrd_trt.model.network import Head, NrdConfig, NrdSegmentor
 from nrd_trt.specs import ModelInfo
@@ -78,7 +78,7 @@ def load_model(path: str | Path, options: CheckpointOptions | None = None) -> Nr
     except _FOREIGN as exc:
         raise CheckpointError(_foreign_message(path, exc)) from exc
     model = NrdSegmentor(config, info)
-    _check_tensors(path, state, config)
+    _check_tensors(path, state, model)
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()}, strict=False)
     return model.eval().requires_grad_(False)
 
@@ -101,8 +101,12 @@ def save_checkpoint(
     metadata = dict(extra or {})
     metadata[_INFO_KEY] = json.dumps(model.info.to_dict())
     metadata[_CONFIG_KEY] = json.dumps(
-        {"num_classes": config.num_classes, "hidden": config.hidden, "patch": config.patch,
-         "dilations": config.dilations}  # fmt: skip
+        {
+            "num_classes": config.num_classes,
+            "hidden": config.hidden,
+            "patch": config.patch,
+            "dilations": config.dilations,
+        }
     )
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -133,7 +137,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(f"{path}: not a readable safetensors file ({exc}); fetch or export it again.") from exc
     try:
@@ -178,11 +182,11 @@ def _foreign_message(path: Path, exc: Exception) -> str:
 
 
 def _pickle_message(path: Path, exc: Exception) -> str:
-    refused = re.search(r"(?:GLOBAL|global|class) ([\w.]+\.[\w.]+)", str(exc))
+    refused = re.search(r"(?:GLOBAL|global|class) ([\w.]+\.[\w.]+)|GLOBAL (\w+)", str(exc))
     if isinstance(exc, pickle.UnpicklingError) and refused:
         return (
-            f"{path}: expected plain tensors, got an object of type {refused[1]}, which could run code when loaded; "
-            "save only the state dict."
+            f"{path}: expected plain tensors, got an object of type {refused[1] or refused[2]}, which could run code "
+            "when loaded; save only the state dict."
         )
     first_line = (str(exc) or type(exc).__name__).splitlines()[0][:200]
     return f"{path}: not a readable PyTorch checkpoint ({first_line}); it may be truncated or of another kind."
@@ -316,10 +320,10 @@ def _describe(classes: int, facts: Mapping[str, Any], options: CheckpointOptions
 # --- checking --------------------------------------------------------------------------------------------------------
 
 
-def _check_tensors(path: Path, state: Mapping[str, Tensor], config: NrdConfig) -> None:
+def _check_tensors(path: Path, state: Mapping[str, Tensor], model: NrdSegmentor) -> None:
     """Raise `CheckpointError` that lists every missing, unexpected, misshapen or non-finite tensor."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    expected = expected_shapes(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     optional = {name for name in expected if name.endswith("num_batches_tracked") or name.startswith(_UNUSED)}
     faults = {
         "missing": sorted(expected.keys() - shapes.keys() - optional),
@@ -333,7 +337,9 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor], config: NrdConfig) -
     }
     if any(faults.values()):
         listed = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in faults.items() if names)
-        raise CheckpointError(f"{path}: read as {config.encoder} with head {config.head}; {listed}. {_nearest(shapes)}")
+        raise CheckpointError(
+            f"{path}: read as {model.config.encoder} with head {model.config.head}; {listed}. {_nearest(shapes)}"
+        )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -17,17 +17,11 @@ KNOWN_CONFIGS: dict[str, NrdConfig] = {
     "ade20k_x101": NrdConfig(encoder="resnext101_64x4d", num_classes=150),
     "pascal_context_r101": NrdConfig(encoder="resnetv1c101", num_classes=60),
     "pascal_context_59_r101": NrdConfig(encoder="resnetv1c101", num_classes=59),
-    "camvid_r18": NrdConfig(
-        encoder="resnetv1c18", num_classes=11, channels=128, controller_channels=128
-    ),
-    "camvid_mobilenetv2": NrdConfig(
-        encoder="mobilenetv2", num_classes=11, channels=128, controller_channels=128
-    ),
+    "camvid_r18": NrdConfig(encoder="resnetv1c18", num_classes=11, channels=128, controller_channels=128),
+    "camvid_mobilenetv2": NrdConfig(encoder="mobilenetv2", num_classes=11, channels=128, controller_channels=128),
 }
 
-CAMVID_INFO = ModelInfo(
-    class_names=CAMVID_CLASSES, palette=CAMVID_PALETTE, ignore_index=11, size_hw=(352, 480)
-)
+CAMVID_INFO = ModelInfo(class_names=CAMVID_CLASSES, palette=CAMVID_PALETTE, ignore_index=11, size_hw=(352, 480))
 
 
 def nearest_config(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, float]:

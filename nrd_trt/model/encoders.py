@@ -151,7 +151,15 @@ class MobileNetV2(nn.Module):
     """MobileNetV2 of width 1 whose outputs are its layers 2, 3, 5 and 7 (mmseg's out_indices 1, 2, 4, 6)."""
 
     # Per layer: expansion, channels, blocks, stride.
-    _LAYERS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    _LAYERS = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
     _OUTPUTS = (1, 2, 4, 6)
 
     def __init__(self) -> None:
@@ -162,9 +170,7 @@ class MobileNetV2(nn.Module):
         for index, (expand, out_channels, blocks, stride) in enumerate(self._LAYERS):
             layer = nn.Sequential()
             for block in range(blocks):
-                layer.append(
-                    InvertedResidual(in_channels, out_channels, stride=1 if block else stride, expand=expand)
-                )
+                layer.append(InvertedResidual(in_channels, out_channels, stride=1 if block else stride, expand=expand))
                 in_channels = out_channels
             self.add_module(f"layer{index + 1}", layer)
 
@@ -186,9 +192,7 @@ RESNETS = {
     "resnetv1c101": ResNetPlan(blocks=(3, 4, 23, 3), bottleneck=True, deep_stem=True),
     "resnet50": ResNetPlan(blocks=(3, 4, 6, 3), bottleneck=True, deep_stem=False),
     "resnet101": ResNetPlan(blocks=(3, 4, 23, 3), bottleneck=True, deep_stem=False),
-    "resnext101_64x4d": ResNetPlan(
-        blocks=(3, 4, 23, 3), bottleneck=True, deep_stem=False, groups=64, group_width=4
-    ),
+    "resnext101_64x4d": ResNetPlan(blocks=(3, 4, 23, 3), bottleneck=True, deep_stem=False, groups=64, group_width=4),
 }
 
 ENCODERS: dict[str, Callable[[], ResNet | MobileNetV2]] = {

@@ -129,9 +129,7 @@ class NrdHead(nn.Module):
         y = self.steps.repeat(height // f)[:, None].expand(batch, 1, height, width)  # type: ignore[operator]
         # Coordinates pass through cat_norm as well; as they repeat with every patch, one patch holds them all.
         inputs = self.cat_norm(torch.cat([x, y, guidance], dim=1))
-        return patch_decode(
-            theta, inputs[:, 2:], inputs[0, 0, 0, :f], inputs[0, 1, :f, 0], self.config.decode
-        )
+        return patch_decode(theta, inputs[:, 2:], inputs[0, 0, 0, :f], inputs[0, 1, :f, 0], self.config.decode)
 
 
 class NrdSegmentor(nn.Module):

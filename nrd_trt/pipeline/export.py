@@ -16,14 +16,13 @@ from nrd_trt.files import atomic_file
 from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.pipeline.precision import derive_precision
 from nrd_trt.model.network import NrdSegmentor
+from nrd_trt.pipeline.precision import derive_precision
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.specs import Precision
 from nrd_trt.validate.gates import Gates
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ class Exported:
 
     def to_bytes(self) -> bytes:
         """Return the file's bytes; equal inputs give equal bytes."""
-        return self.model.SerializeToString(deterministic=True)
+        return bytes(self.model.SerializeToString(deterministic=True))
 
 
 def export_checked(

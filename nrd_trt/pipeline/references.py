@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from nrd_trt.engine.bundle import MAX_REFERENCES, ReferenceSet
-from nrd_trt.graph.metadata import read_facts
+from nrd_trt.errors import ConfigError
+from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.validate.compare import TIE_MARGIN, Reference, Sample
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
     from nrd_trt.model.network import NrdSegmentor
 
 Draw = Callable[[Sample], Reference]
+
+
+def check_classes(checkpoint: Path, model: NrdSegmentor, graph: GraphFacts) -> None:
+    """Raise `ConfigError` unless the checkpoint has as many classes as what is compared with it."""
+    if model.config.num_classes != graph.decode.num_classes:
+        raise ConfigError(
+            f"{checkpoint}: expected {graph.decode.num_classes} classes as in the engine, "
+            f"got {model.config.num_classes}; this is the checkpoint of another model."
+        )
 
 
 @contextmanager
@@ -44,17 +55,38 @@ def onnx_reference(model: onnx.ModelProto, threads: int | None = None) -> Iterat
         yield lambda sample: Reference(mask=mask(sample.image), near_tie=None)
 
 
-def stored_samples(references: ReferenceSet) -> tuple[list[Sample], Draw]:
-    """Return the samples stored in a bundle, and the reference that knows their masks."""
-    samples = [Sample(image=image, restore=np.asarray) for image in references.images]
-    masks = {id(sample): index for index, sample in enumerate(samples)}
+class StoredSamples:
+    """The inputs stored in a bundle, and the reference that knows their masks.
 
-    def draw(sample: Sample) -> Reference:
-        index = masks[id(sample)]
-        near_tie = references.near_ties[index] if references.source == "torch" else None
-        return Reference(mask=references.masks[index], near_tie=near_tie)
+    Attributes:
+        name: What the samples are, for records.
+        source: What drew the masks: ``"torch"`` or ``"onnx"``.
+    """
 
-    return samples, draw
+    name = "stored inputs"
+
+    def __init__(self, references: ReferenceSet) -> None:
+        self.source = references.source
+        self._references = references
+        self._samples = [Sample(image=image, restore=np.asarray) for image in references.images]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    @contextmanager
+    def reference(self) -> Iterator[Draw]:
+        """Yield the stored masks as a reference for these samples."""
+        index = {id(sample): position for position, sample in enumerate(self._samples)}
+        ties_known = self.source == "torch"
+
+        def draw(sample: Sample) -> Reference:
+            stored, position = self._references, index[id(sample)]
+            return Reference(mask=stored.masks[position], near_tie=stored.near_ties[position] if ties_known else None)
+
+        yield draw
 
 
 class Recorder:
@@ -65,6 +97,7 @@ class Recorder:
         self._kept: list[tuple[np.ndarray, Reference]] = []
 
     def __call__(self, sample: Sample) -> Reference:
+        """Draw the reference of a sample and keep it if there is room."""
         reference = self._draw(sample)
         same_size = not self._kept or self._kept[0][0].shape == sample.image.shape
         if len(self._kept) < MAX_REFERENCES and same_size:

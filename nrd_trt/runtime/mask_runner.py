@@ -21,9 +21,10 @@ class MaskRunner:
         self._runner, self._graph = runner, graph
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Draw the mask of one image."""
         outputs = self._runner.infer(self.feed(image))
         if "mask" in outputs:
-            return outputs["mask"][0]
+            return np.asarray(outputs["mask"][0])
         return mask_of_logits(outputs["logits"][0], self._graph.decode.upsample)
 
     def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:

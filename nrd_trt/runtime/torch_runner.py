@@ -27,7 +27,9 @@ class TorchRunner(BaseRunner):
 
     name = "torch"
 
-    def __init__(self, model: NrdSegmentor, input_form: InputForm = "uint8", *, margin: bool = False, threads: int | None = None) -> None:
+    def __init__(
+        self, model: NrdSegmentor, input_form: InputForm = "uint8", *, margin: bool = False, threads: int | None = None
+    ) -> None:
         super().__init__()
         self._model = model
         self._form = input_form

@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
-from nrd_trt.data.augment import normalise
 from nrd_trt.data.folders import IGNORE
+from nrd_trt.data.preprocessing import fit_image, normalise
 from nrd_trt.decode.reference import upsample
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.files import atomic_file
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.network import NrdSegmentor
+from nrd_trt.specs import InputShape
 from nrd_trt.train.recipes import Recipe, find_recipe
 from nrd_trt.train.samples import Pair, SampleStream, class_weights, read_pair, split_pairs
 from nrd_trt.validate.masks import confusion_matrix, mean_iou
@@ -130,11 +130,9 @@ def validation_matrix(model: NrdSegmentor, pairs: Sequence[Pair]) -> np.ndarray:
 
 def predict_mask(model: NrdSegmentor, image: np.ndarray) -> np.ndarray:
     """Return the mask ``(H, W) uint8`` of an image ``(H, W, 3) uint8`` RGB, run at the model's own size."""
-    height, width = model.info.size_hw
-    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    mask = model.predict(_channels_last(normalise(resized, model.info)[None]))[0].numpy().astype(np.uint8)
-    restored = Image.fromarray(mask).resize((image.shape[1], image.shape[0]), Image.Resampling.NEAREST)
-    return np.asarray(restored)
+    fitted = fit_image(image, InputShape.static(model.info.size_hw), model.info)
+    mask = model.predict(_channels_last(normalise(fitted.image[None], model.info)))[0]
+    return fitted.restore(mask.numpy().astype(np.uint8))
 
 
 class _Run:
@@ -201,9 +199,7 @@ class _Run:
         """Return the mIoU on `pairs`; write the best weights so far."""
         miou = mean_iou(validation_matrix(self.model, pairs))
         if miou is None:
-            raise ConfigError(
-                "validation labels: expected pixels of some class, got ignored ones only; check --data."
-            )
+            raise ConfigError("validation labels: expected pixels of some class, got ignored ones only; check --data.")
         if miou > self.best:
             self.best = miou
             save_checkpoint(self.model, self.out / BEST, extra=self._facts(miou))
@@ -280,9 +276,7 @@ def _prepare(out: Path, *, resume: bool, force: bool) -> None:
         raise ConfigError(f"{out}: expected a folder to write to, got a file; choose another name.")
     present = [out / name for name in (STATE, BEST, LAST, LOG) if (out / name).exists()]
     if resume and out / STATE not in present:
-        raise ConfigError(
-            f"{out / STATE}: expected the state of an earlier run, found none; leave out --resume."
-        )
+        raise ConfigError(f"{out / STATE}: expected the state of an earlier run, found none; leave out --resume.")
     if present and not (resume or force):
         raise ConfigError(f"{present[0]}: already exists; give --resume, --force, or another folder.")
     out.mkdir(parents=True, exist_ok=True)

@@ -66,9 +66,7 @@ class Recipe:
                 f"{self.batch} and {self.evaluations}."
             )
         if not 0 <= self.synthetic_share <= 1:
-            raise ConfigError(
-                f"recipe {self.name}: expected synthetic_share in 0-1, got {self.synthetic_share}."
-            )
+            raise ConfigError(f"recipe {self.name}: expected synthetic_share in 0-1, got {self.synthetic_share}.")
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of step `step` (from 0): polynomial decay times linear warm-up."""

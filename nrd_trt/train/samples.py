@@ -58,9 +58,7 @@ def read_pair(pair: Pair, info: ModelInfo) -> tuple[np.ndarray, np.ndarray]:
     """
     image = read_image(pair[0])
     size_hw = (image.shape[0], image.shape[1])
-    label = read_label(
-        pair[1], num_classes=len(info.class_names), ignore_index=info.ignore_index, image_hw=size_hw
-    )
+    label = read_label(pair[1], num_classes=len(info.class_names), ignore_index=info.ignore_index, image_hw=size_hw)
     return image, label
 
 

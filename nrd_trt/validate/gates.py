@@ -38,9 +38,9 @@ class Gates:
     def failures(self, *, agreement: float | None, miou_drop: float | None) -> list[str]:
         """Return one line per gate that does not hold; an agreement that could not be measured does not."""
         lines = []
-        if agreement is None or agreement < self.min_agreement:
+        if agreement is None or not agreement >= self.min_agreement:  # NaN holds no gate
             shown = "not measured" if agreement is None else f"{agreement:.6f}"
             lines.append(f"pixel agreement {shown}, at least {self.min_agreement} needed")
-        if miou_drop is not None and miou_drop > self.max_miou_drop:
+        if miou_drop is not None and not miou_drop <= self.max_miou_drop:
             lines.append(f"mIoU drop {miou_drop:.6f}, at most {self.max_miou_drop} allowed")
         return lines

@@ -94,7 +94,7 @@ def test_missing_label_folder(labels: str | None, tmp_path: Path) -> None:
         list_pairs(tmp_path, tmp_path / labels if labels else None)
 
 
-@pytest.mark.parametrize(("mode", "channels_equal"), [("RGB", False), ("L", True), ("RGBA", False), ("P", False)])
+@pytest.mark.parametrize(("mode", "channels_equal"), [("RGB", False), ("L", True), ("RGBA", False), ("P", True)])
 def test_every_image_mode_reads_as_rgb(mode: str, channels_equal: bool, tmp_path: Path) -> None:
     got = read_image(write(tmp_path / "a.png", RGB, mode))
     assert (got.shape, got.dtype) == ((4, 6, 3), np.uint8)

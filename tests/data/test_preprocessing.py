@@ -130,7 +130,12 @@ def test_pad_refuses_larger_images(shape: InputShape) -> None:
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((1, 4, 4, 3))],
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((1, 4, 4, 3)),
+    ],
     ids=["grey", "rgba", "float", "batch"],
 )
 def test_other_arrays_are_refused(image: np.ndarray) -> None:

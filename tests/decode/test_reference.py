@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.helpers import random_decode_inputs
 
 from nrd_trt.decode.reference import patch_decode, upsample
 from nrd_trt.errors import ShapeError
 from nrd_trt.specs import DecodeSpec
+from tests.helpers import random_decode_inputs
 
 SPECS = [  # odd K, d and m; every f
     DecodeSpec(num_classes=3, hidden=5, guidance_channels=7, patch=4, upsample=8),

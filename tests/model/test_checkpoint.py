@@ -351,7 +351,10 @@ NAME = "decode_head.bottleneck.conv.weight"
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        (lambda state: without(state, "decode_head.cat_norm.running_var"), "1 missing: decode_head.cat_norm.running_var"),
+        (
+            lambda state: without(state, "decode_head.cat_norm.running_var"),
+            "1 missing: decode_head.cat_norm.running_var",
+        ),
         (lambda state: {**state, "decode_head.extra.weight": torch.zeros(1)}, "1 unexpected: decode_head.extra.weight"),
         (
             lambda state: {**state, "decode_head.bottleneck.bn.bias": torch.zeros(5)},
@@ -382,7 +385,7 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
     state = without(state_of(cached_small_model()), "decode_head.cat_norm.bias")
     state |= {"decode_head.extra.weight": torch.zeros(1), NAME: state[NAME] * torch.nan}
     torch.save(state, tmp_path / "m.pth")
-    with pytest.raises(CheckpointError, match="1 missing.*1 unexpected.*1 not finite"):
+    with pytest.raises(CheckpointError, match=r"1 missing.*1 unexpected.*1 not finite"):
         nrd_trt.load_model(tmp_path / "m.pth")
 
 

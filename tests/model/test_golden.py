@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.golden.keyed_weights import keyed_image, keyed_state_dict
-from tests.helpers import GOLDEN
 
 import nrd_trt
 from nrd_trt.decode.reference import upsample
 from nrd_trt.model.configs import KNOWN_CONFIGS, expected_shapes
 from nrd_trt.model.network import NrdSegmentor
+from tests.golden.keyed_weights import keyed_image, keyed_state_dict
+from tests.helpers import GOLDEN
 
 KEYS = {
     "r50_cityscapes": "cityscapes_r50",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.helpers import cached_small_model, keyed_model, small_model
 
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.model.network import NrdConfig
+from tests.helpers import cached_small_model, keyed_model, small_model
 
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
 CHANNELS = {

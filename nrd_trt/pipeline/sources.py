@@ -1,0 +1,210 @@
+"""The three things to build from, a checkpoint, an ONNX file, a bundle, each brought to one typed ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from nrd_trt.engine.bundle import is_bundle, read_bundle
+from nrd_trt.errors import BuildError, ConfigError
+from nrd_trt.files import sha256_file
+from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.pipeline.precision import derive_precision
+from nrd_trt.pipeline.references import Draw, StoredSamples, check_classes, onnx_reference, torch_reference
+from nrd_trt.pipeline.request import BuildRequest, samples_for
+from nrd_trt.pipeline.samples import MEASURED_COUNT, SampleSource
+from nrd_trt.specs import Fit, Precision
+
+if TYPE_CHECKING:
+    from nrd_trt.model.checkpoint import CheckpointOptions
+    from nrd_trt.model.network import NrdSegmentor
+    from nrd_trt.pipeline.export import Exported, Parity
+
+DEFAULT_PRECISION: Precision = "fp16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A typed ONNX model with all that its validation needs; the three kinds of source end here.
+
+    Attributes:
+        model: In the precision and form asked for.
+        samples: To validate on.
+        reference: Opens what draws the right masks of the samples.
+        reference_name: ``"torch"``, ``"onnx"`` or ``"stored"``.
+        drawn_by: What drew or draws the reference masks, ``"torch"`` or ``"onnx"``.
+        fit: How images are brought to the engine's size.
+        checkpoint: Name and SHA-256, as far as they are known.
+        kept_fp32: Nodes kept in fp32 for their range.
+        parity: Of the export, where there was one.
+    """
+
+    model: onnx.ModelProto
+    samples: SampleSource | StoredSamples
+    reference: Callable[[], AbstractContextManager[Draw]]
+    reference_name: str
+    drawn_by: str
+    fit: Fit
+    checkpoint: dict[str, str | None] | None
+    kept_fp32: frozenset[str] = frozenset()
+    parity: Parity | None = None
+
+    @property
+    def graph(self) -> GraphFacts:
+        """What the model says about itself."""
+        return read_facts(self.model)
+
+
+def prepare(request: BuildRequest) -> Prepared:
+    """Bring the source of a request to a typed ONNX model; form options are for checkpoints only."""
+    if is_bundle(request.source) or request.source.suffix == ".nrd":
+        return _from_bundle(request)
+    if not request.source.is_file():
+        raise ConfigError(f"{request.source}: expected a checkpoint, an ONNX file or a bundle; found none.")
+    return _from_onnx(request) if request.source.suffix == ".onnx" else _from_checkpoint(request)
+
+
+def _from_checkpoint(request: BuildRequest) -> Prepared:
+    if request.checkpoint is not None:
+        raise ConfigError("--checkpoint belongs to builds from an ONNX file; here the checkpoint is the source.")
+    model = load_checkpoint(request.source, request.checkpoint_options)
+    samples = samples_for(request, request.form.shape(model.info.size_hw), model.info)
+    precision = request.precision or DEFAULT_PRECISION
+    request.on_stage(f"exporting {model.config.encoder} to ONNX, {precision}")
+    exported = export_checkpoint(request, model, samples, precision)
+    return Prepared(
+        model=exported.model,
+        samples=samples,
+        reference=lambda: torch_reference(model),
+        reference_name="torch",
+        drawn_by="torch",
+        fit=samples.fit,
+        checkpoint={"name": request.source.name, "sha256": sha256_file(request.source)},
+        kept_fp32=exported.kept_fp32,
+        parity=exported.parity,
+    )
+
+
+def load_checkpoint(path: Path, options: CheckpointOptions | None) -> NrdSegmentor:
+    """Load a model; PyTorch is imported here and not before."""
+    from nrd_trt.model.checkpoint import load_model
+
+    return load_model(path, options)
+
+
+def export_checkpoint(
+    request: BuildRequest, model: NrdSegmentor, samples: SampleSource, precision: Precision
+) -> Exported:
+    """Export a loaded checkpoint in the form asked for."""
+    from nrd_trt.export.onnx_export import ExportOptions
+    from nrd_trt.pipeline.export import export_checked
+
+    options = ExportOptions(shape=samples.shape, input_form=request.form.input_form or "uint8")
+    return export_checked(
+        model,
+        options,
+        precision=precision,
+        output=request.form.output or "mask",
+        images=[sample.image for sample in samples.first(MEASURED_COUNT)],
+        checkpoint_sha256=sha256_file(request.source),
+        threads=request.threads,
+    )
+
+
+def _from_onnx(request: BuildRequest) -> Prepared:
+    model = _load_onnx(request.source)
+    _refuse_form(request, "an ONNX file")
+    graph = read_facts(model)
+    samples = samples_for(request, graph.shape, graph.info)
+    precision = request.precision or (DEFAULT_PRECISION if graph.precision == "fp32" else graph.precision)
+    typed, kept = model, frozenset[str]()
+    if precision != graph.precision:
+        if graph.precision != "fp32":
+            raise ConfigError(
+                f"{request.source}: typed in {graph.precision}, --precision {precision} was asked for; "
+                "precisions are derived from an fp32 file, so export one first."
+            )
+        typed, kept = derive_precision(
+            model, precision, [sample.image for sample in samples.first(MEASURED_COUNT)], threads=request.threads
+        )
+    if request.checkpoint is not None:
+        reference, name = _checkpoint_reference(request, request.checkpoint, graph), "torch"
+    elif graph.precision == "fp32":
+        reference, name = (lambda: onnx_reference(model, request.threads)), "onnx"
+    else:
+        raise ConfigError(
+            f"{request.source}: a {graph.precision} file cannot prove its own masks; give --checkpoint, or build from "
+            "an fp32 file."
+        )
+    return Prepared(
+        model=typed,
+        samples=samples,
+        reference=reference,
+        reference_name=name,
+        drawn_by=name,
+        fit=samples.fit,
+        checkpoint={"name": None, "sha256": graph.checkpoint_sha256},
+        kept_fp32=kept,
+    )
+
+
+def _checkpoint_reference(
+    request: BuildRequest, checkpoint: Path, graph: GraphFacts
+) -> Callable[[], AbstractContextManager[Draw]]:
+    model = load_checkpoint(checkpoint, request.checkpoint_options)
+    check_classes(checkpoint, model, graph)
+    return lambda: torch_reference(model)
+
+
+def _from_bundle(request: BuildRequest) -> Prepared:
+    bundle = read_bundle(request.source)
+    _refuse_form(request, "a bundle")
+    if request.precision not in (None, bundle.graph.precision):
+        raise ConfigError(
+            f"{request.source}: holds {bundle.graph.precision}, --precision {request.precision} was asked for; "
+            "build another precision from the checkpoint."
+        )
+    if request.data is not None and request.checkpoint is None:
+        raise ConfigError(
+            "--data needs --checkpoint when rebuilding a bundle: it knows the masks of its own inputs only."
+        )
+    if request.labels is not None and request.data is None:
+        raise ConfigError("--labels needs --data: labels are paired with images by name.")
+    fit: Fit = bundle.facts["fit"]
+    samples: SampleSource | StoredSamples
+    reference: Callable[[], AbstractContextManager[Draw]]
+    if request.checkpoint is None:
+        samples = StoredSamples(bundle.references())
+        reference, name, drawn_by = samples.reference, "stored", samples.source
+    else:
+        samples = samples_for(request, bundle.graph.shape, bundle.graph.info, fit)
+        reference, name, drawn_by = _checkpoint_reference(request, request.checkpoint, bundle.graph), "torch", "torch"
+    return Prepared(
+        model=onnx.load(bundle.onnx_path),
+        samples=samples,
+        reference=reference,
+        reference_name=name,
+        drawn_by=drawn_by,
+        fit=fit,
+        checkpoint=bundle.facts["checkpoint"],
+        kept_fp32=frozenset(bundle.facts["precision"]["kept_fp32"]),
+    )
+
+
+def _load_onnx(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as exc:  # protobuf's and onnx's errors have no common base
+        raise BuildError(f"{path}: not a valid ONNX file ({exc}); export it again with `nrd-trt export`.") from exc
+    return model
+
+
+def _refuse_form(request: BuildRequest, what: str) -> None:
+    if given := request.form.given():
+        raise ConfigError(f"{', '.join(given)}: fixed in {what}; export from the checkpoint to change it.")

@@ -1,0 +1,152 @@
+"""What several tests build once per process: the trained checkpoint, its ONNX file, bundles. Nothing here asserts.
+
+Treat everything returned as read-only; `copy_of` gives a bundle that may be damaged.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from nrd_trt.engine.bundle import FACTS_FILE, read_bundle
+from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.files import canonical_json, sha256_bytes, sha256_file
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.model.checkpoint import load_model, save_checkpoint
+from nrd_trt.model.network import NrdSegmentor
+from nrd_trt.pipeline.build import BuildRequest, build_bundle
+from nrd_trt.specs import InputShape
+from nrd_trt.zoo import checkpoint_path
+from tests.helpers import small_model
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SIZE_HW = (64, 96)
+SIZE = "64x96"
+LENIENT = 0.9
+"""Gate for tests about something else: on pictures this small a 16-bit file may miss its default gate."""
+
+
+@cache
+def workspace() -> Path:
+    """A folder that lives as long as this process."""
+    folder = Path(tempfile.mkdtemp(prefix="nrd_trt-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def checkpoint() -> Path:
+    """A copy of the trained checkpoint."""
+    return Path(shutil.copy(checkpoint_path("nrd_mobilenetv2_camvid"), workspace() / "trained.safetensors"))
+
+
+@cache
+def trained_model() -> NrdSegmentor:
+    """The trained network."""
+    return load_model(checkpoint())
+
+
+@cache
+def other_checkpoint() -> Path:
+    """The trained checkpoint with one class's logits raised: same form, other masks."""
+    model = load_model(checkpoint())
+    with torch.no_grad():
+        model.decode_head.classifier.classifier[1].bias[-1] += 100.0
+    save_checkpoint(model, workspace() / "other.safetensors")
+    return workspace() / "other.safetensors"
+
+
+@cache
+def untrained_checkpoint(num_classes: int = 19) -> Path:
+    """A quick network of another number of classes."""
+    path = workspace() / f"classes_{num_classes}.safetensors"
+    save_checkpoint(small_model(num_classes=num_classes), path)
+    return path
+
+
+@cache
+def both_outputs() -> onnx.ModelProto:
+    """The trained network in fp32 at `SIZE_HW`, uint8 input, mask and logits."""
+    options = ExportOptions(shape=InputShape.static(SIZE_HW))
+    return export_onnx(trained_model(), options, checkpoint_sha256=sha256_file(checkpoint()))
+
+
+@cache
+def onnx_file(output: str = "mask") -> Path:
+    """The fp32 file as `nrd-trt export` writes it."""
+    return write_model(select_outputs(both_outputs(), output), f"fp32_{output}.onnx")
+
+
+def write_model(model: onnx.ModelProto, name: str) -> Path:
+    """Write a model into the workspace."""
+    path = workspace() / name
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def bundle(precision: str = "fp32", builder: str = "onnxruntime", output: str = "mask", fit: str = "resize") -> Path:
+    """A bundle of the trained network that passed, built from `onnx_file`."""
+    return _bundle(precision, builder, output, fit)
+
+
+@cache
+def _bundle(precision: str, builder: str, output: str, fit: str) -> Path:
+    target = workspace() / f"{precision}_{builder}_{output}_{fit}.nrd"
+    build(onnx_file(output), target, precision=precision, builder=builder, fit=fit, checkpoint=checkpoint())
+    return target
+
+
+def build(source: Path, target: Path, **changes: Any) -> dict[str, Any]:
+    """Build quickly; return the bundle's facts."""
+    defaults = {"builder": "onnxruntime", "min_agreement": LENIENT, "threads": 1, "progress": False}
+    return build_bundle(BuildRequest(source=source, output=target, **{**defaults, **changes})).facts
+
+
+def copy_of(source: Path, target: Path) -> Path:
+    """Copy a bundle."""
+    return Path(shutil.copytree(source, target))
+
+
+def rewrite_facts(path: Path, **changes: Any) -> None:
+    """Edit values of a bundle's facts and make their own hash right again."""
+    record = {**read_bundle(path).facts, **changes}
+    record = {key: value for key, value in record.items() if value is not ...}
+    content = {**record, "sha256": sha256_bytes(canonical_json(record))}
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    (path / FACTS_FILE).write_text(text)
+
+
+def listing(folder: Path) -> list[str]:
+    """Return every path below a folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return the environment of a child process that finds this checkout."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", **changes}
+
+
+def command_line(*arguments: object) -> list[str]:
+    """Return the command that runs `nrd-trt` of this checkout."""
+    return [sys.executable, "-c", "from nrd_trt.cli.main import main; main()", *map(str, arguments)]
+
+
+def run_process(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run `nrd-trt` as a process of its own."""
+    return subprocess.run(command_line(*arguments), capture_output=True, text=True, env=environment(**changes))

@@ -1,0 +1,52 @@
+"""The command line inside this process, and pictures to give it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from nrd_trt.cli.main import app
+from nrd_trt.data.overlay import write_rgb
+from nrd_trt.data.synthetic import street_scene
+
+Result = Any  # of the runner; its module differs between versions of Typer
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def nrd_trt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
+    """Run `nrd-trt` in this process; the result has `exit_code`, `stdout` and `stderr`."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+    yield invoke
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two labelled scenes: `images/` and `labels/`."""
+    folder = tmp_path / "data"
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for index in range(2):
+        scene = street_scene(index, (50, 70))
+        write_rgb(folder / "images" / f"{index}.png", scene.image)
+        Image.fromarray(scene.label).save(folder / "labels" / f"{index}.png")
+    return folder
+
+
+def one_object(stdout: str) -> dict[str, Any]:
+    """Return the one JSON object that stdout must be."""
+    found: dict[str, Any] = json.loads(stdout)
+    if not isinstance(found, dict):
+        raise TypeError(f"expected a JSON object, got {stdout!r}")
+    return found

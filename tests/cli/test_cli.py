@@ -1,0 +1,669 @@
+"""Every verb as its user calls it: exit codes, what is on stdout and stderr, and what is left on the disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import nrd_trt as package
+from nrd_trt.cli.main import VERBS, app
+from nrd_trt.engine.bundle import FACTS_FILE, ONNX_FILE, PLAN_FILE, read_bundle
+from nrd_trt.files import sha256_file
+from nrd_trt.graph.metadata import read_facts
+from nrd_trt.pipeline import build as build_module
+from nrd_trt.pipeline import validate as validate_module
+from nrd_trt.validate import gates
+from tests.artefacts import (
+    SIZE,
+    bundle,
+    checkpoint,
+    content,
+    copy_of,
+    listing,
+    onnx_file,
+    other_checkpoint,
+    run_process,
+    untrained_checkpoint,
+)
+from tests.cli.conftest import Invoke, one_object
+
+HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
+VALIDATION_KEYS = {
+    "pixel_agreement", "miou_between", "miou_reference", "miou_engine", "tie_share", "per_class_iou",
+    "checkpoint_matches", "runner", "arithmetic", "passed",
+}  # fmt: skip
+QUICK = ("--builder", "onnxruntime", "--threads", 1, "--min-agreement", 0.9)
+
+
+# --- the frame -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_of_every_verb(verb: str, nrd_trt: Invoke) -> None:
+    result = nrd_trt(verb, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+    assert (VERBS[verb].__doc__ or "?").split("\n")[0].split(".")[0] in " ".join(result.stdout.split())
+    assert "--json" in result.stdout
+
+
+def test_help_lists_every_verb(nrd_trt: Invoke) -> None:
+    result = nrd_trt("--help")
+    assert result.exit_code == 0
+    assert all(f" {verb} " in result.stdout for verb in VERBS)
+    assert nrd_trt().exit_code == 2  # a bare call is a mistake that shows the help
+
+
+def test_version(nrd_trt: Invoke) -> None:
+    result = nrd_trt("--version")
+    assert (result.exit_code, result.stdout.strip()) == (0, package.__version__)
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        ("tune", []),
+        ("build", []),
+        ("build", ["m.onnx"]),
+        ("build", ["m.onnx", "-o", "a.nrd", "--precison", "fp16"]),
+        ("benchmark", ["a.nrd", "--runs", "0"]),
+        ("benchmark", ["a.nrd", "--threads", "none"]),
+        ("predict", ["a.nrd", "b.png", "-o", "out", "--opacity", "60"]),
+    ],
+)
+def test_usage_errors_exit_2(verb: str, arguments: list[str], nrd_trt: Invoke) -> None:
+    result = nrd_trt(verb, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Error" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_every_verb_but_train_knows_the_shared_options() -> None:
+    for name, command in VERBS.items():
+        parameters = inspect.signature(command).parameters
+        assert "as_json" in parameters, name
+        if name != "train":
+            assert {"verbose", "quiet"} <= parameters.keys(), name
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def test_export_writes_a_checked_file_and_its_json(nrd_trt: Invoke, tmp_path: Path) -> None:
+    target = tmp_path / "m.onnx"
+    result = nrd_trt("export", checkpoint(), "-o", target, "--size", SIZE, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = one_object(result.stdout)
+    assert found.keys() == {"path", "sha256", "opset", "parity"}
+    assert found["parity"].keys() >= {"max_abs", "agreement"}
+    assert found["parity"]["agreement"] >= 0.9999
+    assert 0 <= found["parity"]["max_abs"] < 1e-3
+    assert found["sha256"] == sha256_file(target)
+    assert found["path"] == str(target)
+    model = onnx.load(target)
+    assert found["opset"] == model.opset_import[0].version >= 19
+    facts = read_facts(model)
+    assert (facts.precision, facts.input_form, facts.output) == ("fp32", "uint8", "mask")  # the defaults
+    assert (facts.shape.batch.min, facts.shape.batch.max) == (1, 1)
+    assert facts.checkpoint_sha256 == sha256_file(checkpoint())
+    assert "exporting" in result.stderr
+    assert listing(tmp_path) == ["m.onnx"]
+    refused = nrd_trt("export", checkpoint(), "-o", target, "--size", SIZE)
+    assert (refused.exit_code, "--force" in refused.stderr) == (2, True)
+
+
+def test_parity_that_fails_leaves_no_file(nrd_trt: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gates._MIN_AGREEMENT, "bf16", 1.0)
+    target = tmp_path / "m.onnx"
+    arguments = ("export", checkpoint(), "-o", target, "--size", SIZE, "--precision", "bf16", "--threads", 1)
+    result = nrd_trt(*arguments, "--json")
+    assert result.exit_code == 1
+    found = one_object(result.stdout)
+    assert found["sha256"] is None
+    assert found["parity"]["failures"]
+    assert "gate failed" in result.stderr
+    assert listing(tmp_path) == []
+
+
+# --- build -----------------------------------------------------------------------------------------------------------
+
+
+def test_build_prints_the_bundles_facts(nrd_trt: Invoke, tmp_path: Path) -> None:
+    target = tmp_path / "a.nrd"
+    result = nrd_trt("build", onnx_file(), "-o", target, *QUICK, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = one_object(result.stdout)
+    assert found.pop("path") == str(target)
+    assert found == read_bundle(target).facts
+    assert found["precision"]["asked"] == "fp16"  # the default
+    assert found["builder"]["name"] == "onnxruntime"
+    assert VALIDATION_KEYS <= found["validation"].keys()
+    assert "validating" in result.stderr
+    assert listing(tmp_path) == ["a.nrd", *(f"a.nrd/{name}" for name in (FACTS_FILE, ONNX_FILE, "reference.npz"))]
+
+
+def test_build_speaks_to_people_too(nrd_trt: Invoke, tmp_path: Path) -> None:
+    result = nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", *QUICK, "-q")
+    assert result.exit_code == 0
+    for text in ("a.nrd", "fp16", "agree with onnx", "simulated arithmetic", "passed"):
+        assert text in result.stdout
+    assert result.stderr == ""
+
+
+def test_build_whose_gate_fails_keeps_the_bundle(nrd_trt: Invoke, tmp_path: Path) -> None:
+    target = tmp_path / "a.nrd"
+    arguments = ("build", onnx_file(), "-o", target, "--builder", "onnxruntime", "--precision", "bf16")
+    result = nrd_trt(*arguments, "--min-agreement", 1, "--json")
+    assert result.exit_code == 1
+    found = one_object(result.stdout)
+    assert found["passed"] is False
+    assert read_bundle(target).facts["passed"] is False
+    assert "gate failed: pixel agreement" in result.stderr
+    again = nrd_trt("validate", target, "--min-agreement", 1, "--json")
+    assert again.exit_code == 1
+    assert one_object(again.stdout)["passed"] is False
+
+
+def test_default_size_is_the_checkpoints(nrd_trt: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def stop(request: Any) -> None:
+        asked.append(request)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_module, "build_bundle", stop)
+    result = nrd_trt("build", checkpoint(), "-o", tmp_path / "a.nrd", "--json")
+    assert result.exit_code == 130
+    assert one_object(result.stdout)["error"]["type"] == "Interrupted"
+    (request,) = asked
+    assert (request.builder, request.decode, request.precision, request.force) == ("auto", "auto", None, False)
+    assert request.form.given() == []
+
+
+@pytest.mark.skipif(not HAS_RTX, reason="no TensorRT-RTX: pip install nrd-trt[rtx]")
+@pytest.mark.parametrize("flags", [(), ("-v",)])
+def test_tensorrt_prints_nothing_on_stdout(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """A process of its own: TensorRT writes to the file descriptor."""
+    target = tmp_path / "a.nrd"
+    result = run_process("build", onnx_file(), "-o", target, "--builder", "tensorrt-rtx", "--json", *flags)
+    assert result.returncode in (0, 1), result.stderr
+    assert one_object(result.stdout)["builder"]["name"] == "tensorrt-rtx"
+    assert (target / PLAN_FILE).is_file()
+    assert ("[TensorRT" in result.stderr) == bool(flags)
+
+
+# --- validate --------------------------------------------------------------------------------------------------------
+
+
+def test_validate_json(nrd_trt: Invoke, data: Path) -> None:
+    result = nrd_trt("validate", bundle(), "--json")
+    assert result.exit_code == 0, result.stderr
+    found = one_object(result.stdout)
+    assert VALIDATION_KEYS <= found.keys()
+    assert (found["miou_reference"], found["miou_engine"], found["per_class_iou"]) == (None, None, None)
+    assert (found["checkpoint_matches"], found["runner"], found["arithmetic"]) == (None, "onnxruntime", "native")
+    result = nrd_trt("validate", bundle(), "--checkpoint", checkpoint(), "--data", data, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = one_object(result.stdout)
+    assert found["checkpoint_matches"] is True
+    assert 0 <= found["miou_engine"] <= 1
+    assert "Sky" in found["per_class_iou"]
+    people = nrd_trt("validate", bundle(), "--checkpoint", checkpoint(), "--data", data)
+    assert people.exit_code == 0
+    assert "IoU Sky" in people.stdout
+
+
+def test_validate_against_another_checkpoint_exits_1(nrd_trt: Invoke) -> None:
+    result = nrd_trt("validate", bundle(), "--checkpoint", other_checkpoint(), "--min-agreement", 0, "--json")
+    assert result.exit_code == 1
+    found = one_object(result.stdout)
+    assert found["checkpoint_matches"] is False
+    assert found["pixel_agreement"] is not None
+    assert "gate failed: the checkpoint is not the one" in result.stderr
+
+
+# --- benchmark -------------------------------------------------------------------------------------------------------
+
+
+def test_benchmark_json(nrd_trt: Invoke) -> None:
+    result = nrd_trt("benchmark", bundle(), "--warmup", 0, "--runs", 2, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = one_object(result.stdout)
+    assert found.keys() >= {"latency_ms", "throughput_fps", "peak_memory_mib", "runner"}
+    assert found["latency_ms"].keys() >= {"p50", "p90", "p99"}
+    assert found["runner"] == "onnxruntime"
+    assert found["throughput_fps"] > 0
+    assert found["peak_memory_mib"] > 0
+
+
+def test_benchmark_compares_bundles_and_checkpoints(nrd_trt: Invoke) -> None:
+    targets = (bundle(), bundle("fp16"), checkpoint())
+    quick = ("--warmup", 0, "--runs", 1, "--threads", 1)
+    result = nrd_trt("benchmark", *targets, "--compare", *quick, "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = one_object(result.stdout)["results"]
+    assert [row["target"] for row in rows] == [target.name for target in targets]
+    assert [row["runner"] for row in rows] == ["onnxruntime", "onnxruntime", "torch"]
+    assert [row["precision"] for row in rows] == ["fp32", "fp16", "fp32"]
+    assert [row["arithmetic"] for row in rows] == ["native", "simulated", "native"]
+    assert rows[0]["ratio"] == 1
+    for row in rows:
+        assert row["ratio"] == pytest.approx(rows[0]["latency_ms"]["p50"] / row["latency_ms"]["p50"])
+        assert row["peak_memory_mib"] is None
+    people = nrd_trt("benchmark", bundle("fp16"), *quick)
+    assert "simulated" in people.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((lambda: [bundle(), bundle("fp16")]), "--compare"),
+        ((lambda: [bundle(), "--batch", 2]), "built for 1 to 1"),
+        ((lambda: [checkpoint(), "--runner", "onnxruntime"]), "a checkpoint runs in PyTorch"),
+        ((lambda: [checkpoint(), "--size", "100x100"]), "96x96"),
+        ((lambda: ["absent.nrd"]), "absent.nrd"),
+        ((lambda: ["absent.pth"]), "absent.pth"),
+    ],
+)
+def test_bad_benchmarks(arguments: Any, match: str, nrd_trt: Invoke) -> None:
+    result = nrd_trt("benchmark", *arguments())
+    assert result.exit_code == 2
+    assert match in result.stderr
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+
+def test_predict_writes_a_palette_png_of_the_images_size(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    result = nrd_trt("predict", bundle(), data / "images/0.png", "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = one_object(result.stdout)
+    assert found.keys() >= {"files", "latency_ms"}
+    assert found["files"] == [str(tmp_path / "out/0.png")]
+    assert found["latency_ms"] > 0
+    assert listing(tmp_path / "out") == ["0.png"]
+    rgb = np.asarray(Image.open(data / "images/0.png"))
+    with package.open_bundle(bundle()) as predictor, Image.open(tmp_path / "out/0.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (70, 50))
+        np.testing.assert_array_equal(np.asarray(mask), predictor.predict(rgb))
+        palette = np.array(mask.getpalette()).reshape(-1, 3)[:11]
+        np.testing.assert_array_equal(palette, predictor.info.palette)
+
+
+def test_predict_folder_with_overlays(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    Image.new("L", (33, 65), 90).save(data / "images/grey.jpg")
+    out = tmp_path / "a/b"
+    result = nrd_trt("predict", bundle(), data, "-o", out, "--overlay", "--opacity", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    names = ["0.png", "0_overlay.png", "1.png", "1_overlay.png", "grey.png", "grey_overlay.png"]
+    assert [Path(name).name for name in one_object(result.stdout)["files"]] == names == listing(out)
+    for stem, size in (("0", (70, 50)), ("grey", (33, 65))):
+        with Image.open(out / f"{stem}.png") as mask, Image.open(out / f"{stem}_overlay.png") as overlay:
+            assert mask.size == overlay.size == size
+            assert overlay.mode == "RGB"
+            np.testing.assert_array_equal(np.asarray(overlay), np.asarray(mask.convert("RGB")))  # opacity 1
+
+
+def test_predict_needs_force_to_replace(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert nrd_trt("predict", bundle(), data / "images/0.png", "-o", out).exit_code == 0
+    (out / "0.png").write_bytes(b"mine")
+    (out / "1_overlay.png").write_bytes(b"mine")
+    for flags in ((), ("--overlay",)):
+        result = nrd_trt("predict", bundle(), data / "images" / f"{len(flags)}.png", "-o", out, *flags)
+        assert result.exit_code == 2
+        assert "--force" in result.stderr
+    assert content(out) == {"0.png": b"mine", "1_overlay.png": b"mine"}
+    result = nrd_trt("predict", bundle(), data / "images/0.png", "-o", out, "--force")
+    assert result.exit_code == 0
+    assert (out / "0.png").read_bytes() != b"mine"
+    assert "1 masks" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "flags"), [("a.png", "a.jpg", ()), ("a.png", "a_overlay.jpg", ("--overlay",))]
+)
+def test_images_that_would_write_one_file_are_refused(
+    first: str, second: str, flags: tuple[str, ...], nrd_trt: Invoke, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in (first, second):
+        Image.new("RGB", (40, 40)).save(tmp_path / "in" / name)
+    result = nrd_trt("predict", bundle(), tmp_path / "in", "-o", tmp_path / "out", *flags)
+    assert result.exit_code == 2
+    assert "several images would write a" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_never_replaces_what_it_reads(nrd_trt: Invoke, data: Path) -> None:
+    before = content(data)
+    result = nrd_trt("predict", bundle(), data / "images", "-o", data / "labels/../images", "--force")
+    assert result.exit_code == 2
+    assert "choose another folder" in result.stderr
+    assert content(data) == before
+
+
+# --- bad inputs ------------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return print, ("code of a checkpoint ran",)
+
+
+def truncated(path: Path) -> None:
+    data = checkpoint().read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def truncated_pickle(path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:-700])
+
+
+def other_head(path: Path) -> None:
+    save_file(
+        {"backbone.conv1.weight": torch.zeros(8, 3, 3, 3), "decode_head.conv_seg.weight": torch.zeros(19, 8, 1, 1)},
+        path,
+    )
+
+
+BAD_CHECKPOINTS = {
+    "truncated.safetensors": (truncated, "not a readable safetensors file"),
+    "truncated.pth": (truncated_pickle, "not a readable PyTorch checkpoint"),
+    "text.pth": (lambda path: path.write_text("hello"), "not a readable PyTorch checkpoint"),
+    "text.safetensors": (lambda path: path.write_text("hello"), "not a readable safetensors file"),
+    "empty.pth": (lambda path: path.write_bytes(b""), "not a readable PyTorch checkpoint"),
+    "evil.pth": (lambda path: torch.save({"state_dict": Evil()}, path), "expected plain tensors"),
+    "evil.pkl": (lambda path: path.write_bytes(pickle.dumps(Evil())), "evil.pkl"),
+    "numbers.pth": (lambda path: torch.save([1, 2, 3], path), "expected a state dict of tensors"),
+    "other_head.safetensors": (other_head, "expected an NRD head"),
+}
+
+
+def check_refused(result: Any, folder: Path, before: list[str], *expected: str) -> None:
+    """Exit 2, the message on stderr without a traceback, one JSON object, nothing left."""
+    assert result.exit_code == 2, (result.stdout, result.stderr)
+    for text in expected:
+        assert text in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("error: ") == 1
+    found = one_object(result.stdout)["error"]
+    assert found.keys() == {"type", "message"}
+    assert f"error: {found['message']}" in result.stderr
+    assert listing(folder) == before
+
+
+@pytest.mark.parametrize("verb", ["build", "export", "benchmark", "validate"])
+@pytest.mark.parametrize("name", BAD_CHECKPOINTS)
+def test_bad_checkpoints(name: str, verb: str, nrd_trt: Invoke, tmp_path: Path) -> None:
+    write, message = BAD_CHECKPOINTS[name]
+    bad = tmp_path / name
+    write(bad)
+    arguments: dict[str, list[object]] = {
+        "build": ["build", bad, "-o", tmp_path / "a.nrd", "--builder", "onnxruntime"],
+        "export": ["export", bad, "-o", tmp_path / "m.onnx"],
+        "benchmark": ["benchmark", bad],
+        "validate": ["validate", bundle(), "--checkpoint", bad],
+    }
+    result = nrd_trt(*arguments[verb], "--json")
+    check_refused(result, tmp_path, [name], message, name)
+    assert "code of a checkpoint ran" not in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["build", "export"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--size", "100x100"], ["100x100", "96x96"]),
+        (["--size", "100x130"], ["96x128"]),
+        (["--size", "0x0"], ["32x32"]),
+        (["--size", "big"], ["HEIGHTxWIDTH"]),
+        (["--size", SIZE, "--dynamic", "64x64:64x64:96x96"], ["--size and --dynamic exclude each other"]),
+        (["--dynamic", "64x64:96x96"], ["MIN:OPT:MAX"]),
+        (["--dynamic", "64x64:100x96:128x128"], ["96x96"]),
+        (["--dynamic", "128x128:96x96:64x64"], ["MIN <= OPT <= MAX"]),
+        (["--batch", "0"], ["1 <= MIN"]),
+        (["--batch", "many"], ["--batch", "N or MIN:OPT:MAX"]),
+        (["--precision", "int4"], ["--precision 'int4'", "fp32, fp16, bf16"]),
+        (["--input", "yuv"], ["--input 'yuv'", "uint8, float"]),
+        (["--output", "boxes"], ["--output 'boxes'", "mask, logits, both"]),
+        (["--fit", "crop"], ["--fit 'crop'"]),
+        (["--mean", "1,2"], ["--mean '1,2'", "3 numbers"]),
+        (["--dilations", "1,a,3,4"], ["--dilations"]),
+        (["--classes", "absent.txt"], ["--classes absent.txt"]),
+        (["--num-classes", "12"], ["K = 12"]),
+        (["--data", "absent"], ["--data"]),
+    ],
+)
+def test_bad_forms(verb: str, arguments: list[str], expected: list[str], nrd_trt: Invoke, tmp_path: Path) -> None:
+    target = tmp_path / ("a.nrd" if verb == "build" else "m.onnx")
+    result = nrd_trt(verb, checkpoint(), "-o", target, *arguments, "--json")
+    check_refused(result, tmp_path, [], *expected)
+
+
+def break_data(data: Path, kind: str) -> str:
+    """Damage the data set; return what the message must name."""
+    image, label = data / "images/1.png", data / "labels/1.png"
+    if kind == "empty folder":
+        shutil.rmtree(data)
+        (data / "images").mkdir(parents=True)
+        return "images"
+    if kind == "no image":
+        image.write_bytes(b"not a picture")
+        return "1.png"
+    if kind == "truncated image":
+        image.write_bytes(image.read_bytes()[:200])
+        return "1.png"
+    if kind == "missing label":
+        label.unlink()
+        return "1.png"
+    if kind == "label of another size":
+        Image.new("L", (70, 51)).save(label)
+        return "labels/1.png"
+    if kind == "label out of range":
+        Image.new("L", (70, 50), 12).save(label)
+        return "labels/1.png"
+    Image.new("RGB", (70, 50)).save(label)
+    return "labels/1.png"
+
+
+@pytest.mark.parametrize("verb", ["build", "validate"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "empty folder",
+        "no image",
+        "truncated image",
+        "missing label",
+        "label of another size",
+        "label out of range",
+        "label in colours",
+    ],
+)
+def test_bad_data(kind: str, verb: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    named = break_data(data, kind)
+    before = listing(tmp_path)
+    arguments: list[object] = ["validate", bundle(), "--checkpoint", checkpoint()]
+    if verb == "build":
+        arguments = ["build", onnx_file(), "-o", tmp_path / "a.nrd", "--precision", "fp32", *QUICK]
+    result = nrd_trt(*arguments, "--data", data, "--json")
+    check_refused(result, tmp_path, before, named)
+
+
+def test_ignored_label_values(nrd_trt: Invoke, data: Path) -> None:
+    Image.new("L", (70, 50), 11).save(data / "labels/0.png")  # void in CamVid
+    label = np.asarray(Image.open(data / "labels/1.png")).copy()
+    label[:10] = 200
+    Image.fromarray(label).save(data / "labels/1.png")
+    arguments = ("validate", bundle(), "--checkpoint", checkpoint(), "--data", data, "--json")
+    refused = nrd_trt(*arguments)
+    assert (refused.exit_code, "--ignore-index" in refused.stderr) == (2, True)
+    label[:10] = 255
+    Image.fromarray(label).save(data / "labels/1.png")
+    assert nrd_trt(*arguments).exit_code == 0
+
+
+@pytest.mark.parametrize("verb", ["validate", "predict", "benchmark", "build"])
+@pytest.mark.parametrize("damage", [ONNX_FILE, "reference.npz", FACTS_FILE, "absent", "extra"])
+def test_damaged_bundles(verb: str, damage: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    path = copy_of(bundle(), tmp_path / "bad.nrd")
+    if damage == "absent":
+        shutil.rmtree(path)
+    elif damage == "extra":
+        (path / "model.plan").write_bytes(b"smuggled")
+    else:
+        changed = bytearray((path / damage).read_bytes())
+        changed[len(changed) // 2] ^= 1
+        (path / damage).write_bytes(changed)
+    before = listing(tmp_path)
+    rest: dict[str, list[object]] = {
+        "validate": [],
+        "benchmark": [],
+        "predict": [data / "images/0.png", "-o", tmp_path / "out"],
+        "build": ["-o", tmp_path / "b.nrd", "--builder", "onnxruntime"],
+    }
+    result = nrd_trt(verb, path, *rest[verb], "--json")
+    check_refused(result, tmp_path, before, "bad.nrd", "check the path" if damage == "absent" else "ebuild")
+
+
+def test_existing_output_without_force(nrd_trt: Invoke, tmp_path: Path) -> None:
+    path = copy_of(bundle(), tmp_path / "a.nrd")
+    (tmp_path / "m.onnx").write_bytes(b"mine")
+    before, names = content(tmp_path), listing(tmp_path)
+    check_refused(nrd_trt("build", onnx_file(), "-o", path, *QUICK, "--json"), tmp_path, names, "--force")
+    check_refused(nrd_trt("export", checkpoint(), "-o", tmp_path / "m.onnx", "--json"), tmp_path, names, "--force")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--min-agreement", "99.5"], ["--min-agreement 99.5", "fraction in 0-1"]),
+        (["--max-miou-drop", "2"], ["--max-miou-drop 2", "fraction in 0-1"]),
+        (["--min-agreement", "-0.5"], ["fraction in 0-1"]),
+    ],
+)
+@pytest.mark.parametrize("verb", ["build", "validate"])
+def test_gates_above_1(verb: str, arguments: list[str], expected: list[str], nrd_trt: Invoke, tmp_path: Path) -> None:
+    rest = ["-o", tmp_path / "a.nrd", "--builder", "onnxruntime"] if verb == "build" else []
+    check_refused(nrd_trt(verb, bundle(), *rest, *arguments, "--json"), tmp_path, [], *expected)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="enterprise TensorRT is installed")
+def test_absent_builder_asked_by_name(nrd_trt: Invoke, tmp_path: Path) -> None:
+    result = nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", "--builder", "tensorrt", "--json")
+    check_refused(result, tmp_path, [], "pip install nrd-trt[trt]")
+    assert one_object(result.stdout)["error"]["type"] == "MissingDependencyError"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--builder", "tvm"], "--builder 'tvm'"),
+        (["--builder", "onnxruntime", "--compute-capability", "8.6"], "--compute-capability"),
+        (["--decode", "plugin"], "--decode onnx"),
+        (["--optimization-level", "9"], "--optimization-level: expected 0 to 5"),
+        (["--workspace-mib", "0"], "--workspace-mib: expected at least 1"),
+        (["--size", SIZE], "--size: fixed in an ONNX file"),
+    ],
+)
+def test_bad_build_options(arguments: list[str], expected: str, nrd_trt: Invoke, tmp_path: Path) -> None:
+    check_refused(nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", *arguments, "--json"), tmp_path, [], expected)
+
+
+@pytest.mark.parametrize("runner", ["torch", "tensorrt", "tensorrt-rtx", "cuda"])
+@pytest.mark.parametrize("verb", ["validate", "benchmark", "predict"])
+def test_runners_that_cannot_be_had(verb: str, runner: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    rest = [data / "images", "-o", tmp_path / "out"] if verb == "predict" else []
+    result = nrd_trt(verb, bundle(), *rest, "--runner", runner, "--json")
+    check_refused(result, tmp_path, listing(tmp_path), "--runner")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty folder", "no image", "truncated"])
+def test_bad_images_to_predict(kind: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    if kind == "empty folder":
+        source.mkdir()
+    elif kind == "no image":
+        source = source.with_suffix(".png")
+        source.write_bytes(b"not a picture")
+    elif kind == "truncated":
+        source = source.with_suffix(".png")
+        source.write_bytes((data / "images/0.png").read_bytes()[:200])
+    before = listing(tmp_path)
+    result = nrd_trt("predict", bundle(), source, "-o", tmp_path / "out", "--json")
+    check_refused(result, tmp_path, before, source.name)
+
+
+# --- errors of the system and of our own -----------------------------------------------------------------------------
+
+
+def test_operating_system_errors_exit_2(nrd_trt: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "a.nrd")
+
+    monkeypatch.setattr(validate_module, "validate_bundle", refuse)
+    check_refused(nrd_trt("validate", bundle(), "--json"), tmp_path, [], "Permission denied", "free space")
+
+
+def test_internal_error_exits_70(nrd_trt: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(validate_module, "validate_bundle", fail)
+    result = nrd_trt("validate", bundle(), "--json")
+    assert result.exit_code == 70
+    assert "internal error: ZeroDivisionError: planted" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert one_object(result.stdout)["error"]["type"] == "ZeroDivisionError"
+    verbose = nrd_trt("validate", bundle(), "--json", "-v")
+    assert verbose.exit_code == 70
+    assert "Traceback" in verbose.stderr
+    assert "test_cli.py" in verbose.stderr
+    assert one_object(verbose.stdout)["error"]["type"] == "ZeroDivisionError"
+
+
+def test_interrupt_exits_130(nrd_trt: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(validate_module, "validate_bundle", interrupt)
+    result = nrd_trt("validate", bundle())
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "Ctrl-C" in result.stderr
+
+
+def test_processes_exit_like_this_one(tmp_path: Path) -> None:
+    """The real thing: error, gate failure and success of a process, with nothing but JSON on stdout."""
+    done = run_process("validate", bundle(), "--json")
+    assert (done.returncode, one_object(done.stdout)["passed"]) == (0, True)
+    failed = run_process("validate", bundle("bf16"), "--min-agreement", 1, "--json")
+    assert (failed.returncode, one_object(failed.stdout)["passed"]) == (1, False)
+    bad = run_process("build", untrained_checkpoint(), "-o", tmp_path / "a.nrd", "--size", "100x100", "--json")
+    assert bad.returncode == 2
+    assert "96x96" in one_object(bad.stdout)["error"]["message"]
+    assert "Traceback" not in bad.stderr
+    assert listing(tmp_path) == []
+
+
+def test_json_is_written_once_per_call() -> None:
+    """`json.loads` above refuses a second object; this is the proof that it would."""
+    with pytest.raises(json.JSONDecodeError):
+        one_object("{}\n{}")
+    assert CliRunner().invoke(app, ["--version"]).exit_code == 0

@@ -1,0 +1,147 @@
+"""Builds that are killed or stopped: the bundle is the old one, the new one or absent, never half of one."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from nrd_trt.engine.bundle import read_bundle
+from tests.artefacts import bundle, command_line, content, copy_of, environment, listing, onnx_file
+from tests.cli.conftest import one_object
+
+SEED = 20240607
+KILLS = 10
+
+
+def build_command(target: Path) -> list[str]:
+    """A build whose result differs from the old bundle: fp16 over fp32."""
+    return command_line(
+        "build", onnx_file(), "-o", target, "--builder", "onnxruntime", "--min-agreement", 0.9, "--force", "--json"
+    )
+
+
+def start(target: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        build_command(target), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, dict[str, bytes]]:
+    """Seconds that a build takes here, and the files it makes."""
+    target = tmp_path_factory.mktemp("whole") / "city.nrd"
+    command = build_command(target)
+    begin = time.monotonic()
+    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    seconds = time.monotonic() - begin
+    assert result.returncode == 0, result.stderr
+    return seconds, content(target)
+
+
+def test_killed_builds_leave_no_half_bundle(whole_run: tuple[float, dict[str, bytes]], tmp_path: Path) -> None:
+    """One moment in each tenth of a run, seeded; the last ones fall into the writing or after it."""
+    seconds, new = whole_run
+    rng = random.Random(SEED)
+    old = content(bundle())
+    assert old != new
+    target = copy_of(bundle(), tmp_path / "city.nrd")
+    killed = 0
+    for part in range(KILLS):
+        process = start(target)
+        try:
+            process.communicate(timeout=seconds * (part + rng.random()) / KILLS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += process.returncode == -signal.SIGKILL
+        if target.exists():
+            read_bundle(target)
+            assert content(target) in (old, new)
+    assert killed >= KILLS // 3  # the others were quicker than the measured run
+    result = subprocess.run(build_command(target), capture_output=True, text=True, env=environment())
+    assert result.returncode == 0, result.stderr
+    assert content(target) == new
+    assert {name.split("/")[0] for name in listing(tmp_path)} == {"city.nrd"}
+
+
+KILL_WHILE_WRITING = """
+import os, pathlib, signal, sys
+import nrd_trt.files as files
+import nrd_trt.engine.bundle as bundle
+
+moment, arguments = sys.argv[1], sys.argv[2:]
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if moment == "first file":
+    plain = pathlib.Path.write_bytes
+    def write_half(self, data):
+        if self.parent.name.startswith(".city.nrd.tmp-"):
+            plain(self, data[: len(data) // 2])
+            die()
+        return plain(self, data)
+    pathlib.Path.write_bytes = write_half
+elif moment == "before the swap":
+    files._swap_in = die
+elif moment == "after the swap":
+    swap = files._swap_in
+    files._swap_in = lambda *paths: (swap(*paths), die())
+elif moment == "between two renames":
+    files._exchange = lambda *paths: False
+    plain_rename = pathlib.Path.rename
+    def rename(self, target):
+        plain_rename(self, target)
+        if ".old-" in str(target):
+            die()
+    pathlib.Path.rename = rename
+from nrd_trt.cli.main import app
+app(arguments)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "left"),
+    [("first file", "old"), ("before the swap", "old"), ("after the swap", "new"), ("between two renames", "absent")],
+)
+def test_kill_at_the_worst_moments(
+    moment: str, left: str, whole_run: tuple[float, dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Random kills seldom hit the writing, so these are planted in it."""
+    target = copy_of(bundle(), tmp_path / "city.nrd")
+    command = build_command(target)
+    planted = [command[0], "-c", KILL_WHILE_WRITING, moment, *command[3:]]
+    result = subprocess.run(planted, capture_output=True, text=True, env=environment())
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    if left == "absent":
+        assert not target.exists()
+    else:
+        assert content(target) == (content(bundle()) if left == "old" else whole_run[1])
+        read_bundle(target)
+    assert len(list(tmp_path.iterdir())) >= 2  # there is something for the next build to clear away
+    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert result.returncode == 0, result.stderr
+    assert content(target) == whole_run[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["city.nrd"]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.25])
+def test_ctrl_c_leaves_the_old_bundle(delay: float, whole_run: tuple[float, dict[str, bytes]], tmp_path: Path) -> None:
+    target = copy_of(bundle(), tmp_path / "city.nrd")
+    process = start(target)
+    assert process.stderr is not None
+    assert "validating" in process.stderr.readline()  # everything is imported and running
+    time.sleep(delay * whole_run[0] / 4)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "Ctrl-C" in stderr
+    assert one_object(stdout)["error"]["type"] == "Interrupted"
+    assert content(target) == content(bundle())
+    assert {name.split("/")[0] for name in listing(tmp_path)} == {"city.nrd"}

@@ -1,0 +1,237 @@
+"""The other passes, on the exported graph and on small ones that make one point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from nrd_trt.errors import ExportError
+from nrd_trt.graph.casts import undocumented_casts
+from nrd_trt.graph.extremes import out_of_range, read_extremes, with_extremes
+from nrd_trt.graph.metadata import read_facts, write_facts
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.rounding import simulate_rounding
+from nrd_trt.graph.tensors import copy_model, element_types
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import Precision
+from tests.helpers import feed, small_export
+
+FLOAT = TensorProto.FLOAT
+NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda model: to_precision(model, "fp32"),
+        lambda model: to_precision(model, "fp16"),
+        lambda model: to_precision(model, "bf16"),
+        lambda model: simulate_rounding(model, "fp32"),
+        with_extremes,
+        lambda model: select_outputs(model, "logits"),
+        undocumented_casts,
+        lambda model: out_of_range(model, {"theta": np.inf}, "fp16"),
+        element_types,
+    ],
+    ids=["fp32", "fp16", "bf16", "rounding", "extremes", "outputs", "casts", "range", "types"],
+)
+def test_argument_is_left_alone(apply: Callable[[onnx.ModelProto], Any]) -> None:
+    model = copy_model(small_export())
+    before = model.SerializeToString(deterministic=True)
+    result = apply(model)
+    assert result is not model
+    assert model.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_rounding_leaves_the_typed_graph_alone(precision: Precision) -> None:
+    model = to_precision(small_export(), precision)
+    before = model.SerializeToString(deterministic=True)
+    simulate_rounding(model, precision)
+    assert model.SerializeToString(deterministic=True) == before
+
+
+# --- select_outputs
+
+
+@pytest.mark.parametrize(
+    ("output", "function", "absent"),
+    [("mask", "NrdPatchDecodeMask", "logits"), ("logits", "NrdPatchDecode", "mask")],
+)
+def test_only_what_is_needed_is_kept(output: str, function: str, absent: str) -> None:
+    both, one = small_export(), select_outputs(small_export(), output)
+    onnx.checker.check_model(one, full_check=True)
+    assert [entry.name for entry in one.graph.output] == [output]
+    assert [entry.name for entry in one.functions] == [function]
+    written = {name for node in one.graph.node for name in node.output}
+    assert absent not in written
+    read = {name for node in one.graph.node for name in node.input} | {output}
+    assert all(not read.isdisjoint(node.output) for node in one.graph.node)
+    assert all(tensor.name in read for tensor in one.graph.initializer)
+    assert 0 < len(both.graph.node) - len(one.graph.node) < 3
+    assert read_facts(one).output == output
+    image = feed("uint8", 1, 128, 256)
+    with OrtRunner(both, threads=1) as full, OrtRunner(one, threads=1) as part:
+        got = part.infer(image)
+        assert list(got) == [output]
+        assert np.array_equal(got[output], full.infer(image)[output])
+
+
+def test_unused_weights_go() -> None:
+    model = copy_model(small_export())
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.float32), "unused"))
+    assert "unused" not in {tensor.name for tensor in select_outputs(model, "mask").graph.initializer}
+
+
+# --- casts
+
+
+def chain(*kinds: int) -> onnx.ModelProto:
+    nodes = [helper.make_node("Cast", [f"t{n}"], [f"t{n + 1}"], f"cast{n}", to=k) for n, k in enumerate(kinds[1:])]
+    ends = [helper.make_tensor_value_info(f"t{n}", k, [1]) for n, k in ((0, kinds[0]), (len(nodes), kinds[-1]))]
+    graph = helper.make_graph(nodes, "casts", [ends[0]], [ends[1]])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+U8, I32, I64, F16, BF16, BOOL = (
+    TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.BOOL
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kinds", "found"),
+    [
+        ((U8, FLOAT, F16, BF16, FLOAT, I32, I64, F16, U8), []),
+        ((I32, U8), ["cast0: INT32 -> UINT8"]),
+        ((I64, U8), ["cast0: INT64 -> UINT8"]),
+        ((U8, I32), ["cast0: UINT8 -> INT32"]),
+        ((BF16, U8), ["cast0: BFLOAT16 -> UINT8"]),
+        ((FLOAT, BOOL, FLOAT), ["cast0: FLOAT -> BOOL", "cast1: BOOL -> FLOAT"]),
+    ],
+)
+def test_undocumented_casts(kinds: tuple[int, ...], found: list[str]) -> None:
+    assert undocumented_casts(chain(*kinds)) == found
+
+
+def test_planted_cast_in_the_graph_is_found() -> None:
+    """The decode's index as int32, cast to the mask's uint8 without a detour."""
+    model = copy_model(small_export())
+    assert undocumented_casts(model) == []
+    mask = next(node for node in model.graph.node if node.name == "mask/Cast")
+    mask.input[0] = "classes/int32"
+    detour = helper.make_node("Cast", ["classes"], ["classes/int32"], "planted", to=I32)
+    model.graph.node.insert(len(model.graph.node) - 1, detour)
+    assert undocumented_casts(model) == ["mask/Cast: INT32 -> UINT8"]
+
+
+def test_planted_cast_in_a_function_is_found() -> None:
+    model = copy_model(small_export())
+    body = next(entry for entry in model.functions if entry.name == "NrdPatchDecodeMask")
+    helper.get_node_attr_value(body.node[-1], "to")
+    body.node[-1].attribute[0].i = U8  # ArgMax is int64
+    assert any("INT64 -> UINT8" in line for line in undocumented_casts(model))
+
+
+# --- extremes
+
+
+def test_extremes_are_the_largest_magnitudes() -> None:
+    graph = small_export()
+    watched = [next(n for n in graph.graph.node if n.op_type == "Conv").output[0], "theta", "guidance", "logits"]
+    plain = copy_model(graph)
+    known = {entry.name for entry in plain.graph.output}
+    for name in watched:
+        if name not in known:
+            plain.graph.output.append(helper.make_tensor_value_info(name, FLOAT, None))
+    image = feed("uint8", 1, 128, 256)
+    with OrtRunner(with_extremes(graph), threads=1) as runner, OrtRunner(plain, threads=1) as full:
+        extremes, values = read_extremes(runner.infer(image)), full.infer(image)
+    for name in watched:
+        # Two sessions fuse differently, so the last digits differ.
+        assert extremes[name] == pytest.approx(np.abs(values[name]).max(), rel=1e-3)
+    types = element_types(graph)
+    assert extremes.keys() == {n for node in graph.graph.node for n in node.output if types[n] == FLOAT}
+
+
+# --- rounding
+
+
+def scaled(*factors: float) -> onnx.ModelProto:
+    """image (4,) -> times each factor in turn -> logits."""
+    names = ["image", *(f"x{index}" for index in range(1, len(factors))), "logits"]
+    graph = helper.make_graph(
+        [helper.make_node("Mul", [names[i], f"f{i}"], [names[i + 1]], f"mul{i}") for i in range(len(factors))],
+        "scaled",
+        [helper.make_tensor_value_info("image", FLOAT, [4])],
+        [helper.make_tensor_value_info("logits", FLOAT, [4])],
+        initializer=[numpy_helper.from_array(np.float32(f), f"f{i}") for i, f in enumerate(factors)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    write_facts(model, replace(read_facts(small_export()), precision="fp32"))
+    return model
+
+
+def run(model: onnx.ModelProto, values: np.ndarray) -> np.ndarray:
+    with OrtRunner(model, threads=1) as runner:
+        return runner.infer({"image": values})["logits"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_every_step_is_rounded(precision: Precision) -> None:
+    values, factors = np.array([1.0, 1 / 3, 7.7, -0.123], np.float32), (1.1, 1.7, 0.3)
+    expected = values.astype(NUMPY[precision])
+    for factor in factors:
+        expected = expected * np.array(factor).astype(NUMPY[precision])
+        assert expected.dtype == NUMPY[precision]
+    got = run(to_precision(scaled(*factors), precision), values)
+    assert np.array_equal(got, expected.astype(np.float32))
+    assert not np.array_equal(got, run(scaled(*factors), values))
+
+
+@pytest.mark.parametrize(("precision", "finite"), [("fp32", True), ("fp16", False), ("bf16", True)])
+def test_overflow_gives_infinity(precision: Precision, finite: bool) -> None:
+    """300 · 300 is beyond fp16, though the next factor would bring it back."""
+    got = run(to_precision(scaled(300.0, 1 / 1024), precision), np.array([300, -300, 1, 0], np.float32))
+    assert np.isfinite(got).tolist() == [finite, finite, True, True]
+    if not finite:
+        assert got[:2].tolist() == [np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_values_inside_the_network_fit_16_bits(precision: Precision) -> None:
+    typed = to_precision(small_export("float"), precision)
+    types = element_types(typed)
+    half = {"fp16": F16, "bf16": BF16}[precision]
+    watched = [n.output[0] for n in typed.graph.node if n.op_type == "Conv" and types[n.output[0]] == half][:5]
+    assert len(watched) == 5
+
+    def values(graph: onnx.ModelProto, kind: Precision) -> dict[str, np.ndarray]:
+        graph = copy_model(graph)
+        graph.graph.output.extend(helper.make_tensor_value_info(name, FLOAT, None) for name in watched)
+        write_facts(graph, replace(read_facts(graph), precision=kind))
+        with OrtRunner(graph, threads=1) as runner:
+            return runner.infer(feed("float", 1, 128, 256))
+
+    rounded = values(simulate_rounding(typed, precision), "fp32")
+    exact = values(small_export("float"), "fp32")
+    for name in watched:
+        assert np.array_equal(rounded[name].astype(NUMPY[precision]).astype(np.float32), rounded[name])
+        assert not np.array_equal(exact[name].astype(NUMPY[precision]).astype(np.float32), exact[name])
+
+
+# --- types
+
+
+def test_types_that_cannot_be_inferred_are_an_error() -> None:
+    model = copy_model(small_export())
+    del model.functions[:]
+    with pytest.raises(ExportError, match=r"cannot infer the types of .*is every function in the file"):
+        element_types(model)

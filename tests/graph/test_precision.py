@@ -1,0 +1,156 @@
+"""Typing a graph in 16 bits: agreement with fp32, clean types, and what must stay in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from nrd_trt.graph.casts import undocumented_casts
+from nrd_trt.graph.extremes import out_of_range, read_extremes, with_extremes
+from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import InputForm, Precision
+from tests.helpers import agreement, exported, feed, small_export
+
+HALVES: tuple[Precision, ...] = ("fp16", "bf16")
+GATES = {"fp16": 0.995, "bf16": 0.98}
+NETWORKS = [("resnetv1c50", 19), ("resnetv1c50", 150), ("resnetv1c101", 150)]
+
+
+def infer(model: onnx.ModelProto, image: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    with OrtRunner(model, threads=1) as runner:
+        return runner.infer(image)
+
+
+@pytest.mark.parametrize(("encoder", "classes"), NETWORKS)
+def test_agreement_with_fp32(encoder: str, classes: int, record_property: Callable[[str, object], None]) -> None:
+    graph, image = exported(encoder, classes, "float"), feed("float", 1, 128, 256)
+    expected = infer(graph, image)
+    for precision in HALVES:
+        got = infer(to_precision(graph, precision), image)
+        share = agreement(got["mask"], expected["mask"])
+        record_property(precision, share)
+        assert share >= GATES[precision], precision
+        assert not np.array_equal(got["logits"], expected["logits"])  # 16 bits must show
+
+
+@pytest.mark.parametrize("output", ["mask", "logits", "both"])
+@pytest.mark.parametrize("form", ["uint8", "float"])
+@pytest.mark.parametrize("shape", ["static", "dynamic"])
+@pytest.mark.parametrize("precision", ["fp32", *HALVES])
+def test_types_are_clean(precision: Precision, shape: str, form: InputForm, output: str) -> None:
+    """ONNX's checker, TensorRT-RTX's strongly typed parser and the documented casts, on every form of file."""
+    graph = to_precision(select_outputs(small_export(form, shape), output), precision)
+    onnx.checker.check_model(graph, full_check=True)
+    assert undocumented_casts(graph) == []
+    assert read_facts(graph).precision == precision
+    assert read_facts(graph).output == output
+    kinds = {entry.name: entry.type.tensor_type.elem_type for entry in graph.graph.output}
+    expected = {"mask": TensorProto.UINT8, "logits": TensorProto.FLOAT}
+    assert kinds == {name: kind for name, kind in expected.items() if output in (name, "both")}
+    pytest.importorskip("tensorrt_rtx", reason="needs `pip install nrd-trt[rtx]`, whose parser checks types")
+    from nrd_trt.engine.compat import load_tensorrt
+
+    tensorrt = load_tensorrt("tensorrt-rtx")
+    log = tensorrt.log(lambda severity, text: None)
+    builder = tensorrt.builder(log)
+    tensorrt.parse(tensorrt.network(builder), graph.SerializeToString(), log)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_weights_are_stored_in_16_bits(precision: Precision) -> None:
+    full, typed = small_export(), to_precision(small_export(), precision)
+    kinds = {tensor.name: tensor.data_type for tensor in typed.graph.initializer}
+    convolutions = {n.name: kinds[n.input[1]] for n in typed.graph.node if n.op_type == "Conv"}
+    kept = {name for name, kind in convolutions.items() if kind == TensorProto.FLOAT}
+    assert set(convolutions.values()) <= {HALF_TYPES[precision], TensorProto.FLOAT}
+    if precision == "fp16":
+        assert not kept
+        assert typed.ByteSize() < 0.55 * full.ByteSize()
+    else:  # the layers that predict weights and guidance, see nrd_trt/graph/precision.py
+        scopes = {name.split(".")[0] + "." + name.split(".")[1] for name in kept}
+        assert scopes == {
+            "backbone.conv1", "decode_head.bottleneck", "decode_head.classifier", "decode_head.c1_bottleneck"
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_kept_nodes_compute_in_fp32(precision: Precision) -> None:
+    keep = {"backbone.layer4.0.conv.1.conv/Conv", "backbone.layer6.1.conv.2.conv/Conv"}
+    typed = to_precision(small_export(), precision, keep)
+    types = element_types(typed)
+    for node in typed.graph.node:
+        if node.op_type == "Conv" and node.name.startswith("backbone.layer"):
+            expected = TensorProto.FLOAT if node.name in keep else HALF_TYPES[precision]
+            assert {types[name] for name in (*node.input, *node.output)} == {expected}, node.name
+
+
+# --- what does not fit into 16 bits
+
+_WIDE, _NEXT = "decode_head.bottleneck.conv", "decode_head.classifier.classifier.0.conv"
+
+
+def planted(scale: float) -> onnx.ModelProto:
+    """Enlarge one layer's result by a power of two and shrink the next one's weights: the same network in fp32."""
+    graph = copy_model(small_export("float"))
+    nodes = {node.name: node for node in graph.graph.node}
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    wide, after = nodes[f"{_WIDE}/Conv"], nodes[f"{_NEXT}/Conv"]
+    for name, factor in [(wide.input[1], scale), (wide.input[2], scale), (after.input[1], 1 / scale)]:
+        array = numpy_helper.to_array(tensors[name]) * np.float32(factor)
+        tensors[name].CopyFrom(numpy_helper.from_array(array, name))
+    return graph
+
+
+def test_overflow_is_seen_and_kept_nodes_prevent_it() -> None:
+    image = feed("float", 1, 128, 256)
+    expected = infer(small_export("float"), image)
+    graph = planted(2.0**17)
+    assert np.array_equal(infer(graph, image)["mask"], expected["mask"])
+
+    broken = infer(to_precision(graph, "fp16"), image)
+    assert not np.isfinite(broken["logits"]).all()
+
+    extremes = read_extremes(infer(with_extremes(graph), image))
+    keep = out_of_range(graph, extremes, "fp16")
+    assert {f"{_WIDE}/Conv", f"{_NEXT}/Conv"} <= keep
+    assert len(keep) <= 4
+    kept = infer(to_precision(graph, "fp16", keep), image)
+    plain = infer(to_precision(small_export("float"), "fp16"), image)
+    # This small network is more sensitive than those gated above: what counts is that nothing is lost.
+    share, unplanted = (agreement(got["mask"], expected["mask"]) for got in (kept, plain))
+    assert share >= unplanted - 0.005 >= 0.95
+
+
+def test_in_range_keeps_nothing() -> None:
+    graph = small_export("float")
+    extremes = read_extremes(infer(with_extremes(graph), feed("float", 1, 128, 256)))
+    assert out_of_range(graph, extremes, "fp16") == frozenset()
+    assert out_of_range(planted(2.0**17), extremes, "bf16") == frozenset()  # bf16 has the range of fp32
+
+
+@pytest.mark.parametrize(("value", "kept"), [(32000.0, False), (33000.0, True), (np.inf, True), (np.nan, True)])
+def test_activations_keep_half_of_the_range_free(value: float, kept: bool) -> None:
+    graph = small_export("float")
+    node = next(node for node in graph.graph.node if node.name == f"{_WIDE}/Conv")
+    reader = next(n.name for n in graph.graph.node if node.output[0] in n.input)
+    found = out_of_range(graph, {node.output[0]: value}, "fp16")
+    assert found == (frozenset({node.name, reader}) if kept else frozenset())
+
+
+@pytest.mark.parametrize(("value", "kept"), [(65504.0, False), (-65504.0, False), (-70000.0, True), (np.nan, True)])
+def test_weights_use_the_whole_range(value: float, kept: bool) -> None:
+    graph = copy_model(small_export("float"))
+    node = next(node for node in graph.graph.node if node.name == f"{_WIDE}/Conv")
+    tensor = next(entry for entry in graph.graph.initializer if entry.name == node.input[1])
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[5] = value
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    assert out_of_range(graph, {}, "fp16") == (frozenset({node.name}) if kept else frozenset())

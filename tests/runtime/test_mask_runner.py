@@ -1,0 +1,160 @@
+"""Image in, mask out, whatever the runner's form; the enlargement against PyTorch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import TracebackType
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from nrd_trt.data.preprocessing import normalise
+from nrd_trt.errors import RunnerError, ShapeError
+from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.runtime.base import Arithmetic
+from nrd_trt.runtime.mask_runner import MaskRunner, mask_of_logits
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import DecodeSpec, InputForm, InputShape, Range, TensorSpec
+from tests.artefacts import SIZE_HW, both_outputs, trained_model
+from tests.helpers import model_info
+
+INFO = model_info(3, mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0))
+
+
+def facts(form: InputForm = "uint8", batch: int = 1, upsample: int = 4) -> GraphFacts:
+    return GraphFacts(
+        info=INFO,
+        decode=DecodeSpec(num_classes=3, patch=32 // upsample, upsample=upsample),
+        shape=replace(InputShape.static((32, 64)), batch=Range(min=batch, opt=batch, max=batch + 1)),
+        input_form=form,
+        output="mask",
+        encoder="mobilenetv2",
+        head="nrd",
+    )
+
+
+class Answering:
+    """A runner that keeps its feed and gives a fixed answer."""
+
+    name = "answering"
+    arithmetic: Arithmetic = "native"
+    inputs: Mapping[str, TensorSpec] = {}
+    outputs: Mapping[str, TensorSpec] = {}
+
+    def __init__(self, answer: dict[str, np.ndarray]) -> None:
+        self.answer = answer
+        self.seen: dict[str, np.ndarray] = {}
+
+    def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.seen = dict(feed)
+        return self.answer
+
+    def __enter__(self) -> Answering:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def image() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+
+
+def torch_mask(logits: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the class of every pixel, and the gap between its two best logits."""
+    tensor = torch.from_numpy(logits)[None]
+    enlarged = functional.interpolate(tensor, scale_factor=scale, mode="bilinear", align_corners=False)[0]
+    best = enlarged.topk(2, dim=0).values
+    return enlarged.argmax(0).numpy(), (best[0] - best[1]).numpy()
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [(11, 8, 12), (2, 1, 5), (150, 3, 1), (256, 4, 4)])
+def test_mask_of_logits_is_torchs(size: tuple[int, int, int], scale: int) -> None:
+    logits = np.random.default_rng(scale).standard_normal(size).astype(np.float32)
+    expected, gap = torch_mask(logits, scale)
+    got = mask_of_logits(logits, scale)
+    assert got.dtype == np.uint8
+    assert got.shape == expected.shape == (size[1] * scale, size[2] * scale)
+    clear = gap > 1e-5
+    assert clear.mean() > 0.95
+    np.testing.assert_array_equal(got[clear], expected[clear])
+
+
+def test_ties_go_to_the_lowest_class() -> None:
+    logits = np.zeros((4, 2, 2), np.float32)
+    logits[1:3] = 1.0
+    np.testing.assert_array_equal(mask_of_logits(logits, 4), np.ones((8, 8)))
+
+
+def test_mask_of_logits_at_its_edges_repeats_the_border() -> None:
+    logits = np.array([[[0.0, 1.0]], [[0.5, 0.5]]], np.float32)  # class 0 wins right of the middle
+    np.testing.assert_array_equal(mask_of_logits(logits, 4), np.tile([1, 1, 1, 1, 0, 0, 0, 0], (4, 1)))
+
+
+def test_uint8_feed_is_the_image() -> None:
+    feed = MaskRunner(Answering({}), facts()).feed(image())
+    assert feed.keys() == {"image"}
+    assert feed["image"].dtype == np.uint8
+    np.testing.assert_array_equal(feed["image"], image()[None])
+
+
+def test_float_feed_is_normalised() -> None:
+    feed = MaskRunner(Answering({}), facts("float")).feed(image())["image"]
+    assert (feed.dtype, feed.shape) == (np.float32, (1, 3, 32, 64))
+    np.testing.assert_array_equal(feed, normalise(image()[None], INFO))
+    assert feed[0, 1, 5, 7] == pytest.approx((float(image()[5, 7, 1]) - 20) / 4)
+
+
+@pytest.mark.parametrize("form", ["uint8", "float"])
+def test_smallest_batch_is_filled_with_the_image(form: InputForm) -> None:
+    feed = MaskRunner(Answering({}), facts(form, batch=3)).feed(image())["image"]
+    assert len(feed) == 3
+    for one in feed[1:]:
+        np.testing.assert_array_equal(one, feed[0])
+
+
+def test_mask_output_is_taken_before_logits() -> None:
+    mask = np.random.default_rng(0).integers(0, 3, (2, 32, 64), dtype=np.uint8)
+    runner = Answering({"mask": mask, "logits": np.full((2, 3, 8, 16), np.nan, np.float32)})
+    np.testing.assert_array_equal(MaskRunner(runner, facts(batch=2))(image()), mask[0])
+    assert len(runner.seen["image"]) == 2
+
+
+@pytest.mark.parametrize("upsample", [1, 2, 4, 8])
+def test_logits_are_enlarged_by_the_networks_factor(upsample: int) -> None:
+    logits = np.random.default_rng(1).standard_normal((1, 3, 32 // upsample, 64 // upsample)).astype(np.float32)
+    got = MaskRunner(Answering({"logits": logits}), facts(upsample=upsample))(image())
+    np.testing.assert_array_equal(got, mask_of_logits(logits[0], upsample))
+    assert got.shape == (32, 64)
+
+
+def test_mask_and_logits_of_the_trained_network_give_one_mask() -> None:
+    """The graph's own enlargement, NumPy's and PyTorch's."""
+    pixels = np.random.default_rng(5).integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
+    masks = []
+    for output in ("mask", "logits"):
+        model = select_outputs(both_outputs(), output)
+        with OrtRunner(model, threads=1) as runner:
+            masks.append(MaskRunner(runner, replace(facts(), decode=trained_model().config.decode))(pixels))
+    network = trained_model()
+    expected = network.predict(torch.from_numpy(normalise(pixels[None], network.info)))[0].numpy()
+    for mask in masks:
+        assert (mask == expected).mean() > 0.999
+    assert len(np.unique(expected)) > 1
+
+
+def test_image_of_another_size_is_refused() -> None:
+    with OrtRunner(both_outputs(), threads=1) as runner, pytest.raises(ShapeError, match="image"):
+        MaskRunner(runner, facts())(image())
+
+
+def test_runner_that_is_not_entered_is_refused() -> None:
+    with pytest.raises(RunnerError, match="not entered"):
+        MaskRunner(OrtRunner(both_outputs()), facts())(image())

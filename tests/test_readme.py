@@ -1,0 +1,117 @@
+"""What README.md and docs/ tell people to type exists, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from nrd_trt.cli.main import VERBS, app
+from tests.artefacts import REPOSITORY
+
+PAGES = sorted(path for path in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("**/*.md")) if path.is_file())
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+needs_pages = pytest.mark.skipif(not PAGES, reason="neither README.md nor docs/*.md has been written yet")
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """Return the commands of all blocks as words; comments, prompts, settings and outputs of pipes left out."""
+    found = []
+    for block in blocks(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            for part in split_at(words, {"|", "&&", ";", ">", "2>"}):
+                while part and re.fullmatch(r"[A-Z_]+=.*", part[0]):
+                    part = part[1:]
+                if part:
+                    found.append(part)
+    return found
+
+
+def split_at(words: list[str], separators: set[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word in separators:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def problems_of(words: list[str]) -> list[str]:
+    """Return what a command names that does not exist."""
+    program = Path(words[0]).name
+    if program == "nrd-trt":
+        return verb_problems(words[1:])
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        return [
+            f"make {word}" for word in words[1:] if "=" not in word and not word.startswith("-") and word not in targets
+        ]
+    if program.startswith("python") or words[0].startswith("scripts/"):
+        script = next((word for word in words if word.endswith((".py", ".sh"))), None)
+        if script is None:
+            return []
+        if not (REPOSITORY / script).is_file():
+            return [script]
+        door = re.search(r'run_verb\("(\w+)"\)', (REPOSITORY / script).read_text())
+        return verb_problems([door[1], *words[words.index(script) + 1 :]]) if door else []
+    return []
+
+
+def verb_problems(words: list[str]) -> list[str]:
+    if words[0].startswith("-"):
+        return [] if words[0] in ("--help", "--version") else [words[0]]
+    if words[0] not in VERBS:
+        return [f"verb {words[0]}"]
+    known = {option for parameter in COMMANDS[words[0]].params for option in parameter.opts} | {"--help"}
+    flags = [word.split("=")[0] for word in words[1:] if re.match(r"--?[A-Za-z]", word)]
+    return [f"{words[0]} {flag}" for flag in flags if flag not in known]
+
+
+@needs_pages
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_exist(page: Path) -> None:
+    commands = command_lines(page.read_text())
+    problems = [f"{shlex.join(words)}: {problem}" for words in commands for problem in problems_of(words)]
+    assert not problems, "\n".join(problems)
+
+
+@needs_pages
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_relative_links_resolve(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)(?:\s[^)]*)?\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    relative = [link for link in links if not re.match(r"[a-z]+:|#", link)]
+    broken = [link for link in relative if not (page.parent / link.split("#")[0]).exists()]
+    assert not broken
+
+
+@pytest.mark.skipif(not (REPOSITORY / "README.md").is_file(), reason="README.md has not been written yet")
+def test_readme_shows_the_main_job() -> None:
+    commands = command_lines((REPOSITORY / "README.md").read_text())
+    assert any("build" in words for words in commands)
+    assert ["make", "demo"] in [words[:2] for words in commands]
+
+
+def test_mistakes_are_found() -> None:
+    """The checks above, on a page that is wrong throughout."""
+    page = """
+```bash
+nrd-trt build a.pth -o a.nrd \\
+  --precison fp16   # a typing mistake
+NRD_TRT_CAMVID=x make demmo
+.venv/bin/python scripts/absent.py
+$ nrd-trt fly && .venv/bin/nrd-trt export a.pth -o b.onnx --dynamic 1:2:3
+.venv/bin/python scripts/validate.py a.nrd --json --chekpoint b
+```
+"""
+    found = [problem for words in command_lines(page) for problem in problems_of(words)]
+    assert found == ["build --precison", "make demmo", "scripts/absent.py", "verb fly", "validate --chekpoint"]
