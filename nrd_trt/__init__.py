@@ -61,9 +61,11 @@ def load_model(path: str | Path, **options: Any) -> NrdSegmentor:
     Raises:
         CheckpointError: The file is unreadable or holds another model.
     """
-    from nrd_trt.model import checkpoint
+    from pathlib import Path
 
-    return checkpoint.load_model(path, checkpoint.CheckpointOptions(**options))
+    from nrd_trt.model import load_trained
+
+    return load_trained(Path(path), **options)
 
 
 def open_bundle(path: str | Path, *, runner: str = "auto", threads: int | None = None) -> Predictor:

@@ -39,8 +39,13 @@ LENIENT = 0.9
 
 @cache
 def workspace() -> Path:
-    """A folder that lives as long as this process."""
-    folder = Path(tempfile.mkdtemp(prefix="nrd_trt-tests-"))
+    """A folder for this process; those of dead ones are cleared away, as workers of xdist end without cleaning up."""
+    root = Path(tempfile.gettempdir())
+    for stale in root.glob("nrd_trt-tests-*"):
+        if not Path("/proc", stale.name.rsplit("-", 1)[1]).exists() or stale.name.endswith(f"-{os.getpid()}"):
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = root / f"nrd_trt-tests-{os.getpid()}"
+    folder.mkdir()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

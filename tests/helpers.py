@@ -103,6 +103,7 @@ def _shared(name: str, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
         return make()
     path = shared_folder / f"{name}.onnx"
     if not path.exists():
+        shared_folder.mkdir(exist_ok=True)  # somebody may tidy the system's temporary folder
         with atomic_file(path) as temporary:
             onnx.save(make(), temporary)
     return onnx.load(path)

@@ -38,9 +38,10 @@ def export_command(
 ) -> None:
     """Export a checkpoint to one ONNX file and compare it with PyTorch (default precision fp32)."""
     from nrd_trt.files import check_absent, sha256_file
+    from nrd_trt.model import load_trained
     from nrd_trt.pipeline.export import write_onnx
     from nrd_trt.pipeline.request import BuildRequest, samples_for
-    from nrd_trt.pipeline.sources import export_checkpoint, load_checkpoint
+    from nrd_trt.pipeline.sources import export_checkpoint
 
     form = common.form_request(input_form=input_form, output=output, size=size, dynamic=dynamic, batch=batch)
     chosen: Precision = common.choice("--precision", precision, PRECISIONS) or "fp32"
@@ -64,7 +65,7 @@ def export_command(
         fit=common.fit_choice(fit),
         threads=threads,
     )
-    model = load_checkpoint(checkpoint, options)
+    model = load_trained(checkpoint, options)
     samples = samples_for(request, form.shape(model.info.size_hw), model.info)
     stages = common.Stages(quiet=quiet)
     stages(f"exporting {model.config.encoder} to ONNX, {chosen}")
@@ -84,6 +85,7 @@ def export_command(
     else:
         _print(result, exported.kept_fp32, passed=parity.passed)
     if not parity.passed:
+        output_path.unlink(missing_ok=True)  # with --force: an earlier file must not pass for this one
         common.note(f"gate failed: {'; '.join(parity.failures)}; no file was written")
         raise typer.Exit(common.GATE_FAILED)
 

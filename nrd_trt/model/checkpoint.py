@@ -7,6 +7,7 @@ file, whose metadata may carry what shapes alone do not tell: classes, preproces
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import math
 import pickle
@@ -170,8 +171,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _numpy_types() -> list[Any]:
     """NumPy scalars and dtypes, which mmcv writes into ``meta``; they hold numbers only."""
-    multiarray = getattr(np, "_core", None) or np.core
-    scalar = multiarray.multiarray.scalar
+    scalar = importlib.import_module("numpy._core.multiarray").scalar
     # Files of NumPy 1 name the module numpy.core, those of NumPy 2 numpy._core.
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     return [np.dtype, *names, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]

@@ -14,6 +14,7 @@ from nrd_trt.benchmark.timers import peak_memory_mib, time_in_turn
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import is_bundle, read_bundle
 from nrd_trt.errors import ConfigError
+from nrd_trt.model import load_trained
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.specs import check_size
@@ -87,12 +88,11 @@ def _prepare_checkpoint(
     stack: ExitStack, path: Path, runner: str, batch: int, size_hw: tuple[int, int] | None, threads: int | None
 ) -> tuple[Callable[[], object], dict[str, Any]]:
     """Eager PyTorch; imported here so that timing a bundle needs none."""
-    from nrd_trt.model.checkpoint import load_model
     from nrd_trt.runtime.torch_runner import TorchRunner
 
     if runner not in ("auto", "torch"):
         raise ConfigError(f"--runner {runner}: a checkpoint runs in PyTorch; build a bundle for other runners.")
-    model = load_model(path)
+    model = load_trained(path)
     size_hw = size_hw or model.info.size_hw
     check_size(size_hw, what="--size")
     entered = TorchRunner(model, threads=threads)

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from nrd_trt.errors import ExportError
-from nrd_trt.export.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import atomic_file
 from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.model.network import NrdSegmentor
 from nrd_trt.pipeline.precision import derive_precision
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.specs import Precision
 from nrd_trt.validate.gates import Gates
+
+if TYPE_CHECKING:
+    from nrd_trt.export.onnx_export import ExportOptions
+    from nrd_trt.model.network import NrdSegmentor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,8 @@ def export_checked(
         ExportError: The graph is invalid or holds a cast that TensorRT does not document. A parity gate that does
             not hold is a result, not an error.
     """
+    from nrd_trt.export.onnx_export import export_onnx
+
     full = export_onnx(model, options, checkpoint_sha256=checkpoint_sha256)
     typed, kept = derive_precision(full, precision, images, threads=threads)
     if casts := undocumented_casts(typed):
@@ -110,6 +113,8 @@ def _parity(
     precision: Precision,
     threads: int | None,
 ) -> Parity:
+    from nrd_trt.runtime.torch_runner import TorchRunner
+
     facts = read_facts(typed)
     differences, agreements = [], []
     with TorchRunner(model, facts.input_form) as reference, OrtRunner(typed, threads=threads) as exported:
@@ -123,4 +128,6 @@ def _parity(
     max_abs = max(differences) if np.isfinite(differences).all() else None
     agreement = float(np.mean(agreements))
     failures = Gates.of(precision).failures(agreement=agreement, miou_drop=None)
+    if max_abs is None:
+        failures.append("the exported logits are not finite")
     return Parity(max_abs=max_abs, agreement=agreement, arithmetic=arithmetic, failures=tuple(failures))

@@ -14,6 +14,7 @@ from nrd_trt.engine.bundle import is_bundle, read_bundle
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.model import load_trained
 from nrd_trt.pipeline.precision import derive_precision
 from nrd_trt.pipeline.references import Draw, StoredSamples, check_classes, onnx_reference, torch_reference
 from nrd_trt.pipeline.request import BuildRequest, samples_for
@@ -21,7 +22,6 @@ from nrd_trt.pipeline.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.specs import Fit, Precision
 
 if TYPE_CHECKING:
-    from nrd_trt.model.checkpoint import CheckpointOptions
     from nrd_trt.model.network import NrdSegmentor
     from nrd_trt.pipeline.export import Exported, Parity
 
@@ -72,7 +72,7 @@ def prepare(request: BuildRequest) -> Prepared:
 def _from_checkpoint(request: BuildRequest) -> Prepared:
     if request.checkpoint is not None:
         raise ConfigError("--checkpoint belongs to builds from an ONNX file; here the checkpoint is the source.")
-    model = load_checkpoint(request.source, request.checkpoint_options)
+    model = load_trained(request.source, request.checkpoint_options)
     samples = samples_for(request, request.form.shape(model.info.size_hw), model.info)
     precision = request.precision or DEFAULT_PRECISION
     request.on_stage(f"exporting {model.config.encoder} to ONNX, {precision}")
@@ -88,13 +88,6 @@ def _from_checkpoint(request: BuildRequest) -> Prepared:
         kept_fp32=exported.kept_fp32,
         parity=exported.parity,
     )
-
-
-def load_checkpoint(path: Path, options: CheckpointOptions | None) -> NrdSegmentor:
-    """Load a model; PyTorch is imported here and not before."""
-    from nrd_trt.model.checkpoint import load_model
-
-    return load_model(path, options)
 
 
 def export_checkpoint(
@@ -156,7 +149,7 @@ def _from_onnx(request: BuildRequest) -> Prepared:
 def _checkpoint_reference(
     request: BuildRequest, checkpoint: Path, graph: GraphFacts
 ) -> Callable[[], AbstractContextManager[Draw]]:
-    model = load_checkpoint(checkpoint, request.checkpoint_options)
+    model = load_trained(checkpoint, request.checkpoint_options)
     check_classes(checkpoint, model, graph)
     return lambda: torch_reference(model)
 
@@ -175,7 +168,9 @@ def _from_bundle(request: BuildRequest) -> Prepared:
         )
     if request.labels is not None and request.data is None:
         raise ConfigError("--labels needs --data: labels are paired with images by name.")
-    fit: Fit = bundle.facts["fit"]
+    if request.fit is not None and request.checkpoint is None:
+        raise ConfigError("--fit needs --checkpoint when rebuilding a bundle: its own inputs have the engine's size.")
+    fit: Fit = request.fit or bundle.facts["fit"]
     samples: SampleSource | StoredSamples
     reference: Callable[[], AbstractContextManager[Draw]]
     if request.checkpoint is None:

@@ -14,6 +14,7 @@ from nrd_trt.engine.bundle import Bundle, read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.model import load_trained
 from nrd_trt.pipeline.references import Draw, StoredSamples, check_classes, torch_reference
 from nrd_trt.pipeline.samples import SampleSource
 from nrd_trt.runtime.base import BaseRunner
@@ -157,9 +158,7 @@ def _source(bundle: Bundle, request: ValidateRequest) -> SampleSource:
 
 def _checkpoint_reference(stack: ExitStack, bundle: Bundle, checkpoint: Path) -> tuple[Draw, bool]:
     """Return the checkpoint as a reference, and whether it is the one that the bundle was built from."""
-    from nrd_trt.model.checkpoint import load_model  # the only part of validation that needs PyTorch
-
-    model = load_model(checkpoint)
+    model = load_trained(checkpoint)
     check_classes(checkpoint, model, bundle.graph)
     draw = stack.enter_context(torch_reference(model))
     return draw, sha256_file(checkpoint) == bundle.graph.checkpoint_sha256

@@ -46,7 +46,7 @@ class OrtRunner(BaseRunner):
         self._session: Any = None
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-        ort = require("onnxruntime", extra="export", purpose="running ONNX files on the CPU")
+        ort = require("onnxruntime", extra="ort", purpose="running ONNX files on the CPU")
         model = onnx.load(self._model) if isinstance(self._model, Path) else self._model
         precision = read_facts(model).precision
         self.arithmetic = "native" if precision == "fp32" else "simulated"
