@@ -15,6 +15,7 @@ from nrd_trt.model.layers import ConvBnAct, SeparableConv
 from nrd_trt.specs import STRIDE, DecodeSpec, ModelInfo, check_size
 
 Head = Literal["nrd", "nrd_no_aspp"]
+_GUIDANCE_STRIDE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,11 @@ class NrdConfig:
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
             raise ConfigError(f"encoder {self.encoder!r}: expected one of {', '.join(ENCODERS)}.")
-        if STRIDE % self.patch:
-            raise ConfigError(f"patch: expected a divisor of {STRIDE}, got {self.patch}.")
+        if self.patch * _GUIDANCE_STRIDE != STRIDE:
+            raise ConfigError(
+                f"patch: expected {STRIDE // _GUIDANCE_STRIDE}, as the head's guidance map has stride "
+                f"{_GUIDANCE_STRIDE}, got {self.patch}; heads that resize the guidance are not supported."
+            )
 
     @property
     def decode(self) -> DecodeSpec:
