@@ -153,14 +153,18 @@ class TensorSpec:
 
     def check(self, array: np.ndarray) -> None:
         """Raise `ShapeError` unless `array` has this type and a matching shape."""
-        fits = len(array.shape) == len(self.shape) and all(
-            want is None or want == got for want, got in zip(self.shape, array.shape, strict=True)
+        self.check_type(array.dtype, array.shape)
+
+    def check_type(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        """Raise `ShapeError` unless type and shape are those of this tensor."""
+        fits = len(shape) == len(self.shape) and all(
+            want is None or want == got for want, got in zip(self.shape, shape, strict=True)
         )
-        if array.dtype != self.dtype or not fits:
+        if dtype != self.dtype or not fits:
             want = "×".join("any" if n is None else str(n) for n in self.shape)
-            got = "×".join(map(str, array.shape))
+            got = "×".join(map(str, shape))
             raise ShapeError(
-                f"tensor {self.name!r}: expected {self.dtype} {want}, got {array.dtype} {got}; convert it first."
+                f"tensor {self.name!r}: expected {self.dtype} {want}, got {dtype} {got}; convert it first."
             )
 
 

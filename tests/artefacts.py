@@ -41,10 +41,10 @@ LENIENT = 0.9
 def workspace() -> Path:
     """A folder for this process; those of dead ones are cleared away, as workers of xdist end without cleaning up."""
     root = Path(tempfile.gettempdir())
-    for stale in root.glob("nrd_trt-tests-*"):
+    for stale in root.glob("nrd_trt-artefacts-*"):
         if not Path("/proc", stale.name.rsplit("-", 1)[1]).exists() or stale.name.endswith(f"-{os.getpid()}"):
             shutil.rmtree(stale, ignore_errors=True)
-    folder = root / f"nrd_trt-tests-{os.getpid()}"
+    folder = root / f"nrd_trt-artefacts-{os.getpid()}"
     folder.mkdir()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -4,42 +4,73 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+Call = Callable[[], object]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Percentiles of one callable.
+    """What the timed calls of one callable took.
 
     Attributes:
-        p50: Median in milliseconds.
-        p90: 90th percentile in milliseconds.
-        p99: 99th percentile in milliseconds.
-        runs: Number of timed calls.
+        samples_ms: Every call in the order of the run, in milliseconds.
     """
 
-    p50: float
-    p90: float
-    p99: float
-    runs: int
+    samples_ms: tuple[float, ...]
 
     @classmethod
-    def of(cls, seconds: list[float]) -> Latency:
-        """Summarise timed calls."""
-        p50, p90, p99 = np.percentile(np.array(seconds) * 1000, [50, 90, 99])
-        return cls(p50=float(p50), p90=float(p90), p99=float(p99), runs=len(seconds))
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """Take timed calls in seconds."""
+        return cls(samples_ms=tuple(value * 1000 for value in seconds))
+
+    @property
+    def runs(self) -> int:
+        """Number of timed calls."""
+        return len(self.samples_ms)
+
+    @property
+    def p50(self) -> float:
+        """Median in milliseconds."""
+        return self.percentile(50)
+
+    @property
+    def p90(self) -> float:
+        """90th percentile in milliseconds."""
+        return self.percentile(90)
+
+    @property
+    def p99(self) -> float:
+        """99th percentile in milliseconds; of fewer than 100 calls it is close to the slowest one."""
+        return self.percentile(99)
+
+    def percentile(self, share: float) -> float:
+        """Return a percentile in milliseconds, interpolated between calls; `share` is in 0-100."""
+        return float(np.percentile(self.samples_ms, share))
+
+    def to_dict(self) -> dict[str, float]:
+        """Return ``p50, p90, p99, mean, min`` in milliseconds."""
+        mean = sum(self.samples_ms) / self.runs
+        return {"p50": self.p50, "p90": self.p90, "p99": self.p99, "mean": mean, "min": min(self.samples_ms)}
+
+    def throughput_fps(self, batch: int) -> float:
+        """Return images per second over the timed calls: their images by their total time."""
+        return batch * self.runs * 1000 / sum(self.samples_ms)
 
 
-def time_in_turn(calls: Mapping[str, Callable[[], object]], *, warmup: int, runs: int) -> dict[str, Latency]:
+def time_in_turn(
+    calls: Mapping[str, Call], *, warmup: int, runs: int, between: Call | None = None
+) -> dict[str, Latency]:
     """Time several callables in alternation.
 
     Args:
-        calls: By name.
+        calls: By name; each waits for its own end.
         warmup: Untimed calls of each.
         runs: Timed calls of each, at least 1.
+        between: Called after every round, untimed, e.g. to read clocks.
     """
     for call in calls.values():
         for _ in range(warmup):
@@ -50,6 +81,8 @@ def time_in_turn(calls: Mapping[str, Callable[[], object]], *, warmup: int, runs
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
+        if between is not None:
+            between()
     return {name: Latency.of(values) for name, values in seconds.items()}
 
 

@@ -16,46 +16,106 @@ def benchmark_command(
         bool, typer.Option("--compare", help="Time several targets in turn; ratios are against the first.")
     ] = False,
     warmup: Annotated[int, typer.Option("--warmup", min=0, metavar="N", help="Untimed calls.")] = 3,
-    runs: Annotated[int, typer.Option("--runs", min=1, metavar="N", help="Timed calls.")] = 20,
+    runs: Annotated[
+        int, typer.Option("--runs", min=1, metavar="N", help="Timed calls; p99 means something from 100 on.")
+    ] = 20,
     batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Images per call.")] = 1,
     size: common.Size = None,
     runner: common.Runner = "auto",
     threads: common.Threads = None,
+    copies: Annotated[
+        bool | None,
+        typer.Option("--include-copies/--no-copies", help="Time a device's copies from and to the host (default yes)."),
+    ] = None,
+    cuda_graph: Annotated[
+        bool | None, typer.Option("--cuda-graph/--no-cuda-graph", help="On a device (default: the runner's choice).")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the distribution of the latencies.")
+    ] = None,
+    force: common.Force = False,
     as_json: common.Json = False,
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
 ) -> None:
     """Time one image from RGB to mask; checkpoints run in eager PyTorch."""
     from nrd_trt.errors import ConfigError
-    from nrd_trt.pipeline.benchmark import benchmark_targets
+    from nrd_trt.pipeline.benchmark import BenchmarkRequest, benchmark_targets
     from nrd_trt.specs import parse_size
 
     if len(targets) > 1 and not compare:
         raise ConfigError("several targets: give --compare to time them in turn.")
     results = benchmark_targets(
-        targets,
-        runner=runner,
-        warmup=warmup,
-        runs=runs,
-        batch=batch,
-        size_hw=parse_size(size) if size else None,
-        threads=threads,
+        BenchmarkRequest(
+            targets=targets,
+            runner=runner,
+            warmup=warmup,
+            runs=runs,
+            batch=batch,
+            size_hw=parse_size(size) if size else None,
+            threads=threads,
+            copies=copies,
+            cuda_graph=cuda_graph,
+            plot=plot,
+            force=force,
+            progress=not quiet,
+        )
     )
     if as_json:
         common.print_json({"results": results} if compare else results[0])
     else:
-        _print(results)
+        typer.echo("\n".join(table(results)))
+    if plot is not None:
+        common.note(f"wrote {plot}", quiet=quiet)
 
 
-def _print(results: list[dict[str, Any]]) -> None:
-    typer.echo(
-        f"{'target':<28} {'runner':<12} {'types':<6} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {'fps':>7} {'ratio':>6}"
-    )
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """Return the lines for people; `!` marks a row whose figures are doubtful, and its notes say why."""
+    width = max(len("target"), *(len(row["target"]) for row in results))
+    lines = [
+        f"  {'target':<{width}} {'runner':<12} {'types':<5} {'size':>9} "
+        f"{'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'fps':>9} {'ratio':>6}"
+    ]
     for row in results:
         latency = row["latency_ms"]
-        typer.echo(
-            f"{row['target']:<28} {row['runner']:<12} {row['precision']:<6} {latency['p50']:>8.1f} "
-            f"{latency['p90']:>8.1f} {latency['p99']:>8.1f} {row['throughput_fps']:>7.2f} {row['ratio']:>6.2f}"
+        lines.append(
+            f"{'!' if row['doubtful'] else ' '} {row['target']:<{width}} {row['runner']:<12} {row['precision']:<5} "
+            f"{row['size']:>9} {latency['p50']:>9.3f} {latency['p90']:>9.3f} {latency['p99']:>9.3f} "
+            f"{row['throughput_fps']:>9.3f} {row['ratio']:>6.2f}"
         )
-        if row["arithmetic"] == "simulated":
-            typer.echo("  (16-bit rounding is simulated in fp32 here: this latency says nothing about the device)")
+        lines += [f"    {note}" for note in row["notes"]]
+    return [*lines, *_conditions(results)]
+
+
+def _conditions(results: list[dict[str, Any]]) -> list[str]:
+    """Return what all rows share: calls, host, device, memory."""
+    row = results[0]
+    host = row["host"]
+    lines = [
+        f"batch {row['batch']}, {row['runs']} calls each after {row['warmup']} for warm-up; "
+        f"{host['cpu'] or 'unknown CPU'}, {host['cores']} cores, load {_figure(host['load_before'])} before and "
+        f"{_figure(host['load_after'])} after"
+    ]
+    lines += dict.fromkeys(_device_line(row) for row in results if row["device"])
+    if row["peak_memory_mib"] is not None:
+        device = row["device_memory_mib"]
+        on_device = f", on the device {device:.0f} MiB" if device is not None else ""
+        lines.append(f"memory: process at most {row['peak_memory_mib']:.0f} MiB{on_device}")
+    return lines
+
+
+def _device_line(row: dict[str, Any]) -> str:
+    device = row["device"]
+    clock, power, heat = (device[name]["during"] for name in ("clock_mhz", "power_w", "temperature_c"))
+    power = device["power_w"]["after"] if power is None else power
+    heat = device["temperature_c"]["after"] if heat is None else heat
+    graph = {True: "with a CUDA graph", False: "no CUDA graph", None: "CUDA graph unknown"}[row["cuda_graph"]]
+    return (
+        f"{device.get('name') or device.get('power_mode') or 'device'}: {_figure(clock)} of "
+        f"{_figure(device['clock_mhz']['max'])} MHz, {_figure(power)} W, {_figure(heat)} °C, "
+        f"copies {row['copies']}, {graph}"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

@@ -131,10 +131,10 @@ def _print(path: Path, facts: dict[str, Any]) -> None:
     if precision["kept_fp32"]:
         typer.echo(f"kept in fp32 for their range: {', '.join(precision['kept_fp32'])}")
     typer.echo(
-        f"masks: {common.fraction(validation['pixel_agreement'])} of the pixels agree with {validation['reference']} "
-        f"on {validation['images']} {validation['samples']} "
+        f"masks: {common.fraction(validation['pixel_agreement'])} of the pixels agree with "
+        f"{common.reference_name(validation['reference'])} on {validation['images']} {validation['samples']} "
         f"(run by {validation['runner']}, {validation['arithmetic']} arithmetic"
-        f"{'; the plan was built but not run here' if builder['version'] else ''})"
+        f"{'; the plan was built but not run here' if builder['version'] and not validation['plan_run'] else ''})"
     )
     if validation["miou_engine"] is not None:
         typer.echo(

@@ -88,6 +88,11 @@ class Stages:
         self._started = None
 
 
+def reference_name(reference: str) -> str:
+    """Name what masks were compared with, for people."""
+    return {"torch": "PyTorch", "onnx": "the fp32 ONNX file", "stored": "the stored masks"}[reference]
+
+
 def fraction(value: float | None) -> str:
     """Format a figure in 0-1 for people."""
     return "–" if value is None else f"{value:.4f}"

@@ -12,7 +12,9 @@ import nrd_trt
 from nrd_trt.cli.benchmark import benchmark_command
 from nrd_trt.cli.build import build_command
 from nrd_trt.cli.common import verb
+from nrd_trt.cli.doctor import doctor_command
 from nrd_trt.cli.export import export_command
+from nrd_trt.cli.inspect import inspect_command
 from nrd_trt.cli.predict import predict_command
 from nrd_trt.cli.train import train_command
 from nrd_trt.cli.validate import validate_command
@@ -25,9 +27,11 @@ app = typer.Typer(
     add_completion=False,
 )
 VERBS: dict[str, Callable[..., None]] = {
+    "doctor": doctor_command,
     "train": train_command,
     "export": export_command,
     "build": build_command,
+    "inspect": inspect_command,
     "validate": validate_command,
     "predict": predict_command,
     "benchmark": benchmark_command,

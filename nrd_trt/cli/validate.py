@@ -57,7 +57,7 @@ def validate_command(
 
 def _print(result: dict[str, Any]) -> None:
     rows = [
-        ("images", f"{result['images']} {result['samples']}, reference {result['reference']}"),
+        ("images", f"{result['images']} {result['samples']}, reference: {common.reference_name(result['reference'])}"),
         ("run by", f"{result['runner']}, {result['arithmetic']} arithmetic"),
         ("pixel agreement", f"{common.fraction(result['pixel_agreement'])} (gate {result['gates']['min_agreement']})"),
         ("mIoU between", common.fraction(result["miou_between"])),

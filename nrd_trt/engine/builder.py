@@ -21,8 +21,8 @@ from onnx import TensorProto
 from tqdm import tqdm
 
 from nrd_trt.engine.compat import ConfigOptions, MessageLog, PhaseMonitor, TensorRT, load_tensorrt
+from nrd_trt.engine.timing_cache import read_timing_cache, write_timing_cache
 from nrd_trt.errors import BuildError
-from nrd_trt.files import atomic_file
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.specs import InputShape
 
@@ -63,12 +63,16 @@ class BuildOptions:
         config: Builder settings.
         timing_cache: File read before and written after the build, or None.
         progress: Show a progress bar on stderr for builds over two seconds.
+        gpu: Name of the GPU, or None where it is not known; a timing cache of another one is not used.
+        driver: Version of its driver, likewise.
         on_message: Receives TensorRT's messages as ``(severity, text)``.
     """
 
     flavour: str
     config: ConfigOptions = field(default_factory=ConfigOptions)
     timing_cache: Path | None = None
+    gpu: str | None = None
+    driver: str | None = None
     progress: bool = True
     on_message: Callable[[str, str], None] = lambda severity, text: None
 
@@ -90,20 +94,13 @@ def build_engine(model: onnx.ModelProto, options: BuildOptions) -> Engine:
     builder = tensorrt.builder(log)
     network = tensorrt.network(builder)
     tensorrt.parse(network, model.SerializeToString(), log)
+    tensorrt.record_errors(builder, network, log)
     layers = tensorrt.layer_types(network)
     check_types(model, layers, facts.precision)
     config = tensorrt.config(builder, options.config)
     _add_profile(builder, config, facts)
-    if options.timing_cache is not None:
-        cached = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-        try:
-            tensorrt.set_timing_cache(config, cached)
-        except BuildError as exc:
-            raise BuildError(f"{options.timing_cache}: {exc}") from exc
-    plan = _serialise(tensorrt, builder, network, config, options.progress, log)
-    if options.timing_cache is not None:
-        with atomic_file(options.timing_cache) as temporary:
-            temporary.write_bytes(tensorrt.timing_cache(config))
+    with _timing_cache(tensorrt, config, options):
+        plan = _serialise(tensorrt, builder, network, config, options.progress, log)
     return Engine(
         plan=plan,
         flavour=options.flavour,
@@ -121,7 +118,7 @@ def check_types(model: onnx.ModelProto, layers: list[dict[str, str]], precision:
         layers: ``{name, kind, type}`` per layer, named after the file's nodes.
         precision: Asked for; at least one convolution must have it.
     """
-    weights = {tensor.name: _TYPE_NAMES.get(tensor.data_type, "other") for tensor in model.graph.initializer}
+    weights = {entry.name: _TYPE_NAMES.get(entry.data_type, "other") for entry in model.graph.initializer}
     wanted = {node.name: weights[node.input[1]] for node in model.graph.node if node.op_type == "Conv"}
     found = {layer["name"]: layer["type"] for layer in layers if layer["kind"] == "convolution"}
     wrong = [
@@ -135,13 +132,31 @@ def check_types(model: onnx.ModelProto, layers: list[dict[str, str]], precision:
         )
 
 
+@contextmanager
+def _timing_cache(tensorrt: TensorRT, config: Any, options: BuildOptions) -> Iterator[None]:
+    """Use the timings of earlier builds in the block, and write them with its own when it ends without an error."""
+    path = options.timing_cache
+    if path is None:
+        yield
+        return
+    key = tensorrt.timing_cache_key(options.gpu, options.driver)
+    content = read_timing_cache(path, key, options.on_message)
+    try:
+        tensorrt.set_timing_cache(config, content)
+    except BuildError as exc:
+        raise BuildError(f"{path}: {exc}") from exc
+    yield
+    write_timing_cache(path, key, tensorrt.timing_cache(config))
+
+
 def _add_profile(builder: Any, config: Any, facts: GraphFacts) -> None:
     """Give a dynamic input its range; a static one needs no profile."""
     shape = facts.shape
     if all(extent.is_static for extent in (shape.batch, shape.height, shape.width)):
         return
     profile = builder.create_optimization_profile()
-    profile.set_shape("image", *(_dims(shape, which, facts.input_form) for which in ("min", "opt", "max")))
+    low, opt, high = (_dims(shape, which, facts.input_form) for which in ("min", "opt", "max"))
+    profile.set_shape("image", low, opt, high)
     config.add_optimization_profile(profile)
 
 

@@ -1,22 +1,47 @@
 """The adapter that owns TensorRT: every difference between 10.3 … 11.x and TensorRT-RTX is held here.
 
-Features are detected by attribute; nothing else in the package names a TensorRT version or enum. TensorRT is imported
-on use.
+Features are detected by attribute. TensorRT is imported on use, here only; `nrd_trt.engine.messages` and
+`nrd_trt.engine.loading` get the module from here, `nrd_trt.engine.surface` lists every name that the three use, and
+nothing else in the package names a TensorRT version or enum.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import sys
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from nrd_trt.engine.loading import LoadedEngine, load_engine
+from nrd_trt.engine.messages import MessageLog, PhaseMonitor, message_log, progress_monitor, stderr_message
+from nrd_trt.engine.timing_cache import TimingCacheKey
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.optional import require
 
+__all__ = [
+    "FLAVOURS",
+    "RUNTIMES",
+    "ConfigOptions",
+    "LoadedEngine",
+    "MessageLog",
+    "PhaseMonitor",
+    "TensorRT",
+    "installed_flavours",
+    "load_runtime",
+    "load_tensorrt",
+    "stderr_message",
+    "version_numbers",
+]
+
 FLAVOURS = {"tensorrt": ("tensorrt", "trt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+"""Builders: module and extra by flavour; each runs its engines too."""
+
+RUNTIMES = {**FLAVOURS, "tensorrt-lean": ("tensorrt_lean", "trt")}
+"""What runs engines; the lean runtime those that are version compatible."""
+
+_PREFERS_PLUGIN_SINCE = (10, 7)
 
 
 def installed_flavours() -> list[str]:
@@ -37,11 +62,24 @@ def load_tensorrt(flavour: str) -> TensorRT:
     return TensorRT(flavour, require(module, extra=extra, purpose=f"building {flavour} engines"))
 
 
+def load_runtime(flavour: str) -> TensorRT:
+    """Import what runs the engines of a flavour.
+
+    Args:
+        flavour: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"tensorrt-lean"``.
+
+    Raises:
+        MissingDependencyError: It is not installed; the message names the package.
+    """
+    module, extra = RUNTIMES[flavour]
+    return TensorRT(flavour, require(module, extra=extra, purpose=f"running {flavour} engines"))
+
+
 class TensorRT:
     """One imported TensorRT flavour.
 
     Attributes:
-        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        flavour: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"tensorrt-lean"``.
         trt: The module.
     """
 
@@ -54,24 +92,39 @@ class TensorRT:
         """Version string of the module."""
         return str(self.trt.__version__)
 
-    def log(self, on_message: Callable[[str, str], None]) -> MessageLog:
-        """Make a logger that hands ``(severity, text)`` to `on_message` and keeps warnings and errors.
+    @property
+    def parser_prefers_plugin(self) -> bool:
+        """Whether a registered plugin is preferred to a function of the file of the same name.
 
-        TensorRT's own logger prints to stdout, which belongs to the command's result.
+        Where it is not, `nrd_trt.graph.strip` takes the function out. TensorRT-RTX never gets a plugin.
         """
-        trt = self.trt
-        messages: list[str] = []
+        return self.flavour != "tensorrt-rtx" and version_numbers(self.version) >= _PREFERS_PLUGIN_SINCE
 
-        class _Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
+    def log(self, on_message: Callable[[str, str], None]) -> MessageLog:
+        """Make a log that hands ``(severity, text)`` to `on_message` and keeps warnings and errors."""
+        return message_log(self.trt, on_message)
 
-            def log(self, severity: Any, text: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR, trt.ILogger.WARNING):
-                    messages.append(f"{severity.name}: {text}")
-                on_message(severity.name, text)
+    def deserialize(
+        self,
+        plan: bytes,
+        *,
+        host_code: bool,
+        rebuild: str,
+        on_message: Callable[[str, str], None] = lambda severity, text: None,
+    ) -> LoadedEngine:
+        """Load a plan and make it ready to run.
 
-        return MessageLog(logger=_Logger(), messages=messages)
+        Args:
+            plan: The serialised engine; it is run as code, so it must come from a source that is trusted.
+            host_code: Let the plan bring its own runtime, as version-compatible plans do.
+            rebuild: The command that builds it again, for the message.
+            on_message: Receives TensorRT's messages as ``(severity, text)``.
+
+        Raises:
+            RunnerError: There is no GPU or driver, or the plan was made for another one.
+        """
+        label = f"{self.flavour} {self.version}"
+        return load_engine(self.trt, label, plan, self.log(on_message), host_code=host_code, rebuild=rebuild)
 
     def builder(self, log: MessageLog) -> Any:
         """Return a builder, or raise `BuildError` where this machine cannot make one."""
@@ -102,6 +155,15 @@ class TensorRT:
                 "Try --builder onnxruntime, or report it with the output of -v."
             )
 
+    def record_errors(self, builder: Any, network: Any, log: MessageLog) -> None:
+        """Send the errors of a parsed network and its builder to the recorder of `log`.
+
+        Not before `parse`: the parser puts a recorder of its own around one that it finds on the network, and the
+        network is freed with a dangling pointer once the parser is gone (a crash, seen with TensorRT-RTX 1.7).
+        """
+        builder.error_recorder = log.recorder
+        network.error_recorder = log.recorder
+
     def config(self, builder: Any, options: ConfigOptions) -> Any:
         """Return a builder configuration."""
         trt = self.trt
@@ -113,16 +175,24 @@ class TensorRT:
             config.builder_optimization_level = options.optimization_level
         if options.version_compatible:
             config.set_flag(self._member("BuilderFlag", "VERSION_COMPATIBLE"))
+            config.clear_flag(self._member("BuilderFlag", "EXCLUDE_LEAN_RUNTIME"))  # the plan brings its runtime
         if options.hardware_compatible:
             config.hardware_compatibility_level = self._member("HardwareCompatibilityLevel", "AMPERE_PLUS")
+        if options.same_compute_capability:
+            level = self._member("HardwareCompatibilityLevel", "SAME_COMPUTE_CAPABILITY")
+            config.hardware_compatibility_level = level
         if options.compute_capabilities:
             self._set_targets(config, options.compute_capabilities)
         return config
 
-    def set_timing_cache(self, config: Any, content: bytes) -> None:
-        """Give the builder an earlier timing cache; empty content starts a new one."""
+    def timing_cache_key(self, gpu: str | None, driver: str | None) -> TimingCacheKey:
+        """Return what timings of this builder depend on, or raise `ConfigError` where it keeps none."""
         if self.flavour == "tensorrt-rtx":  # since 1.2 its timing cache is a deprecated stub that accepts any bytes
             raise ConfigError(f"--timing-cache: {self.flavour} has no timing cache; leave the option out.")
+        return TimingCacheKey(builder=f"{self.flavour} {self.version}", gpu=gpu, driver=driver)
+
+    def set_timing_cache(self, config: Any, content: bytes) -> None:
+        """Give the builder an earlier timing cache; empty content starts a new one."""
         cache = config.create_timing_cache(content)
         if cache is None or not config.set_timing_cache(cache, False):
             raise BuildError(
@@ -136,33 +206,11 @@ class TensorRT:
 
     def progress_monitor(self, monitor: PhaseMonitor) -> Any:
         """Wrap a `PhaseMonitor` as this flavour's progress monitor."""
-        trt = self.trt
-
-        class _Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                trt.IProgressMonitor.__init__(self)
-
-            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-                monitor.start(phase_name, parent_phase, num_steps)
-
-            def step_complete(self, phase_name: str, step: int) -> bool:
-                return monitor.step(phase_name, step)
-
-            def phase_finish(self, phase_name: str) -> None:
-                monitor.finish(phase_name)
-
-        return _Monitor()
+        return progress_monitor(self.trt, monitor)
 
     def layer_types(self, network: Any) -> list[dict[str, str]]:
         """Return name, kind and output type of every layer of a parsed network."""
-        return [
-            {
-                "name": layer.name,
-                "kind": layer.type.name.lower(),
-                "type": layer.get_output(0).dtype.name.lower() if layer.num_outputs else "none",
-            }
-            for layer in (network.get_layer(index) for index in range(network.num_layers))
-        ]
+        return [_layer_record(network.get_layer(index)) for index in range(network.num_layers)]
 
     def _member(self, enum: str, name: str) -> Any:
         member = getattr(getattr(self.trt, enum, None), name, None)
@@ -195,6 +243,8 @@ class ConfigOptions:
         optimization_level: 0 (fast build) to 5 (slow build).
         version_compatible: The plan loads in later versions of the same major and the next one.
         hardware_compatible: The plan loads on any Ampere or later GPU, at some cost in speed.
+        same_compute_capability: The plan loads on GPUs of the same compute capability only, at less cost
+            (TensorRT >= 10.9).
         compute_capabilities: Targets such as ``"8.9"`` (TensorRT-RTX only); empty for its default.
     """
 
@@ -202,6 +252,7 @@ class ConfigOptions:
     optimization_level: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    same_compute_capability: bool = False
     compute_capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -209,40 +260,26 @@ class ConfigOptions:
             raise ConfigError(f"--workspace-mib: expected at least 1, got {self.workspace_mib}.")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"--optimization-level: expected 0 to 5, got {self.optimization_level}.")
+        if self.hardware_compatible and self.same_compute_capability:
+            raise ConfigError("hardware_compatible and same_compute_capability exclude each other; choose one of them.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class MessageLog:
-    """A logger object for TensorRT, and the warnings and errors that it has seen."""
-
-    logger: Any
-    messages: list[str]
-
-    def tail(self) -> str:
-        """Return the last messages as a parenthesis, or nothing."""
-        return f" ({'; '.join(self.messages[-3:])})" if self.messages else ""
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers that a version starts with: ``"10.13.2.post1"`` is ``(10, 13, 2)``."""
+    leading = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in leading[0].split(".")) if leading else ()
 
 
-class PhaseMonitor:
-    """Progress of nested build phases; override what is needed."""
-
-    def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase of `steps` steps begins."""
-
-    def step(self, phase: str, step: int) -> bool:
-        """A step is done; False cancels the build."""
-        return True
-
-    def finish(self, phase: str) -> None:
-        """A phase ends."""
+def _layer_record(layer: Any) -> dict[str, str]:
+    """Return name, kind and output type of a layer."""
+    kind = "none"
+    if layer.num_outputs:
+        tensor = layer.get_output(0)
+        kind = tensor.dtype.name.lower()
+    return {"name": layer.name, "kind": layer.type.name.lower(), "type": kind}
 
 
 def _described(error: Any) -> str:
-    """Return the parser's words with the node that they are about, where the version tells it."""
-    node = " ".join(str(getattr(error, part)()) for part in ("node_operator", "node_name") if hasattr(error, part))
-    return f"{node}: {error.desc()}" if node.strip() else str(error.desc())
-
-
-def stderr_message(severity: str, text: str) -> None:
-    """Print one TensorRT message to stderr."""
-    print(f"[TensorRT {severity.lower()}] {text}", file=sys.stderr)
+    """Return the parser's words with the node that they are about."""
+    node = f"{error.node_operator()} {error.node_name()}".strip()
+    return f"{node}: {error.desc()}" if node else str(error.desc())

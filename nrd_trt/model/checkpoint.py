@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nrd_trt.data.classes import known_classes, voc_palette
@@ -116,7 +116,7 @@ def save_checkpoint(
             raise CheckpointError(f"{path}: tensor {name} does not fit {stored.dtype}; save it without half.")
         tensors[name] = stored.contiguous()
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))  # save_file would make a file that only its owner may read
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import nrd_trt
@@ -25,7 +26,11 @@ from nrd_trt.pipeline.references import Recorder
 from nrd_trt.pipeline.request import BuildRequest, FormRequest
 from nrd_trt.pipeline.sources import Prepared, prepare
 from nrd_trt.pipeline.validate import Validation, compare_with_progress
+from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.cuda import DeviceFacts, probe_device
 from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_command
+from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.validate.gates import Gates
 
 __all__ = ["BuildRequest", "FormRequest", "build_bundle"]
@@ -47,6 +52,7 @@ def build_bundle(request: BuildRequest) -> Bundle:
     Gates.of("fp32", request.min_agreement, request.max_miou_drop)  # refuses fractions above 1 before any work
     flavour = _choose_builder(request)
     prepared = prepare(request)
+    device = probe_device()
     engine = None
     if flavour != "onnxruntime":
         request.on_stage(f"building the {prepared.graph.precision} engine with {flavour}")
@@ -54,19 +60,24 @@ def build_bundle(request: BuildRequest) -> Bundle:
             flavour=flavour,
             config=request.config,
             timing_cache=request.timing_cache,
+            gpu=device.name if device else None,
+            driver=device.driver if device else None,
             progress=request.progress,
             on_message=request.on_message,
         )
         engine = build_engine(prepared.model, options)
+    built = _builder_facts(request, engine, device)
     request.on_stage("validating the masks")
-    validation, references = _validate(request, prepared)
+    validation, references = _validate(request, prepared, _runner(request, prepared, engine, built))
     files = {
         ONNX_FILE: prepared.model.SerializeToString(deterministic=True),
         REFERENCE_FILE: references.to_bytes(),
     }
     if engine is not None:
         files[PLAN_FILE] = engine.plan
-    return write_bundle(request.output, files, _facts(request, prepared, engine, validation), force=request.force)
+    return write_bundle(
+        request.output, files, _facts(request, prepared, engine, built, validation), force=request.force
+    )
 
 
 def _choose_builder(request: BuildRequest) -> str:
@@ -92,10 +103,16 @@ def _choose_builder(request: BuildRequest) -> str:
     return builder
 
 
-def _validate(request: BuildRequest, prepared: Prepared) -> tuple[Validation, ReferenceSet]:
+def _runner(request: BuildRequest, prepared: Prepared, engine: Engine | None, built: Mapping[str, Any]) -> BaseRunner:
+    """Run the plan where this machine can, else the same file in ONNX Runtime."""
+    if engine is not None and can_run_plan(built):
+        return plan_runner(engine.plan, built, rebuild_command(request.output, engine.flavour))
+    return OrtRunner(prepared.model, threads=request.threads)
+
+
+def _validate(request: BuildRequest, prepared: Prepared, runner: BaseRunner) -> tuple[Validation, ReferenceSet]:
     """Compare the model's masks with the reference's; return the verdict and the masks to store."""
     graph = prepared.graph
-    runner = OrtRunner(prepared.model, threads=request.threads)
     with prepared.reference() as draw:
         recorder = Recorder(draw, prepared.drawn_by)
         comparison = compare_with_progress(prepared.samples, recorder, runner, graph, progress=request.progress)
@@ -109,29 +126,46 @@ def _validate(request: BuildRequest, prepared: Prepared) -> tuple[Validation, Re
         arithmetic=runner.arithmetic,
         reference=prepared.reference_name,
         samples=prepared.samples.name,
+        plan_run=isinstance(runner, TrtRunner),
         checkpoint_matches=matches,
     )
     return validation, recorder.recorded()
 
 
-def _facts(request: BuildRequest, prepared: Prepared, engine: Engine | None, validation: Validation) -> dict[str, Any]:
+def _builder_facts(request: BuildRequest, engine: Engine | None, device: DeviceFacts | None) -> dict[str, Any]:
+    """Say what built the plan and what the plan depends on; TensorRT-RTX builds for GPUs that are not here."""
+    facts: dict[str, Any] = {"name": "onnxruntime", "version": None, "compute_capabilities": [], **host_facts()}
+    facts |= {"gpu": None, "driver": None, "version_compatible": False, "hardware_compatible": False}
+    if engine is None:
+        return facts
+    capabilities = list(engine.compute_capabilities)
+    if engine.flavour == "tensorrt" and device is not None:
+        capabilities = [device.compute_capability]
+    return {
+        **facts,
+        "name": engine.flavour,
+        "version": engine.version,
+        "compute_capabilities": capabilities,
+        "gpu": device.name if device else None,
+        "driver": device.driver if device else None,
+        "version_compatible": request.config.version_compatible,
+        "hardware_compatible": request.config.hardware_compatible,
+    }
+
+
+def _facts(
+    request: BuildRequest, prepared: Prepared, engine: Engine | None, built: dict[str, Any], validation: Validation
+) -> dict[str, Any]:
     """Collect what ``bundle.json`` records; nothing depends on time or place, so equal builds are equal."""
     graph = prepared.graph
     parity = prepared.parity
-    builder: dict[str, Any] = {"name": "onnxruntime", "version": None, "compute_capabilities": []}
-    if engine is not None:
-        builder = {
-            "name": engine.flavour,
-            "version": engine.version,
-            "compute_capabilities": list(engine.compute_capabilities),
-        }
     return {
         "nrd_trt": nrd_trt.__version__,
         "checkpoint": prepared.checkpoint,
         "calibration_sha256": None,
         "plugin": None,
         "decode": "onnx",
-        "builder": {**builder, "gpu": None, "driver": None, **host_facts()},
+        "builder": built,
         "precision": {
             "asked": graph.precision,
             "found": engine.types_found if engine else None,

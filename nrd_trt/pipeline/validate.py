@@ -20,6 +20,7 @@ from nrd_trt.pipeline.samples import SampleSource
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.select import make_runner
+from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import Fit
 from nrd_trt.validate.compare import Comparison, compare
 from nrd_trt.validate.gates import Gates
@@ -141,6 +142,7 @@ def validate_bundle(request: ValidateRequest) -> Validation:
         arithmetic=runner.arithmetic,
         reference=reference,
         samples=samples.name,
+        plan_run=isinstance(runner, TrtRunner),
         checkpoint_matches=matches,
     )
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -60,6 +61,48 @@ class Runner(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Release resources; may be called again."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceTensor:
+    """An array in device memory.
+
+    Attributes:
+        address: On the device.
+        shape: In elements, dense and row-major.
+        dtype: Element type.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+@runtime_checkable
+class DeviceRunner(Runner, Protocol):
+    """A runner that can also read and write device memory, without copies to the host.
+
+    Attributes:
+        cuda_graph: Whether runs are replayed as CUDA graphs.
+    """
+
+    cuda_graph: bool
+
+    def infer_device(self, feed: Mapping[str, DeviceTensor], stream: int) -> dict[str, DeviceTensor]:
+        """Queue one run on a CUDA stream.
+
+        Args:
+            feed: Inputs, which must stay valid until the stream has passed the run.
+            stream: Handle of a CUDA stream.
+
+        Returns:
+            Outputs in memory of the runner, valid until its next run.
+
+        Raises:
+            RunnerError: The runner is not entered, or the run cannot be started.
+            ShapeError: An input is missing, unknown, or has another type or shape.
+        """
         ...
 
 

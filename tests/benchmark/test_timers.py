@@ -1,4 +1,4 @@
-"""Order of calls and percentiles; nothing here depends on how fast the machine is."""
+"""Order of calls, percentiles and throughput; nothing here depends on how fast the machine is."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_calls_are_interleaved_after_the_warmup() -> None:
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}  # type: ignore[misc]
-    got = time_in_turn(calls, warmup=2, runs=3)
-    assert "".join(order) == "aabb" + "ab" * 3
+    got = time_in_turn(calls, warmup=2, runs=3, between=lambda: order.append("|"))
+    assert "".join(order) == "aabb" + "ab|" * 3
     assert list(got) == ["a", "b"]
     assert [latency.runs for latency in got.values()] == [3, 3]
 
@@ -47,7 +47,12 @@ def test_only_timed_calls_count(clock: Clock) -> None:
     def call(name: str) -> None:
         clock.now += durations[name].pop(0)
 
-    got = time_in_turn({name: (lambda name=name: call(name)) for name in durations}, warmup=2, runs=3)  # type: ignore[misc]
+    def between() -> None:
+        clock.now += 50.0
+
+    calls = {name: (lambda name=name: call(name)) for name in durations}  # type: ignore[misc]
+    got = time_in_turn(calls, warmup=2, runs=3, between=between)
+    assert got["slow"].samples_ms == pytest.approx((4.0, 2.0, 3.0))
     assert got["slow"].p50 == pytest.approx(3.0)
     assert got["slow"].p99 == pytest.approx(np.percentile([2, 3, 4], 99))
     assert (got["fast"].p50, got["fast"].p90, got["fast"].p99) == (pytest.approx(1.0),) * 3
@@ -59,7 +64,14 @@ def test_percentiles_of_known_values() -> None:
 
 
 def test_percentiles_do_not_depend_on_the_order() -> None:
-    assert Latency.of([0.003, 0.001, 0.002]) == Latency.of([0.001, 0.002, 0.003])
+    assert Latency.of([0.003, 0.001, 0.002]).to_dict() == pytest.approx(Latency.of([0.001, 0.002, 0.003]).to_dict())
+
+
+def test_summary_and_throughput() -> None:
+    got = Latency.of([0.010, 0.030, 0.020, 0.040])
+    assert got.to_dict() == pytest.approx({"p50": 25.0, "p90": 37.0, "p99": 39.7, "mean": 25.0, "min": 10.0})
+    # Images by the time that they took, not by the median: one slow call costs frames.
+    assert Latency.of([0.01, 0.01, 0.08]).throughput_fps(batch=2) == pytest.approx(60.0)
 
 
 def test_failing_call_is_not_swallowed() -> None:

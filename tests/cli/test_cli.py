@@ -159,7 +159,7 @@ def test_build_prints_the_bundles_facts(nrd_trt: Invoke, tmp_path: Path) -> None
 def test_build_speaks_to_people_too(nrd_trt: Invoke, tmp_path: Path) -> None:
     result = nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", *QUICK, "-q")
     assert result.exit_code == 0
-    for text in ("a.nrd", "fp16", "agree with onnx", "simulated arithmetic", "passed"):
+    for text in ("a.nrd", "fp16", "agree with the fp32 ONNX file", "simulated arithmetic", "passed"):
         assert text in result.stdout
     assert result.stderr == ""
 

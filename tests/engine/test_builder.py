@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from nrd_trt.engine import builder
 from nrd_trt.engine.builder import BuildOptions, build_engine, check_types
 from nrd_trt.engine.compat import FLAVOURS, ConfigOptions, TensorRT, installed_flavours, load_tensorrt
+from nrd_trt.engine.timing_cache import TimingCacheKey, write_timing_cache
 from nrd_trt.errors import BuildError, ConfigError, MissingDependencyError
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
@@ -169,9 +171,12 @@ class _WithTimingCache(TensorRT):
 
     caches: list[_CacheConfig] = []  # noqa: RUF012 (of one test)
 
+    def timing_cache_key(self, gpu: str | None, driver: str | None) -> TimingCacheKey:
+        return TensorRT("tensorrt", self.trt).timing_cache_key(gpu, driver)
+
     def set_timing_cache(self, config: Any, content: bytes) -> None:
         self.caches.append(_CacheConfig())
-        TensorRT("tensorrt", self.trt).set_timing_cache(self.caches[-1], content)
+        super().set_timing_cache(self.caches[-1], content)
 
     def timing_cache(self, config: Any) -> bytes:
         return super().timing_cache(self.caches[-1])
@@ -187,27 +192,86 @@ def timing_caches(monkeypatch: pytest.MonkeyPatch) -> list[_CacheConfig]:
 @needs_rtx
 def test_timing_cache_is_written_and_read_again(tmp_path: Path, timing_caches: list[_CacheConfig]) -> None:
     cache = tmp_path / "timing.cache"
-    build_engine(small(), options(timing_cache=cache))
-    assert cache.read_bytes() == b"ours"
-    build_engine(small(), options(timing_cache=cache))
+    build_engine(small(), options(timing_cache=cache, gpu="Orin", driver="540.4.0"))
+    header, content = cache.read_bytes().split(b"\n", 1)
+    version = load_tensorrt(RTX).version
+    assert json.loads(header)["key"] == {"builder": f"tensorrt {version}", "gpu": "Orin", "driver": "540.4.0"}
+    assert content == b"ours"
+    build_engine(small(), options(timing_cache=cache, gpu="Orin", driver="540.4.0"))
     assert [entry.content for entry in _WithTimingCache.caches] == [b"", b"ours"]
     assert list(tmp_path.iterdir()) == [cache]
 
 
 @needs_rtx
-def test_damaged_timing_cache(tmp_path: Path, timing_caches: list[_CacheConfig]) -> None:
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"gpu": "Thor"}, "gpu was Orin, is Thor"),
+        ({"gpu": None}, "gpu was Orin, is None"),
+        ({"driver": "580.1"}, "driver was 540.4.0, is 580.1"),
+        ({"builder": "tensorrt 10.3.0"}, "builder was tensorrt 10.3.0, is tensorrt 1."),
+    ],
+    ids=["gpu", "unknown gpu", "driver", "builder"],
+)
+def test_timings_of_another_machine_are_replaced(
+    change: dict[str, Any], difference: str, tmp_path: Path, timing_caches: list[_CacheConfig]
+) -> None:
     cache = tmp_path / "timing.cache"
+    machine = {"gpu": "Orin", "driver": "540.4.0"}
+    version = change.get("builder", f"tensorrt {load_tensorrt(RTX).version}")
+    write_timing_cache(cache, TimingCacheKey(builder=version, **machine), b"theirs")
+    seen: list[tuple[str, str]] = []
+    asked = {**machine, **{name: value for name, value in change.items() if name != "builder"}}
+    build_engine(small(), options(timing_cache=cache, on_message=lambda *message: seen.append(message), **asked))
+    assert [entry.content for entry in timing_caches] == [b""]
+    (warning,) = (text for severity, text in seen if severity == "WARNING" and "timing.cache" in text)
+    assert difference in warning
+    assert json.loads(cache.read_bytes().split(b"\n")[0])["key"].items() >= asked.items()
+    assert cache.read_bytes().endswith(b"\nours")
+
+
+def _old_form(cache: Path) -> None:
     cache.write_bytes(b"damaged")
-    with pytest.raises(BuildError, match=r"timing\.cache: the timing cache was made by another .*delete the file"):
+
+
+def _changed_content(cache: Path) -> None:
+    cache.write_bytes(cache.read_bytes()[:-1] + b"x")
+
+
+def _changed_header(cache: Path) -> None:
+    cache.write_bytes(cache.read_bytes().replace(b'"gpu"', b'"cpu"'))
+
+
+def _refused_content(cache: Path) -> None:
+    key = json.loads(cache.read_bytes().split(b"\n")[0])["key"]
+    write_timing_cache(cache, TimingCacheKey(**key), b"not ours")
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_old_form, "not a timing cache of this version"),
+        (_changed_header, "not a timing cache of this version"),
+        (_changed_content, "the timing cache is damaged"),
+        (_refused_content, "the timing cache was made by another TensorRT or GPU"),
+    ],
+)
+def test_damaged_timing_cache(
+    damage: Callable[[Path], None], words: str, tmp_path: Path, timing_caches: list[_CacheConfig]
+) -> None:
+    cache = tmp_path / "timing.cache"
+    write_timing_cache(cache, TimingCacheKey(builder=f"tensorrt {load_tensorrt(RTX).version}"), b"ours")
+    damage(cache)
+    before = cache.read_bytes()
+    with pytest.raises(BuildError, match=rf"timing\.cache: {words}.*delete the file"):
         build_engine(small(), options(timing_cache=cache))
-    assert cache.read_bytes() == b"damaged"
+    assert cache.read_bytes() == before
 
 
 @needs_rtx
 def test_rtx_says_that_it_keeps_no_timing_cache(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"--timing-cache: tensorrt-rtx has no timing cache; leave the option out"
-    ):
+    with pytest.raises(ConfigError, match=r"--timing-cache: tensorrt-rtx has no timing cache; leave the option out"):
         build_engine(small(), options(timing_cache=tmp_path / "timing.cache"))
     assert not list(tmp_path.iterdir())
 

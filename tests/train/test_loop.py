@@ -212,9 +212,7 @@ def test_command_prints_one_json_object(data: Path, tmp_path: Path, monkeypatch)
     monkeypatch.setitem(RECIPES, "camvid_mobilenetv2", _tiny())
     app = typer.Typer()
     app.command()(train_command)
-    arguments = (
-        f"--recipe camvid_mobilenetv2 --data {data} -o {tmp_path / 'run'} --steps 1 --threads 1 --json"
-    )
+    arguments = f"--recipe camvid_mobilenetv2 --data {data} -o {tmp_path / 'run'} --steps 1 --threads 1 --json"
     result = CliRunner().invoke(app, arguments.split())
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)

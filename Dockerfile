@@ -1,0 +1,24 @@
+# nrd_trt on NVIDIA's TensorRT container: builds, checks and times bundles; checkpoints need the extra `torch`.
+# NOT BUILT by the project so far: it was written on a machine without Docker or a GPU, from the container's notes.
+#   docker build -t nrd-trt .
+#   docker run --rm --gpus all -v "$PWD:/work" -w /work nrd-trt doctor
+# The tag decides the TensorRT version, and a plan runs on the version that built it:
+# https://docs.nvidia.com/deeplearning/frameworks/support-matrix/
+ARG BASE=nvcr.io/nvidia/tensorrt:25.10-py3
+FROM ${BASE}
+
+# "torch," before the others to read checkpoints too; the image grows by gigabytes.
+ARG EXTRAS=gpu,plot
+
+WORKDIR /opt/nrd_trt
+COPY setup.cfg pyproject.toml README.md LICENSE ./
+COPY nrd_trt nrd_trt
+
+# The environment sees the container's tensorrt; pip must not put another one beside it, so the extra `trt` is left out.
+RUN python3 -m venv --system-site-packages /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir ".[${EXTRAS}]" "cuda-python>=12,<14"
+
+ENV PATH=/opt/venv/bin:${PATH}
+WORKDIR /work
+ENTRYPOINT ["nrd-trt"]
+CMD ["doctor"]

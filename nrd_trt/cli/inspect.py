@@ -1,0 +1,257 @@
+"""The verb ``inspect``: what a bundle, a plan or an ONNX file holds."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nrd_trt.cli import common
+
+_WIDEST = 100
+_LABEL = 16
+_LAYERS_FROM = {
+    "plan": "of the plan, as built",
+    "build": "of the network as the builder parsed it, before it fused layers",
+    "onnx": "nodes of the ONNX file",
+}
+Lines = Iterator[tuple[str, str | None]]
+
+
+def inspect_command(
+    path: Annotated[Path, typer.Argument(metavar="NAME.nrd|PLAN|m.onnx", help="What to look into.")],
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer, not only their numbers.")] = False,
+    as_json: common.Json = False,
+    verbose: common.Verbose = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Show layers, types, sizes and precision of a bundle, a plan or an ONNX file.
+
+    A plan is opened where this machine can, which runs it as code: look into what you trust.
+    """
+    from nrd_trt.engine.compat import stderr_message
+    from nrd_trt.pipeline.inspect import inspect_path
+
+    found = inspect_path(path, on_message=stderr_message if verbose else lambda severity, text: None)
+    if as_json:
+        common.print_json(found)
+    else:
+        _print(found, every_layer=layers)
+
+
+def _print(found: dict[str, Any], *, every_layer: bool) -> None:
+    intact = "; every hash of its bundle holds" if found["bundle"] else f"\nSHA-256 {found['sha256']}"
+    typer.echo(f"{found['path']}: {_TITLES[found['kind']]}, {_size(found['bytes'])}{intact}")
+    if found["bundle"]:
+        _section("Made", _made(found["bundle"]))
+        _section("Files", _files(found["bundle"]))
+        _section("Masks", _masks(found["bundle"]))
+    if found["plan"]:
+        _section("Plan", _plan(found["plan"], bare=found["bundle"] is None))
+    _section("Precision", _precision(found))
+    if found["onnx"]:
+        _section("Network", _network(found["onnx"]["metadata"], found["bundle"]))
+        _section("ONNX file", _onnx(found["onnx"]))
+    _layers(found, every_layer=every_layer)
+
+
+_TITLES = {"bundle": "bundle", "plan": "TensorRT plan", "onnx": "ONNX file"}
+
+
+def _made(bundle: dict[str, Any]) -> Lines:
+    builder, checkpoint = bundle["builder"], bundle["checkpoint"] or {}
+    source = checkpoint.get("name") or "an ONNX file"
+    digest = f", SHA-256 {_short(checkpoint['sha256'])}" if checkpoint.get("sha256") else ""
+    yield "from", f"{source}{digest}"
+    made = f"{builder['name']} {builder['version']}" if builder["version"] else "ONNX Runtime: no plan"
+    yield "builder", f"{made}; nrd_trt {bundle['nrd_trt']} on {builder['os']} {builder['machine']}"
+    if builder["version"]:
+        targets = ", ".join(builder["compute_capabilities"]) or "the builder's default"
+        yield "for", f"GPU {builder['gpu'] or 'not recorded'}, driver {builder['driver'] or '–'}; targets {targets}"
+    yield "rebuild with", bundle["command"]
+
+
+def _files(bundle: dict[str, Any]) -> Lines:
+    for name, digest in bundle["files"].items():
+        yield name, f"{_size(bundle['sizes'][name]):>9}   SHA-256 {_short(digest)}"
+
+
+def _masks(bundle: dict[str, Any]) -> Lines:
+    validation, parity, gates = bundle["validation"], bundle["parity"], bundle["validation"]["gates"]
+    yield "verdict", "passed" if bundle["passed"] else f"NOT PASSED: {'; '.join(validation['failures'])}"
+    yield (
+        "agreement",
+        f"{common.fraction(validation['pixel_agreement'])} of the pixels with {validation['reference']} on "
+        f"{validation['images']} {validation['samples']} (gate {gates['min_agreement']})",
+    )
+    yield "run by", f"{validation['runner']}, {validation['arithmetic']} arithmetic"
+    if validation["miou_engine"] is not None:
+        engine, reference = common.fraction(validation["miou_engine"]), common.fraction(validation["miou_reference"])
+        yield "mIoU", f"{engine}, reference {reference} (gate: at most {gates['max_miou_drop']} lost)"
+    if parity:
+        largest = "not finite" if parity["max_abs"] is None else f"{parity['max_abs']:.3g}"
+        yield "export", f"{parity['agreement']:.4f} of the pixels agree; largest logit difference {largest}"
+
+
+def _plan(plan: dict[str, Any], *, bare: bool) -> Lines:
+    yield "made for", f"{plan['flavour']} {plan['version'] or 'of a version that its header does not tell'}"
+    if plan["opened"]:
+        yield "opened with", plan["opened_with"]
+        for title, tensors in (("input", plan["inputs"]), ("output", plan["outputs"])):
+            for tensor in tensors:
+                yield title, _tensor(tensor)
+        yield "scratch memory", _size(plan["device_memory_bytes"])
+        return
+    yield "not opened", plan["why_not"]
+    if bare:
+        yield (
+            "to see more",
+            "give the bundle folder that it came from, or open it on a machine with the GPU that it was built for: "
+            f"{'trtexec' if plan['flavour'] == 'tensorrt' else 'tensorrt_rtx'} --loadEngine={plan['path']}",
+        )
+
+
+def _precision(found: dict[str, Any]) -> Lines:
+    precision = found["precision"]
+    if found["kind"] != "plan" or found["bundle"]:
+        yield "asked", precision["asked"] or "not told"
+    yield "found", _counts(precision["found"] or found["types"]) or "not known without opening it"
+    if precision["kept_fp32"] is not None:
+        yield "kept in fp32", ", ".join(precision["kept_fp32"]) or "nothing"
+    if found["plan"]:
+        yield "formats", _counts(found["formats"]) or "known only of an opened plan"
+    for number, profile in enumerate(found["profiles"] or []):
+        for name, sizes in profile.items():
+            yield f"profile {number}", f"{name} {_range(sizes)}"
+    yield "plugin", str(found["plugin"] or _without_plugin(found))
+
+
+def _without_plugin(found: dict[str, Any]) -> str:
+    """Say what does the decode where no plugin does."""
+    functions = [function["name"] for function in (found["onnx"] or {}).get("functions", [])]
+    if functions:
+        return f"none needed: {', '.join(functions)} is a function of the ONNX file"
+    return "none" if found["onnx"] else "not told"
+
+
+def _network(metadata: dict[str, Any] | None, bundle: dict[str, Any] | None) -> Lines:
+    if metadata is None:
+        yield "metadata", "none of nrd_trt's: another tool wrote this file, and `nrd-trt build` will refuse it"
+        return
+    info, decode = metadata["info"], metadata["decode"]
+    yield "model", f"{metadata['encoder']} encoder, {metadata['head']} head, exported as {metadata['precision']}"
+    yield (
+        "decode",
+        f"{decode['num_classes']} classes, hidden {decode['hidden']}, guidance {decode['guidance_channels']}, "
+        f"patch {decode['patch']}, upsample {decode['upsample']}",
+    )
+    mean, std = (" ".join(f"{value:g}" for value in info[key]) for key in ("mean", "std"))
+    yield (
+        "preprocessing",
+        f"{info['channel_order'].upper()}, mean {mean}, std {std}"
+        + ("; in the graph, give uint8 RGB" if metadata["input_form"] == "uint8" else "; before the graph"),
+    )
+    if bundle:
+        yield "image fit", bundle["fit"]
+    ignored = f"; label {info['ignore_index']} is ignored" if info["ignore_index"] is not None else ""
+    yield "classes", f"{len(info['class_names'])}: {', '.join(info['class_names'])}{ignored}"
+
+
+def _onnx(summary: dict[str, Any]) -> Lines:
+    opset = ", ".join(f"{domain} {version}" for domain, version in summary["opset"].items())
+    yield "opset", f"{opset}; IR version {summary['ir_version']}; written by {summary['producer'] or 'nobody named'}"
+    for tensor in summary["inputs"]:
+        yield "input", _tensor(tensor)
+    for tensor in summary["outputs"]:
+        yield "output", _tensor(tensor)
+    yield "nodes", f"{summary['nodes']['total']}: {_counts(summary['nodes']['by_op'])}"
+    yield "node types", _counts(summary["nodes"]["by_type"])
+    weights = (
+        f"{_size(entry['bytes'])} {kind} ({entry['elements']:,} in {entry['tensors']} tensors)"
+        for kind, entry in summary["weights"].items()
+    )
+    yield "weights", ", ".join(weights) or "none"
+    for function in summary["functions"]:
+        yield (
+            "function",
+            f"{function['domain']}.{function['name']}({', '.join(function['inputs'])}): "
+            + (f"{function['nodes']} nodes"),
+        )
+    for node in summary["plugin_nodes"]:
+        given = ", ".join(f"{name}={_attribute(value)}" for name, value in node["attributes"].items())
+        yield "plugin node", f"{node['name'] or '(unnamed)'}: {node['domain']}.{node['op']}({given})"
+
+
+def _layers(found: dict[str, Any], *, every_layer: bool) -> None:
+    layers = found["layers"]
+    if not layers:
+        return
+    typer.echo(f"\nLayers: {len(layers)}, {_LAYERS_FROM[found['layers_from']]}")
+    if every_layer:
+        for layer in layers:
+            typer.echo(f"  {layer['type']:<9} {layer['kind']:<20} {layer['name']}  {layer.get('format', '')}".rstrip())
+        return
+    kinds = list(dict.fromkeys(_counts_of(layer["kind"] for layer in layers)))
+    types = list(_counts_of(layer["type"] for layer in layers))
+    table = Counter((layer["kind"], layer["type"]) for layer in layers)
+    typer.echo(f"  {'':<24}" + "".join(f"{kind:>10}" for kind in types[:6]))
+    for kind in kinds:
+        typer.echo(f"  {kind:<24}" + "".join(f"{table[kind, name] or '·':>10}" for name in types[:6]))
+    typer.echo("  (--layers lists them)")
+
+
+def _counts_of(names: Iterator[str]) -> dict[str, int]:
+    return dict(Counter(names).most_common())
+
+
+def _section(title: str, lines: Lines) -> None:
+    """Print a title and its labelled lines, broken at blanks so that commands can be copied."""
+    width = max(60, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)) - _LABEL - 3
+    typer.echo(f"\n{title}")
+    before = None
+    for label, text in lines:
+        shown = "" if label == before else label
+        before = label
+        for line in textwrap.wrap(text or "–", width, break_long_words=False, break_on_hyphens=False):
+            typer.echo(f"  {shown:<{_LABEL}} {line}".rstrip())
+            shown = ""
+
+
+def _counts(counts: Mapping[str, int] | None) -> str:
+    ordered = sorted((counts or {}).items(), key=lambda item: -item[1])
+    return ", ".join(f"{count} {name}" for name, count in ordered)
+
+
+def _tensor(tensor: dict[str, Any]) -> str:
+    return f"{tensor['name']} {tensor['dtype']} {_by(tensor['shape'])}"
+
+
+def _by(shape: list[int | str | None]) -> str:
+    return "×".join("?" if n is None else str(n) for n in shape) or "scalar"
+
+
+def _range(sizes: dict[str, list[int | str | None]]) -> str:
+    if sizes["min"] == sizes["max"]:
+        return f"{_by(sizes['opt'])}, fixed"
+    return f"{_by(sizes['min'])} to {_by(sizes['max'])}, best at {_by(sizes['opt'])}"
+
+
+def _attribute(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{len(value)} values]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _size(amount: int) -> str:
+    if amount < 2**10:
+        return f"{amount} bytes"
+    return f"{amount / 2**20:.1f} MiB" if amount >= 2**20 else f"{amount / 2**10:.1f} KiB"
+
+
+def _short(digest: str) -> str:
+    return f"{digest[:16]}…"

@@ -1,0 +1,205 @@
+"""A loaded engine: from a plan to calls on addresses that somebody else owns.
+
+The module is handed in by `nrd_trt.engine.compat`. Device memory, streams and copies belong to the runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from nrd_trt.engine.messages import MessageLog, output_allocator
+from nrd_trt.errors import RunnerError, ShapeError
+from nrd_trt.specs import TensorSpec
+
+Shape = tuple[int, ...]
+
+
+def load_engine(trt: Any, label: str, plan: bytes, log: MessageLog, *, host_code: bool, rebuild: str) -> LoadedEngine:
+    """Load a plan; see `nrd_trt.engine.compat.TensorRT.deserialize`."""
+    try:
+        runtime = trt.Runtime(log.logger)
+    except TypeError as exc:  # the bindings' word for a null pointer
+        raise RunnerError(
+            f"{label} cannot start on this machine{log.tail()}: running engines needs an NVIDIA GPU and its driver. "
+            "Use --runner onnxruntime here."
+        ) from exc
+    runtime.error_recorder = log.recorder
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise RunnerError(
+            f"{label} cannot load the plan{log.tail()}. It was made for another GPU, TensorRT version or operating "
+            f"system, or there is no GPU with a new enough driver; rebuild with: {rebuild}"
+        )
+    engine.error_recorder = log.recorder
+    return LoadedEngine(trt, label, runtime, engine, _context(engine, label, log), log)
+
+
+def _context(engine: Any, label: str, log: MessageLog) -> Any:
+    context = engine.create_execution_context()
+    if context is None:
+        raise RunnerError(
+            f"{label} cannot make room to run the engine{log.tail()}; free GPU memory or build for a smaller --size."
+        )
+    context.error_recorder = log.recorder
+    return context
+
+
+class LoadedEngine:
+    """An engine with one execution context; not to be shared by threads.
+
+    Attributes:
+        inputs: Input specs by name; None marks a dynamic dimension.
+        outputs: Output specs by name.
+        device_memory_bytes: Scratch memory that the context holds on the device.
+        final_shapes: Shapes of the outputs of `allocate_outputs`, as the last run told them.
+    """
+
+    def __init__(self, trt: Any, label: str, runtime: Any, engine: Any, context: Any, log: MessageLog) -> None:
+        # In this order they are dropped too, users before what they use.
+        self._context, self._engine, self._runtime, self._log = context, engine, runtime, log
+        self._trt, self._label = trt, label
+        self._allocators: dict[str, Any] = {}
+        self.final_shapes: dict[str, Shape] = {}
+        self.device_memory_bytes = int(engine.device_memory_size_v2)
+        self.inputs: dict[str, TensorSpec] = {}
+        self.outputs: dict[str, TensorSpec] = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            (self.inputs if is_input else self.outputs)[name] = self._spec(name)
+
+    def profile_range(self, name: str) -> tuple[Shape, Shape, Shape]:
+        """Return smallest, usual and largest shape of an input."""
+        self._open()
+        shape = self.inputs[name].shape
+        if None not in shape:
+            fixed = tuple(n for n in shape if n is not None)
+            return fixed, fixed, fixed
+        low, opt, high = (tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, 0))
+        return low, opt, high
+
+    def set_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Choose the input shapes of the runs to come.
+
+        Returns:
+            Output shapes by name, without those of `allocate_outputs`.
+
+        Raises:
+            ShapeError: A name is unknown, or a shape is outside the range that the engine was built for.
+            RunnerError: TensorRT refuses the shapes, or an output's shape is only known while running.
+        """
+        self._open()
+        for name, shape in shapes.items():
+            self._check(name, shape)
+            if not self._context.set_input_shape(name, tuple(shape)):
+                raise self._failed(f"refused the shape {shape} of input {name!r}")
+        try:
+            unset = self._context.infer_shapes()
+        except RuntimeError as exc:
+            raise self._failed("cannot work out the shapes of the outputs") from exc
+        if unset:
+            raise self._failed(f"does not know the shapes of {', '.join(unset)} yet; set all inputs")
+        resolved = {
+            name: tuple(self._context.get_tensor_shape(name)) for name in self.outputs.keys() - self._allocators
+        }
+        if unknown := sorted(name for name, shape in resolved.items() if min(shape, default=0) < 0):
+            raise self._failed(f"tells the shape of {', '.join(unknown)} only while running; give it an allocator")
+        return resolved
+
+    def set_addresses(self, addresses: Mapping[str, int]) -> None:
+        """Tell where inputs are read and outputs written; the caller keeps the memory alive."""
+        self._open()
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise self._failed(f"refused the address of {name!r}")
+
+    def allocate_outputs(self, name: str, allocator: Callable[[int], int]) -> None:
+        """Take memory for an output while running, because its shape depends on the data.
+
+        Args:
+            name: Of the output.
+            allocator: Returns the device address, aligned to 256, of at least as many bytes as it is given, or 0 if
+                there is no memory; the caller keeps it alive. It is called anew for every run.
+        """
+        self._open()
+        self._allocators[name] = output_allocator(self._trt, allocator, lambda shape: self._remember(name, shape))
+        if not self._context.set_output_allocator(name, self._allocators[name]):
+            raise self._failed(f"refused an allocator for {name!r}")
+
+    def enqueue(self, stream: int) -> None:
+        """Start one run on a CUDA stream and return at once.
+
+        Raises:
+            RunnerError: It cannot be started.
+        """
+        self._open()
+        if not self._context.execute_async_v3(stream):
+            raise self._failed("could not start the run")
+
+    def fork(self) -> LoadedEngine:
+        """Return another context of the same engine, with its own shapes and addresses; close both."""
+        self._open()
+        context = _context(self._engine, self._label, self._log)
+        return LoadedEngine(self._trt, self._label, self._runtime, self._engine, context, self._log)
+
+    def close(self) -> None:
+        """Release everything, users before what they use; may be called again."""
+        self._context = None
+        self._allocators.clear()
+        self._engine = None
+        self._runtime = None
+
+    def _remember(self, name: str, shape: Shape) -> None:
+        self.final_shapes[name] = shape
+
+    def _open(self) -> None:
+        """Start a call: its error tells its own messages only."""
+        if self._context is None:
+            raise RunnerError(f"{self._label}: the engine is closed; load it again.")
+        self._log.forget()
+
+    def _failed(self, what: str) -> RunnerError:
+        return RunnerError(f"{self._label} {what}{self._log.tail()}.")
+
+    def _spec(self, name: str) -> TensorSpec:
+        shape = tuple(None if n < 0 else int(n) for n in self._engine.get_tensor_shape(name))
+        kind = self._engine.get_tensor_dtype(name)
+        dtype = numpy_types(self._trt).get(kind)
+        if dtype is None:
+            raise RunnerError(f"tensor {name!r}: NumPy has no type {kind}; export the model with another output type.")
+        return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+    def _check(self, name: str, shape: Shape) -> None:
+        if name not in self.inputs:
+            raise ShapeError(f"{self._label}: expected inputs {sorted(self.inputs)}, got {name!r}.")
+        low, _, high = self.profile_range(name)
+        if len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
+            return
+        raise ShapeError(
+            f"tensor {name!r}: expected a shape from {_by(low)} to {_by(high)}, got {_by(shape)}; "
+            "resize it or build for this size."
+        )
+
+
+def numpy_types(trt: Any) -> dict[Any, np.dtype[Any]]:
+    """Return the NumPy type of each TensorRT type that has one."""
+    return {
+        trt.DataType.FLOAT: np.dtype(np.float32),
+        trt.DataType.HALF: np.dtype(np.float16),
+        trt.DataType.BF16: np.dtype(ml_dtypes.bfloat16),
+        trt.DataType.INT8: np.dtype(np.int8),
+        trt.DataType.INT32: np.dtype(np.int32),
+        trt.DataType.INT64: np.dtype(np.int64),
+        trt.DataType.UINT8: np.dtype(np.uint8),
+        trt.DataType.BOOL: np.dtype(np.bool_),
+    }
+
+
+def _by(shape: Shape) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,148 @@
+"""What TensorRT says while it works: logger, error recorder and progress, as objects that its C++ side calls.
+
+The module is handed in; this file and `nrd_trt.engine.compat` name what is in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageLog:
+    """A logger and an error recorder for TensorRT, and the warnings and errors that they have seen.
+
+    Attributes:
+        logger: For constructors.
+        recorder: For ``error_recorder``; where it is set, errors go to it instead of the logger.
+        messages: Oldest first.
+    """
+
+    logger: Any
+    recorder: Any
+    messages: list[str]
+
+    def tail(self) -> str:
+        """Return the last messages as a parenthesis, or nothing."""
+        return f" ({'; '.join(self.messages[-_SHOWN:])})" if self.messages else ""
+
+    def forget(self) -> None:
+        """Drop the messages of the calls before."""
+        self.messages.clear()
+        self.recorder.clear()
+
+
+def message_log(trt: Any, on_message: Callable[[str, str], None]) -> MessageLog:
+    """Make a log that hands ``(severity, text)`` to `on_message` and keeps warnings and errors.
+
+    TensorRT's own logger prints to stdout, which belongs to the command's result.
+    """
+    messages: list[str] = []
+
+    class _Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR, trt.ILogger.WARNING):
+                messages.append(f"{severity.name}: {text}")
+            on_message(severity.name, text)
+
+    return MessageLog(logger=_Logger(), recorder=_recorder(trt, messages, on_message), messages=messages)
+
+
+def _recorder(trt: Any, messages: list[str], on_message: Callable[[str, str], None]) -> Any:
+    """Return an error recorder that adds to `messages`."""
+
+    class _Recorder(trt.IErrorRecorder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IErrorRecorder.__init__(self)
+            self._errors: list[tuple[Any, str]] = []
+
+        def report_error(self, code: Any, description: str) -> bool:
+            self._errors.append((code, description))
+            messages.append(f"{code.name}: {description}")
+            on_message("ERROR", description)
+            return True  # fatal for the call that reports it
+
+        def get_error_code(self, index: int) -> Any:
+            return self._errors[index][0]
+
+        def get_error_desc(self, index: int) -> str:
+            return self._errors[index][1]
+
+        def num_errors(self) -> int:
+            return len(self._errors)
+
+        def get_num_errors(self) -> int:  # what the C++ side calls in every version; num_errors is documented
+            return len(self._errors)
+
+        def has_overflowed(self) -> bool:
+            return False
+
+        def clear(self) -> None:
+            self._errors.clear()
+
+    return _Recorder()
+
+
+class PhaseMonitor:
+    """Progress of nested build phases; override what is needed."""
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase of `steps` steps begins."""
+
+    def step(self, phase: str, step: int) -> bool:
+        """A step is done; False cancels the build."""
+        return True
+
+    def finish(self, phase: str) -> None:
+        """A phase ends."""
+
+
+def progress_monitor(trt: Any, monitor: PhaseMonitor) -> Any:
+    """Wrap a `PhaseMonitor` as TensorRT's progress monitor."""
+
+    class _Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            monitor.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return monitor.step(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            monitor.finish(phase_name)
+
+    return _Monitor()
+
+
+def output_allocator(trt: Any, allocate: Callable[[int], int], on_shape: Callable[[tuple[int, ...]], None]) -> Any:
+    """Return an output allocator that asks `allocate` for memory and tells `on_shape` the shape."""
+
+    class _Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IOutputAllocator.__init__(self)
+
+        def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
+            return allocate(max(size, 1))  # a null pointer means failure, for an empty tensor too
+
+        def reallocate_output_async(self, tensor_name: str, memory: int, size: int, alignment: int, stream: int) -> int:
+            return allocate(max(size, 1))
+
+        def notify_shape(self, tensor_name: str, shape: Any) -> None:
+            on_shape(tuple(shape))
+
+    return _Allocator()
+
+
+def stderr_message(level: str, text: str) -> None:
+    """Print one TensorRT message to stderr."""
+    print(f"[TensorRT {level.lower()}] {text}", file=sys.stderr)

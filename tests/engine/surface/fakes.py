@@ -1,0 +1,120 @@
+"""A module that behaves like TensorRT's runtime, with one engine, for the adapter's own logic."""
+
+from __future__ import annotations
+
+import enum
+from types import SimpleNamespace
+from typing import Any
+
+PROFILE = ((1, 64, 64, 3), (2, 128, 256, 3), (3, 256, 320, 3))
+Kind = enum.Enum("Kind", "FLOAT HALF BF16 INT8 INT32 INT64 UINT8 BOOL FP8")
+Mode = enum.Enum("Mode", "INPUT OUTPUT")
+
+
+class Logger:
+    ERROR, INTERNAL_ERROR, WARNING, INFO = (
+        SimpleNamespace(name=n) for n in "ERROR INTERNAL_ERROR WARNING INFO".split()
+    )
+
+
+class Context:
+    """An execution context whose answers a test may change."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.shapes, self.addresses, self.runs = engine, dict[str, Any](), dict[str, int](), list[int]()
+        self.allocators: dict[str, Any] = {}
+        self.error_recorder: Any = None
+        self.answer = True
+        self.unset: list[str] = []
+
+    def _report(self) -> bool:
+        if not self.answer:
+            self.error_recorder.report_error(SimpleNamespace(name="INVALID_STATE"), "the reason")
+        return self.answer
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return self._report()
+
+    def infer_shapes(self) -> list[str]:
+        if "raise" in self.unset:
+            raise RuntimeError("inference failed")
+        return self.unset
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        batch, height, width, _ = self.shapes["image"]
+        return [-1] if name == "count" else [batch, height, width]
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.addresses[name] = memory
+        return self._report()
+
+    def set_output_allocator(self, name: str, allocator: Any) -> bool:
+        self.allocators[name] = allocator
+        return self._report()
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.runs.append(stream)
+        return self._report()
+
+
+class Engine:
+    """image (uint8, dynamic) and scale (float, static) to mask (uint8, dynamic), and more outputs if asked for."""
+
+    device_memory_size_v2 = 12_345
+
+    def __init__(self, **more: Kind) -> None:
+        self.tensors: dict[str, tuple[Mode, Kind, tuple[int, ...]]] = {
+            "image": (Mode.INPUT, Kind.UINT8, (-1, -1, -1, 3)),
+            "scale": (Mode.INPUT, Kind.FLOAT, (4,)),
+            "mask": (Mode.OUTPUT, Kind.UINT8, (-1, -1, -1)),
+            **{name: (Mode.OUTPUT, kind, (-1,)) for name, kind in more.items()},
+        }
+        self.num_io_tensors = len(self.tensors)
+        self.error_recorder: Any = None
+        self.context: Context | None = Context(self)
+
+    def create_execution_context(self) -> Context | None:
+        return self.context
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> Mode:
+        return self.tensors[name][0]
+
+    def get_tensor_dtype(self, name: str) -> Kind:
+        return self.tensors[name][1]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name][2]
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
+        assert (name, profile) == ("image", 0)
+        return [list(shape) for shape in PROFILE]
+
+
+def fake_module(engine: Engine | None, made: list[Any], version: str = "10.3.0") -> Any:
+    """Return a module whose runtime loads `engine`, or reports a reason where it is None; `made` gets the runtimes."""
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.engine_host_code_allowed = False
+            self.error_recorder: Any = None
+            made.append(self)
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+            self.plan = plan
+            if engine is None:
+                self.error_recorder.report_error(SimpleNamespace(name="INVALID_STATE"), "other compute capability")
+            return engine
+
+    return SimpleNamespace(
+        __version__=version,
+        ILogger=Logger,
+        IErrorRecorder=type("IErrorRecorder", (), {"__init__": lambda self: None}),
+        IOutputAllocator=type("IOutputAllocator", (), {"__init__": lambda self: None}),
+        DataType=Kind,
+        TensorIOMode=Mode,
+        Runtime=Runtime,
+    )

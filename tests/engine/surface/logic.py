@@ -1,0 +1,111 @@
+"""Runs our adapter on the bindings of one version and prints what it did as JSON; test_surface.py judges.
+
+``python logic.py tensorrt`` runs in a process of its own, where ``import tensorrt`` finds bindings without libraries:
+classes and enums are real, and every object that TensorRT would make is faked here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from nrd_trt.engine.compat import ConfigOptions, PhaseMonitor, TensorRT, installed_flavours
+from nrd_trt.engine.loading import numpy_types
+from nrd_trt.engine.messages import output_allocator
+from nrd_trt.errors import BuildError, ConfigError, NrdTrtError, RunnerError
+
+
+class FakeConfig(SimpleNamespace):
+    """Takes any setting."""
+
+    def __init__(self) -> None:
+        super().__init__(flags=[], cleared=[], pools={})
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.append(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.cleared.append(flag.name)
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.pools[pool.name] = size
+
+
+def error_of(call: Any, kind: type[NrdTrtError]) -> str:
+    try:
+        call()
+    except kind as exc:
+        return str(exc)
+    return ""
+
+
+def settings(tensorrt: TensorRT, **options: Any) -> dict[str, Any]:
+    """What a configuration gets; enum members by name."""
+    config = tensorrt.config(SimpleNamespace(create_builder_config=FakeConfig), ConfigOptions(**options))
+    return {name: getattr(value, "name", value) for name, value in vars(config).items()}
+
+
+def messages(tensorrt: TensorRT) -> dict[str, Any]:
+    """What the recorder of a log does with two errors."""
+    seen: list[tuple[str, str]] = []
+    log = tensorrt.log(lambda *message: seen.append(message))
+    trt = tensorrt.trt
+    log.logger.log(trt.ILogger.WARNING, "careful")
+    log.logger.log(trt.ILogger.VERBOSE, "chatter")
+    fatal = log.recorder.report_error(trt.ErrorCodeTRT.INVALID_STATE, "broken")
+    result = {
+        "tail": log.tail(),
+        "seen": seen,
+        "fatal": fatal,
+        "counts": [log.recorder.num_errors(), log.recorder.get_num_errors(), log.recorder.has_overflowed()],
+        "first": [log.recorder.get_error_code(0).name, log.recorder.get_error_desc(0)],
+    }
+    log.forget()
+    return {**result, "forgotten": [log.tail(), log.recorder.num_errors()]}
+
+
+def allocator(tensorrt: TensorRT) -> list[Any]:
+    """What an output allocator of ours is asked and tells."""
+    shapes: list[Any] = []
+    ours = output_allocator(tensorrt.trt, lambda size: 4096 + size, shapes.append)
+    answers = [ours.reallocate_output("y", 0, 8, 256), ours.reallocate_output_async("y", 0, 0, 256, 7)]
+    ours.notify_shape("y", (2, 3))
+    return [*answers, *shapes]
+
+
+def main(module: str) -> dict[str, Any]:
+    flavour = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}[module]
+    tensorrt = TensorRT(flavour, importlib.import_module(module))
+    log = tensorrt.log(lambda severity, text: None)
+    bits: list[int] = []
+    tensorrt.network(SimpleNamespace(create_network=bits.append))
+    phases: list[Any] = []
+    monitor = PhaseMonitor()
+    monitor.start = lambda *phase: phases.append(phase)  # type: ignore[method-assign]
+    wrapped = tensorrt.progress_monitor(monitor)
+    wrapped.phase_start("outer", None, 3)
+    return {
+        "version": tensorrt.version,
+        "installed": installed_flavours(),
+        "prefers_plugin": tensorrt.parser_prefers_plugin,
+        "network_flags": bits,
+        "plain": settings(tensorrt, workspace_mib=2, optimization_level=5),
+        "compatible": settings(tensorrt, version_compatible=True, hardware_compatible=True),
+        "same_refused": error_of(lambda: settings(tensorrt, same_compute_capability=True), ConfigError),
+        "targets_refused": error_of(lambda: settings(tensorrt, compute_capabilities=("8.6",)), ConfigError),
+        "messages": messages(tensorrt),
+        "allocator": allocator(tensorrt),
+        "phases": [*phases, wrapped.step_complete("outer", 1), wrapped.phase_finish("outer")],
+        "types": {kind.name: dtype.name for kind, dtype in numpy_types(tensorrt.trt).items()},
+        "builder_refused": "" if flavour == "tensorrt-rtx" else error_of(lambda: tensorrt.builder(log), BuildError),
+        "runtime_refused": error_of(
+            lambda: tensorrt.deserialize(b"no plan", host_code=False, rebuild="nrd-trt build"), RunnerError
+        ),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1])))

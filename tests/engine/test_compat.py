@@ -1,0 +1,348 @@
+"""The adapter: loading, messages, errors. What TensorRT does on a GPU is faked; what it does without one is real."""
+
+from __future__ import annotations
+
+import gc
+import re
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from nrd_trt.engine import builder
+from nrd_trt.engine.builder import BuildOptions, build_engine
+from nrd_trt.engine.compat import (
+    FLAVOURS,
+    RUNTIMES,
+    ConfigOptions,
+    LoadedEngine,
+    TensorRT,
+    installed_flavours,
+    load_runtime,
+    load_tensorrt,
+    version_numbers,
+)
+from nrd_trt.errors import BuildError, ConfigError, MissingDependencyError, RunnerError, ShapeError
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.precision import to_precision
+from tests.artefacts import environment
+from tests.engine.surface.fakes import PROFILE, Context, Engine, Kind, fake_module
+from tests.helpers import small_export
+
+RTX = "tensorrt-rtx"
+REBUILD = "nrd-trt build model.pth -o NAME.nrd --force"
+needs_rtx = pytest.mark.skipif(
+    RTX not in installed_flavours(), reason="needs the builder: `pip install nrd-trt[rtx]` (no GPU needed)"
+)
+needs_no_gpu = pytest.mark.skipif(
+    Path("/proc/driver/nvidia/version").exists(), reason="shows what happens without an NVIDIA driver; there is one"
+)
+
+
+def small() -> onnx.ModelProto:
+    return to_precision(select_outputs(small_export("uint8", "static"), "mask"), "fp16")
+
+
+def load(engine: Engine | None = None, made: list[Any] | None = None) -> tuple[LoadedEngine, Context]:
+    engine = engine or Engine()
+    module = fake_module(engine, [] if made is None else made)
+    loaded = TensorRT("tensorrt", module).deserialize(b"plan", host_code=False, rebuild=REBUILD)
+    assert engine.context is not None
+    return loaded, engine.context
+
+
+# --- modules and versions
+
+
+def test_the_lean_runtime_runs_and_builds_nothing() -> None:
+    assert RUNTIMES.keys() - FLAVOURS.keys() == {"tensorrt-lean"}
+    assert RUNTIMES["tensorrt-lean"] == ("tensorrt_lean", "trt")
+
+
+@pytest.mark.parametrize("flavour", RUNTIMES)
+def test_missing_runtime_is_named(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, extra = RUNTIMES[flavour]
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        MissingDependencyError, match=rf"running {flavour} .*'{module}'.*pip install nrd-trt\[{extra}\]"
+    ):
+        load_runtime(flavour)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("10.3.0", (10, 3, 0)), ("10.13.2.post1", (10, 13, 2)), ("11", (11,)), ("11.4.0.106", (11, 4, 0, 106)), ("x", ())],
+)
+def test_version_numbers(text: str, numbers: tuple[int, ...]) -> None:
+    assert version_numbers(text) == numbers
+
+
+@pytest.mark.parametrize(
+    ("flavour", "version", "prefers"),
+    [
+        ("tensorrt", "10.3.0", False),
+        ("tensorrt", "10.6.0.26", False),
+        ("tensorrt", "10.7.0", True),
+        ("tensorrt", "10.16.1.11", True),
+        ("tensorrt", "11.0.0.114", True),
+        (RTX, "1.7.1.116", False),
+        (RTX, "12.0", False),
+    ],
+)
+def test_parser_prefers_plugin(flavour: str, version: str, prefers: bool) -> None:
+    assert TensorRT(flavour, fake_module(None, [], version)).parser_prefers_plugin is prefers
+
+
+def test_two_hardware_levels_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="exclude each other"):
+        ConfigOptions(hardware_compatible=True, same_compute_capability=True)
+
+
+# --- messages of a build
+
+
+@needs_rtx
+def test_recorders_words_are_in_the_error_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "_add_profile", lambda *_: None)
+    model = to_precision(select_outputs(small_export("uint8", "dynamic"), "mask"), "fp16")
+    seen: list[tuple[str, str]] = []
+    with pytest.raises(BuildError, match="could not build the engine") as caught:
+        build_engine(model, BuildOptions(flavour=RTX, progress=False, on_message=lambda *text: seen.append(text)))
+    (error,) = (text for severity, text in seen if severity == "ERROR")
+    assert "optimization profile" in error
+    # The recorder's words start with an error code, the logger's with ERROR.
+    assert re.search(rf"\([A-Z]+_[A-Z]+: {re.escape(error)}\)", str(caught.value))
+
+
+@needs_rtx
+def test_nothing_crashes_when_a_build_is_cleared_away(tmp_path: Path) -> None:
+    """A network with a recorder crashed here after its parser, which had wrapped it, was gone."""
+    onnx.save(small(), tmp_path / "model.onnx")
+    code = """
+import gc, sys
+import onnx
+from nrd_trt.engine import builder
+from nrd_trt.engine.builder import BuildOptions, build_engine
+for _ in range(2):
+    build_engine(onnx.load(sys.argv[1]), BuildOptions(flavour="tensorrt-rtx", progress=False))
+    gc.collect()
+print("alive")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "model.onnx")]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "alive\n"), result.stderr
+
+
+# --- plans without a GPU
+
+
+@needs_rtx
+@needs_no_gpu
+@pytest.mark.parametrize("host_code", [False, True])
+def test_plan_without_a_gpu_is_an_error_and_no_crash(host_code: bool, tmp_path: Path) -> None:
+    plan = tmp_path / "model.plan"
+    plan.write_bytes(build_engine(small(), BuildOptions(flavour=RTX, progress=False)).plan)
+    code = f"""
+import sys
+from nrd_trt.engine.compat import load_runtime
+from nrd_trt.errors import RunnerError
+for plan in (open(sys.argv[1], "rb").read(), b"no plan at all, but long enough for a header" * 9, b""):
+    try:
+        load_runtime("tensorrt-rtx").deserialize(plan, host_code={host_code}, rebuild="the command")
+    except RunnerError as exc:
+        print(exc)
+"""
+    command = [sys.executable, "-c", code, str(plan)]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("tensorrt-rtx 1.")
+        assert "CUDA driver version is insufficient" in line
+        assert line.endswith("or there is no GPU with a new enough driver; rebuild with: the command")
+    assert "magicTag" in lines[1] or "header" in lines[1].lower()
+
+
+def test_runtime_that_cannot_start_names_gpu_and_driver() -> None:
+    module = fake_module(None, [])
+
+    def no_runtime(logger: Any) -> Any:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    module.Runtime = no_runtime
+    with pytest.raises(RunnerError, match=r"tensorrt 10\.3\.0 cannot start on this machine.*NVIDIA GPU and its driver"):
+        TensorRT("tensorrt", module).deserialize(b"plan", host_code=False, rebuild=REBUILD)
+
+
+# --- a loaded engine
+
+
+def test_refused_plan_says_why_and_what_to_do() -> None:
+    seen: list[tuple[str, str]] = []
+    tensorrt = TensorRT("tensorrt", fake_module(None, []))
+    with pytest.raises(RunnerError) as caught:
+        tensorrt.deserialize(b"plan", host_code=False, rebuild=REBUILD, on_message=lambda *text: seen.append(text))
+    assert "(INVALID_STATE: other compute capability)" in str(caught.value)
+    assert str(caught.value).endswith(f"rebuild with: {REBUILD}")
+    assert seen == [("ERROR", "other compute capability")]
+
+
+@pytest.mark.parametrize("host_code", [False, True])
+def test_host_code_is_allowed_on_demand_only(host_code: bool) -> None:
+    made: list[Any] = []
+    tensorrt = TensorRT("tensorrt", fake_module(Engine(), made))
+    tensorrt.deserialize(b"the plan", host_code=host_code, rebuild=REBUILD)
+    assert [(runtime.plan, runtime.engine_host_code_allowed) for runtime in made] == [(b"the plan", host_code)]
+
+
+def test_every_object_reports_to_one_recorder() -> None:
+    made: list[Any] = []
+    engine = Engine()
+    _, context = load(engine, made)
+    assert made[0].error_recorder is engine.error_recorder is context.error_recorder is not None
+
+
+def test_no_context_is_an_error() -> None:
+    engine = Engine()
+    engine.context = None
+    with pytest.raises(RunnerError, match=r"cannot make room.*free GPU memory"):
+        TensorRT("tensorrt", fake_module(engine, [])).deserialize(b"plan", host_code=False, rebuild=REBUILD)
+
+
+def test_specs_ranges_and_memory() -> None:
+    loaded, _ = load(Engine(logits=Kind.BF16))
+    assert {name: (spec.dtype.name, spec.shape) for name, spec in {**loaded.inputs, **loaded.outputs}.items()} == {
+        "image": ("uint8", (None, None, None, 3)),
+        "scale": ("float32", (4,)),
+        "mask": ("uint8", (None, None, None)),
+        "logits": ("bfloat16", (None,)),
+    }
+    assert (list(loaded.inputs), list(loaded.outputs)) == (["image", "scale"], ["mask", "logits"])
+    assert loaded.profile_range("image") == PROFILE
+    assert loaded.profile_range("scale") == ((4,), (4,), (4,))
+    assert loaded.device_memory_bytes == 12_345
+    assert loaded.inputs["image"].dtype == np.uint8
+
+
+def test_type_without_numpy_equivalent_is_an_error() -> None:
+    with pytest.raises(RunnerError, match=r"tensor 'count': NumPy has no type Kind\.FP8"):
+        load(Engine(count=Kind.FP8))
+
+
+def test_shapes_addresses_and_runs_reach_the_context() -> None:
+    loaded, context = load()
+    assert loaded.set_shapes({"image": (2, 64, 96, 3), "scale": (4,)}) == {"mask": (2, 64, 96)}
+    assert context.shapes == {"image": (2, 64, 96, 3), "scale": (4,)}
+    loaded.set_addresses({"image": 4096, "mask": 8192})
+    loaded.enqueue(7)
+    assert (context.addresses, context.runs) == ({"image": 4096, "mask": 8192}, [7])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ({"image": (4, 64, 64, 3)}, "'image': expected a shape from 1×64×64×3 to 3×256×320×3, got 4×64×64×3"),
+        ({"image": (1, 64, 352, 3)}, "to 3×256×320×3, got 1×64×352×3"),
+        ({"image": (1, 32, 64, 3)}, "got 1×32×64×3"),
+        ({"image": (1, 64, 64, 4)}, "got 1×64×64×4"),
+        ({"image": (1, 64, 64)}, "got 1×64×64;"),
+        ({"scale": (5,)}, "expected a shape from 4 to 4, got 5"),
+        ({"mask": (1, 64, 64)}, r"expected inputs \['image', 'scale'\], got 'mask'"),
+    ],
+    ids=["batch", "large", "small", "channels", "rank", "static", "output"],
+)
+def test_shape_outside_the_profile_is_refused(shapes: dict[str, tuple[int, ...]], words: str) -> None:
+    loaded, context = load()
+    with pytest.raises(ShapeError, match=words):
+        loaded.set_shapes(shapes)
+    assert context.shapes == {}
+
+
+@pytest.mark.parametrize(
+    ("unset", "words"),
+    [(["scale"], "does not know the shapes of scale yet"), (["raise"], "cannot work out the shapes")],
+)
+def test_shapes_that_stay_unknown_are_an_error(unset: list[str], words: str) -> None:
+    loaded, context = load()
+    context.unset = unset
+    with pytest.raises(RunnerError, match=words):
+        loaded.set_shapes({"image": (1, 64, 64, 3)})
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda loaded: loaded.set_shapes({"image": (1, 64, 64, 3)}), "refused the shape .* of input 'image'"),
+        (lambda loaded: loaded.set_addresses({"mask": 1}), "refused the address of 'mask'"),
+        (lambda loaded: loaded.allocate_outputs("mask", lambda size: 1), "refused an allocator for 'mask'"),
+        (lambda loaded: loaded.enqueue(0), "could not start the run"),
+    ],
+    ids=["shape", "address", "allocator", "run"],
+)
+def test_refusal_is_an_error_with_its_own_messages_only(call: Any, words: str) -> None:
+    loaded, context = load()
+    context.answer = False
+    for _ in range(2):
+        with pytest.raises(RunnerError, match=rf"{words} \(INVALID_STATE: the reason\)\.$"):
+            call(loaded)
+
+
+def test_output_of_unknown_shape_needs_an_allocator() -> None:
+    loaded, context = load(Engine(count=Kind.INT32))
+    with pytest.raises(RunnerError, match="shape of count only while running; give it an allocator"):
+        loaded.set_shapes({"image": (1, 64, 64, 3)})
+    asked: list[int] = []
+
+    def allocate(size: int) -> int:
+        asked.append(size)
+        return 4096
+
+    loaded.allocate_outputs("count", allocate)
+    assert loaded.set_shapes({"image": (1, 64, 64, 3)}) == {"mask": (1, 64, 64)}
+    allocator = context.allocators["count"]
+    assert allocator.reallocate_output_async("count", 0, 80, 256, 7) == 4096
+    assert allocator.reallocate_output("count", 0, 0, 256) == 4096
+    allocator.notify_shape("count", [5])
+    assert (asked, loaded.final_shapes) == ([80, 1], {"count": (5,)})
+
+
+def test_closed_engine_holds_nothing_and_says_so() -> None:
+    made: list[Any] = []
+    engine: Any = Engine()
+    loaded, context = load(engine, made)
+    engine.context = None
+    loaded.allocate_outputs("mask", lambda size: 1)
+    kept = [weakref.ref(context), weakref.ref(context.allocators["mask"]), weakref.ref(made.pop())]
+    del context
+    loaded.close()
+    loaded.close()
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None, None]
+    for call in (lambda: loaded.enqueue(0), lambda: loaded.set_shapes({}), lambda: loaded.profile_range("image")):
+        with pytest.raises(RunnerError, match="the engine is closed"):
+            call()
+    assert list(loaded.inputs) == ["image", "scale"]
+
+
+def test_engine_drops_users_before_what_they_use() -> None:
+    dropped: list[str] = []
+    made: list[Any] = []
+    engine: Any = Engine()
+    loaded, context = load(engine, made)
+    weakref.finalize(context, dropped.append, "context")
+    weakref.finalize(made.pop(), dropped.append, "runtime")
+    engine.context = None
+    del context
+    loaded.close()
+    assert dropped == ["context", "runtime"]
+
+
+@needs_rtx
+def test_builder_and_runtime_are_of_one_module() -> None:
+    assert load_runtime(RTX).trt is load_tensorrt(RTX).trt

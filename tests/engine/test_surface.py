@@ -1,0 +1,271 @@
+"""The TensorRT names that we use: all listed, all in the bindings of six versions and of TensorRT-RTX."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nrd_trt.engine import surface
+from nrd_trt.engine.compat import installed_flavours, load_tensorrt
+from nrd_trt.engine.surface import REPLACEMENTS, SURFACE, Use, check_surface, read_surface
+from scripts import check_tensorrt_surface as script
+from tests.artefacts import environment
+from tests.engine.surface.scan import ENGINE, OWNERS, foreign_uses, used_names
+
+RTX = "tensorrt_rtx"
+VERSIONS = (*script.VERSIONS, RTX)
+HERE = Path(__file__).parent / "surface"
+# Written by `python tests/engine/test_surface.py`; read here so that the checks of the check need no network.
+RECORDED: dict[str, dict[str, Any]] = json.loads((HERE / "names.json").read_text())
+LACKING = {  # what the bindings of each version do not have, all of it replaced
+    **dict.fromkeys(VERSIONS, set(REPLACEMENTS) - {"HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"}),
+    **{version: set(REPLACEMENTS) for version in ("10.3.0", "10.7.0")},
+    RTX: set(),
+}
+needs_rtx = pytest.mark.skipif(
+    "tensorrt-rtx" not in installed_flavours(), reason="needs the package: `pip install nrd-trt[rtx]` (no GPU needed)"
+)
+
+
+def flavour_of(version: str) -> tuple[str, str]:
+    return ("tensorrt-rtx", "1.7.1.116") if version == RTX else ("tensorrt", version)
+
+
+@cache
+def live(version: str) -> dict[str, Any]:
+    """The names that the bindings really have."""
+    if version == RTX:
+        if "tensorrt-rtx" not in installed_flavours():
+            pytest.skip("needs the package: `pip install nrd-trt[rtx]` (no GPU needed)")
+        found: dict[str, Any] = json.loads(json.dumps(read_surface(load_tensorrt("tensorrt-rtx").trt)))
+        return found
+    try:
+        return script.read_version(version)
+    except script.NoBindingsError as exc:
+        pytest.skip(f"`scripts/check_tensorrt_surface.py --bindings {version}` cannot fetch them: {exc}")
+
+
+def unlisted(source: str) -> list[str]:
+    """Uses that `SURFACE` does not allow; to look at a name is allowed when it may be called or set."""
+    allowed = {(name, use.kind, use.arguments) for name, use in SURFACE.items()}
+    allowed |= {(name, "read", None) for name in SURFACE}
+    return [f"line {line}: {name} {kind} {arguments}" for (name, kind, arguments), line in used_names(source).items()
+            if (name, kind, arguments) not in allowed]  # fmt: skip
+
+
+# --- our sources
+
+
+@pytest.mark.parametrize("path", OWNERS, ids=lambda path: path.name)
+def test_sources_use_listed_names_only(path: Path) -> None:
+    assert unlisted(path.read_text()) == []
+
+
+def test_every_listed_name_is_used() -> None:
+    used = {use for path in OWNERS for use in used_names(path.read_text())}
+    assert {(name, use.kind, use.arguments) for name, use in SURFACE.items()} - used == set()
+
+
+def test_nothing_else_reaches_for_the_module(tmp_path: Path) -> None:
+    assert list(foreign_uses(ENGINE.parent)) == []
+    (tmp_path / "planted.py").write_text("def f(tensorrt):\n    return tensorrt.trt.Builder\n")
+    assert list(foreign_uses(tmp_path)) == ["planted.py:2"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("config.set_flag(trt.BuilderFlag.FP16)", "BuilderFlag.FP16 read"),
+        ("config.set_flag(self.trt.BuilderFlag.INT8)", "BuilderFlag.INT8 read"),
+        ("config.set_flag(self._member('BuilderFlag', 'FP16'))", "BuilderFlag.FP16 read"),
+        ("getattr(self.trt.NetworkDefinitionCreationFlag, 'EXPLICIT_BATCH', 0)", "EXPLICIT_BATCH read"),
+        ("hasattr(trt, 'nptype')", "nptype read"),
+        ("config.int8_calibrator = object()", "IBuilderConfig.int8_calibrator set"),
+        ("self._engine.device_memory_size", "ICudaEngine.device_memory_size read"),
+        ("context.all_shape_inputs_specified", "IExecutionContext.all_shape_inputs_specified read"),
+        ("context.execute_v2([1, 2])", "IExecutionContext.execute_v2 call 1"),
+        ("context.set_input_shape('image')", "IExecutionContext.set_input_shape call 1"),
+        ("network.num_layers = 3", "INetworkDefinition.num_layers set"),
+        ("network.get_layer(0).precision", "ILayer.precision read"),
+        ("made = trt.Builder(log)\nmade.platform_has_fast_fp16", "line 2: Builder.platform_has_fast_fp16 read"),
+        ("trt.OnnxParser(network, log, 3)", "OnnxParser.__init__ call 3"),
+        ("trt.Refitter(engine, log)", "Refitter.__init__ call 2"),
+        (
+            "class A(trt.IAlgorithmSelector):\n    def select_algorithms(self, a, b): ...",
+            "select_algorithms override 2",
+        ),
+        ("class A(trt.ILogger):\n    def log(self, severity): ...", "ILogger.log override 1"),
+    ],
+)
+def test_planted_use_of_another_name_is_found(source: str, name: str) -> None:
+    assert [use for use in unlisted(source) if name in use], unlisted(source)
+
+
+# --- the bindings
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_bindings_have_every_name_or_its_replacement(version: str) -> None:
+    findings = check_surface(live(version), *flavour_of(version))
+    assert [finding for finding in findings if finding.state == "missing"] == []
+    assert {finding.name for finding in findings if finding.state == "replaced"} == LACKING[version]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_record_of_the_bindings_is_true(version: str) -> None:
+    if version == RTX and load_tensorrt("tensorrt-rtx").version != flavour_of(RTX)[1]:
+        pytest.skip(f"the record is of TensorRT-RTX {flavour_of(RTX)[1]}")
+    assert RECORDED[version] == live(version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_name_that_the_bindings_lose_is_missed(version: str) -> None:
+    recorded = RECORDED[version]
+    assert recorded.keys() == SURFACE.keys() - LACKING[version]
+    for lost in recorded:
+        found = {name: facts for name, facts in recorded.items() if name != lost}
+        findings = check_surface(found, *flavour_of(version))
+        assert [finding.name for finding in findings if finding.state == "missing"] == [lost]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_changed_signature_is_missed(version: str) -> None:
+    called = [name for name, facts in RECORDED[version].items() if facts["arguments"] and SURFACE[name].arguments]
+    assert len(called) > 30
+    for name in called:
+        changed = {**RECORDED[version], name: {"settable": False, "arguments": [[0, 0], [9, 9]]}}
+        (finding,) = (f for f in check_surface(changed, *flavour_of(version)) if f.state == "missing")
+        assert (finding.name, "arguments, not" in finding.detail) == (name, True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_property_that_became_constant_is_missed(version: str) -> None:
+    settings = [name for name in RECORDED[version] if SURFACE[name].kind == "set"]
+    assert len(settings) >= 10
+    for name in settings:
+        changed = {**RECORDED[version], name: {"settable": False, "arguments": None}}
+        findings = check_surface(changed, *flavour_of(version))
+        assert [(f.name, f.detail) for f in findings if f.state == "missing"] == [(name, "cannot be set")]
+
+
+# --- our adapter on the bindings
+
+
+@cache
+def logic(version: str) -> dict[str, Any]:
+    """What tests/engine/surface/logic.py tells of a version."""
+    live(version)  # skips where it cannot be had
+    if version == RTX:
+        command = [sys.executable, str(HERE / "logic.py"), RTX]
+        text = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+    else:
+        text = script.run_with_bindings(version, [str(HERE / "logic.py"), "tensorrt"])
+    result: dict[str, Any] = json.loads(text)
+    return result
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_network_flag_is_taken_from_the_enum(version: str) -> None:
+    """STRONGLY_TYPED is bit 1 in 10.x and bit 0 in 11.x, where bit 1 means something else."""
+    assert logic(version)["network_flags"] == [2 if version.startswith("10.") else 1]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_settings_reach_the_configuration(version: str) -> None:
+    plain = {"profiling_verbosity": "DETAILED", "flags": [], "cleared": [], "pools": {}}
+    result = logic(version)
+    assert result["plain"] == {**plain, "builder_optimization_level": 5, "pools": {"WORKSPACE": 2 << 20}}
+    assert result["compatible"] == {
+        **plain,
+        "flags": ["VERSION_COMPATIBLE"],
+        "cleared": ["EXCLUDE_LEAN_RUNTIME"],
+        "hardware_compatibility_level": "AMPERE_PLUS",
+    }
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_a_version_lacks_is_refused_by_name(version: str) -> None:
+    lacks = "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY" in LACKING[version]
+    assert (f"{version} has no HardwareCompatibilityLevel.SAME" in logic(version)["same_refused"]) == lacks
+    assert "--compute-capability: tensorrt" in logic(version)["targets_refused"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_parser_prefers_a_plugin_since_10_7(version: str) -> None:
+    assert logic(version)["prefers_plugin"] == (version not in ("10.3.0", RTX))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_objects_of_ours_can_be_made_and_called(version: str) -> None:
+    result = logic(version)
+    assert result["messages"] == {
+        "tail": " (WARNING: careful; INVALID_STATE: broken)",
+        "seen": [["WARNING", "careful"], ["VERBOSE", "chatter"], ["ERROR", "broken"]],
+        "fatal": True,
+        "counts": [1, 1, False],
+        "first": ["INVALID_STATE", "broken"],
+        "forgotten": ["", 0],
+    }
+    assert result["allocator"] == [4096 + 8, 4096 + 1, [2, 3]]
+    assert result["phases"] == [["outer", None, 3], True, None]
+    assert (result["types"]["HALF"], result["types"]["UINT8"], len(result["types"])) == ("float16", "uint8", 8)
+
+
+@pytest.mark.parametrize("version", script.VERSIONS)
+def test_no_library_is_an_error_and_no_crash(version: str) -> None:
+    result = logic(version)
+    assert result["builder_refused"].startswith(f"tensorrt {version} cannot create a builder on this machine")
+    assert result["runtime_refused"].startswith(f"tensorrt {version} cannot start on this machine")
+    assert "NVIDIA GPU and its driver" in result["runtime_refused"]
+
+
+# --- the script
+
+
+@needs_rtx
+def test_script_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["--rtx"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0].split()[:2] == ["name", "rtx"]
+    assert [line.split() for line in lines[1:]] == [[name, "yes"] for name in SURFACE]
+
+
+@needs_rtx
+def test_script_names_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(surface.SURFACE, "BuilderFlag.FP16", Use(kind="read"))
+    assert script.main(["--rtx", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert "BuilderFlag.FP16 is missing: not in these bindings" in err
+    ((version, findings),) = json.loads(out).items()
+    assert version.startswith("rtx ")
+    assert {"name": "BuilderFlag.FP16", "state": "missing", "detail": "not in these bindings"} in findings
+
+
+def test_script_says_that_bindings_cannot_be_had(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NRD_TRT_BINDINGS", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert script.main(["--bindings", "10.3.0"]) == 2
+    assert "bindings 10.3.0: no wheel for this Python and machine; see `pip download" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_script_asks_for_something_to_check(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script.main([])
+    assert "give --bindings VERSION" in capsys.readouterr().err
+
+
+if __name__ == "__main__":
+    lines = [f" {json.dumps(name)}: {json.dumps(live(name), sort_keys=True)}" for name in VERSIONS]
+    (HERE / "names.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
