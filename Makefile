@@ -16,7 +16,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check format bench check-resolution clean
+.PHONY: help install demo test test-all gpu-check check format bench check-resolution clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: install  ## Run the suite that needs no GPU
 
 test-all: install  ## Run it with every combination of encoder, precision and input form
 	$(PYTEST) -m "" $(ARGS)
+
+gpu-check: install  ## Tests and latency on an NVIDIA GPU, into build/gpu-check/; exits 2 where there is none
+	$(BIN)/python scripts/gpu_check.py $(ARGS)
 
 check: install  ## Formatting, lint, types; what CI runs
 	$(BIN)/ruff format --check .

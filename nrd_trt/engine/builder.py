@@ -142,11 +142,11 @@ def _timing_cache(tensorrt: TensorRT, config: Any, options: BuildOptions) -> Ite
     key = tensorrt.timing_cache_key(options.gpu, options.driver)
     content = read_timing_cache(path, key, options.on_message)
     try:
-        tensorrt.set_timing_cache(config, content)
+        serialise = tensorrt.set_timing_cache(config, content)
     except BuildError as exc:
         raise BuildError(f"{path}: {exc}") from exc
     yield
-    write_timing_cache(path, key, tensorrt.timing_cache(config))
+    write_timing_cache(path, key, serialise())
 
 
 def _add_profile(builder: Any, config: Any, facts: GraphFacts) -> None:

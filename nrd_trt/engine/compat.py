@@ -186,23 +186,25 @@ class TensorRT:
         return config
 
     def timing_cache_key(self, gpu: str | None, driver: str | None) -> TimingCacheKey:
-        """Return what timings of this builder depend on, or raise `ConfigError` where it keeps none."""
-        if self.flavour == "tensorrt-rtx":  # since 1.2 its timing cache is a deprecated stub that accepts any bytes
-            raise ConfigError(f"--timing-cache: {self.flavour} has no timing cache; leave the option out.")
+        """Return what timings of this builder depend on."""
         return TimingCacheKey(builder=f"{self.flavour} {self.version}", gpu=gpu, driver=driver)
 
-    def set_timing_cache(self, config: Any, content: bytes) -> None:
-        """Give the builder an earlier timing cache; empty content starts a new one."""
+    def set_timing_cache(self, config: Any, content: bytes) -> Callable[[], bytes]:
+        """Give the builder an earlier timing cache; empty content starts a new one.
+
+        Returns:
+            A function that serialises the cache after the build. Hold it until then: the configuration does not own
+            the cache.
+        """
+        if self.flavour == "tensorrt-rtx":
+            # Since 1.2 it compiles on the device; its cache is a deprecated stub, and freeing it crashes 1.7.
+            return bytes
         cache = config.create_timing_cache(content)
         if cache is None or not config.set_timing_cache(cache, False):
             raise BuildError(
                 "the timing cache was made by another TensorRT or GPU; delete the file to start a new one."
             )
-
-    def timing_cache(self, config: Any) -> bytes:
-        """Return the timing cache after a build."""
-        cache = config.get_timing_cache()
-        return bytes(cache.serialize()) if cache is not None else b""
+        return lambda: bytes(cache.serialize())
 
     def progress_monitor(self, monitor: PhaseMonitor) -> Any:
         """Wrap a `PhaseMonitor` as this flavour's progress monitor."""

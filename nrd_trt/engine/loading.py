@@ -142,6 +142,12 @@ class LoadedEngine:
         if not self._context.execute_async_v3(stream):
             raise self._failed("could not start the run")
 
+    def layer_information(self) -> str:
+        """Return the engine inspector's JSON: layers, types and formats as they were built."""
+        self._open()
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
     def fork(self) -> LoadedEngine:
         """Return another context of the same engine, with its own shapes and addresses; close both."""
         self._open()

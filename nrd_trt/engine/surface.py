@@ -29,6 +29,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "BuilderFlag": ("EXCLUDE_LEAN_RUNTIME", "VERSION_COMPATIBLE"),
     "ComputeCapability": ("__members__",),
     "DataType": ("BF16", "BOOL", "FLOAT", "HALF", "INT32", "INT64", "INT8", "UINT8", "name"),
+    "EngineInspector": ("get_engine_information(1)",),
     "ErrorCodeTRT": ("name",),
     "HardwareCompatibilityLevel": ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
     "IBuilderConfig": (
@@ -36,7 +37,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "builder_optimization_level=",
         "clear_flag(1)",
         "create_timing_cache(1)",
-        "get_timing_cache(0)",
         "hardware_compatibility_level=",
         "num_compute_capabilities=",
         "profiling_verbosity=",
@@ -47,6 +47,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "set_timing_cache(2)",
     ),
     "ICudaEngine": (
+        "create_engine_inspector(0)",
         "create_execution_context(0)",
         "device_memory_size_v2",
         "error_recorder=",
@@ -85,6 +86,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "IProgressMonitor": ("@phase_finish(1)", "@phase_start(3)", "@step_complete(2)", "__init__(0)"),
     "ITensor": ("dtype",),
     "ITimingCache": ("serialize(0)",),
+    "LayerInformationFormat": ("JSON",),
     "LayerType": ("name",),
     "MemoryPoolType": ("WORKSPACE",),
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),

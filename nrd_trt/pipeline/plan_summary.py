@@ -104,14 +104,13 @@ def open_plan(
     except (MissingDependencyError, RunnerError) as exc:
         return str(exc)
     try:
-        information = getattr(engine, "layer_information", None)  # not every loaded engine tells its layers
         return OpenedPlan(
             opened_with=f"{flavour} {runtime.version}",
             inputs=[_described(spec) for spec in engine.inputs.values()],
             outputs=[_described(spec) for spec in engine.outputs.values()],
             profiles=[{name: _range(*engine.profile_range(name)) for name in engine.inputs}],
             device_memory_bytes=engine.device_memory_bytes,
-            layers=inspector_layers(information()) if information else None,
+            layers=inspector_layers(engine.layer_information()),
         )
     finally:
         engine.close()

@@ -119,13 +119,13 @@ class TrtRunner(BaseRunner):
         return {name: self._buffers[name].device for name in names}
 
     def _reserve(self, sizes: Mapping[str, int]) -> None:
-        before = self._addresses(sizes)
         try:
-            for name, nbytes in sizes.items():
-                self._buffers[name].reserve(nbytes)
-        finally:  # an earlier buffer may have moved when a later one fails
-            if self._addresses(sizes) != before:
-                self._graphs.clear()  # they hold the old addresses
+            moved = [name for name, nbytes in sizes.items() if self._buffers[name].reserve(nbytes)]
+        except BaseException:
+            self._graphs.clear()  # an earlier buffer may have moved
+            raise
+        if moved:
+            self._graphs.clear()  # they hold the old addresses
 
     def _capture(self, feed: Mapping[str, np.ndarray], outputs: dict[str, Shape]) -> Replay:
         """Record one run as a graph, with a context of its own: TensorRT binds a graph to its context's shapes."""

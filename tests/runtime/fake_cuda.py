@@ -214,6 +214,7 @@ class FakeEngine:
         return self.forks[-1]
 
     def close(self) -> None:
+        self.cuda.calls.append(("close",))
         self.cuda.engines.discard(self)
 
     def _open(self) -> None:

@@ -1,0 +1,194 @@
+"""Plans on a real GPU; `make gpu-check` runs this. It has nothing to say where there is none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from nrd_trt.data.synthetic import street_scene
+from nrd_trt.engine.builder import BuildOptions, build_engine
+from nrd_trt.engine.compat import installed_flavours
+from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.graph.precision import to_precision
+from nrd_trt.runtime.base import BaseRunner, DeviceRunner, DeviceTensor
+from nrd_trt.runtime.cuda import Cuda, host_view, load_cuda
+from nrd_trt.runtime.torch_runner import TorchRunner
+from nrd_trt.runtime.trt_runner import TrtRunner
+from nrd_trt.specs import InputForm, InputShape, Precision, Range
+from nrd_trt.validate.gates import Gates
+from scripts.gpu_check import missing
+from tests.artefacts import trained_model
+from tests.helpers import agreement, small_export
+from tests.runtime import test_contract as contract
+
+# The contract of all runners, collected here with the `kind` and `runner` below.
+from tests.runtime.test_contract import (  # noqa: F401
+    test_arrays_are_fresh_and_inputs_untouched,
+    test_feeds_are_checked_before_any_run,
+    test_images_that_are_not_contiguous,
+    test_leaves_on_an_error,
+    test_life_cycle,
+    test_sizes_off_the_grid_are_an_error,
+    test_specs_describe_what_is_taken_and_given,
+    test_two_threads_with_a_runner_each,
+    test_use_outside_is_an_error,
+)
+
+_MISSING = missing()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_MISSING is not None, reason=f"needs a GPU: {_MISSING}")]
+
+SIZE_HW = (352, 480)
+SHAPES = {
+    "static": InputShape.static(SIZE_HW),
+    "dynamic": InputShape(
+        batch=Range(min=1, opt=1, max=2),
+        height=Range(min=256, opt=352, max=384),
+        width=Range(min=320, opt=480, max=512),
+    ),
+}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+GROWTH_BYTES = 32 << 20
+"""Other users of the device and the driver's own pools move its free memory by some MiB; one engine takes more."""
+
+
+def plan_of(model: onnx.ModelProto) -> bytes:
+    return build_engine(model, BuildOptions(flavour=installed_flavours()[0], progress=False)).plan
+
+
+@cache
+def export(shape: str) -> onnx.ModelProto:
+    return export_onnx(trained_model(), ExportOptions(shape=SHAPES[shape]))
+
+
+@cache
+def plan(shape: str = "static", precision: Precision = "fp16") -> bytes:
+    return plan_of(to_precision(export(shape), precision))
+
+
+@cache
+def small_plan(form: InputForm) -> bytes:
+    return plan_of(small_export(form, "dynamic"))
+
+
+def on_plan(content: bytes, **options: Any) -> TrtRunner:
+    return TrtRunner(content, flavour=installed_flavours()[0], rebuild="make gpu-check", **options)
+
+
+@pytest.fixture
+def kind(monkeypatch: pytest.MonkeyPatch) -> str:
+    make: Callable[[InputForm], BaseRunner] = lambda form: on_plan(small_plan(form))  # noqa: E731
+    monkeypatch.setitem(contract.RUNNERS, "plan", make)
+    return "plan"
+
+
+@pytest.fixture
+def runner(kind: str) -> BaseRunner:
+    return contract.RUNNERS[kind]("uint8")
+
+
+def scenes(size_hw: tuple[int, int] = SIZE_HW, count: int = 4) -> list[np.ndarray]:
+    return [street_scene(seed, size_hw).image[None] for seed in range(count)]
+
+
+@cache
+def expected(size_hw: tuple[int, int]) -> list[np.ndarray]:
+    with TorchRunner(trained_model()) as reference:
+        return [reference.infer({"image": image})["mask"] for image in scenes(size_hw)]
+
+
+def test_is_a_device_runner(runner: BaseRunner) -> None:
+    with runner:
+        assert isinstance(runner, DeviceRunner)
+        assert (runner.name, runner.arithmetic, runner.cuda_graph) == (installed_flavours()[0], "native", True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_masks_hold_the_default_gates(shape: str, precision: Precision) -> None:
+    with on_plan(plan(shape, precision)) as trt:
+        for size_hw in [SIZE_HW] if shape == "static" else [SIZE_HW, (256, 320), (384, 512)]:
+            got = [trt.infer({"image": image})["mask"] for image in scenes(size_hw)]
+            share = float(np.mean([agreement(*pair) for pair in zip(got, expected(size_hw), strict=True)]))
+            assert Gates.of(precision).failures(agreement=share, miou_drop=None) == [], (size_hw, share)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cuda_graphs_change_nothing(shape: str) -> None:
+    images = scenes() + (scenes((256, 320)) + scenes() if shape == "dynamic" else [])
+    results = []
+    for cuda_graph in (False, True):
+        with on_plan(plan(shape), cuda_graph=cuda_graph) as trt:
+            results.append([trt.infer({"image": image})["mask"] for image in images])
+    assert all(np.array_equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_opening_and_closing_takes_no_memory() -> None:
+    cuda, trt, image = load_cuda(), on_plan(plan()), scenes(count=1)[0]
+    free = []
+    for _ in range(21):
+        with trt:
+            for _ in range(3):
+                trt.infer({"image": image})
+        free.append(cuda.facts().free_bytes)
+    assert free[0] - free[-1] < GROWTH_BYTES  # the first round loads kernels that stay
+
+
+@pytest.fixture
+def device() -> Iterator[tuple[Cuda, ExitStack]]:
+    with ExitStack() as stack:
+        yield load_cuda(), stack
+
+
+def copied(cuda: Cuda, stack: ExitStack, nbytes: int) -> tuple[int, int]:
+    host, _ = cuda.allocate_host(nbytes, mapped=False)
+    stack.callback(cuda.free_host, host)
+    address = cuda.allocate(nbytes)
+    stack.callback(cuda.free, address)
+    return host, address
+
+
+def test_device_runs_equal_host_runs(device: tuple[Cuda, ExitStack]) -> None:
+    cuda, stack = device
+    stream = cuda.create_stream()
+    stack.callback(cuda.destroy_stream, stream)
+    images = scenes()
+    host, address = copied(cuda, stack, images[0].nbytes)
+    back, _ = copied(cuda, stack, images[0].nbytes)
+    with on_plan(plan()) as trt:
+        wanted = [trt.infer({"image": image})["mask"] for image in images]
+        for image, mask in zip(images, wanted, strict=True):
+            host_view(host, image.nbytes)[:] = image.reshape(-1)
+            cuda.upload(address, host, image.nbytes, stream)
+            feed = {"image": DeviceTensor(address=address, shape=image.shape, dtype=image.dtype)}
+            output = trt.infer_device(feed, stream)["mask"]
+            cuda.download(back, output.address, mask.nbytes, stream)
+            cuda.synchronize(stream)
+            assert np.array_equal(host_view(back, mask.nbytes).reshape(mask.shape), mask)
+        assert np.array_equal(trt.infer({"image": images[0]})["mask"], wanted[0])
+
+
+def test_two_threads_capture_graphs_at_once() -> None:
+    images = scenes()
+    with on_plan(plan()) as single:
+        wanted = [single.infer({"image": image})["mask"] for image in images]
+    results: dict[int, list[np.ndarray]] = {}
+
+    def work(index: int) -> None:
+        with on_plan(plan()) as own:
+            results[index] = [own.infer({"image": image})["mask"] for _ in range(5) for image in images]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [0, 1]
+    for got in results.values():
+        assert all(np.array_equal(*pair) for pair in zip(got, wanted * 5, strict=True))

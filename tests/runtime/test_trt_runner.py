@@ -1,0 +1,443 @@
+"""The runner of plans against a double of the driver and the engine: what is copied, queued, captured and freed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrd_trt.errors import RunnerError, ShapeError
+from nrd_trt.runtime import trt_runner
+from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Runner
+from nrd_trt.runtime.cuda import host_view
+from nrd_trt.runtime.trt_runner import GRAPH_CAPACITY, Buffer, GraphCache, Replay, TrtRunner
+from tests.runtime.fake_cuda import FakeCuda, FakeEngine
+
+SMALL, LARGE = (1, 4, 8, 3), (2, 16, 32, 3)
+ONE_RUN = ["upload", "enqueue", "download", "download", "synchronize"]
+
+
+class Bench:
+    """A fake driver that runners get, and the engines that they load."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        self.cuda = FakeCuda(**settings)
+        self.engines: list[FakeEngine] = []
+        self.asked: list[tuple[bytes, dict[str, Any]]] = []
+        monkeypatch.setattr(trt_runner, "load_cuda", lambda: self.cuda)
+        monkeypatch.setattr(trt_runner, "load_runtime", lambda flavour: SimpleNamespace(deserialize=self._load))
+
+    def _load(self, plan: bytes, **options: Any) -> FakeEngine:
+        self.asked.append((plan, options))
+        self.engines.append(FakeEngine(self.cuda))
+        return self.engines[-1]
+
+    def since(self, start: int) -> list[str]:
+        return self.cuda.names()[start:]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    made = Bench(monkeypatch)
+    yield made
+    assert made.cuda.alive == {}  # every test of this file leaves nothing behind
+
+
+def runner(**options: Any) -> TrtRunner:
+    return TrtRunner(b"plan", flavour="tensorrt", rebuild="rebuild it", **options)
+
+
+def image(shape: tuple[int, ...] = SMALL, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def check(trt: TrtRunner, shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
+    pixels = image(shape, seed)
+    outputs = trt.infer({"image": pixels})
+    assert np.array_equal(outputs["mask"], pixels[..., 0])
+    assert np.allclose(outputs["mean"], pixels.mean(axis=-1))
+    assert outputs["mean"].dtype == np.float32
+    return outputs
+
+
+def test_is_a_runner_and_loads_as_it_is_told(bench: Bench, tmp_path: Any) -> None:
+    (tmp_path / "engine.plan").write_bytes(b"from a file")
+    with runner() as first, TrtRunner(tmp_path / "engine.plan", flavour="tensorrt", rebuild="x", host_code=True):
+        assert isinstance(first, Runner) and isinstance(first, DeviceRunner)
+        assert list(first.inputs) == ["image"] and list(first.outputs) == ["mask", "mean"]
+    assert bench.asked == [
+        (b"plan", {"host_code": False, "rebuild": "rebuild it"}),
+        (b"from a file", {"host_code": True, "rebuild": "x"}),
+    ]
+
+
+def test_gives_right_and_fresh_arrays(bench: Bench) -> None:
+    with runner() as trt:
+        results = [check(trt, SMALL, seed) for seed in range(4)]
+    for seed, outputs in enumerate(results):
+        assert np.array_equal(outputs["mask"], image(SMALL, seed)[..., 0])  # not overwritten by later runs
+        assert outputs["mask"].flags.owndata or outputs["mask"].base.flags.owndata
+        outputs["mask"][...] = 0
+
+
+def test_views_are_copied_in_their_own_order(bench: Bench) -> None:
+    wide = image((2, 4, 16, 3))[:, :, ::2]
+    with runner() as trt:
+        assert np.array_equal(trt.infer({"image": wide})["mask"], wide[..., 0])
+
+
+def test_copies_are_queued_around_the_run(bench: Bench) -> None:
+    with runner() as trt:
+        start = len(bench.cuda.calls)
+        check(trt, SMALL, 0)
+        copies = [call for call in bench.cuda.calls if call[0] in ("upload", "download")]
+    assert [name for name in bench.since(start) if not name.startswith("allocate")][: len(ONE_RUN)] == ONE_RUN
+    assert [call[3] for call in copies] == [96, 32, 128]
+
+
+def test_a_smaller_image_copies_its_own_bytes_only(bench: Bench) -> None:
+    with runner() as trt:
+        check(trt, LARGE, 0)
+        start = len(bench.cuda.calls)
+        check(trt, SMALL, 1)
+    assert [call[3] for call in bench.cuda.calls[start:] if call[0] in ("upload", "download")] == [96, 32, 128]
+    assert not any(name.startswith("allocate") for name in bench.since(start))
+
+
+def test_integrated_gpus_copy_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, integrated=True)
+    with runner() as trt:
+        for seed in range(4):
+            check(trt, SMALL, seed)
+            check(trt, LARGE, seed)
+    assert not {"upload", "download", "allocate"} & set(bench.cuda.names())
+    assert "launch_graph" in bench.cuda.names()
+    assert bench.cuda.alive == {}
+
+
+def test_second_run_of_a_shape_is_captured_and_later_ones_replayed(bench: Bench) -> None:
+    with runner() as trt:
+        assert trt.cuda_graph
+        check(trt, SMALL, 0)
+        assert not bench.cuda.graphs
+        check(trt, SMALL, 1)
+        assert len(bench.cuda.graphs) == 1
+        for seed in (2, 3):
+            start = len(bench.cuda.calls)
+            check(trt, SMALL, seed)
+            assert bench.since(start) == ["launch_graph", "synchronize"]
+
+
+def test_shapes_that_alternate_replay_their_own_graphs(bench: Bench) -> None:
+    shapes = [LARGE, SMALL, (2, 4, 8, 3)]
+    with runner() as trt:
+        for seed in range(5):
+            for shape in shapes:
+                start = len(bench.cuda.calls)
+                check(trt, shape, seed)
+                if seed >= 2:
+                    assert bench.since(start) == ["launch_graph", "synchronize"]
+        launched = [call[1] for call in bench.cuda.calls if call[0] == "launch_graph"]
+        assert len(set(launched)) == len(shapes) == len(bench.engines[0].forks)
+
+
+def test_least_recently_used_graph_goes(bench: Bench) -> None:
+    shapes = [(1, 8, 8, 3), *((1, 2 + n, 8, 3) for n in range(GRAPH_CAPACITY))]
+    with runner() as trt:
+        for shape in shapes[:-1]:
+            check(trt, shape, 0)
+            check(trt, shape, 1)
+        check(trt, shapes[0], 2)  # used again, so that shapes[1] is the oldest
+        first, second = list(bench.cuda.graphs)[:2]
+        check(trt, shapes[-1], 0)
+        check(trt, shapes[-1], 1)
+        assert len(bench.cuda.graphs) == GRAPH_CAPACITY
+        assert first in bench.cuda.graphs and second not in bench.cuda.graphs
+        assert bench.engines[0].forks[1] not in bench.cuda.engines
+        for shape in shapes:
+            check(trt, shape, 3)
+
+
+def test_growing_buffers_frees_the_graphs_that_hold_the_old_ones(bench: Bench) -> None:
+    with runner() as trt:
+        check(trt, SMALL, 0)
+        check(trt, SMALL, 1)
+        check(trt, LARGE, 2)
+        assert not bench.cuda.graphs and len(bench.cuda.engines) == 1
+        for seed in range(3, 6):
+            check(trt, SMALL, seed)
+        assert len(bench.cuda.graphs) == 1
+
+
+@pytest.mark.parametrize(("asked", "has_graphs"), [(False, True), (True, False)])
+def test_never_captures_without_graphs(monkeypatch: pytest.MonkeyPatch, asked: bool, has_graphs: bool) -> None:
+    bench = Bench(monkeypatch, has_graphs=has_graphs)
+    with runner(cuda_graph=asked) as trt:
+        assert trt.cuda_graph is False
+        for seed in range(4):
+            check(trt, SMALL, seed)
+    assert bench.cuda.names().count("enqueue") == 4
+    assert not {"begin_capture", "launch_graph"} & set(bench.cuda.names())
+    assert not bench.engines[0].forks
+    assert bench.cuda.alive == {}
+
+
+@pytest.mark.parametrize("fails_at", [1, 2], ids=["before", "inside"])
+def test_failed_capture_is_left_and_freed(bench: Bench, monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
+    with runner() as trt:
+        check(trt, SMALL, 0)
+        fork = FakeEngine.fork
+
+        def failing(self: FakeEngine) -> FakeEngine:
+            made = fork(self)
+            made.fail_at = fails_at
+            return made
+
+        with monkeypatch.context() as patched:
+            patched.setattr(FakeEngine, "fork", failing)
+            with pytest.raises(RunnerError, match="could not start the run"):
+                trt.infer({"image": image()})
+        assert bench.cuda.names().count("abort_capture") == fails_at - 1
+        assert not bench.cuda.capturing and not bench.cuda.graphs and len(bench.cuda.engines) == 1
+        check(trt, SMALL, 1)
+        check(trt, SMALL, 2)
+        assert len(bench.cuda.graphs) == 1
+
+
+@pytest.mark.parametrize("fail_at", range(1, 7))
+def test_out_of_memory_says_what_to_do_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, fail_at: int) -> None:
+    bench = Bench(monkeypatch, fail_at=fail_at)
+    with runner() as trt:
+        with pytest.raises(RunnerError, match="out of memory; close other programs or build a smaller size"):
+            trt.infer({"image": image()})
+        assert len(bench.cuda.device) == len(bench.cuda.host) == (fail_at - 1) // 2  # no half of a pair
+        check(trt, SMALL, 1)
+    assert bench.cuda.alive == {}
+
+
+@pytest.mark.parametrize("fail_at", range(7, 13))
+def test_out_of_memory_while_growing_leaves_no_graph_of_freed_buffers(
+    monkeypatch: pytest.MonkeyPatch, fail_at: int
+) -> None:
+    bench = Bench(monkeypatch, fail_at=fail_at)
+    with runner() as trt:
+        check(trt, SMALL, 0)
+        check(trt, SMALL, 1)
+        with pytest.raises(RunnerError, match="out of memory"):
+            trt.infer({"image": image(LARGE)})
+        assert not bench.cuda.graphs
+        for shape in (SMALL, LARGE, SMALL):
+            check(trt, shape, 2)
+    assert bench.cuda.alive == {}
+
+
+def test_opened_and_closed_many_times_leaves_nothing(bench: Bench) -> None:
+    trt = runner()
+    for seed in range(50):
+        with trt:
+            for shape in (LARGE, LARGE, SMALL):
+                check(trt, shape, seed)
+        assert bench.cuda.alive == {}
+    assert len(bench.engines) == 50
+
+
+def test_users_are_freed_before_what_they_use(bench: Bench) -> None:
+    with runner() as trt:
+        check(trt, SMALL, 0)
+        check(trt, SMALL, 1)
+        start = len(bench.cuda.calls)
+    order = bench.since(start)
+    assert order[:2] == ["destroy_graph", "close"]
+    assert order[-2:] == ["destroy_stream", "close"]
+
+
+@pytest.mark.parametrize("failing", ["create_stream", "facts"])
+def test_error_while_opening_releases_what_was_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(self: FakeCuda) -> None:
+        raise RunnerError("CUDA: broken")
+
+    trt = runner()
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeCuda, failing, fail)
+        with pytest.raises(RunnerError, match="CUDA: broken"):
+            trt.__enter__()
+    assert bench.cuda.alive == {}
+    with trt:
+        check(trt, SMALL, 0)
+
+
+def test_one_failing_release_does_not_keep_the_rest(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    destroy = FakeCuda.destroy_graph
+
+    def failing(self: FakeCuda, graph: int) -> None:
+        destroy(self, graph)
+        raise RunnerError("CUDA: sticky")
+
+    monkeypatch.setattr(FakeCuda, "destroy_graph", failing)
+    with pytest.raises(RunnerError, match="sticky"), runner() as trt:
+        check(trt, SMALL, 0)
+        check(trt, SMALL, 1)
+    assert bench.cuda.alive == {}
+
+
+def test_use_outside_is_an_error_and_exit_may_be_repeated(bench: Bench) -> None:
+    trt = runner()
+    trt.__exit__(None, None, None)
+    with pytest.raises(RunnerError, match="not entered"):
+        trt.infer({"image": image()})
+    with trt, pytest.raises(RunnerError, match="already entered"):
+        trt.__enter__()
+    trt.__exit__(None, None, None)
+    with pytest.raises(RunnerError, match="not entered"):
+        trt.infer_device({}, 0)
+    assert bench.cuda.alive == {}
+
+
+@pytest.mark.parametrize(
+    "feed",
+    [{}, {"picture": image()}, {"image": image().astype(np.float32)}, {"image": image((5, 4, 8, 3))}],
+    ids=["missing", "renamed", "type", "too large"],
+)
+def test_feeds_are_checked_before_any_copy(bench: Bench, feed: dict[str, np.ndarray]) -> None:
+    with runner() as trt:
+        start = len(bench.cuda.calls)
+        with pytest.raises(ShapeError):
+            trt.infer(feed)
+        assert bench.since(start) == []
+        check(trt, SMALL, 0)
+
+
+def test_two_threads_with_a_runner_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread has a device of its own here: the real driver is thread-safe, the double is not."""
+    cudas = {name: FakeCuda() for name in ("a", "b")}
+    monkeypatch.setattr(trt_runner, "load_cuda", lambda: cudas[threading.current_thread().name])
+    load = SimpleNamespace(deserialize=lambda plan, **_: FakeEngine(cudas[threading.current_thread().name]))
+    monkeypatch.setattr(trt_runner, "load_runtime", lambda flavour: load)
+    done: list[str] = []
+
+    def work() -> None:
+        with runner() as trt:
+            for seed in range(40):
+                check(trt, SMALL if seed % 3 else LARGE, seed)
+        done.append(threading.current_thread().name)
+
+    threads = [threading.Thread(target=work, name=name) for name in cudas]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == ["a", "b"]
+    assert all(cuda.alive == {} for cuda in cudas.values())
+
+
+def on_device(cuda: FakeCuda, pixels: np.ndarray) -> DeviceTensor:
+    address = cuda.allocate(pixels.nbytes)
+    cuda.on_device(address, pixels.nbytes)[:] = pixels.reshape(-1)
+    return DeviceTensor(address=address, shape=pixels.shape, dtype=pixels.dtype)
+
+
+def read(cuda: FakeCuda, tensor: DeviceTensor) -> np.ndarray:
+    nbytes = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
+    return cuda.on_device(tensor.address, nbytes).copy().view(tensor.dtype).reshape(tensor.shape)
+
+
+@pytest.mark.parametrize("host_runs", [0, 1, 3])
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+def test_device_runs_use_the_callers_memory_and_stream(bench: Bench, host_runs: int, shape: tuple[int, ...]) -> None:
+    pixels = image(shape, seed=5)
+    with runner() as trt:
+        for seed in range(host_runs):
+            check(trt, SMALL, seed)
+        mine, tensor = bench.cuda.create_stream(), on_device(bench.cuda, pixels)
+        start = len(bench.cuda.calls)
+        outputs = trt.infer_device({"image": tensor}, mine)
+        queued = [call for call in bench.cuda.calls[start:] if call[0] in ("upload", "download", "enqueue")]
+        assert queued == [("enqueue", mine)]
+        assert "synchronize" not in bench.since(start)
+        bench.cuda.synchronize(mine)
+        assert np.array_equal(read(bench.cuda, outputs["mask"]), pixels[..., 0])
+        assert np.allclose(read(bench.cuda, outputs["mean"]), pixels.mean(axis=-1))
+        for seed in range(6, 9):
+            check(trt, SMALL, seed)
+        bench.cuda.free(tensor.address)
+        bench.cuda.destroy_stream(mine)
+
+
+@pytest.mark.parametrize(
+    "feed",
+    [
+        {},
+        {"picture": DeviceTensor(address=1, shape=SMALL, dtype=np.dtype(np.uint8))},
+        {"image": DeviceTensor(address=1, shape=SMALL, dtype=np.dtype(np.int8))},
+        {"image": DeviceTensor(address=1, shape=SMALL[1:], dtype=np.dtype(np.uint8))},
+    ],
+    ids=["missing", "renamed", "type", "rank"],
+)
+def test_wrong_device_feeds_are_errors(bench: Bench, feed: dict[str, DeviceTensor]) -> None:
+    with runner() as trt:
+        start = len(bench.cuda.calls)
+        with pytest.raises(ShapeError):
+            trt.infer_device(feed, 1)
+        assert bench.since(start) == []
+
+
+def replay(graph: int) -> Replay:
+    return Replay(graph=graph, outputs={}, engine=SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_graph_cache() -> None:
+    gone: list[int] = []
+    cache = GraphCache(2, lambda old: gone.append(old.graph))
+    keys = [(("image", (n,)),) for n in range(3)]
+    assert cache.get(keys[0]) is None
+    assert [cache.seen_before(keys[0]) for _ in range(2)] == [False, True]
+    cache.put(keys[0], replay(0))
+    cache.put(keys[1], replay(1))
+    assert (cache.get(keys[0]) or replay(-1)).graph == 0
+    cache.put(keys[2], replay(2))
+    assert gone == [1] and len(cache) == 2 and cache.get(keys[1]) is None
+    cache.clear()
+    assert sorted(gone) == [0, 1, 2] and len(cache) == 0
+    assert not cache.seen_before(keys[0])
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_buffer(mapped: bool) -> None:
+    cuda = FakeCuda(integrated=mapped)
+    stream, buffer = cuda.create_stream(), Buffer(cuda, mapped=mapped)
+    buffer.release()
+    assert buffer.device == 0 and cuda.names() == ["create_stream"]
+    assert buffer.reserve(8) and not buffer.reserve(8) and not buffer.reserve(3)
+    before = buffer.device
+    buffer.reserve(8)
+    buffer.fill(np.arange(4, dtype=np.int16))
+    buffer.upload(stream)
+    cuda.synchronize(stream)
+    assert np.array_equal(cuda.on_device(before, 8).view(np.int16), np.arange(4))
+    cuda.on_device(before, 8)[:] = 1
+    buffer.download(stream)
+    cuda.synchronize(stream)
+    got = buffer.read((2, 2), np.dtype(np.int16))
+    assert np.array_equal(got, np.full((2, 2), 257)) and got.shape == (2, 2)
+    assert buffer.reserve(9) and buffer.device != before
+    assert cuda.alive == {"host": 1, "streams": 1, **({} if mapped else {"device": 1})}
+    buffer.release()
+    buffer.release()
+    assert cuda.alive == {"streams": 1} and buffer.device == 0
+
+
+def test_fake_memory_is_poisoned_when_freed() -> None:
+    """Results that a test reads from freed memory are wrong, not right by luck."""
+    cuda = FakeCuda()
+    address = cuda.allocate(4)
+    cuda.on_device(address, 4)[:] = 7
+    cuda.free(address)
+    assert list(host_view(address, 4)) == [0xDD] * 4
+    with pytest.raises(AssertionError, match="not device memory"):
+        cuda.on_device(address, 4)
