@@ -84,8 +84,15 @@ class LoadedEngine:
         low, opt, high = (tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, 0))
         return low, opt, high
 
-    def set_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    def set_shapes(
+        self, shapes: Mapping[str, Shape], allocator: Callable[[str], Callable[[int], int]] | None = None
+    ) -> dict[str, Shape]:
         """Choose the input shapes of the runs to come.
+
+        Args:
+            shapes: By input.
+            allocator: Gives, by name, what `allocate_outputs` needs for an output whose shape is only known while
+                running; None makes such an output an error.
 
         Returns:
             Output shapes by name, without those of `allocate_outputs`.
@@ -109,7 +116,11 @@ class LoadedEngine:
             name: tuple(self._context.get_tensor_shape(name)) for name in self.outputs.keys() - self._allocators
         }
         if unknown := sorted(name for name, shape in resolved.items() if min(shape, default=0) < 0):
-            raise self._failed(f"tells the shape of {', '.join(unknown)} only while running; give it an allocator")
+            if allocator is None:
+                raise self._failed(f"tells the shape of {', '.join(unknown)} only while running; give it an allocator")
+            for name in unknown:
+                self.allocate_outputs(name, allocator(name))
+                del resolved[name]
         return resolved
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:

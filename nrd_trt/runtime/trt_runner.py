@@ -16,7 +16,7 @@ import numpy as np
 
 from nrd_trt.engine.compat import load_runtime
 from nrd_trt.engine.loading import LoadedEngine
-from nrd_trt.errors import ShapeError
+from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
 from nrd_trt.runtime.cuda import Cuda, host_view, load_cuda
 from nrd_trt.specs import TensorSpec
@@ -83,23 +83,50 @@ class TrtRunner(BaseRunner):
         shapes: Shapes = tuple((name, array.shape) for name, array in feed.items())
         known = self._graphs.get(shapes)
         outputs = known.outputs if known else self._prepare(feed)
+        late = self.outputs.keys() - outputs.keys()
         for name, array in feed.items():
             self._buffers[name].fill(array)
         if known:
             self._cuda.launch_graph(known.graph, self._stream)
-        elif self.cuda_graph and self._graphs.seen_before(shapes):
+        elif self.cuda_graph and not late and self._graphs.seen_before(shapes):
             replay = self._capture(feed, outputs)
             self._graphs.put(shapes, replay)
             self._cuda.launch_graph(replay.graph, self._stream)
         else:
             self._queue(self._engine, feed, outputs)
         self._cuda.synchronize(self._stream)
+        outputs = outputs | self._fetch(late)
         return {name: self._buffers[name].read(shape, self.outputs[name].dtype) for name, shape in outputs.items()}
+
+    def _fetch(self, late: Iterable[str]) -> dict[str, Shape]:
+        """Download the outputs whose shapes only the run told; return the shapes."""
+        shapes = {name: self._engine.final_shapes[name] for name in late}
+        for name in shapes:
+            self._buffers[name].download(self._stream)
+        if shapes:
+            self._cuda.synchronize(self._stream)
+        return shapes
+
+    def _allocator(self, name: str) -> Callable[[int], int]:
+        """Return what TensorRT calls for the memory of such an output; an exception must not cross its C++ frames."""
+
+        def allocate(nbytes: int) -> int:
+            try:
+                self._buffers[name].reserve(nbytes)
+            except RunnerError:
+                return 0  # TensorRT then reports that the run could not be started
+            return self._buffers[name].device
+
+        return allocate
 
     def infer_device(self, feed: Mapping[str, DeviceTensor], stream: int) -> dict[str, DeviceTensor]:
         """Queue one run on device memory; see `nrd_trt.runtime.base.DeviceRunner`."""
         check_device_feed(feed, self.inputs)
         outputs = self._engine.set_shapes({name: tensor.shape for name, tensor in feed.items()})
+        if late := self.outputs.keys() - outputs.keys():
+            raise RunnerError(
+                f"{self.name}: the shape of {', '.join(sorted(late))} is only known after a run; use infer."
+            )
         self._reserve(_sizes(outputs, self.outputs))
         self._engine.set_addresses({name: tensor.address for name, tensor in feed.items()} | self._addresses(outputs))
         self._engine.enqueue(stream)
@@ -110,7 +137,7 @@ class TrtRunner(BaseRunner):
 
     def _prepare(self, feed: Mapping[str, np.ndarray]) -> dict[str, Shape]:
         """Set shapes and addresses for a run on host arrays; return the outputs' shapes."""
-        outputs = self._engine.set_shapes({name: array.shape for name, array in feed.items()})
+        outputs = self._engine.set_shapes({name: array.shape for name, array in feed.items()}, self._allocator)
         self._reserve({name: array.nbytes for name, array in feed.items()} | _sizes(outputs, self.outputs))
         self._engine.set_addresses(self._addresses([*feed, *outputs]))
         return outputs

@@ -41,7 +41,5 @@ def test_finds_every_node_supported() -> None:
 
 
 def test_builds_the_same_file(tmp_path: Path) -> None:
-    polygraphy(
-        "convert", artefacts.bundle() / "model.onnx", "-o", tmp_path / "m.plan", "--compute-capabilities", "8.9"
-    )
+    polygraphy("convert", artefacts.bundle() / "model.onnx", "-o", tmp_path / "m.plan", "--compute-capabilities", "8.9")
     assert (tmp_path / "m.plan").stat().st_size > 100_000

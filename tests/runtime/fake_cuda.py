@@ -36,7 +36,7 @@ class FakeCuda(Cuda):
         self.engines: set[FakeEngine] = set()
         self.capturing: dict[int, list[Work]] = {}
         self._dead: list[Any] = []
-        self._handles = self._allocations = 0
+        self._handles = self.allocations = 0
 
     @property
     def alive(self) -> dict[str, int]:
@@ -136,8 +136,8 @@ class FakeCuda(Cuda):
 
     def _take(self, where: dict[int, Any], name: str, nbytes: int) -> int:
         assert not self.capturing, "allocation inside a capture"
-        self._allocations += 1
-        if self._allocations == self.fail_at:
+        self.allocations += 1
+        if self.allocations == self.fail_at:
             raise RunnerError("CUDA: out of memory; close other programs or build a smaller size.")
         self.calls.append((name, nbytes))
         memory = (ctypes.c_uint8 * nbytes)()
@@ -166,6 +166,9 @@ class FakeEngine:
 
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda, self.runs, self.fail_at = cuda, 0, 0
+        self.late = False  # whether the shape of "mean" is only told while running
+        self.allocate: Callable[[int], int] | None = None
+        self.final_shapes: dict[str, tuple[int, ...]] = {}
         self.forks: list[FakeEngine] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -179,13 +182,20 @@ class FakeEngine:
     def profile_range(self, name: str) -> tuple[tuple[int, ...], ...]:
         return (1, 1, 1, 3), (1, 8, 8, 3), LARGEST
 
-    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    def set_shapes(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        allocator: Callable[[str], Callable[[int], int]] | None = None,
+    ) -> dict[str, tuple[int, ...]]:
         self._open()
         shape = shapes["image"]
         if any(n > limit for n, limit in zip(shape, LARGEST, strict=True)):
             raise ShapeError(f"tensor 'image': expected at most {LARGEST}, got {shape}; resize it.")
         self.shapes = {"image": shape, "mask": shape[:3], "mean": shape[:3]}
-        return {name: shape[:3] for name in self.outputs}
+        if self.late and allocator is None:
+            raise RunnerError("fake: tells the shape of mean only while running; give it an allocator.")
+        self.allocate = allocator("mean") if self.late and allocator else None
+        return {name: shape[:3] for name in self.outputs if not (self.late and name == "mean")}
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
         self._open()
@@ -199,6 +209,12 @@ class FakeEngine:
         assert self.runs > 1 or not self.cuda.capturing, "the first run of a context allocates"
         self.cuda.calls.append(("enqueue", stream))
         shapes, addresses = dict(self.shapes), dict(self.addresses)
+
+        if self.allocate is not None:
+            addresses["mean"] = self.allocate(int(np.prod(shapes["mean"])) * 4)
+            if not addresses["mean"]:
+                raise RunnerError("fake: could not start the run.")
+            self.final_shapes = {"mean": shapes["mean"]}
 
         def work() -> None:
             self._open()

@@ -166,7 +166,11 @@ def test_runners_of_this_machine(runner: str) -> None:
     [
         ("torch", ConfigError, "give the checkpoint instead"),
         ("tensorrt", RunnerError, "--runner tensorrt: .*holds no plan; build one with: .*--builder tensorrt "),
-        ("tensorrt-rtx", RunnerError, "--runner tensorrt-rtx: .*holds no plan; build one with: .*--builder tensorrt-rtx"),
+        (
+            "tensorrt-rtx",
+            RunnerError,
+            "--runner tensorrt-rtx: .*holds no plan; build one with: .*--builder tensorrt-rtx",
+        ),
         ("cuda", ConfigError, "expected one of " + ", ".join(RUNNERS)),
     ],
 )

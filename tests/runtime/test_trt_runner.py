@@ -441,3 +441,34 @@ def test_fake_memory_is_poisoned_when_freed() -> None:
     assert list(host_view(address, 4)) == [0xDD] * 4
     with pytest.raises(AssertionError, match="not device memory"):
         cuda.on_device(address, 4)
+
+
+# --- outputs whose shape only the run tells -------------------------------------------------------------------------
+
+
+def test_late_output_is_fetched_after_the_run_and_never_captured(bench: Bench) -> None:
+    with runner() as trt:
+        bench.engines[0].late = True
+        for seed, shape in enumerate((SMALL, SMALL, LARGE, SMALL)):
+            check(trt, shape, seed)
+        assert "begin_capture" not in bench.cuda.names()
+        assert bench.since(-4) == ["download", "synchronize", "download", "synchronize"]
+
+
+def test_late_output_without_memory_is_an_error(bench: Bench) -> None:
+    with runner() as trt:
+        check(trt, SMALL, 0)
+        bench.engines[0].late = True
+        # Image and mask grow first, by host and device memory each; the next allocation is the late output's.
+        bench.cuda.fail_at = bench.cuda.allocations + 5
+        with pytest.raises(RunnerError):
+            trt.infer({"image": image(LARGE)})
+
+
+def test_late_output_cannot_stay_on_the_device(bench: Bench) -> None:
+    with runner() as trt:
+        bench.engines[0].late = True
+        trt.infer({"image": image()})
+        feed = {"image": DeviceTensor(address=1, shape=SMALL, dtype=np.dtype(np.uint8))}
+        with pytest.raises(RunnerError, match=r"only while running|only known after a run"):
+            trt.infer_device(feed, 7)
