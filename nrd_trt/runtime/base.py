@@ -97,7 +97,8 @@ class DeviceRunner(Runner, Protocol):
             stream: Handle of a CUDA stream.
 
         Returns:
-            Outputs in memory of the runner, valid until its next run.
+            Outputs in memory of the runner, valid until its next run. Wait for the stream before that run: one
+            execution context must not be on two streams at once.
 
         Raises:
             RunnerError: The runner is not entered, or the run cannot be started.

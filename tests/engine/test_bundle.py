@@ -279,7 +279,7 @@ def test_force_replaces_the_whole_bundle(path: Path) -> None:
 def test_force_replaces_a_damaged_bundle(path: Path) -> None:
     (path / FACTS_FILE).write_text("{")
     write_bundle(path, FILES, FACTS, force=True)
-    read_bundle(path)
+    assert set(read_bundle(path).facts["files"]) == set(FILES)
 
 
 def test_force_replaces_bundles_only(tmp_path: Path) -> None:
