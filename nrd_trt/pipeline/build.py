@@ -177,29 +177,46 @@ def _facts(
         "parity": parity.to_dict() if parity else None,
         "validation": validation.to_dict(),
         "passed": validation.passed and (parity is None or parity.passed),
-        "command": _command(request, graph),
+        "command": _command(request, graph, built["name"]),
     }
 
 
-def _command(request: BuildRequest, graph: GraphFacts) -> str:
-    """Return the command that builds this bundle again; NAME.nrd stands for its place."""
+def _command(request: BuildRequest, graph: GraphFacts, builder: str) -> str:
+    """Return the command that builds this bundle again; NAME.nrd and FILE stand for places that are not recorded."""
     words = ["nrd-trt", "build", request.source.name, "-o", "NAME.nrd", "--precision", graph.precision]
-    words += ["--builder", request.builder]
-    form = request.form
-    pairs = {
+    words += ["--builder", builder]
+    form, config = request.form, request.config
+    pairs: dict[str, Any] = {
         "--input": form.input_form,
         "--output": form.output,
         "--size": form.size,
         "--dynamic": form.dynamic,
         "--batch": form.batch,
         "--fit": request.fit,
-        "--workspace-mib": request.config.workspace_mib,
-        "--optimization-level": request.config.optimization_level,
-        "--compute-capability": ",".join(request.config.compute_capabilities) or None,
+        "--workspace-mib": config.workspace_mib,
+        "--optimization-level": config.optimization_level,
+        "--compute-capability": config.compute_capabilities or None,
+        "--checkpoint": request.checkpoint.name if request.checkpoint else None,
         "--data": request.data.name if request.data else None,
+        "--labels": request.labels.name if request.labels else None,
+        "--ignore-index": request.ignore_index,
+        "--min-agreement": request.min_agreement,
+        "--max-miou-drop": request.max_miou_drop,
     }
+    if options := request.checkpoint_options:
+        pairs |= {
+            "--num-classes": options.num_classes,
+            "--hidden": options.hidden,
+            "--patch": options.patch,
+            "--dilations": options.dilations,
+            "--classes": "FILE" if options.class_names else None,
+            "--mean": options.mean,
+            "--std": options.std,
+        }
+        words += ["--bgr"] * bool(options.bgr)
     for flag, value in pairs.items():
-        words += [] if value is None else [flag, str(value)]
-    words += ["--version-compatible"] * request.config.version_compatible
-    words += ["--hardware-compatible"] * request.config.hardware_compatible
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += [] if value is None else [flag, text]
+    words += ["--version-compatible"] * config.version_compatible
+    words += ["--hardware-compatible"] * config.hardware_compatible
     return shlex.join([*words, "--force"])

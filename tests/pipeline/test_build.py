@@ -24,6 +24,7 @@ from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.errors import BuildError, BundleError, ConfigError, ExportError, MissingDependencyError, PluginError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
+from nrd_trt.model.checkpoint import CheckpointOptions
 from nrd_trt.pipeline import sources
 from nrd_trt.pipeline.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.pipeline.references import Draw
@@ -562,3 +563,21 @@ def test_validation_against_another_kind_of_checkpoint_is_refused() -> None:
 
 def test_gate_of_the_bundles_own_precision() -> None:
     assert verdict(bundle("bf16"), min_agreement=None)["gates"] == {"min_agreement": 0.98, "max_miou_drop": 0.005}
+
+
+def test_recorded_command_holds_every_option_that_changes_the_masks(tmp_path: Path) -> None:
+    options = CheckpointOptions(mean=(1.0, 2.0, 3.5), std=(4.0, 5.0, 6.0), bgr=True, num_classes=11)
+    facts = build(
+        checkpoint(),
+        tmp_path / "a.nrd",
+        precision="fp32",
+        builder="auto",
+        checkpoint_options=options,
+        min_agreement=0.9,
+        form=FormRequest(size="64x96"),
+    )
+    words = facts["command"]
+    for part in ("--mean 1.0,2.0,3.5", "--std 4.0,5.0,6.0", "--bgr", "--num-classes 11", "--min-agreement 0.9"):
+        assert part in words
+    assert f"--builder {facts['builder']['name']} " in words
+    assert facts["model"]["info"]["channel_order"] == "bgr"
