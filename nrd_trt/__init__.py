@@ -24,7 +24,7 @@ from nrd_trt.errors import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nrd_trt.model.network import NrdSegmentor
+    from nrd_trt.model.network import Segmentor
     from nrd_trt.runtime.predictor import Predictor
 
 __version__ = "0.1.0"
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-def load_model(path: str | Path, **options: Any) -> NrdSegmentor:
+def load_model(path: str | Path, **options: Any) -> Segmentor:
     """Load a trained NRD model from ``.pth`` or ``.safetensors``, in evaluation mode.
 
     Args:

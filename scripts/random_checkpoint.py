@@ -15,7 +15,7 @@ from torch import nn
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.configs import KNOWN_CONFIGS
-from nrd_trt.model.network import NrdSegmentor
+from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import ModelInfo
 
 
@@ -34,9 +34,9 @@ def main() -> None:
         tuple(f"class_{index}" for index in range(config.num_classes)),
         voc_palette(config.num_classes),
     )
-    model = NrdSegmentor(config, ModelInfo(class_names=names, palette=palette))
+    model = Segmentor(config, ModelInfo(class_names=names, palette=palette))
     # The authors' initialisation of the controller gives logits near zero, where every pixel is a tie.
-    for parameter in model.decode_head.classifier.classifier[-1].parameters():
+    for parameter in model.decode_head.get_submodule("classifier.classifier.1").parameters():
         nn.init.normal_(parameter, std=0.02)
     save_checkpoint(model, args.output)
 

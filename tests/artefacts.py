@@ -24,7 +24,7 @@ from nrd_trt.export.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import canonical_json, sha256_bytes, sha256_file
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.model.checkpoint import load_model, save_checkpoint
-from nrd_trt.model.network import NrdSegmentor
+from nrd_trt.model.network import Segmentor
 from nrd_trt.pipeline.build import BuildRequest, build_bundle
 from nrd_trt.specs import InputShape
 from nrd_trt.zoo import checkpoint_path
@@ -57,7 +57,7 @@ def checkpoint() -> Path:
 
 
 @cache
-def trained_model() -> NrdSegmentor:
+def trained_model() -> Segmentor:
     """The trained network."""
     return load_model(checkpoint())
 

@@ -14,7 +14,8 @@ import torch
 from nrd_trt.data.classes import voc_palette
 from nrd_trt.export.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import atomic_file
-from nrd_trt.model.network import NrdConfig, NrdSegmentor
+from nrd_trt.model.config import NetworkConfig
+from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import DecodeSpec, InputForm, InputShape, ModelInfo, Range
 from tests.golden.keyed_weights import keyed_image, keyed_state_dict
 
@@ -39,19 +40,17 @@ def model_info(num_classes: int, **changes: Any) -> ModelInfo:
     return ModelInfo(**{"class_names": names, "palette": voc_palette(num_classes), **changes})
 
 
-def keyed_model(
-    encoder: str, num_classes: int, *, info: Mapping[str, Any] | None = None, **config: Any
-) -> NrdSegmentor:
+def keyed_model(encoder: str, num_classes: int, *, info: Mapping[str, Any] | None = None, **config: Any) -> Segmentor:
     """Build a network whose weights depend only on their names and shapes.
 
     Args:
         encoder: Name in `nrd_trt.model.encoders.ENCODERS`.
         num_classes: K.
         info: Changes to the plain `ModelInfo`.
-        **config: Further fields of `NrdConfig`.
+        **config: Further fields of `NetworkConfig`.
     """
-    model = NrdSegmentor(
-        NrdConfig(encoder=encoder, num_classes=num_classes, **config), model_info(num_classes, **(info or {}))
+    model = Segmentor(
+        NetworkConfig(encoder=encoder, num_classes=num_classes, **config), model_info(num_classes, **(info or {}))
     )
     state = keyed_state_dict({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     if encoder in ("resnetv1c18", "resnetv1c34"):
@@ -63,19 +62,19 @@ def keyed_model(
     return model.eval().requires_grad_(False)
 
 
-def small_model(**changes: Any) -> NrdSegmentor:
+def small_model(**changes: Any) -> Segmentor:
     """Build the quickest network, with changes."""
     return keyed_model(**{**SMALL, **changes})
 
 
 @lru_cache(maxsize=4)
-def cached_model(encoder: str, num_classes: int, channels: int = 512) -> NrdSegmentor:
+def cached_model(encoder: str, num_classes: int, channels: int = 512) -> Segmentor:
     """Return a shared keyed network; do not change it."""
     return keyed_model(encoder, num_classes, channels=channels, controller_channels=channels)
 
 
 @cache
-def cached_small_model() -> NrdSegmentor:
+def cached_small_model() -> Segmentor:
     """Return the shared quickest network; do not change it."""
     return small_model()
 

@@ -55,6 +55,7 @@ def build_command(
     hidden: common.Hidden = None,
     patch: common.Patch = None,
     dilations: common.Dilations = None,
+    output_stride: common.OutputStride = None,
     classes: common.Classes = None,
     mean: common.Mean = None,
     std: common.Std = None,
@@ -83,6 +84,7 @@ def build_command(
             hidden=hidden,
             patch=patch,
             dilations=dilations,
+            output_stride=output_stride,
             classes=classes,
             mean=mean,
             std=std,
@@ -125,7 +127,8 @@ def build_command(
 def _print(path: Path, facts: dict[str, Any]) -> None:
     validation, builder, precision = facts["validation"], facts["builder"], facts["precision"]
     made = f"{builder['name']} {builder['version']}" if builder["version"] else "ONNX Runtime (no plan)"
-    typer.echo(f"{path}  ({precision['asked']}, {made}, decode as {facts['decode']})")
+    decode = f"decode as {facts['decode']}" if facts["model"]["decode"] else "no per-patch decode"
+    typer.echo(f"{path}  ({precision['asked']}, {made}, {decode})")
     if precision["found"]:
         typer.echo("layer types: " + ", ".join(f"{count} {kind}" for kind, count in precision["found"].items()))
     if precision["kept_fp32"]:

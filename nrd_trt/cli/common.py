@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from nrd_trt.errors import ConfigError, NrdTrtError
+from nrd_trt.model import require_torch
 
 if TYPE_CHECKING:
-    from nrd_trt.model.checkpoint import CheckpointOptions
+    from nrd_trt.model.recognise import CheckpointOptions
     from nrd_trt.pipeline.request import FormRequest
     from nrd_trt.specs import Fit
 
@@ -43,7 +44,7 @@ def verb(command: Command) -> Command:
         except NrdTrtError as exc:
             _fail(type(exc).__name__, str(exc), BAD_INPUT, as_json)
         except KeyboardInterrupt:
-            _fail("Interrupted", "stopped by Ctrl-C; nothing was written", INTERRUPTED, as_json)
+            _fail("Interrupted", "stopped by Ctrl-C; nothing is half-written", INTERRUPTED, as_json)
         except typer.Exit:
             raise
         except OSError as exc:
@@ -169,7 +170,12 @@ NumClasses = Annotated[
 ]
 Hidden = Annotated[int | None, typer.Option("--hidden", min=1, help="d, width of the per-patch perceptron.")]
 Patch = Annotated[int | None, typer.Option("--patch", min=1, help="f, side of a patch (default 8).")]
-Dilations = Annotated[str | None, typer.Option("--dilations", metavar="A,B,C,D", help="Of ASPP (default 1,3,6,9).")]
+Dilations = Annotated[
+    str | None, typer.Option("--dilations", metavar="A,B,C,D", help="Of ASPP (default for NRD 1,3,6,9).")
+]
+OutputStride = Annotated[
+    int | None, typer.Option("--output-stride", help="Of the encoder: 32, or 16 or 8 where it is dilated.")
+]
 Classes = Annotated[Path | None, typer.Option("--classes", metavar="FILE", help="Text file, one class name per line.")]
 Mean = Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="In 0-255 (default ImageNet's).")]
 Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="In 0-255 (default ImageNet's).")]
@@ -180,26 +186,29 @@ Bgr = Annotated[bool, typer.Option("--bgr", help="The network reads BGR; mean an
 class CheckpointFacts:
     """The options above as they were typed."""
 
-    num_classes: int | None
-    hidden: int | None
-    patch: int | None
-    dilations: str | None
-    classes: Path | None
-    mean: str | None
-    std: str | None
-    bgr: bool
+    num_classes: int | None = None
+    hidden: int | None = None
+    patch: int | None = None
+    dilations: str | None = None
+    output_stride: int | None = None
+    classes: Path | None = None
+    mean: str | None = None
+    std: str | None = None
+    bgr: bool = False
 
     def options(self) -> CheckpointOptions | None:
         """Return them parsed, or None where none was given (so that no PyTorch is needed to say so)."""
         if not any(value not in (None, False) for value in vars(self).values()):
             return None
-        from nrd_trt.model.checkpoint import CheckpointOptions
+        require_torch("reading checkpoints")
+        from nrd_trt.model.recognise import CheckpointOptions
 
         return CheckpointOptions(
             num_classes=self.num_classes,
             hidden=self.hidden,
             patch=self.patch,
             dilations=_numbers("--dilations", self.dilations, int, 4),
+            output_stride=self.output_stride,
             class_names=_class_names(self.classes),
             mean=_numbers("--mean", self.mean, float, 3),
             std=_numbers("--std", self.std, float, 3),

@@ -148,7 +148,9 @@ def _network(metadata: dict[str, Any] | None, bundle: dict[str, Any] | None) -> 
     yield (
         "decode",
         f"{decode['num_classes']} classes, hidden {decode['hidden']}, guidance {decode['guidance_channels']}, "
-        f"patch {decode['patch']}, upsample {decode['upsample']}",
+        f"patch {decode['patch']}, upsample {decode['upsample']}"
+        if decode
+        else f"{len(info['class_names'])} classes, bilinear enlargement by {metadata['upsample']}",
     )
     mean, std = (" ".join(f"{value:g}" for value in info[key]) for key in ("mean", "std"))
     yield (

@@ -1,7 +1,7 @@
 """The traceable twin of a trained model: batch norm folded, decode left out. torch only.
 
-The trained module stays as it is; the adapter works on a copy. It ends at theta and guidance, where the decode function
-takes over (`nrd_trt.decode.function`).
+The trained module stays as it is; the adapter works on a copy. That of an NRD network ends at theta and guidance, where
+the decode function takes over (`nrd_trt.decode.function`); that of a baseline ends at its logits.
 """
 
 from __future__ import annotations
@@ -13,10 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nrd_trt.model.network import NrdSegmentor
+from nrd_trt.model.network import Segmentor
+from nrd_trt.model.nrd_head import NrdHead
 
 
-class ExportAdapter(nn.Module):
+class LogitsAdapter(nn.Module):
+    """Map ``(B, 3, H, W)`` float32 normalised images to a baseline's logits ``(B, K, H/s, W/s)``."""
+
+    def __init__(self, model: Segmentor) -> None:
+        super().__init__()
+        folded = copy.deepcopy(model).eval().double()
+        _fold_batch_norms(folded)
+        folded.float()
+        self.backbone = folded.backbone
+        self.decode_head = folded.decode_head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.decode_head(self.backbone(images))  # type: ignore[no-any-return]
+
+
+class PatchAdapter(nn.Module):
     """Map ``(B, 3, H, W)`` float32 normalised images to theta and folded guidance.
 
     Attributes:
@@ -27,15 +44,18 @@ class ExportAdapter(nn.Module):
     x_table: np.ndarray
     y_table: np.ndarray
 
-    def __init__(self, model: NrdSegmentor) -> None:
+    def __init__(self, model: Segmentor) -> None:
         super().__init__()
         # Folding multiplies weights; float64 keeps the result the nearest float32.
         folded = copy.deepcopy(model).eval().double()
-        self.x_table, self.y_table = _fold_cat_norm(folded)
+        head = folded.decode_head
+        if not isinstance(head, NrdHead):
+            raise TypeError(f"expected a network with an NRD head, got {model.config.head}")
+        self.x_table, self.y_table = _fold_cat_norm(head)
         _fold_batch_norms(folded)
         folded.float()
         self.backbone = folded.backbone
-        self.decode_head = folded.decode_head
+        self.decode_head = head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return theta ``(B, P, h, w)`` and guidance ``(B, m, f·h, f·w)``."""
@@ -43,9 +63,8 @@ class ExportAdapter(nn.Module):
         return self.decode_head.theta(features[-1]), self.decode_head.guidance(features[0])
 
 
-def _fold_cat_norm(model: NrdSegmentor) -> tuple[np.ndarray, np.ndarray]:
+def _fold_cat_norm(head: NrdHead) -> tuple[np.ndarray, np.ndarray]:
     """Fold ``cat_norm`` into the guidance branch's last convolution and return the two coordinate tables."""
-    head = model.decode_head
     norm = head.cat_norm
     scale = norm.weight.detach() / torch.sqrt(norm.get_buffer("running_var") + norm.eps)
     shift = norm.bias.detach() - norm.get_buffer("running_mean") * scale
@@ -53,7 +72,7 @@ def _fold_cat_norm(model: NrdSegmentor) -> tuple[np.ndarray, np.ndarray]:
     conv = (branch[-1] if isinstance(branch, nn.Sequential) else branch).conv
     conv.weight.data *= scale[2:, None, None, None]  # type: ignore[union-attr, operator]
     conv.bias.data = conv.bias.data * scale[2:] + shift[2:]  # type: ignore[union-attr, operator]
-    steps = torch.arange(model.config.patch, dtype=torch.float64) / model.config.patch
+    steps = torch.arange(head.config.patch, dtype=torch.float64) / head.config.patch
     x_table, y_table = (steps * scale[axis] + shift[axis] for axis in (0, 1))
     return x_table.numpy().astype(np.float32), y_table.numpy().astype(np.float32)
 

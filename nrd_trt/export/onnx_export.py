@@ -16,13 +16,14 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from nrd_trt.decode import function
 from nrd_trt.errors import ExportError
-from nrd_trt.export.adapter import ExportAdapter
+from nrd_trt.export.adapter import LogitsAdapter, PatchAdapter
 from nrd_trt.graph.metadata import GraphFacts, write_facts
-from nrd_trt.model.network import NrdSegmentor
-from nrd_trt.specs import STRIDE, DecodeSpec, InputForm, InputShape, ModelInfo, Range
+from nrd_trt.model.network import Segmentor
+from nrd_trt.specs import STRIDE, InputForm, InputShape, ModelInfo, Range
 
 _IR_VERSION = 9  # the one that goes with opset 19
 
@@ -40,9 +41,7 @@ class ExportOptions:
     input_form: InputForm = "uint8"
 
 
-def export_onnx(
-    model: NrdSegmentor, options: ExportOptions, *, checkpoint_sha256: str | None = None
-) -> onnx.ModelProto:
+def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: str | None = None) -> onnx.ModelProto:
     """Export a model to ONNX in fp32.
 
     Args:
@@ -52,36 +51,35 @@ def export_onnx(
 
     Returns:
         A checked model; equal arguments give equal bytes. Input ``image``; outputs ``mask`` (uint8, full size) and
-        ``logits`` (float32, stride 32/f), of which `nrd_trt.graph.outputs` keeps those asked for.
+        ``logits`` (float32, stride s), of which `nrd_trt.graph.outputs` keeps those asked for.
 
     Raises:
         ExportError: The traced graph does not pass ``onnx.checker``.
     """
-    adapter = ExportAdapter(model)
-    network = _trace(adapter, options.shape)
-    _name_nodes(network)
-    spec, info = model.config.decode, model.info
-    tables = (adapter.x_table, adapter.y_table)
-    graph = _assemble(network, spec, info, options, tables)
+    config, info = model.config, model.info
+    ending = _patch_ending(model) if config.is_nrd else _logits_ending(model)
+    network = _trace(ending.adapter, ending.tensors, options.shape)
+    _name_nodes(network, {"pixels", *ending.tensors})
+    domains = [helper.make_opsetid("", function.OPSET)]
+    if ending.functions:
+        domains.append(helper.make_opsetid(function.DOMAIN, function.DOMAIN_VERSION))
     result = helper.make_model(
-        graph,
-        functions=[function.logits_function(spec, *tables), function.mask_function(spec, *tables)],
-        opset_imports=[
-            helper.make_opsetid("", function.OPSET),
-            helper.make_opsetid(function.DOMAIN, function.DOMAIN_VERSION),
-        ],
+        _assemble(network, ending, info, options, _output_infos(model, options)),
+        functions=ending.functions,
+        opset_imports=domains,
         ir_version=_IR_VERSION,
         producer_name="nrd_trt",
     )
     facts = GraphFacts(
         info=info,
-        decode=spec,
+        decode=config.decode if config.is_nrd else None,
+        upsample=config.upsample,
         shape=options.shape,
         input_form=options.input_form,
         output="both",
         checkpoint_sha256=checkpoint_sha256,
-        encoder=model.config.encoder,
-        head=model.config.head,
+        encoder=config.encoder,
+        head=config.head,
     )
     write_facts(result, facts)
     try:
@@ -91,8 +89,58 @@ def export_onnx(
     return result
 
 
-def _trace(adapter: ExportAdapter, shape: InputShape) -> onnx.ModelProto:
-    """Trace images -> (theta, guidance); symbolic dimensions where the shape has a range."""
+@dataclass(frozen=True, kw_only=True)
+class _Ending:
+    """How a kind of network ends: what is traced of it, and what is attached to the traced tensors."""
+
+    adapter: nn.Module
+    tensors: tuple[str, ...]
+    nodes: list[onnx.NodeProto]
+    functions: list[onnx.FunctionProto]
+
+
+def _patch_ending(model: Segmentor) -> _Ending:
+    """NRD: the decode function on theta and guidance."""
+    adapter, spec = PatchAdapter(model), model.config.decode
+    tables = (adapter.x_table, adapter.y_table)
+    return _Ending(
+        adapter=adapter,
+        tensors=("theta", "guidance"),
+        nodes=[
+            function.logits_node(spec, *tables, "logits"),
+            function.mask_node(spec, *tables, "classes"),
+            _mask_cast("classes"),  # a plugin may not output uint8
+        ],
+        functions=[function.logits_function(spec, *tables), function.mask_function(spec, *tables)],
+    )
+
+
+def _logits_ending(model: Segmentor) -> _Ending:
+    """A baseline: bilinear enlargement (``align_corners=False``) and argmax, the lowest index of a tie."""
+    enlarged, index, classes = (f"mask/{name}" for name in ("enlarged", "index", "classes"))
+    scales = helper.make_tensor("scales", TensorProto.FLOAT, [4], [1, 1, model.config.upsample, model.config.upsample])
+    resize = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    return _Ending(
+        adapter=LogitsAdapter(model),
+        tensors=("logits",),
+        nodes=[
+            helper.make_node("Constant", [], ["mask/scales"], name="mask/Constant", value=scales),
+            helper.make_node("Resize", ["logits", "", "mask/scales"], [enlarged], name="mask/Resize", **resize),
+            helper.make_node("ArgMax", [enlarged], [index], name="mask/ArgMax", axis=1, keepdims=0),
+            # TensorRT converts uint8 from and to floating point only
+            helper.make_node("Cast", [index], [classes], name="mask/Cast_half", to=TensorProto.FLOAT16),
+            _mask_cast(classes),
+        ],
+        functions=[],
+    )
+
+
+def _mask_cast(classes: str) -> onnx.NodeProto:
+    return helper.make_node("Cast", [classes], ["mask"], name="mask/Cast", to=TensorProto.UINT8)
+
+
+def _trace(adapter: nn.Module, tensors: tuple[str, ...], shape: InputShape) -> onnx.ModelProto:
+    """Trace images to `tensors`; symbolic dimensions where the shape has a range."""
     dims: dict[int, Any] = {}
     example = []
     for axis, (name, extent, unit) in enumerate(
@@ -115,7 +163,7 @@ def _trace(adapter: ExportAdapter, shape: InputShape) -> onnx.ModelProto:
                 dynamo=True,
                 opset_version=function.OPSET,
                 input_names=["pixels"],
-                output_names=["theta", "guidance"],
+                output_names=list(tensors),
                 dynamic_shapes=(dims,) if dims else None,
                 verbose=False,
             )
@@ -131,10 +179,10 @@ def _example(extent: Range, unit: int) -> int:
     return extent.opt if extent.is_static else min(max(extent.opt, 2 * unit), extent.max)
 
 
-def _name_nodes(model: onnx.ModelProto) -> None:
+def _name_nodes(model: onnx.ModelProto, kept: set[str]) -> None:
     """Name nodes and tensors after the modules they come from, and drop the tracer's notes (paths among them)."""
     graph = model.graph
-    fixed = {"pixels", "theta", "guidance", *(tensor.name for tensor in graph.initializer)}
+    fixed = {*kept, *(tensor.name for tensor in graph.initializer)}
     renamed: dict[str, str] = {}
     used: Counter[str] = Counter()
     for node in graph.node:
@@ -155,12 +203,12 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 
 def _assemble(
     network: onnx.ModelProto,
-    spec: DecodeSpec,
+    ending: _Ending,
     info: ModelInfo,
     options: ExportOptions,
-    tables: tuple[np.ndarray, np.ndarray],
+    outputs: list[onnx.ValueInfoProto],
 ) -> onnx.GraphProto:
-    """Join preprocessing, the traced network and the decode into one graph."""
+    """Join preprocessing, the traced network and its ending into one graph."""
     before, constants = _preprocessing(info, options.input_form)
     network_nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in network.graph.node]
     if not before:
@@ -168,10 +216,10 @@ def _assemble(
             node.input[:] = ["image" if name == "pixels" else name for name in node.input]
     initializers = [_plain(tensor) for tensor in network.graph.initializer]
     return helper.make_graph(
-        [*before, *network_nodes, *_decode_nodes(spec, tables)],
+        [*before, *network_nodes, *ending.nodes],
         "nrd",
         [_input_info(options)],
-        _output_infos(spec, options),
+        outputs,
         initializer=[*constants, *initializers],
     )
 
@@ -209,15 +257,6 @@ def _step(op: str, inputs: list[str], name: str, **attributes: Any) -> onnx.Node
     return helper.make_node(op, inputs, [f"preprocessing/{name}"], name=f"preprocessing/{op}", **attributes)
 
 
-def _decode_nodes(spec: DecodeSpec, tables: tuple[np.ndarray, np.ndarray]) -> list[onnx.NodeProto]:
-    # A plugin may not output uint8, hence the cast after it.
-    return [
-        function.logits_node(spec, *tables, "logits"),
-        function.mask_node(spec, *tables, "classes"),
-        helper.make_node("Cast", ["classes"], ["mask"], name="mask/Cast", to=TensorProto.UINT8),
-    ]
-
-
 def _dims(options: ExportOptions, *, scale: tuple[int, int] = (1, 1)) -> tuple[int | str, int | str, int | str]:
     """Batch, height and width: a number where fixed, a name where not; sizes times scale[0] over scale[1]."""
     up, down = scale
@@ -236,9 +275,9 @@ def _input_info(options: ExportOptions) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, height, width])
 
 
-def _output_infos(spec: DecodeSpec, options: ExportOptions) -> list[onnx.ValueInfoProto]:
-    batch, height, width = _dims(options, scale=(1, spec.upsample))
+def _output_infos(model: Segmentor, options: ExportOptions) -> list[onnx.ValueInfoProto]:
+    batch, height, width = _dims(options, scale=(1, model.config.upsample))
     return [
         helper.make_tensor_value_info("mask", TensorProto.UINT8, list(_dims(options))),
-        helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, spec.num_classes, height, width]),
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, model.config.num_classes, height, width]),
     ]

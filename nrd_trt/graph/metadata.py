@@ -19,7 +19,7 @@ class GraphFacts:
     """Facts that travel in the file's ``metadata_props``."""
 
     info: ModelInfo
-    decode: DecodeSpec
+    decode: DecodeSpec | None  # None for a network without per-patch decode
     shape: InputShape
     input_form: InputForm
     output: str
@@ -27,6 +27,7 @@ class GraphFacts:
     head: str
     checkpoint_sha256: str | None = None
     precision: Precision = "fp32"
+    upsample: int = 4  # from the logits' size to the mask's
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -39,7 +40,7 @@ class GraphFacts:
             **{
                 **data,
                 "info": ModelInfo.from_dict(data["info"]),
-                "decode": DecodeSpec(**data["decode"]),
+                "decode": None if data["decode"] is None else DecodeSpec(**data["decode"]),
                 "shape": InputShape.from_dict(data["shape"]),
             }
         )

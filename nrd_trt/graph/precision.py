@@ -18,8 +18,8 @@ from nrd_trt.graph.metadata import with_precision
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types
 from nrd_trt.specs import Precision
 
-# Sums over a whole feature map; Resize also takes its scales in fp32.
-_ALWAYS_FP32 = frozenset({"GlobalAveragePool", "ReduceMean", "Resize"})
+# Sums over a whole feature map; Resize also takes its scales in fp32; rounding would make ties for ArgMax.
+_ALWAYS_FP32 = frozenset({"GlobalAveragePool", "ReduceMean", "Resize", "ArgMax"})
 _PREPROCESSING = "preprocessing/"
 # bfloat16 has 8 significant bits. Measured with random weights (R101, K = 150, 128x256): keeping the stem and the
 # layers that predict weights and guidance raises mask agreement with fp32 from 0.972 to 0.981.

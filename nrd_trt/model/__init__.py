@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 from nrd_trt.optional import require
 
 if TYPE_CHECKING:
-    from nrd_trt.model.checkpoint import CheckpointOptions
-    from nrd_trt.model.network import NrdSegmentor
+    from nrd_trt.model.network import Segmentor
+    from nrd_trt.model.recognise import CheckpointOptions
 
 
-def load_trained(path: Path, options: CheckpointOptions | None = None, **fields: Any) -> NrdSegmentor:
+def require_torch(purpose: str) -> None:
+    """Raise `MissingDependencyError` where PyTorch is not installed; say what it is needed for."""
+    require("torch", extra="torch", purpose=purpose)
+
+
+def load_trained(path: Path, options: CheckpointOptions | None = None, **fields: Any) -> Segmentor:
     """Load a checkpoint; see `nrd_trt.model.checkpoint.load_model`.
 
     Args:
@@ -23,7 +28,8 @@ def load_trained(path: Path, options: CheckpointOptions | None = None, **fields:
     Raises:
         MissingDependencyError: PyTorch is not installed.
     """
-    require("torch", extra="torch", purpose="reading checkpoints")
-    from nrd_trt.model.checkpoint import CheckpointOptions, load_model
+    require_torch("reading checkpoints")
+    from nrd_trt.model.checkpoint import load_model
+    from nrd_trt.model.recognise import CheckpointOptions
 
     return load_model(path, options or CheckpointOptions(**fields))

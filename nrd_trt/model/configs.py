@@ -7,18 +7,19 @@ from collections.abc import Mapping
 import torch
 
 from nrd_trt.data.classes import CAMVID_CLASSES, CAMVID_PALETTE
-from nrd_trt.model.network import NrdConfig, NrdSegmentor
+from nrd_trt.model.config import NetworkConfig
+from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import ModelInfo
 
-KNOWN_CONFIGS: dict[str, NrdConfig] = {
-    "cityscapes_r50": NrdConfig(encoder="resnetv1c50", num_classes=19),
-    "cityscapes_r101": NrdConfig(encoder="resnetv1c101", num_classes=19),
-    "ade20k_r101": NrdConfig(encoder="resnetv1c101", num_classes=150),
-    "ade20k_x101": NrdConfig(encoder="resnext101_64x4d", num_classes=150),
-    "pascal_context_r101": NrdConfig(encoder="resnetv1c101", num_classes=60),
-    "pascal_context_59_r101": NrdConfig(encoder="resnetv1c101", num_classes=59),
-    "camvid_r18": NrdConfig(encoder="resnetv1c18", num_classes=11, channels=128, controller_channels=128),
-    "camvid_mobilenetv2": NrdConfig(encoder="mobilenetv2", num_classes=11, channels=128, controller_channels=128),
+KNOWN_CONFIGS: dict[str, NetworkConfig] = {
+    "cityscapes_r50": NetworkConfig(encoder="resnetv1c50", num_classes=19),
+    "cityscapes_r101": NetworkConfig(encoder="resnetv1c101", num_classes=19),
+    "ade20k_r101": NetworkConfig(encoder="resnetv1c101", num_classes=150),
+    "ade20k_x101": NetworkConfig(encoder="resnext101_64x4d", num_classes=150),
+    "pascal_context_r101": NetworkConfig(encoder="resnetv1c101", num_classes=60),
+    "pascal_context_59_r101": NetworkConfig(encoder="resnetv1c101", num_classes=59),
+    "camvid_r18": NetworkConfig(encoder="resnetv1c18", num_classes=11, channels=128, controller_channels=128),
+    "camvid_mobilenetv2": NetworkConfig(encoder="mobilenetv2", num_classes=11, channels=128, controller_channels=128),
 }
 
 CAMVID_INFO = ModelInfo(class_names=CAMVID_CLASSES, palette=CAMVID_PALETTE, ignore_index=11, size_hw=(352, 480))
@@ -43,10 +44,10 @@ def nearest_config(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, float]:
     return best, similarity(best)
 
 
-def expected_shapes(config: NrdConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the parameters of a configuration, without allocating them."""
     names = tuple(f"class_{index}" for index in range(config.num_classes))
     info = ModelInfo(class_names=names, palette=((0, 0, 0),) * config.num_classes)
     with torch.device("meta"):
-        model = NrdSegmentor(config, info)
+        model = Segmentor(config, info)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

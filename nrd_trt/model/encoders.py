@@ -1,13 +1,15 @@
-"""Encoders of output stride 32 under mmseg's parameter names: ResNet, ResNetV1c, ResNeXt, MobileNetV2. torch only.
+"""Encoders under mmseg's parameter names: ResNet, ResNetV1c, ResNeXt, MobileNetV2. torch only.
 
 Each encoder maps ``(N, 3, H, W) float32, normalised`` to four maps of strides 4, 8, 16 and 32 and lists their channels
-in ``channels``.
+in ``channels``. Output strides 16 and 8 are mmseg's D16 and D8 variants: the last stages are dilated instead of
+strided, with the same parameters, so a checkpoint's shapes do not tell which of them it was trained as.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -19,9 +21,11 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, downsample: nn.Module | None, *, dilation: int
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, dilation, dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
@@ -41,12 +45,20 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, downsample: nn.Module | None, *, groups: int, width: int
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        downsample: nn.Module | None,
+        *,
+        dilation: int,
+        groups: int,
+        width: int,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, dilation, dilation, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, planes * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
@@ -72,12 +84,22 @@ class ResNetPlan:
     group_width: int = 64
 
 
-class ResNet(nn.Module):
-    """ResNet with four stages of strides 4, 8, 16, 32; no dilation."""
+# Per output stride: strides and dilations of the four stages.
+_RESNET_STAGES = {
+    32: ((1, 2, 2, 2), (1, 1, 1, 1)),
+    16: ((1, 2, 2, 1), (1, 1, 1, 2)),
+    8: ((1, 2, 1, 1), (1, 1, 2, 4)),
+}
+OUTPUT_STRIDES = tuple(_RESNET_STAGES)
 
-    def __init__(self, plan: ResNetPlan) -> None:
+
+class ResNet(nn.Module):
+    """ResNet with four stages."""
+
+    def __init__(self, plan: ResNetPlan, output_stride: int = 32) -> None:
         super().__init__()
         self.plan = plan
+        self.strides, self.dilations = _RESNET_STAGES[output_stride]
         if plan.deep_stem:
             self.stem = nn.Sequential(*_deep_stem())
         else:
@@ -94,24 +116,30 @@ class ResNet(nn.Module):
         planes, out_channels = 64 * 2**stage, self.channels[stage]
         in_channels = self.channels[stage - 1] if stage else 64
         for index in range(self.plan.blocks[stage]):
-            stride = 2 if stage and not index else 1
+            stride, dilation = (1, self.dilations[stage]) if index else self._first(stage)
             downsample = None
             if stride != 1 or in_channels != out_channels:
                 downsample = nn.Sequential(
                     nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
                 )
-            yield self._block(in_channels, planes, stride, downsample)
+            yield self._block(in_channels, planes, stride, dilation, downsample)
             in_channels = out_channels
 
-    def _block(self, in_channels: int, planes: int, stride: int, downsample: nn.Module | None) -> nn.Module:
+    def _first(self, stage: int) -> tuple[int, int]:
+        """Stride and dilation of a stage's first block, which has half the dilation (mmseg's contract_dilation)."""
+        return self.strides[stage], max(1, self.dilations[stage] // 2)
+
+    def _block(
+        self, in_channels: int, planes: int, stride: int, dilation: int, downsample: nn.Module | None
+    ) -> nn.Module:
         if not self.plan.bottleneck:
-            return BasicBlock(in_channels, planes, stride, downsample)
+            return BasicBlock(in_channels, planes, stride, downsample, dilation=dilation)
         groups = self.plan.groups
         width = planes * self.plan.group_width // 64 * groups
-        return Bottleneck(in_channels, planes, stride, downsample, groups=groups, width=width)
+        return Bottleneck(in_channels, planes, stride, downsample, dilation=dilation, groups=groups, width=width)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the four feature maps, strides 4 to 32."""
+        """Return the four feature maps, strides 4 to the output stride."""
         x = self.stem(images) if self.plan.deep_stem else self.relu(self.bn1(self.conv1(images)))
         x = self.maxpool(x)
         features = []
@@ -132,12 +160,12 @@ def _deep_stem() -> Iterator[nn.Module]:
 class InvertedResidual(nn.Module):
     """Expand 1x1, depthwise 3x3, project 1x1; the shortcut joins equal shapes."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, expand: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, dilation: int, expand: int) -> None:
         super().__init__()
         self.with_shortcut = stride == 1 and in_channels == out_channels
         width = in_channels * expand
         layers = [] if expand == 1 else [ConvBnAct(in_channels, width, 1, act=nn.ReLU6())]
-        layers.append(ConvBnAct(width, width, 3, stride=stride, groups=width, act=nn.ReLU6()))
+        layers.append(ConvBnAct(width, width, 3, stride=stride, dilation=dilation, groups=width, act=nn.ReLU6()))
         layers.append(ConvBnAct(width, out_channels, 1))
         self.conv = nn.Sequential(*layers)
 
@@ -147,35 +175,39 @@ class InvertedResidual(nn.Module):
         return x + out if self.with_shortcut else out
 
 
+# Per output stride: stride and dilation of each layer's first block; the others have 1 (as in mmseg).
+_MOBILENET_LAYERS = {
+    32: ((1, 2, 2, 2, 1, 2, 1), (1, 1, 1, 1, 1, 1, 1)),
+    16: ((1, 2, 2, 2, 1, 1, 1), (1, 1, 1, 1, 1, 2, 2)),
+    8: ((1, 2, 2, 1, 1, 1, 1), (1, 1, 1, 2, 2, 4, 4)),
+}
+
+
 class MobileNetV2(nn.Module):
     """MobileNetV2 of width 1 whose outputs are its layers 2, 3, 5 and 7 (mmseg's out_indices 1, 2, 4, 6)."""
 
-    # Per layer: expansion, channels, blocks, stride.
-    _LAYERS = (
-        (1, 16, 1, 1),
-        (6, 24, 2, 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    )
+    # Per layer: expansion, channels, blocks.
+    _LAYERS = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
     _OUTPUTS = (1, 2, 4, 6)
 
-    def __init__(self) -> None:
+    def __init__(self, output_stride: int = 32) -> None:
         super().__init__()
         self.channels = tuple(self._LAYERS[index][1] for index in self._OUTPUTS)
         self.conv1 = ConvBnAct(3, 32, 3, stride=2, act=nn.ReLU6())
         in_channels = 32
-        for index, (expand, out_channels, blocks, stride) in enumerate(self._LAYERS):
+        firsts = zip(*_MOBILENET_LAYERS[output_stride], strict=True)
+        for index, ((expand, out_channels, blocks), first) in enumerate(zip(self._LAYERS, firsts, strict=True)):
             layer = nn.Sequential()
             for block in range(blocks):
-                layer.append(InvertedResidual(in_channels, out_channels, stride=1 if block else stride, expand=expand))
+                stride, dilation = first if block == 0 else (1, 1)
+                layer.append(
+                    InvertedResidual(in_channels, out_channels, stride=stride, dilation=dilation, expand=expand)
+                )
                 in_channels = out_channels
             self.add_module(f"layer{index + 1}", layer)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the four feature maps, strides 4 to 32."""
+        """Return the four feature maps, strides 4 to the output stride."""
         x = self.conv1(images)
         features = []
         for index in range(len(self._LAYERS)):
@@ -195,7 +227,7 @@ RESNETS = {
     "resnext101_64x4d": ResNetPlan(blocks=(3, 4, 23, 3), bottleneck=True, deep_stem=False, groups=64, group_width=4),
 }
 
-ENCODERS: dict[str, Callable[[], ResNet | MobileNetV2]] = {
-    **{name: lambda plan=plan: ResNet(plan) for name, plan in RESNETS.items()},  # type: ignore[misc]
+ENCODERS: dict[str, Callable[[int], ResNet | MobileNetV2]] = {
+    **{name: partial(ResNet, plan) for name, plan in RESNETS.items()},
     "mobilenetv2": MobileNetV2,
 }

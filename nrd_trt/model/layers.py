@@ -43,7 +43,7 @@ class ConvBnAct(nn.Module):
 class SeparableConv(nn.Module):
     """Depthwise 3x3 then pointwise 1x1, each with batch norm and ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, dilation: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1) -> None:
         super().__init__()
         self.depthwise_conv = ConvBnAct(
             in_channels, in_channels, 3, dilation=dilation, groups=in_channels, act=nn.ReLU()

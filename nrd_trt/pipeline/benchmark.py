@@ -149,12 +149,12 @@ def _bundle_target(path: Path, request: BenchmarkRequest) -> _Target:
 
 
 def _checkpoint_target(path: Path, request: BenchmarkRequest, size_hw: tuple[int, int] | None) -> _Target:
-    """Eager PyTorch; imported here so that timing a bundle needs none."""
-    from nrd_trt.runtime.torch_runner import TorchRunner
-
+    """Eager PyTorch; timing a bundle needs none."""
     if request.runner not in ("auto", "torch"):
         raise ConfigError(f"--runner {request.runner}: a checkpoint runs in PyTorch; build a bundle for other runners.")
     model = load_trained(path)
+    from nrd_trt.runtime.torch_runner import TorchRunner  # after `load_trained`, which tells of a missing PyTorch
+
     size_hw = size_hw or model.info.size_hw
     check_size(size_hw, what="--size")
     return _Target(

@@ -164,7 +164,7 @@ def _facts(
         "checkpoint": prepared.checkpoint,
         "calibration_sha256": None,
         "plugin": None,
-        "decode": "onnx",
+        "decode": "onnx" if graph.decode else "none",
         "builder": built,
         "precision": {
             "asked": graph.precision,
@@ -209,6 +209,7 @@ def _command(request: BuildRequest, graph: GraphFacts, builder: str) -> str:
             "--hidden": options.hidden,
             "--patch": options.patch,
             "--dilations": options.dilations,
+            "--output-stride": options.output_stride,
             "--classes": "FILE" if options.class_names else None,
             "--mean": options.mean,
             "--std": options.std,

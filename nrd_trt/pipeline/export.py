@@ -23,7 +23,7 @@ from nrd_trt.validate.gates import Gates
 
 if TYPE_CHECKING:
     from nrd_trt.export.onnx_export import ExportOptions
-    from nrd_trt.model.network import NrdSegmentor
+    from nrd_trt.model.network import Segmentor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Exported:
 
 
 def export_checked(
-    model: NrdSegmentor,
+    model: Segmentor,
     options: ExportOptions,
     *,
     precision: Precision,
@@ -107,7 +107,7 @@ def write_onnx(exported: Exported, path: Path) -> None:
 
 
 def _parity(
-    model: NrdSegmentor,
+    model: Segmentor,
     typed: onnx.ModelProto,
     images: Sequence[np.ndarray],
     precision: Precision,

@@ -18,22 +18,23 @@ from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.validate.compare import TIE_MARGIN, Reference, Sample
 
 if TYPE_CHECKING:
-    from nrd_trt.model.network import NrdSegmentor
+    from nrd_trt.model.network import Segmentor
 
 Draw = Callable[[Sample], Reference]
 
 
-def check_classes(checkpoint: Path, model: NrdSegmentor, graph: GraphFacts) -> None:
+def check_classes(checkpoint: Path, model: Segmentor, graph: GraphFacts) -> None:
     """Raise `ConfigError` unless the checkpoint has as many classes as what is compared with it."""
-    if model.config.num_classes != graph.decode.num_classes:
+    expected = len(graph.info.class_names)
+    if model.config.num_classes != expected:
         raise ConfigError(
-            f"{checkpoint}: expected {graph.decode.num_classes} classes as in the engine, "
+            f"{checkpoint}: expected {expected} classes as in the engine, "
             f"got {model.config.num_classes}; this is the checkpoint of another model."
         )
 
 
 @contextmanager
-def torch_reference(model: NrdSegmentor) -> Iterator[Draw]:
+def torch_reference(model: Segmentor) -> Iterator[Draw]:
     """Yield the trained model in fp32 as a reference."""
     from nrd_trt.runtime.torch_runner import TorchRunner
 

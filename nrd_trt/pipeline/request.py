@@ -12,7 +12,7 @@ from nrd_trt.pipeline.samples import SampleSource
 from nrd_trt.specs import Fit, InputForm, InputShape, ModelInfo, Precision
 
 if TYPE_CHECKING:
-    from nrd_trt.model.checkpoint import CheckpointOptions
+    from nrd_trt.model.recognise import CheckpointOptions
 
 
 @dataclass(frozen=True, kw_only=True)

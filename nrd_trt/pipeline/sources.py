@@ -22,7 +22,7 @@ from nrd_trt.pipeline.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.specs import Fit, Precision
 
 if TYPE_CHECKING:
-    from nrd_trt.model.network import NrdSegmentor
+    from nrd_trt.model.network import Segmentor
     from nrd_trt.pipeline.export import Exported, Parity
 
 DEFAULT_PRECISION: Precision = "fp16"
@@ -90,9 +90,7 @@ def _from_checkpoint(request: BuildRequest) -> Prepared:
     )
 
 
-def export_checkpoint(
-    request: BuildRequest, model: NrdSegmentor, samples: SampleSource, precision: Precision
-) -> Exported:
+def export_checkpoint(request: BuildRequest, model: Segmentor, samples: SampleSource, precision: Precision) -> Exported:
     """Export a loaded checkpoint in the form asked for."""
     from nrd_trt.export.onnx_export import ExportOptions
     from nrd_trt.pipeline.export import export_checked

@@ -25,7 +25,7 @@ class MaskRunner:
         outputs = self._runner.infer(self.feed(image))
         if "mask" in outputs:
             return np.asarray(outputs["mask"][0])
-        return mask_of_logits(outputs["logits"][0], self._graph.decode.upsample)
+        return mask_of_logits(outputs["logits"][0], self._graph.upsample)
 
     def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Return the runner's feed for one image; it is repeated where the smallest batch is larger than one."""

@@ -10,7 +10,7 @@ import torch
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.decode.reference import upsample
 from nrd_trt.errors import ShapeError
-from nrd_trt.model.network import NrdSegmentor
+from nrd_trt.model.network import Segmentor
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.specs import InputForm, TensorSpec, check_size
 
@@ -28,7 +28,7 @@ class TorchRunner(BaseRunner):
     name = "torch"
 
     def __init__(
-        self, model: NrdSegmentor, input_form: InputForm = "uint8", *, margin: bool = False, threads: int | None = None
+        self, model: Segmentor, input_form: InputForm = "uint8", *, margin: bool = False, threads: int | None = None
     ) -> None:
         super().__init__()
         self._model = model
@@ -64,7 +64,7 @@ class TorchRunner(BaseRunner):
         device = next(self._model.parameters()).device
         with torch.inference_mode():
             logits = self._model(torch.from_numpy(image).to(device))
-            enlarged = upsample(logits, self._model.config.decode.upsample)
+            enlarged = upsample(logits, self._model.config.upsample)
             outputs = {"mask": enlarged.argmax(dim=1).to(torch.uint8), "logits": logits}
             if self._margin:
                 best = enlarged.topk(2, dim=1).values

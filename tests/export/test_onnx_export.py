@@ -16,7 +16,7 @@ from nrd_trt.export.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts, read_facts, write_facts
 from nrd_trt.graph.tensors import copy_model
-from nrd_trt.model.network import NrdSegmentor
+from nrd_trt.model.network import Segmentor
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.specs import InputForm, InputShape
@@ -39,7 +39,7 @@ LOGITS = 1e-3
 """Of their spread: batch norms are folded and sums run in another order. MobileNetV2 shows 4e-4, ResNets 1e-5."""
 
 
-def compare(model: NrdSegmentor, graph: onnx.ModelProto, image: dict[str, np.ndarray]) -> tuple[float, float]:
+def compare(model: Segmentor, graph: onnx.ModelProto, image: dict[str, np.ndarray]) -> tuple[float, float]:
     """Return the agreement of the masks, and the largest difference of the logits over their spread."""
     form = read_facts(graph).input_form
     with TorchRunner(model, form) as reference, OrtRunner(graph, threads=1) as runner:
@@ -74,6 +74,37 @@ def test_parity_of_variants(changes: dict[str, Any]) -> None:
     share, difference = compare(model, graph, feed("float", 1, 128, 256))
     assert share >= 0.9999
     assert difference <= LOGITS
+
+
+BASELINES: dict[str, dict[str, Any]] = {
+    "deeplabv3plus": {"head": "deeplabv3plus"},
+    "bilinear": {"head": "bilinear"},
+    "deeplabv3-d8": {"head": "deeplabv3", "output_stride": 8, "dilations": (1, 12, 24, 36)},
+    "deeplabv3plus-d8": {"head": "deeplabv3plus", "output_stride": 8, "dilations": (1, 12, 24, 36)},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("changes", BASELINES.values(), ids=BASELINES)
+def test_parity_of_baselines(changes: dict[str, Any], shape: str) -> None:
+    model = small_model(**changes)
+    graph = export_onnx(model, ExportOptions(shape=SHAPES[shape], input_form="uint8"))
+    facts = read_facts(graph)
+    assert facts.decode is None and facts.head == changes["head"] and facts.upsample == model.config.upsample
+    assert not graph.functions and {node.domain for node in graph.graph.node} == {""}
+    for size_hw in ((128, 256),) if shape == "static" else ((128, 256), (64, 320)):
+        share, difference = compare(model, graph, feed("uint8", 1, *size_hw))
+        assert share >= 0.9999
+        assert difference <= LOGITS
+
+
+def test_baseline_masks_enlarge_like_torch_and_take_the_lowest_index_of_a_tie() -> None:
+    model = small_model(head="bilinear")
+    model.decode_head.conv_seg.weight.data[5] = model.decode_head.conv_seg.weight.data[2]
+    model.decode_head.conv_seg.bias.data[[2, 5]] = 1e3  # both classes always win, by exactly the same logits
+    graph = export_onnx(model, ExportOptions(shape=STATIC, input_form="uint8"))
+    with OrtRunner(graph, threads=1) as runner:
+        assert (runner.infer(feed("uint8", 1, 128, 256))["mask"] == 2).all()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from nrd_trt.export.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.extremes import out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import read_facts
@@ -17,7 +18,7 @@ from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputForm, Precision
-from tests.helpers import agreement, exported, feed, small_export
+from tests.helpers import STATIC, agreement, exported, feed, keyed_model, small_export
 
 HALVES: tuple[Precision, ...] = ("fp16", "bf16")
 GATES = {"fp16": 0.995, "bf16": 0.98}
@@ -55,6 +56,11 @@ def test_types_are_clean(precision: Precision, shape: str, form: InputForm, outp
     kinds = {entry.name: entry.type.tensor_type.elem_type for entry in graph.graph.output}
     expected = {"mask": TensorProto.UINT8, "logits": TensorProto.FLOAT}
     assert kinds == {name: kind for name, kind in expected.items() if output in (name, "both")}
+    parse_with_rtx(graph)
+
+
+def parse_with_rtx(graph: onnx.ModelProto) -> None:
+    """Let TensorRT-RTX's strongly typed parser judge the types."""
     pytest.importorskip("tensorrt_rtx", reason="needs `pip install nrd-trt[rtx]`, whose parser checks types")
     from nrd_trt.engine.compat import load_tensorrt
 
@@ -62,6 +68,21 @@ def test_types_are_clean(precision: Precision, shape: str, form: InputForm, outp
     log = tensorrt.log(lambda severity, text: None)
     builder = tensorrt.builder(log)
     tensorrt.parse(tensorrt.network(builder), graph.SerializeToString(), log)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("head", ["deeplabv3plus", "bilinear"])
+def test_baselines_are_typed_too(head: str, precision: Precision) -> None:
+    model = keyed_model("resnetv1c18", 19, channels=64, head=head)
+    full = export_onnx(model, ExportOptions(shape=STATIC, input_form="uint8"))
+    graph, image = to_precision(full, precision), feed("uint8", 1, 128, 256)
+    onnx.checker.check_model(graph, full_check=True)
+    assert undocumented_casts(graph) == []
+    expected, got = infer(full, image), infer(graph, image)
+    assert len(np.unique(expected["mask"])) > 1
+    assert agreement(got["mask"], expected["mask"]) >= GATES[precision]
+    assert not np.array_equal(got["logits"], expected["logits"])
+    parse_with_rtx(graph)
 
 
 @pytest.mark.parametrize("precision", HALVES)

@@ -13,7 +13,7 @@ import torch
 import nrd_trt
 from nrd_trt.decode.reference import upsample
 from nrd_trt.model.configs import KNOWN_CONFIGS, expected_shapes
-from nrd_trt.model.network import NrdSegmentor
+from nrd_trt.model.network import Segmentor
 from tests.golden.keyed_weights import keyed_image, keyed_state_dict
 from tests.helpers import GOLDEN
 
@@ -36,7 +36,7 @@ def golden() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NrdSegmentor]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Segmentor]:
     """The released configuration, loaded from a file in mmseg's form, auxiliary head included."""
     path: Path = tmp_path_factory.mktemp("golden") / "r50.pth"
     state = keyed_state_dict(released_shapes("r50_cityscapes"))
@@ -47,13 +47,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NrdSegmentor]:
     path.unlink()
 
 
-def test_logits_are_the_authors(model: NrdSegmentor, golden: dict[str, np.ndarray]) -> None:
+def test_logits_are_the_authors(model: Segmentor, golden: dict[str, np.ndarray]) -> None:
     image = torch.from_numpy(keyed_image(int(golden["image_seed"]), *golden["size_hw"]))
     logits = model(image)[0].numpy()
     assert np.abs(logits - golden["logits"]).max() <= 1e-4 * golden["logits"].std()
 
 
-def test_mask_is_the_authors_apart_from_ties(model: NrdSegmentor, golden: dict[str, np.ndarray]) -> None:
+def test_mask_is_the_authors_apart_from_ties(model: Segmentor, golden: dict[str, np.ndarray]) -> None:
     image = torch.from_numpy(keyed_image(int(golden["image_seed"]), *golden["size_hw"]))
     mask = model.predict(image)[0].numpy()
     best = upsample(torch.from_numpy(golden["logits"])[None], 4)[0].topk(2, dim=0).values

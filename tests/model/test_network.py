@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from nrd_trt.errors import ConfigError, ShapeError
+from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
-from nrd_trt.model.network import NrdConfig
+from nrd_trt.model.network import Segmentor
+from nrd_trt.model.nrd_head import NrdHead
 from tests.helpers import cached_small_model, keyed_model, small_model
 
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
@@ -118,4 +121,26 @@ def test_no_aspp_has_the_authors_names() -> None:
 )
 def test_config_refuses(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        NrdConfig(num_classes=19, **fields)
+        NetworkConfig(num_classes=19, **fields)
+
+
+def test_controller_that_starts_as_a_perceptron() -> None:
+    """All patches start with one perceptron whose every layer learns; the released start leaves W0 and W1 at rest."""
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 64, 96)).astype(np.float32))
+    sums = {}
+    for perceptron in (False, True):
+        torch.manual_seed(0)
+        model = Segmentor(small_model().config, small_model().info).eval()
+        head = model.decode_head
+        assert isinstance(head, NrdHead)
+        if perceptron:
+            head.start_as_perceptron()
+            theta = head.theta(model.backbone(images)[-1])
+            spread, level = theta.std(dim=(2, 3)).max(), theta.std(dim=1).mean()
+            assert spread < 0.02 * level
+        model(images).square().sum().backward()
+        bias = head.get_submodule("classifier.classifier.1").get_parameter("bias")
+        assert bias.grad is not None
+        sums[perceptron] = [float(part.abs().max()) for part in bias.grad.split(list(model.config.decode.sections))]
+    assert min(sums[True]) > 1e-3
+    assert max(sums[False][0], sums[False][2]) < 1e-6 * min(sums[True])

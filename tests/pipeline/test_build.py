@@ -24,7 +24,7 @@ from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.errors import BuildError, BundleError, ConfigError, ExportError, MissingDependencyError, PluginError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.model.checkpoint import CheckpointOptions
+from nrd_trt.model.recognise import CheckpointOptions
 from nrd_trt.pipeline import sources
 from nrd_trt.pipeline.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.pipeline.references import Draw

@@ -29,6 +29,7 @@ def facts(form: InputForm = "uint8", batch: int = 1, upsample: int = 4) -> Graph
     return GraphFacts(
         info=INFO,
         decode=DecodeSpec(num_classes=3, patch=32 // upsample, upsample=upsample),
+        upsample=upsample,
         shape=replace(InputShape.static((32, 64)), batch=Range(min=batch, opt=batch, max=batch + 1)),
         input_form=form,
         output="mask",

@@ -1,0 +1,100 @@
+"""The configuration of a network: everything that fixes its tensors and the arithmetic between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from nrd_trt.errors import ConfigError
+from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
+from nrd_trt.specs import STRIDE, DecodeSpec
+
+Head = Literal["nrd", "nrd_no_aspp", "deeplabv3plus", "bilinear", "deeplabv3"]
+HEADS: tuple[Head, ...] = get_args(Head)
+NRD_HEADS: tuple[Head, ...] = ("nrd", "nrd_no_aspp")
+GUIDANCE_STRIDE = 4
+"""Stride of the encoder's first stage, from which NRD and DeepLabV3+ take detail."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Everything that fixes the network besides its weights.
+
+    Attributes:
+        encoder: A name in `nrd_trt.model.encoders.ENCODERS`.
+        num_classes: K.
+        head: ``"nrd"`` (released) or ``"nrd_no_aspp"`` (controller directly on the last stage); or a baseline:
+            ``"deeplabv3plus"``, ``"bilinear"`` (the same ASPP, one classifier, bilinear enlargement) or ``"deeplabv3"``
+            (dense ASPP, bilinear enlargement).
+        channels: Width of ASPP and controller.
+        c1_channels: Width of the guidance branch's 3x3 convolution, of DeepLabV3+'s 1x1 one.
+        controller_channels: Width of the controller's hidden layer, `channels` over mmseg's channel_reduce_factor.
+        hidden: d, width of the per-patch perceptron.
+        guidance_channels: m.
+        patch: f, side of a patch in pixels of the logits.
+        dilations: Of the four ASPP branches.
+        output_stride: Stride of the encoder's last stage; below 32 its last stages are dilated instead of strided.
+    """
+
+    encoder: str
+    num_classes: int
+    head: Head = "nrd"
+    channels: int = 512
+    c1_channels: int = 48
+    controller_channels: int = 512
+    hidden: int = 16
+    guidance_channels: int = 16
+    patch: int = 8
+    dilations: tuple[int, int, int, int] = (1, 3, 6, 9)
+    output_stride: int = STRIDE
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ENCODERS:
+            raise ConfigError(f"encoder {self.encoder!r}: expected one of {', '.join(ENCODERS)}.")
+        if self.head not in HEADS:
+            raise ConfigError(f"head {self.head!r}: expected one of {', '.join(HEADS)}.")
+        if not 2 <= self.num_classes <= 256:
+            raise ConfigError(f"num_classes: expected 2 to 256 (the mask is uint8), got {self.num_classes}.")
+        if self.output_stride not in OUTPUT_STRIDES:
+            strides = ", ".join(map(str, OUTPUT_STRIDES))
+            raise ConfigError(f"output stride: expected one of {strides}, got {self.output_stride}.")
+        if not self.is_nrd:
+            return
+        if self.output_stride != STRIDE:
+            raise ConfigError(
+                f"output stride: an NRD head decodes one patch per location of stride {STRIDE}, got "
+                f"{self.output_stride}; a dilated encoder takes one of the other heads."
+            )
+        if self.patch * GUIDANCE_STRIDE != STRIDE:
+            raise ConfigError(
+                f"patch: expected {STRIDE // GUIDANCE_STRIDE}, as the head's guidance map has stride "
+                f"{GUIDANCE_STRIDE}, got {self.patch}; heads that resize the guidance are not supported."
+            )
+
+    def with_stride(self, output_stride: int) -> NetworkConfig:
+        """Return the same network on an encoder of this stride, ASPP's dilations in proportion (D8: 1, 12, 24, 36)."""
+        dilations = tuple(n * self.output_stride // output_stride if n > 1 else n for n in self.dilations)
+        return replace(self, output_stride=output_stride, dilations=dilations)  # type: ignore[arg-type]
+
+    @property
+    def is_nrd(self) -> bool:
+        """Whether the head decodes patches; the others are baselines."""
+        return self.head in NRD_HEADS
+
+    @property
+    def decode(self) -> DecodeSpec:
+        """Constants of the per-patch decode, for NRD heads."""
+        return DecodeSpec(
+            num_classes=self.num_classes,
+            hidden=self.hidden,
+            guidance_channels=self.guidance_channels,
+            patch=self.patch,
+            upsample=self.upsample,
+        )
+
+    @property
+    def upsample(self) -> int:
+        """Factor from the logits' size to the mask's size."""
+        if self.is_nrd:
+            return STRIDE // self.patch
+        return GUIDANCE_STRIDE if self.head == "deeplabv3plus" else self.output_stride

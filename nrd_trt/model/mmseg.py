@@ -1,0 +1,97 @@
+"""What mmseg writes into a checkpoint's ``meta``: classes, palette, and the configuration as Python text."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Per kind of encoder: the stride before its stages, its own strides, and the dilations of each output stride.
+_RESNET = (4, (1, 2, 2, 2), {32: (1, 1, 1, 1), 16: (1, 1, 1, 2), 8: (1, 1, 2, 4)})
+_MOBILENET = (
+    2,
+    (1, 2, 2, 2, 1, 2, 1),
+    {32: (1, 1, 1, 1, 1, 1, 1), 16: (1, 1, 1, 1, 1, 2, 2), 8: (1, 1, 1, 2, 2, 4, 4)},
+)
+
+_FORM = ("strides", "dilations", "contract_dilation", "style", "multi_grid")
+
+
+def mmseg_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Read classes, palette, normalisation, output stride and dilations, as far as they are there.
+
+    Returns:
+        Keys ``info, dilations, output_stride``; or ``unsupported``, a message, in place of the last where the encoder's
+        convolutions are strided or dilated in a way that this toolkit does not build.
+    """
+    text = str(meta.get("config", ""))
+    info: dict[str, Any] = {}
+    names = meta.get("CLASSES") or meta.get("dataset_meta", {}).get("classes")
+    palette = meta.get("PALETTE") or meta.get("dataset_meta", {}).get("palette")
+    if names:
+        info["class_names"] = list(names)
+    if palette:
+        info["palette"] = [list(map(int, colour)) for colour in palette]
+    return {"info": {**info, **_normalisation(text)}, **_dilation(_model(text))}
+
+
+def _normalisation(text: str) -> dict[str, Any]:
+    info: dict[str, Any] = {}
+    config = re.search(r"img_norm_cfg\s*=\s*dict\((.*?)\)", text, re.DOTALL)
+    for key in ("mean", "std") if config else ():
+        if found := re.search(rf"{key}=(\[[^\]]*\])", config[1]):  # type: ignore[index]
+            info[key] = ast.literal_eval(found[1])
+    if config and (found := re.search(r"to_rgb=(True|False)", config[1])):
+        info["channel_order"] = "rgb" if found[1] == "True" else "bgr"
+    return info
+
+
+def _model(text: str) -> dict[str, Any]:
+    """Return the plain values of ``model = dict(...)``, by nested keyword; empty where the text has none."""
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError):
+        return {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "model":
+            value = _plain(statement.value)
+            return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _plain(node: ast.expr) -> Any:
+    """Evaluate ``dict(...)`` calls and literals; None for anything else."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict":
+        return {keyword.arg: _plain(keyword.value) for keyword in node.keywords}
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _dilation(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``dilations`` of ASPP and ``output_stride`` of the encoder, where the configuration tells."""
+    facts: dict[str, Any] = {}
+    head, encoder = model.get("decode_head"), model.get("backbone")
+    if isinstance(head, dict) and isinstance(head.get("dilations"), tuple | list):
+        facts["dilations"] = tuple(head["dilations"])
+    kind = str(encoder.get("type", "")) if isinstance(encoder, dict) else ""
+    family = _MOBILENET if kind == "MobileNetV2" else _RESNET if kind.startswith("ResNe") else None
+    if not isinstance(encoder, dict) or family is None:
+        return facts
+    stem, own_strides, known = family
+    strides, dilations = tuple(encoder.get("strides", own_strides)), tuple(encoder.get("dilations", known[32]))
+    output_stride = stem * math.prod(strides)
+    contracted = family is _MOBILENET or output_stride == 32 or encoder.get("contract_dilation") is True
+    # Neither shows in the tensors: strides on the 1x1 convolutions, and dilations that differ from block to block.
+    plain = encoder.get("style", "pytorch") == "pytorch" and encoder.get("multi_grid") is None
+    if known.get(output_stride) == dilations and contracted and plain:
+        return {**facts, "output_stride": output_stride}
+    form = ", ".join(f"{key}={encoder[key]!r}" for key in _FORM if key in encoder)
+    return {
+        **facts,
+        "unsupported": f"encoder {kind}({form}): expected mmseg's D8, D16 or undilated form with "
+        "style='pytorch'; other forms are not supported.",
+    }

@@ -1,0 +1,87 @@
+"""The NRD heads: ASPP, the controller that predicts every patch's perceptron, and the guidance branch. torch only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nrd_trt.decode.reference import patch_decode
+from nrd_trt.model.aspp import AsppHead
+from nrd_trt.model.config import NetworkConfig
+from nrd_trt.model.layers import ConvBnAct
+
+
+class Controller(nn.Module):
+    """Predict the parameters of every patch's perceptron: 3x3 with batch norm, then 1x1."""
+
+    def __init__(self, in_channels: int, width: int, theta_channels: int) -> None:
+        super().__init__()
+        last = nn.Conv2d(width, theta_channels, 1)
+        # The authors' initialisation: small weights, so that early training starts from flat logits.
+        nn.init.xavier_normal_(last.weight)
+        last.weight.data /= theta_channels
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.classifier = nn.Sequential(ConvBnAct(in_channels, width, 3, act=nn.ReLU()), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, in_channels, h, w)`` to theta ``(B, P, h, w)``."""
+        return self.classifier(x)  # type: ignore[no-any-return]
+
+
+class NrdHead(AsppHead):
+    """The released head (``BilinearPADHead_fast``) and its variant without ASPP.
+
+    ``conv_seg`` is part of every mmseg checkpoint and used by no forward pass.
+    """
+
+    def __init__(self, config: NetworkConfig, encoder_channels: tuple[int, ...]) -> None:
+        c1, c4 = encoder_channels[0], encoder_channels[-1]
+        width, m, spec = config.channels, config.guidance_channels, config.decode
+        super().__init__(config, c4, with_aspp=config.head == "nrd")
+        self.config = config
+        self.c1_bottleneck: nn.Module
+        if config.head == "nrd":
+            self.c1_bottleneck = nn.Sequential(
+                ConvBnAct(c1, config.c1_channels, 3, act=nn.ReLU()), ConvBnAct(config.c1_channels, m, 1, norm=False)
+            )
+        else:
+            self.c1_bottleneck = ConvBnAct(c1, m, 3, norm=False)
+        controller_in = width if config.head == "nrd" else c4
+        self.classifier = Controller(controller_in, config.controller_channels, spec.theta_channels)
+        self.cat_norm = nn.BatchNorm2d(2 + m)
+        steps = torch.arange(config.patch) / config.patch  # top-left convention: 0, 1/f, ..., (f-1)/f
+        self.register_buffer("steps", steps, persistent=False)
+
+    @torch.no_grad()
+    def start_as_perceptron(self) -> None:
+        """Initialise the controller so that every patch starts with one and the same random perceptron.
+
+        With the authors' initialisation all of theta starts near zero, and as the gradient of each of the perceptron's
+        layers is multiplied by the others' weights, training first has to leave that plateau.
+        """
+        w0, b0, w1, b1, w2, b2 = self.config.decode.sections
+        inputs, hidden = 2 + self.config.guidance_channels, self.config.hidden
+        layers = [(w0, b0, math.sqrt(2 / inputs)), (w1, b1, math.sqrt(2 / hidden)), (w2, b2, math.sqrt(1 / hidden))]
+        starts = [torch.cat([torch.randn(weights) * std, torch.zeros(biases)]) for weights, biases, std in layers]
+        self.get_submodule("classifier.classifier.1").get_parameter("bias").copy_(torch.cat(starts))
+
+    def theta(self, c4: Tensor) -> Tensor:
+        """Map the last stage ``(B, C, h, w)`` to theta ``(B, P, h, w)``."""
+        return self.classifier(self.context(c4) if self.config.head == "nrd" else c4)  # type: ignore[no-any-return]
+
+    def guidance(self, c1: Tensor) -> Tensor:
+        """Map the first stage ``(B, C, f·h, f·w)`` to the guidance map before ``cat_norm``."""
+        return self.c1_bottleneck(c1)  # type: ignore[no-any-return]
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Map encoder features to logits ``(B, K, f·h, f·w)``."""
+        theta, guidance = self.theta(features[-1]), self.guidance(features[0])
+        f = self.config.patch
+        batch, _, height, width = guidance.shape
+        x = self.steps.repeat(width // f).expand(batch, 1, height, width)  # type: ignore[operator]
+        y = self.steps.repeat(height // f)[:, None].expand(batch, 1, height, width)  # type: ignore[operator]
+        # Coordinates pass through cat_norm as well; as they repeat with every patch, one patch holds them all.
+        inputs = self.cat_norm(torch.cat([x, y, guidance], dim=1))
+        return patch_decode(theta, inputs[:, 2:], inputs[0, 0, 0, :f], inputs[0, 1, :f, 0], self.config.decode)

@@ -1,0 +1,213 @@
+"""What network a checkpoint holds, read off the names and shapes of its tensors, its metadata and the user's options.
+
+Shapes do not tell dilations and output stride. NRD heads have released values for both; a baseline without metadata
+needs them as options, because a dilated (D8) checkpoint has the very tensors of a strided one and other arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nrd_trt.data.classes import known_classes, voc_palette
+from nrd_trt.errors import CheckpointError, ConfigError
+from nrd_trt.model.config import Head, NetworkConfig
+from nrd_trt.model.configs import nearest_config
+from nrd_trt.model.encoders import RESNETS
+from nrd_trt.specs import ModelInfo
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_CONTROLLER = "decode_head.classifier.classifier"
+_RELEASED_DILATIONS, _RELEASED_STRIDE = (1, 3, 6, 9), 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """What the user says about a checkpoint; None leaves it to the file and the released defaults."""
+
+    num_classes: int | None = None
+    hidden: int | None = None
+    patch: int | None = None
+    dilations: tuple[int, int, int, int] | None = None
+    output_stride: int | None = None
+    class_names: tuple[str, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    bgr: bool | None = None
+
+
+def recognise(shapes: Shapes, facts: Mapping[str, Any], options: CheckpointOptions) -> NetworkConfig:
+    """Return the configuration of a checkpoint.
+
+    Args:
+        shapes: Names and shapes of its tensors.
+        facts: Its metadata: ``num_classes, hidden, patch, dilations, output_stride``, as far as they are known;
+            ``unsupported`` says why it cannot be loaded.
+        options: Win over the metadata.
+
+    Raises:
+        CheckpointError: It is no network of this toolkit, or shapes and metadata leave it open which one.
+        ConfigError: A value is not supported.
+    """
+    if unsupported := facts.get("unsupported"):
+        raise CheckpointError(unsupported)
+    encoder = _encoder(shapes)
+    if "decode_head.cat_norm.weight" in shapes or f"{_CONTROLLER}.1.weight" in shapes:
+        return _nrd(encoder, shapes, facts, options)
+    baseline = _baseline_head(shapes)
+    if encoder is None or baseline is None:
+        what = "a head of another kind" if encoder else "an encoder of another kind"
+        raise CheckpointError(
+            f"expected an NRD head (decode_head.cat_norm) or a DeepLab baseline on a known encoder, got {what}; "
+            f"{nearest(shapes)}"
+        )
+    return _baseline(encoder, baseline, shapes, facts, options)
+
+
+def _nrd(encoder: str | None, shapes: Shapes, facts: Mapping[str, Any], options: CheckpointOptions) -> NetworkConfig:
+    head: Head = "nrd" if "decode_head.bottleneck.conv.weight" in shapes else "nrd_no_aspp"
+    guidance = "decode_head.c1_bottleneck.1.conv.weight" if head == "nrd" else "decode_head.c1_bottleneck.conv.weight"
+    needed = (f"{_CONTROLLER}.0.conv.weight", f"{_CONTROLLER}.1.weight", guidance, "decode_head.cat_norm.weight")
+    missing = [name for name in needed if len(shapes.get(name, ())) not in (1, 4)]
+    if missing or encoder is None:
+        what = f"no {', '.join(missing)}" if missing else "an encoder of another kind"
+        raise CheckpointError(
+            f"expected an NRD head on a known encoder, got {what}; {nearest(shapes)} "
+            "The FPN variants of the head are not supported."
+        )
+    m, theta = shapes[guidance][0], shapes[f"{_CONTROLLER}.1.weight"][0]
+    classes, hidden = _classes_and_hidden(shapes, facts, options, m=m, theta=theta)
+    controller = shapes[f"{_CONTROLLER}.0.conv.weight"][0]
+    conv_seg = shapes.get("decode_head.conv_seg.weight")
+    widths = {"channels": conv_seg[1] if conv_seg else controller}
+    if head == "nrd":
+        widths = {"channels": shapes["decode_head.bottleneck.conv.weight"][0], "c1_channels": shapes[guidance][1]}
+    return NetworkConfig(
+        encoder=encoder,
+        num_classes=classes,
+        head=head,
+        controller_channels=controller,
+        hidden=hidden,
+        guidance_channels=m,
+        patch=options.patch or facts.get("patch", 8),
+        dilations=options.dilations or tuple(facts.get("dilations", _RELEASED_DILATIONS)),
+        output_stride=options.output_stride or facts.get("output_stride", _RELEASED_STRIDE),
+        **widths,
+    )
+
+
+def _baseline_head(shapes: Shapes) -> Head | None:
+    if "decode_head.image_pool.1.conv.weight" not in shapes or "decode_head.conv_seg.weight" not in shapes:
+        return None
+    if "decode_head.sep_bottleneck.0.depthwise_conv.conv.weight" in shapes:
+        return "deeplabv3plus" if "decode_head.c1_bottleneck.conv.weight" in shapes else None
+    return "bilinear" if "decode_head.aspp_modules.1.depthwise_conv.conv.weight" in shapes else "deeplabv3"
+
+
+def _baseline(
+    encoder: str, head: Head, shapes: Shapes, facts: Mapping[str, Any], options: CheckpointOptions
+) -> NetworkConfig:
+    dilations = options.dilations or facts.get("dilations")
+    output_stride = options.output_stride or facts.get("output_stride")
+    if dilations is None or output_stride is None:
+        unknown = [
+            flag for flag, value in (("--output-stride", output_stride), ("--dilations", dilations)) if value is None
+        ]
+        raise CheckpointError(
+            f"a {head} network whose file does not say how it is dilated: strided and dilated (D8) networks have the "
+            f"same tensors and draw different masks; give {' and '.join(unknown)} (mmseg's D8: --output-stride 8 "
+            "--dilations 1,12,24,36)."
+        )
+    classes, channels = shapes["decode_head.conv_seg.weight"][:2]
+    c1 = shapes.get("decode_head.c1_bottleneck.conv.weight")
+    return NetworkConfig(
+        encoder=encoder,
+        num_classes=classes,
+        head=head,
+        channels=channels,
+        c1_channels=c1[0] if c1 else NetworkConfig.c1_channels,
+        dilations=tuple(dilations),
+        output_stride=output_stride,
+    )
+
+
+def nearest(shapes: Shapes) -> str:
+    """Say which known configuration a checkpoint resembles most."""
+    name, share = nearest_config(shapes)
+    return f"The nearest known configuration is {name} ({share:.0%} of the tensors agree)."
+
+
+def _encoder(shapes: Shapes) -> str | None:
+    """Name the encoder by stem, blocks per stage and groups."""
+    if "backbone.conv1.conv.weight" in shapes:
+        return "mobilenetv2"
+    blocks = tuple(
+        len({name.split(".")[2] for name in shapes if name.startswith(f"backbone.layer{stage}.")})
+        for stage in (1, 2, 3, 4)
+    )
+    grouped = shapes.get("backbone.layer1.0.conv2.weight", (64, 64))
+    for name, plan in RESNETS.items():
+        if (
+            plan.blocks == blocks
+            and plan.deep_stem == ("backbone.stem.0.weight" in shapes)
+            and plan.bottleneck == ("backbone.layer1.0.conv3.weight" in shapes)
+            and plan.groups == grouped[0] // max(grouped[1], 1)
+        ):
+            return name
+    return None
+
+
+def _classes_and_hidden(
+    shapes: Shapes, facts: Mapping[str, Any], options: CheckpointOptions, *, m: int, theta: int
+) -> tuple[int, int]:
+    """Solve P = (2+m)d + d + d² + d + dK + K for what is not known of K and d."""
+    conv_seg = shapes.get("decode_head.conv_seg.weight")
+    classes = options.num_classes or (conv_seg[0] if conv_seg else facts.get("num_classes"))
+    hidden = options.hidden or facts.get("hidden")
+    if classes is None:
+        d = hidden or 16
+        fixed = d * (4 + m + d)
+        classes, rest = divmod(theta - fixed, d + 1)
+        hidden = d if rest == 0 and classes >= 2 else None
+    elif hidden is None:
+        b = 4 + m + classes  # d² + b·d + K = P
+        root = math.isqrt(b * b + 4 * (theta - classes)) if theta > classes else 0
+        hidden = (root - b) // 2
+    if not hidden or hidden < 1 or hidden * (4 + m + hidden + classes) + classes != theta:
+        raise CheckpointError(
+            f"the controller predicts {theta} parameters per patch with {m} guidance channels, which does not fit "
+            f"K = {classes} classes and d = {hidden} hidden channels; give --num-classes and --hidden."
+        )
+    return int(classes), int(hidden)
+
+
+def describe(classes: int, facts: Mapping[str, Any], options: CheckpointOptions) -> ModelInfo:
+    """Collect names, colours and preprocessing: option, then file, then the known sets.
+
+    Raises:
+        ConfigError: ``--classes`` names another number of classes.
+    """
+    found = dict(facts.get("info", {}))
+    if options.class_names is not None and len(options.class_names) != classes:
+        raise ConfigError(f"--classes: expected {classes} names, got {len(options.class_names)}.")
+    names: Sequence[str] | None = options.class_names or found.get("class_names")
+    palette = found.get("palette")
+    if names is not None and len(names) != classes:
+        warnings.warn(f"the checkpoint names {len(names)} classes but has {classes}; names ignored", stacklevel=4)
+        names = None
+    known = known_classes(classes)
+    if names is None and known is None:
+        warnings.warn(f"no class names for {classes} classes; using class_0 …, give --classes", stacklevel=4)
+    names = names or (known[0] if known else [f"class_{index}" for index in range(classes)])
+    if palette is None or len(palette) != classes:
+        palette = known[1] if known else voc_palette(classes)
+    given = {"mean": options.mean, "std": options.std}
+    if options.bgr is not None:
+        given["channel_order"] = "bgr" if options.bgr else "rgb"  # type: ignore[assignment]
+    defaults = ModelInfo(class_names=tuple(names), palette=tuple(map(tuple, palette))).to_dict()
+    chosen = {key: value for key, value in given.items() if value is not None}
+    return ModelInfo.from_dict({**defaults, **found, "class_names": names, "palette": palette, **chosen})
