@@ -2,46 +2,103 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nrd_trt.cli import common
+from nrd_trt.model import require_torch
 
 
 def train_command(
     recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="What to train, e.g. camvid_mobilenetv2.")],
     data: Annotated[
-        Path,
-        typer.Option("--data", metavar="DIR", help="Holds train/ and val/, or images/ and labels/."),
+        list[Path],
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            help="Labelled images: train/ and val/ (CamVid), images/ and labels/, or the layout of Cityscapes, ADE20K "
+            "or Pascal Context; 'synthetic' for procedural scenes. Several are mixed.",
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", metavar="DIR", help="Where to write the run.")],
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head", metavar="NAME", help="Instead of the recipe's: nrd, deeplabv3plus, bilinear, deeplabv3."
+        ),
+    ] = None,
+    output_stride: common.OutputStride = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the recipe's.")] = None,
+    evaluations: Annotated[
+        int | None, typer.Option("--evaluations", min=1, help="How often to validate, instead of the recipe's.")
+    ] = None,
+    synthetic_share: Annotated[
+        float | None,
+        typer.Option("--synthetic-share", metavar="0-1", help="Share of procedural scenes, instead of the recipe's."),
+    ] = None,
+    controller_init: Annotated[
+        str | None,
+        typer.Option("--controller-init", help="released or perceptron (faster in short runs), for the recipe's."),
+    ] = None,
+    init_encoder: Annotated[
+        Path | None,
+        typer.Option("--init-encoder", metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    arithmetic: Annotated[
+        str,
+        typer.Option("--arithmetic", help="auto, fp32, bf16 or fp16; auto is bf16 on a GPU and fp32 on a CPU."),
+    ] = "auto",
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare batches.")] = 0,
+    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches per optimiser step.")] = 1,
     threads: common.Threads = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16, faster where the processor can.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     force: common.Force = False,
     as_json: common.Json = False,
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
 ) -> None:
-    """Train a network from scratch and keep the checkpoint with the best validation mIoU."""
-    from nrd_trt.train.loop import train
+    """Train a network and keep the checkpoint with the best validation mIoU.
+
+    On several GPUs: torchrun --nproc-per-node N scripts/train.py with the same options.
+    """
+    require_torch("training")
+    from nrd_trt.train.loop import Execution, train
+    from nrd_trt.train.recipes import adapted, find_recipe
 
     result = train(
-        recipe,
+        adapted(
+            find_recipe(recipe),
+            head=head,
+            output_stride=output_stride,
+            steps=steps,
+            seed=seed,
+            evaluations=evaluations,
+            synthetic_share=synthetic_share,
+            controller_init=common.choice("--controller-init", controller_init, ("released", "perceptron")),
+        ),
         data,
         out,
-        steps=steps,
-        seed=seed,
-        threads=threads,
+        Execution(
+            device=common.choice("--device", device, ("auto", "cpu", "cuda")),
+            arithmetic=common.choice("--arithmetic", arithmetic, ("auto", "fp32", "bf16", "fp16")),
+            workers=workers,
+            accumulate=accumulate,
+            threads=threads,
+            progress=not quiet,
+        ),
+        init_encoder=init_encoder,
         resume=resume,
         force=force,
-        bf16=bf16,
-        progress=not quiet,
     )
+    if int(os.environ.get("RANK", "0")):
+        return  # one process of a run speaks for all
+    for note in result.notes:
+        common.note(note, quiet=quiet)
     if as_json:
         common.print_json({"best_miou": result.best_miou, "checkpoint": str(result.checkpoint)})
     else:

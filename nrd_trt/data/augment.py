@@ -2,70 +2,140 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from nrd_trt.data.folders import IGNORE
 from nrd_trt.data.preprocessing import normalise
+from nrd_trt.errors import ConfigError
 from nrd_trt.specs import ModelInfo
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_CROP_TRIES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How training samples are changed at random.
+
+    Attributes:
+        crop_hw: Size of the result; what the picture does not cover is the mean colour, with label 255.
+        base_wh: Largest long and short side in pixels that a picture is brought to, its aspect ratio kept, before the
+            random scale (mmseg's ``img_scale``); None takes pictures as they are.
+        scale_range: Smallest and largest factor of the random resize, drawn evenly.
+        max_class_share: A crop of whose counted pixels one class holds at least this share is drawn again, up to ten
+            times (mmseg's ``cat_max_ratio``); 1 takes every crop.
+        colour: ``"jitter"`` changes brightness, contrast and saturation by up to 30 %; ``"photometric"`` is mmseg's
+            PhotoMetricDistortion, with hue; ``"none"``.
+    """
+
+    crop_hw: tuple[int, int]
+    base_wh: tuple[int, int] | None = None
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    max_class_share: float = 1.0
+    colour: Literal["jitter", "photometric", "none"] = "jitter"
+
+    def __post_init__(self) -> None:
+        low, high = self.scale_range
+        if not 0 < low <= high or not 0 < self.max_class_share <= 1:
+            raise ConfigError(
+                f"augmentation: expected 0 < smallest <= largest scale and max_class_share in 0-1, got "
+                f"{self.scale_range} and {self.max_class_share}."
+            )
 
 
 def random_sample(
-    image: np.ndarray,
-    label: np.ndarray,
-    crop_hw: tuple[int, int],
-    rng: np.random.Generator,
-    *,
-    info: ModelInfo,
-    scale_range: tuple[float, float] = (0.5, 2.0),
-    jitter: float = 0.3,
+    image: np.ndarray, label: np.ndarray, how: Augmentation, rng: np.random.Generator, *, info: ModelInfo
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale, crop, flip and recolour one pair at random, then normalise it.
 
     Args:
         image: ``(H, W, 3) uint8`` RGB.
         label: ``(H, W) uint8``, 255 is ignored.
-        crop_hw: Size of the result; what the picture does not cover is the mean colour, with label 255.
+        how: Sizes and ranges.
         rng: Source of every choice.
         info: Mean, standard deviation and channel order.
-        scale_range: Smallest and largest factor of the resize, drawn evenly on a logarithmic scale.
-        jitter: Largest relative change of brightness, contrast and saturation, in 0-1.
 
     Returns:
         Image ``(3, *crop_hw) float32``, normalised, and label ``crop_hw uint8``.
     """
-    scale = math.exp(rng.uniform(*np.log(scale_range)))
-    image, label = _resized_window(image, label, crop_hw, scale, rng)
+    scale = rng.uniform(*how.scale_range) * _base_scale(label.shape, how.base_wh)
+    image, label = _resized_window(image, label, how, scale, rng)
     if rng.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]
-    return _padded(normalise(_recoloured(image, jitter, rng)[None], info)[0], label, crop_hw, rng)
+    recolour = {"jitter": _jittered, "photometric": _photometric, "none": _unchanged}[how.colour]
+    return _padded(normalise(recolour(image, rng)[None], info)[0], label, how.crop_hw, rng)
+
+
+def _base_scale(size_hw: tuple[int, ...], base_wh: tuple[int, int] | None) -> float:
+    """Return the factor that brings a picture just inside the two sides, in either orientation."""
+    if base_wh is None:
+        return 1.0
+    return min(max(base_wh) / max(size_hw), min(base_wh) / min(size_hw))
 
 
 def _resized_window(
-    image: np.ndarray, label: np.ndarray, crop_hw: tuple[int, int], scale: float, rng: np.random.Generator
+    image: np.ndarray, label: np.ndarray, how: Augmentation, scale: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the window that fills `crop_hw` after scaling (or all of a small picture) and resize only that."""
-    height, width = (min(crop / scale, size) for crop, size in zip(crop_hw, label.shape, strict=True))
-    top, left = rng.uniform(0, label.shape[0] - height), rng.uniform(0, label.shape[1] - width)
-    box = (left, top, left + width, top + height)
+    """Cut the window that fills the crop after scaling (or all of a small picture) and resize only that."""
+    height, width = (min(crop / scale, size) for crop, size in zip(how.crop_hw, label.shape, strict=True))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box)
-    return np.asarray(resized), np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST, box))
+    for _ in range(_CROP_TRIES):
+        top, left = rng.uniform(0, label.shape[0] - height), rng.uniform(0, label.shape[1] - width)
+        box = (left, top, left + width, top + height)
+        window = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST, box))
+        if how.max_class_share == 1 or _largest_share(window) < how.max_class_share:
+            break
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box)), window
 
 
-def _recoloured(image: np.ndarray, jitter: float, rng: np.random.Generator) -> np.ndarray:
-    """Change brightness, contrast and saturation; ``(H, W, 3) float32`` in 0-255."""
-    brightness, contrast, saturation = rng.uniform(1 - jitter, 1 + jitter, 3).astype(np.float32)
+def _largest_share(label: np.ndarray) -> float:
+    """Return the share of counted pixels that the most frequent class holds; 1 where only one class is there."""
+    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    return float(counts.max() / max(counts.sum(), 1)) if (counts > 0).sum() > 1 else 1.0
+
+
+def _unchanged(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return image
+
+
+def _jittered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness, contrast and saturation by up to 30 %; ``(H, W, 3) float32`` in 0-255."""
+    brightness, contrast, saturation = rng.uniform(0.7, 1.3, 3).astype(np.float32)
     pixels = image.astype(np.float32)
     grey = (pixels @ _GREY)[..., None]
     pixels = grey + (pixels - grey) * saturation
     middle = grey.mean()
     pixels = (middle + (pixels - middle) * contrast) * brightness
     return np.asarray(pixels.clip(0, 255))
+
+
+def _photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness, contrast, saturation and hue, each half of the time; ``(H, W, 3) uint8``.
+
+    Contrast comes before or after the two changes in HSV, by chance, as in mmseg's PhotoMetricDistortion.
+    """
+
+    def maybe(low: float, high: float, neutral: float) -> float:
+        return float(rng.uniform(low, high)) if rng.random() < 0.5 else neutral
+
+    brightness = maybe(-32, 32, 0)
+    contrast_first, contrast = rng.random() < 0.5, maybe(0.5, 1.5, 1)
+    saturation, hue = maybe(0.5, 1.5, 1), maybe(-18, 18, 0)
+    image = _scaled(image, contrast if contrast_first else 1, brightness)
+    hsv = np.asarray(Image.fromarray(image).convert("HSV")).astype(np.float32)
+    hsv[..., 1] = (hsv[..., 1] * saturation).clip(0, 255)
+    hsv[..., 0] = (hsv[..., 0] + hue * 256 / 180) % 256  # mmseg counts hue in 180 steps, Pillow in 256
+    channels = [Image.fromarray(channel) for channel in hsv.astype(np.uint8).transpose(2, 0, 1)]
+    image = np.asarray(Image.merge("HSV", channels).convert("RGB"))
+    return image if contrast_first else _scaled(image, contrast, 0)
+
+
+def _scaled(image: np.ndarray, factor: float, offset: float) -> np.ndarray:
+    return np.asarray((image.astype(np.float32) * factor + offset).clip(0, 255).astype(np.uint8))
 
 
 def _padded(

@@ -74,7 +74,12 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_label(
-    path: Path, *, num_classes: int, ignore_index: int | None, image_hw: tuple[int, int] | None = None
+    path: Path,
+    *,
+    num_classes: int,
+    ignore_index: int | None,
+    image_hw: tuple[int, int] | None = None,
+    reduce_zero_label: bool = False,
 ) -> np.ndarray:
     """Read an index PNG as ``(H, W) uint8`` with every ignored pixel set to 255.
 
@@ -83,6 +88,7 @@ def read_label(
         num_classes: K; values 0 to K-1 are classes.
         ignore_index: A value ignored besides 255, or None.
         image_hw: Size of the image that the label belongs to; checked when given.
+        reduce_zero_label: Whether the file counts classes from 1, with 0 for ignored pixels.
 
     Raises:
         ConfigError: The file is not an index image or has a value out of range.
@@ -94,6 +100,8 @@ def read_label(
             f"{path}: expected the image's size {image_hw[0]}x{image_hw[1]}, got {label.shape[0]}x{label.shape[1]}; "
             "labels must have the size of their images."
         )
+    if reduce_zero_label:
+        label = np.where((label == 0) | (label == IGNORE), np.uint8(IGNORE), label - np.uint8(1))
     if ignore_index is not None:
         label = np.where(label == ignore_index, np.uint8(IGNORE), label)
     wrong = np.unique(label[(label >= num_classes) & (label != IGNORE)])

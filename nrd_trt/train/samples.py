@@ -1,6 +1,7 @@
 """Training samples: labelled images mixed with procedural scenes, cut into batches. NumPy only, no torch.
 
-A sample depends on the seed and its number alone, so a resumed run goes on with the very same batches.
+A sample depends on the seed and its number alone: a resumed run goes on with the very same batches, and so do other
+numbers of workers, processes or micro-batches.
 """
 
 from __future__ import annotations
@@ -13,130 +14,124 @@ import numpy as np
 
 from nrd_trt.data.augment import random_sample
 from nrd_trt.data.classes import CAMVID_CLASSES
-from nrd_trt.data.folders import IGNORE, list_pairs, read_image, read_label
+from nrd_trt.data.datasets import SYNTHETIC, Pair, Split, find_split
+from nrd_trt.data.folders import IGNORE, read_image, read_label
 from nrd_trt.data.synthetic import Scene, street_scene
 from nrd_trt.errors import ConfigError
-from nrd_trt.specs import ModelInfo
 from nrd_trt.train.recipes import Recipe
 
-Pair = tuple[Path, Path]
+Sample = tuple[np.ndarray, np.ndarray]
 
 FIRST_SCENE = 100_000
 """Scenes with lower seeds are never trained on."""
 _SCENES = 512
+_VALIDATION_SCENES = range(1000, 1020)
 _COUNTED_LABELS = 500
 
 
-def split_pairs(data: Path) -> tuple[list[Pair], list[Pair]]:
-    """List the labelled images to train on and to validate on.
+class Samples:
+    """The labelled images of one run, to train on and to validate on, and its endless sequence of samples."""
 
-    Args:
-        data: A folder with ``train/`` and ``val/``, each with ``images/`` and ``labels/``; or one such folder
-            alone, of which every tenth image is then kept for validation.
+    def __init__(self, recipe: Recipe, data: Sequence[Path]) -> None:
+        """List the images.
 
-    Returns:
-        Pairs ``(image, label)`` of both parts, neither empty.
-
-    Raises:
-        ConfigError: A folder is missing or empty, or an image has no label.
-    """
-    if (data / "train").is_dir() and (data / "val").is_dir():
-        return list_pairs(data / "train"), list_pairs(data / "val")
-    pairs = list_pairs(data)
-    if len(pairs) < 2:
-        raise ConfigError(f"{data}: expected at least two labelled images, got {len(pairs)}; add more.")
-    kept = set(pairs[::10])
-    return [pair for pair in pairs if pair not in kept], pairs[::10]
-
-
-def read_pair(pair: Pair, info: ModelInfo) -> tuple[np.ndarray, np.ndarray]:
-    """Read image ``(H, W, 3) uint8`` RGB and label ``(H, W) uint8`` with 255 for ignored pixels.
-
-    Raises:
-        ConfigError: A file is unreadable, or the label has a value out of range.
-        ShapeError: The two differ in size.
-    """
-    image = read_image(pair[0])
-    size_hw = (image.shape[0], image.shape[1])
-    label = read_label(pair[1], num_classes=len(info.class_names), ignore_index=info.ignore_index, image_hw=size_hw)
-    return image, label
-
-
-def class_weights(pairs: Sequence[Pair], info: ModelInfo) -> np.ndarray:
-    """Weigh classes by the inverse root of their pixels' share.
-
-    At most 500 labels, evenly spread, are counted.
-
-    Args:
-        pairs: ``(image, label)`` paths.
-        info: Classes and ignored value.
-
-    Returns:
-        ``(K,) float32`` in 0.4-3; the class of median share has weight 1, as has one without pixels.
-
-    Raises:
-        ConfigError: A file is unreadable, or a label has a value out of range.
-        ShapeError: An image and its label differ in size.
-    """
-    counts = np.zeros(IGNORE + 1)
-    for pair in pairs[:: -(-len(pairs) // _COUNTED_LABELS)]:
-        counts += np.bincount(read_pair(pair, info)[1].ravel(), minlength=IGNORE + 1)
-    counts = counts[: len(info.class_names)]
-    present = counts > 0
-    weights = np.ones(len(counts), np.float32)
-    if present.any():
-        weights[present] = np.sqrt(np.median(counts[present]) / counts[present]).clip(0.4, 3.0)
-    return weights
-
-
-class SampleStream:
-    """The endless, seeded sequence of training batches of one recipe."""
-
-    def __init__(self, recipe: Recipe, pairs: Sequence[Pair]) -> None:
-        """Prepare the stream.
+        Args:
+            recipe: Says how samples are mixed and changed.
+            data: Folders (see `find_split`); `SYNTHETIC` among them adds procedural scenes, and alone stands for a
+                data set of nothing else.
 
         Raises:
-            ConfigError: The recipe mixes procedural scenes, which have CamVid's classes, with other classes.
+            ConfigError: A folder is missing or empty, or an image has no label; or procedural scenes, which have
+                CamVid's classes, are to be mixed with other classes.
         """
-        if recipe.synthetic_share and recipe.info.class_names != CAMVID_CLASSES:
+        folders = [folder for folder in data if str(folder) != SYNTHETIC]
+        self.recipe = recipe
+        self.synthetic_share = recipe.synthetic_share if folders else 1.0
+        split = find_split(folders) if folders else Split(training=[], validation=[])
+        self.training, self.validation = split.training, split.validation
+        if len(folders) < len(data) and folders and not recipe.synthetic_share:
+            raise ConfigError(
+                f"recipe {recipe.name}: --data {SYNTHETIC} was given next to folders, but the recipe's share of "
+                "procedural scenes is 0; give --synthetic-share."
+            )
+        if self.synthetic_share and recipe.info.class_names != CAMVID_CLASSES:
             raise ConfigError(
                 f"recipe {recipe.name}: procedural scenes have the CamVid classes, the recipe has others; "
-                "set synthetic_share to 0."
+                "leave out --data synthetic, and give --synthetic-share 0."
             )
-        self.recipe = recipe
-        self.pairs = pairs
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the batch of one step.
+    def read(self, pair: Pair) -> Sample:
+        """Read image ``(H, W, 3) uint8`` RGB and label ``(H, W) uint8`` with 255 for ignored pixels.
+
+        Raises:
+            ConfigError: A file is unreadable, or the label has a value out of range.
+            ShapeError: The two differ in size.
+        """
+        image, info = read_image(pair[0]), self.recipe.info
+        label = read_label(
+            pair[1],
+            num_classes=len(info.class_names),
+            ignore_index=info.ignore_index,
+            image_hw=(image.shape[0], image.shape[1]),
+            reduce_zero_label=self.recipe.reduce_zero_label,
+        )
+        return image, label
+
+    def validation_count(self) -> int:
+        """Return how many samples `validation_sample` knows."""
+        return len(self.validation) or len(_VALIDATION_SCENES)
+
+    def validation_sample(self, index: int) -> Sample:
+        """Return a labelled image to validate on; procedural scenes where the run has no images."""
+        if self.validation:
+            return self.read(self.validation[index])
+        scene = street_scene(_VALIDATION_SCENES[index], self.recipe.info.size_hw)
+        return scene.image, scene.label
+
+    def batch(self, first: int, count: int) -> Sample:
+        """Return samples ``first`` to ``first + count - 1`` of the sequence.
 
         Returns:
-            Images ``(batch, 3, *crop_hw) float32``, normalised, and labels ``(batch, *crop_hw) uint8``.
+            Images ``(count, 3, *crop_hw) float32``, normalised, and labels ``(count, *crop_hw) uint8``.
 
         Raises:
             ConfigError: A file is unreadable, or a label has a value out of range.
             ShapeError: An image and its label differ in size.
         """
-        first = step * self.recipe.batch
-        images, labels = zip(*(self._sample(first + i) for i in range(self.recipe.batch)), strict=True)
+        images, labels = zip(*(self._sample(first + i) for i in range(count)), strict=True)
         return np.stack(images), np.stack(labels)
 
-    def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _sample(self, index: int) -> Sample:
         recipe = self.recipe
         rng = np.random.default_rng((recipe.seed, index))
-        if rng.random() < recipe.synthetic_share:
+        if rng.random() < self.synthetic_share:
             scene = _scene(FIRST_SCENE + int(rng.integers(_SCENES)), recipe.info.size_hw)
             image, label = scene.image, scene.label
         else:
-            image, label = read_pair(self.pairs[int(rng.integers(len(self.pairs)))], recipe.info)
-        return random_sample(
-            image,
-            label,
-            recipe.crop_hw,
-            rng,
-            info=recipe.info,
-            scale_range=recipe.scale_range,
-            jitter=recipe.jitter,
-        )
+            image, label = self.read(self.training[int(rng.integers(len(self.training)))])
+        return random_sample(image, label, recipe.augmentation, rng, info=recipe.info)
+
+    def class_weights(self) -> np.ndarray:
+        """Weigh classes by the inverse root of their pixels' share.
+
+        At most 500 labels, evenly spread, are counted.
+
+        Returns:
+            ``(K,) float32`` in 0.4-3; the class of median share has weight 1, as has one without pixels.
+
+        Raises:
+            ConfigError: A file is unreadable, or a label has a value out of range.
+            ShapeError: An image and its label differ in size.
+        """
+        counts = np.zeros(IGNORE + 1)
+        for pair in self.training[:: -(-len(self.training) // _COUNTED_LABELS) or 1]:
+            counts += np.bincount(self.read(pair)[1].ravel(), minlength=IGNORE + 1)
+        counts = counts[: len(self.recipe.info.class_names)]
+        present = counts > 0
+        weights = np.ones(len(counts), np.float32)
+        if present.any():
+            weights[present] = np.sqrt(np.median(counts[present]) / counts[present]).clip(0.4, 3.0)
+        return weights
 
 
 @lru_cache(maxsize=_SCENES)
