@@ -12,7 +12,9 @@ import nrd_trt
 from nrd_trt.cli.benchmark import benchmark_command
 from nrd_trt.cli.build import build_command
 from nrd_trt.cli.common import verb
+from nrd_trt.cli.complexity import complexity_command
 from nrd_trt.cli.doctor import doctor_command
+from nrd_trt.cli.evaluate import evaluate_command
 from nrd_trt.cli.export import export_command
 from nrd_trt.cli.inspect import inspect_command
 from nrd_trt.cli.predict import predict_command
@@ -29,6 +31,8 @@ app = typer.Typer(
 VERBS: dict[str, Callable[..., None]] = {
     "doctor": doctor_command,
     "train": train_command,
+    "evaluate": evaluate_command,
+    "complexity": complexity_command,
     "export": export_command,
     "build": build_command,
     "inspect": inspect_command,

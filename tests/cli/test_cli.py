@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 import nrd_trt as package
 from nrd_trt.cli.main import VERBS, app
+from nrd_trt.data.classes import CAMVID_CLASSES
 from nrd_trt.engine.bundle import FACTS_FILE, ONNX_FILE, PLAN_FILE, read_bundle
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
@@ -60,6 +62,11 @@ def test_help_of_every_verb(verb: str, nrd_trt: Invoke) -> None:
     assert "--json" in result.stdout
 
 
+def test_verbs_are_listed_in_the_order_of_their_use() -> None:
+    order = ["doctor", "train", "evaluate", "complexity", "export", "build", "inspect", "validate", "predict"]
+    assert [verb for verb in VERBS if verb in order] == order
+
+
 def test_help_lists_every_verb(nrd_trt: Invoke) -> None:
     result = nrd_trt("--help")
     assert result.exit_code == 0
@@ -79,6 +86,8 @@ def test_version(nrd_trt: Invoke) -> None:
         ("build", []),
         ("build", ["m.onnx"]),
         ("build", ["m.onnx", "-o", "a.nrd", "--precison", "fp16"]),
+        ("evaluate", ["a.nrd"]),
+        ("complexity", []),
         ("benchmark", ["a.nrd", "--runs", "0"]),
         ("benchmark", ["a.nrd", "--threads", "none"]),
         ("predict", ["a.nrd", "b.png", "-o", "out", "--opacity", "60"]),
@@ -98,6 +107,99 @@ def test_every_verb_but_train_knows_the_shared_options() -> None:
         assert "as_json" in parameters, name
         if name != "train":
             assert {"verbose", "quiet"} <= parameters.keys(), name
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_json(nrd_trt: Invoke, data: Path) -> None:
+    of_checkpoint = ("evaluate", checkpoint(), "--data", data, "--size", SIZE, "--threads", 1)
+    result = nrd_trt(*of_checkpoint, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = one_object(result.stdout)
+    assert found.keys() >= {"miou", "per_class_iou", "pixel_accuracy", "images", "runner", "arithmetic"}
+    assert (found["images"], found["runner"], found["arithmetic"]) == (2, "torch", "native")
+    assert 0 < found["miou"] < 1 and 0 < found["pixel_accuracy"] < 1
+    assert found["per_class_iou"].keys() == set(CAMVID_CLASSES)
+    of_bundle = one_object(nrd_trt("evaluate", bundle(), "--data", data, "--threads", 1, "--json").stdout)
+    assert of_bundle["runner"] == "onnxruntime"
+    assert of_bundle["miou"] == pytest.approx(found["miou"], abs=1e-3)
+    people = nrd_trt(*of_checkpoint, "-q")
+    assert (people.exit_code, people.stderr) == (0, "")
+    for text in ("run by", "torch, native arithmetic", f"{found['miou']:.4f}", "IoU Sky"):
+        assert text in people.stdout
+
+
+def test_evaluate_takes_every_option(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    (data / "labels").rename(tmp_path / "elsewhere")
+    arguments = ("evaluate", checkpoint(), "--data", data, "--size", SIZE, "--json")
+    check_refused(nrd_trt(*arguments), tmp_path, listing(tmp_path), "--labels")
+    arguments += ("--labels", tmp_path / "elsewhere")
+    default = one_object(nrd_trt(*arguments).stdout)
+    for option in (("--dilations", "1,1,2,3"), ("--fit", "letterbox"), ("--ignore-index", 0)):
+        assert one_object(nrd_trt(*arguments, *option).stdout)["miou"] != default["miou"], option
+    assert one_object(nrd_trt(*arguments, "--output-stride", 32, "--runner", "torch").stdout) == default
+    for option, message in (
+        (("--output-stride", 8), "output stride"),
+        (("--dilations", "1,2"), "--dilations '1,2'"),
+        (("--fit", "crop"), "--fit 'crop'"),
+        (("--size", "100x100"), "96x96"),
+        (("--runner", "onnxruntime"), "build a bundle first"),
+    ):
+        check_refused(nrd_trt(*arguments, *option), tmp_path, listing(tmp_path), message)
+    of_bundle = nrd_trt(
+        "evaluate", bundle(), "--data", data, "--labels", tmp_path / "elsewhere", "--size", SIZE, "--json"
+    )
+    check_refused(of_bundle, tmp_path, listing(tmp_path), "are for checkpoints")
+
+
+# --- complexity ------------------------------------------------------------------------------------------------------
+
+
+def test_complexity_json(nrd_trt: Invoke) -> None:
+    result = nrd_trt("complexity", "camvid_mobilenetv2", "--size", SIZE, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = one_object(result.stdout)
+    assert found.keys() == {
+        *("size", "encoder", "head", "total_gmac", "decoder_gmac", "decoder_ratio", "dilated_ratio", "parts"),
+        *("parameters", "activation_bytes"),
+    }
+    assert list(found["parts"]) == ["encoder", "aspp", "bottleneck", "guidance", "controller", "decode"]
+    assert sum(found["parts"].values()) == pytest.approx(found["total_gmac"])
+    assert (found["size"], found["encoder"], found["head"]) == (SIZE, "mobilenetv2", "nrd")
+    assert 0 < found["dilated_ratio"] < found["decoder_ratio"] < 1
+    people = nrd_trt("complexity", "camvid_mobilenetv2", "--size", SIZE)
+    assert (people.exit_code, people.stderr) == (0, "")
+    ratio = f"{100 * found['decoder_ratio']:.1f} % of DeepLabV3+'s on the same encoder"
+    for text in (*found["parts"], f"{found['total_gmac']:.3f} GMAC", ratio, "at stride 8", "MiB"):
+        assert text in people.stdout
+
+
+def test_complexity_of_the_dilated_network(nrd_trt: Invoke) -> None:
+    dilated = ("--head", "deeplabv3", "--output-stride", 8, "--dilations", "1,12,24,36")
+    found = one_object(nrd_trt("complexity", "camvid_r18", *dilated, "--size", SIZE, "--json").stdout)
+    assert (found["head"], found["dilated_ratio"], found["parts"]["controller"]) == ("deeplabv3", 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["camvid_r18", "--size", "500x480"], ["500x480", "512x480"]),
+        (["camvid_r18", "--size", "big"], ["HEIGHTxWIDTH"]),
+        (["camvid_r19"], ["camvid_r19", "camvid_r18", "check the path or the name"]),
+        (["camvid_r18", "--head", "fcn"], ["head 'fcn'", "deeplabv3plus"]),
+        (["camvid_r18", "--output-stride", "8"], ["output stride"]),
+        (["camvid_r18", "--dilations", "1,2"], ["--dilations '1,2'"]),
+        (["absent.pth"], ["absent.pth"]),
+    ],
+)
+def test_bad_complexity(arguments: list[str], expected: list[str], nrd_trt: Invoke, tmp_path: Path) -> None:
+    check_refused(nrd_trt("complexity", *arguments, "--json"), tmp_path, [], *expected)
+
+
+def test_head_of_a_checkpoint_is_fixed(nrd_trt: Invoke, tmp_path: Path) -> None:
+    result = nrd_trt("complexity", checkpoint(), "--head", "bilinear", "--json")
+    check_refused(result, tmp_path, [], "--head bilinear", "give a recipe's name")
 
 
 # --- export ----------------------------------------------------------------------------------------------------------
@@ -408,7 +510,7 @@ def check_refused(result: Any, folder: Path, before: list[str], *expected: str) 
     assert listing(folder) == before
 
 
-@pytest.mark.parametrize("verb", ["build", "export", "benchmark", "validate"])
+@pytest.mark.parametrize("verb", ["build", "export", "benchmark", "validate", "complexity"])
 @pytest.mark.parametrize("name", BAD_CHECKPOINTS)
 def test_bad_checkpoints(name: str, verb: str, nrd_trt: Invoke, tmp_path: Path) -> None:
     write, message = BAD_CHECKPOINTS[name]
@@ -419,6 +521,7 @@ def test_bad_checkpoints(name: str, verb: str, nrd_trt: Invoke, tmp_path: Path) 
         "export": ["export", bad, "-o", tmp_path / "m.onnx"],
         "benchmark": ["benchmark", bad],
         "validate": ["validate", bundle(), "--checkpoint", bad],
+        "complexity": ["complexity", bad],
     }
     result = nrd_trt(*arguments[verb], "--json")
     check_refused(result, tmp_path, [name], message, name)
@@ -482,7 +585,7 @@ def break_data(data: Path, kind: str) -> str:
     return "labels/1.png"
 
 
-@pytest.mark.parametrize("verb", ["build", "validate"])
+@pytest.mark.parametrize("verb", ["build", "validate", "evaluate"])
 @pytest.mark.parametrize(
     "kind",
     [
@@ -499,7 +602,9 @@ def test_bad_data(kind: str, verb: str, nrd_trt: Invoke, data: Path, tmp_path: P
     named = break_data(data, kind)
     before = listing(tmp_path)
     arguments: list[object] = ["validate", bundle(), "--checkpoint", checkpoint()]
-    if verb == "build":
+    if verb == "evaluate":
+        arguments = ["evaluate", checkpoint(), "--size", SIZE]
+    elif verb == "build":
         arguments = ["build", onnx_file(), "-o", tmp_path / "a.nrd", "--precision", "fp32", *QUICK]
     result = nrd_trt(*arguments, "--data", data, "--json")
     check_refused(result, tmp_path, before, named)
@@ -518,7 +623,7 @@ def test_ignored_label_values(nrd_trt: Invoke, data: Path) -> None:
     assert nrd_trt(*arguments).exit_code == 0
 
 
-@pytest.mark.parametrize("verb", ["validate", "predict", "benchmark", "build"])
+@pytest.mark.parametrize("verb", ["validate", "predict", "benchmark", "build", "evaluate"])
 @pytest.mark.parametrize("damage", [ONNX_FILE, "reference.npz", FACTS_FILE, "absent", "extra"])
 def test_damaged_bundles(verb: str, damage: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     path = copy_of(bundle(), tmp_path / "bad.nrd")
@@ -536,6 +641,7 @@ def test_damaged_bundles(verb: str, damage: str, nrd_trt: Invoke, data: Path, tm
         "benchmark": [],
         "predict": [data / "images/0.png", "-o", tmp_path / "out"],
         "build": ["-o", tmp_path / "b.nrd", "--builder", "onnxruntime"],
+        "evaluate": ["--data", data],
     }
     result = nrd_trt(verb, path, *rest[verb], "--json")
     check_refused(result, tmp_path, before, "bad.nrd", "check the path" if damage == "absent" else "ebuild")
@@ -586,10 +692,32 @@ def test_bad_build_options(arguments: list[str], expected: str, nrd_trt: Invoke,
     check_refused(nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", *arguments, "--json"), tmp_path, [], expected)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--recipe", "camvid_r18", "--data", "data", "-o", "out"],
+        ["complexity", "camvid_r18"],
+        ["evaluate", "CKPT", "--data", "DATA"],
+        ["benchmark", "CKPT"],
+        ["export", "CKPT", "-o", "m.onnx", "--dilations", "1,2,3,4"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_without_pytorch_the_remedy_is_named(
+    arguments: list[str], nrd_trt: Invoke, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    places = {"CKPT": str(checkpoint()), "DATA": str(data)}
+    result = nrd_trt(*(places.get(word, word) for word in arguments), "--json")
+    assert result.exit_code == 2
+    assert one_object(result.stdout)["error"]["type"] == "MissingDependencyError"
+    assert "pip install nrd-trt[torch]" in result.stderr
+
+
 @pytest.mark.parametrize("runner", ["torch", "tensorrt", "tensorrt-rtx", "cuda"])
-@pytest.mark.parametrize("verb", ["validate", "benchmark", "predict"])
+@pytest.mark.parametrize("verb", ["validate", "benchmark", "predict", "evaluate"])
 def test_runners_that_cannot_be_had(verb: str, runner: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
-    rest = [data / "images", "-o", tmp_path / "out"] if verb == "predict" else []
+    rest = {"predict": [data / "images", "-o", tmp_path / "out"], "evaluate": ["--data", data]}.get(verb, [])
     result = nrd_trt(verb, bundle(), *rest, "--runner", runner, "--json")
     check_refused(result, tmp_path, listing(tmp_path), "--runner")
     assert not (tmp_path / "out").exists()

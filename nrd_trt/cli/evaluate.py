@@ -1,0 +1,68 @@
+"""The verb ``evaluate``: the mIoU of a checkpoint or a bundle on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nrd_trt.cli import common
+from nrd_trt.specs import parse_size
+
+if TYPE_CHECKING:
+    from nrd_trt.pipeline.evaluate import Evaluation
+
+
+def evaluate_command(
+    target: Annotated[Path, typer.Argument(metavar="CKPT|NAME.nrd", help="A checkpoint or a bundle.")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")],
+    labels: common.Labels = None,
+    runner: common.Runner = "auto",
+    ignore_index: common.IgnoreIndex = None,
+    fit: common.FitOption = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="HxW", help="Of a checkpoint's input, multiples of 32 (default its own)."),
+    ] = None,
+    output_stride: common.OutputStride = None,
+    dilations: common.Dilations = None,
+    threads: common.Threads = None,
+    as_json: common.Json = False,
+    verbose: common.Verbose = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Compare the masks of a checkpoint or a bundle with labels."""
+    from nrd_trt.pipeline.evaluate import EvaluateRequest, evaluate
+
+    evaluation = evaluate(
+        EvaluateRequest(
+            target=target,
+            data=data,
+            labels=labels,
+            ignore_index=ignore_index,
+            fit=common.fit_choice(fit),
+            size_hw=parse_size(size) if size else None,
+            checkpoint_options=common.CheckpointFacts(dilations=dilations, output_stride=output_stride).options(),
+            runner=runner,
+            threads=threads,
+            progress=not quiet,
+        )
+    )
+    if as_json:
+        common.print_json(evaluation.to_dict())
+    else:
+        typer.echo("\n".join(table(evaluation)))
+
+
+def table(evaluation: Evaluation) -> list[str]:
+    """Return the lines for people."""
+    not_run = "; the plan was built but not run here" if evaluation.plan_run is False else ""
+    rows = [
+        ("images", f"{evaluation.images}"),
+        ("run by", f"{evaluation.runner}, {evaluation.arithmetic} arithmetic{not_run}"),
+        ("mIoU", common.fraction(evaluation.miou)),
+        ("pixel accuracy", common.fraction(evaluation.pixel_accuracy)),
+    ]
+    lines = [f"{name:<24} {value}" for name, value in rows]
+    return lines + [f"  IoU {name:<20} {common.fraction(iou)}" for name, iou in evaluation.per_class_iou.items()]
