@@ -406,9 +406,9 @@ def _encoder_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_a_resumed_run_keeps_its_encoder(data: Path, run: Path, tmp_path: Path) -> None:
     """The same command line with --resume must not start the encoder over."""
     torch.save(_encoder_state("mobilenetv2"), tmp_path / "e.pth")
-    before = (run / "last.safetensors").read_bytes()
+    before = stored(run / "last.safetensors")
     train(tiny(), [data], run, QUIET, init_encoder=tmp_path / "e.pth", resume=True)
-    assert (run / "last.safetensors").read_bytes() == before
+    assert stored(run / "last.safetensors") == before
 
 
 @pytest.mark.parametrize("other", ["mobilenetv2", "resnetv1c34", "nothing"])

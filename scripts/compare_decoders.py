@@ -1,0 +1,174 @@
+"""Train NRD and its baselines with one encoder and one schedule, and print the tables of ``docs/results.md``.
+
+    python scripts/compare_decoders.py --data CAMVID -o runs --plot docs/decoders.png --picture docs/masks.png
+
+A run that is complete is not repeated; one that was interrupted goes on. Pictures show procedural scenes only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from nrd_trt.data.overlay import blend, write_rgb
+from nrd_trt.data.synthetic import street_scene
+from nrd_trt.files import atomic_file
+from nrd_trt.model.checkpoint import load_model
+from nrd_trt.model.config import Head
+from nrd_trt.optional import require
+from nrd_trt.pipeline.benchmark import BenchmarkRequest, benchmark_targets
+from nrd_trt.pipeline.build import BuildRequest, FormRequest, build_bundle
+from nrd_trt.pipeline.evaluate import EvaluateRequest, evaluate
+from nrd_trt.specs import format_size
+from nrd_trt.train.complexity import Complexity, describe_complexity
+from nrd_trt.train.loop import Execution, predict_mask, train
+from nrd_trt.train.recipes import ControllerInit, adapted, find_recipe
+from nrd_trt.train.record import LAST, LOG, STATE
+
+# What is trained: head and controller_init of the recipe.
+DECODERS: dict[str, tuple[Head, ControllerInit]] = {
+    "nrd": ("nrd", "perceptron"),
+    "deeplabv3plus": ("deeplabv3plus", "released"),
+    "bilinear": ("bilinear", "released"),
+    "nrd_released_init": ("nrd", "released"),
+}
+COLOURS = {"nrd": "#1f5fbf", "deeplabv3plus": "#c05a1f", "bilinear": "#6b7280", "nrd_released_init": "#7fb2e5"}
+SIZES_HW = ((352, 480), (512, 1024))
+SCENE_SEEDS = (0, 3, 5)
+
+
+def main() -> None:
+    """Train what is missing, measure, print and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="CamVid, with train/ and val/")
+    parser.add_argument("-o", dest="out", type=Path, required=True, help="where the runs lie")
+    parser.add_argument("--recipe", default="camvid_mobilenetv2")
+    parser.add_argument("--channels", type=int, default=160, help="width of every head")
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=list(DECODERS)[:3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arithmetic", default="bf16")
+    parser.add_argument("--train-only", action="store_true", help="leave the tables to a quiet machine")
+    parser.add_argument("--plot", type=Path, help="PNG of the loss curves")
+    parser.add_argument("--picture", type=Path, help="PNG of masks on procedural scenes")
+    args = parser.parse_args()
+    runs = {(name, seed): args.out / f"{name}_{seed}" for seed in args.seeds for name in args.decoders}
+    for (name, seed), folder in runs.items():
+        train_one(args, name, seed, folder)
+    if args.train_only:
+        return
+    scores = {key: score(folder, args.data) for key, folder in runs.items()}
+    first = {name: runs[name, args.seeds[0]] / LAST for name in args.decoders}
+    latencies = {size_hw: time_side_by_side(first, size_hw, args.out) for size_hw in SIZES_HW}
+    costs = {name: describe_complexity(str(path)) for name, path in first.items()}
+    rows = [
+        Row(
+            name=name,
+            mious=[scores[name, seed] for seed in args.seeds],
+            cost=costs[name],
+            latency_ms=[latencies[size_hw][name] for size_hw in SIZES_HW],
+        )
+        for name in args.decoders
+    ]
+    print("\n".join(table(rows)))
+    if args.plot:
+        draw_curves(args.plot, runs)
+    if args.picture:
+        write_rgb(args.picture, picture(first))
+
+
+def train_one(args: argparse.Namespace, name: str, seed: int, folder: Path) -> None:
+    """Train one network; validate it once, at the end, so that no step is chosen by its score."""
+    head, controller_init = DECODERS[name]
+    recipe = adapted(find_recipe(args.recipe), head=head, seed=seed, steps=args.steps, evaluations=1)
+    config = replace(recipe.config, channels=args.channels, controller_channels=args.channels)
+    recipe = replace(recipe, config=config, controller_init=controller_init)
+    how = Execution(arithmetic=args.arithmetic, threads=1)
+    train(recipe, [args.data], folder, how, resume=(folder / STATE).is_file())
+
+
+def score(folder: Path, data: Path) -> float:
+    """Return the mIoU of the last weights on the validation frames."""
+    return evaluate(EvaluateRequest(target=folder / LAST, data=data / "val")).miou or 0.0
+
+
+def time_side_by_side(checkpoints: Mapping[str, Path], size_hw: tuple[int, int], out: Path) -> dict[str, float]:
+    """Return median latencies in ONNX Runtime, called in turn."""
+    bundles = {name: out / f"{name}_{format_size(size_hw)}.nrd" for name in checkpoints}
+    for name, path in bundles.items():
+        form = FormRequest(size=format_size(size_hw))
+        build_bundle(
+            BuildRequest(
+                source=checkpoints[name], output=path, form=form, precision="fp32", builder="onnxruntime", force=True
+            )
+        )
+    results = benchmark_targets(BenchmarkRequest(targets=list(bundles.values()), warmup=5, runs=30))
+    return {name: result["latency_ms"]["p50"] for name, result in zip(bundles, results, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One decoder's line of the table."""
+
+    name: str
+    mious: Sequence[float]
+    cost: Complexity
+    latency_ms: Sequence[float]
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the table as Markdown."""
+    sizes = " | ".join(f"latency {format_size(size_hw)}, ms" for size_hw in SIZES_HW)
+    lines = [
+        f"| decoder | mIoU, mean ± std (seeds) | decoder GMAC | of DeepLabV3+'s | total GMAC | parameters | {sizes} |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        spread = statistics.stdev(row.mious) if len(row.mious) > 1 else 0.0
+        single = ", ".join(f"{miou:.3f}" for miou in row.mious)
+        latencies = " | ".join(f"{latency:.1f}" for latency in row.latency_ms)
+        lines.append(
+            f"| {row.name} | {statistics.mean(row.mious):.3f} ± {spread:.3f} ({single}) | "
+            f"{row.cost.cost.decoder / 1e9:.3f} | {row.cost.decoder_ratio:.1%} | {row.cost.cost.total / 1e9:.2f} | "
+            f"{row.cost.cost.parameters / 1e6:.2f} M | {latencies} |"
+        )
+    return lines
+
+
+def draw_curves(path: Path, runs: Mapping[tuple[str, int], Path]) -> None:
+    """Draw every run's training loss."""
+    figure = require("matplotlib.figure", extra="plot", purpose="--plot").Figure((8, 4), dpi=120)
+    require("matplotlib.backends.backend_agg", extra="plot", purpose="--plot").FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (name, _), folder in runs.items():
+        with (folder / LOG).open(newline="") as file:
+            steps, losses = zip(*((int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)), strict=True)
+        label = None if name in axes.get_legend_handles_labels()[1] else name
+        axes.plot(steps, losses, color=COLOURS[name], linewidth=1.2, label=label)
+    axes.set(xlabel="optimiser step", ylabel="training loss", ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def picture(checkpoints: Mapping[str, Path]) -> np.ndarray:
+    """Show procedural scenes, one per column, over the masks of each decoder; ``(H, W, 3) uint8``."""
+    models = [load_model(path) for path in checkpoints.values()]
+    scenes = [street_scene(seed, models[0].info.size_hw).image for seed in SCENE_SEEDS]
+    rows = [np.hstack(scenes)]
+    for model in models:
+        masks = [predict_mask(model, scene) for scene in scenes]
+        overlays = [blend(scene, mask, model.info.palette, 0.65) for scene, mask in zip(scenes, masks, strict=True)]
+        rows.append(np.hstack(overlays))
+    return np.vstack(rows)[::2, ::2]
+
+
+if __name__ == "__main__":
+    main()
