@@ -58,6 +58,7 @@ def test_what_was_killed_before_its_first_state_starts_again(files: tuple[str, .
     for name in files:
         (tmp_path / name).write_text("")
     prepare_folder(tmp_path, resume=True, force=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
 
 
 def test_resume_and_force_exclude_each_other(tmp_path: Path) -> None:
