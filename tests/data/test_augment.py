@@ -54,6 +54,15 @@ def test_image_and_label_move_together(scale: float, seed: int) -> None:
     assert len(np.unique(mask[counted])) > 1
 
 
+@pytest.mark.parametrize("scale", [0.4, 0.9, 1.7])
+def test_labels_are_not_blended(scale: float) -> None:
+    label = np.repeat(np.array([0, 5, 255], np.uint8), 50)[None].repeat(100, axis=0)
+    image = np.zeros((100, 150, 3), np.uint8)
+    for seed in range(4):
+        _, mask = random_sample(image, label, how(scale_range=(scale, scale)), rng(seed), info=PLAIN)
+        assert set(np.unique(mask).tolist()) <= {0, 5, 255}
+
+
 def test_the_seed_decides_everything() -> None:
     image, label = blocks()
     every = Augmentation(crop_hw=CROP)
@@ -211,7 +220,7 @@ def test_jitter_changes_brightness_by_up_to_thirty_percent() -> None:
 
 def test_photometric_changes_hue_brightness_contrast_and_saturation() -> None:
     """On flat colours: of grey only brightness and contrast change, of red also the other two."""
-    grey, red = np.full((64, 96, 3), 120, np.uint8), np.full((64, 96, 3), (200, 60, 60), np.uint8)
+    grey, red = np.full((64, 96, 3), 120, np.uint8), np.full((64, 96, 3), (110, 40, 40), np.uint8)
     greys = [recoloured("photometric", seed, grey)[0][:, 0, 0] for seed in range(200)]
     assert all(np.ptp(pixel) == 0 for pixel in greys)
     levels = np.array([pixel[0] for pixel in greys])
@@ -219,11 +228,19 @@ def test_photometric_changes_hue_brightness_contrast_and_saturation() -> None:
     assert levels.min() < 75 and levels.max() > 170
     assert 0.15 < np.mean(levels == 120) < 0.4, "both stay as they are in a quarter of the samples"
     reds = np.array([recoloured("photometric", seed, red)[0][:, 0, 0] for seed in range(200)])
-    hues = reds[:, 1] - reds[:, 2]  # green over blue: towards yellow; below: towards magenta
+    hues = 60 * (reds[:, 1] - reds[:, 2]) / np.ptp(reds, axis=1)  # in degrees; the other changes leave it
     assert 0.3 < np.mean(np.abs(hues) <= 1) < 0.7, "hue changes in half of the samples"
-    assert hues.min() < -20 and hues.max() > 20
+    assert -38 < hues.min() < -30 and 30 < hues.max() < 38  # up to 36, which is 18 steps of mmseg's 180
     spread = np.ptp(reds, axis=1) / reds.max(axis=1)
-    assert spread.min() < 0.45 and spread.max() > 0.95  # 0.7 before
+    assert spread.min() < 0.4 and spread.max() > 0.9  # 0.64 before
+
+
+def test_saturation_ends_at_full_colour() -> None:
+    vivid = np.full((64, 96, 3), (120, 6, 6), np.uint8)  # 0.95 of full colour
+    pixels = np.array([recoloured("photometric", seed, vivid)[0][:, 0, 0] for seed in range(100)])
+    pixels = pixels[pixels.max(axis=1) > 115]  # brightness that was lowered has cut the small values off
+    assert len(pixels) > 20
+    assert (np.ptp(pixels, axis=1) / pixels.max(axis=1)).min() > 0.35
 
 
 @pytest.mark.parametrize(

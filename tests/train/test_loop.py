@@ -177,6 +177,8 @@ def test_resumed_run_equals_an_uninterrupted_one(
     train(tiny(), [data], out, QUIET, resume=True)
     assert [row["miou"] for row in logged(out)] == [row["miou"] for row in logged(run)]
     assert stored(out / "last.safetensors") == stored(run / "last.safetensors")
+    first, second = (torch.load(folder / "state.pt")["torch_rng"] for folder in (out, run))
+    assert first.equal(second)
 
 
 KILLED_RUNS = """
