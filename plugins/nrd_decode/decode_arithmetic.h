@@ -1,0 +1,229 @@
+/*
+ * The arithmetic of the decode, one definition for the kernels and for the host reference, so that both give the same
+ * bits: every product and every fused multiply-add is spelled out. Compile with -fmad=false and -ffp-contract=off.
+ */
+#pragma once
+
+#include "decode_problem.h"
+
+#ifdef __CUDACC__
+#define NRD_HD __host__ __device__ __forceinline__
+#else
+#define NRD_HD inline
+#endif
+
+#ifndef __CUDACC_RTC__
+#include <cstring>
+#endif
+
+namespace nrd
+{
+
+constexpr float kLOWEST = -3.402823466e38F;
+
+NRD_HD float infinity()
+{
+    return __builtin_huge_valf();
+}
+
+NRD_HD float multiply(float a, float b)
+{
+#ifdef __CUDA_ARCH__
+    return __fmul_rn(a, b);
+#else
+    return a * b;
+#endif
+}
+
+NRD_HD float multiplyAdd(float a, float b, float c)
+{
+#ifdef __CUDA_ARCH__
+    return __fmaf_rn(a, b, c);
+#else
+    return __builtin_fmaf(a, b, c);
+#endif
+}
+
+//! NaN passes, as in PyTorch; fmaxf would hide it.
+NRD_HD float relu(float x)
+{
+    return x < 0.F ? 0.F : x;
+}
+
+//! In this form an infinite neighbour of weight above zero gives infinity; a + w*(b - a) would give NaN for two of them.
+NRD_HD float blend(float weightA, float a, float weightB, float b)
+{
+    return multiplyAdd(weightB, b, multiply(weightA, a));
+}
+
+//! Where an enlarged row (or column) comes from: two neighbours and their weights.
+struct Source
+{
+    int32_t first; //!< the second is first + 1, or first at the last row
+    float weightFirst;
+    float weightSecond;
+};
+
+//! PyTorch's bilinear source, max(0, (out + 0.5)/s - 0.5). All of it is exact: s is a power of two.
+NRD_HD Source findSource(int32_t out, int32_t s)
+{
+    int32_t const centred = 2 * out + 1 - s; // 2s times the source
+    if (centred <= 0)
+    {
+        return {0, 1.F, 0.F};
+    }
+    float const second = static_cast<float>(centred % (2 * s)) / static_cast<float>(2 * s);
+    return {centred / (2 * s), 1.F - second, second};
+}
+
+//! First strict maximum from (-infinity, 0): the lowest index of a tie, never NaN.
+struct Maximum
+{
+    float value = -infinity();
+    int32_t index = 0;
+
+    NRD_HD void update(float candidate, int32_t candidateIndex)
+    {
+        if (candidate > value)
+        {
+            value = candidate;
+            index = candidateIndex;
+        }
+    }
+};
+
+//! The largest and the second largest logit of one pixel. NaN and -infinity do not count.
+struct TopTwo
+{
+    Maximum best;
+    float second = kLOWEST;
+
+    NRD_HD void update(float candidate, int32_t index)
+    {
+        float const loser = candidate > best.value ? best.value : candidate;
+        if (loser > second)
+        {
+            second = loser;
+        }
+        best.update(candidate, index);
+    }
+
+    /*!
+     * Whether the best class beats every other one by more than any interpolation can lose to rounding. Where it does so
+     * at all four corners of a cell it wins everywhere inside: an enlarged value is a sum of corners with weights that
+     * are not negative, each term rounded at most four times, so its error is below 2^-21 of the sum of the terms'
+     * magnitudes, and 2^-20 covers both classes. The constant covers underflow. Infinite or absent best: not clear.
+     */
+    NRD_HD bool isClear() const
+    {
+        float const magnitude = (best.value < 0.F ? -best.value : best.value) + (second < 0.F ? -second : second);
+        return best.value - second > multiplyAdd(magnitude, 0x1p-20F, 0x1p-120F);
+    }
+};
+
+NRD_HD uint32_t bitsOf(float x)
+{
+#ifdef __CUDA_ARCH__
+    return __float_as_uint(x);
+#else
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+#endif
+}
+
+NRD_HD float floatOf(uint32_t bits)
+{
+#ifdef __CUDA_ARCH__
+    return __uint_as_float(bits);
+#else
+    float x;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+#endif
+}
+
+//! Widen a bfloat16; exact.
+NRD_HD float widenBfloat16(uint16_t bits)
+{
+    return floatOf(static_cast<uint32_t>(bits) << 16);
+}
+
+//! Round to the nearest bfloat16, ties to even; every NaN becomes 0x7fff.
+NRD_HD uint16_t narrowBfloat16(float x)
+{
+    uint32_t const bits = bitsOf(x);
+    if ((bits & 0x7fffffffU) > 0x7f800000U)
+    {
+        return 0x7fffU;
+    }
+    return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
+}
+
+//! Widen a half; exact.
+NRD_HD float widenHalf(uint16_t bits)
+{
+#ifdef __CUDA_ARCH__
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+#else
+    uint32_t const sign = static_cast<uint32_t>(bits & 0x8000U) << 16;
+    uint32_t const magnitude = bits & 0x7fffU;
+    if (magnitude >= 0x7c00U)
+    {
+        return floatOf(sign | 0x7f800000U | (magnitude & 0x3ffU) << 13);
+    }
+    // 2^112 moves the exponent, denormals included.
+    return floatOf(sign | bitsOf(floatOf(magnitude << 13) * 0x1p112F));
+#endif
+}
+
+//! Round to the nearest half, ties to even; every NaN becomes 0x7fff.
+NRD_HD uint16_t narrowHalf(float x)
+{
+#ifdef __CUDA_ARCH__
+    uint16_t bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+#else
+    uint32_t const bits = bitsOf(x);
+    uint32_t const sign = (bits >> 16) & 0x8000U;
+    uint32_t const magnitude = bits & 0x7fffffffU;
+    if (magnitude > 0x7f800000U)
+    {
+        return 0x7fffU;
+    }
+    if (magnitude >= 0x477ff000U) // 65520 and more
+    {
+        return static_cast<uint16_t>(sign | 0x7c00U);
+    }
+    if (magnitude < 0x38800000U) // below 2^-14: the float adder rounds to the denormals' step of 2^-24
+    {
+        return static_cast<uint16_t>(sign | (bitsOf(floatOf(magnitude) + 0.5F) - 0x3f000000U));
+    }
+    uint32_t const rounded = magnitude + 0xfffU + ((magnitude >> 13) & 1U);
+    return static_cast<uint16_t>(sign | ((rounded - 0x38000000U) >> 13));
+#endif
+}
+
+//! Element number `index` of an array of the given type, widened.
+NRD_HD float loadElement(void const* data, int64_t index, ElementType type)
+{
+    switch (type)
+    {
+    case ElementType::kFLOAT:
+        return static_cast<float const*>(data)[index];
+    case ElementType::kHALF:
+        return widenHalf(static_cast<uint16_t const*>(data)[index]);
+    default:
+        return widenBfloat16(static_cast<uint16_t const*>(data)[index]);
+    }
+}
+
+NRD_HD uint16_t narrow(float x, ElementType type)
+{
+    return type == ElementType::kHALF ? narrowHalf(x) : narrowBfloat16(x);
+}
+
+} // namespace nrd
