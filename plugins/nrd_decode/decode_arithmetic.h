@@ -21,9 +21,31 @@ namespace nrd
 
 constexpr float kLOWEST = -3.402823466e38F;
 
+NRD_HD uint32_t bitsOf(float x)
+{
+#ifdef __CUDA_ARCH__
+    return __float_as_uint(x);
+#else
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+#endif
+}
+
+NRD_HD float floatOf(uint32_t bits)
+{
+#ifdef __CUDA_ARCH__
+    return __uint_as_float(bits);
+#else
+    float x;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+#endif
+}
+
 NRD_HD float infinity()
 {
-    return __builtin_huge_valf();
+    return floatOf(0x7f800000U);
 }
 
 NRD_HD float multiply(float a, float b)
@@ -120,28 +142,6 @@ struct TopTwo
         return best.value - second > multiplyAdd(magnitude, 0x1p-20F, 0x1p-120F);
     }
 };
-
-NRD_HD uint32_t bitsOf(float x)
-{
-#ifdef __CUDA_ARCH__
-    return __float_as_uint(x);
-#else
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof(bits));
-    return bits;
-#endif
-}
-
-NRD_HD float floatOf(uint32_t bits)
-{
-#ifdef __CUDA_ARCH__
-    return __uint_as_float(bits);
-#else
-    float x;
-    memcpy(&x, &bits, sizeof(x));
-    return x;
-#endif
-}
 
 //! Widen a bfloat16; exact.
 NRD_HD float widenBfloat16(uint16_t bits)

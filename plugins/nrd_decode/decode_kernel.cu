@@ -16,13 +16,15 @@ template <class Shape, class Dense>
 constexpr int32_t kBLOCKS = std::is_same_v<Shape, ReleasedShape> && std::is_same_v<Dense, Simt> ? 6 : 5;
 
 template <class Shape, ElementType kTYPE, class Dense>
-__global__ void __launch_bounds__(kTHREADS, kBLOCKS<Shape, Dense>) logitsKernel(__grid_constant__ LogitsArguments const arguments)
+__global__ void __launch_bounds__(kTHREADS, kBLOCKS<Shape, Dense>)
+    logitsKernel(__grid_constant__ LogitsArguments const arguments)
 {
     decodeLogits<Shape, kTYPE, Dense>(arguments);
 }
 
 template <class Shape, ElementType kTYPE, class Dense>
-__global__ void __launch_bounds__(kTHREADS, kBLOCKS<Shape, Dense>) maskKernel(__grid_constant__ MaskArguments const arguments)
+__global__ void __launch_bounds__(kTHREADS, kBLOCKS<Shape, Dense>)
+    maskKernel(__grid_constant__ MaskArguments const arguments)
 {
     MaskBlock<Shape, kTYPE>(arguments).template draw<Dense>();
 }

@@ -85,6 +85,8 @@ struct DecodeProblem
     TensorView guidance; //!< (B, m, f*h, f*w)
 };
 
+#ifndef __CUDACC_RTC__ // what follows is for the host
+
 //! P, the channels of theta.
 constexpr int32_t thetaChannels(int32_t k, int32_t d, int32_t m)
 {
@@ -143,5 +145,7 @@ inline bool isReleased(DecodeShape const& shape)
 {
     return shape.hidden == 16 && shape.guidanceChannels == 16 && shape.patch == 8 && shape.upsample == 4;
 }
+
+#endif
 
 } // namespace nrd

@@ -320,7 +320,10 @@ NRD_DEVICE void decodeHidden(Block<Shape, kTYPE> const& block)
     device::syncBlock();
 }
 
-//! Logits of `count` classes into the rows at `target`. Ends with a barrier; begins with one where weights are loaded.
+/*!
+ * Logits of `count` classes into the rows at `target`. Ends with a barrier. Where weights are loaded it also has one
+ * before the first logit is written, so that every thread is done with those which lay there before.
+ */
 template <class Dense, class Shape, ElementType kTYPE>
 NRD_DEVICE void decodeClasses(
     Block<Shape, kTYPE> const& block, float* target, int32_t firstClass, int32_t count, bool staged)

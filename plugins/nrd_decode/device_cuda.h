@@ -3,6 +3,8 @@
  */
 #pragma once
 
+#include "decode_problem.h"
+
 #define NRD_DEVICE __device__ __forceinline__
 
 namespace nrd::device

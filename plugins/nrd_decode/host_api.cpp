@@ -3,6 +3,7 @@
  */
 #include "emulated_kernels.h"
 #include "host_reference.h"
+#include "launch_plan.h"
 
 #include <exception>
 #include <string>
@@ -77,4 +78,10 @@ NRD_EXPORT int32_t nrd_emulate_patch_decode_mask(nrd::DecodeProblem const* probl
             nrd::emulatePatchDecodeMask(*problem, mask, static_cast<nrd::MaskType>(maskType),
                 static_cast<nrd::Variant>(variant), prune != 0, seed, {firstBlock, endBlock});
         });
+}
+
+//! Dynamic shared memory in bytes of a launch of `variant`; the logits kernels take as much as those that do not retain.
+NRD_EXPORT int64_t nrd_shared_bytes(nrd::DecodeShape const* shape, int32_t variant)
+{
+    return nrd::sharedBytes(*shape, static_cast<nrd::Variant>(variant));
 }

@@ -68,7 +68,6 @@ NRD_DEVICE void decodeLogits(LogitsArguments const& arguments)
         int32_t const count = atMost(k - firstClass, kCHUNK);
         decodeClasses<Dense>(block, block.logits(), firstClass, count, Shape::kHIDDEN_AT_ONCE && firstClass == 0);
         storeLogits(block, arguments.logits, firstClass, count);
-        device::syncBlock();
     }
 }
 

@@ -124,10 +124,6 @@ private:
             {
                 top.update(logits[k * mBlock.layout.pitch + position], firstClass + k);
             }
-            if (firstClass + kCHUNK < mNumClasses)
-            {
-                device::syncBlock(); // the next chunk takes the place of these logits
-            }
         }
         if (mine)
         {
@@ -217,10 +213,6 @@ private:
                 if (item < items)
                 {
                     scan(best, findMixedRun(item, numMixed), firstClass, count);
-                }
-                if (!mResident)
-                {
-                    device::syncBlock(); // the next chunk takes the place of these logits
                 }
             }
             for (int32_t i = 0; item < items && i < kROWS; ++i)

@@ -274,11 +274,15 @@ def _problem(case: Case) -> tuple[Problem, tuple[np.ndarray, ...]]:
     batch, _, rows, columns = case.theta.shape
     theta, theta_view = _lay_out(_bits(case.theta), case.theta_layout)
     guidance, guidance_view = _lay_out(_bits(case.guidance), case.guidance_layout)
+    problem = Problem(_shape(case), TYPES[case.theta.dtype], batch, rows, columns, theta_view, guidance_view)
+    return problem, (theta, guidance)
+
+
+def _shape(case: Case) -> Shape:
     shape = Shape(case.num_classes, case.hidden, case.guidance_channels, case.patch, case.upsample)
     for index in range(case.patch):
         shape.x_table[index], shape.y_table[index] = float(case.x_table[index]), float(case.y_table[index])
-    problem = Problem(shape, TYPES[case.theta.dtype], batch, rows, columns, theta_view, guidance_view)
-    return problem, (theta, guidance)
+    return shape
 
 
 def _lay_out(array: np.ndarray, layout: Layout) -> tuple[np.ndarray, View]:
@@ -295,3 +299,26 @@ def _lay_out(array: np.ndarray, layout: Layout) -> tuple[np.ndarray, View]:
         memory.reshape(batch, rows, columns, pitch)[..., :channels] = array.transpose(0, 2, 3, 1)
         view = View(memory.ctypes.data, rows * columns * pitch, 1, pitch)
     return memory, view
+
+
+def last_blocks(big: Case, logits: np.ndarray, mask: np.ndarray, variant: int) -> None:
+    """Run only the last block of both emulated kernels, on planar tensors that are not copied."""
+    library, blocks = host_library(), big.theta.shape[0] * big.theta.shape[2] * big.theta.shape[3]
+    shape = _shape(big)
+    views = (_planar_view(tensor) for tensor in (big.theta, big.guidance))
+    batch, _, rows, columns = big.theta.shape
+    problem = ctypes.byref(Problem(shape, TYPES[big.theta.dtype], batch, rows, columns, *views))
+    part = (ctypes.c_uint64(0), ctypes.c_int64(blocks - 1), ctypes.c_int64(blocks))
+    for failed in (
+        library.nrd_emulate_patch_decode(problem, ctypes.c_void_p(logits.ctypes.data), variant, *part),
+        library.nrd_emulate_patch_decode_mask(
+            problem, ctypes.c_void_p(mask.ctypes.data), MASK_TYPES["uint8"], variant, ctypes.c_int32(True), *part
+        ),
+    ):
+        if failed:
+            raise ValueError(library.nrd_host_last_error().decode())
+
+
+def _planar_view(tensor: Tensor) -> View:
+    _, channels, rows, columns = tensor.shape
+    return View(tensor.data_ptr(), channels * rows * columns, rows * columns, 1)

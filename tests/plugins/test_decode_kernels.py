@@ -6,6 +6,7 @@ on shared memory that starts as NaN and ends at a page nobody may touch (plugins
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import replace
 from typing import Any
 
@@ -268,6 +269,34 @@ def test_sizes_that_no_kernel_takes_are_refused(sizes: tuple[int, ...]) -> None:
     for run in (host.host_logits, host.host_mask):
         with pytest.raises(ValueError, match="expected"):
             run(wrong)
+
+
+def test_tensors_of_more_than_2_31_elements() -> None:
+    """The last block of an image whose tensors are mostly untouched memory draws what it draws in a small image."""
+    small = random_case(19, rows=2, columns=2, dtype=torch.float16)
+    batch, rows, columns = 2, 2100, 1024
+    channels = small.theta.shape[1]
+    big = replace(
+        small,
+        theta=_untouched((batch, channels, rows, columns), torch.float16),
+        guidance=_untouched((batch, 16, 8 * rows, 8 * columns), torch.float16),
+    )
+    logits = _untouched(big.logits_shape, torch.float16)
+    mask = _untouched(big.mask_shape, torch.uint8)
+    assert min(tensor.numel() for tensor in (big.theta, big.guidance, logits, mask)) > 2**31
+    big.theta[-1, :, -1, -1] = small.theta[-1, :, -1, -1]
+    big.guidance[-1, :, -8:, -8:] = small.guidance[-1, :, -8:, -8:]
+    host.last_blocks(big, logits.view(torch.int16).numpy(), mask.numpy(), host.SIMT)
+    assert torch.equal(logits[-1, :, -8:, -8:], host.host_logits(small)[-1, :, -8:, -8:])
+    assert np.array_equal(mask[-1, -30:, -30:].numpy(), host.host_mask(small, mask_type="uint8")[-1, -30:, -30:])
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory until they are written."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    no_reserve = 0x4000  # of Linux
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    return torch.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
 @pytest.fixture(scope="module")
