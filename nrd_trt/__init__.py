@@ -68,20 +68,27 @@ def load_model(path: str | Path, **options: Any) -> Segmentor:
     return load_trained(Path(path), **options)
 
 
-def open_bundle(path: str | Path, *, runner: str = "auto", threads: int | None = None) -> Predictor:
+def open_bundle(
+    path: str | Path, *, runner: str = "auto", threads: int | None = None, plugin: str | Path | None = None
+) -> Predictor:
     """Open a bundle for prediction: ``open_bundle(path).predict(rgb (H, W, 3) uint8) -> (H, W) uint8``.
 
     Args:
         path: A ``NAME.nrd`` folder.
         runner: ``"auto"``, ``"onnxruntime"`` or ``"tensorrt"``.
         threads: CPU threads; None leaves the choice to the backend.
+        plugin: Library of a plan that was built with ``--decode plugin``; None looks for it.
 
     Returns:
         A predictor; it may be used as a context manager and closes itself otherwise.
 
     Raises:
         BundleError: A file of the bundle was changed or is missing.
+        PluginError: The library asked for is not that of the build, or cannot be used here.
     """
+    from pathlib import Path
+
     from nrd_trt.runtime.predictor import Predictor
 
-    return Predictor(path, runner=runner, threads=threads)
+    library = None if plugin is None else Path(plugin)
+    return Predictor(path, runner=runner, threads=threads, plugin=library)

@@ -19,6 +19,10 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Fit = Literal["resize", "pad", "letterbox"]
 InputForm = Literal["uint8", "float"]
 
+MASK_ENCODINGS = ("uint8", "u8x4")
+MaskEncoding = Literal["uint8", "u8x4"]
+"""How a graph gives the mask: one byte per pixel, or four neighbours of a row in one int32, the first lowest."""
+
 
 def nearest_size(size_hw: tuple[int, int]) -> tuple[int, int]:
     """Return the size of multiples of 32 nearest to `size_hw` (at least 32x32)."""

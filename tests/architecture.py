@@ -34,7 +34,7 @@ _MAY_IMPORT: dict[str, set[str]] = {
     "runtime": _LEAVES | {"data", "decode", "graph", "engine", "model"},
     "validate": _LEAVES | {"runtime.base"},
     "benchmark": _LEAVES | {"runtime.base"},
-    "doctor": _LEAVES | {"engine.compat", "zoo"},
+    "doctor": _LEAVES | {"engine.compat", "engine.plugins", "zoo"},
     "zoo": _LEAVES,
     "train": _LEAVES | {"data", "decode", "model", "validate", "zoo"},
     PACKAGE: _LEAVES | {"model", "runtime"},

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from email.message import Message
 from email.parser import Parser
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import nrd_trt
+from nrd_trt.decode.extension import source_files
 from nrd_trt.engine.compat import FLAVOURS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +62,40 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
     zoo = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/zoo").glob("*") if path.is_file()}
     planted = {"nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md"}
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert held == modules | zoo | planted | {"nrd_trt/py.typed"}
+    assert held == modules | zoo | planted | {"nrd_trt/py.typed"} | _kernel_files()
+
+
+def _kernel_files() -> set[str]:
+    """What PyTorch's extension loader needs of ``plugins/``, as it lies in the package."""
+    kernels = ROOT / "plugins/nrd_decode"
+    found = [*kernels.glob("*.cu"), *kernels.glob("*.h"), *(kernels / "torch").iterdir()]
+    return {f"nrd_trt/_{path.relative_to(ROOT).as_posix()}" for path in found}
+
+
+def test_kernels_compile_from_the_wheel_alone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Every local header that a compiled file includes, directly or by way of others, is in the wheel."""
+    wheel.extractall(tmp_path)
+    folder = tmp_path / "nrd_trt/_plugins"
+    waiting, seen = source_files(folder), set[Path]()
+    assert {path.name for path in waiting} >= {"decode_kernel.cu", "binding.cpp"}
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        included = re.findall(r'^#include "(.+)"$', path.read_text(encoding="utf-8"), re.MULTILINE)
+        waiting += {(path.parent / name).resolve() for name in included} - seen
+    assert folder / "nrd_decode/decode_problem.h" in seen
+
+
+def test_installed_package_finds_its_kernels(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path)
+    code = "from nrd_trt.decode.sources import kernel_sources; print(kernel_sources())"
+    command = [sys.executable, "-c", code]
+    run = partial(
+        subprocess.run, command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert run().stdout.strip() == str(tmp_path / "nrd_trt/_plugins")
+    (tmp_path / "nrd_trt/_plugins/nrd_decode/decode_kernel.h").unlink()
+    assert "PluginError: kernel sources: expected" in run().stderr
 
 
 def test_wheel_holds_no_pixels(wheel: zipfile.ZipFile) -> None:

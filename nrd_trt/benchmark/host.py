@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _CPUINFO = Path("/proc/cpuinfo")
+_DRIVER = Path("/proc/driver/nvidia/version")
 _BOARD = Path("/proc/device-tree/model")  # Arm kernels name the board and not the processor
 
 
@@ -35,6 +36,12 @@ def cpu_model() -> str | None:
     found = re.search(r"^model name\s*:\s*(.+)$", _text(_CPUINFO), re.MULTILINE)
     name = found[1] if found else _text(_BOARD).rstrip("\0")
     return name.strip() or platform.processor() or None
+
+
+def nvidia_driver() -> str | None:
+    """Return the version of the loaded NVIDIA driver, or None where there is none (or a Jetson's does not tell)."""
+    found = re.search(r"Kernel Module.*?\s(\d{3}\.[\d.]+)", _text(_DRIVER))
+    return found[1] if found else None
 
 
 def _text(path: Path) -> str:

@@ -11,7 +11,7 @@ from nrd_trt.cli import common
 
 
 def benchmark_command(
-    targets: Annotated[list[Path], typer.Argument(metavar="NAME.nrd|CKPT…", help="What to time.")],
+    targets: Annotated[list[Path] | None, typer.Argument(metavar="NAME.nrd|CKPT…", help="What to time.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Time several targets in turn; ratios are against the first.")
     ] = False,
@@ -22,6 +22,7 @@ def benchmark_command(
     batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Images per call.")] = 1,
     size: common.Size = None,
     runner: common.Runner = "auto",
+    plugin: common.Plugin = None,
     threads: common.Threads = None,
     copies: Annotated[
         bool | None,
@@ -33,22 +34,42 @@ def benchmark_command(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the distribution of the latencies.")
     ] = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Time the decode's kernels alone, on a GPU, against other forms.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With --decode: fewer cases.")] = False,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE.md", help="With --decode: also write the tables.")
+    ] = None,
     force: common.Force = False,
     as_json: common.Json = False,
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
 ) -> None:
     """Time one image from RGB to mask; checkpoints run in eager PyTorch."""
+    from nrd_trt.cli.decode_benchmark import run_decode_benchmark
     from nrd_trt.errors import ConfigError
     from nrd_trt.pipeline.benchmark import BenchmarkRequest, benchmark_targets
     from nrd_trt.specs import parse_size
 
+    if decode:
+        options = {"--compare": compare, "--batch": batch != 1, "--size": size, "--plugin": plugin, "--plot": plot}
+        given = [name for name, value in options.items() if value]
+        if targets or given or runner != "auto":
+            raise ConfigError(f"--decode: its cases are fixed; leave out {', '.join(given) or 'targets and --runner'}.")
+        run_decode_benchmark(quick=quick, markdown=markdown, force=force, as_json=as_json, quiet=quiet)
+        return
+    if quick or markdown is not None:
+        raise ConfigError("--quick and --markdown: expected together with --decode; add it or leave them out.")
+    if not targets:
+        raise ConfigError("benchmark: expected a bundle or a checkpoint to time, or --decode; got none.")
     if len(targets) > 1 and not compare:
         raise ConfigError("several targets: give --compare to time them in turn.")
     results = benchmark_targets(
         BenchmarkRequest(
             targets=targets,
             runner=runner,
+            plugin=plugin,
             warmup=warmup,
             runs=runs,
             batch=batch,

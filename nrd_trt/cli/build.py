@@ -17,13 +17,20 @@ def build_command(
     precision: common.PrecisionOption = None,
     input_form: common.InputOption = None,
     output: common.OutputForm = None,
+    mask_encoding: common.MaskEncodingOption = None,
     size: common.Size = None,
     dynamic: common.Dynamic = None,
     batch: common.Batch = None,
     builder: Annotated[
         str, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
     ] = "auto",
-    decode: Annotated[str, typer.Option("--decode", metavar="FORM", help="auto, plugin or onnx.")] = "auto",
+    decode: Annotated[
+        str,
+        typer.Option(
+            "--decode", metavar="FORM", help="auto (the plugin where it fits), plugin or onnx (the function)."
+        ),
+    ] = "auto",
+    plugin: common.Plugin = None,
     data: common.Data = None,
     labels: common.Labels = None,
     ignore_index: common.IgnoreIndex = None,
@@ -74,10 +81,13 @@ def build_command(
     request = BuildRequest(
         source=source,
         output=output_path,
-        form=common.form_request(input_form=input_form, output=output, size=size, dynamic=dynamic, batch=batch),
+        form=common.form_request(
+            input_form=input_form, output=output, mask_encoding=mask_encoding, size=size, dynamic=dynamic, batch=batch
+        ),
         precision=common.choice("--precision", precision, PRECISIONS),
         builder=builder,
         decode=decode,
+        plugin=plugin,
         checkpoint=checkpoint,
         checkpoint_options=common.CheckpointFacts(
             num_classes=num_classes,

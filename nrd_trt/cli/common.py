@@ -21,6 +21,7 @@ import typer
 
 from nrd_trt.errors import ConfigError, NrdTrtError
 from nrd_trt.model import require_torch
+from nrd_trt.specs import MASK_ENCODINGS
 
 if TYPE_CHECKING:
     from nrd_trt.model.recognise import CheckpointOptions
@@ -139,6 +140,14 @@ InputOption = Annotated[
 OutputForm = Annotated[
     str | None, typer.Option("--output", metavar="mask|logits|both", help="Outputs of the graph (default mask).")
 ]
+MaskEncodingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mask-encoding",
+        metavar="uint8|u8x4",
+        help="u8x4: four pixels in one int32, for the runners of nrd_trt only (default uint8).",
+    ),
+]
 Size = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Fixed size, multiples of 32.")]
 Dynamic = Annotated[
     str | None, typer.Option("--dynamic", metavar="MIN:OPT:MAX", help="Range of sizes, each HxW in multiples of 32.")
@@ -156,6 +165,12 @@ FitOption = Annotated[
 ]
 Runner = Annotated[
     str, typer.Option("--runner", metavar="NAME", help="auto, torch, onnxruntime, tensorrt or tensorrt-rtx.")
+]
+Plugin = Annotated[
+    Path | None,
+    typer.Option(
+        "--plugin", metavar="FILE", help="Plugin library (default NRD_TRT_PLUGIN, plugins/build, the loader's path)."
+    ),
 ]
 MinAgreement = Annotated[
     float | None, typer.Option("--min-agreement", metavar="0-1", help="Gate: share of equal pixels.")
@@ -217,7 +232,13 @@ class CheckpointFacts:
 
 
 def form_request(
-    *, input_form: str | None, output: str | None, size: str | None, dynamic: str | None, batch: str | None
+    *,
+    input_form: str | None,
+    output: str | None,
+    mask_encoding: str | None,
+    size: str | None,
+    dynamic: str | None,
+    batch: str | None,
 ) -> FormRequest:
     """Collect the form of the exported file."""
     from nrd_trt.pipeline.request import FormRequest
@@ -225,6 +246,7 @@ def form_request(
     return FormRequest(
         input_form=choice("--input", input_form, ("uint8", "float")),
         output=choice("--output", output, ("mask", "logits", "both")),
+        mask_encoding=choice("--mask-encoding", mask_encoding, MASK_ENCODINGS),
         size=size,
         dynamic=dynamic,
         batch=batch,

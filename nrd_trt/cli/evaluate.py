@@ -19,6 +19,7 @@ def evaluate_command(
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")],
     labels: common.Labels = None,
     runner: common.Runner = "auto",
+    plugin: common.Plugin = None,
     ignore_index: common.IgnoreIndex = None,
     fit: common.FitOption = None,
     size: Annotated[
@@ -45,6 +46,7 @@ def evaluate_command(
             size_hw=parse_size(size) if size else None,
             checkpoint_options=common.CheckpointFacts(dilations=dilations, output_stride=output_stride).options(),
             runner=runner,
+            plugin=plugin,
             threads=threads,
             progress=not quiet,
         )

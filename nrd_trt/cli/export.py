@@ -17,6 +17,7 @@ def export_command(
     precision: common.PrecisionOption = None,
     input_form: common.InputOption = None,
     output: common.OutputForm = None,
+    mask_encoding: common.MaskEncodingOption = None,
     size: common.Size = None,
     dynamic: common.Dynamic = None,
     batch: common.Batch = None,
@@ -44,7 +45,9 @@ def export_command(
     from nrd_trt.pipeline.request import BuildRequest, samples_for
     from nrd_trt.pipeline.sources import export_checkpoint
 
-    form = common.form_request(input_form=input_form, output=output, size=size, dynamic=dynamic, batch=batch)
+    form = common.form_request(
+        input_form=input_form, output=output, mask_encoding=mask_encoding, size=size, dynamic=dynamic, batch=batch
+    )
     chosen: Precision = common.choice("--precision", precision, PRECISIONS) or "fp32"
     check_absent(output_path, force=force)
     options = common.CheckpointFacts(

@@ -25,6 +25,7 @@ Lines = Iterator[tuple[str, str | None]]
 
 def inspect_command(
     path: Annotated[Path, typer.Argument(metavar="NAME.nrd|PLAN|m.onnx", help="What to look into.")],
+    plugin: common.Plugin = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer, not only their numbers.")] = False,
     as_json: common.Json = False,
     verbose: common.Verbose = False,
@@ -37,7 +38,8 @@ def inspect_command(
     from nrd_trt.engine.compat import stderr_message
     from nrd_trt.pipeline.inspect import inspect_path
 
-    found = inspect_path(path, on_message=stderr_message if verbose else lambda severity, text: None)
+    on_message = stderr_message if verbose else lambda severity, text: None
+    found = inspect_path(path, plugin=plugin, on_message=on_message)
     if as_json:
         common.print_json(found)
     else:
@@ -69,7 +71,8 @@ def _made(bundle: dict[str, Any]) -> Lines:
     digest = f", SHA-256 {_short(checkpoint['sha256'])}" if checkpoint.get("sha256") else ""
     yield "from", f"{source}{digest}"
     made = f"{builder['name']} {builder['version']}" if builder["version"] else "ONNX Runtime: no plan"
-    yield "builder", f"{made}; nrd_trt {bundle['nrd_trt']} on {builder['os']} {builder['machine']}"
+    decode = {"plugin": "; decode by the plugin", "onnx": "; decode by the function", "none": ""}[bundle["decode"]]
+    yield "builder", f"{made}; nrd_trt {bundle['nrd_trt']} on {builder['os']} {builder['machine']}{decode}"
     if builder["version"]:
         targets = ", ".join(builder["compute_capabilities"]) or "the builder's default"
         yield "for", f"GPU {builder['gpu'] or 'not recorded'}, driver {builder['driver'] or '–'}; targets {targets}"
@@ -128,12 +131,29 @@ def _precision(found: dict[str, Any]) -> Lines:
     for number, profile in enumerate(found["profiles"] or []):
         for name, sizes in profile.items():
             yield f"profile {number}", f"{name} {_range(sizes)}"
-    yield "plugin", str(found["plugin"] or _without_plugin(found))
+    if found["plugin"]:
+        yield from (("plugin", line) for line in _with_plugin(found["plugin"]))
+    else:
+        yield "plugin", _without_plugin(found)
+
+
+def _with_plugin(plugin: dict[str, Any]) -> Iterator[str]:
+    """Say what is known of the plugin: of a bundle its library, of a plan alone its layers."""
+    if "layers" in plugin:
+        yield f"runs {', '.join(plugin['layers'])}; a plan alone does not tell of which library"
+        return
+    code = [*(f"sm_{sm}" for sm in plugin["architectures"]), *(f"compute_{sm}" for sm in plugin["ptx"])]
+    yield f"{plugin['file']} {plugin['version']}, kernel revision {plugin['kernel_revision']}"
+    yield f"for TensorRT {plugin['tensorrt']}, CUDA {plugin['cuda']}, {' '.join(code)}"
+    yield f"SHA-256 {plugin['sha256']}"
 
 
 def _without_plugin(found: dict[str, Any]) -> str:
     """Say what does the decode where no plugin does."""
-    functions = [function["name"] for function in (found["onnx"] or {}).get("functions", [])]
+    onnx = found["onnx"] or {}
+    functions = [function["name"] for function in onnx.get("functions", [])]
+    if lone := [node["op"] for node in onnx.get("plugin_nodes", []) if node["op"] not in functions]:
+        return f"needed: the ONNX file has no function {', '.join(lone)}"
     if functions:
         return f"none needed: {', '.join(functions)} is a function of the ONNX file"
     return "none" if found["onnx"] else "not told"
@@ -158,6 +178,8 @@ def _network(metadata: dict[str, Any] | None, bundle: dict[str, Any] | None) -> 
         f"{info['channel_order'].upper()}, mean {mean}, std {std}"
         + ("; in the graph, give uint8 RGB" if metadata["input_form"] == "uint8" else "; before the graph"),
     )
+    if metadata["mask_encoding"] != "uint8":
+        yield "mask", f"{metadata['mask_encoding']}: four pixels in one int32, which the runners of nrd_trt unpack"
     if bundle:
         yield "image fit", bundle["fit"]
     ignored = f"; label {info['ignore_index']} is ignored" if info["ignore_index"] is not None else ""

@@ -23,6 +23,7 @@ def predict_command(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write the image with the mask over it.")] = False,
     opacity: Annotated[float, typer.Option("--opacity", min=0, max=1, help="Of the mask in the overlay.")] = 0.6,
     runner: common.Runner = "auto",
+    plugin: common.Plugin = None,
     force: common.Force = False,
     threads: common.Threads = None,
     as_json: common.Json = False,
@@ -36,7 +37,7 @@ def predict_command(
     images = list_images(source) if source.is_dir() else [source]
     targets = [_outputs(image, output_path, overlay=overlay) for image in images]
     _check_targets(images, [path for paths in targets for path in paths], force=force)
-    with Predictor(bundle, runner=runner, threads=threads) as predictor:
+    with Predictor(bundle, runner=runner, threads=threads, plugin=plugin) as predictor:
         files, latencies = [], []
         for image, target in zip(images, targets, strict=True):
             latencies.append(_predict_one(predictor, image, target, opacity))

@@ -22,6 +22,7 @@ def validate_command(
     min_agreement: common.MinAgreement = None,
     max_miou_drop: common.MaxMiouDrop = None,
     runner: common.Runner = "auto",
+    plugin: common.Plugin = None,
     threads: common.Threads = None,
     as_json: common.Json = False,
     verbose: common.Verbose = False,
@@ -41,6 +42,7 @@ def validate_command(
             min_agreement=min_agreement,
             max_miou_drop=max_miou_drop,
             runner=runner,
+            plugin=plugin,
             threads=threads,
             progress=not quiet,
         )

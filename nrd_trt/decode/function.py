@@ -22,8 +22,7 @@ LOGITS_OP = "NrdPatchDecode"
 MASK_OP = "NrdPatchDecodeMask"
 OPSET = 19
 
-MaskType = Literal["int32", "half"]
-_MASK_ELEMENT = {"int32": onnx.TensorProto.INT32, "half": onnx.TensorProto.FLOAT16}
+MaskType = Literal["int32", "half", "u8x4"]
 
 _SIGNATURE = "num_classes, hidden, guidance_channels, patch, x_table, y_table, plugin_namespace, plugin_version"
 
@@ -87,8 +86,42 @@ _MASK_BODY = """
   scales = Constant <value = float[4] {{1.0, 1.0, {s}.0, {s}.0}}> ()
   enlarged = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (logits, no_roi, scales)
   index = ArgMax <axis = 1, keepdims = 0> (enlarged)
+"""
+
+_CAST_BODY = """
   classes = Cast <to = {element}> (index)
 """
+
+# Four neighbours of a row in one int32, the first in the lowest byte. The highest byte is made negative from 128 on, so
+# that no step overflows; TensorRT's parser has no bit operators.
+_PACK_BODY = """
+  indices = Cast <to = {element}> (index)
+  fours_shape = Constant <value = int64[4] {{0, 0, -1, 4}}> ()
+  fours = Reshape (indices, fours_shape)
+  ones = Constant <value = int64[4] {{1, 1, 1, 1}}> ()
+  byte0, byte1, byte2, byte3 = Split <axis = 3> (fours, ones)
+  largest = Constant <value = int32[1] {{127}}> ()
+  turn = Constant <value = int32[1] {{256}}> ()
+  is_negative = Greater (byte3, largest)
+  below_zero = Sub (byte3, turn)
+  signed3 = Where (is_negative, below_zero, byte3)
+  place1 = Constant <value = int32[1] {{256}}> ()
+  place2 = Constant <value = int32[1] {{65536}}> ()
+  place3 = Constant <value = int32[1] {{16777216}}> ()
+  placed1 = Mul (byte1, place1)
+  placed2 = Mul (byte2, place2)
+  placed3 = Mul (signed3, place3)
+  sum01 = Add (byte0, placed1)
+  sum012 = Add (sum01, placed2)
+  words = Add (sum012, placed3)
+  classes = Squeeze (words, last)
+"""
+
+_MASK_ENDING: dict[MaskType, tuple[str, int]] = {
+    "int32": (_CAST_BODY, onnx.TensorProto.INT32),
+    "half": (_CAST_BODY, onnx.TensorProto.FLOAT16),
+    "u8x4": (_PACK_BODY, onnx.TensorProto.INT32),
+}
 
 
 def logits_function(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray) -> onnx.FunctionProto:
@@ -106,9 +139,13 @@ def logits_function(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray) 
 def mask_function(
     spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, mask_type: MaskType = "half"
 ) -> onnx.FunctionProto:
-    """Return ``nrd.NrdPatchDecodeMask(theta, guidance) -> classes (B, s·f·h, s·f·w)`` of type `mask_type`."""
+    """Return ``nrd.NrdPatchDecodeMask(theta, guidance) -> classes (B, s·f·h, s·f·w)`` of type `mask_type`.
+
+    ``"u8x4"`` gives int32 ``(B, s·f·h, s·f·w / 4)``: four indices of a row in the bytes of each, the first lowest.
+    """
     constants = _constants(spec, x_table, y_table)
-    body = (_DECODE_BODY + _MASK_BODY).format(**constants, s=spec.upsample, element=_MASK_ELEMENT[mask_type])
+    ending, element = _MASK_ENDING[mask_type]
+    body = (_DECODE_BODY + _MASK_BODY + ending).format(**constants, s=spec.upsample, element=element)
     return _parse(MASK_OP, f"{_SIGNATURE}, upsample, mask_type", "classes", body)
 
 

@@ -31,7 +31,7 @@ def patch_decode(theta: Tensor, guidance: Tensor, x_table: Tensor, y_table: Tens
     Raises:
         ShapeError: theta or guidance does not have the shape above.
     """
-    _check(theta, guidance, spec)
+    check_shapes(theta, guidance, spec)
     batch, _, h, w = theta.shape
     k, d, m, f = spec.num_classes, spec.hidden, spec.guidance_channels, spec.patch
     patches = batch * h * w
@@ -53,7 +53,10 @@ def upsample(logits: Tensor, scale: int) -> Tensor:
     return functional.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
-def _check(theta: Tensor, guidance: Tensor, spec: DecodeSpec) -> None:
+def check_shapes(theta: Tensor, guidance: Tensor, spec: DecodeSpec) -> None:
+    """Raise `ShapeError` unless theta and guidance have the shapes that `patch_decode` takes."""
+    if theta.ndim != 4:
+        raise ShapeError(f"patch_decode: expected theta (B, P, h, w), got {tuple(theta.shape)}.")
     batch, _, h, w = theta.shape
     want_theta = (batch, spec.theta_channels, h, w)
     want_guidance = (batch, spec.guidance_channels, spec.patch * h, spec.patch * w)

@@ -1,4 +1,4 @@
-"""Packages: PyTorch, ONNX, ONNX Runtime, the TensorRT flavours, CUDA bindings, the plugin library.
+"""Packages: PyTorch, ONNX, ONNX Runtime, the TensorRT flavours, CUDA bindings.
 
 Installed versions come from their metadata; what must be asked of a package itself is asked of a child process.
 """
@@ -6,10 +6,8 @@ Installed versions come from their metadata; what must be asked of a package its
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from nrd_trt.doctor.gpu import DRIVER_OF_CUDA, Graphics
@@ -97,7 +95,7 @@ def find_torch(machine: Machine) -> Torch:
     version = machine.version_of("torch")
     if version is None:
         return Torch()
-    answer, error = _answer(machine.run([machine.python, "-c", _ASK_TORCH]))
+    answer, error = answer_of(machine.run([machine.python, "-c", _ASK_TORCH]))
     return Torch(version=version, error=error) if error else Torch(**answer)
 
 
@@ -106,12 +104,12 @@ def find_ort(machine: Machine) -> Ort:
     version = machine.first_version("onnxruntime", "onnxruntime-gpu")
     if version is None:
         return Ort()
-    answer, error = _answer(machine.run([machine.python, "-c", _ASK_ORT]))
+    answer, error = answer_of(machine.run([machine.python, "-c", _ASK_ORT]))
     return Ort(version=version, error=error) if error else Ort(version=version, providers=tuple(answer["providers"]))
 
 
-def _answer(output: str | None) -> tuple[dict[str, Any], str | None]:
-    """Return what a child process printed as JSON on its last line, or what went wrong."""
+def answer_of(output: str | None) -> tuple[dict[str, Any], str | None]:
+    """Return what a child process printed as JSON on its last line, and what went wrong."""
     lines = (output or "").strip().splitlines()
     if not lines:
         return {}, "it did not answer in time, or ended the process that imported it"
@@ -132,7 +130,7 @@ def find_flavour(machine: Machine, name: str, graphics: Graphics) -> Flavour:
         return _judged(Flavour(name=name, version=version, cuda_major=major, why=""), graphics, knows_gpu=None)
     capability = graphics.gpus[0].compute_capability if graphics.gpus else None
     command = [machine.python, "-m", "nrd_trt.doctor.trial", name, *([capability] if capability else [])]
-    answer, error = _answer(machine.run(command))
+    answer, error = answer_of(machine.run(command))
     if error or answer["version"] is None:
         why = f"installed, and cannot be imported: {error or answer['error']}"
         return Flavour(name=name, version=version, cuda_major=major, why=why)
@@ -284,35 +282,6 @@ def binding_row(machine: Machine, graphics: Graphics) -> Row:
         return Row(name="CUDA binding", status="n/a", found="not installed; nothing to use it with")
     pin = "'cuda-python>=12.6,<13'" if graphics.cuda and graphics.cuda[0] < 13 else "'cuda-python>=13,<14'"
     return Row(name="CUDA binding", status="missing", found="not installed", remedy=f"pip install {pin}")
-
-
-def plugin_row(machine: Machine) -> Row:
-    """Look for the plugin library where a build would: the variable, the checkout, the loader's path."""
-    name, given = "Plugin library", machine.environ.get("NRD_TRT_PLUGIN")
-    if given and not Path(given).is_file():
-        return Row(
-            name=name,
-            status="missing",
-            found=f"NRD_TRT_PLUGIN={given}: no such file",
-            remedy="unset NRD_TRT_PLUGIN   (or set it to the library's path)",
-        )
-    found = given or _plugin_in(machine)
-    use = "this version loads no plugin and decodes in the ONNX graph, with the same masks"
-    if found:
-        return Row(name=name, status="limited", found=f"{found}; {use}")
-    tried = ["NRD_TRT_PLUGIN", *([f"{machine.checkout}/plugins/build"] if machine.checkout else []), "loader path"]
-    return Row(name=name, status="n/a", found=f"none ({', '.join(tried)}); {use}")
-
-
-def _plugin_in(machine: Machine) -> str | None:
-    """Return the first library found in the checkout, in LD_LIBRARY_PATH or by the loader."""
-    folders = [machine.checkout / "plugins" / "build"] if machine.checkout else []
-    folders += [Path(part) for part in machine.environ.get("LD_LIBRARY_PATH", "").split(":") if part]
-    for folder in folders:
-        if libraries := sorted(folder.glob("**/libnrd*.so*")):
-            return str(libraries[0])
-    listed = re.search(r"^\s*libnrd\S*\.so\S* .*=> (\S+)$", machine.run(["ldconfig", "-p"]) or "", re.MULTILINE)
-    return listed[1] if listed else None
 
 
 def needed_cuda(torch: Torch, flavours: Mapping[str, Flavour]) -> dict[str, int]:

@@ -5,6 +5,7 @@ TensorRT itself is behind `nrd_trt.engine.compat`.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -21,9 +22,12 @@ from onnx import TensorProto
 from tqdm import tqdm
 
 from nrd_trt.engine.compat import ConfigOptions, MessageLog, PhaseMonitor, TensorRT, load_tensorrt
+from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.engine.timing_cache import read_timing_cache, write_timing_cache
 from nrd_trt.errors import BuildError
+from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.graph.strip import only_functions, strip_functions
 from nrd_trt.specs import InputShape
 
 _TYPE_NAMES = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.BFLOAT16: "bf16"}
@@ -61,6 +65,7 @@ class BuildOptions:
     Attributes:
         flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         config: Builder settings.
+        plugin: Checked library whose plugins compute the decode; None takes the functions of the file.
         timing_cache: File read before and written after the build, or None.
         progress: Show a progress bar on stderr for builds over two seconds.
         gpu: Name of the GPU, or None where it is not known; a timing cache of another one is not used.
@@ -70,6 +75,7 @@ class BuildOptions:
 
     flavour: str
     config: ConfigOptions = field(default_factory=ConfigOptions)
+    plugin: PluginLibrary | None = None
     timing_cache: Path | None = None
     gpu: str | None = None
     driver: str | None = None
@@ -86,17 +92,20 @@ def build_engine(model: onnx.ModelProto, options: BuildOptions) -> Engine:
 
     Raises:
         MissingDependencyError: The flavour is not installed.
-        BuildError: The file cannot be parsed or built, or a layer did not get the type that the file asks for.
+        BuildError: The file cannot be parsed or built, a layer did not get the type that the file asks for, or the
+            decode not the form that was asked for.
+        PluginError: The plugin library is refused.
         KeyboardInterrupt: Ctrl-C; the builder stops at its next step.
     """
     tensorrt, facts = load_tensorrt(options.flavour), read_facts(model)
     log = tensorrt.log(options.on_message)
     builder = tensorrt.builder(log)
     network = tensorrt.network(builder)
-    tensorrt.parse(network, model.SerializeToString(), log)
+    tensorrt.parse(network, _handed_over(model, tensorrt, options.plugin).SerializeToString(), log)
     tensorrt.record_errors(builder, network, log)
     layers = tensorrt.layer_types(network)
     check_types(model, layers, facts.precision)
+    check_decode(model, tensorrt.plugin_layers(network), plugin=options.plugin is not None)
     config = tensorrt.config(builder, options.config)
     _add_profile(builder, config, facts)
     with _timing_cache(tensorrt, config, options):
@@ -130,6 +139,38 @@ def check_types(model: onnx.ModelProto, layers: list[dict[str, str]], precision:
             f"precision {precision} was asked for and is not what the engine would get: {listed}. "
             "Build from the checkpoint, or report this file."
         )
+
+
+def check_decode(model: onnx.ModelProto, plugin_layers: list[str], *, plugin: bool) -> None:
+    """Raise `BuildError` unless every decode node of the file became a plugin, or none did.
+
+    Args:
+        model: The file.
+        plugin_layers: Names of the network's plugin layers, which are those of the nodes.
+        plugin: Whether plugins were asked for.
+    """
+    nodes = decode_nodes(model)
+    patterns = {node.name: re.compile(rf"{re.escape(node.name)}(?!\w*[A-Za-z])") for node in nodes}
+    taken = [name for name, pattern in patterns.items() if any(map(pattern.search, plugin_layers))]
+    wanted = [node.name for node in nodes] if plugin else []
+    if taken != wanted:
+        form = "plugin" if plugin else "onnx"
+        raise BuildError(
+            f"--decode {form} was asked for and is not what the engine would get: expected "
+            f"{', '.join(wanted) or 'no decode node'} to be run by a plugin, got {', '.join(taken) or 'none'}. "
+            f"Use --decode {'onnx' if plugin else 'plugin'}, or report this with the output of -v."
+        )
+
+
+def _handed_over(model: onnx.ModelProto, tensorrt: TensorRT, plugin: PluginLibrary | None) -> onnx.ModelProto:
+    """Return the file in the form that the parser must see to take the plugins, or not to take any."""
+    if plugin is None:
+        return only_functions(model) if tensorrt.takes_plugins else model
+    load_plugin(plugin, tensorrt)
+    if tensorrt.parser_prefers_plugin:
+        return model
+    present = {function.name for function in model.functions}
+    return strip_functions(model, {node.op_type for node in decode_nodes(model)} & present)
 
 
 @contextmanager

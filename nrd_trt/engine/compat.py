@@ -11,6 +11,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -98,7 +99,25 @@ class TensorRT:
 
         Where it is not, `nrd_trt.graph.strip` takes the function out. TensorRT-RTX never gets a plugin.
         """
-        return self.flavour != "tensorrt-rtx" and version_numbers(self.version) >= _PREFERS_PLUGIN_SINCE
+        return self.takes_plugins and version_numbers(self.version) >= _PREFERS_PLUGIN_SINCE
+
+    @property
+    def takes_plugins(self) -> bool:
+        """Whether plugins of ours may be loaded; TensorRT-RTX's parser ends the process when it meets one."""
+        return self.flavour != "tensorrt-rtx"
+
+    def has_creator(self, name: str, version: str, namespace: str) -> bool:
+        """Whether a plugin of this name can be made in this process."""
+        registry = self.trt.get_plugin_registry()
+        return registry is not None and registry.get_creator(name, version, namespace) is not None
+
+    def load_plugin_library(self, path: Path) -> bool:
+        """Open a library and register the creators that it exports; False where TensorRT refuses it.
+
+        It refuses a library too when one of its creators is registered already.
+        """
+        registry = self.trt.get_plugin_registry()
+        return registry is not None and registry.load_library(str(path)) is not None
 
     def log(self, on_message: Callable[[str, str], None]) -> MessageLog:
         """Make a log that hands ``(severity, text)`` to `on_message` and keeps warnings and errors."""
@@ -213,6 +232,11 @@ class TensorRT:
     def layer_types(self, network: Any) -> list[dict[str, str]]:
         """Return name, kind and output type of every layer of a parsed network."""
         return [_layer_record(network.get_layer(index)) for index in range(network.num_layers)]
+
+    def plugin_layers(self, network: Any) -> list[str]:
+        """Return the names of the layers of a parsed network that plugins of the third interface run."""
+        layers = (network.get_layer(index) for index in range(network.num_layers))
+        return [layer.name for layer in layers if layer.type == self.trt.LayerType.PLUGIN_V3]
 
     def _member(self, enum: str, name: str) -> Any:
         member = getattr(getattr(self.trt, enum, None), name, None)

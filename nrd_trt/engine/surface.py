@@ -17,7 +17,7 @@ from nrd_trt.engine.compat import version_numbers
 
 # `name` is read, `name=` is set, `name(2)` is called with two arguments, `@name(2)` is our override, called with two.
 _NAMES: dict[str, tuple[str, ...]] = {
-    "": ("__version__",),
+    "": ("__version__", "get_plugin_registry(0)"),
     "Builder": (
         "__init__(1)",
         "build_serialized_network(2)",
@@ -83,11 +83,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "INetworkDefinition": ("error_recorder=", "get_layer(1)", "num_layers"),
     "IOptimizationProfile": ("set_shape(4)",),
     "IOutputAllocator": ("@notify_shape(2)", "@reallocate_output(4)", "@reallocate_output_async(5)", "__init__(0)"),
+    "IPluginRegistry": ("get_creator(3)", "load_library(1)"),
     "IProgressMonitor": ("@phase_finish(1)", "@phase_start(3)", "@step_complete(2)", "__init__(0)"),
     "ITensor": ("dtype",),
     "ITimingCache": ("serialize(0)",),
     "LayerInformationFormat": ("JSON",),
-    "LayerType": ("name",),
+    "LayerType": ("PLUGIN_V3", "name"),
     "MemoryPoolType": ("WORKSPACE",),
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
     "OnnxParser": ("__init__(2)", "get_error(1)", "num_errors", "parse(1)"),

@@ -19,11 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nrd_trt.decode import function
-from nrd_trt.errors import ExportError
+from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.export.adapter import LogitsAdapter, PatchAdapter
 from nrd_trt.graph.metadata import GraphFacts, write_facts
 from nrd_trt.model.network import Segmentor
-from nrd_trt.specs import STRIDE, InputForm, InputShape, ModelInfo, Range
+from nrd_trt.specs import STRIDE, InputForm, InputShape, MaskEncoding, ModelInfo, Range
 
 _IR_VERSION = 9  # the one that goes with opset 19
 
@@ -35,10 +35,12 @@ class ExportOptions:
     Attributes:
         shape: Batch and size, each fixed or a range.
         input_form: ``"uint8"``: NHWC RGB with the normalisation in the graph; ``"float"``: NCHW normalised float32.
+        mask_encoding: ``"uint8"``, or ``"u8x4"``, which only the runners of this toolkit unpack.
     """
 
     shape: InputShape
     input_form: InputForm = "uint8"
+    mask_encoding: MaskEncoding = "uint8"
 
 
 def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: str | None = None) -> onnx.ModelProto:
@@ -50,14 +52,21 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
         checkpoint_sha256: Recorded in the file's metadata.
 
     Returns:
-        A checked model; equal arguments give equal bytes. Input ``image``; outputs ``mask`` (uint8, full size) and
-        ``logits`` (float32, stride s), of which `nrd_trt.graph.outputs` keeps those asked for.
+        A checked model; equal arguments give equal bytes. Input ``image``; outputs ``mask`` (uint8, full size, or
+        int32 of a quarter of the width) and ``logits`` (float32, stride s), of which `nrd_trt.graph.outputs` keeps
+        those asked for.
 
     Raises:
+        ConfigError: ``"u8x4"`` is asked of a network without per-patch decode.
         ExportError: The traced graph does not pass ``onnx.checker``.
     """
     config, info = model.config, model.info
-    ending = _patch_ending(model) if config.is_nrd else _logits_ending(model)
+    if options.mask_encoding != "uint8" and not config.is_nrd:
+        raise ConfigError(
+            f"--mask-encoding {options.mask_encoding}: expected a network with per-patch decode, got the head "
+            f"{config.head}; leave the option out."
+        )
+    ending = _patch_ending(model, options.mask_encoding) if config.is_nrd else _logits_ending(model)
     network = _trace(ending.adapter, ending.tensors, options.shape)
     _name_nodes(network, {"pixels", *ending.tensors})
     domains = [helper.make_opsetid("", function.OPSET)]
@@ -76,6 +85,7 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
         upsample=config.upsample,
         shape=options.shape,
         input_form=options.input_form,
+        mask_encoding=options.mask_encoding,
         output="both",
         checkpoint_sha256=checkpoint_sha256,
         encoder=config.encoder,
@@ -99,19 +109,21 @@ class _Ending:
     functions: list[onnx.FunctionProto]
 
 
-def _patch_ending(model: Segmentor) -> _Ending:
-    """NRD: the decode function on theta and guidance."""
+def _patch_ending(model: Segmentor, encoding: MaskEncoding) -> _Ending:
+    """NRD: the decode function on theta and guidance. A plugin may not output uint8: it is cast, or packed in int32."""
     adapter, spec = PatchAdapter(model), model.config.decode
     tables = (adapter.x_table, adapter.y_table)
+    kind: function.MaskType = "u8x4" if encoding == "u8x4" else "half"
+    classes = "mask" if encoding == "u8x4" else "classes"
     return _Ending(
         adapter=adapter,
         tensors=("theta", "guidance"),
         nodes=[
             function.logits_node(spec, *tables, "logits"),
-            function.mask_node(spec, *tables, "classes"),
-            _mask_cast("classes"),  # a plugin may not output uint8
+            function.mask_node(spec, *tables, classes, kind),
+            *([] if classes == "mask" else [_mask_cast(classes)]),
         ],
-        functions=[function.logits_function(spec, *tables), function.mask_function(spec, *tables)],
+        functions=[function.logits_function(spec, *tables), function.mask_function(spec, *tables, kind)],
     )
 
 
@@ -277,7 +289,10 @@ def _input_info(options: ExportOptions) -> onnx.ValueInfoProto:
 
 def _output_infos(model: Segmentor, options: ExportOptions) -> list[onnx.ValueInfoProto]:
     batch, height, width = _dims(options, scale=(1, model.config.upsample))
+    mask_type, mask_dims = TensorProto.UINT8, _dims(options)
+    if options.mask_encoding == "u8x4":
+        mask_type, mask_dims = TensorProto.INT32, (*mask_dims[:2], _dims(options, scale=(1, 4))[2])
     return [
-        helper.make_tensor_value_info("mask", TensorProto.UINT8, list(_dims(options))),
+        helper.make_tensor_value_info("mask", mask_type, list(mask_dims)),
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, model.config.num_classes, height, width]),
     ]

@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx
 
-from nrd_trt.errors import ExportError
-from nrd_trt.specs import DecodeSpec, InputForm, InputShape, ModelInfo, Precision
+from nrd_trt.errors import ConfigError, ExportError
+from nrd_trt.specs import MASK_ENCODINGS, DecodeSpec, InputForm, InputShape, MaskEncoding, ModelInfo, Precision
 
 _PREFIX = "nrd_trt."
 
@@ -28,6 +28,12 @@ class GraphFacts:
     checkpoint_sha256: str | None = None
     precision: Precision = "fp32"
     upsample: int = 4  # from the logits' size to the mask's
+    mask_encoding: MaskEncoding = "uint8"
+
+    def __post_init__(self) -> None:
+        if self.mask_encoding not in MASK_ENCODINGS:  # of a later version: read as plain bytes the masks would be wrong
+            expected = " or ".join(MASK_ENCODINGS)
+            raise ConfigError(f"mask_encoding: expected {expected}, got {self.mask_encoding!r}; export it again.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -12,7 +12,10 @@ from nrd_trt.graph.tensors import copy_model
 
 
 def select_outputs(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """Return the graph with outputs ``"mask"``, ``"logits"`` or ``"both"``; unused nodes and functions go."""
+    """Return the graph with outputs ``"mask"``, ``"logits"`` or ``"both"``; unused nodes and functions go.
+
+    Without a mask there is nothing to unpack, and the file's facts say so.
+    """
     result = copy_model(model)
     wanted = {"mask", "logits"} if output == "both" else {output}
     graph = result.graph
@@ -27,7 +30,9 @@ def select_outputs(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
         field.extend(kept)
     del result.functions[:]
     result.functions.extend(functions)
-    write_facts(result, replace(read_facts(model), output=output))
+    facts = read_facts(model)
+    encoding = facts.mask_encoding if "mask" in wanted else "uint8"
+    write_facts(result, replace(facts, output=output, mask_encoding=encoding))
     return result
 
 

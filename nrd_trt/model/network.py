@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nrd_trt.decode.reference import upsample
-from nrd_trt.errors import ShapeError
+from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.model.baselines import BilinearHead, DeepLabV3PlusHead
 from nrd_trt.model.config import Head, NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
@@ -47,10 +47,25 @@ class Segmentor(nn.Module):
         Raises:
             ShapeError: The size is not a multiple of 32; the message names the nearest one.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ShapeError(f"images: expected (B, 3, H, W), got {tuple(images.shape)}.")
-        check_size((images.shape[2], images.shape[3]), what="images")
-        return self.decode_head(self.backbone(images))  # type: ignore[no-any-return]
+        return self.decode_head(self._features(images))  # type: ignore[no-any-return]
+
+    def decode_inputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compute what the per-patch decode of an NRD network takes.
+
+        Args:
+            images: As for a call.
+
+        Returns:
+            Theta ``(B, P, H/32, W/32)``, normalised guidance ``(B, m, H/s, W/s)`` and two ``(f,)`` tables, of the
+            columns' and of the rows' coordinates.
+
+        Raises:
+            ConfigError: The network has another head.
+            ShapeError: As for a call.
+        """
+        if not isinstance(self.decode_head, NrdHead):
+            raise ConfigError(f"head {self.config.head!r}: expected an NRD head, the others decode no patches.")
+        return self.decode_head.decode_inputs(self._features(images))
 
     def unused_modules(self) -> tuple[nn.Module, ...]:
         """Return the modules that no forward pass uses."""
@@ -63,3 +78,9 @@ class Segmentor(nn.Module):
         Logits are enlarged bilinearly to H x W before the argmax; ties go to the lowest index.
         """
         return upsample(self(images), self.config.upsample).argmax(dim=1)
+
+    def _features(self, images: Tensor) -> tuple[Tensor, ...]:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ShapeError(f"images: expected (B, 3, H, W), got {tuple(images.shape)}.")
+        check_size((images.shape[2], images.shape[3]), what="images")
+        return self.backbone(images)  # type: ignore[no-any-return]

@@ -75,8 +75,8 @@ class NrdHead(AsppHead):
         """Map the first stage ``(B, C, f·h, f·w)`` to the guidance map before ``cat_norm``."""
         return self.c1_bottleneck(c1)  # type: ignore[no-any-return]
 
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Map encoder features to logits ``(B, K, f·h, f·w)``."""
+    def decode_inputs(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Map encoder features to what `patch_decode` takes: theta, normalised guidance, columns' and rows' table."""
         theta, guidance = self.theta(features[-1]), self.guidance(features[0])
         f = self.config.patch
         batch, _, height, width = guidance.shape
@@ -84,4 +84,8 @@ class NrdHead(AsppHead):
         y = self.steps.repeat(height // f)[:, None].expand(batch, 1, height, width)  # type: ignore[operator]
         # Coordinates pass through cat_norm as well; as they repeat with every patch, one patch holds them all.
         inputs = self.cat_norm(torch.cat([x, y, guidance], dim=1))
-        return patch_decode(theta, inputs[:, 2:], inputs[0, 0, 0, :f], inputs[0, 1, :f, 0], self.config.decode)
+        return theta, inputs[:, 2:], inputs[0, 0, 0, :f], inputs[0, 1, :f, 0]
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Map encoder features to logits ``(B, K, f·h, f·w)``."""
+        return patch_decode(*self.decode_inputs(features), self.config.decode)

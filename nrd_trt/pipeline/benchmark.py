@@ -38,6 +38,7 @@ class BenchmarkRequest:
     Attributes:
         targets: Bundles (run by `runner`) and checkpoints (run by eager PyTorch, fp32, default layout).
         runner: For bundles.
+        plugin: Library of the bundles whose plans need one.
         warmup: Untimed calls of each.
         runs: Timed calls of each.
         batch: Images per call.
@@ -52,6 +53,7 @@ class BenchmarkRequest:
 
     targets: Sequence[Path]
     runner: str = "auto"
+    plugin: Path | None = None
     warmup: int = 3
     runs: int = 20
     batch: int = 1
@@ -78,6 +80,7 @@ class _Target:
     size_hw: tuple[int, int]
     precision: str
     plan_built: bool = False
+    needs_plugin: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +122,15 @@ def benchmark_targets(request: BenchmarkRequest) -> list[dict[str, Any]]:
 def _prepare(request: BenchmarkRequest) -> list[_Target]:
     bundles = (read_bundle(path).graph.shape.opt_hw for path in request.targets if is_bundle(path))
     fallback_hw = request.size_hw or next(bundles, None)
-    return [
+    targets = [
         _bundle_target(path, request)
         if is_bundle(path) or path.suffix == ".nrd"
         else _checkpoint_target(path, request, fallback_hw)
         for path in request.targets
     ]
+    if request.plugin is not None and not any(target.needs_plugin for target in targets):
+        raise ConfigError(f"--plugin {request.plugin}: expected a bundle whose plan needs it, got none; leave it out.")
+    return targets
 
 
 def _bundle_target(path: Path, request: BenchmarkRequest) -> _Target:
@@ -136,7 +142,9 @@ def _bundle_target(path: Path, request: BenchmarkRequest) -> _Target:
     if not shape.covers(size_hw):
         smallest, largest = (format_size((getattr(shape.height, k), getattr(shape.width, k))) for k in ("min", "max"))
         raise ConfigError(f"--size {format_size(size_hw)}: {path} was built for {smallest} to {largest}.")
-    runner = make_runner(bundle, request.runner, threads=request.threads)
+    needs_plugin = bundle.facts["decode"] == "plugin"
+    plugin = request.plugin if needs_plugin or len(request.targets) == 1 else None
+    runner = make_runner(bundle, request.runner, threads=request.threads, plugin=plugin)
     feed = MaskRunner(runner, bundle.graph).feed(_scene(size_hw))
     return _Target(
         name=path.name,
@@ -145,6 +153,7 @@ def _bundle_target(path: Path, request: BenchmarkRequest) -> _Target:
         size_hw=size_hw,
         precision=bundle.graph.precision,
         plan_built=bundle.plan_path is not None,
+        needs_plugin=needs_plugin,
     )
 
 

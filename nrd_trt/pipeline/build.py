@@ -19,9 +19,10 @@ from nrd_trt.engine.bundle import (
     write_bundle,
 )
 from nrd_trt.engine.compat import installed_flavours, load_tensorrt
-from nrd_trt.errors import ConfigError, PluginError
+from nrd_trt.errors import ConfigError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.pipeline.decode_form import DecodeForm, choose_form, look_for_plugin
 from nrd_trt.pipeline.references import Recorder
 from nrd_trt.pipeline.request import BuildRequest, FormRequest
 from nrd_trt.pipeline.sources import Prepared, prepare
@@ -36,7 +37,6 @@ from nrd_trt.validate.gates import Gates
 __all__ = ["BuildRequest", "FormRequest", "build_bundle"]
 
 BUILDERS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
-DECODES = ("auto", "plugin", "onnx")
 
 
 def build_bundle(request: BuildRequest) -> Bundle:
@@ -51,24 +51,14 @@ def build_bundle(request: BuildRequest) -> Bundle:
     check_target(request.output, force=request.force)
     Gates.of("fp32", request.min_agreement, request.max_miou_drop)  # refuses fractions above 1 before any work
     flavour = _choose_builder(request)
-    prepared = prepare(request)
     device = probe_device()
-    engine = None
-    if flavour != "onnxruntime":
-        request.on_stage(f"building the {prepared.graph.precision} engine with {flavour}")
-        options = BuildOptions(
-            flavour=flavour,
-            config=request.config,
-            timing_cache=request.timing_cache,
-            gpu=device.name if device else None,
-            driver=device.driver if device else None,
-            progress=request.progress,
-            on_message=request.on_message,
-        )
-        engine = build_engine(prepared.model, options)
+    library = look_for_plugin(request, flavour, device)
+    prepared = prepare(request)
+    form = choose_form(request, library, prepared.model)
+    engine = _build(request, prepared, flavour, form, device)
     built = _builder_facts(request, engine, device)
     request.on_stage("validating the masks")
-    validation, references = _validate(request, prepared, _runner(request, prepared, engine, built))
+    validation, references = _validate(request, prepared, _runner(request, prepared, engine, built, form))
     files = {
         ONNX_FILE: prepared.model.SerializeToString(deterministic=True),
         REFERENCE_FILE: references.to_bytes(),
@@ -76,26 +66,38 @@ def build_bundle(request: BuildRequest) -> Bundle:
     if engine is not None:
         files[PLAN_FILE] = engine.plan
     return write_bundle(
-        request.output, files, _facts(request, prepared, engine, built, validation), force=request.force
+        request.output, files, _facts(request, prepared, engine, built, form, validation), force=request.force
     )
+
+
+def _build(
+    request: BuildRequest, prepared: Prepared, flavour: str, form: DecodeForm, device: DeviceFacts | None
+) -> Engine | None:
+    """Build the plan, or nothing for ONNX Runtime."""
+    if flavour == "onnxruntime":
+        return None
+    precision = prepared.graph.precision
+    request.on_stage(f"building the {precision} engine with {flavour}; decode as {form.name}: {form.why}")
+    options = BuildOptions(
+        flavour=flavour,
+        config=request.config,
+        plugin=form.library,
+        timing_cache=request.timing_cache,
+        gpu=device.name if device else None,
+        driver=device.driver if device else None,
+        progress=request.progress,
+        on_message=request.on_message,
+    )
+    return build_engine(prepared.model, options)
 
 
 def _choose_builder(request: BuildRequest) -> str:
     """Resolve ``auto`` and check that what was asked for can be had."""
     if request.builder not in BUILDERS:
         raise ConfigError(f"--builder {request.builder!r}: expected one of {', '.join(BUILDERS)}.")
-    if request.decode not in DECODES:
-        raise ConfigError(f"--decode {request.decode!r}: expected one of {', '.join(DECODES)}.")
     builder = request.builder
     if builder == "auto":
         builder = next(iter(installed_flavours()), "onnxruntime")
-    if request.decode == "plugin":
-        if builder == "tensorrt-rtx":
-            raise PluginError("--decode plugin: TensorRT-RTX loads no plugins; use --decode onnx with it.")
-        raise PluginError(
-            "--decode plugin: no plugin library was found, and this version does not ship its source yet; "
-            "use --decode onnx, which computes the same masks."
-        )
     if builder != "tensorrt-rtx" and request.config.compute_capabilities:
         raise ConfigError(f"--compute-capability: only --builder tensorrt-rtx builds for other GPUs, not {builder}.")
     if builder != "onnxruntime":
@@ -103,10 +105,14 @@ def _choose_builder(request: BuildRequest) -> str:
     return builder
 
 
-def _runner(request: BuildRequest, prepared: Prepared, engine: Engine | None, built: Mapping[str, Any]) -> BaseRunner:
+def _runner(
+    request: BuildRequest, prepared: Prepared, engine: Engine | None, built: Mapping[str, Any], form: DecodeForm
+) -> BaseRunner:
     """Run the plan where this machine can, else the same file in ONNX Runtime."""
     if engine is not None and can_run_plan(built):
-        return plan_runner(engine.plan, built, rebuild_command(request.output, engine.flavour))
+        rebuild = rebuild_command(request.output, engine.flavour, form.name)
+        encoding = prepared.graph.mask_encoding
+        return plan_runner(engine.plan, built, rebuild, plugin=form.library, mask_encoding=encoding)
     return OrtRunner(prepared.model, threads=request.threads)
 
 
@@ -154,7 +160,12 @@ def _builder_facts(request: BuildRequest, engine: Engine | None, device: DeviceF
 
 
 def _facts(
-    request: BuildRequest, prepared: Prepared, engine: Engine | None, built: dict[str, Any], validation: Validation
+    request: BuildRequest,
+    prepared: Prepared,
+    engine: Engine | None,
+    built: dict[str, Any],
+    form: DecodeForm,
+    validation: Validation,
 ) -> dict[str, Any]:
     """Collect what ``bundle.json`` records; nothing depends on time or place, so equal builds are equal."""
     graph = prepared.graph
@@ -163,8 +174,8 @@ def _facts(
         "nrd_trt": nrd_trt.__version__,
         "checkpoint": prepared.checkpoint,
         "calibration_sha256": None,
-        "plugin": None,
-        "decode": "onnx" if graph.decode else "none",
+        "plugin": form.facts(graph.mask_encoding),
+        "decode": form.name,
         "builder": built,
         "precision": {
             "asked": graph.precision,
@@ -177,18 +188,20 @@ def _facts(
         "parity": parity.to_dict() if parity else None,
         "validation": validation.to_dict(),
         "passed": validation.passed and (parity is None or parity.passed),
-        "command": _command(request, graph, built["name"]),
+        "command": _command(request, graph, built["name"], form),
     }
 
 
-def _command(request: BuildRequest, graph: GraphFacts, builder: str) -> str:
+def _command(request: BuildRequest, graph: GraphFacts, builder: str, decode: DecodeForm) -> str:
     """Return the command that builds this bundle again; NAME.nrd and FILE stand for places that are not recorded."""
     words = ["nrd-trt", "build", request.source.name, "-o", "NAME.nrd", "--precision", graph.precision]
     words += ["--builder", builder]
+    words += ["--decode", decode.name] if decode.name != "none" else []
     form, config = request.form, request.config
     pairs: dict[str, Any] = {
         "--input": form.input_form,
         "--output": form.output,
+        "--mask-encoding": form.mask_encoding,
         "--size": form.size,
         "--dynamic": form.dynamic,
         "--batch": form.batch,

@@ -40,6 +40,7 @@ class EvaluateRequest:
         size_hw: Size that a checkpoint runs at; its own when None.
         checkpoint_options: What the user says about a checkpoint.
         runner: For bundles; see `nrd_trt.runtime.select.make_runner`.
+        plugin: For bundles; likewise.
         threads: CPU threads; None leaves the choice to the backend.
         progress: Show a bar on stderr where it takes over two seconds.
     """
@@ -52,6 +53,7 @@ class EvaluateRequest:
     size_hw: tuple[int, int] | None = None
     checkpoint_options: CheckpointOptions | None = None
     runner: str = "auto"
+    plugin: Path | None = None
     threads: int | None = None
     progress: bool = True
 
@@ -142,7 +144,7 @@ def _bundle(request: EvaluateRequest) -> _Subject:
             "fixed; leave them out, or give the checkpoint."
         )
     bundle = read_bundle(request.target)
-    runner = make_runner(bundle, request.runner, threads=request.threads)
+    runner = make_runner(bundle, request.runner, threads=request.threads, plugin=request.plugin)
     return _Subject(
         runner=runner,
         draw=MaskRunner(runner, bundle.graph),
@@ -155,6 +157,8 @@ def _bundle(request: EvaluateRequest) -> _Subject:
 
 def _checkpoint(request: EvaluateRequest) -> _Subject:
     """Eager PyTorch; evaluating a bundle needs none."""
+    if request.plugin is not None:
+        raise ConfigError(f"--plugin: {request.target} is a checkpoint, which needs none; leave the option out.")
     if request.runner not in ("auto", "torch"):
         raise ConfigError(
             f"--runner {request.runner}: a checkpoint runs in PyTorch; build a bundle first: "

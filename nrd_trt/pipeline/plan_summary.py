@@ -12,6 +12,7 @@ from typing import Any
 from nrd_trt.doctor.gpu import find_graphics
 from nrd_trt.doctor.jetson import find_jetson
 from nrd_trt.doctor.machine import this_machine
+from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import BundleError, MissingDependencyError, RunnerError
 
 _HEADER_BYTES = 28
@@ -79,7 +80,12 @@ def is_plan(path: Path) -> bool:
 
 
 def open_plan(
-    path: Path, flavour: str, *, rebuild: str, on_message: Callable[[str, str], None] = lambda severity, text: None
+    path: Path,
+    flavour: str,
+    *,
+    rebuild: str,
+    plugin: PluginLibrary | None = None,
+    on_message: Callable[[str, str], None] = lambda severity, text: None,
 ) -> OpenedPlan | str:
     """Open a plan with the runtime of its flavour.
 
@@ -89,10 +95,14 @@ def open_plan(
         path: The plan.
         flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         rebuild: The command that builds it again.
+        plugin: Library to load first, where the plan needs one.
         on_message: Receives TensorRT's messages as ``(severity, text)``.
 
     Returns:
         What it tells, or why this machine cannot open it.
+
+    Raises:
+        PluginError: TensorRT refuses the library.
     """
     from nrd_trt.engine.compat import load_runtime
 
@@ -100,6 +110,8 @@ def open_plan(
         return "this machine has no NVIDIA GPU that can be used; `nrd-trt doctor` tells more"
     try:
         runtime = load_runtime(flavour)
+        if plugin is not None:
+            load_plugin(plugin, runtime)
         engine = runtime.deserialize(path.read_bytes(), host_code=False, rebuild=rebuild, on_message=on_message)
     except (MissingDependencyError, RunnerError) as exc:
         return str(exc)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nrd_trt.engine.compat import ConfigOptions
+from nrd_trt.errors import ConfigError
 from nrd_trt.pipeline.samples import SampleSource
-from nrd_trt.specs import Fit, InputForm, InputShape, ModelInfo, Precision
+from nrd_trt.specs import Fit, InputForm, InputShape, MaskEncoding, ModelInfo, Precision
 
 if TYPE_CHECKING:
     from nrd_trt.model.recognise import CheckpointOptions
@@ -21,9 +22,16 @@ class FormRequest:
 
     input_form: InputForm | None = None
     output: str | None = None
+    mask_encoding: MaskEncoding | None = None
     size: str | None = None
     dynamic: str | None = None
     batch: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask_encoding == "u8x4" and self.output == "logits":
+            raise ConfigError(
+                "--mask-encoding u8x4: expected --output mask or both, got logits, which has no mask; leave one out."
+            )
 
     def shape(self, default_hw: tuple[int, int]) -> InputShape:
         """Return the input shape; `default_hw` where no size is asked for."""
@@ -31,8 +39,9 @@ class FormRequest:
 
     def given(self) -> list[str]:
         """Return the options that were given."""
-        names = {"input_form": "--input", "output": "--output", "size": "--size", "dynamic": "--dynamic"}
-        return [flag for name, flag in {**names, "batch": "--batch"}.items() if getattr(self, name) is not None]
+        names = ("input_form", "output", "mask_encoding", "size", "dynamic", "batch")
+        given = [name for name in names if getattr(self, name) is not None]
+        return [f"--{name.removesuffix('_form').replace('_', '-')}" for name in given]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,7 @@ class BuildRequest:
     precision: Precision | None = None
     builder: str = "auto"
     decode: str = "auto"
+    plugin: Path | None = None
     checkpoint: Path | None = None
     checkpoint_options: CheckpointOptions | None = None
     data: Path | None = None

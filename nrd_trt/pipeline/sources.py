@@ -95,12 +95,15 @@ def export_checkpoint(request: BuildRequest, model: Segmentor, samples: SampleSo
     from nrd_trt.export.onnx_export import ExportOptions
     from nrd_trt.pipeline.export import export_checked
 
-    options = ExportOptions(shape=samples.shape, input_form=request.form.input_form or "uint8")
+    form = request.form
+    options = ExportOptions(
+        shape=samples.shape, input_form=form.input_form or "uint8", mask_encoding=form.mask_encoding or "uint8"
+    )
     return export_checked(
         model,
         options,
         precision=precision,
-        output=request.form.output or "mask",
+        output=form.output or "mask",
         images=[sample.image for sample in samples.first(MEASURED_COUNT)],
         checkpoint_sha256=sha256_file(request.source),
         threads=request.threads,

@@ -106,6 +106,7 @@ class ValidateRequest:
     min_agreement: float | None = None
     max_miou_drop: float | None = None
     runner: str = "auto"
+    plugin: Path | None = None
     threads: int | None = None
     progress: bool = True
 
@@ -115,12 +116,13 @@ def validate_bundle(request: ValidateRequest) -> Validation:
 
     Raises:
         BundleError: The bundle is damaged.
+        PluginError: The plan's library is not that of the build, or cannot be used here.
         ConfigError: Options exclude each other.
         CheckpointError: The checkpoint is unreadable or of another kind.
     """
     bundle = read_bundle(request.bundle)
     gates = Gates.of(bundle.graph.precision, request.min_agreement, request.max_miou_drop)
-    runner = make_runner(bundle, request.runner, threads=request.threads)
+    runner = make_runner(bundle, request.runner, threads=request.threads, plugin=request.plugin)
     with ExitStack() as stack:
         samples: SampleSource | StoredSamples
         matches: bool | None = None

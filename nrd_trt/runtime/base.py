@@ -1,23 +1,25 @@
 """The Runner contract and the life cycle that all runners share. NumPy only.
 
 A runner's constructor is cheap; its resources live between entering and leaving. ``infer`` checks every feed before any
-copy and returns arrays that the caller owns.
+copy and returns arrays that the caller owns. A graph may pack four pixels of the mask in one int32; runners show and
+give it unpacked.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from nrd_trt.errors import RunnerError, ShapeError
-from nrd_trt.specs import TensorSpec
+from nrd_trt.specs import MaskEncoding, TensorSpec
 
 Arithmetic = Literal["native", "simulated"]
+_BYTE, _FOUR_BYTES = np.dtype(np.uint8), np.dtype("<i4")
 
 
 @runtime_checkable
@@ -108,21 +110,26 @@ class DeviceRunner(Runner, Protocol):
 
 
 class BaseRunner(ABC):
-    """Life cycle and feed checks; a backend implements `_open`, `_run` and `_close`."""
+    """Life cycle and feed checks; a backend implements `_open`, `_run` and `_close`.
+
+    Attributes:
+        mask_encoding: How the backend gives the output ``mask``; known once entered.
+    """
 
     name: str
     arithmetic: Arithmetic = "native"
+    mask_encoding: MaskEncoding = "uint8"
 
     def __init__(self) -> None:
         self._specs: tuple[dict[str, TensorSpec], dict[str, TensorSpec]] | None = None
 
     @abstractmethod
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-        """Acquire resources and return input and output specs."""
+        """Acquire resources and return the backend's input and output specs."""
 
     @abstractmethod
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run on checked feeds."""
+        """Run on checked feeds; outputs are as the backend gives them."""
 
     @abstractmethod
     def _close(self) -> None:
@@ -141,7 +148,12 @@ class BaseRunner(ABC):
     def __enter__(self) -> BaseRunner:
         if self._specs is not None:
             raise RunnerError(f"{self.name}: already entered; leave it first or make a second runner.")
-        self._specs = self._open()
+        inputs, outputs = self._open()
+        try:
+            self._specs = inputs, self._unpacked_specs(outputs)
+        except RunnerError:
+            self._close()
+            raise
         return self
 
     def __exit__(
@@ -158,7 +170,24 @@ class BaseRunner(ABC):
             raise ShapeError(f"{self.name}: expected inputs {sorted(specs)}, got {sorted(feed)}.")
         for name, spec in specs.items():
             spec.check(feed[name])
-        return self._run(feed)
+        outputs = self._run(feed)
+        if self.mask_encoding == "u8x4" and "mask" in outputs:
+            outputs["mask"] = outputs["mask"].astype(_FOUR_BYTES, copy=False).view(_BYTE)
+        return outputs
+
+    def _unpacked_specs(self, outputs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+        """Return the specs of outputs as `infer` gives them."""
+        packed = outputs.get("mask")
+        if self.mask_encoding == "uint8" or packed is None:
+            return outputs
+        if packed.dtype != np.int32 or not packed.shape:
+            raise RunnerError(
+                f"{self.name}: tensor 'mask': expected int32 with four pixels in each, got {packed.dtype}; export the "
+                "model again."
+            )
+        *outer, words = packed.shape
+        mask = replace(packed, dtype=_BYTE, shape=(*outer, None if words is None else 4 * words))
+        return {**outputs, "mask": mask}
 
     def _entered(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         if self._specs is None:

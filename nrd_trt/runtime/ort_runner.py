@@ -48,7 +48,8 @@ class OrtRunner(BaseRunner):
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         ort = require("onnxruntime", extra="ort", purpose="running ONNX files on the CPU")
         model = onnx.load(self._model) if isinstance(self._model, Path) else self._model
-        precision = read_facts(model).precision
+        facts = read_facts(model)
+        precision, self.mask_encoding = facts.precision, facts.mask_encoding
         self.arithmetic = "native" if precision == "fp32" else "simulated"
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only
@@ -63,7 +64,7 @@ class OrtRunner(BaseRunner):
         return _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = list(self.outputs)
+        names = list(self.outputs)  # a packed mask keeps its name
         try:
             values = self._session.run(names, dict(feed))
         except Exception as exc:  # onnxruntime has no public base of its errors

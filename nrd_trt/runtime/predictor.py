@@ -22,6 +22,7 @@ class Predictor:
         path: A ``NAME.nrd`` folder.
         runner: See `nrd_trt.runtime.select.make_runner`.
         threads: CPU threads; None leaves the choice to the backend.
+        plugin: Library of a plan that needs one; None looks for it.
 
     Attributes:
         bundle: The opened bundle.
@@ -29,13 +30,16 @@ class Predictor:
 
     Raises:
         BundleError: A file of the bundle was changed or is missing.
+        PluginError: The library asked for is not that of the build, or cannot be used here.
     """
 
-    def __init__(self, path: str | Path, *, runner: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, runner: str = "auto", threads: int | None = None, plugin: Path | None = None
+    ) -> None:
         self.bundle = read_bundle(path)
         self.info = self.bundle.graph.info
         self._fit = check_fit(self.bundle.facts["fit"])
-        self._runner = make_runner(self.bundle, runner, threads=threads)
+        self._runner = make_runner(self.bundle, runner, threads=threads, plugin=plugin)
         self._entered = False
 
     @property

@@ -16,10 +16,11 @@ import numpy as np
 
 from nrd_trt.engine.compat import load_runtime
 from nrd_trt.engine.loading import LoadedEngine
+from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
 from nrd_trt.runtime.cuda import Cuda, host_view, load_cuda
-from nrd_trt.specs import TensorSpec
+from nrd_trt.specs import MaskEncoding, TensorSpec
 
 Shape = tuple[int, ...]
 Shapes = tuple[tuple[str, Shape], ...]
@@ -35,18 +36,28 @@ class TrtRunner(BaseRunner):
         rebuild: Command that rebuilds the plan for this machine; part of the error when it does not load.
         cuda_graph: Capture and replay each shape; off where the CUDA binding has no graphs.
         host_code: Let the plan run code on the host, which version-compatible plans need.
+        plugin: Checked library that the plan's decode needs, loaded before the plan; None where it needs none.
+        mask_encoding: How the plan gives its mask; the plan itself does not tell.
 
     Attributes:
         cuda_graph: Whether graphs are used; known once entered.
     """
 
     def __init__(
-        self, plan: bytes | Path, *, flavour: str, rebuild: str, cuda_graph: bool = True, host_code: bool = False
+        self,
+        plan: bytes | Path,
+        *,
+        flavour: str,
+        rebuild: str,
+        cuda_graph: bool = True,
+        host_code: bool = False,
+        plugin: PluginLibrary | None = None,
+        mask_encoding: MaskEncoding = "uint8",
     ) -> None:
         super().__init__()
         self.name = flavour
-        self.cuda_graph = cuda_graph
-        self._plan, self._rebuild, self._host_code = plan, rebuild, host_code
+        self.cuda_graph, self.mask_encoding = cuda_graph, mask_encoding
+        self._plan, self._rebuild, self._host_code, self._plugin = plan, rebuild, host_code, plugin
         self._release: list[Callable[[], None]] = []
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
@@ -62,6 +73,8 @@ class TrtRunner(BaseRunner):
         cuda = self._cuda = load_cuda()
         self.cuda_graph = self.cuda_graph and cuda.has_graphs
         plan = self._plan.read_bytes() if isinstance(self._plan, Path) else self._plan
+        if self._plugin is not None:
+            load_plugin(self._plugin, tensorrt)
         self._engine: LoadedEngine = tensorrt.deserialize(plan, host_code=self._host_code, rebuild=self._rebuild)
         self._release.append(self._engine.close)
         stream = self._stream = cuda.create_stream()
@@ -96,7 +109,8 @@ class TrtRunner(BaseRunner):
             self._queue(self._engine, feed, outputs)
         self._cuda.synchronize(self._stream)
         outputs = outputs | self._fetch(late)
-        return {name: self._buffers[name].read(shape, self.outputs[name].dtype) for name, shape in outputs.items()}
+        types = self._engine.outputs
+        return {name: self._buffers[name].read(shape, types[name].dtype) for name, shape in outputs.items()}
 
     def _fetch(self, late: Iterable[str]) -> dict[str, Shape]:
         """Download the outputs whose shapes only the run told; return the shapes."""
@@ -127,18 +141,22 @@ class TrtRunner(BaseRunner):
             raise RunnerError(
                 f"{self.name}: the shape of {', '.join(sorted(late))} is only known after a run; use infer."
             )
-        self._reserve(_sizes(outputs, self.outputs))
+        self._reserve(_sizes(outputs, self._engine.outputs))
         self._engine.set_addresses({name: tensor.address for name, tensor in feed.items()} | self._addresses(outputs))
         self._engine.enqueue(stream)
-        return {
-            name: DeviceTensor(address=self._buffers[name].device, shape=shape, dtype=self.outputs[name].dtype)
-            for name, shape in outputs.items()
-        }
+        return {name: self._on_device(name, shape) for name, shape in outputs.items()}
+
+    def _on_device(self, name: str, shape: Shape) -> DeviceTensor:
+        """Return an output where it lies; a packed mask is the same bytes as the mask."""
+        dtype = self.outputs[name].dtype
+        if dtype != self._engine.outputs[name].dtype:
+            shape = (*shape[:-1], shape[-1] * self._engine.outputs[name].dtype.itemsize)
+        return DeviceTensor(address=self._buffers[name].device, shape=shape, dtype=dtype)
 
     def _prepare(self, feed: Mapping[str, np.ndarray]) -> dict[str, Shape]:
         """Set shapes and addresses for a run on host arrays; return the outputs' shapes."""
         outputs = self._engine.set_shapes({name: array.shape for name, array in feed.items()}, self._allocator)
-        self._reserve({name: array.nbytes for name, array in feed.items()} | _sizes(outputs, self.outputs))
+        self._reserve({name: array.nbytes for name, array in feed.items()} | _sizes(outputs, self._engine.outputs))
         self._engine.set_addresses(self._addresses([*feed, *outputs]))
         return outputs
 

@@ -682,7 +682,9 @@ def test_absent_builder_asked_by_name(nrd_trt: Invoke, tmp_path: Path) -> None:
     [
         (["--builder", "tvm"], "--builder 'tvm'"),
         (["--builder", "onnxruntime", "--compute-capability", "8.6"], "--compute-capability"),
-        (["--decode", "plugin"], "--decode onnx"),
+        (["--decode", "cuda"], "--decode 'cuda': expected one of auto, plugin, onnx"),
+        (["--mask-encoding", "u8x4"], "--mask-encoding: fixed in an ONNX file"),
+        (["--mask-encoding", "u4"], "--mask-encoding 'u4': expected one of uint8, u8x4"),
         (["--optimization-level", "9"], "--optimization-level: expected 0 to 5"),
         (["--workspace-mib", "0"], "--workspace-mib: expected at least 1"),
         (["--size", SIZE], "--size: fixed in an ONNX file"),

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.decode import function
 from nrd_trt.decode.reference import patch_decode, upsample
@@ -26,6 +26,7 @@ SPECS = [
 ]
 SIZES = [(1, 1, 1), (1, 2, 3), (3, 4, 1)]  # batch, h, w
 FLOAT = TensorProto.FLOAT
+ELEMENTS = {"int32": np.int32, "half": np.float16, "u8x4": np.uint8}  # as read: u8x4 by its bytes
 
 
 def spec_id(value: object) -> str | None:
@@ -37,7 +38,7 @@ def spec_id(value: object) -> str | None:
 def both(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, mask_type: Any = "half") -> onnx.ModelProto:
     """One file with both functions and dynamic batch and size."""
     tables = (x_table, y_table)
-    kind = {"int32": TensorProto.INT32, "half": TensorProto.FLOAT16}[mask_type]
+    kind = TensorProto.FLOAT16 if mask_type == "half" else TensorProto.INT32
     graph = helper.make_graph(
         [function.logits_node(spec, *tables, "logits"), function.mask_node(spec, *tables, "classes", mask_type)],
         "decode",
@@ -47,7 +48,7 @@ def both(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, mask_type: 
         ],
         [
             helper.make_tensor_value_info("logits", FLOAT, ["b", spec.num_classes, "gh", "gw"]),
-            helper.make_tensor_value_info("classes", kind, ["b", "H", "W"]),
+            helper.make_tensor_value_info("classes", kind, ["b", "H", "V" if mask_type == "u8x4" else "W"]),
         ],
     )
     return helper.make_model(
@@ -63,10 +64,11 @@ def run(model: onnx.ModelProto, theta: np.ndarray, guidance: np.ndarray) -> tupl
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     logits, classes = session.run(["logits", "classes"], {"theta": theta, "guidance": guidance})
-    return logits, classes
+    packed = classes.dtype == np.int32 and classes.shape[-1] < theta.shape[-1] * 32
+    return logits, classes.view(np.uint8) if packed else classes
 
 
-@pytest.mark.parametrize("mask_type", ["int32", "half"])
+@pytest.mark.parametrize("mask_type", ELEMENTS)
 @pytest.mark.parametrize("spec", SPECS, ids=spec_id)
 def test_equal_to_torch(spec: DecodeSpec, mask_type: str) -> None:
     tables = random_decode_inputs(spec, 1, 1, 1)[2:]
@@ -79,7 +81,7 @@ def test_equal_to_torch(spec: DecodeSpec, mask_type: str) -> None:
         assert np.abs(logits - expected.numpy()).max() <= 1e-5 * expected.abs().max()
 
         enlarged = upsample(expected, spec.upsample)
-        assert classes.dtype == (np.int32 if mask_type == "int32" else np.float16)
+        assert classes.dtype == ELEMENTS[mask_type]
         assert classes.shape == enlarged[:, 0].shape
         best = enlarged.topk(2, dim=1).values
         clear = (best[:, 0] - best[:, 1]).numpy() > 1e-4 * float(expected.std())
@@ -88,7 +90,7 @@ def test_equal_to_torch(spec: DecodeSpec, mask_type: str) -> None:
         assert len(np.unique(classes)) > 1
 
 
-@pytest.mark.parametrize("mask_type", ["int32", "half"])
+@pytest.mark.parametrize("mask_type", ELEMENTS)
 def test_ties_go_to_the_lowest_index_and_255_is_exact(mask_type: str) -> None:
     spec = DecodeSpec(num_classes=256)
     tables = random_decode_inputs(spec, 1, 1, 1)[2:]
@@ -98,6 +100,53 @@ def test_ties_go_to_the_lowest_index_and_255_is_exact(mask_type: str) -> None:
     _, classes = run(both(spec, *tables, mask_type), theta, np.zeros((1, 16, 8, 16), np.float32))
     assert np.unique(classes[..., :32]).tolist() == [3]
     assert np.unique(classes[..., 32:]).tolist() == [255]
+
+
+def test_neighbours_that_differ_are_packed_in_their_order() -> None:
+    spec = DecodeSpec(num_classes=256, patch=16, upsample=2)
+    theta, guidance, *tables = random_decode_inputs(spec, 2, 2, 3)
+    packed = run(both(spec, *tables, "u8x4"), theta, guidance)[1]
+    assert np.array_equal(packed, run(both(spec, *tables, "int32"), theta, guidance)[1])
+    words = packed.reshape(-1, 4)
+    assert (np.sort(words, axis=1)[:, :-1] != np.sort(words, axis=1)[:, 1:]).all(axis=1).any()  # four that all differ
+    assert all((words[:, place] < 128).any() and (words[:, place] >= 128).any() for place in range(4))
+
+
+def test_no_step_of_packing_leaves_int32() -> None:
+    """In int64 the same steps give the same words, so nothing relies on how a runtime wraps."""
+    spec = DecodeSpec(num_classes=256, patch=16, upsample=2)
+    theta, guidance, *tables = random_decode_inputs(spec, 1, 2, 3)
+    model = both(spec, *tables, "u8x4")
+    packed = run(model, theta, guidance)[1].view("<i4")
+    assert packed.min() < 0
+    for node in model.functions[1].node:
+        for entry in node.attribute:
+            if node.op_type == "Cast":
+                entry.i = TensorProto.INT64
+            elif entry.name == "value" and entry.t.data_type == TensorProto.INT32:
+                entry.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry.t).astype(np.int64)))
+    model.graph.output[1].type.tensor_type.elem_type = TensorProto.INT64
+    wide = run(model, theta, guidance)[1]
+    assert wide.dtype == np.int64
+    assert np.array_equal(wide, packed)
+
+
+def test_every_index_is_packed() -> None:
+    """Patches of one class each, among them the two sides of the sign bit."""
+    spec = DecodeSpec(num_classes=256, hidden=8, guidance_channels=8, patch=4, upsample=8)
+    tables = np.zeros((2, 4), np.float32)
+    theta = np.zeros((1, spec.theta_channels, 1, 4), np.float32)
+    seen = set()
+    for first in range(0, 256, 4):
+        theta[:] = 0
+        for place in range(4):
+            theta[0, -256 + first + place, 0, place] = 1
+        model = both(spec, *tables, "u8x4")
+        _, classes = run(model, theta, np.zeros((1, 8, 4, 16), np.float32))
+        plain = run(both(spec, *tables, "int32"), theta, np.zeros((1, 8, 4, 16), np.float32))[1]
+        assert np.array_equal(classes, plain)
+        seen |= set(np.unique(classes).tolist())
+    assert seen == set(range(256))
 
 
 def test_control_reading_the_weights_the_other_way_round_differs() -> None:
@@ -123,6 +172,8 @@ def test_nodes_carry_what_a_plugin_needs() -> None:
     values = [{a.name: helper.get_attribute_value(a) for a in node.attribute} for node in (logits, mask)]
     assert values[0] == expected
     assert values[1] == {**expected, "upsample": 2, "mask_type": b"half"}
+    packed = both(spec, *tables, "u8x4").graph.node[1]
+    assert helper.get_node_attr_value(packed, "mask_type") == b"u8x4"
     assert (logits.op_type, mask.op_type) == ("NrdPatchDecode", "NrdPatchDecodeMask")
     assert {logits.domain, mask.domain} == {"nrd"}
 

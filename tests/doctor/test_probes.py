@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nrd_trt.doctor import gpu, host, jetson, software
+from nrd_trt.doctor import gpu, host, jetson
 from nrd_trt.doctor.machine import Row, run_command
 from nrd_trt.doctor.report import Report, examine
 from nrd_trt.doctor.trial import try_flavour
@@ -402,30 +402,6 @@ def test_plans_need_a_binding_of_cuda(tmp_path: Path) -> None:
 def test_rtx_is_not_advised_on_a_jetson(tmp_path: Path) -> None:
     abilities = {ability.name: ability for ability in examine(recorded(tmp_path, ORIN)).abilities}
     assert all("pip" not in (abilities[f"{verb}: tensorrt-rtx"].remedy or "") for verb in ("build", "run"))
-
-
-def test_search_order_of_the_plugin_library(tmp_path: Path) -> None:
-    places = {name: tmp_path / name for name in ("given.so", "plugins/build/libnrd_a.so", "path/libnrd_b.so.1")}
-    for place in places.values():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
-    given, built, path = places.values()
-    cache = {"ldconfig -p": "\tlibnrd_c.so.1 (libc6,x86-64) => /usr/lib/libnrd_c.so.1\n"}
-    environ = {"LD_LIBRARY_PATH": f"/nowhere:{path.parent}"}
-    machine = recorded(tmp_path, NO_GPU, commands=cache, checkout=tmp_path)
-    both = {**environ, "NRD_TRT_PLUGIN": str(given)}
-    for changes, expected in (
-        ({"environ": both}, str(given)),
-        ({"environ": environ}, str(built)),
-        ({"environ": environ, "checkout": None}, str(path)),
-        ({"checkout": None}, "/usr/lib/libnrd_c.so.1"),
-    ):
-        row = software.plugin_row(recorded(tmp_path, NO_GPU, commands=cache, **{"checkout": tmp_path, **changes}))
-        assert row.found.startswith(f"{expected};"), row
-    assert machine.checkout == tmp_path
-    missing = recorded(tmp_path, NO_GPU, environ={"NRD_TRT_PLUGIN": "/absent.so"})
-    check(software.plugin_row(missing), "missing", "NRD_TRT_PLUGIN=/absent.so: no such file", "unset NRD_TRT_PLUGIN")
-    check(software.plugin_row(recorded(tmp_path, NO_GPU)), "n/a", "NRD_TRT_PLUGIN, loader path", None)
 
 
 # --- the host --------------------------------------------------------------------------------------------------------

@@ -217,6 +217,14 @@ def test_objects_of_ours_can_be_made_and_called(version: str) -> None:
     assert (result["types"]["HALF"], result["types"]["UINT8"], len(result["types"])) == ("float16", "uint8", 8)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_plugins_are_known_by_their_layers_and_creators(version: str) -> None:
+    result = logic(version)
+    assert result["plugin_layers"] == ["PLUGIN_V3"]
+    assert result["takes_plugins"] == (version != RTX)
+    assert (result["has_creator"], result["loads_library"]) == (False, False)  # the bindings alone have no registry
+
+
 @pytest.mark.parametrize("version", script.VERSIONS)
 def test_no_library_is_an_error_and_no_crash(version: str) -> None:
     result = logic(version)

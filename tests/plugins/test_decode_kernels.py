@@ -242,6 +242,21 @@ def test_nan_never_wins_and_infinity_does() -> None:
             assert np.array_equal(host.kernel_mask(case, host.SIMT, prune=prune), host.host_mask(case, prune=prune))
 
 
+@pytest.mark.parametrize("place", [0, 300, 600])
+def test_nan_passes_the_hidden_layers_as_in_pytorch(place: int) -> None:
+    """A NaN among W0, W1 or W2; a ReLU that hides it would leave logits that look right."""
+    case = random_case(19)
+    theta = case.theta.clone()
+    theta[:, place, 0, 0] = float("nan")
+    case = replace(case, theta=theta)
+    want = host.reference_logits(case).isnan()
+    assert want.any() and not want.all()
+    for logits in (host.host_logits(case), host.kernel_logits(case, host.SIMT), host.kernel_logits(case, host.GENERIC)):
+        assert torch.equal(logits.isnan(), want)
+    half = replace(case, theta=case.theta.half(), guidance=case.guidance.half())
+    assert torch.equal(host.kernel_logits(half, host.TENSOR_CORE).isnan(), want)
+
+
 def test_an_infinite_hidden_value_stays_infinite_on_tensor_cores() -> None:
     """bfloat16 reaches it: the lower half of a split infinity must not be infinity - infinity."""
     case = random_case(19, dtype=torch.bfloat16)

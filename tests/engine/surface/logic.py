@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,6 +77,15 @@ def allocator(tensorrt: TensorRT) -> list[Any]:
     return [*answers, *shapes]
 
 
+def plugin_layers(tensorrt: TensorRT) -> list[str]:
+    """Which of three layers are plugins of the third interface."""
+    kinds = tensorrt.trt.LayerType
+    layers = [
+        SimpleNamespace(name=kind.name, type=kind) for kind in (kinds.PLUGIN_V2, kinds.PLUGIN_V3, kinds.CONVOLUTION)
+    ]
+    return tensorrt.plugin_layers(SimpleNamespace(num_layers=len(layers), get_layer=lambda index: layers[index]))
+
+
 def main(module: str) -> dict[str, Any]:
     flavour = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}[module]
     tensorrt = TensorRT(flavour, importlib.import_module(module))
@@ -98,6 +108,10 @@ def main(module: str) -> dict[str, Any]:
         "targets_refused": error_of(lambda: settings(tensorrt, compute_capabilities=("8.6",)), ConfigError),
         "messages": messages(tensorrt),
         "allocator": allocator(tensorrt),
+        "plugin_layers": plugin_layers(tensorrt),
+        "takes_plugins": tensorrt.takes_plugins,
+        "has_creator": tensorrt.has_creator("NrdPatchDecode", "1", "nrd"),
+        "loads_library": flavour != "tensorrt-rtx" and tensorrt.load_plugin_library(Path("/absent.so")),
         "phases": [*phases, wrapped.step_complete("outer", 1), wrapped.phase_finish("outer")],
         "types": {kind.name: dtype.name for kind, dtype in numpy_types(tensorrt.trt).items()},
         "builder_refused": "" if flavour == "tensorrt-rtx" else error_of(lambda: tensorrt.builder(log), BuildError),

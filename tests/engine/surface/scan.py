@@ -28,6 +28,7 @@ _OBJECTS = {
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
     "profile": "IOptimizationProfile",
+    "registry": "IPluginRegistry",
     "runtime": "Runtime",
     "severity": "ILogger.Severity",
     "tensor": "ITensor",
@@ -46,6 +47,7 @@ _GIVES = {
     "ITensor.dtype": "DataType",
     "OnnxParser.get_error": "ParserError",
     "Runtime.deserialize_cuda_engine": "ICudaEngine",
+    "get_plugin_registry": "IPluginRegistry",
 }
 _KINDS = {ast.Load: "read", ast.Store: "set"}
 

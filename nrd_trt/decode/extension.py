@@ -1,0 +1,219 @@
+"""Compiles the CUDA kernels for PyTorch on their first use and loads them. torch only.
+
+The result is kept in PyTorch's extension cache under a name made of everything that went into it: the sources, the
+flags, PyTorch's version and the GPUs' architectures.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nrd_trt.decode.sources import kernel_sources
+from nrd_trt.errors import MissingDependencyError, NrdTrtError, PluginError
+from nrd_trt.optional import require
+
+_CXX_FLAGS = ["-O2", "-fvisibility=hidden"]
+# No contraction: results are the same bits on every GPU and on the host. PyTorch forbids conversions of 16-bit types
+# that the kernels may use; -U allows them again.
+_CUDA_FLAGS = [
+    *("-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden"),
+    *("-U__CUDA_NO_HALF_OPERATORS__", "-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_HALF2_OPERATORS__"),
+    "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
+]
+_LONGEST_LOG = 2000
+_DEFAULT_HOME = "/usr/local/cuda"
+
+_CONSTANTS = "int num_classes, int hidden, int guidance_channels, int patch"
+_INPUTS = f"float[] x_table, float[] y_table, {_CONSTANTS}"
+_operators = torch.library.Library("nrd", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _schema in (
+    f"launch_decode(Tensor theta, Tensor guidance, Tensor(a!) logits, {_INPUTS}, int variant) -> ()",
+    f"launch_decode_mask(Tensor theta, Tensor guidance, Tensor(a!) mask, {_INPUTS}, int upsample, int variant, "
+    "bool prune) -> ()",
+    f"supports_variant(Tensor theta, {_CONSTANTS}, int upsample, int variant, bool mask) -> bool",
+    "launch_empty(Tensor theta, int patch) -> ()",
+    "clock_kilohertz(Tensor like) -> int",
+):
+    _operators.define(_schema)  # type: ignore[no-untyped-call]
+
+_log = logging.getLogger(__name__)
+_lock = threading.Lock()
+_outcome: list[NrdTrtError | None] = []
+
+
+def load_extension() -> None:
+    """Make ``torch.ops.nrd.launch_decode`` and its siblings work on CUDA tensors; instant after the first call.
+
+    Raises:
+        MissingDependencyError: A GPU, nvcc, ninja or a C++ compiler is missing; the message names it.
+        PluginError: The sources are missing or do not compile.
+    """
+    if not _outcome:
+        with _lock:
+            if not _outcome:
+                _outcome.append(_failure())
+    if (failure := _outcome[0]) is not None:
+        raise type(failure)(str(failure)) from failure
+
+
+def compile_flags(architectures: list[str]) -> list[str]:
+    """Return nvcc's flags for architectures such as ``["87", "90"]``."""
+    return [*_CUDA_FLAGS, *(f"-gencode=arch=compute_{one},code=sm_{one}" for one in architectures)]
+
+
+def source_files(folder: Path) -> list[Path]:
+    """Return what is compiled of the folder ``plugins``."""
+    kernels = folder / "nrd_decode"
+    return sorted([*kernels.glob("*.cu"), *(kernels / "torch").glob("*.cu"), *(kernels / "torch").glob("*.cpp")])
+
+
+def extension_name(folder: Path, architectures: list[str]) -> str:
+    """Return the name under which the library of these sources is kept."""
+    digest = hashlib.sha256(repr((_CXX_FLAGS, compile_flags(architectures), torch.__version__)).encode())
+    kernels = folder / "nrd_decode"
+    for path in sorted([*source_files(folder), *kernels.glob("*.h"), *(kernels / "torch").glob("*.h")]):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return f"nrd_decode_{digest.hexdigest()[:16]}"
+
+
+def check_toolchain() -> Path:
+    """Return the folder of the CUDA toolkit.
+
+    Raises:
+        MissingDependencyError: A tool is missing that compiles for PyTorch's CUDA.
+    """
+    home, wanted = _find_toolkit(), torch.version.cuda or "?"
+    if home is None:
+        raise MissingDependencyError(
+            "compiling the CUDA decode needs nvcc with its headers, found by neither CUDA_HOME nor PATH nor in "
+            f"{_DEFAULT_HOME}; install the CUDA toolkit {wanted} and set CUDA_HOME."
+        )
+    found = _toolkit_version(home)
+    if found.split(".")[0] != wanted.split(".")[0]:
+        raise MissingDependencyError(
+            f"compiling the CUDA decode: expected a CUDA {wanted} toolkit, as PyTorch's, got {found or 'none'} in "
+            f"{home}; install it and set CUDA_HOME."
+        )
+    _see_ninja_of_this_environment()
+    if not _cpp_extension().is_ninja_available():
+        raise MissingDependencyError(
+            "compiling the CUDA decode needs ninja, which is not on PATH; install it with `pip install nrd-trt[torch]`."
+        )
+    if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
+        raise MissingDependencyError("compiling the CUDA decode needs a C++ compiler; install g++ or set CXX.")
+    return home
+
+
+def build_and_load(folder: Path, architectures: list[str]) -> None:
+    """Load the library of these sources; compile it first where the cache has none.
+
+    Args:
+        folder: ``plugins``.
+        architectures: What the code is made for, such as ``["87", "90"]``.
+
+    Raises:
+        MissingDependencyError: It must be compiled and a tool is missing.
+        PluginError: It cannot be compiled or loaded.
+    """
+    name = extension_name(folder, architectures)
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or _cpp_extension().get_default_build_root()
+    directory = Path(root) / name
+    library, complete = directory / f"{name}.so", directory / "complete"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # PyTorch's own lock outlives a process that was stopped, and then waits for ever; this one does not.
+        with (directory / "in_use").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if not complete.exists():
+                _cpp_extension().CUDA_HOME = str(check_toolchain())  # its own guess is the folder above nvcc
+                (directory / "lock").unlink(missing_ok=True)
+                _compile(folder, architectures, directory)
+                complete.touch()
+                return
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError) as exc:
+        raise PluginError(
+            f"{library}: the CUDA decode cannot be compiled or loaded ({_shortened(str(exc))}); check that nvcc knows "
+            f"sm_{' sm_'.join(architectures)} and accepts this C++ compiler, or remove the folder to compile it anew."
+        ) from exc
+
+
+def _failure() -> NrdTrtError | None:
+    """Build and load once; return what went wrong, as it would go wrong again."""
+    try:
+        if not torch.cuda.is_available():
+            raise MissingDependencyError(
+                "the CUDA decode needs an NVIDIA GPU with its driver and a CUDA build of PyTorch; "
+                f"PyTorch {torch.__version__} sees no GPU."
+            )
+        build_and_load(kernel_sources(), _architectures())
+    except NrdTrtError as exc:
+        return exc
+    return None
+
+
+def _architectures() -> list[str]:
+    """Return those of all visible GPUs, as one library serves them."""
+    capabilities = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return [f"{major}{minor}" for major, minor in sorted(capabilities)]
+
+
+def _compile(folder: Path, architectures: list[str], directory: Path) -> None:
+    _log.warning("compiling the CUDA decode for sm_%s into %s", " sm_".join(architectures), directory)
+    _cpp_extension().load(
+        directory.name,
+        [str(path) for path in source_files(folder)],
+        extra_cflags=_CXX_FLAGS,
+        extra_cuda_cflags=compile_flags(architectures),
+        build_directory=str(directory),
+        is_python_module=False,
+    )
+
+
+def _cpp_extension() -> Any:
+    return require("torch.utils.cpp_extension", extra="torch", purpose="compiling the CUDA decode")
+
+
+def _see_ninja_of_this_environment() -> None:
+    """Programs of a virtual environment are not on PATH where its Python is called by its path."""
+    beside = Path(sys.executable).parent
+    if shutil.which("ninja") is None and (beside / "ninja").is_file():
+        os.environ["PATH"] = os.pathsep.join(filter(None, (os.environ.get("PATH"), str(beside))))
+
+
+def _find_toolkit() -> Path | None:
+    """Find a folder with ``bin/nvcc`` and ``include/``; an nvcc on PATH may be a link or a script elsewhere."""
+    homes = [_cpp_extension().CUDA_HOME, _told_by("nvcc", r"TOP=(.+)", "--dryrun", "-x", "cu", "-c", os.devnull)]
+    candidates = [Path(home).resolve() for home in (*homes, _DEFAULT_HOME) if home]
+    needed = ("bin/nvcc", "include/cuda_runtime_api.h")
+    return next((home for home in candidates if all((home / name).is_file() for name in needed)), None)
+
+
+def _toolkit_version(home: Path) -> str:
+    return _told_by(str(home / "bin/nvcc"), r"release (\d+\.\d+)", "--version")
+
+
+def _told_by(program: str, pattern: str, *arguments: str) -> str:
+    """Return the group of `pattern` in what a program prints, or an empty string."""
+    try:
+        result = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    found = re.search(pattern, result.stdout + result.stderr)
+    return found[1].strip() if found else ""
+
+
+def _shortened(log: str) -> str:
+    return log if len(log) <= _LONGEST_LOG else f"{log[:_LONGEST_LOG]} …"

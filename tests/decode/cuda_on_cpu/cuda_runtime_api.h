@@ -1,0 +1,38 @@
+// What plugins/nrd_decode/torch/binding.cpp needs of CUDA, for a build without it.
+#pragma once
+
+enum cudaError_t
+{
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorNoKernelImageForDevice = 209,
+};
+
+enum cudaStreamCaptureMode
+{
+    cudaStreamCaptureModeGlobal = 0,
+    cudaStreamCaptureModeRelaxed = 2,
+};
+
+enum cudaDeviceAttr
+{
+    cudaDevAttrClockRate = 13,
+};
+
+using cudaStream_t = void*;
+
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*)
+{
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int)
+{
+    *value = 1980000;
+    return cudaSuccess;
+}
+
+inline char const* cudaGetErrorString(cudaError_t status)
+{
+    return status == cudaErrorInvalidValue ? "invalid argument" : "no kernel image is available";
+}

@@ -1,0 +1,58 @@
+"""The PyTorch binding of the kernels, compiled for CPU tensors with what lies in cuda_on_cpu/. Nothing here asserts."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+from nrd_trt.decode.sources import kernel_sources
+from nrd_trt.files import atomic_file
+from tests import helpers
+
+HERE = Path(__file__).parent / "cuda_on_cpu"
+KERNELS = kernel_sources() / "nrd_decode"
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+def torch_headers() -> list[str]:
+    """Return the flags that name PyTorch's headers; their warnings are not ours."""
+    return [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
+
+
+def compile_with(arguments: list[str]) -> None:
+    """Run g++ and raise `RuntimeError` with what it says where it fails."""
+    result = subprocess.run(["g++", *FLAGS, *arguments], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(result.stderr)
+
+
+@cache
+def load_binding() -> None:
+    """Make ``torch.ops.nrd.launch_decode`` and its siblings work on CPU tensors of this process.
+
+    Launches go to the host reference, or to the emulated kernel where a variant is asked for by name.
+    """
+    folder = helpers.shared_folder or Path(tempfile.mkdtemp(prefix="nrd_trt-binding-"))
+    folder.mkdir(exist_ok=True)
+    library = folder / "binding_on_cpu.so"
+    if not library.exists():
+        with atomic_file(library) as temporary:
+            _compile(temporary)
+    torch.ops.load_library(str(library))
+
+
+def _compile(library: Path) -> None:
+    parts = ("host_reference.cpp", "emulation.cpp", "emulated_kernels.cpp")
+    sources = [HERE / "binding_on_cpu.cpp", *(KERNELS / name for name in parts)]
+    libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
+    folders = [f"-I{HERE}", f"-I{KERNELS}", *torch_headers()]
+    compile_with([*folders, *map(str, sources), "-shared", *libraries, "-o", str(library)])

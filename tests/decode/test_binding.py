@@ -1,0 +1,272 @@
+"""The PyTorch binding of the kernels, compiled for CPU tensors: its checks and its reading of strides need no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nrd_trt.decode import cuda_op, reference
+from nrd_trt.specs import DecodeSpec
+from tests.decode.on_cpu import KERNELS, compile_with, load_binding, needs_compiler, torch_headers
+from tests.helpers import random_decode_inputs
+
+SPEC = DecodeSpec(num_classes=19)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(scope="module", autouse=True)
+def binding() -> None:
+    load_binding()
+
+
+def inputs(
+    spec: DecodeSpec = SPEC, size: tuple[int, int, int] = (2, 3, 2), dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, list[float], list[float]]:
+    theta, guidance, x_table, y_table = random_decode_inputs(spec, *size)
+    return torch.from_numpy(theta).to(dtype), torch.from_numpy(guidance).to(dtype), x_table.tolist(), y_table.tolist()
+
+
+def constants(spec: DecodeSpec) -> tuple[int, int, int, int]:
+    return spec.num_classes, spec.hidden, spec.guidance_channels, spec.patch
+
+
+def logits_of(
+    theta: Tensor, guidance: Tensor, *tables: list[float], spec: DecodeSpec = SPEC, variant: int = 0
+) -> Tensor:
+    batch, _, h, w = theta.shape
+    logits = theta.new_full((batch, spec.num_classes, spec.patch * h, spec.patch * w), torch.nan)
+    torch.ops.nrd.launch_decode(theta, guidance, logits, *tables, *constants(spec), variant)
+    return logits
+
+
+def mask_of(
+    theta: Tensor,
+    guidance: Tensor,
+    *tables: list[float],
+    spec: DecodeSpec = SPEC,
+    variant: int = 0,
+    dtype: torch.dtype = torch.uint8,
+) -> Tensor:
+    batch, _, h, w = theta.shape
+    mask = torch.full((batch, 32 * h, 32 * w), 77, dtype=dtype)
+    numbers = (*constants(spec), spec.upsample, variant, True)
+    torch.ops.nrd.launch_decode_mask(theta, guidance, mask, *tables, *numbers)
+    return mask
+
+
+def expected(
+    theta: Tensor, guidance: Tensor, x_table: list[float], y_table: list[float], spec: DecodeSpec = SPEC
+) -> Tensor:
+    tables = torch.tensor(x_table), torch.tensor(y_table)
+    return reference.patch_decode(theta.float(), guidance.float(), *tables, spec)
+
+
+def assert_close(logits: Tensor, wanted: Tensor) -> None:
+    rounding = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}[logits.dtype]
+    assert (logits.float() - wanted).abs().max() <= (1e-5 + rounding) * wanted.abs().max()
+
+
+def padded_last(tensor: Tensor, pitch: int) -> Tensor:
+    """The same values with a pixel's channels together and pixels `pitch` apart; what lies between is NaN."""
+    batch, channels, rows, columns = tensor.shape
+    room = tensor.new_full((batch, rows, columns, pitch), torch.nan)
+    room[..., :channels] = tensor.permute(0, 2, 3, 1)
+    return room[..., :channels].permute(0, 3, 1, 2)
+
+
+def part_of_planes(tensor: Tensor) -> Tensor:
+    """The same values as some of the planes of a larger NCHW tensor."""
+    batch, channels, rows, columns = tensor.shape
+    room = tensor.new_full((batch, channels + 3, rows, columns), torch.nan)
+    room[:, 2:-1] = tensor
+    return room[:, 2:-1]
+
+
+def part_of_rows(tensor: Tensor) -> Tensor:
+    """The same values as part of the columns of a larger tensor: no layout that a kernel reads."""
+    room = torch.full_like(torch.cat([tensor, tensor[..., :1]], dim=3), torch.nan)  # in the tensor's order
+    room[..., :-1] = tensor
+    return room[..., :-1]
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nchw": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "pitch_8": lambda t: padded_last(t, -(-t.shape[1] // 8) * 8),
+    "pitch_odd": lambda t: padded_last(t, t.shape[1] + 5),
+    "planes": part_of_planes,
+    "rows": part_of_rows,
+    "rows_of_channels_last": lambda t: part_of_rows(t.contiguous(memory_format=torch.channels_last)),
+    "turned": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "every_other": lambda t: t.repeat_interleave(2, dim=3)[..., ::2],
+    "reversed_batch": lambda t: t.flip(0).contiguous().flip(0),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(2, 3, 2), (1, 1, 1), (3, 1, 4), (2, 4, 1), (2, 1, 1)], ids=str)
+def test_every_layout_is_read(layout: str, dtype: torch.dtype, size: tuple[int, int, int]) -> None:
+    theta, guidance, *tables = inputs(size=size, dtype=dtype)
+    change = LAYOUTS[layout]
+    plain = logits_of(theta, guidance, *tables)
+    assert_close(plain, expected(theta, guidance, *tables))
+    changed = change(theta), change(guidance)
+    assert torch.equal(logits_of(*changed, *tables), plain)
+    assert torch.equal(logits_of(changed[0], guidance, *tables), plain)
+    assert torch.equal(mask_of(*changed, *tables), mask_of(theta, guidance, *tables))
+
+
+def test_one_image_seen_as_many() -> None:
+    theta, guidance, *tables = inputs(size=(1, 2, 2))
+    many = logits_of(theta.expand(3, -1, -1, -1), guidance.expand(3, -1, -1, -1), *tables)
+    assert all(torch.equal(one, logits_of(theta, guidance, *tables)[0]) for one in many)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float16], ids=str)
+def test_every_mask_type(dtype: torch.dtype) -> None:
+    theta, guidance, *tables = inputs()
+    wanted = reference.upsample(expected(theta, guidance, *tables), 4)
+    best = wanted.topk(2, dim=1).values
+    clear = best[:, 0] - best[:, 1] > 1e-4
+    mask = mask_of(theta, guidance, *tables, dtype=dtype)
+    assert mask.dtype == dtype
+    assert clear.float().mean() > 0.99
+    assert torch.equal(mask.long()[clear], wanted.argmax(dim=1)[clear])
+
+
+@pytest.mark.parametrize("variant", range(1, len(cuda_op.VARIANTS)), ids=cuda_op.VARIANTS[1:])
+def test_numbers_choose_the_kernel(variant: int) -> None:
+    """The emulated kernel of that number draws the host reference's mask, save where tensor cores round otherwise."""
+    spec = DecodeSpec(num_classes=40)
+    theta, guidance, *tables = inputs(spec, (1, 2, 1), torch.float16)
+    mask = mask_of(theta, guidance, *tables, spec=spec, variant=variant)
+    assert (mask == mask_of(theta, guidance, *tables, spec=spec)).float().mean() > (
+        0.999 if variant in (3, 5) else 0.9999
+    )
+
+
+def test_python_calls_the_binding_with_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_op, "load_extension", lambda: None)
+    for f, s in [(4, 8), (8, 4), (16, 2)]:
+        spec = DecodeSpec(num_classes=5, hidden=8, guidance_channels=32, patch=f, upsample=s)
+        theta, guidance, *tables = inputs(spec, (2, 1, 2))
+        numbers = (theta, guidance, *tables, *constants(spec))
+        logits = cuda_op._logits_on_cuda(*numbers, 0)
+        assert_close(logits, expected(theta, guidance, *tables, spec=spec))
+        mask = cuda_op._mask_on_cuda(*numbers, s, 0, True)
+        assert (mask == cuda_op.patch_decode_mask(theta, guidance, *tables, spec)).float().mean() > 0.999
+        assert torch.equal(mask, cuda_op._mask_on_cuda(*numbers, s, 1, False))
+
+
+def test_nothing_of_nothing() -> None:
+    theta, guidance, *tables = inputs()
+    assert logits_of(theta[:0], guidance[:0], *tables).shape == (0, 19, 24, 16)
+    assert mask_of(theta[..., :0], guidance[..., :0], *tables).shape == (2, 96, 0)
+
+
+BAD: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
+    "theta's size": ("theta: expected .*899.*got .*898", lambda a: a.update(theta=a["theta"][:, 1:])),
+    "theta's dimensions": (r"theta: expected \(B, P, h, w\)", lambda a: a.update(theta=a["theta"][0])),
+    "guidance's size": (
+        "guidance: expected .*24, 16.*got .*23, 16",
+        lambda a: a.update(guidance=a["guidance"][:, :, 1:]),
+    ),
+    "guidance's type": (
+        "guidance: expected theta's type Float, got Half",
+        lambda a: a.update(guidance=a["guidance"].half()),
+    ),
+    "double": (
+        "expected float32, float16 or bfloat16, got Double",
+        lambda a: a.update({name: a[name].double() for name in ("theta", "guidance", "logits")}),
+    ),
+    "logits' type": ("logits: expected theta's type Float, got Half", lambda a: a.update(logits=a["logits"].half())),
+    "logits' size": ("logits: expected a contiguous tensor of", lambda a: a.update(logits=a["logits"][1:])),
+    "logits' strides": (
+        "logits: expected a contiguous tensor of",
+        lambda a: a.update(logits=a["logits"].transpose(2, 3).contiguous().transpose(2, 3)),
+    ),
+    "a table": ("x_table and y_table: expected 8 values each, got 7 and 8", lambda a: a["x_table"].pop()),
+    "classes": ("num_classes: expected 2 to 256", lambda a: a.update(k=257)),
+    "hidden": ("hidden: expected 8, 16 or 32", lambda a: a.update(d=12)),
+    "guidance channels": ("guidance_channels: expected 8, 16 or 32", lambda a: a.update(m=24)),
+    "patch": ("patch: expected 4, 8 or 16", lambda a: a.update(f=2)),
+    "variant": ("variant: expected 0 to 5, got 6", lambda a: a.update(variant=6)),
+    "no such variant": (
+        "variant 3 of patch_decode does not exist for these constants, Float",
+        lambda a: a.update(variant=3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_named(name: str) -> None:
+    message, spoil = BAD[name]
+    theta, guidance, x_table, y_table = inputs()
+    arguments: dict[str, Any] = {
+        "theta": theta,
+        "guidance": guidance,
+        "logits": torch.full((2, 19, 24, 16), 7.0),
+        "x_table": x_table,
+        "y_table": y_table,
+        "k": 19,
+        "d": 16,
+        "m": 16,
+        "f": 8,
+        "variant": 0,
+    }
+    spoil(arguments)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.nrd.launch_decode(*arguments.values())
+    assert (arguments["logits"] == 7).all()
+
+
+def test_bad_masks_are_named() -> None:
+    theta, guidance, *tables = inputs()
+    launch = torch.ops.nrd.launch_decode_mask
+    for mask, message in [
+        (torch.zeros(2, 96, 64, dtype=torch.int64), "mask: expected uint8, int32 or float16, got Long"),
+        (torch.zeros(2, 64, 96, dtype=torch.uint8), "mask: expected a contiguous tensor of"),
+        (theta.view(-1)[: 2 * 96 * 64 // 4].view(torch.uint8).view(2, 96, 64), "overlap|memory location"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            launch(theta, guidance, mask, *tables, 19, 16, 16, 8, 4, 0, True)
+    with pytest.raises(RuntimeError, match="upsample: expected 1, 2, 4 or 8"):
+        launch(theta, guidance, torch.zeros(2, 72, 48, dtype=torch.uint8), *tables, 19, 16, 16, 8, 3, 0, True)
+
+
+def test_what_the_bench_asks() -> None:
+    theta, *_ = inputs(dtype=torch.float16)
+    supported = [torch.ops.nrd.supports_variant(theta, 19, 16, 16, 8, 4, v, True) for v in range(6)]
+    assert supported == [True, True, True, True, False, False]  # a K this small has nothing to retain
+    assert [torch.ops.nrd.supports_variant(theta, 19, 8, 16, 8, 4, v, True) for v in range(3)] == [True, True, False]
+    assert not torch.ops.nrd.supports_variant(theta, 150, 16, 16, 8, 4, 4, False)  # logits are written at once
+    torch.ops.nrd.launch_empty(theta, 8)
+    assert torch.ops.nrd.clock_kilohertz(theta) == 1980000
+
+
+def test_compiles_against_the_headers_of_cuda(tmp_path: Path) -> None:
+    toolkit = next((p for p in map(Path, ("/usr/local/cuda/include",)) if (p / "cuda_runtime_api.h").is_file()), None)
+    if toolkit is None:
+        pytest.skip("no headers of CUDA in /usr/local/cuda/include")
+    macros = tmp_path / "c10/cuda/impl/cuda_cmake_macros.h"  # a CPU build of PyTorch lacks this one
+    macros.parent.mkdir(parents=True)
+    macros.write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n")
+    source = str(KERNELS / "torch/binding.cpp")
+    compile_with(["-fsyntax-only", f"-I{tmp_path}", *torch_headers(), "-isystem", str(toolkit), source])
+
+
+def test_variants_have_the_numbers_of_the_header() -> None:
+    lines = (KERNELS / "decode_problem.h").read_text().split("enum class Variant")[1].split("};")[0].splitlines()
+    names = [line.split("=")[0].strip() for line in lines if "=" in line]
+    values = [int(line.split("=")[1].split(",")[0]) for line in lines if "=" in line]
+    assert [name.removeprefix("k").lower() for name in names] == list(cuda_op.VARIANTS)
+    assert all(b == a + 1 for a, b in pairwise([-1, *values]))

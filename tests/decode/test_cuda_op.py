@@ -1,0 +1,281 @@
+"""The operators on a CPU, in `torch.compile` and in `torch.export`. What they do on a GPU is in tests/gpu."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nrd_trt.decode import cuda_op, reference
+from nrd_trt.decode.cuda_op import find_fault, patch_decode, patch_decode_mask
+from nrd_trt.errors import ConfigError, ShapeError
+from nrd_trt.runtime.mask_runner import mask_of_logits
+from nrd_trt.specs import DecodeSpec
+from tests.helpers import cached_small_model, random_decode_inputs
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SPEC = DecodeSpec(num_classes=7, hidden=8, guidance_channels=8)
+EVERY = [
+    DecodeSpec(num_classes=k, hidden=d, guidance_channels=m, patch=f, upsample=32 // f)
+    for k, d, m, f in itertools.product((2, 19), (8, 16, 32), (8, 16, 32), (4, 8, 16))
+]
+
+
+def spec_id(value: object) -> str | None:
+    if not isinstance(value, DecodeSpec):
+        return None
+    return f"K{value.num_classes}d{value.hidden}m{value.guidance_channels}f{value.patch}"
+
+
+def inputs(
+    spec: DecodeSpec = SPEC, size: tuple[int, int, int] = (2, 3, 2), dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, list[float], list[float]]:
+    theta, guidance, x_table, y_table = random_decode_inputs(spec, *size)
+    return torch.from_numpy(theta).to(dtype), torch.from_numpy(guidance).to(dtype), x_table.tolist(), y_table.tolist()
+
+
+def numbers(spec: DecodeSpec) -> tuple[int, int, int, int]:
+    return spec.num_classes, spec.hidden, spec.guidance_channels, spec.patch
+
+
+def widened(theta: Tensor, guidance: Tensor, *tables: list[float], spec: DecodeSpec = SPEC) -> Tensor:
+    return reference.patch_decode(theta.float(), guidance.float(), *map(torch.tensor, tables), spec)
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=spec_id)
+def test_equal_to_the_reference(spec: DecodeSpec) -> None:
+    """The mask is held against NumPy's enlargement too, which shares nothing with PyTorch's."""
+    theta, guidance, *tables = inputs(spec, (2, 1, 2))
+    logits, mask = patch_decode(theta, guidance, *tables, spec), patch_decode_mask(theta, guidance, *tables, spec)
+    expected = widened(theta, guidance, *tables, spec=spec)
+    assert torch.equal(logits, expected)
+    assert logits.is_contiguous()
+    assert mask.dtype == torch.uint8
+    assert torch.equal(mask, reference.upsample(expected, spec.upsample).argmax(dim=1).to(torch.uint8))
+    drawn = np.stack([mask_of_logits(image, spec.upsample) for image in expected.numpy()])
+    assert (mask.numpy() == drawn).mean() > 0.9999
+    assert len(mask.unique()) == 2 if spec.num_classes == 2 else len(mask.unique()) > 4
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+@pytest.mark.parametrize("patch", [4, 8, 16])
+def test_any_factor_with_any_patch(patch: int, factor: int) -> None:
+    """The operator knows no stride of 32; a `DecodeSpec` does."""
+    spec = DecodeSpec(num_classes=5, patch=patch, upsample=32 // patch)
+    theta, guidance, *tables = inputs(spec, (1, 2, 1))
+    mask = torch.ops.nrd.patch_decode_mask(theta, guidance, *tables, *numbers(spec), factor, 0, True)
+    expected = widened(theta, guidance, *tables, spec=spec)
+    assert mask.shape == (1, factor * patch * 2, factor * patch)
+    assert torch.equal(mask, reference.upsample(expected, factor).argmax(dim=1).to(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_nothing_is_rounded_before_the_mask(dtype: torch.dtype) -> None:
+    """16-bit inputs are widened; where rounded logits would tie, the mask still tells the classes apart."""
+    spec = DecodeSpec(num_classes=19)
+    theta, guidance, *tables = inputs(spec, (2, 3, 3), dtype)
+    expected = widened(theta, guidance, *tables, spec=spec)
+    assert torch.equal(patch_decode(theta, guidance, *tables, spec), expected.to(dtype))
+    mask = patch_decode_mask(theta, guidance, *tables, spec)
+    assert torch.equal(mask, reference.upsample(expected, 4).argmax(dim=1).to(torch.uint8))
+    rounded = reference.upsample(expected.to(dtype).float(), 4).argmax(dim=1).to(torch.uint8)
+    assert not torch.equal(mask, rounded)
+
+
+def biases(values: list[list[float]], spec: DecodeSpec) -> Tensor:
+    """Theta of a row of patches whose logits are these numbers."""
+    theta = torch.zeros(1, spec.theta_channels, 1, len(values))
+    theta[0, -spec.num_classes :, 0] = torch.tensor(values).T
+    return theta
+
+
+def test_ties_infinities_and_nan() -> None:
+    spec = DecodeSpec(num_classes=3, hidden=8, guidance_channels=8)
+    nan, inf = math.nan, math.inf
+    patches = {
+        (1.0, 2.0, 2.0): 1, (-0.0, 0.0, 0.0): 0, (nan, 1.0, 2.0): 2, (nan, nan, -3.0): 2, (nan, nan, nan): 0,
+        (-inf, -inf, -inf): 0, (nan, -inf, -inf): 0, (inf, nan, inf): 0, (-1e38, nan, -inf): 0, (3.0, nan, inf): 2,
+    }  # fmt: skip
+    tables = [0.0] * 8, [0.0] * 8
+    for values, winner in patches.items():
+        theta = biases([list(values)], spec)
+        mask = patch_decode_mask(theta, torch.zeros(1, 8, 8, 8), *tables, spec)
+        # In the outermost rows a neighbour has weight 0, and 0 times infinity is NaN.
+        assert mask[:, 2:-2, 2:-2].unique().tolist() == [winner], values
+
+
+def test_empty_batches_and_images() -> None:
+    theta, guidance, *tables = inputs()
+    assert patch_decode(theta[:0], guidance[:0], *tables, SPEC).shape == (0, 7, 24, 16)
+    assert patch_decode_mask(theta[:0], guidance[:0], *tables, SPEC).shape == (0, 96, 64)
+
+
+def test_tables_may_be_tensors() -> None:
+    theta, guidance, *tables = inputs()
+    tensors = [torch.tensor(table) for table in tables]
+    for function in (patch_decode, patch_decode_mask):
+        assert torch.equal(function(theta, guidance, *tensors, SPEC), function(theta, guidance, *tables, SPEC))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype: torch.dtype) -> None:
+    arguments = (*inputs(dtype=dtype), *numbers(SPEC))
+    torch.library.opcheck(torch.ops.nrd.patch_decode.default, (*arguments, 0))
+    torch.library.opcheck(torch.ops.nrd.patch_decode_mask.default, (*arguments, 4, 0, True))
+    theta, guidance, *rest = arguments
+    odd = (theta.to(memory_format=torch.channels_last), guidance.transpose(2, 3).contiguous().transpose(2, 3), *rest)
+    torch.library.opcheck(torch.ops.nrd.patch_decode.default, (*odd, 0))
+
+
+class Decoder(nn.Module):
+    def __init__(self, spec: DecodeSpec, x_table: list[float], y_table: list[float]) -> None:
+        super().__init__()
+        self.spec, self.x_table, self.y_table = spec, x_table, y_table
+
+    def forward(self, theta: Tensor, guidance: Tensor) -> tuple[Tensor, Tensor]:
+        tables = self.x_table, self.y_table
+        logits = patch_decode(theta, 2 * guidance, *tables, self.spec)
+        return patch_decode_mask(theta, 2 * guidance, *tables, self.spec), logits + 1
+
+
+SIZES = [(1, 2, 2), (2, 3, 2), (3, 2, 5)]
+
+
+def assert_same(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
+    for one, other in zip(got, wanted, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_a_break(backend: str, dynamic: bool) -> None:
+    decoder = Decoder(SPEC, *inputs()[2:])
+    torch._dynamo.reset()
+    compiled = torch.compile(decoder, backend=backend, fullgraph=True, dynamic=dynamic)
+    for size in SIZES:
+        theta, guidance, *_ = inputs(size=size)
+        assert_same(compiled(theta, guidance), decoder(theta, guidance))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_exports_with_dynamic_sizes(dtype: torch.dtype) -> None:
+    decoder = Decoder(SPEC, *inputs()[2:])
+    batch, h, w = (torch.export.Dim(name, min=1, max=64) for name in ("batch", "h", "w"))
+    shapes = ({0: batch, 2: h, 3: w}, {0: batch, 2: 8 * h, 3: 8 * w})
+    program = torch.export.export(decoder, inputs(dtype=dtype)[:2], dynamic_shapes=shapes)
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert {"nrd.patch_decode.default", "nrd.patch_decode_mask.default"} <= set(called)
+    for size in SIZES:
+        theta, guidance, *_ = inputs(size=size, dtype=dtype)
+        assert_same(program.module()(theta, guidance), decoder(theta, guidance))
+
+
+def test_shapes_are_known_without_data() -> None:
+    theta, guidance, *tables = inputs()
+    nothing = theta.to("meta"), guidance.to("meta")
+    logits = patch_decode(*nothing, *tables, SPEC)
+    mask = patch_decode_mask(*nothing, *tables, SPEC)
+    assert (logits.shape, logits.dtype, logits.device.type) == ((2, 7, 24, 16), torch.float32, "meta")
+    assert (mask.shape, mask.dtype) == ((2, 96, 64), torch.uint8)
+    with pytest.raises(ShapeError, match="expected theta"):
+        patch_decode(nothing[0][:, 1:], nothing[1], *tables, SPEC)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_are_those_of_the_reference(dtype: torch.dtype) -> None:
+    theta, guidance, *tables = inputs(dtype=dtype)
+    theta.requires_grad_()
+    guidance.requires_grad_()
+    logits = patch_decode(theta, guidance, *tables, SPEC)
+    got = torch.autograd.grad(logits.float().square().mean(), (theta, guidance))
+    plain = reference.patch_decode(theta.float(), guidance.float(), *map(torch.tensor, tables), SPEC).to(dtype)
+    wanted = torch.autograd.grad(plain.float().square().mean(), (theta, guidance))
+    assert all(torch.equal(*pair) and one.abs().max() > 0 for pair in zip(got, wanted, strict=True) for one in pair)
+    with torch.no_grad():
+        assert not patch_decode(theta, guidance, *tables, SPEC).requires_grad
+    assert not patch_decode_mask(theta, guidance, *tables, SPEC).requires_grad
+    with pytest.raises(RuntimeError, match=r"no autograd formula was registered"):
+        torch.ops.nrd.patch_decode(theta, guidance, *tables, *numbers(SPEC), 0).float().sum().backward()
+
+
+BAD: dict[str, tuple[type[Exception], str, Callable[[list[Any]], None]]] = {
+    "theta": (ShapeError, "expected theta", lambda a: a.__setitem__(0, a[0][:, :-1])),
+    "theta's dimensions": (ShapeError, r"expected theta \(B, P, h, w\)", lambda a: a.__setitem__(0, a[0][0])),
+    "guidance": (ShapeError, "guidance", lambda a: a.__setitem__(1, a[1][:, :, :-1])),
+    "guidance's batch": (ShapeError, "guidance", lambda a: a.__setitem__(1, a[1][:1])),
+    "table": (ShapeError, "expected tables of 8 values, got 7 and 8", lambda a: a[2].pop()),
+    "double": (ConfigError, "expected both float32", lambda a: a.__setitem__(0, a[0].double())),
+    "both double": (ConfigError, "float64", lambda a: a.__setitem__(slice(2), [t.double() for t in a[:2]])),
+    "mixed": (ConfigError, "got torch.float16 and torch.float32", lambda a: a.__setitem__(0, a[0].half())),
+    "hidden": (
+        ConfigError,
+        "hidden: expected one of 8, 16, 32, got 12",
+        lambda a: a.__setitem__(4, DecodeSpec(num_classes=7, hidden=12)),
+    ),
+    "guidance channels": (
+        ConfigError,
+        "guidance_channels: expected one of 8, 16, 32, got 1",
+        lambda a: a.__setitem__(4, DecodeSpec(num_classes=7, guidance_channels=1)),
+    ),
+    "patch": (
+        ConfigError,
+        "patch: expected one of 4, 8, 16, got 2",
+        lambda a: a.__setitem__(4, DecodeSpec(num_classes=7, patch=2, upsample=16)),
+    ),
+}
+
+
+@pytest.mark.parametrize("function", [patch_decode, patch_decode_mask])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named(name: str, function: Callable[..., Tensor]) -> None:
+    kind, message, spoil = BAD[name]
+    arguments: list[Any] = [*inputs(), SPEC]
+    spoil(arguments)
+    with pytest.raises(kind, match=message):
+        function(*arguments)
+
+
+@pytest.mark.parametrize("function", [patch_decode, patch_decode_mask])
+def test_unknown_variants_are_named(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(ConfigError, match="variant 'fast': expected one of auto, generic"):
+        function(*inputs(), SPEC, variant="fast")
+
+
+def test_numbers_out_of_range_are_named() -> None:
+    theta, guidance, *tables = inputs()
+    with pytest.raises(ConfigError, match="variant: expected 0 to 5, got 6"):
+        torch.ops.nrd.patch_decode(theta, guidance, *tables, *numbers(SPEC), 6)
+    with pytest.raises(ConfigError, match="upsample: expected one of 1, 2, 4, 8, got 3"):
+        torch.ops.nrd.patch_decode_mask(theta, guidance, *tables, *numbers(SPEC), 3, 0, True)
+    with pytest.raises(ConfigError, match="num_classes: expected 2 to 256, got 1"):
+        torch.ops.nrd.patch_decode(theta, guidance, *tables, 1, 8, 8, 8, 0)
+
+
+def test_what_the_kernels_know() -> None:
+    assert [find_fault(spec) for spec in EVERY] == [None] * len(EVERY)
+    assert find_fault(DecodeSpec(num_classes=2, patch=1, upsample=32)) == "patch: expected one of 4, 8, 16, got 1"
+
+
+def test_the_network_gives_what_the_decode_takes() -> None:
+    model = cached_small_model()
+    images = torch.randn(1, 3, 64, 96)
+    theta, guidance, x_table, y_table = model.decode_inputs(images)
+    decoded = patch_decode(theta, guidance, x_table, y_table, model.config.decode)
+    assert torch.equal(decoded, model(images))
+    with pytest.raises(ShapeError, match="multiples of 32"):
+        model.decode_inputs(images[..., 1:])
+
+
+def test_a_variant_changes_nothing_on_a_cpu() -> None:
+    theta, guidance, *tables = inputs()
+    wanted = patch_decode_mask(theta, guidance, *tables, SPEC)
+    for variant in cuda_op.VARIANTS:
+        for prune in (False, True):
+            assert torch.equal(patch_decode_mask(theta, guidance, *tables, SPEC, variant=variant, prune=prune), wanted)

@@ -1,0 +1,207 @@
+"""How the kernels come to PyTorch: names, cache, missing tools. Compilers are played; test_binding runs a real one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+from nrd_trt.decode import extension, sources
+from nrd_trt.decode.cuda_op import _logits_on_cuda, _mask_on_cuda
+from nrd_trt.decode.extension import build_and_load, check_toolchain, extension_name, load_extension, source_files
+from nrd_trt.decode.sources import kernel_sources
+from nrd_trt.errors import MissingDependencyError, PluginError
+from nrd_trt.specs import DecodeSpec
+from tests.decode.test_cuda_op import inputs, numbers
+
+NEEDED = {"decode_kernel.cu", "empty_kernel.cu", "binding.cpp"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the kernels' sources."""
+    return Path(shutil.copytree(kernel_sources() / "nrd_decode", tmp_path / "plugins/nrd_decode")).parent
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a toolkit that is not asked."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(extension, "check_toolchain", lambda: tmp_path / "toolkit")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    return tmp_path / "cache"
+
+
+class Loader:
+    """Stands for `torch.utils.cpp_extension.load` and for `torch.ops.load_library`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failure: Exception | None = None) -> None:
+        self.compiled: list[dict[str, Any]] = []
+        self.loaded: list[str] = []
+        self.failure = failure
+        monkeypatch.setattr(cpp_extension, "load", self._compile)
+        monkeypatch.setattr(torch.ops, "load_library", self.loaded.append)
+
+    def _compile(self, name: str, files: list[str], **options: Any) -> None:
+        assert not Path(options["build_directory"], "lock").exists()  # it would wait for ever
+        self.compiled.append({"name": name, "files": files, "home": cpp_extension.CUDA_HOME, **options})
+        if self.failure is not None:
+            raise self.failure
+
+
+def test_all_kernels_are_compiled() -> None:
+    assert NEEDED <= {path.name for path in source_files(kernel_sources())}
+    assert not [path for path in source_files(kernel_sources()) if path.name.startswith(("host_", "emulat"))]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: (f / "nrd_decode/decode_kernel.cu").write_text("// another kernel\n"),
+        lambda f: (f / "nrd_decode/decode_problem.h").write_text("// another header\n"),
+        lambda f: (f / "nrd_decode/torch/binding.cpp").rename(f / "nrd_decode/torch/renamed.cpp"),
+        lambda f: (f / "nrd_decode/new.cu").touch(),
+    ],
+)
+def test_every_change_of_the_sources_has_its_own_library(folder: Path, change: Callable[[Path], object]) -> None:
+    before = extension_name(folder, ["90"])
+    assert before == extension_name(folder, ["90"]) == extension_name(kernel_sources(), ["90"])
+    change(folder)
+    assert extension_name(folder, ["90"]) != before
+
+
+def test_architectures_and_torch_have_their_own_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {extension_name(kernel_sources(), which) for which in (["90"], ["87"], ["87", "90"])}
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    assert len(names | {extension_name(kernel_sources(), ["90"])}) == 4
+
+
+def test_compiles_once_for_exactly_these_gpus(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loader = Loader(monkeypatch)
+    directory = cache / extension_name(folder, ["87", "90"])
+    directory.mkdir(parents=True)
+    (directory / "lock").touch()  # of a process that was stopped while it compiled
+    for _ in range(3):
+        build_and_load(folder, ["87", "90"])
+    (call,) = loader.compiled
+    assert {Path(file).name for file in call["files"]} >= NEEDED
+    flags = call["extra_cuda_cflags"]
+    assert "-fmad=false" in flags
+    assert [flag for flag in flags if "arch" in flag] == [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (87, 90)]
+    assert call["home"] == str(tmp_path / "toolkit")
+    assert not call["is_python_module"]
+    assert loader.loaded == [str(directory / f"{directory.name}.so")] * 2
+
+
+def test_what_did_not_compile_is_tried_again(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = "decode_kernel.cu(1): error: nothing works\n" * 1000
+    loader = Loader(monkeypatch, RuntimeError(log))
+    for _ in range(2):
+        with pytest.raises(PluginError, match=r"cannot be compiled or loaded.*nothing works") as caught:
+            build_and_load(folder, ["90"])
+        assert "sm_90" in str(caught.value)
+        assert len(str(caught.value)) < 3000
+    loader.failure = None
+    build_and_load(folder, ["90"])
+    assert len(loader.compiled) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder: Path, cache: Path) -> None:
+    cache.write_text("a file, not a folder")
+    with pytest.raises(PluginError, match="cannot be compiled or loaded"):
+        build_and_load(folder, ["90"])
+
+
+def test_missing_sources_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sources, "_PLACES", (tmp_path / "one", tmp_path / "two"))
+    with pytest.raises(PluginError, match=r"expected .*one/nrd_decode.* or .*two/nrd_decode.*reinstall"):
+        kernel_sources()
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with everything, of which each test takes something away."""
+    home = tmp_path / "cuda"
+    (home / "bin").mkdir(parents=True)
+    (home / "include").mkdir()
+    (home / "include/cuda_runtime_api.h").touch()
+    nvcc = home / "bin/nvcc"
+    nvcc.write_text('#!/bin/sh\necho "Cuda compilation tools, release 13.0, V13.0.88"\n')
+    nvcc.chmod(0o755)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("ninja", "c++"):
+        (programs / name).write_text("#!/bin/sh\necho 1.13\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(home))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(extension, "_DEFAULT_HOME", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(extension.sys, "executable", str(tmp_path / "no_environment/bin/python"))
+    monkeypatch.setenv("PATH", f"{programs}:{tmp_path}/bin")
+    monkeypatch.delenv("CXX", raising=False)
+    return home
+
+
+def test_toolkit_is_found(toolkit: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert check_toolchain() == toolkit
+    # PyTorch takes the folder above the nvcc on PATH, which may be a script elsewhere; nvcc tells where it lies.
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/nvcc").write_text(f'#!/bin/sh\necho "#$ TOP={toolkit}/bin/.." >&2\n')
+    (tmp_path / "bin/nvcc").chmod(0o755)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    assert check_toolchain() == toolkit
+
+
+def test_missing_tools_are_named(toolkit: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    with pytest.raises(MissingDependencyError, match=r"expected a CUDA 12\.6 toolkit, as PyTorch's, got 13\.0 in "):
+        check_toolchain()
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    check_toolchain()  # a major version is one ABI
+    (tmp_path / "programs/ninja").unlink()
+    with pytest.raises(MissingDependencyError, match=r"needs ninja.*pip install nrd-trt\[torch\]"):
+        check_toolchain()
+    beside = Path(extension.sys.executable).parent
+    beside.mkdir(parents=True)
+    (beside / "ninja").write_text("#!/bin/sh\necho 1.13\n")
+    (beside / "ninja").chmod(0o755)
+    check_toolchain()  # that of this Python's environment, which is not on PATH
+    (tmp_path / "programs/c++").unlink()
+    with pytest.raises(MissingDependencyError, match=r"needs a C\+\+ compiler"):
+        check_toolchain()
+    (toolkit / "include/cuda_runtime_api.h").unlink()
+    with pytest.raises(MissingDependencyError, match=r"needs nvcc with its headers.*install the CUDA toolkit 13\.2"):
+        check_toolchain()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_kernels_say_so() -> None:
+    spec = DecodeSpec(num_classes=7, hidden=8, guidance_channels=8)
+    for call in (
+        load_extension,
+        lambda: _logits_on_cuda(*inputs(spec), *numbers(spec), 0),
+        lambda: _mask_on_cuda(*inputs(spec), *numbers(spec), 4, 0, True),
+    ):
+        with pytest.raises(MissingDependencyError, match=r"needs an NVIDIA GPU.*sees no GPU"):
+            call()
+
+
+def test_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take as long the next time."""
+    tries: list[int] = []
+    monkeypatch.setattr(extension, "_outcome", [])
+    monkeypatch.setattr(extension, "_failure", lambda: tries.append(1) or PluginError("broken"))
+    for _ in range(2):
+        with pytest.raises(PluginError, match="broken"):
+            load_extension()
+    assert len(tries) == 1
+    monkeypatch.setattr(extension, "_outcome", [])
+    monkeypatch.setattr(extension, "_failure", lambda: None)
+    load_extension()

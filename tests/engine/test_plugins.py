@@ -1,0 +1,449 @@
+"""The plugin library: found in its order, read, held against TensorRT, GPU and bundle, registered once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nrd_trt.engine import plugins
+from nrd_trt.engine.compat import TensorRT
+from nrd_trt.engine.plugins import (
+    BUILD_COMMAND,
+    LIBRARY,
+    VARIABLE,
+    PluginInfo,
+    check_plugin,
+    check_recorded,
+    find_plugin,
+    load_plugin,
+    misfit,
+    read_plugin,
+    search_path,
+)
+from nrd_trt.errors import PluginError
+from nrd_trt.files import sha256_file
+from tests.artefacts import REPOSITORY, environment
+from tests.engine.surface.enterprise import enterprise
+from tests.plugin_library import INFO, library, make_library, needs_compiler
+
+CACHE = f"""\t2 libs found in cache
+\tlibnrd_trt_plugin.so.1 (libc6,x86-64) => /opt/lib/libnrd_trt_plugin.so.1
+\tlibnrd_trt_plugin_trt10.so (libc6,x86-64) => /opt/lib/libnrd_trt_plugin_trt10.so
+\t{LIBRARY} (libc6,x86-64) => /usr/lib/{LIBRARY}
+"""
+
+
+def info(**changes: Any) -> PluginInfo:
+    return PluginInfo.from_json(json.dumps({**INFO, **changes}))
+
+
+def tensorrt(version: str = "10.3.0", flavour: str = "tensorrt") -> TensorRT:
+    return TensorRT(flavour, enterprise(version))
+
+
+# --- finding
+
+
+def test_search_order() -> None:
+    places = {"LD_LIBRARY_PATH": "/first::/second"}
+    listed = [Path("/opt/lib/libnrd_trt_plugin.so.1"), Path("/usr/lib", LIBRARY)]
+    assert search_path(places, Path("/repo"), CACHE) == [
+        Path("/repo/plugins/build", LIBRARY),
+        Path("/first", LIBRARY),
+        Path("/second", LIBRARY),
+        *listed,
+    ]
+    assert search_path({}, None, CACHE) == listed
+    assert search_path({}, None, None) == []
+    assert search_path({**places, VARIABLE: "/given.so"}, Path("/repo"), CACHE) == [Path("/given.so")]
+    assert search_path({VARIABLE: ""}, None, None) == []
+
+
+def test_argument_before_variable_before_loader_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, named, path = tmp_path / "given.so", tmp_path / "named.so", tmp_path / "path" / LIBRARY
+    path.parent.mkdir()
+    for file in (given, named, path):
+        file.touch()
+    monkeypatch.setenv(VARIABLE, str(named))
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{path.parent}")
+    assert find_plugin(given) == given
+    assert find_plugin() == named
+    monkeypatch.delenv(VARIABLE)
+    built = REPOSITORY / "plugins" / "build" / LIBRARY
+    assert find_plugin() == (built if built.is_file() else path)
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real.so").touch()
+    (tmp_path / LIBRARY).symlink_to("real.so")
+    assert find_plugin(tmp_path / LIBRARY) == tmp_path / "real.so"
+
+
+def test_absent_library_lists_every_place_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}:/nowhere")
+    monkeypatch.setattr(plugins, "_loader_cache", lambda: CACHE.replace("/usr/lib", str(tmp_path)))
+    monkeypatch.setattr(plugins, "__file__", str(tmp_path / "nrd_trt" / "engine" / "plugins.py"))
+    (tmp_path / "setup.cfg").touch()
+    with pytest.raises(PluginError) as caught:
+        find_plugin()
+    words = str(caught.value)
+    tried = [tmp_path / "plugins" / "build" / LIBRARY, tmp_path / LIBRARY, Path("/nowhere", LIBRARY)]
+    positions = [words.index(str(place)) for place in tried]
+    assert positions == sorted(positions)
+    assert BUILD_COMMAND in words and VARIABLE in words and "--plugin FILE" in words
+
+
+@pytest.mark.parametrize("kind", ["argument", "variable"])
+def test_named_library_that_is_absent_is_not_searched_past(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / LIBRARY).touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    absent = tmp_path / "absent.so"
+    if kind == "variable":
+        monkeypatch.setenv(VARIABLE, str(absent))
+    with pytest.raises(PluginError, match=rf"expected {LIBRARY} at {absent} .*cmake -S plugins"):
+        find_plugin(absent if kind == "argument" else None)
+
+
+@pytest.mark.parametrize("checkout", [False, True])
+def test_plugins_build_is_searched_in_a_checkout_only(
+    checkout: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = tmp_path / "plugins" / "build" / LIBRARY
+    built.parent.mkdir(parents=True)
+    built.touch()
+    if checkout:
+        (tmp_path / "setup.cfg").touch()
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    monkeypatch.setattr(plugins, "_loader_cache", lambda: None)
+    monkeypatch.setattr(plugins, "__file__", str(tmp_path / "nrd_trt" / "engine" / "plugins.py"))
+    if checkout:
+        assert find_plugin() == built
+    else:
+        with pytest.raises(PluginError, match="no plugin library was found"):
+            find_plugin()
+
+
+# --- reading
+
+
+@needs_compiler
+def test_library_is_read() -> None:
+    found = read_plugin(library())
+    assert found.path == library()
+    assert found.sha256 == sha256_file(library())
+    assert json.loads(json.dumps(vars(found.info))) == INFO
+    assert found.facts("u8x4") == {
+        "file": LIBRARY,
+        "sha256": found.sha256,
+        **{key: value for key, value in INFO.items() if key not in ("ops", "tensorrt_major")},
+        "mask_encoding": "u8x4",
+    }
+    assert str(library().parent) not in json.dumps(found.facts("uint8"))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("text", "changes", "words"),
+    [
+        ("", {}, "got one without nrd_plugin_info"),
+        ("no json", {}, "got something else"),
+        ("[]", {}, "no JSON object"),
+        (None, {"cuda": ...}, "cuda: None"),
+        (None, {"tensorrt_major": "10"}, "tensorrt_major: '10'"),
+        (None, {"architectures": ["sm_87"]}, r"architectures: \['sm_87'\]"),
+        (None, {"ops": "NrdPatchDecode"}, "ops: 'NrdPatchDecode'"),
+        (None, {"ops": ["NrdPatchDecode"]}, "got NrdPatchDecode without NrdPatchDecodeMask"),
+        (None, {"ops": []}, "got none without NrdPatchDecode, NrdPatchDecodeMask"),
+    ],
+)
+def test_other_libraries_are_refused(text: str | None, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = make_library(tmp_path / "other.so", text, **changes)
+    with pytest.raises(PluginError, match=rf"{path}: expected .*{words}.*cmake -S plugins"):
+        read_plugin(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\necho I am a script\n", b"\x7fELF" + bytes(60)])
+def test_what_is_no_library_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / LIBRARY
+    path.write_bytes(content)
+    with pytest.raises(PluginError, match=rf"{path}: expected {LIBRARY}, got a file that cannot be opened .*cmake"):
+        read_plugin(path)
+
+
+@needs_compiler
+def test_library_that_returns_nothing_is_refused(tmp_path: Path) -> None:
+    source = "const char* nrd_plugin_info(void) { return 0; }"
+    with pytest.raises(PluginError, match="got something else"):
+        read_plugin(make_library(tmp_path / "null.so", "", source=source))
+
+
+# --- holding against TensorRT and the GPU
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [
+        ("7.5", True),
+        ("8.0", True),
+        ("8.7", True),  # its own code
+        ("8.9", True),  # code of 8.0
+        ("8.8", True),
+        ("7.0", False),  # older than any
+        ("7.2", False),  # integrated: its own code only
+        ("9.0", True),
+        ("10.0", False),
+        ("11.0", False),
+    ],
+)
+def test_machine_code_runs_within_its_major(capability: str, runs: bool) -> None:
+    assert info(architectures=[75, 80, 87, 90], ptx=[]).runs_on(capability, "13.0") is runs
+
+
+@pytest.mark.parametrize(
+    ("architectures", "ptx", "capability", "driver", "runs"),
+    [
+        ([], [90], "12.0", "12.6", True),  # compiled by the driver
+        ([], [90], "12.0", None, True),
+        ([], [90], "12.0", "12.5", False),  # a driver older than the toolkit does not read its PTX
+        ([], [90], "8.9", "12.6", False),
+        ([], [90], "9.0", "12.6", True),
+        ([], [80], "8.7", "12.6", False),  # integrated
+        ([], [80], "11.0", "13.0", False),
+        ([87], [], "8.9", "12.6", False),  # code for an integrated GPU runs nowhere else
+        ([87], [87], "8.9", "12.6", True),
+        ([86], [], "8.0", "12.6", False),
+        ([86], [], "8.9", "12.5", True),  # machine code needs the driver's major only
+        ([110], [], "11.0", "13.0", True),
+        ([100], [], "10.3", "13.0", True),
+        ([120], [], "12.1", "13.0", True),
+    ],
+)
+def test_ptx_and_integrated_gpus(
+    architectures: list[int], ptx: list[int], capability: str, driver: str | None, runs: bool
+) -> None:
+    assert info(architectures=architectures, ptx=ptx).runs_on(capability, driver) is runs
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "driver", "expected"),
+    [
+        ("10.3.0", "8.7", "12.6", None),
+        ("10.16.1.11", "8.7", None, None),
+        ("10.3.0", None, None, None),
+        ("11.4.0", "8.7", "12.6", "built for TensorRT 11 (11.4.0 is loaded), got one for TensorRT 10.3.0"),
+        ("10.3.0", "8.7", "11.8", "CUDA 11.8 or older, which the driver supports, got one built with CUDA 12.6"),
+        ("10.3.0", "11.0", "13.0", "compute capability 11.0 (sm_110), got sm_75, sm_80, sm_86, sm_87, sm_89, sm_90"),
+    ],
+)
+def test_misfit(version: str, capability: str | None, driver: str | None, expected: str | None) -> None:
+    found = misfit(info(), version, capability, driver)
+    assert (found is None) == (expected is None)
+    if found and expected:
+        assert found[0].startswith("expected ") and expected in found[0]
+        assert "cmake -S plugins" in found[1]
+        assert ("-DCMAKE_CUDA_ARCHITECTURES=110 " in found[1]) == (capability == "11.0")
+
+
+@needs_compiler
+def test_misfit_is_an_error_with_the_path() -> None:
+    with pytest.raises(PluginError, match=rf"^{library()}: expected .* got one for TensorRT 10\.3\.0; build it with"):
+        check_plugin(read_plugin(library()), tensorrt("11.0.0"), "8.7", "12.6")
+
+
+# --- holding against a bundle
+
+
+@needs_compiler
+def test_recorded_library_is_known_again(tmp_path: Path) -> None:
+    found = read_plugin(library())
+    check_recorded(found, found.facts("uint8"), bundle="a.nrd", rebuild="rebuild it")
+    copy = tmp_path / "renamed.so"
+    copy.write_bytes(library().read_bytes())
+    check_recorded(read_plugin(copy), found.facts("uint8"), bundle="a.nrd", rebuild="rebuild it")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kernel_revision": 2}, "kernel_revision: 1, found 2"),
+        ({"architectures": [87]}, "architectures: 75 80 86 87 89 90, found 87"),
+        ({"version": "0.2.0", "cuda": "13.0"}, "version: 0.1.0, found 0.2.0; cuda: 12.6, found 13.0"),
+        ({}, "it says the same of itself"),
+    ],
+)
+def test_another_library_is_refused_with_what_differs(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    recorded = read_plugin(library()).facts("uint8")
+    other = read_plugin(make_library(tmp_path / "o.so", source="int differs = 7;\n", **changes))
+    with pytest.raises(PluginError) as caught:
+        check_recorded(other, recorded, bundle="a.nrd", rebuild="rebuild it")
+    assert str(caught.value).startswith(f"{other.path}: a.nrd was built with another plugin library: expected SHA-256 ")
+    assert f"{recorded['sha256'][:12]}…, got {other.sha256[:12]}… ({words})" in str(caught.value)
+    assert str(caught.value).endswith("rebuild with: rebuild it")
+
+
+# --- registering
+
+
+@needs_compiler
+def test_library_is_registered_once() -> None:
+    trt = tensorrt()
+    found = read_plugin(library())
+    for _ in range(3):
+        load_plugin(found, trt)
+    assert trt.trt.registry.loaded == [str(library())]
+    assert all(trt.has_creator(op, "1", "nrd") for op in INFO["ops"])
+    assert not trt.has_creator("NrdPatchDecode", "1", "")
+
+
+@needs_compiler
+def test_two_threads_register_once() -> None:
+    trt, found = tensorrt(), read_plugin(library())
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            load_plugin(found, trt)
+        except PluginError as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (errors, len(trt.trt.registry.loaded)) == ([], 1)
+
+
+@needs_compiler
+def test_a_process_holds_one_library() -> None:
+    trt = tensorrt()
+    load_plugin(read_plugin(library(1)), trt)
+    with pytest.raises(PluginError, match=rf"got those of {library(1)} \(SHA-256 .*use another process"):
+        load_plugin(read_plugin(library(2)), trt)
+    assert trt.trt.registry.loaded == [str(library(1))]
+
+
+@needs_compiler
+@pytest.mark.parametrize("op", INFO["ops"])
+def test_creators_of_somebody_else_are_an_error(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    trt = tensorrt()
+    trt.trt.registry.creators.add((op, "1", "nrd"))
+    with pytest.raises(PluginError, match=r"got those of a library that is not nrd_trt's.*preload none"):
+        load_plugin(read_plugin(library()), trt)
+    assert trt.trt.registry.loaded == []
+
+
+@needs_compiler
+def test_refused_library_is_an_error() -> None:
+    trt = tensorrt()
+    trt.trt.registry.takes = False
+    with pytest.raises(PluginError, match=r"expected tensorrt 10\.3\.0 to take the creators .*got a refusal; build it"):
+        load_plugin(read_plugin(library()), trt)
+
+
+@needs_compiler
+def test_library_that_registers_half_is_an_error() -> None:
+    trt = tensorrt()
+    trt.trt.registry.drops = {"NrdPatchDecodeMask"}
+    with pytest.raises(PluginError, match="got none of NrdPatchDecodeMask; build it"):
+        load_plugin(read_plugin(library()), trt)
+
+
+@needs_compiler
+def test_no_registry_is_an_error() -> None:
+    trt = tensorrt()
+    trt.trt.get_plugin_registry = lambda: None
+    with pytest.raises(PluginError, match="got a refusal"):
+        load_plugin(read_plugin(library()), trt)
+
+
+@needs_compiler
+def test_another_major_is_not_registered() -> None:
+    trt = tensorrt("11.4.0")
+    with pytest.raises(PluginError, match="expected a library built for TensorRT 11"):
+        load_plugin(read_plugin(library()), trt)
+    assert trt.trt.registry.loaded == []
+
+
+@needs_compiler
+def test_rtx_never_gets_one() -> None:
+    """Its parser ends the process when it meets a plugin of ours, so its registry must not even be asked."""
+    trt = tensorrt("10.7.0", flavour="tensorrt-rtx")
+    trt.trt.get_plugin_registry = lambda: pytest.fail("asked for the registry")
+    with pytest.raises(PluginError, match=r"tensorrt-rtx loads no plugins.*--decode onnx"):
+        load_plugin(read_plugin(library()), trt)
+
+
+# --- a real registry
+
+LEAN = next((name for name in ("tensorrt_lean", "tensorrt_lean_bindings") if importlib.util.find_spec(name)), None)
+_ON_A_REGISTRY = """
+import importlib, sys
+from pathlib import Path
+from nrd_trt.engine.compat import TensorRT
+from nrd_trt.engine.plugins import PluginLibrary, load_plugin, read_plugin
+from nrd_trt.errors import PluginError
+trt = TensorRT("tensorrt-lean", importlib.import_module(sys.argv[1]))
+print("version", trt.version)
+for path in map(Path, sys.argv[2:]):
+    try:
+        load_plugin(read_plugin(path), trt)
+        load_plugin(read_plugin(path), trt)
+        print("loaded", all(trt.has_creator(op, "1", "nrd") for op in ("NrdPatchDecode", "NrdPatchDecodeMask")))
+    except PluginError as exc:
+        print(exc)
+"""
+needs_lean = pytest.mark.skipif(
+    LEAN is None,
+    reason="needs TensorRT's lean runtime: pip install 'nrd-trt[lean]' (no GPU needed)",
+)
+
+
+def on_lean(*paths: Path) -> tuple[str, list[str]]:
+    """The version of the lean runtime, and what a process with its registry says of libraries, one line each."""
+    command = [sys.executable, "-c", _ON_A_REGISTRY, str(LEAN), *map(str, paths)]
+    path = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=environment(**path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    version, *lines = [line for line in done.stdout.splitlines() if not line.startswith("[")]  # TensorRT's own
+    return version.removeprefix("version "), lines
+
+
+@needs_lean
+@needs_compiler
+def test_real_registry_refuses_what_has_no_creators(tmp_path: Path) -> None:
+    version = on_lean()[0]
+    current = {"tensorrt": version, "tensorrt_major": int(version.split(".")[0])}
+    silent = make_library(tmp_path / "silent.so", **current)
+    source = "void* getCreators(int* count) { *count = 0; return 0; }\nvoid setLoggerFinder(void* finder) { }\n"
+    empty = make_library(tmp_path / "empty.so", source=source, **current)
+    _, (first, second, third) = on_lean(silent, empty, library())
+    for path, line in ((silent, first), (empty, second)):
+        assert line.startswith(f"{path}: expected tensorrt-lean {version} to take the creators NrdPatchDecode")
+    assert f"expected a library built for TensorRT {current['tensorrt_major']}" in third
+
+
+@needs_lean
+def test_real_registry_takes_the_real_library() -> None:
+    try:
+        found = read_plugin(find_plugin())
+    except PluginError as exc:
+        pytest.skip(f"needs the plugin library: {exc}")
+    version = on_lean()[0]
+    if misfit(found.info, version, None, None):
+        pytest.skip(f"the library is built for TensorRT {found.info.tensorrt}, not {version}")
+    assert on_lean(found.path)[1] == ["loaded True"]
