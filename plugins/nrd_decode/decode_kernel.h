@@ -22,7 +22,7 @@ cudaError_t prepare();
 
 //! Logits (B, K, f*h, f*w) in NCHW order, of the problem's element type, not overlapping the inputs.
 //! cudaErrorInvalidValue: the shape is not one of those in DecodeShape, a size is not positive or there are more than
-//! 2^31 - 1 patches, or the variant does not support it.
+//! 2^31 - 1 patches (a quarter of that for f = 16), or the variant does not support it.
 cudaError_t patchDecode(DecodeProblem const& problem, void* logits, Variant variant, cudaStream_t stream);
 
 //! Class index (B, s*f*h, s*f*w) of the largest of the bilinearly enlarged logits (align_corners=False); ties go to the
