@@ -42,7 +42,7 @@ test: install  ## Run the suite that needs no GPU
 test-all: install  ## Run it with every combination of encoder, precision and input form
 	$(PYTEST) -m "" $(ARGS)
 
-gpu-check: install  ## Tests and latency on an NVIDIA GPU, into build/gpu-check/; exits 2 where there is none
+gpu-check: install  ## Every proof and benchmark that needs an NVIDIA GPU, into build/gpu-check/; exits 2 without one
 	$(BIN)/python scripts/gpu_check.py $(ARGS)
 
 check: install  ## Formatting, lint, types; what CI runs
