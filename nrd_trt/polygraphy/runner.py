@@ -1,0 +1,138 @@
+"""The PyTorch model as a Polygraphy runner, with the inputs and outputs of an exported file. PyTorch on use."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from polygraphy.backend.base import BaseRunner
+from polygraphy.common import TensorMetadata
+
+from nrd_trt.errors import ConfigError, NrdTrtError
+from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.model import load_trained, require_torch
+from nrd_trt.pipeline.references import check_classes
+from nrd_trt.polygraphy.settings import read_model, reported
+from nrd_trt.specs import InputForm, InputShape, MaskEncoding
+
+if TYPE_CHECKING:
+    from nrd_trt.runtime.base import Runner
+
+PREFIX = "nrd-torch-runner"
+"""What the names of these runners begin with."""
+INPUT_FORMS = ("uint8", "float")
+OUTPUTS = ("mask", "logits", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """Inputs and outputs of the file that this runner stands beside; None leaves sizes open."""
+
+    input_form: InputForm
+    outputs: tuple[str, ...]
+    mask_encoding: MaskEncoding = "uint8"
+    shape: InputShape | None = None
+
+
+class NrdTorchRunner(BaseRunner):
+    """Runs a checkpoint in PyTorch, fp32.
+
+    Args:
+        checkpoint: ``.pth`` or ``.safetensors``.
+        model: The ONNX file, or the file in a bundle, whose inputs and outputs it takes; None needs both of the next.
+        input_form: ``"uint8"`` NHWC RGB or ``"float"`` NCHW normalised; None is the model's.
+        output: ``"mask"``, ``"logits"`` or ``"both"``; None is the model's.
+        options: Fields of `nrd_trt.model.recognise.CheckpointOptions`: what the checkpoint does not tell itself.
+        name: Of the runner.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        model: str | None = None,
+        input_form: InputForm | None = None,
+        output: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name, prefix=PREFIX)
+        self._checkpoint, self._model, self._options = Path(checkpoint), model, dict(options or {})
+        self._input_form, self._output = input_form, output
+
+    @reported()
+    def activate_impl(self) -> None:
+        """Load the checkpoint."""
+        require_torch("running --nrd-torch")
+        from nrd_trt.runtime.torch_runner import TorchRunner
+
+        graph = self._graph()
+        form = self._read_form(graph)
+        network = load_trained(self._checkpoint, **self._fields())
+        if graph is not None:
+            check_classes(self._checkpoint, network, graph)
+        self._runner = TorchRunner(network, form.input_form, logits="logits" in form.outputs).__enter__()
+        self._form = form
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        """Return the input ``image`` with the sizes that the model fixes."""
+        return _input_metadata(self._runner, self._form.shape)
+
+    @reported()
+    def infer_impl(self, feed_dict: Mapping[str, np.ndarray]) -> OrderedDict[str, np.ndarray]:
+        """Run once and note the time it took, in seconds."""
+        started = time.perf_counter()
+        outputs = self._runner.infer({name: np.asarray(value) for name, value in feed_dict.items()})
+        self.inference_time = time.perf_counter() - started
+        if self._form.mask_encoding == "u8x4":
+            outputs["mask"] = np.ascontiguousarray(outputs["mask"]).view("<i4")
+        return OrderedDict((name, outputs[name]) for name in self._form.outputs)
+
+    def deactivate_impl(self) -> None:
+        """Release the model."""
+        self._runner.__exit__(None, None, None)
+        del self._form, self._runner
+
+    def _graph(self) -> GraphFacts | None:
+        """Read the facts of the model; None where both forms are given and it tells none."""
+        try:
+            if self._model is None:
+                raise ConfigError("--nrd-torch: no model is given whose inputs and outputs it could take.")
+            return read_model(Path(self._model)).graph
+        except NrdTrtError as exc:
+            if self._input_form is not None and self._output is not None:
+                return None
+            raise ConfigError(f"{exc} Or say them with --nrd-torch-input and --nrd-torch-output.") from exc
+
+    def _read_form(self, graph: GraphFacts | None) -> _Form:
+        output = self._output or (graph.output if graph is not None else None)
+        names = ("mask", "logits") if output == "both" else (str(output),)
+        if graph is None:
+            return _Form(input_form=self._input_form or "uint8", outputs=names)
+        return _Form(
+            input_form=self._input_form or graph.input_form,
+            outputs=names,
+            mask_encoding=graph.mask_encoding if "mask" in names else "uint8",
+            shape=graph.shape,
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        from nrd_trt.model.recognise import CheckpointOptions
+
+        known = CheckpointOptions.__dataclass_fields__
+        if unknown := sorted(self._options.keys() - known.keys()):
+            raise ConfigError(f"--nrd-torch-options {', '.join(unknown)}: expected some of {', '.join(known)}.")
+        return {name: tuple(v) if isinstance(v, list) else v for name, v in self._options.items()}
+
+
+def _input_metadata(runner: Runner, shape: InputShape | None) -> TensorMetadata:
+    """Return the runner's input as Polygraphy's metadata, with None for what may vary."""
+    ((name, spec),) = runner.inputs.items()
+    extents = (None, None, None) if shape is None else (shape.batch, shape.height, shape.width)
+    fixed = iter([extent.min if extent and extent.is_static else None for extent in extents])
+    sizes = [next(fixed) if size is None else size for size in spec.shape]
+    return TensorMetadata().add(name, dtype=spec.dtype, shape=sizes)

@@ -1,0 +1,186 @@
+"""`polygraphy run --nrd-torch` and its scripts as processes: a good pair passes, planted faults do not."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.model.checkpoint import load_model
+from nrd_trt.specs import InputShape
+from tests import artefacts
+from tests.polygraphy.tool import IMAGES, MASKS, needs_polygraphy, polygraphy, tool_environment
+
+pytestmark = needs_polygraphy
+
+
+def run(model: Path, checkpoint: Path, *arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Compare a file with a checkpoint on one scene."""
+    return polygraphy(
+        *("run", model, "--onnxrt", "--nrd-torch", checkpoint, *IMAGES, *MASKS, *arguments),
+        **{"MODEL": str(model), "COUNT": "1", **settings},
+    )
+
+
+@cache
+def both_float() -> Path:
+    """Both outputs, float input, sizes open."""
+    options = ExportOptions(
+        shape=InputShape.parse(size=None, dynamic="64x64:64x96:96x128", batch="1:2:2", default=(64, 96)),
+        input_form="float",
+    )
+    return artefacts.write_model(export_onnx(artefacts.trained_model(), options), "both_float.onnx")
+
+
+@cache
+def swapped_channels() -> Path:
+    """The trained network, exported as if it read BGR."""
+    model = load_model(artefacts.checkpoint())
+    model.info = replace(model.info, channel_order="bgr")
+    full = export_onnx(model, ExportOptions(shape=InputShape.static(artefacts.SIZE_HW)))
+    return artefacts.write_model(select_outputs(full, "mask"), "swapped.onnx")
+
+
+@cache
+def doubled_weights() -> Path:
+    """One convolution's weights doubled."""
+    model = onnx.load(artefacts.onnx_file())
+    node = next(node for node in model.graph.node if node.output[0].endswith("layer4.1.conv.1.conv/Conv"))
+    (weights,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * 2, weights.name))
+    return artefacts.write_model(model, "doubled.onnx")
+
+
+def test_good_pair_passes_by_polygraphys_own_comparison() -> None:
+    """The line with nothing but the option; Polygraphy draws the input and holds every byte of the masks equal."""
+    done = polygraphy("run", artefacts.onnx_file(), "--onnxrt", "--nrd-torch", artefacts.checkpoint())
+    assert done.returncode == 0, done.stdout
+    assert "Comparing Output: 'mask' (dtype=uint8, shape=(1, 64, 96)) with 'mask' (dtype=uint8" in done.stdout
+
+
+def test_good_pair_passes_by_masks() -> None:
+    done = run(artefacts.onnx_file(), artefacts.checkpoint(), COUNT="2")
+    assert done.returncode == 0, done.stdout
+    assert "mask | pixel agreement 1.000000" in done.stdout
+    assert "Passed: 2/2 iterations" in done.stdout
+
+
+def test_good_pair_of_floats_and_open_sizes_passes() -> None:
+    done = run(both_float(), artefacts.checkpoint(), "--sequential-runners")
+    assert done.returncode == 0, done.stdout
+    assert "mask | pixel agreement 1.000000" in done.stdout
+    assert "logits | pixel agreement 1.000000" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "checkpoint"),
+    [
+        pytest.param(artefacts.onnx_file, artefacts.other_checkpoint, id="another checkpoint"),
+        pytest.param(swapped_channels, artefacts.checkpoint, id="swapped channels"),
+        pytest.param(doubled_weights, artefacts.checkpoint, id="doubled weights"),
+    ],
+)
+def test_planted_fault_fails(model: Callable[[], Path], checkpoint: Callable[[], Path]) -> None:
+    done = run(model(), checkpoint())
+    assert done.returncode == 1, done.stdout
+    assert "FAILED: pixel agreement 0." in done.stdout
+    assert "at least 0.9999 needed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "expected"),
+    [
+        (["--nrd-torch", "absent.pth"], {}, "absent.pth: expected a checkpoint file"),
+        (["--nrd-torch-options", "bgrr:1"], {}, "--nrd-torch-options bgrr: expected some of num_classes"),
+        ([], {"MIN_AGREMENT": "0.5"}, "NRD_POLYGRAPHY_MIN_AGREMENT: expected one of NRD_POLYGRAPHY_MODEL"),
+        ([], {"DATA": "absent"}, "absent: expected a folder of images"),
+    ],
+)
+def test_mistake_is_one_line(arguments: list[str], settings: dict[str, str], expected: str) -> None:
+    done = run(artefacts.onnx_file(), artefacts.checkpoint(), *arguments, **settings)
+    assert done.returncode == 1, done.stdout
+    assert f"[E] nrd_trt: {expected}" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_checkpoint_with_other_classes_is_named() -> None:
+    done = run(artefacts.onnx_file(), artefacts.untrained_checkpoint())
+    assert done.returncode == 1
+    assert "expected 11 classes as in the engine, got 19" in done.stdout
+
+
+def test_checkpoint_is_needed() -> None:
+    done = polygraphy("run", artefacts.onnx_file(), "--onnxrt", "--nrd-torch")
+    assert done.returncode == 2
+    assert "argument --nrd-torch: expected one argument" in done.stdout
+
+
+def test_options_reach_the_checkpoint() -> None:
+    """The swapped channels of the planted fault above become right."""
+    done = run(swapped_channels(), artefacts.checkpoint(), "--nrd-torch-options", "bgr:1")
+    assert done.returncode == 0, done.stdout
+
+
+def test_two_checkpoints_are_compared_in_their_order() -> None:
+    done = polygraphy(
+        *("run", artefacts.onnx_file(), "--nrd-torch", artefacts.checkpoint()),
+        *("--nrd-torch", artefacts.other_checkpoint(), *IMAGES, *MASKS),
+        MODEL=str(artefacts.onnx_file()),
+        COUNT="1",
+        MIN_AGREEMENT="0",
+    )
+    assert done.returncode == 0, done.stdout
+    assert "mask of nrd-torch-runner-N0" in done.stdout
+    assert "pixel agreement 1.0" not in done.stdout
+
+
+def test_generated_script_does_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "check.py"
+    done = run(artefacts.onnx_file(), artefacts.checkpoint(), "--gen-script", script)
+    assert done.returncode == 0, done.stdout
+    other = tmp_path / "other.py"
+    other.write_text(script.read_text().replace(str(artefacts.checkpoint()), str(artefacts.other_checkpoint())))
+    settings = {"NRD_POLYGRAPHY_MODEL": str(artefacts.onnx_file()), "NRD_POLYGRAPHY_COUNT": "1"}
+    for path, code in ((script, 0), (other, 1)):
+        command = [sys.executable, str(path)]
+        done = subprocess.run(command, env=tool_environment(**settings), capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+
+
+def test_saved_results_are_checked_again(tmp_path: Path) -> None:
+    saved = tmp_path / "accuracy.json"
+    done = run(artefacts.onnx_file(), artefacts.other_checkpoint(), "--save-accuracy-results", saved, MIN_AGREEMENT="0")
+    assert done.returncode == 0, done.stdout
+    assert '"clear_flips"' in json.dumps(json.loads(saved.read_text()))
+    done = polygraphy("check", "accuracy", saved, *MASKS)
+    assert done.returncode == 1, done.stdout
+    assert "did not pass the requested thresholds" in done.stdout
+
+
+def test_average_over_images_is_held_against_the_gates() -> None:
+    done = run(artefacts.onnx_file(), artefacts.other_checkpoint(), "--check-average", COUNT="2")
+    assert done.returncode == 1, done.stdout
+    first, second, average = (float(share) for share in re.findall(r"pixel agreement (0\.\d+), mIoU", done.stdout))
+    assert average == pytest.approx((first + second) / 2, abs=1e-6)
+    assert "Passed: 0/1 outputs" in done.stdout
+
+
+def test_extension_is_light() -> None:
+    """Polygraphy loads it with each of its commands."""
+    code = (
+        "import sys, nrd_trt.polygraphy.extension; print(*{'torch', 'onnx', 'PIL', 'onnxruntime'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=tool_environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
