@@ -1,0 +1,218 @@
+"""Where calibration images come from: a folder, a video, drawn scenes. NumPy and Pillow; OpenCV for videos, on use."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from nrd_trt.data.datasets import SYNTHETIC
+from nrd_trt.data.folders import IMAGE_SUFFIXES, list_images, read_image
+from nrd_trt.data.synthetic import street_scene
+from nrd_trt.errors import CalibrationError, ConfigError
+from nrd_trt.files import sha256_file
+from nrd_trt.optional import require
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+# Scenes of validation have seeds below 100, those of the training recipes 100 000 and above.
+_SCENE_SEEDS = (20_000, 100_000)
+_LABEL_VALUES = 64  # a photo shows more grey levels than a label image has classes
+_LOOKED_AT = 3
+
+
+class Source(Protocol):
+    """Images in a fixed order that can be read again and again."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One per image."""
+        ...
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield ``(H, W, 3) uint8 RGB`` per name, each a fresh array."""
+        ...
+
+    def contents(self) -> list[str] | None:
+        """Return one hash per image, or None where their pixels have to be hashed."""
+        ...
+
+
+def open_source(data: Path | str, *, images: int, seed: int, size_hw: tuple[int, int]) -> Source:
+    """Open a data set and choose at most `images` of it.
+
+    Args:
+        data: A folder of images (see `nrd_trt.data.folders`), a video, or ``"synthetic"``.
+        images: At least 1.
+        seed: Of the choice.
+        size_hw: Of drawn scenes.
+
+    Raises:
+        ConfigError: `images` is below 1, or there is no such folder or file.
+        CalibrationError: The folder holds no usable images; the message says what it holds.
+        MissingDependencyError: A video needs OpenCV.
+    """
+    if images < 1:
+        raise ConfigError(f"--images {images}: expected 1 or more.")
+    if str(data) == SYNTHETIC:
+        return SceneSource(images=images, seed=seed, size_hw=size_hw)
+    path = Path(data)
+    if path.is_file():
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            raise ConfigError(
+                f"--data {path}: expected a folder of images, a video ({', '.join(VIDEO_SUFFIXES)}) or "
+                f"{SYNTHETIC!r}, got another file."
+            )
+        return VideoSource(path, images=images, seed=seed)
+    return FolderSource(path, images=images, seed=seed)
+
+
+class FolderSource:
+    """Image files of a folder."""
+
+    def __init__(self, folder: Path, *, images: int, seed: int) -> None:
+        paths = _listed(folder)
+        self._paths = [paths[index] for index in _choose(len(paths), images, seed)]
+        self.names = tuple(path.name for path in self._paths)
+        _refuse_labels(self._paths[:_LOOKED_AT])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (read_image(path) for path in self._paths)
+
+    def contents(self) -> list[str]:
+        """Return the SHA-256 of the files."""
+        return [sha256_file(path) for path in self._paths]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSource:
+    """Procedural street scenes, each of another street."""
+
+    images: int
+    seed: int
+    size_hw: tuple[int, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One per street."""
+        return tuple(f"street {seed}" for seed in self._seeds())
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (street_scene(seed, self.size_hw).image for seed in self._seeds())
+
+    def contents(self) -> None:
+        """Only the pixels tell: how a seed is drawn may change from version to version."""
+        return None
+
+    def _seeds(self) -> list[int]:
+        low, high = _SCENE_SEEDS
+        return [low + index for index in _choose(high - low, self.images, self.seed)]
+
+
+class VideoSource:
+    """Frames of a video, one from each of equal stretches. OpenCV decodes every frame up to the last one chosen."""
+
+    def __init__(self, path: Path, *, images: int, seed: int) -> None:
+        self._cv2: Any = require("cv2", extra="video", purpose="reading videos")
+        self._path = path
+        total = self._count()
+        if not total:
+            raise CalibrationError(
+                f"{path}: expected a video, OpenCV reads no frame of it; convert it, or give images."
+            )
+        self._frames = _choose(total, images, seed)
+        self.names = tuple(f"{path.name} frame {frame}" for frame in self._frames)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        # Frames are passed one by one: seeking lands on other frames in some formats.
+        capture = self._cv2.VideoCapture(str(self._path))
+        try:
+            position = -1
+            for frame in self._frames:
+                while position < frame and capture.grab():
+                    position += 1
+                bgr = capture.retrieve()[1] if position == frame else None
+                if bgr is None:
+                    raise CalibrationError(
+                        f"{self._path}: expected frame {frame} as before, got none; has the file changed?"
+                    )
+                yield np.ascontiguousarray(bgr[..., ::-1])
+        finally:
+            capture.release()
+
+    def contents(self) -> list[str]:
+        """Return the SHA-256 of the file, for each frame."""
+        return [sha256_file(self._path)] * len(self._frames)
+
+    def _count(self) -> int:
+        """Count the frames that can be read; what the file says of itself is often wrong."""
+        capture = self._cv2.VideoCapture(str(self._path))
+        try:
+            count = 0
+            while capture.grab():
+                count += 1
+            return count
+        finally:
+            capture.release()
+
+
+def _choose(total: int, wanted: int, seed: int) -> list[int]:
+    """Choose one index at random from each of `wanted` equal stretches; all where there are no more."""
+    if total <= wanted:
+        return list(range(total))
+    edges = [total * index // wanted for index in range(wanted + 1)]
+    rng = np.random.default_rng(seed)
+    return [int(rng.integers(low, high)) for low, high in itertools.pairwise(edges)]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """List the images of a folder, or say what it holds instead."""
+    try:
+        return list_images(folder)
+    except ConfigError as exc:
+        inner = folder / "images" if (folder / "images").is_dir() else folder
+        if not inner.is_dir():
+            raise
+        raise CalibrationError(f"{inner}: expected images ({', '.join(IMAGE_SUFFIXES)}), {_held(inner)}") from exc
+
+
+def _held(folder: Path) -> str:
+    """Say what a folder without images holds, and what to do."""
+    entries = sorted(folder.iterdir())
+    folders = [entry for entry in entries if entry.is_dir()]
+    if inside := [entry for entry in folders if _has_images(entry) or _has_images(entry / "images")]:
+        return f"found them one level below; give --data {inside[0]} ({len(inside)} such folders)."
+    videos = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
+    if videos:
+        return f"found a video; give the file itself: --data {videos[0]}."
+    if not entries:
+        return "the folder is empty; check the path, and that the copy or the mount is complete."
+    kinds = sorted({entry.suffix.lower() or "no suffix" for entry in entries if entry.is_file()})
+    listed = ", ".join([*(f"{entry.name}/" for entry in folders[:3]), *kinds[:5]])
+    return f"found {listed}; check --data, or convert the files."
+
+
+def _has_images(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir())
+
+
+def _refuse_labels(paths: Sequence[Path]) -> None:
+    """Raise `CalibrationError` where the files are index images: the folder of the labels was given by mistake."""
+    if not all(_looks_like_label(path) for path in paths):
+        return
+    raise CalibrationError(
+        f"{paths[0]}: expected a photo, got what looks like a label image (few grey or palette values); "
+        "give the folder of the photos."
+    )
+
+
+def _looks_like_label(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("L", "P") and len(np.unique(np.asarray(image))) <= _LABEL_VALUES
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False  # reading it as an image says what is wrong

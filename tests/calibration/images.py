@@ -1,0 +1,32 @@
+"""Folders of small pictures, videos and broken files for the tests of calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nrd_trt.data.synthetic import street_scene
+
+
+def picture(seed: int, size_hw: tuple[int, int] = (70, 90)) -> np.ndarray:
+    return street_scene(seed, size_hw).image
+
+
+def folder_of(path: Path, count: int, size_hw: tuple[int, int] = (70, 90)) -> Path:
+    path.mkdir(parents=True)
+    for index in range(count):
+        Image.fromarray(picture(index, size_hw)).save(path / f"{index:03}.png")
+    return path
+
+
+def video_of(path: Path, count: int, size_hw: tuple[int, int] = (64, 96)) -> Path:
+    """Frame i is grey of level 10·i, so that a decoded frame says which one it is."""
+    import cv2
+
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 15, size_hw[::-1])
+    for index in range(count):
+        writer.write(np.full((*size_hw, 3), 10 * index, np.uint8))
+    writer.release()
+    return path

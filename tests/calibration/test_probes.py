@@ -1,0 +1,196 @@
+"""Probes against the tensors themselves, fetched from the plain graph; groups; and the order in which they run."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from nrd_trt.calibration.probes import Probe, make_probes, plan_groups, read_masks, with_probes
+from nrd_trt.calibration.recipes import RECIPES
+from nrd_trt.calibration.selection import tensors_to_calibrate
+from nrd_trt.errors import CalibrationError
+from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import MASK_ENCODINGS, InputForm, MaskEncoding
+from tests.helpers import STATIC, cached_small_model, feed, small_export
+
+SHAPES = {"uint8": {"image": (1, 128, 256, 3)}, "float": {"image": (1, 3, 128, 256)}}
+
+
+def probes_of(model: onnx.ModelProto, samples: int | None, form: InputForm = "uint8") -> list[Probe]:
+    return make_probes(model, tensors_to_calibrate(model, RECIPES["mse"]), SHAPES[form], samples)
+
+
+def fetched(model: onnx.ModelProto, names: list[str], form: InputForm) -> dict[str, np.ndarray]:
+    """The tensors as the plain graph computes them."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    produced = {name for node in model.graph.node for name in node.output}
+    inner = [name for name in names if name in produced]
+    whole.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner)
+    image = feed(form, 1, 128, 256)
+    with OrtRunner(whole, threads=1) as runner:
+        return {**image, **runner.infer(image)}
+
+
+@pytest.mark.parametrize("form", ["uint8", "float"])
+def test_readings_are_those_of_the_tensors(form: InputForm) -> None:
+    model = small_export(form)
+    probes = probes_of(model, 4096, form)
+    with OrtRunner(with_probes(model, probes, masks=True), threads=1) as runner:
+        outputs = runner.infer(feed(form, 1, 128, 256))
+    masks = read_masks(outputs, "uint8")
+    expected = fetched(model, [probe.tensor for probe in probes], form)
+    assert masks is not None and (masks == expected["mask"]).all()
+    assert {probe.signed for probe in probes} == {True, False}
+    for probe in probes:
+        reading, tensor = probe.read(outputs), expected[probe.tensor]
+        assert probe.shape == tensor.shape
+        assert probe.signed or tensor.min() >= 0
+        # Other outputs can make ONNX Runtime fuse other nodes: equal up to the order of sums.
+        assert reading.largest == pytest.approx(np.abs(tensor).max(), rel=1e-4)
+        assert reading.check.shape[0] == 1 and np.isfinite(reading.check).all()
+        values = reading.values
+        assert values is not None
+        assert min(4096, tensor.size) / 2 < values.size <= max(4096 * 2, 1)
+        assert np.isin(np.round(values, 3), np.round(tensor, 3)).mean() > 0.99
+
+
+def test_every_value_is_read_where_no_sample_is_taken() -> None:
+    model = small_export("float")
+    probes = probes_of(model, None, "float")
+    with OrtRunner(with_probes(model, probes, masks=False), threads=1) as runner:
+        outputs = runner.infer(feed("float", 1, 128, 256))
+    expected = fetched(model, [probe.tensor for probe in probes], "float")
+    assert read_masks(outputs, "uint8") is None
+    for probe in probes:
+        reading = probe.read(outputs)
+        np.testing.assert_allclose(reading.values, expected[probe.tensor], rtol=1e-3, atol=1e-4)
+        assert reading.largest == np.abs(reading.values).max()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 64, 96), (1, 16, 33, 45), (2, 3, 64, 64), (1, 640, 11, 15)])
+def test_samples_come_from_every_channel_row_and_column(shape: tuple[int, ...]) -> None:
+    values = sampled(shape, 4096)
+    places = np.unravel_index(values.astype(np.int64), shape)
+    for axis, size in enumerate(shape):
+        counts = np.bincount(places[axis], minlength=size)
+        assert counts.min() > 0, f"axis {axis}"
+        assert counts.max() <= 3 * counts.min() + 3, f"axis {axis}"
+    assert 4096 / 2 < len(values) <= 4096 * 1.01 + 1
+
+
+def sampled(shape: tuple[int, ...], samples: int) -> np.ndarray:
+    """What a probe picks of a tensor whose values are their own places."""
+    probe = Probe(tensor="x", shape=shape, samples=samples, signed=True)
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    graph = helper.make_graph([], "g", [info], [])
+    probe.append_to(graph)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_outputs()]
+    values = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    reading = probe.read(dict(zip(names, session.run(names, {"x": values}), strict=True)))
+    assert reading.largest == math.prod(shape) - 1
+    assert reading.values is not None
+    return reading.values
+
+
+def test_graph_with_probes_is_valid() -> None:
+    model = small_export()
+    onnx.checker.check_model(with_probes(model, probes_of(model, 4096), masks=True), full_check=True)
+    assert not any(entry.name.startswith("calibration/") for entry in model.graph.output)
+
+
+def test_probes_of_a_dynamic_file_know_its_largest_shapes() -> None:
+    model = small_export("uint8", "dynamic")
+    tensors = tensors_to_calibrate(model, RECIPES["mse"])
+    probes = make_probes(model, tensors, {"image": (2, 256, 320, 3)}, 4096)
+    assert len(probes) == len(tensors)
+    assert probes[0].shape == (2, 3, 256, 320)
+
+
+@pytest.mark.parametrize(("tensors", "got"), [(("pixels", "nothing"), "unknown names"), (("classes",), "other types")])
+def test_wrong_tensors_are_named(tensors: tuple[str, ...], got: str) -> None:
+    with pytest.raises(CalibrationError, match=rf"{tensors[-1]!r}.*{got}"):
+        make_probes(small_export(), tensors, SHAPES["uint8"], 4096)
+
+
+def test_groups_stay_within_the_memory() -> None:
+    probes = probes_of(small_export(), None)
+    total, largest = (f(probe.fetched_bytes for probe in probes) for f in (sum, max))
+    assert plan_groups(probes, total) == [probes]
+    for memory in (largest, 2 * largest, total // 3, total - 1):
+        groups = plan_groups(probes, memory)
+        assert len(groups) >= math.ceil(total / memory)
+        assert [probe for group in groups for probe in group] == probes
+        assert all(sum(probe.fetched_bytes for probe in group) <= memory for group in groups)
+        joined = [sum(p.fetched_bytes for p in (*a, b[0])) for a, b in pairwise(groups)]
+        assert all(size > memory for size in joined)  # no group could have taken the next tensor
+    with pytest.raises(CalibrationError, match=r"needs \d+ MB by itself, --memory-mb allows"):
+        plan_groups(probes, largest - 1)
+
+
+def test_samples_of_a_large_network_need_one_pass() -> None:
+    shapes = [(1, 256, 256, 512)] * 100
+    sampled_probes, whole = (
+        [Probe(tensor=str(index), shape=shape, samples=n, signed=True) for index, shape in enumerate(shapes)]
+        for n in (1 << 14, None)
+    )
+    assert len(plan_groups(sampled_probes, 64 << 20)) == 1
+    assert len(plan_groups(whole, 2048 << 20)) == 20
+
+
+@pytest.mark.parametrize("output", ["mask", "logits", "both"])
+def test_probes_run_as_soon_as_their_tensor_is_there(output: str, tmp_path: Path) -> None:
+    """Else every probed tensor is held until the end; memory would grow with the depth of the network."""
+    model = select_outputs(small_export(), output)
+    probes = probes_of(model, 4096)
+    run = executed(with_probes(model, probes, masks=True), tmp_path)
+    places = {name: index for index, (_, name) in enumerate(run)}
+    convolutions = [index for index, (operator, _) in enumerate(run) if operator == "Conv"]
+    ahead = [
+        sum(index < places[f"calibration/{probe.tensor}/{part}"] for index in convolutions)
+        for probe in probes
+        for part in ("values", "high", "sum")
+    ]
+    assert len(ahead) == 3 * len(probes) > 120
+    assert len(convolutions) > 60
+    quarter = len(ahead) // 4
+    assert max(ahead[:quarter]) < len(convolutions) / 2 < min(ahead[-quarter:])
+
+
+def executed(model: onnx.ModelProto, folder: Path) -> list[tuple[str, str]]:
+    """Operators and names of the nodes in the order in which ONNX Runtime runs them."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session.run(None, feed("uint8", 1, 128, 256))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    end = "_kernel_time"
+    return [(e["args"]["op_name"], e["name"].removesuffix(end)) for e in events if e["name"].endswith(end)]
+
+
+@pytest.mark.parametrize("output", ["mask", "logits"])
+@pytest.mark.parametrize("encoding", MASK_ENCODINGS)
+def test_masks_are_those_of_the_plain_graph(output: str, encoding: MaskEncoding) -> None:
+    options = ExportOptions(shape=STATIC, mask_encoding=encoding)
+    model = select_outputs(export_onnx(cached_small_model(), options), output)
+    image = feed("uint8", 1, 128, 256)
+    with OrtRunner(model, threads=1) as plain, OrtRunner(with_probes(model, [], masks=True), threads=1) as probed:
+        expected, got = plain.infer(image), read_masks(probed.infer(image), read_facts(model).mask_encoding)
+    assert got is not None
+    assert (got == (expected["mask"] if output == "mask" else expected["logits"].argmax(1))).all()

@@ -1,0 +1,317 @@
+"""Ranges end to end on a real network in ONNX Runtime: against its tensors, in several passes, with planted faults."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from nrd_trt.calibration import ranges as module
+from nrd_trt.calibration.cache import Ranges
+from nrd_trt.calibration.coverage import ClassCounter
+from nrd_trt.calibration.feeds import Feed
+from nrd_trt.calibration.probes import with_probes
+from nrd_trt.calibration.ranges import calibrate
+from nrd_trt.calibration.recipes import RECIPES, Recipe
+from nrd_trt.calibration.selection import tensors_to_calibrate
+from nrd_trt.calibration.stream import CalibrationStream
+from nrd_trt.errors import CalibrationError
+from nrd_trt.graph.metadata import read_facts, with_precision
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import InputShape
+from tests.helpers import byte_images, exported, small_export
+
+FEEDS = [{"image": byte_images(20 + 5 * index, 1, 128, 256)} for index in range(3)]
+EVERY_VALUE = {name: replace(recipe, samples=None) for name, recipe in RECIPES.items()}
+
+
+def run(
+    model: onnx.ModelProto, recipe: Recipe, stream: Any = None, tensors: Sequence[str] | None = None, **changes: Any
+) -> Ranges:
+    """Calibrate quietly; untrained networks predict few classes."""
+    tensors = tensors_to_calibrate(model, recipe) if tensors is None else tensors
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return calibrate(
+            model, FEEDS if stream is None else stream, tensors, recipe, threads=1, progress=False, **changes
+        )
+
+
+@pytest.fixture(scope="module")
+def values() -> dict[str, np.ndarray]:
+    """Every calibrated tensor over all feeds, as the plain graph computes it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(small_export())
+    names = tensors_to_calibrate(model, RECIPES["mse"])
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    with OrtRunner(model, threads=1) as runner:
+        runs = [runner.infer(feed) for feed in FEEDS]
+    return {name: np.concatenate([outputs[name] for outputs in runs]) for name in names}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_largest_is_that_of_every_value(name: str, values: dict[str, np.ndarray]) -> None:
+    found = run(small_export(), RECIPES[name])
+    assert found.tensors.keys() == values.keys()
+    for tensor, array in values.items():
+        assert found.figures[tensor].largest == pytest.approx(np.abs(array).max(), rel=1e-4)
+        assert 0 < found.tensors[tensor] <= found.figures[tensor].largest
+    if name == "minmax":
+        assert all(found.tensors[tensor] == figures.largest for tensor, figures in found.figures.items())
+
+
+def test_percentile_of_every_value_is_that_of_numpy(values: dict[str, np.ndarray]) -> None:
+    found = run(small_export(), replace(EVERY_VALUE["percentile"], percentile=99.0))
+    for tensor, array in values.items():
+        step, amax = found.figures[tensor].largest / 2048, found.tensors[tensor]
+        below, above = ((np.abs(array) <= amax + shift).mean() for shift in (-2 * step, 2 * step))
+        assert below <= 0.99 <= above, tensor
+
+
+@pytest.mark.parametrize("name", ["percentile", "entropy", "mse"])
+def test_samples_estimate_what_all_values_give(name: str, values: dict[str, np.ndarray]) -> None:
+    """16 384 of up to 3 million values: int8 with either range has much the same error."""
+    sampled, whole = (run(small_export(), recipes[name]) for recipes in (RECIPES, EVERY_VALUE))
+    for tensor, array in values.items():
+        if array[0].size > 1 << 14:
+            errors = [rounding_error(array, found.tensors[tensor]) for found in (sampled, whole)]
+            assert errors[0] < 1.3 * errors[1], tensor
+
+
+def rounding_error(array: np.ndarray, amax: float) -> float:
+    step = amax / 127
+    return float(((array - np.clip(np.rint(array / step), -127, 127) * step) ** 2).mean())
+
+
+# --- memory and passes -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+    """The tensors of each pass, one list per session."""
+    seen: list[list[str]] = []
+    drawn: list[bool] = []
+    original = module.with_probes
+
+    def noted(model: onnx.ModelProto, probes: Any, *, masks: bool) -> onnx.ModelProto:
+        seen.append([probe.tensor for probe in probes])
+        drawn.append(masks)
+        return original(model, probes, masks=masks)
+
+    monkeypatch.setattr(module, "with_probes", noted)
+    yield seen
+    assert drawn[: len(seen)] == [True] + [False] * (len(seen) - 1)  # the masks are drawn once
+
+
+def test_one_pass_where_the_memory_suffices(passes: list[list[str]]) -> None:
+    run(small_export(), RECIPES["mse"])
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize(("recipe", "memory_mb"), [(RECIPES["mse"], 2), (EVERY_VALUE["mse"], 20)])
+def test_little_memory_takes_more_passes_to_the_same_ranges(
+    recipe: Recipe, memory_mb: int, passes: list[list[str]]
+) -> None:
+    small = run(small_export(), recipe, memory_mb=memory_mb)
+    assert len(passes) > 2
+    assert [tensor for group in passes for tensor in group] == list(small.tensors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "with_probes", with_probes)
+        large = run(small_export(), recipe)
+    # Other outputs let ONNX Runtime fuse other nodes: a value may fall into the next bin.
+    assert small.tensors == pytest.approx(large.tensors, rel=5e-3)
+    assert (small.images, small.coverage, small.keys) == (large.images, large.coverage, large.keys)
+
+
+def test_memory_that_holds_no_tensor() -> None:
+    with pytest.raises(CalibrationError, match=r"needs \d+ MB by itself, --memory-mb allows 1; raise --memory-mb"):
+        run(small_export(), EVERY_VALUE["mse"], memory_mb=1)
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+def test_calibration_stream_gives_its_own_key() -> None:
+    model = small_export()
+    stream = CalibrationStream("synthetic", read_facts(model), images=2)
+    found = run(model, RECIPES["minmax"], stream)
+    assert (found.images, found.keys["data"]) == (2, stream.sha256)
+    assert found.keys["recipe"] == RECIPES["minmax"].sha256
+
+
+def test_keys_follow_model_data_and_recipe() -> None:
+    def keys(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], name: str) -> tuple[str, ...]:
+        return tuple(run(model, RECIPES[name], feeds, tensors=["pixels"]).keys.values())
+
+    plain = keys(small_export(), FEEDS, "minmax")
+    assert keys(small_export(), FEEDS, "minmax") == plain
+    other_model = keys(select_outputs(small_export(), "mask"), FEEDS, "minmax")
+    other_data, other_recipe = keys(small_export(), FEEDS[:2], "minmax"), keys(small_export(), FEEDS, "mse")
+    differing = [
+        [a != b for a, b in zip(plain, other, strict=True)] for other in (other_model, other_data, other_recipe)
+    ]
+    assert differing == [[True, False, False], [False, True, False], [False, False, True]]
+
+
+def test_float_input_and_dynamic_sizes() -> None:
+    image = np.random.default_rng(0).standard_normal((2, 3, 128, 256)).astype(np.float32)
+    found = run(small_export("float"), RECIPES["minmax"], [{"image": image[:1]}, {"image": image[1:]}])
+    assert found.tensors["image"] == np.abs(image).max()
+    sizes = ((1, 64, 96), (1, 256, 320))
+    feeds = [{"image": byte_images(3, *size)} for size in sizes]
+    assert run(small_export("uint8", "dynamic"), RECIPES["mse"], feeds).images == 2
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        ([], "expected at least one feed, got none; an iterator may be used up, a folder empty"),
+        (iter(FEEDS), "expected feeds that can be iterated again, got an iterator"),
+        (FEEDS[:1], "expected different images, got one image"),
+        (FEEDS[:1] * 4, "expected different images, got 4 copies of one image"),
+    ],
+)
+def test_unusable_streams(stream: Any, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        run(small_export(), RECIPES["minmax"], stream)
+
+
+def test_stream_that_runs_dry() -> None:
+    class Shrinking:
+        """Gives one feed less in every pass."""
+
+        passes = 0
+
+        def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+            self.passes += 1
+            return iter(FEEDS[: 5 - self.passes])
+
+    # Two iterators are made before the first pass: one for the check, one for the first feed.
+    with pytest.raises(CalibrationError, match="expected 2 images in every pass, got 1; give one that can be repeated"):
+        run(small_export(), RECIPES["mse"], Shrinking(), memory_mb=2)
+
+
+def test_images_of_one_batch_are_told_apart() -> None:
+    batch = np.concatenate([feed["image"] for feed in FEEDS])
+    dynamic = small_export("uint8", "dynamic")
+    assert run(dynamic, RECIPES["minmax"], [{"image": batch}]).images == 3
+    with pytest.raises(CalibrationError, match="got 2 copies of one image"):
+        run(dynamic, RECIPES["minmax"], [{"image": batch[[0, 0]]}])
+
+
+def test_typed_file_is_refused() -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(small_export())
+    with_precision(model, "fp16")
+    with pytest.raises(CalibrationError, match="expected an fp32 file, got fp16"):
+        run(model, RECIPES["minmax"], tensors=["pixels"])
+
+
+# --- planted faults --------------------------------------------------------------------------------------------------
+
+
+def with_weight(change: Callable[[np.ndarray], None], name: str) -> onnx.ModelProto:
+    """The network with one weight tensor changed in place."""
+    model = onnx.ModelProto()
+    model.CopyFrom(small_export())
+    tensor = next(entry for entry in model.graph.initializer if entry.name == name)
+    array = numpy_helper.to_array(tensor).copy()
+    change(array)
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+    return model
+
+
+def fill(value: float) -> Callable[[np.ndarray], None]:
+    def change(array: np.ndarray) -> None:
+        array.reshape(-1)[3] = value
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["minmax", "mse"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("recipes", [RECIPES, EVERY_VALUE], ids=["sampled", "every value"])
+def test_activations_that_are_not_finite_are_named(recipes: Mapping[str, Recipe], value: float, name: str) -> None:
+    model = with_weight(fill(value), "backbone.layer2.0.conv.2.conv.weight")
+    feeds = [Feed(feed, [f"frame{index}.png"], [(128, 256)]) for index, feed in enumerate(FEEDS)]
+    message = r"tensor '.*layer2.0.conv.2.conv/Conv', frame0.png: expected finite activations, got NaN or infinity"
+    with pytest.raises(CalibrationError, match=message):
+        run(model, recipes[name], feeds)
+
+
+@pytest.mark.parametrize("name", ["minmax", "mse"])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 2, 77, 133), (1, 0, 127, 255)])
+def test_one_nan_among_the_values_is_found_and_its_image_named(name: str, place: tuple[int, ...]) -> None:
+    """ONNX Runtime's maximum steps over it, and hardly any sample would meet it."""
+    images = np.random.default_rng(0).standard_normal((2, 3, 128, 256)).astype(np.float32)
+    images[place] = np.nan
+    feeds = [Feed({"image": images}, ["a.png", "b.png"], [(128, 256)] * 2)]
+    model = exported("mobilenetv2", 11, "float", "dynamic", 32)
+    with pytest.raises(CalibrationError, match=rf"tensor 'image', {'ab'[place[0]]}.png: expected finite"):
+        run(model, RECIPES[name], feeds, tensors=["image"])
+
+
+def test_tensor_that_is_zero_everywhere() -> None:
+    """Any range represents it; int8 needs one above 0."""
+
+    def change(array: np.ndarray) -> None:
+        array[:] = 0
+
+    weights = [entry.name for entry in small_export().graph.initializer]
+    assert {"decode_head.bottleneck.conv.weight", "decode_head.bottleneck.conv.bias"} <= set(weights)
+    model = with_weight(change, "decode_head.bottleneck.conv.weight")
+    for entry in model.graph.initializer:
+        if entry.name == "decode_head.bottleneck.conv.bias":
+            entry.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(entry)), entry.name))
+    tensors = tensors_to_calibrate(model, RECIPES["mse"])
+    with pytest.warns(UserWarning) as caught:
+        found = calibrate(model, FEEDS, tensors, RECIPES["mse"], threads=1, progress=False)
+    assert found.zero == ("decode_head.bottleneck.act/Relu",)
+    assert found.tensors[found.zero[0]] == 1.0
+    assert found.zero[0] not in found.figures
+    assert any("zero everywhere, range set to 1: decode_head.bottleneck.act/Relu (1)" in str(w.message) for w in caught)
+
+
+# --- coverage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["mask", "logits"])
+def test_coverage_is_that_of_the_predicted_masks(output: str) -> None:
+    model = select_outputs(small_export(), output)
+    with OrtRunner(model, threads=1) as runner:
+        outputs = [runner.infer(feed) for feed in FEEDS]
+    masks = np.concatenate([run["mask"] if output == "mask" else run["logits"].argmax(1) for run in outputs])
+    names = read_facts(model).info.class_names
+    with pytest.warns(UserWarning) as caught:
+        found = calibrate(model, FEEDS, ["pixels"], RECIPES["minmax"], threads=1, progress=False).coverage
+    assert found is not None
+    for index, name in enumerate(names):
+        assert found.pixel_share[name] == pytest.approx((masks == index).mean())
+        assert found.images[name] == (masks == index).any((1, 2)).sum()
+    unseen = [name for index, name in enumerate(names) if not (masks == index).any()]
+    assert unseen and found.never_seen == unseen
+    message = f"classes never predicted on the calibration images: {', '.join(unseen[:8])}"
+    assert [w for w in caught if str(w.message).startswith(message)]
+
+
+def test_padding_is_not_counted() -> None:
+    facts = replace(read_facts(small_export()), shape=InputShape.static((128, 256)))
+    stream = CalibrationStream("synthetic", facts, images=2)
+    cropped = [Feed(dict(feed), feed.names, [(64, 96)]) for feed in stream]
+    with OrtRunner(small_export(), threads=1) as runner:
+        masks = [runner.infer(feed)["mask"][0, :64, :96] for feed in stream]
+    found = run(small_export(), RECIPES["minmax"], cropped, tensors=["pixels"]).coverage
+    assert found is not None
+    expected = np.bincount(np.ravel(masks), minlength=11) / (2 * 64 * 96)
+    assert list(found.pixel_share.values()) == pytest.approx(expected.tolist())
+
+
+def test_counter_without_masks() -> None:
+    assert ClassCounter(["a", "b"]).coverage() is None

@@ -1,0 +1,273 @@
+"""The calibration stream: distinct arrays, the same in every pass, preprocessed as in deployment; every bad folder."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nrd_trt.calibration.feeds import Feed
+from nrd_trt.calibration.sources import open_source
+from nrd_trt.calibration.stream import CalibrationStream
+from nrd_trt.data.folders import read_image
+from nrd_trt.data.preprocessing import fit_image
+from nrd_trt.errors import CalibrationError, ConfigError, MissingDependencyError, NrdTrtError, ShapeError
+from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import InputForm, InputShape, Range
+from tests.calibration.images import folder_of, picture, video_of
+from tests.helpers import DYNAMIC, small_export
+
+
+def facts_of(form: InputForm = "uint8", shape: InputShape | None = None) -> GraphFacts:
+    facts = read_facts(small_export(form))
+    return replace(facts, shape=shape or facts.shape)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of(tmp_path_factory.mktemp("data") / "images", 9)
+
+
+def arrays(stream: CalibrationStream) -> list[np.ndarray]:
+    return [feed["image"] for feed in stream]
+
+
+def test_stream_is_sized_repeatable_and_of_distinct_arrays(folder: Path) -> None:
+    stream = CalibrationStream(folder, facts_of(), images=6)
+    first, second = arrays(stream), arrays(stream)
+    assert len(stream) == len(first) == len(stream.names) == 6
+    for index, array in enumerate(first):
+        assert array.shape == (1, 128, 256, 3) and array.dtype == np.uint8
+        assert (array == second[index]).all()
+        assert not any((array == other).all() for other in first[:index])
+        assert not any(np.shares_memory(array, other) for other in (*first[:index], *second))
+
+
+@pytest.mark.parametrize("form", ["uint8", "float"])
+def test_feeds_are_those_of_deployment(form: InputForm, folder: Path) -> None:
+    model = small_export(form)
+    facts = read_facts(model)
+    deployed = MaskRunner(OrtRunner(model), facts)
+    for fit in ("resize", "pad", "letterbox"):
+        stream = CalibrationStream(folder, facts, images=2, fit=fit)
+        for name, feed in zip(stream.names, stream, strict=True):
+            fitted = fit_image(read_image(folder / name), facts.shape, facts.info, fit)
+            expected = deployed.feed(fitted.image)
+            assert feed.keys() == expected.keys()
+            assert all((feed[key] == expected[key]).all() for key in expected)
+            assert (feed.names, feed.contents_hw) == ((name,), (fitted.content_hw,))
+
+
+def test_parent_of_images_is_accepted(folder: Path) -> None:
+    inner, outer = (CalibrationStream(path, facts_of()) for path in (folder, folder.parent))
+    assert inner.names == outer.names
+    assert inner.sha256 == outer.sha256
+
+
+def test_choice_is_seeded_and_spread(folder: Path) -> None:
+    chosen = [CalibrationStream(folder, facts_of(), images=3, seed=seed).names for seed in (0, 0, *range(1, 9))]
+    assert chosen[0] == chosen[1]
+    assert len(set(chosen)) > 3
+    for names in chosen:
+        assert [int(name[:3]) // 3 for name in names] == [0, 1, 2]
+    assert len(CalibrationStream(folder, facts_of(), images=100).names) == 9
+
+
+def test_key_follows_names_contents_and_fit(folder: Path, tmp_path: Path) -> None:
+    def key(path: Path, **changes: Any) -> str:
+        return CalibrationStream(path, facts_of(), **changes).sha256
+
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    assert key(copy) == key(folder)
+    keys = [key(folder), key(folder, images=5), key(folder, fit="letterbox")]
+    Image.fromarray(picture(77)).save(copy / "003.png")
+    keys.append(key(copy))
+    (copy / "003.png").rename(copy / "003b.png")
+    keys.append(key(copy))
+    assert len(set(keys)) == len(keys)
+
+
+def test_batches_are_filled_up(folder: Path) -> None:
+    stream = CalibrationStream(folder, facts_of(shape=InputShape.static((64, 96), batch=4)))
+    feeds = list(stream)
+    assert len(stream) == len(feeds) == 3
+    assert [len(feed.names) for feed in feeds] == [4, 4, 1]
+    assert [name for feed in feeds for name in feed.names] == list(stream.names)
+    assert all(feed["image"].shape == (4, 64, 96, 3) for feed in feeds)
+    last = feeds[-1]["image"]
+    assert all((image == last[0]).all() for image in last)
+
+
+def test_mixed_sizes_are_fitted(folder: Path, tmp_path: Path) -> None:
+    mixed = Path(shutil.copytree(folder, tmp_path / "mixed"))
+    Image.fromarray(picture(50, (200, 120))).save(mixed / "tall.png")
+    assert {array.shape for array in arrays(CalibrationStream(mixed, facts_of()))} == {(1, 128, 256, 3)}
+    sizes = {array.shape[1:3] for array in arrays(CalibrationStream(mixed, facts_of(shape=DYNAMIC)))}
+    assert sizes == {(64, 96), (192, 128)}
+    batched = replace(DYNAMIC, batch=Range(min=2, opt=2, max=2))
+    assert {array.shape for array in arrays(CalibrationStream(mixed, facts_of(shape=batched)))} == {(2, 128, 256, 3)}
+    with pytest.raises(ShapeError, match=r"tall.png: image 200x120 is larger than the engine's 128x256; use --fit"):
+        CalibrationStream(mixed, facts_of(), fit="pad")
+
+
+def test_scenes_are_drawn_at_the_engine_size() -> None:
+    stream = CalibrationStream("synthetic", facts_of(shape=InputShape.static((64, 96))), images=4, seed=3)
+    first = arrays(stream)
+    assert len(stream) == 4 and {array.shape for array in first} == {(1, 64, 96, 3)}
+    assert all((a == b).all() for a, b in zip(first, arrays(stream), strict=True))
+    assert all(20_000 <= int(name.split()[1]) < 100_000 for name in stream.names)
+    other = CalibrationStream("synthetic", facts_of(shape=InputShape.static((64, 96))), images=4, seed=4)
+    assert stream.sha256 != other.sha256
+
+
+# --- videos ----------------------------------------------------------------------------------------------------------
+
+
+def test_frames_are_spread_over_the_video(tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install nrd-trt[video]")
+    video = video_of(tmp_path / "clip.avi", 20)
+    stream = CalibrationStream(video, facts_of(shape=InputShape.static((64, 96))), images=5)
+    numbers = [int(name.rsplit(" ", 1)[1]) for name in stream.names]
+    assert [number // 4 for number in numbers] == [0, 1, 2, 3, 4]
+    levels = [float(array.mean()) / 10 for array in arrays(stream)]
+    assert np.rint(levels).tolist() == numbers
+    assert all((a == b).all() for a, b in zip(arrays(stream), arrays(stream), strict=True))
+    assert len(CalibrationStream(video, facts_of(), images=50)) == 20
+
+
+def test_channels_of_a_video_are_rgb(tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install nrd-trt[video]")
+    writer = cv2.VideoWriter(str(tmp_path / "red.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 15, (96, 64))
+    for level in (150, 250):
+        frame = np.zeros((64, 96, 3), np.uint8)
+        frame[..., 2] = level  # OpenCV writes BGR
+        writer.write(frame)
+    writer.release()
+    for image in open_source(tmp_path / "red.avi", images=2, seed=0, size_hw=(64, 96)):
+        assert image[..., 0].mean() > 120 and image[..., 1:].mean() < 40
+
+
+def test_file_that_is_no_video(tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install nrd-trt[video]")
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"no video" * 100)
+    with pytest.raises(CalibrationError, match=r"clip.mp4: expected a video, OpenCV reads no frame"):
+        CalibrationStream(path, facts_of())
+
+
+def test_videos_name_the_package_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(MissingDependencyError, match=r"reading videos needs .*pip install nrd-trt\[video\]"):
+        CalibrationStream(tmp_path / "clip.mp4", facts_of())
+
+
+def test_video_that_is_cut_after_the_first_pass(tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install nrd-trt[video]")
+    video = video_of(tmp_path / "clip.avi", 12)
+    stream = CalibrationStream(video, facts_of(), images=4)
+    video_of(video, 3)
+    with pytest.raises(CalibrationError, match=r"expected frame \d+ as before, got none; has the file changed"):
+        arrays(stream)
+
+
+# --- what is wrong with a folder -------------------------------------------------------------------------------------
+
+
+def nothing(path: Path) -> None:
+    path.mkdir()
+
+
+def one_level_too_high(path: Path) -> None:
+    folder_of(path / "train" / "images", 2)
+
+
+def other_files(path: Path) -> None:
+    (path / "notes").mkdir(parents=True)
+    (path / "frame.heic").touch()
+
+
+def only_a_video(path: Path) -> None:
+    path.mkdir()
+    (path / "drive.mp4").touch()
+
+
+def labels(path: Path) -> None:
+    path.mkdir()
+    for index in range(3):
+        Image.fromarray(np.full((40, 40), index, np.uint8)).save(path / f"{index}.png")
+
+
+def one_image(path: Path) -> None:
+    folder_of(path, 1)
+
+
+def copies(path: Path) -> None:
+    path.mkdir()
+    for name in ("a.png", "b.png", "c.bmp"):  # the same pixels in other bytes
+        Image.fromarray(picture(1)).save(path / name)
+
+
+def damaged(path: Path) -> None:
+    folder_of(path, 3)
+    (path / "001.png").write_bytes((path / "001.png").read_bytes()[:300])
+
+
+BAD: dict[str, tuple[Callable[[Path], object], type[NrdTrtError], str]] = {
+    "missing": (lambda path: None, ConfigError, "expected a folder of images, found none"),
+    "empty": (nothing, CalibrationError, "the folder is empty; check the path"),
+    "one level too high": (one_level_too_high, CalibrationError, r"found them one level below; give --data .*/train"),
+    "other files": (other_files, CalibrationError, r"expected images \(.png.*found notes/, .heic; check --data"),
+    "a video inside": (only_a_video, CalibrationError, r"found a video; give the file itself: --data .*drive.mp4"),
+    "labels": (labels, CalibrationError, r"0.png: expected a photo, got what looks like a label image"),
+    "one image": (one_image, CalibrationError, "expected different images, got one image"),
+    "copies of one image": (copies, CalibrationError, "expected different images, got 3 copies of one image"),
+    "unreadable": (damaged, ConfigError, r"001.png: expected an image, cannot read it"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_is_named(case: str, tmp_path: Path) -> None:
+    make, error, message = BAD[case]
+    make(tmp_path / "data")
+    with pytest.raises(error, match=message):
+        CalibrationStream(tmp_path / "data", facts_of())
+
+
+def test_other_file_and_no_images_asked_for(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "frame.png").touch()
+    with pytest.raises(ConfigError, match=r"frame.png: expected a folder of images, a video .* got another file"):
+        CalibrationStream(tmp_path / "frame.png", facts_of())
+    with pytest.raises(ConfigError, match="--images 0: expected 1 or more"):
+        CalibrationStream(folder, facts_of(), images=0)
+
+
+def test_grey_photos_are_no_labels(tmp_path: Path) -> None:
+    tmp_path.joinpath("grey").mkdir()
+    for index in range(3):
+        Image.fromarray(picture(index)).convert("L").save(tmp_path / "grey" / f"{index}.png")
+    assert len(CalibrationStream(tmp_path / "grey", facts_of())) == 3
+
+
+def test_mostly_copies_are_warned_of(tmp_path: Path) -> None:
+    data = folder_of(tmp_path / "data", 2)
+    for index in range(5):
+        shutil.copy(data / "000.png", data / f"copy{index}.png")
+    with pytest.warns(UserWarning, match="7 images, but only 2 different ones"):
+        CalibrationStream(data, facts_of())
+
+
+def test_feed_is_a_mapping_for_any_runner(folder: Path) -> None:
+    feed = next(iter(CalibrationStream(folder, facts_of(), images=2)))
+    assert isinstance(feed, Feed) and isinstance(feed, dict)
+    with OrtRunner(small_export(), threads=1) as runner:
+        assert runner.infer(feed)["mask"].shape == (1, 128, 256)
