@@ -13,6 +13,7 @@ ARG EXTRAS=gpu,plot
 WORKDIR /opt/nrd_trt
 COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY nrd_trt nrd_trt
+COPY calibration calibration
 COPY plugins plugins
 
 # The environment sees the container's tensorrt; pip must not put another one beside it, so the extra `trt` is left out.

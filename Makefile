@@ -30,7 +30,7 @@ $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/python -m pip install --editable '.[torch,rtx,cuda,plot,dev]'
+	$(BIN)/python -m pip install --editable '.[torch,rtx,cuda,plot,video,dev]'
 	touch $@
 
 demo: install  ## Checkpoint to checked engine on this machine, into build/demo/
@@ -68,4 +68,4 @@ check-resolution: install  ## Ask the package index whether Python 3.10, 3.11 an
 
 clean:  ## Remove what was built; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache plugins/build
-	find nrd_trt scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	find nrd_trt calibration scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -14,8 +14,10 @@ from nrd_trt.errors import ConfigError, ShapeError
 STRIDE = 32
 """Output stride of the encoder: heights and widths are multiples of it."""
 
-PRECISIONS = ("fp32", "fp16", "bf16")
-Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+"""Of a file. int8 means: the layers that a calibration covers in int8 with explicit Q/DQ, the rest in fp16."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Fit = Literal["resize", "pad", "letterbox"]
 InputForm = Literal["uint8", "float"]
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "nrd_trt"
+CALIBRATION = "calibration"
 
 _LEAVES = {"errors", "specs", "optional", "files"}
 # Room (or leaf module, or the package itself) -> what it may import; "room.module" opens that one module only.
@@ -36,14 +37,18 @@ _MAY_IMPORT: dict[str, set[str]] = {
     "benchmark": _LEAVES | {"runtime.base"},
     "doctor": _LEAVES | {"engine.compat", "engine.plugins", "zoo"},
     "zoo": _LEAVES,
+    CALIBRATION: _LEAVES | {"data", "graph", "runtime"},
     "train": _LEAVES | {"data", "decode", "model", "validate", "zoo"},
     PACKAGE: _LEAVES | {"model", "runtime"},
 }
-_MAY_IMPORT["pipeline"] = set(_MAY_IMPORT) - {PACKAGE}
-_MAY_IMPORT["cli"] = _MAY_IMPORT["pipeline"] | {"pipeline"}
+_MAY_IMPORT["pipeline"] = set(_MAY_IMPORT) - {PACKAGE, CALIBRATION}
+_MAY_IMPORT["polygraphy"] = _MAY_IMPORT["pipeline"] | {"pipeline"}
+_MAY_IMPORT["cli"] = _MAY_IMPORT["pipeline"] | {"pipeline", CALIBRATION}
 
+_LAZY_ROOMS = {CALIBRATION}
 _TORCH_PLACES = {"decode", "export", "model", "train", "runtime.torch_runner"}
 _TENSORRT_PLACES = {"engine.compat", "runtime.cuda", "runtime.trt_runner"}
+_POLYGRAPHY_PLACES = {"polygraphy"}
 _TENSORRT_NAMES = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda"}
 _ONLY_ON_USE = _TENSORRT_NAMES | {"onnxruntime"}
 _HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "typer", *_TENSORRT_NAMES}
@@ -81,8 +86,13 @@ Check = Callable[[Tree], list[str]]
 
 
 def read_tree(root: Path) -> dict[str, Module]:
-    """Parse every module of the package under `root`."""
-    paths = {_module_name(path.relative_to(root)): path for path in sorted((root / PACKAGE).rglob("*.py"))}
+    """Parse every module of the package under `root`; `calibration/` lies beside it."""
+    files = sorted(path for folder in (PACKAGE, CALIBRATION) for path in (root / folder).rglob("*.py"))
+    paths = {
+        _module_name(path.relative_to(root)): path
+        for path in files
+        if (root / PACKAGE / CALIBRATION) not in path.parents
+    }
     modules = {}
     for name, path in paths.items():
         text = path.read_text(encoding="utf-8")
@@ -102,6 +112,7 @@ def read_tree(root: Path) -> dict[str, Module]:
 
 def _module_name(path: Path) -> str:
     parts = path.with_suffix("").parts
+    parts = (PACKAGE, *parts) if parts[0] == CALIBRATION else parts
     return ".".join(parts[1:-1] if parts[-1] == "__init__" else parts[1:]) or PACKAGE
 
 
@@ -193,6 +204,8 @@ def closed_doors(modules: Tree) -> list[str]:
             continue
         for imported in module.imports:
             inner = _inner(imported)
+            if inner is not None and _within(inner, _LAZY_ROOMS - {module.room}) and imported.level == "module":
+                problems.append(f"{module.path}:{imported.line}: {inner} is imported with the module; import it on use")
             if inner is None or inner.split(".")[0] == module.room or _within(inner, _MAY_IMPORT[module.room]):
                 continue
             allowed = ", ".join(sorted(_MAY_IMPORT[module.room])) or "nothing"
@@ -239,6 +252,8 @@ def third_parties(modules: Tree) -> list[str]:
                 problems.append(f"{where}: torch belongs to {', '.join(sorted(_TORCH_PLACES))}")
             if package in _TENSORRT_NAMES and not _within(module.name, _TENSORRT_PLACES):
                 problems.append(f"{where}: {package} belongs to {', '.join(sorted(_TENSORRT_PLACES))}")
+            if package == "polygraphy" and not _within(module.name, _POLYGRAPHY_PLACES):
+                problems.append(f"{where}: polygraphy belongs to {', '.join(sorted(_POLYGRAPHY_PLACES))}")
             if package in _ONLY_ON_USE and imported.level == "module":
                 problems.append(
                     f"{where}: {package} is imported with the module; import it in the function that uses it"

@@ -34,7 +34,7 @@ _CHECKS: list[Check] = [closed_doors, cycles, third_parties, hidden_torch, expor
 
 def test_the_package_is_read() -> None:
     """The other tests say nothing where the tree is empty or imports are not seen."""
-    assert {"errors", "specs", "engine.compat", "runtime.base", PACKAGE} <= set(_package())
+    assert {"errors", "specs", "engine.compat", "runtime.base", "calibration.ranges", PACKAGE} <= set(_package())
     assert "nrd_trt.specs" in {imported.target for imported in _package()["runtime.base"].imports}
 
 
@@ -70,6 +70,21 @@ _PLANTED: dict[str, tuple[Check, dict[str, str], str]] = {
         {"benchmark/a.py": "from nrd_trt.runtime.ort import C\n"},
         "a.py:1",
     ),
+    "room of the command line only": (
+        closed_doors,
+        {"pipeline/a.py": "def f():\n    from nrd_trt.calibration.ranges import g\n"},
+        "pipeline may not import calibration.ranges",
+    ),
+    "room that is imported on use": (
+        closed_doors,
+        {"cli/a.py": "from nrd_trt.calibration.ranges import g\n"},
+        "cli/a.py:1: calibration.ranges is imported with the module",
+    ),
+    "room beside the package": (
+        closed_doors,
+        {"../calibration/a.py": "import nrd_trt.model.c\n"},
+        "calibration/a.py:1",
+    ),
     "leaf": (closed_doors, {"specs.py": "import nrd_trt.files\n"}, "specs.py:1"),
     "package by name": (closed_doors, {"cli/a.py": "from nrd_trt import load_model\n"}, "cli/a.py:1"),
     "package by attribute": (closed_doors, {"cli/a.py": "import nrd_trt\nnrd_trt.load_model\n"}, "cli/a.py:2"),
@@ -91,6 +106,11 @@ _PLANTED: dict[str, tuple[Check, dict[str, str], str]] = {
         third_parties,
         {"engine/builder.py": "def f():\n    require('tensorrt_rtx', extra='rtx')\n"},
         "engine/builder.py:2: tensorrt_rtx belongs",
+    ),
+    "polygraphy elsewhere": (
+        third_parties,
+        {"validate/a.py": "def f():\n    from polygraphy.logger import G_LOGGER\n"},
+        "validate/a.py:2: polygraphy belongs",
     ),
     "cuda elsewhere": (
         third_parties,

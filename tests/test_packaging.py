@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -33,12 +34,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     source = folder / "source"
     skip = shutil.ignore_patterns("__pycache__", "build")
     for name in ("nrd_trt", *(name for name in _BESIDE if (ROOT / name).is_dir())):
-        shutil.copytree(ROOT / name, source / name, ignore=skip)
+        shutil.copytree(ROOT / name, source / name, ignore=skip, symlinks=True)
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, source)
     (source / "golden").mkdir()
     beside = ("tests/__init__.py", "scripts/__init__.py", "golden/__init__.py", "nrd_trt/data/camvid.png")
+    (source / "calibration/notes.txt").touch()
     for planted in ("nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md", *beside):
         (source / planted).touch()
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
@@ -58,11 +60,53 @@ def _header(wheel: zipfile.ZipFile) -> Message:
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt").rglob("*.py")}
+    modules = _modules()
     zoo = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/zoo").glob("*") if path.is_file()}
     planted = {"nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md"}
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == modules | zoo | planted | {"nrd_trt/py.typed"} | _kernel_files()
+
+
+def _modules() -> set[str]:
+    """Ours, as they lie in the wheel; those of calibration/ are nrd_trt.calibration there."""
+    beside = {f"nrd_trt/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "calibration").rglob("*.py")}
+    assert len(beside) > 5
+    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt").rglob("*.py")} | beside
+
+
+def test_calibration_is_a_room_of_the_installed_package(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """No `calibration` lands beside `nrd_trt`, and the room is imported from the package."""
+    wheel.extractall(tmp_path)
+    assert not (tmp_path / "calibration").exists()
+    code = "import nrd_trt.calibration.ranges as module; print(module.__file__)"
+    result = _run(code, tmp_path)
+    assert result.stdout.strip() == str(tmp_path / "nrd_trt/calibration/ranges.py"), result.stderr
+
+
+def test_editable_install_sees_the_same_files(tmp_path: Path) -> None:
+    """What `pip install --editable` maps, read from the wheel that it makes; the link serves imports of a checkout."""
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, tmp_path)
+    skip = shutil.ignore_patterns("__pycache__")
+    for name in ("nrd_trt", "calibration", "plugins"):
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=skip)
+    code = "from setuptools.build_meta import build_editable; print(build_editable('.'))"
+    result = _run(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(path).extractall(site)
+    # Isolated, so that no other checkout is installed; recipes need the standard library only.
+    script = f"import site; site.addsitedir({str(site)!r}); import nrd_trt.calibration.recipes as m; print(m.__file__)"
+    command = [sys.executable, "-I", "-S", "-c", script]
+    found = subprocess.run(command, cwd=site, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert Path(found.stdout.strip()).resolve() == (tmp_path / "calibration/recipes.py").resolve()
+
+
+def _run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def _kernel_files() -> set[str]:
@@ -110,6 +154,8 @@ def test_wheel_states_what_it_is(wheel: zipfile.ZipFile) -> None:
     assert "Apache-2.0" in (header["License-Expression"], header["License"])
     assert "Apache License" in _metadata(wheel, "licenses/LICENSE")
     assert "nrd-trt = nrd_trt.cli.main:main" in _metadata(wheel, "entry_points.txt")
+    extension = "[polygraphy.run.plugins]\nnrd-trt = nrd_trt.polygraphy.extension:arg_groups\n"
+    assert extension in _metadata(wheel, "entry_points.txt")
 
 
 def test_wheel_needs_neither_torch_nor_tensorrt(wheel: zipfile.ZipFile) -> None:

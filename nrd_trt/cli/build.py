@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, quantization
 from nrd_trt.specs import PRECISIONS
 
 
@@ -31,6 +31,14 @@ def build_command(
         ),
     ] = "auto",
     plugin: common.Plugin = None,
+    calibration: quantization.CalibrationOption = None,
+    recipe: quantization.RecipeOption = None,
+    images: quantization.Images = 100,
+    seed: quantization.Seed = 0,
+    memory_mb: quantization.MemoryMb = 2048,
+    include: quantization.Include = None,
+    exclude: quantization.Exclude = None,
+    quantizer: quantization.QuantizerOption = "own",
     data: common.Data = None,
     labels: common.Labels = None,
     ignore_index: common.IgnoreIndex = None,
@@ -78,6 +86,21 @@ def build_command(
     from nrd_trt.pipeline.build import BuildRequest, build_bundle
 
     stages = common.Stages(quiet=quiet)
+    int8 = None
+    if calibration is not None:
+        int8 = quantization.QuantizationOptions(
+            calibration=calibration,
+            recipe=recipe,
+            images=images,
+            seed=seed,
+            memory_mb=memory_mb,
+            include=include or (),
+            exclude=exclude or (),
+            quantizer=quantizer,
+            fit=common.fit_choice(fit) or "resize",
+            threads=threads,
+            progress=not quiet,
+        )
     request = BuildRequest(
         source=source,
         output=output_path,
@@ -85,6 +108,7 @@ def build_command(
             input_form=input_form, output=output, mask_encoding=mask_encoding, size=size, dynamic=dynamic, batch=batch
         ),
         precision=common.choice("--precision", precision, PRECISIONS),
+        quantization=quantization.quantization_of(int8, precision),
         builder=builder,
         decode=decode,
         plugin=plugin,
@@ -141,8 +165,9 @@ def _print(path: Path, facts: dict[str, Any]) -> None:
     typer.echo(f"{path}  ({precision['asked']}, {made}, {decode})")
     if precision["found"]:
         typer.echo("layer types: " + ", ".join(f"{count} {kind}" for kind, count in precision["found"].items()))
-    if precision["kept_fp32"]:
-        typer.echo(f"kept in fp32 for their range: {', '.join(precision['kept_fp32'])}")
+    if precision["int8_layers"]:
+        typer.echo(f"int8: {len(precision['int8_layers'])} layers")
+    common.print_kept(precision["kept_because"])
     typer.echo(
         f"masks: {common.fraction(validation['pixel_agreement'])} of the pixels agree with "
         f"{common.reference_name(validation['reference'])} on {validation['images']} {validation['samples']} "

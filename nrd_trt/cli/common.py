@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -90,6 +90,14 @@ class Stages:
         self._started = None
 
 
+def print_kept(kept: Mapping[str, str]) -> None:
+    """Print the nodes that stay in fp32, each with its reason."""
+    if kept:
+        typer.echo("kept in fp32 for their range:")
+    for name, reason in kept.items():
+        typer.echo(f"  {name}: {reason}")
+
+
 def reference_name(reference: str) -> str:
     """Name what masks were compared with, for people."""
     return {"torch": "PyTorch", "onnx": "the fp32 ONNX file", "stored": "the stored masks"}[reference]
@@ -116,7 +124,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Show our own warnings as one line; those of libraries speak to developers, not to users."""
-    if category is UserWarning and "nrd_trt" in Path(filename).parts:
+    if category is UserWarning and not {"nrd_trt", "calibration"}.isdisjoint(Path(filename).parts):
         print(f"warning: {message}", file=sys.stderr)
 
 
@@ -129,7 +137,8 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads.")]
 
 PrecisionOption = Annotated[
-    str | None, typer.Option("--precision", metavar="fp32|fp16|bf16", help="Types of the graph.")
+    str | None,
+    typer.Option("--precision", metavar="fp32|fp16|bf16|int8", help="Types of the graph; int8 only to build."),
 ]
 InputOption = Annotated[
     str | None,

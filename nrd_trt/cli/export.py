@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nrd_trt.cli import common
-from nrd_trt.specs import PRECISIONS, Precision
+from nrd_trt.specs import Precision
+
+_PRECISIONS = ("fp32", "fp16", "bf16")  # int8 needs calibration: see `build`
 
 
 def export_command(
@@ -48,7 +51,7 @@ def export_command(
     form = common.form_request(
         input_form=input_form, output=output, mask_encoding=mask_encoding, size=size, dynamic=dynamic, batch=batch
     )
-    chosen: Precision = common.choice("--precision", precision, PRECISIONS) or "fp32"
+    chosen: Precision = common.choice("--precision", precision, _PRECISIONS) or "fp32"
     check_absent(output_path, force=force)
     options = common.CheckpointFacts(
         num_classes=num_classes,
@@ -88,14 +91,14 @@ def export_command(
     if as_json:
         common.print_json(result)
     else:
-        _print(result, exported.kept_fp32, passed=parity.passed)
+        _print(result, exported.typed.kept_fp32, passed=parity.passed)
     if not parity.passed:
         output_path.unlink(missing_ok=True)  # with --force: an earlier file must not pass for this one
         common.note(f"gate failed: {'; '.join(parity.failures)}; no file was written")
         raise typer.Exit(common.GATE_FAILED)
 
 
-def _print(result: dict[str, object], kept: frozenset[str], *, passed: bool) -> None:
+def _print(result: dict[str, object], kept: Mapping[str, str], *, passed: bool) -> None:
     parity: dict[str, object] = result["parity"]  # type: ignore[assignment]
     if passed:
         typer.echo(f"{result['path']}  (opset {result['opset']}, sha256 {str(result['sha256'])[:12]}…)")
@@ -105,5 +108,4 @@ def _print(result: dict[str, object], kept: frozenset[str], *, passed: bool) -> 
         if parity["max_abs"] is not None
         else "parity with PyTorch fp32: the exported logits are not finite"
     )
-    if kept:
-        typer.echo(f"kept in fp32 for their range: {', '.join(sorted(kept))}")
+    common.print_kept(kept)

@@ -11,6 +11,7 @@ import typer
 import nrd_trt
 from nrd_trt.cli.benchmark import benchmark_command
 from nrd_trt.cli.build import build_command
+from nrd_trt.cli.calibrate import calibrate_command
 from nrd_trt.cli.common import verb
 from nrd_trt.cli.complexity import complexity_command
 from nrd_trt.cli.doctor import doctor_command
@@ -19,6 +20,7 @@ from nrd_trt.cli.export import export_command
 from nrd_trt.cli.inspect import inspect_command
 from nrd_trt.cli.predict import predict_command
 from nrd_trt.cli.train import train_command
+from nrd_trt.cli.tune import tune_command
 from nrd_trt.cli.validate import validate_command
 
 app = typer.Typer(
@@ -34,11 +36,13 @@ VERBS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate_command,
     "complexity": complexity_command,
     "export": export_command,
+    "calibrate": calibrate_command,
     "build": build_command,
     "inspect": inspect_command,
     "validate": validate_command,
     "predict": predict_command,
     "benchmark": benchmark_command,
+    "tune": tune_command,
 }
 for name, command in VERBS.items():
     app.command(name)(verb(command))

@@ -31,7 +31,7 @@ from nrd_trt.graph.strip import only_functions, strip_functions
 from nrd_trt.specs import InputShape
 
 _TYPE_NAMES = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.BFLOAT16: "bf16"}
-_ASKED = {"fp32": "float", "fp16": "half", "bf16": "bf16"}
+_ASKED = {"fp32": "float", "fp16": "half", "bf16": "bf16", "int8": "half"}  # what a convolution puts out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,9 @@ def check_types(model: onnx.ModelProto, layers: list[dict[str, str]], precision:
         precision: Asked for; at least one convolution must have it.
     """
     weights = {entry.name: _TYPE_NAMES.get(entry.data_type, "other") for entry in model.graph.initializer}
-    wanted = {node.name: weights[node.input[1]] for node in model.graph.node if node.op_type == "Conv"}
+    scales = {node.output[0]: node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    wanted = {node.name: weights[scales.get(node.input[1], node.input[1])] for node in convolutions}
     found = {layer["name"]: layer["type"] for layer in layers if layer["kind"] == "convolution"}
     wrong = [
         f"{name} ({kind}, got {found.get(name, 'none')})" for name, kind in wanted.items() if found.get(name) != kind
@@ -139,6 +141,20 @@ def check_types(model: onnx.ModelProto, layers: list[dict[str, str]], precision:
             f"precision {precision} was asked for and is not what the engine would get: {listed}. "
             "Build from the checkpoint, or report this file."
         )
+    if precision == "int8":
+        _check_quantized(model, layers)
+
+
+def _check_quantized(model: onnx.ModelProto, layers: list[dict[str, str]]) -> None:
+    """Raise `BuildError` unless the network quantises what the file quantises, and that is something."""
+    for op, kind, element in (("QuantizeLinear", "quantize", "int8"), ("DequantizeLinear", "dequantize", "half")):
+        asked = sum(node.op_type == op for node in model.graph.node)
+        found = sum(layer["kind"] == kind and layer["type"] == element for layer in layers)
+        if found != asked or not asked:
+            raise BuildError(
+                f"precision int8 was asked for and is not what the engine would get: expected {asked or 'some'} "
+                f"{kind} layers of type {element}, got {found}. Build from the checkpoint, or report this file."
+            )
 
 
 def check_decode(model: onnx.ModelProto, plugin_layers: list[str], *, plugin: bool) -> None:

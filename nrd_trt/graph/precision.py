@@ -42,8 +42,8 @@ def to_precision(model: onnx.ModelProto, precision: Precision, keep_fp32: Set[st
     """Return the graph typed in `precision`.
 
     Args:
-        model: An fp32 graph of `nrd_trt.export`.
-        precision: ``"fp32"`` returns a copy.
+        model: An fp32 graph of `nrd_trt.export`; for ``"int8"`` after `nrd_trt.graph.quantize`.
+        precision: ``"fp32"`` returns a copy. ``"int8"`` types what is not int8 in fp16.
         keep_fp32: Names of nodes that compute in fp32.
     """
     result = copy_model(model)
@@ -62,8 +62,8 @@ class _Caster:
     def __init__(self, model: onnx.ModelProto, precision: Precision, keep_fp32: Set[str]) -> None:
         self.model = model
         self.half = HALF_TYPES[precision]
-        self.dtype = _NUMPY[precision]
-        self.label = precision
+        self.label = "fp16" if precision == "int8" else precision  # what is not int8
+        self.dtype = _NUMPY[self.label]
         self.keep_fp32 = keep_fp32
         self.types = element_types(model)  # of the fp32 graph; updated as outputs change type
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -27,7 +27,9 @@ def simulate_rounding(model: onnx.ModelProto, precision: Precision) -> onnx.Mode
     half, types, graph = HALF_TYPES[precision], element_types(model), result.graph
     nodes = []
     for node in graph.node:
-        rounded = [name for name in node.output if types[name] == half]
+        # Integers times a scale stand for themselves: int8 kernels read the integers.
+        exact_already = node.op_type == "DequantizeLinear"
+        rounded = [name for name in node.output if types[name] == half and not exact_already]
         exact = {name: f"{name}/exact" for name in rounded}
         node.output[:] = [exact.get(name, name) for name in node.output]
         nodes.append(node)

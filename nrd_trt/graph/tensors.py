@@ -9,7 +9,8 @@ from onnx import TensorProto, shape_inference
 
 from nrd_trt.errors import ExportError
 
-HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16, "int8": TensorProto.FLOAT16}
+"""Type of what is not fp32 in a file of each precision; int8 stands beside it between Q and DQ only."""
 
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -173,7 +173,7 @@ def _facts(
     return {
         "nrd_trt": nrd_trt.__version__,
         "checkpoint": prepared.checkpoint,
-        "calibration_sha256": None,
+        "calibration_sha256": _calibration(request),
         "plugin": form.facts(graph.mask_encoding),
         "decode": form.name,
         "builder": built,
@@ -181,6 +181,8 @@ def _facts(
             "asked": graph.precision,
             "found": engine.types_found if engine else None,
             "kept_fp32": sorted(prepared.kept_fp32),
+            "kept_because": dict(sorted(prepared.kept_fp32.items())),
+            "int8_layers": list(prepared.int8_layers),
             "layers": engine.layers if engine else [],
         },
         "model": graph.to_dict(),
@@ -190,6 +192,11 @@ def _facts(
         "passed": validation.passed and (parity is None or parity.passed),
         "command": _command(request, graph, built["name"], form),
     }
+
+
+def _calibration(request: BuildRequest) -> str | None:
+    """Return the SHA-256 of the calibration that this build made or read."""
+    return request.quantization.sha256() if request.quantization else None
 
 
 def _command(request: BuildRequest, graph: GraphFacts, builder: str, decode: DecodeForm) -> str:

@@ -15,7 +15,7 @@ from nrd_trt.files import atomic_file
 from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.pipeline.precision import derive_precision
+from nrd_trt.pipeline.precision import Quantization, Typed, derive_precision
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
@@ -58,7 +58,7 @@ class Exported:
 
     model: onnx.ModelProto
     parity: Parity
-    kept_fp32: frozenset[str]
+    typed: Typed
 
     def to_bytes(self) -> bytes:
         """Return the file's bytes; equal inputs give equal bytes."""
@@ -73,6 +73,7 @@ def export_checked(
     output: str,
     images: Sequence[np.ndarray],
     checkpoint_sha256: str | None = None,
+    quantization: Quantization | None = None,
     threads: int | None = None,
 ) -> Exported:
     """Export a model and compare the result with it.
@@ -84,6 +85,7 @@ def export_checked(
         output: ``"mask"``, ``"logits"`` or ``"both"``.
         images: ``(h, w, 3) uint8`` of a size that the shape allows; ranges and parity are measured on them.
         checkpoint_sha256: Recorded in the file.
+        quantization: How int8 is made; for that precision only.
         threads: CPU threads of ONNX Runtime.
 
     Raises:
@@ -93,11 +95,11 @@ def export_checked(
     from nrd_trt.export.onnx_export import export_onnx
 
     full = export_onnx(model, options, checkpoint_sha256=checkpoint_sha256)
-    typed, kept = derive_precision(full, precision, images, threads=threads)
-    if casts := undocumented_casts(typed):
+    typed = derive_precision(full, precision, images, quantization=quantization, threads=threads)
+    if casts := undocumented_casts(typed.model):
         raise ExportError(f"casts outside TensorRT's documented set: {', '.join(casts)}; report this model.")
-    parity = _parity(model, typed, images, precision, threads)
-    return Exported(model=select_outputs(typed, output), parity=parity, kept_fp32=kept)
+    parity = _parity(model, typed.model, images, precision, threads)
+    return Exported(model=select_outputs(typed.model, output), parity=parity, typed=typed)
 
 
 def write_onnx(exported: Exported, path: Path) -> None:

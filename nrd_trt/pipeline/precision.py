@@ -2,34 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
-from nrd_trt.graph.extremes import out_of_range, read_extremes, with_extremes
+from nrd_trt.errors import ConfigError
+from nrd_trt.graph.extremes import Extremes, out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, choose_layers, insert_qdq, layers_in_int8, plan_quantization
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
 
+Ranges = Mapping[str, float]
+"""Largest magnitude to represent in int8, per tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How an int8 file is made.
+
+    Attributes:
+        measure: Calibrates an fp32 file: gives the ranges of the tensors named.
+        include: Regular expressions of layers, see `nrd_trt.graph.quantize.choose_layers`.
+        exclude: Likewise.
+        layers: The very layers, in place of the expressions.
+        external: Another quantizer, in place of all that: takes the fp32 file, returns it with Q/DQ pairs.
+        sha256: Of the calibration, for the record.
+    """
+
+    measure: Callable[[onnx.ModelProto, Sequence[str]], Ranges]
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = DEFAULT_EXCLUDE
+    layers: tuple[str, ...] | None = None
+    external: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
+    sha256: Callable[[], str | None] = lambda: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Typed:
+    """A file in the precision asked for.
+
+    Attributes:
+        model: The file.
+        kept_fp32: Nodes kept in fp32, each with the reason.
+        int8_layers: Layers that compute in int8.
+    """
+
+    model: onnx.ModelProto
+    kept_fp32: Mapping[str, str] = field(default_factory=dict)
+    int8_layers: tuple[str, ...] = ()
+
 
 def derive_precision(
-    full: onnx.ModelProto, precision: Precision, images: Sequence[np.ndarray], *, threads: int | None = None
-) -> tuple[onnx.ModelProto, frozenset[str]]:
+    full: onnx.ModelProto,
+    precision: Precision,
+    images: Iterable[np.ndarray],
+    *,
+    quantization: Quantization | None = None,
+    threads: int | None = None,
+) -> Typed:
     """Type an fp32 file in `precision`, keeping in fp32 what the images show to leave 16 bits.
 
-    Returns:
-        The typed file, and the names of the nodes kept for their range.
+    Raises:
+        ConfigError: int8 without a quantization, or the other way round.
+        CalibrationError: The calibration cannot be done.
     """
+    if (precision == "int8") != (quantization is not None):
+        raise ConfigError("--precision int8 and --calibration go together: int8 needs images to take its ranges from.")
     if precision == "fp32":
-        return full, frozenset()
-    extremes: dict[str, float] = {}
-    with OrtRunner(with_extremes(full), threads=threads) as runner:
+        return Typed(model=full)
+    kept = out_of_range(full, measure_extremes(full, precision, images, threads=threads), precision)
+    if quantization is None:
+        return Typed(model=to_precision(full, precision, kept.keys()), kept_fp32=kept)
+    quantized = _quantized(full, quantization)
+    typed = to_precision(quantized, precision, kept.keys())
+    return Typed(model=typed, kept_fp32=kept, int8_layers=layers_in_int8(typed))
+
+
+def _quantized(full: onnx.ModelProto, quantization: Quantization) -> onnx.ModelProto:
+    if quantization.external is not None:
+        return quantization.external(full)
+    layers = quantization.layers
+    if layers is None:
+        layers = choose_layers(full, include=quantization.include, exclude=quantization.exclude)
+    plan = plan_quantization(full, layers)
+    return insert_qdq(full, plan, quantization.measure(full, tuple(plan.tensors)))
+
+
+def measure_extremes(
+    full: onnx.ModelProto, precision: Precision, images: Iterable[np.ndarray], *, threads: int | None = None
+) -> dict[str, Extremes]:
+    """Run the images through an fp32 file and return what was seen of every tensor."""
+    extremes: dict[str, Extremes] = {}
+    with OrtRunner(with_extremes(full, precision), threads=threads) as runner:
         masks = MaskRunner(runner, read_facts(full))
         for image in images:
-            for name, value in read_extremes(runner.infer(masks.feed(image))).items():
-                extremes[name] = max(extremes.get(name, 0.0), np.inf if np.isnan(value) else value)
-    kept = out_of_range(full, extremes, precision)
-    return to_precision(full, precision, kept), kept
+            for name, seen in read_extremes(runner.infer(masks.feed(image))).items():
+                extremes[name] = seen.merged(extremes[name]) if name in extremes else seen
+    return extremes

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.model import load_trained
-from nrd_trt.pipeline.precision import derive_precision
+from nrd_trt.pipeline.precision import Typed, derive_precision
 from nrd_trt.pipeline.references import Draw, StoredSamples, check_classes, onnx_reference, torch_reference
 from nrd_trt.pipeline.request import BuildRequest, samples_for
 from nrd_trt.pipeline.samples import MEASURED_COUNT, SampleSource
@@ -40,7 +40,8 @@ class Prepared:
         drawn_by: What drew or draws the reference masks, ``"torch"`` or ``"onnx"``.
         fit: How images are brought to the engine's size.
         checkpoint: Name and SHA-256, as far as they are known.
-        kept_fp32: Nodes kept in fp32 for their range.
+        kept_fp32: Nodes kept in fp32, each with the reason.
+        int8_layers: Layers that compute in int8.
         parity: Of the export, where there was one.
     """
 
@@ -51,7 +52,8 @@ class Prepared:
     drawn_by: str
     fit: Fit
     checkpoint: dict[str, str | None] | None
-    kept_fp32: frozenset[str] = frozenset()
+    kept_fp32: Mapping[str, str] = field(default_factory=dict)
+    int8_layers: tuple[str, ...] = ()
     parity: Parity | None = None
 
     @property
@@ -85,7 +87,8 @@ def _from_checkpoint(request: BuildRequest) -> Prepared:
         drawn_by="torch",
         fit=samples.fit,
         checkpoint={"name": request.source.name, "sha256": sha256_file(request.source)},
-        kept_fp32=exported.kept_fp32,
+        kept_fp32=exported.typed.kept_fp32,
+        int8_layers=exported.typed.int8_layers,
         parity=exported.parity,
     )
 
@@ -106,6 +109,7 @@ def export_checkpoint(request: BuildRequest, model: Segmentor, samples: SampleSo
         output=form.output or "mask",
         images=[sample.image for sample in samples.first(MEASURED_COUNT)],
         checkpoint_sha256=sha256_file(request.source),
+        quantization=request.quantization,
         threads=request.threads,
     )
 
@@ -116,16 +120,15 @@ def _from_onnx(request: BuildRequest) -> Prepared:
     graph = read_facts(model)
     samples = samples_for(request, graph.shape, graph.info)
     precision = request.precision or (DEFAULT_PRECISION if graph.precision == "fp32" else graph.precision)
-    typed, kept = model, frozenset[str]()
+    typed = Typed(model=model)
     if precision != graph.precision:
         if graph.precision != "fp32":
             raise ConfigError(
                 f"{request.source}: typed in {graph.precision}, --precision {precision} was asked for; "
                 "precisions are derived from an fp32 file, so export one first."
             )
-        typed, kept = derive_precision(
-            model, precision, [sample.image for sample in samples.first(MEASURED_COUNT)], threads=request.threads
-        )
+        images = [sample.image for sample in samples.first(MEASURED_COUNT)]
+        typed = derive_precision(model, precision, images, quantization=request.quantization, threads=request.threads)
     if request.checkpoint is not None:
         reference, name = _checkpoint_reference(request, request.checkpoint, graph), "torch"
     elif graph.precision == "fp32":
@@ -136,14 +139,15 @@ def _from_onnx(request: BuildRequest) -> Prepared:
             "an fp32 file."
         )
     return Prepared(
-        model=typed,
+        model=typed.model,
         samples=samples,
         reference=reference,
         reference_name=name,
         drawn_by=name,
         fit=samples.fit,
         checkpoint={"name": None, "sha256": graph.checkpoint_sha256},
-        kept_fp32=kept,
+        kept_fp32=typed.kept_fp32,
+        int8_layers=typed.int8_layers,
     )
 
 
@@ -188,7 +192,8 @@ def _from_bundle(request: BuildRequest) -> Prepared:
         drawn_by=drawn_by,
         fit=fit,
         checkpoint=bundle.facts["checkpoint"],
-        kept_fp32=frozenset(bundle.facts["precision"]["kept_fp32"]),
+        kept_fp32=bundle.facts["precision"]["kept_because"],
+        int8_layers=tuple(bundle.facts["precision"]["int8_layers"]),
     )
 
 

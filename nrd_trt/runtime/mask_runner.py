@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from nrd_trt.data.preprocessing import normalise
@@ -29,8 +31,17 @@ class MaskRunner:
 
     def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Return the runner's feed for one image; it is repeated where the smallest batch is larger than one."""
-        images = np.repeat(image[None], self._graph.shape.batch.min, axis=0)
-        return {"image": images if self._graph.input_form == "uint8" else normalise(images, self._graph.info)}
+        return make_feed(image, self._graph)
+
+
+def make_feed(image: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
+    """Return the feed of a graph for one image ``(h, w, 3) uint8 RGB``, repeated where its smallest batch is larger."""
+    return network_feed(np.repeat(image[None], graph.shape.batch.min, axis=0), graph)
+
+
+def network_feed(images: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
+    """Return the feed of a file for images ``(B, h, w, 3) uint8 RGB`` of a size that it accepts, in its input form."""
+    return {"image": images if graph.input_form == "uint8" else normalise(images, graph.info)}
 
 
 def mask_of_logits(logits: np.ndarray, scale: int) -> np.ndarray:
@@ -43,15 +54,35 @@ def mask_of_logits(logits: np.ndarray, scale: int) -> np.ndarray:
     Returns:
         ``(scale·H, scale·W) uint8``. One enlarged plane is held at a time.
     """
-    rows, columns = (_interpolation(side, scale) for side in logits.shape[1:])
-    best = np.full((rows.shape[0], columns.shape[0]), -np.inf, np.float32)
+    best = np.full([side * scale for side in logits.shape[1:]], -np.inf, np.float32)
     mask = np.zeros(best.shape, np.uint8)
-    for index, plane in enumerate(logits):
-        enlarged = rows @ plane @ columns.T
+    for index, enlarged in enumerate(_enlarged(logits, scale)):
         wins = enlarged > best
         best[wins] = enlarged[wins]
         mask[wins] = index
     return mask
+
+
+def margin_of_logits(logits: np.ndarray, scale: int) -> np.ndarray:
+    """Enlarge logits as `mask_of_logits` does and return the gap between the two best.
+
+    Args:
+        logits: ``(K, H, W) float32``, K at least 2.
+        scale: Factor.
+
+    Returns:
+        ``(scale·H, scale·W) float32``. One enlarged plane is held at a time.
+    """
+    best, second = (np.full([side * scale for side in logits.shape[1:]], -np.inf, np.float32) for _ in range(2))
+    for enlarged in _enlarged(logits, scale):
+        second = np.maximum(second, np.minimum(best, enlarged))
+        best = np.maximum(best, enlarged)
+    return best - second
+
+
+def _enlarged(logits: np.ndarray, scale: int) -> Iterator[np.ndarray]:
+    rows, columns = (_interpolation(side, scale) for side in logits.shape[1:])
+    return (rows @ plane @ columns.T for plane in logits)
 
 
 def _interpolation(side: int, scale: int) -> np.ndarray:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from nrd_trt.errors import ConfigError
 
-_MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.995, "bf16": 0.98}
-_MAX_MIOU_DROP = {"fp32": 0.002, "fp16": 0.002, "bf16": 0.005}
+_MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.995, "bf16": 0.98, "int8": 0.97}
+_MAX_MIOU_DROP = {"fp32": 0.002, "fp16": 0.002, "bf16": 0.005, "int8": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,18 @@ def test_help_of_every_verb(verb: str, nrd_trt: Invoke) -> None:
 
 
 def test_verbs_are_listed_in_the_order_of_their_use() -> None:
-    order = ["doctor", "train", "evaluate", "complexity", "export", "build", "inspect", "validate", "predict"]
+    order = [
+        "doctor",
+        "train",
+        "evaluate",
+        "complexity",
+        "export",
+        "calibrate",
+        "build",
+        "inspect",
+        "validate",
+        "predict",
+    ]
     assert [verb for verb in VERBS if verb in order] == order
 
 

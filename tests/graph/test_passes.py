@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.errors import ExportError
 from nrd_trt.graph.casts import undocumented_casts
-from nrd_trt.graph.extremes import out_of_range, read_extremes, with_extremes
+from nrd_trt.graph.extremes import Extremes, out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
@@ -35,10 +35,10 @@ NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
         lambda model: to_precision(model, "fp16"),
         lambda model: to_precision(model, "bf16"),
         lambda model: simulate_rounding(model, "fp32"),
-        with_extremes,
+        lambda model: with_extremes(model, "fp16"),
         lambda model: select_outputs(model, "logits"),
         undocumented_casts,
-        lambda model: out_of_range(model, {"theta": np.inf}, "fp16"),
+        lambda model: out_of_range(model, {"theta": Extremes(largest=np.inf)}, "fp16"),
         element_types,
     ],
     ids=["fp32", "fp16", "bf16", "rounding", "extremes", "outputs", "casts", "range", "types"],
@@ -152,11 +152,11 @@ def test_extremes_are_the_largest_magnitudes() -> None:
         if name not in known:
             plain.graph.output.append(helper.make_tensor_value_info(name, FLOAT, None))
     image = feed("uint8", 1, 128, 256)
-    with OrtRunner(with_extremes(graph), threads=1) as runner, OrtRunner(plain, threads=1) as full:
+    with OrtRunner(with_extremes(graph, "fp16"), threads=1) as runner, OrtRunner(plain, threads=1) as full:
         extremes, values = read_extremes(runner.infer(image)), full.infer(image)
     for name in watched:
         # Two sessions fuse differently, so the last digits differ.
-        assert extremes[name] == pytest.approx(np.abs(values[name]).max(), rel=1e-3)
+        assert extremes[name].largest == pytest.approx(np.abs(values[name]).max(), rel=1e-3)
     types = element_types(graph)
     assert extremes.keys() == {n for node in graph.graph.node for n in node.output if types[n] == FLOAT}
 

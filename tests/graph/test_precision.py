@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 from nrd_trt.export.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.casts import undocumented_casts
-from nrd_trt.graph.extremes import out_of_range, read_extremes, with_extremes
+from nrd_trt.graph.extremes import MAX_UNDERFLOW, Extremes, out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
@@ -139,11 +139,12 @@ def test_overflow_is_seen_and_kept_nodes_prevent_it() -> None:
     broken = infer(to_precision(graph, "fp16"), image)
     assert not np.isfinite(broken["logits"]).all()
 
-    extremes = read_extremes(infer(with_extremes(graph), image))
+    extremes = read_extremes(infer(with_extremes(graph, "fp16"), image))
     keep = out_of_range(graph, extremes, "fp16")
-    assert {f"{_WIDE}/Conv", f"{_NEXT}/Conv"} <= keep
+    assert {f"{_WIDE}/Conv", f"{_NEXT}/Conv"} <= keep.keys()
     assert len(keep) <= 4
-    kept = infer(to_precision(graph, "fp16", keep), image)
+    assert all("half of the range" in reason for reason in keep.values())
+    kept = infer(to_precision(graph, "fp16", keep.keys()), image)
     plain = infer(to_precision(small_export("float"), "fp16"), image)
     # This small network is more sensitive than those gated above: what counts is that nothing is lost.
     share, unplanted = (agreement(got["mask"], expected["mask"]) for got in (kept, plain))
@@ -152,9 +153,9 @@ def test_overflow_is_seen_and_kept_nodes_prevent_it() -> None:
 
 def test_in_range_keeps_nothing() -> None:
     graph = small_export("float")
-    extremes = read_extremes(infer(with_extremes(graph), feed("float", 1, 128, 256)))
-    assert out_of_range(graph, extremes, "fp16") == frozenset()
-    assert out_of_range(planted(2.0**17), extremes, "bf16") == frozenset()  # bf16 has the range of fp32
+    extremes = read_extremes(infer(with_extremes(graph, "fp16"), feed("float", 1, 128, 256)))
+    assert out_of_range(graph, extremes, "fp16") == {}
+    assert out_of_range(planted(2.0**17), extremes, "bf16") == {}  # bf16 has the range of fp32
 
 
 @pytest.mark.parametrize(("value", "kept"), [(32000.0, False), (33000.0, True), (np.inf, True), (np.nan, True)])
@@ -162,8 +163,8 @@ def test_activations_keep_half_of_the_range_free(value: float, kept: bool) -> No
     graph = small_export("float")
     node = next(node for node in graph.graph.node if node.name == f"{_WIDE}/Conv")
     reader = next(n.name for n in graph.graph.node if node.output[0] in n.input)
-    found = out_of_range(graph, {node.output[0]: value}, "fp16")
-    assert found == (frozenset({node.name, reader}) if kept else frozenset())
+    found = out_of_range(graph, {node.output[0]: Extremes(largest=value)}, "fp16")
+    assert found.keys() == ({node.name, reader} if kept else set())
 
 
 @pytest.mark.parametrize(("value", "kept"), [(65504.0, False), (-65504.0, False), (-70000.0, True), (np.nan, True)])
@@ -174,4 +175,26 @@ def test_weights_use_the_whole_range(value: float, kept: bool) -> None:
     array = numpy_helper.to_array(tensor).copy()
     array.flat[5] = value
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    assert out_of_range(graph, {}, "fp16") == (frozenset({node.name}) if kept else frozenset())
+    assert out_of_range(graph, {}, "fp16").keys() == ({node.name} if kept else set())
+
+
+def test_values_that_would_vanish_are_seen_and_kept() -> None:
+    """A tensor scaled to where fp16 has nothing left, and scaled back by the next weights."""
+    image = feed("float", 1, 128, 256)
+    graph = planted(2.0**-34)
+    extremes = read_extremes(infer(with_extremes(graph, "fp16"), image))
+    keep = out_of_range(graph, extremes, "fp16")
+    assert f"{_NEXT}/Conv" in keep
+    assert "would become zero" in keep[f"{_NEXT}/Conv"]
+    expected, plain = (infer(m, image) for m in (small_export("float"), to_precision(small_export("float"), "fp16")))
+    kept = infer(to_precision(graph, "fp16", keep.keys()), image)
+    share, unplanted = (agreement(got["mask"], expected["mask"]) for got in (kept, plain))
+    assert share >= unplanted - 0.005
+
+
+@pytest.mark.parametrize(("share", "kept"), [(MAX_UNDERFLOW, False), (MAX_UNDERFLOW * 1.1, True)])
+def test_a_stated_share_of_values_may_vanish(share: float, kept: bool) -> None:
+    graph = small_export("float")
+    name = next(node.output[0] for node in graph.graph.node if node.name == f"{_WIDE}/Conv")
+    found = out_of_range(graph, {name: Extremes(largest=1.0, underflow=share)}, "fp16")
+    assert bool(found) == kept

@@ -1,0 +1,123 @@
+"""The verb ``tune``: the lowest precision whose masks hold the gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nrd_trt.cli import common, quantization
+
+if TYPE_CHECKING:
+    from nrd_trt.pipeline.tune import Tuned
+
+
+def tune_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help=".pth or .safetensors")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images that the rungs are judged on.")],
+    output_path: Annotated[Path, typer.Option("-o", metavar="NAME.nrd", help="Where to write the winner's bundle.")],
+    labels: common.Labels = None,
+    ignore_index: common.IgnoreIndex = None,
+    fit: common.FitOption = None,
+    calibration: quantization.CalibrationOption = None,
+    recipe: quantization.RecipeOption = None,
+    images: quantization.Images = 100,
+    seed: quantization.Seed = 0,
+    memory_mb: quantization.MemoryMb = 2048,
+    include: quantization.Include = None,
+    exclude: quantization.Exclude = None,
+    max_miou_drop: common.MaxMiouDrop = None,
+    min_agreement: common.MinAgreement = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from where an earlier run stopped.")] = False,
+    builder: Annotated[
+        str, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
+    ] = "auto",
+    size: common.Size = None,
+    num_classes: common.NumClasses = None,
+    hidden: common.Hidden = None,
+    patch: common.Patch = None,
+    dilations: common.Dilations = None,
+    output_stride: common.OutputStride = None,
+    classes: common.Classes = None,
+    mean: common.Mean = None,
+    std: common.Std = None,
+    bgr: common.Bgr = False,
+    force: common.Force = False,
+    threads: common.Threads = None,
+    as_json: common.Json = False,
+    verbose: common.Verbose = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Find the lowest precision whose masks hold the gates, and build its bundle (int8, mixed, fp16, fp32)."""
+    from nrd_trt.engine.compat import stderr_message
+    from nrd_trt.pipeline.request import BuildRequest, FormRequest
+    from nrd_trt.pipeline.tune import TuneRequest, tune, write_record
+
+    stages = common.Stages(quiet=quiet)
+    chosen_fit = common.fit_choice(fit)
+    options = quantization.QuantizationOptions(
+        calibration=calibration or str(data),
+        recipe=recipe,
+        images=images,
+        seed=seed,
+        memory_mb=memory_mb,
+        include=include or (),
+        exclude=exclude or (),
+        fit=chosen_fit or "resize",
+        threads=threads,
+        progress=not quiet,
+    )
+    facts = common.CheckpointFacts(
+        num_classes=num_classes,
+        hidden=hidden,
+        patch=patch,
+        dilations=dilations,
+        output_stride=output_stride,
+        classes=classes,
+        mean=mean,
+        std=std,
+        bgr=bgr,
+    )
+    build = BuildRequest(
+        source=checkpoint,
+        output=output_path,
+        form=FormRequest(size=size),
+        quantization=options.quantization(),
+        builder=builder,
+        checkpoint_options=facts.options(),
+        data=data,
+        labels=labels,
+        ignore_index=ignore_index,
+        fit=chosen_fit,
+        min_agreement=min_agreement,
+        max_miou_drop=max_miou_drop,
+        force=force,
+        threads=threads,
+        progress=not quiet,
+        on_message=stderr_message if verbose else lambda severity, text: None,
+        on_stage=stages,
+    )
+    tuned = tune(TuneRequest(build=build, resume=resume))
+    stages.end()
+    written = write_record(tuned, output_path)
+    if as_json:
+        common.print_json({"path": str(output_path) if tuned.winner else None, "files": written, **tuned.to_dict()})
+    else:
+        _print(tuned, output_path, written)
+    if tuned.bundle is None or not tuned.bundle.facts["passed"]:
+        common.note("gate failed: no rung of the ladder holds the gates; the record says why")
+        raise typer.Exit(common.GATE_FAILED)
+
+
+def _print(tuned: Tuned, path: Path, written: list[str]) -> None:
+    from nrd_trt.pipeline.tune import describe
+
+    for rung in tuned.rungs:
+        typer.echo(describe(rung))
+    worst: list[tuple[str, Any]] = sorted(tuned.sensitivity.items(), key=lambda entry: -entry[1])[:5]
+    typer.echo("most sensitive layers (share of the pixels that change with this layer alone in int8):")
+    for layer, share in worst:
+        typer.echo(f"  {share:.6f}  {layer}")
+    typer.echo(f"winner: {tuned.winner}, {path}" if tuned.winner else "no winner")
+    typer.echo(f"record: {', '.join(written)}")

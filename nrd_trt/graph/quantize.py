@@ -1,0 +1,263 @@
+"""Pass: explicit int8. Choose the layers, then put Q/DQ pairs where TensorRT looks for them. onnx and NumPy only.
+
+Symmetric int8, weights per output channel, activations per tensor. A pair stands on the input of every chosen layer,
+and on the skip input of an Add that follows one, so that Conv + Add + ReLU runs from int8 to int8; never between a
+convolution and its ReLU. Weights are stored in int8. The tensors of a Concat share one scale: it then moves no numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from nrd_trt.errors import CalibrationError, ConfigError
+from nrd_trt.graph.tensors import copy_model
+
+LARGEST = 127
+"""Of symmetric int8: -128 is not used."""
+
+DEFAULT_EXCLUDE = (
+    r"^decode_head\.image_pool\.",  # one pixel: nothing to gain
+    r"^decode_head\.classifier\.classifier\.1/",  # its output is the weights of the decode
+)
+_WEIGHTED = {"Conv": 0, "Gemm": 0, "MatMul": 1}
+"""Axis of the output channels in the weights; Gemm with transB."""
+_SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
+"""Scales are stored in fp16; below this its step would change them by more than their own rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationPlan:
+    """Which layers compute in int8.
+
+    Attributes:
+        layers: Names of the nodes, in the order of the graph.
+        tensors: Activations that get a Q/DQ pair, each with the ``(node, input index)`` pairs that read it in int8.
+        shared: Sets of those tensors that take one scale.
+    """
+
+    layers: tuple[str, ...]
+    tensors: Mapping[str, tuple[tuple[str, int], ...]]
+    shared: tuple[frozenset[str], ...] = ()
+
+
+def quantizable_layers(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the weighted nodes with constant weights, in the order of the graph."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [node.name for node in model.graph.node if _is_weighted(node, constants)]
+
+
+def choose_layers(
+    model: onnx.ModelProto, *, include: Sequence[str] = (), exclude: Sequence[str] = DEFAULT_EXCLUDE
+) -> tuple[str, ...]:
+    """Return the layers that regular expressions select among the quantizable ones.
+
+    Args:
+        model: The fp32 graph.
+        include: A layer must match one of these, where any are given.
+        exclude: A layer must match none; those of `DEFAULT_EXCLUDE` need not match anything.
+
+    Raises:
+        ConfigError: An expression is invalid or matches no layer, or no layer is left.
+    """
+    names = quantizable_layers(model)
+    for pattern in (*include, *(pattern for pattern in exclude if pattern not in DEFAULT_EXCLUDE)):
+        if not any(_compiled(pattern).search(name) for name in names):
+            raise ConfigError(f"layer pattern {pattern!r}: matches none of {len(names)} layers; one is {names[0]!r}.")
+    chosen = [
+        name
+        for name in names
+        if (not include or any(_compiled(pattern).search(name) for pattern in include))
+        and not any(_compiled(pattern).search(name) for pattern in exclude)
+    ]
+    if not chosen:
+        raise ConfigError("the layer patterns leave no layer for int8; loosen --exclude, or build fp16.")
+    return tuple(chosen)
+
+
+def plan_quantization(model: onnx.ModelProto, layers: Iterable[str]) -> QuantizationPlan:
+    """Place the pairs for the chosen layers.
+
+    Raises:
+        ConfigError: A name is not that of a quantizable layer.
+    """
+    wanted = set(layers)
+    if unknown := wanted - set(quantizable_layers(model)):
+        raise ConfigError(f"layers {', '.join(sorted(unknown)[:5])}: expected convolutions with constant weights.")
+    skips = _skip_inputs(model)
+    tensors: dict[str, list[tuple[str, int]]] = {}
+    for node in model.graph.node:
+        if node.name in wanted:
+            tensors.setdefault(node.input[0], []).append((node.name, 0))
+        elif node.name in skips and skips[node.name][0] in wanted:
+            skip = skips[node.name][1]
+            tensors.setdefault(node.input[skip], []).append((node.name, skip))
+    return QuantizationPlan(
+        layers=tuple(node.name for node in model.graph.node if node.name in wanted),
+        tensors={name: tuple(readers) for name, readers in tensors.items()},
+        shared=tuple(_shared_scales(model, tensors.keys())),
+    )
+
+
+def insert_qdq(model: onnx.ModelProto, plan: QuantizationPlan, ranges: Mapping[str, float]) -> onnx.ModelProto:
+    """Return the fp32 graph with Q/DQ pairs and int8 weights.
+
+    Args:
+        model: The fp32 graph that the plan was made for.
+        plan: Where the pairs stand.
+        ranges: Largest magnitude to represent, per tensor of the plan; finite.
+
+    Raises:
+        CalibrationError: A range is missing or not finite.
+    """
+    result = copy_model(model)
+    _Inserter(result, plan, _scales(plan, ranges)).run()
+    return result
+
+
+class _Inserter:
+    """One walk over the nodes; pairs and weights are made once and shared."""
+
+    def __init__(self, model: onnx.ModelProto, plan: QuantizationPlan, scales: Mapping[str, float]) -> None:
+        self.graph = model.graph
+        self.plan = plan
+        self.scales = scales
+        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.readers = {reader: name for name, readers in plan.tensors.items() for reader in readers}
+        self.made: set[str] = set()
+        self.nodes: list[onnx.NodeProto] = []
+
+    def run(self) -> None:
+        chosen = set(self.plan.layers)
+        self._add(numpy_helper.from_array(np.zeros((), np.int8), "int8.zero"))
+        for node in list(self.graph.node):
+            for index, name in enumerate(node.input):
+                if (node.name, index) in self.readers:
+                    node.input[index] = self._pair(name)
+            if node.name in chosen:
+                node.input[1] = self._weights(node.input[1], _channel_axis(node))
+            self.nodes.append(node)
+        read = {name for node in self.nodes for name in node.input}
+        kept = [tensor for name, tensor in self.weights.items() if name in read]
+        del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
+        self.graph.node.extend(self.nodes)
+        self.graph.initializer.extend(kept)
+
+    def _pair(self, name: str) -> str:
+        """Return the tensor after its Q/DQ pair."""
+        quantized, result = f"{name}/int8", f"{name}/dequantized"
+        if name not in self.made:
+            self.made.add(name)
+            scale = numpy_helper.from_array(np.asarray(self.scales[name], np.float32), f"{name}/scale")
+            self._add(scale)
+            operands = [scale.name, "int8.zero"]
+            self.nodes.append(helper.make_node("QuantizeLinear", [name, *operands], [quantized], name=f"{name}/Q"))
+            self.nodes.append(helper.make_node("DequantizeLinear", [quantized, *operands], [result], name=f"{name}/DQ"))
+        return result
+
+    def _weights(self, name: str, axis: int) -> str:
+        """Store weights in int8, one scale per output channel; return the tensor after its DQ."""
+        result = f"{name}/dequantized"
+        if name not in self.made:
+            self.made.add(name)
+            array = numpy_helper.to_array(self.weights[name])
+            scale = weight_scales(array, axis)
+            shape = [-1 if index == axis else 1 for index in range(array.ndim)]
+            integers = np.clip(np.rint(array / scale.reshape(shape)), -LARGEST, LARGEST).astype(np.int8)
+            parts = {"int8": integers, "scale": scale, "zeros": np.zeros(len(scale), np.int8)}
+            for suffix, part in parts.items():
+                self._add(numpy_helper.from_array(part, f"{name}/{suffix}"))
+            names = [f"{name}/{suffix}" for suffix in parts]
+            self.nodes.append(helper.make_node("DequantizeLinear", names, [result], name=f"{name}/DQ", axis=axis))
+        return result
+
+    def _add(self, tensor: onnx.TensorProto) -> None:
+        self.weights[tensor.name] = tensor
+
+
+def layers_in_int8(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the weighted nodes of a file whose data and weights both come from int8, in the order of the graph."""
+    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return tuple(
+        node.name for node in model.graph.node if node.op_type in _WEIGHTED and dequantized.issuperset(node.input[:2])
+    )
+
+
+def weight_scales(weights: np.ndarray, axis: int) -> np.ndarray:
+    """Return the symmetric int8 scale of each output channel, ``(channels,) float32``, exact in fp16."""
+    others = tuple(index for index in range(weights.ndim) if index != axis)
+    return _representable(np.abs(weights).max(axis=others) / LARGEST)
+
+
+def _scales(plan: QuantizationPlan, ranges: Mapping[str, float]) -> dict[str, float]:
+    """Return one scale per tensor, equal within a shared set."""
+    missing = [name for name in plan.tensors if not np.isfinite(ranges.get(name, np.nan))]
+    if missing:
+        raise CalibrationError(
+            f"ranges: expected a finite one for each of {len(plan.tensors)} tensors, none for "
+            f"{', '.join(missing[:5])}; calibrate this model again."
+        )
+    largest = {name: ranges[name] for name in plan.tensors}
+    for group in plan.shared:
+        common = max(largest[name] for name in group)
+        largest |= dict.fromkeys(group, common)
+    return {name: float(_representable(np.asarray(value / LARGEST))) for name, value in largest.items()}
+
+
+def _representable(scale: np.ndarray) -> np.ndarray:
+    """Round scales to fp16, in which the file stores them; a tensor of zeros gets the smallest."""
+    rounded: np.ndarray = np.maximum(scale, _SMALLEST_SCALE).astype(np.float16).astype(np.float32)
+    return rounded
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as exc:
+        raise ConfigError(f"layer pattern {pattern!r}: not a regular expression ({exc}).") from exc
+
+
+def _is_weighted(node: onnx.NodeProto, constants: Set[str]) -> bool:
+    return node.op_type in _WEIGHTED and node.input[1] in constants and node.input[0] not in constants
+
+
+def _channel_axis(node: onnx.NodeProto) -> int:
+    transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
+    return 1 if node.op_type == "Gemm" and not transposed else _WEIGHTED[node.op_type]
+
+
+def _skip_inputs(model: onnx.ModelProto) -> dict[str, tuple[str, int]]:
+    """Return, per Add, the weighted layer that it ends and which of its inputs is the skip.
+
+    The layer is one whose result only the Add reads. Where both inputs are such (a block with a convolution in its
+    skip), the skip is the second, the one added last.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    made_by = {
+        node.output[0]: node.name
+        for node in model.graph.node
+        if _is_weighted(node, constants) and uses[node.output[0]] == 1
+    }
+    found = {}
+    for add in model.graph.node:
+        ends = [index for index, name in enumerate(add.input) if name in made_by] if add.op_type == "Add" else []
+        if ends:
+            found[add.name] = (made_by[add.input[ends[0]]], 1 - ends[0])
+    return found
+
+
+def _shared_scales(model: onnx.ModelProto, tensors: Iterable[str]) -> Iterable[frozenset[str]]:
+    """Yield the tensors around each Concat that have pairs."""
+    known = set(tensors)
+    for node in model.graph.node:
+        if node.op_type == "Concat":
+            around = known.intersection([*node.input, *node.output])
+            if len(around) > 1:
+                yield frozenset(around)

@@ -1,0 +1,307 @@
+"""The ladder: the lowest precision whose masks hold the gates, found layer by layer. Starts from a checkpoint.
+
+int8 everywhere, then int8 without the most sensitive layers, then fp16, then fp32; the first rung that holds the gates
+wins. Sensitivity is measured with one layer at a time in int8. Every figure goes to a state file as soon as it is
+known, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from tqdm import tqdm
+
+from nrd_trt.benchmark.ladder_plot import can_plot, write_ladder
+from nrd_trt.engine.bundle import Bundle, check_target
+from nrd_trt.errors import ConfigError
+from nrd_trt.files import atomic_file, sha256_bytes
+from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
+from nrd_trt.model import load_trained
+from nrd_trt.pipeline.build import build_bundle
+from nrd_trt.pipeline.precision import Quantization, Ranges, derive_precision
+from nrd_trt.pipeline.references import torch_reference
+from nrd_trt.pipeline.request import BuildRequest, samples_for
+from nrd_trt.pipeline.samples import MEASURED_COUNT, SampleSource
+from nrd_trt.pipeline.tune_state import TuneState
+from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import Precision
+from nrd_trt.validate.compare import Comparator, Comparison, Reference, Sample
+from nrd_trt.validate.gates import Gates
+
+if TYPE_CHECKING:
+    from nrd_trt.model.network import Segmentor
+
+MAX_MIOU_DROP, MIN_AGREEMENT = 0.005, 0.99
+SENSITIVITY_IMAGES = 8
+"""A layer's rank is known after a few images; the rungs are judged on all."""
+
+Latency = Callable[[onnx.ModelProto], float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneRequest:
+    """What `nrd-trt tune` is asked for.
+
+    Attributes:
+        build: Checkpoint, output, images, form and gates of the bundle to write; its precision is chosen here.
+        resume: Go on from the state that an earlier run left.
+        latency: Median milliseconds of a typed file on the device, or None where the file is not run by the builder
+            that it is tuned for; a rung must then be faster than the next one up.
+    """
+
+    build: BuildRequest
+    resume: bool = False
+    latency: Latency = lambda model: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One step of the ladder.
+
+    Attributes:
+        name: ``int8``, ``int8 without N layers``, ``fp16`` or ``fp32``.
+        precision: Of the file.
+        layers: Layers in int8.
+    """
+
+    name: str
+    precision: Precision
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What came of it.
+
+    Attributes:
+        rungs: Every rung that was tried: ``{name, precision, int8_layers, pixel_agreement, miou_engine, miou_drop,
+            latency_ms, rejected}``; `rejected` lists the reasons and is empty for the winner.
+        sensitivity: ``{layer: share of the pixels that change with this layer alone in int8}``.
+        winner: Name of the rung that won, or None.
+        bundle: Of the winner.
+    """
+
+    rungs: list[dict[str, Any]]
+    sensitivity: dict[str, float]
+    winner: str | None
+    bundle: Bundle | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"rungs": self.rungs, "sensitivity": self.sensitivity, "winner": self.winner}
+
+
+def tune(request: TuneRequest) -> Tuned:
+    """Find the lowest precision that holds the gates, and build its bundle.
+
+    Raises:
+        ConfigError: Options exclude each other, or the state is that of another run.
+        CalibrationError: The calibration cannot be done.
+        NrdTrtError: The input is bad; nothing is written but the state.
+    """
+    build = _with_gates(request.build)
+    check_target(build.output, force=build.force)
+    if build.quantization is None or build.precision is not None:
+        raise ConfigError("tune: expected images to calibrate on and no --precision; the ladder chooses it.")
+    model = load_trained(build.source, build.checkpoint_options)
+    samples = samples_for(build, build.form.shape(model.info.size_hw), model.info)
+    build.on_stage("exporting to ONNX, fp32")
+    full = _export(build, model, samples)
+    state = TuneState.open(build.output, _key(build, full), resume=request.resume)
+    judge = _Judge(samples, model, progress=build.progress)
+    images = [sample.image for sample in samples.first(MEASURED_COUNT)]
+    ladder = _Ladder(request, build.quantization, full, images, judge, state)
+    build.on_stage(f"measuring the sensitivity of {len(ladder.layers)} layers")
+    sensitivity = ladder.sensitivity()
+    build.on_stage("climbing the ladder")
+    winner, records = ladder.climb(sensitivity)
+    tuned = Tuned(rungs=records, sensitivity=sensitivity, winner=winner.name if winner else None)
+    if winner is None:
+        return tuned
+    build.on_stage(f"building the winner, {winner.name}")
+    quantization = replace(ladder.quantization, layers=winner.layers) if winner.layers else None
+    bundle = build_bundle(replace(build, precision=winner.precision, quantization=quantization))
+    state.remove()
+    return replace(tuned, bundle=bundle)
+
+
+def write_record(tuned: Tuned, output: Path) -> list[str]:
+    """Write ``NAME.tune.json``, and ``NAME.tune.png`` where Matplotlib is installed; return their paths."""
+    record = output.with_suffix(".tune.json")
+    with atomic_file(record) as temporary:
+        temporary.write_text(json.dumps(tuned.to_dict(), indent=1) + "\n", encoding="utf-8")
+    picture = output.with_suffix(".tune.png")
+    if not can_plot():
+        return [str(record)]
+    write_ladder(picture, tuned.rungs, tuned.sensitivity, winner=tuned.winner)
+    return [str(record), str(picture)]
+
+
+class _Judge:
+    """Holds masks against those of the trained model, which are drawn once, and against labels."""
+
+    def __init__(self, samples: SampleSource, model: Segmentor, *, progress: bool) -> None:
+        self._samples, self._progress = samples, progress
+        self._names = model.info.class_names
+        self._references: list[Reference] = []
+        with torch_reference(model) as draw:
+            self._references = [draw(sample) for sample in self._bar("PyTorch's masks", None)]
+
+    def compare(
+        self, model: onnx.ModelProto, threads: int | None, *, what: str, count: int | None = None
+    ) -> Comparison:
+        """Run a file over the first `count` samples, or all of them."""
+        comparator = Comparator(self._names)
+        with OrtRunner(model, threads=threads) as runner:
+            mask = MaskRunner(runner, read_facts(model))
+            for reference, sample in zip(self._references, self._bar(what, count), strict=False):
+                comparator.add(reference, mask(sample.image), sample)
+        return comparator.result()
+
+    def _bar(self, what: str, count: int | None) -> Iterator[Sample]:
+        total = len(self._samples) if count is None else min(count, len(self._samples))
+        bar = tqdm(
+            zip(range(total), self._samples, strict=False),
+            total=total,
+            desc=what,
+            unit="image",
+            delay=2,
+            file=sys.stderr,
+            disable=not self._progress,
+            leave=False,
+        )
+        for _, sample in bar:
+            yield sample
+
+
+class _Ladder:
+    """The rungs, from the bottom up."""
+
+    def __init__(
+        self,
+        request: TuneRequest,
+        quantization: Quantization,
+        full: onnx.ModelProto,
+        images: list[np.ndarray],
+        judge: _Judge,
+        state: TuneState,
+    ) -> None:
+        self._request, self._build = request, request.build
+        self._full, self._judge, self._state = full, judge, state
+        self.layers = choose_layers(full, include=quantization.include, exclude=quantization.exclude)
+        tensors = tuple(plan_quantization(full, self.layers).tensors)
+        ranges: Ranges = quantization.measure(full, tensors)
+        self.quantization = replace(quantization, measure=lambda model, names: ranges)
+        self._ranges = ranges
+        self._images = images  # that ranges of 16-bit tensors are measured on
+
+    def sensitivity(self) -> dict[str, float]:
+        """Return the share of the pixels that each layer changes when it alone computes in int8."""
+        for layer in self.layers:
+            if layer not in self._state.sensitivity:
+                alone = insert_qdq(self._full, plan_quantization(self._full, [layer]), self._ranges)
+                found = self._judge.compare(
+                    select_outputs(alone, "mask"), self._build.threads, what=layer, count=SENSITIVITY_IMAGES
+                )
+                self._state.add_sensitivity(layer, 1.0 - (found.pixel_agreement or 0.0))
+        return {layer: self._state.sensitivity[layer] for layer in self.layers}
+
+    def climb(self, sensitivity: Mapping[str, float]) -> tuple[Rung | None, list[dict[str, Any]]]:
+        """Try the rungs from the bottom; return the first that holds, and the record of each that was tried."""
+        rungs = list_rungs(self.layers, sensitivity)
+        records = []
+        for index, rung in enumerate(rungs):
+            above = rungs[index + 1] if index + 1 < len(rungs) else None
+            record = self._record(rung)
+            record["rejected"] = self._reasons(record, above)
+            records.append(record)
+            self._build.on_stage(describe(record))
+            if not record["rejected"]:
+                return rung, records
+        return None, records
+
+    def _record(self, rung: Rung) -> dict[str, Any]:
+        if rung.name not in self._state.rungs:
+            model = self._typed(rung)
+            found = self._judge.compare(select_outputs(model, "mask"), self._build.threads, what=rung.name)
+            figures = {"pixel_agreement": found.pixel_agreement, "miou_engine": found.miou_engine}
+            figures |= {"miou_drop": found.miou_drop, "latency_ms": self._request.latency(model)}
+            self._state.add_rung(rung.name, {**asdict(rung), "int8_layers": len(rung.layers), **figures})
+        return dict(self._state.rungs[rung.name])
+
+    def _reasons(self, record: Mapping[str, Any], above: Rung | None) -> list[str]:
+        gates = Gates.of(record["precision"], self._build.min_agreement, self._build.max_miou_drop)
+        reasons = gates.failures(agreement=record["pixel_agreement"], miou_drop=record["miou_drop"])
+        if reasons or above is None or record["latency_ms"] is None:
+            return reasons
+        higher = self._record(above)["latency_ms"]
+        if not record["latency_ms"] < higher:
+            reasons.append(f"not faster than {above.name}: {record['latency_ms']:.3f} ms and {higher:.3f} ms")
+        return reasons
+
+    def _typed(self, rung: Rung) -> onnx.ModelProto:
+        quantization = replace(self.quantization, layers=rung.layers) if rung.layers else None
+        return derive_precision(
+            self._full, rung.precision, self._images, quantization=quantization, threads=self._build.threads
+        ).model
+
+
+def list_rungs(layers: tuple[str, ...], sensitivity: Mapping[str, float]) -> list[Rung]:
+    """Return the ladder: each mixed rung leaves twice as many of the most sensitive layers out as the one before."""
+    worst_first = sorted(layers, key=lambda layer: (-sensitivity[layer], layer))
+    rungs = [Rung(name="int8", precision="int8", layers=layers)]
+    dropped = 1
+    while dropped < len(layers):
+        left = set(worst_first[dropped:])
+        name = f"int8 without {dropped} layer{'s' * (dropped > 1)}"
+        rungs.append(Rung(name=name, precision="int8", layers=tuple(layer for layer in layers if layer in left)))
+        dropped *= 2
+    return [*rungs, Rung(name="fp16", precision="fp16"), Rung(name="fp32", precision="fp32")]
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """Return one line on a rung: its figures, and why it was rejected."""
+    parts = [f"agreement {record['pixel_agreement']:.6f}"]
+    if record["miou_drop"] is not None:
+        parts.append(f"mIoU {record['miou_engine']:.4f} (drop {record['miou_drop']:+.4f})")
+    if record["latency_ms"] is not None:
+        parts.append(f"{record['latency_ms']:.3f} ms")
+    verdict = "; ".join(record["rejected"])
+    return f"{record['name']}: {', '.join(parts)}: {'rejected: ' + verdict if verdict else 'holds'}"
+
+
+def _with_gates(build: BuildRequest) -> BuildRequest:
+    return replace(
+        build,
+        min_agreement=MIN_AGREEMENT if build.min_agreement is None else build.min_agreement,
+        max_miou_drop=MAX_MIOU_DROP if build.max_miou_drop is None else build.max_miou_drop,
+    )
+
+
+def _export(build: BuildRequest, model: Segmentor, samples: SampleSource) -> onnx.ModelProto:
+    from nrd_trt.pipeline.sources import export_checkpoint
+
+    return export_checkpoint(replace(build, quantization=None), model, samples, "fp32").typed.model
+
+
+def _key(build: BuildRequest, full: onnx.ModelProto) -> str:
+    """Return what a state belongs to: the network, the images and the choice of layers."""
+    quantization = build.quantization
+    choice = repr((quantization.include, quantization.exclude)) if quantization else ""
+    calibration = (quantization.sha256() if quantization else None) or ""
+    images = repr((str(build.data), str(build.labels), build.fit, build.ignore_index))
+    return sha256_bytes(
+        b"\0".join(
+            [full.SerializeToString(deterministic=True), *(text.encode() for text in (choice, calibration, images))]
+        )
+    )

@@ -1,0 +1,251 @@
+"""Q/DQ pairs stand where TensorRT looks for them, and their integers are the nearest ones."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from nrd_trt.errors import CalibrationError, ConfigError
+from nrd_trt.graph.casts import undocumented_casts
+from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.quantize import (
+    DEFAULT_EXCLUDE,
+    QuantizationPlan,
+    choose_layers,
+    insert_qdq,
+    plan_quantization,
+    quantizable_layers,
+    weight_scales,
+)
+from nrd_trt.graph.tensors import copy_model, element_types
+from nrd_trt.runtime.ort_runner import OrtRunner
+from tests.helpers import exported, feed, small_export
+
+FLOAT = TensorProto.FLOAT
+
+
+@cache
+def residual_export() -> onnx.ModelProto:
+    """A network with identity skips and with convolutions in its skips."""
+    return exported("resnetv1c18", 19, "float", "static", 64)
+
+
+def plan_of(model: onnx.ModelProto) -> QuantizationPlan:
+    return plan_quantization(model, choose_layers(model))
+
+
+def ranges_of(model: onnx.ModelProto, plan: QuantizationPlan) -> dict[str, float]:
+    """Largest magnitudes on one image."""
+    watched = copy_model(model)
+    known = {output.name for output in watched.graph.output}
+    for name in plan.tensors:
+        if name not in known | {"image"}:
+            watched.graph.output.append(helper.make_tensor_value_info(name, FLOAT, None))
+    image = feed("float", 1, 128, 256)
+    with OrtRunner(watched, threads=1) as runner:
+        outputs = {**runner.infer(image), **image}
+    return {name: float(np.abs(outputs[name]).max()) for name in plan.tensors}
+
+
+@cache
+def quantized() -> onnx.ModelProto:
+    model = residual_export()
+    plan = plan_of(model)
+    return insert_qdq(model, plan, ranges_of(model, plan))
+
+
+def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+@pytest.mark.parametrize("make", [residual_export, lambda: small_export("float")])
+def test_every_input_of_a_chosen_layer_comes_from_int8(make: object) -> None:
+    model: onnx.ModelProto = make()  # type: ignore[operator]
+    plan = plan_of(model)
+    result = insert_qdq(model, plan, ranges_of(model, plan))
+    made_by = producers(result)
+    for node in result.graph.node:
+        for name in node.input[:2]:
+            is_int8 = name in made_by and made_by[name].op_type == "DequantizeLinear"
+            if node.op_type == "Conv":
+                assert is_int8 == (node.name in plan.layers), node.name
+    onnx.checker.check_model(result, full_check=True)
+
+
+def test_nothing_stands_between_a_convolution_and_what_follows_it() -> None:
+    read_by: dict[str, list[str]] = {}
+    for node in quantized().graph.node:
+        for name in node.input:
+            read_by.setdefault(name, []).append(node.op_type)
+    for node in quantized().graph.node:
+        if node.op_type == "Conv" and "Relu" in read_by.get(node.output[0], []):
+            assert read_by[node.output[0]] == ["Relu"]
+
+
+def test_the_skip_input_of_an_add_is_int8_and_the_other_is_not() -> None:
+    made_by = producers(quantized())
+    adds = [node for node in quantized().graph.node if node.op_type == "Add"]
+    assert len(adds) == 8
+    for add in adds:
+        kinds = Counter(made_by[name].op_type for name in add.input)
+        assert kinds == {"Conv": 1, "DequantizeLinear": 1}, add.name
+    identity = next(node for node in adds if node.name == "backbone.layer1.0/Add")
+    assert identity.input[1] == "backbone.maxpool/MaxPool/dequantized", "the pair of the block's first convolution"
+    convolved = next(node for node in adds if node.name == "backbone.layer2.0/Add")
+    assert convolved.input[1] == "backbone.layer2.0.downsample.0/Conv/dequantized"
+
+
+def test_decode_controller_and_pooled_branch_stay_out() -> None:
+    chosen = choose_layers(residual_export())
+    left = set(quantizable_layers(residual_export())) - set(chosen)
+    assert left == {"decode_head.image_pool.1.conv/Conv", "decode_head.classifier.classifier.1/Conv"}
+    types = element_types(quantized())
+    assert types["theta"] == types["guidance"] == FLOAT
+
+
+def test_one_tensor_has_one_pair() -> None:
+    counts = Counter(node.op_type for node in quantized().graph.node)
+    plan = plan_of(residual_export())
+    assert counts["QuantizeLinear"] == len(plan.tensors)
+    assert counts["DequantizeLinear"] == len(plan.tensors) + len(plan.layers)
+
+
+def test_weights_are_the_nearest_integers_per_output_channel() -> None:
+    before = {entry.name: numpy_helper.to_array(entry) for entry in residual_export().graph.initializer}
+    after = {entry.name: numpy_helper.to_array(entry) for entry in quantized().graph.initializer}
+    name = "backbone.layer2.0.conv1.weight"
+    assert name not in after, "the floats do not stay in the file"
+    scale = after[f"{name}/scale"]
+    assert np.array_equal(scale, weight_scales(before[name], 0))
+    assert scale.shape == (before[name].shape[0],)
+    restored = after[f"{name}/int8"] * scale[:, None, None, None]
+    # Half a step, and the largest weight of a channel loses what rounding its scale to fp16 takes.
+    assert np.all(np.abs(restored - before[name]) <= (0.5 + 127 * 2.0**-11) * scale[:, None, None, None])
+    assert np.abs(after[f"{name}/int8"]).max() == 127
+
+
+def test_scales_are_exact_in_fp16_and_never_zero() -> None:
+    scales = weight_scales(np.array([[1.0, -3.0], [0.0, 0.0], [1e-9, 0.0]], np.float32), 0)
+    assert np.array_equal(scales, scales.astype(np.float16).astype(np.float32))
+    assert np.all(scales > 0)
+    assert scales[0] == pytest.approx(3 / 127, rel=2**-11)
+
+
+def test_tensors_around_a_concat_share_the_largest_scale() -> None:
+    """Two convolutions read one branch and the joint tensor; a third reads the other branch."""
+    weight = numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), "w")
+    wide = numpy_helper.from_array(np.ones((2, 4, 1, 1), np.float32), "wide")
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="relu"),
+        helper.make_node("Conv", ["a", "w"], ["b"], name="first"),
+        helper.make_node("Conv", ["b", "w"], ["c"], name="second"),
+        helper.make_node("Concat", ["a", "b"], ["joint"], name="concat", axis=1),
+        helper.make_node("Conv", ["joint", "wide"], ["d"], name="third"),
+    ]
+    outputs = [helper.make_tensor_value_info(name, FLOAT, [1, 2, 4, 4]) for name in ("c", "d")]
+    inputs = [helper.make_tensor_value_info("x", FLOAT, [1, 2, 4, 4])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs, [weight, wide]), opset_imports=[helper.make_opsetid("", 19)]
+    )
+    plan = plan_quantization(model, quantizable_layers(model))
+    assert plan.shared == (frozenset({"a", "b", "joint"}),)
+    result = insert_qdq(model, plan, {"a": 1.0, "b": 5.0, "joint": 4.0})
+    scales = {
+        e.name: float(numpy_helper.to_array(e))
+        for e in result.graph.initializer
+        if e.name.endswith("/scale") and e.name.split("/")[0] in plan.tensors
+    }
+    assert set(scales) == {"a/scale", "b/scale", "joint/scale"}
+    assert set(scales.values()) == {float(np.float16(5 / 127))}
+
+
+def test_masks_of_int8_are_near_those_of_fp32() -> None:
+    image = feed("float", 1, 128, 256)
+    with OrtRunner(residual_export(), threads=1) as full, OrtRunner(quantized(), threads=1) as small:
+        expected, got = full.infer(image), small.infer(image)
+    assert (expected["mask"] == got["mask"]).mean() > 0.9
+    assert not np.array_equal(expected["logits"], got["logits"])
+
+
+def test_the_typed_file_is_clean() -> None:
+    typed = to_precision(quantized(), "int8")
+    onnx.checker.check_model(typed, full_check=True)
+    assert read_facts(typed).precision == "int8"
+    assert undocumented_casts(typed) == []
+    types = element_types(typed)
+    for node in typed.graph.node:
+        kinds = {types[name] for name in node.input if name in types} & {FLOAT, TensorProto.FLOAT16}
+        if node.op_type in ("Conv", "QuantizeLinear", "DequantizeLinear", "Add"):
+            assert kinds == {TensorProto.FLOAT16}, node.name
+
+
+def test_the_rounding_simulation_keeps_the_pairs() -> None:
+    image = feed("float", 1, 128, 256)
+    typed = to_precision(quantized(), "int8")
+    with OrtRunner(typed, threads=1) as rounded, OrtRunner(quantized(), threads=1) as exact:
+        assert rounded.arithmetic == "simulated"
+        got, expected = rounded.infer(image), exact.infer(image)
+    # fp16 rounding moves some values to the next integer
+    assert (expected["mask"] == got["mask"]).mean() > 0.9
+
+
+def test_include_and_exclude_choose_by_expression() -> None:
+    model = residual_export()
+    assert all("layer3" in name for name in choose_layers(model, include=(r"backbone\.layer3",)))
+    without = choose_layers(model, exclude=(*DEFAULT_EXCLUDE, r"backbone\.stem"))
+    assert set(choose_layers(model)) - set(without) == {f"backbone.stem.{index}/Conv" for index in (0, 3, 6)}
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "message"),
+    [
+        (("no_such_layer",), (), "matches none"),
+        ((), ("no_such_layer",), "matches none"),
+        (("(",), (), "not a regular expression"),
+        ((), (".",), "leave no layer"),
+    ],
+)
+def test_bad_expressions_are_refused(include: tuple[str, ...], exclude: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        choose_layers(residual_export(), include=include, exclude=exclude)
+
+
+def test_unknown_layer_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"backbone\.nothing"):
+        plan_quantization(residual_export(), ["backbone.nothing"])
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_missing_or_infinite_range_is_refused(value: float | None) -> None:
+    model = residual_export()
+    plan = plan_of(model)
+    ranges = dict.fromkeys(plan.tensors, 1.0)
+    name = next(iter(plan.tensors))
+    ranges = {key: 1.0 for key in ranges if key != name} | ({} if value is None else {name: value})
+    with pytest.raises(CalibrationError, match=re.escape(name)):
+        insert_qdq(model, plan, ranges)
+
+
+def test_the_arguments_are_left_alone() -> None:
+    model = copy_model(residual_export())
+    before = model.SerializeToString(deterministic=True)
+    plan = plan_of(model)
+    insert_qdq(model, plan, dict.fromkeys(plan.tensors, 1.0))
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_tensors_of_fewer_layers_are_among_those_of_all() -> None:
+    """So that ranges measured once serve every choice of layers."""
+    model = residual_export()
+    layers = choose_layers(model)
+    everything = plan_quantization(model, layers).tensors.keys()
+    for index in range(len(layers)):
+        assert plan_quantization(model, layers[:index] + layers[index + 1 :]).tensors.keys() <= everything
+        assert plan_quantization(model, layers[index : index + 1]).tensors.keys() <= everything
