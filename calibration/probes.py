@@ -77,7 +77,7 @@ class Probe:
     def _append_picker(self, graph: onnx.GraphProto, samples: int) -> None:
         """Pick evenly spaced values; the step shares no factor with the length of a row, so no column is missed."""
         size, row = math.prod(self.shape), self.shape[-1] if self.shape else 1
-        step = max(1, size // samples)
+        step = -(-size // samples)
         while math.gcd(step, row) > 1:
             step += 1
         flat = f"{_MARK}{self.tensor}/flat"
@@ -108,10 +108,10 @@ class Probe:
         """Pick this probe's outputs."""
         parts = {part: outputs.get(f"{_MARK}{self.tensor}/{part}") for part in ("high", "low", "sum", "values", "all")}
         if (whole := parts["all"]) is not None:
-            # NumPy's extremes propagate NaN.
+            # NumPy's extremes do propagate NaN.
             axes = tuple(range(self._kept_axes, whole.ndim))
             high, low = whole.max(axes), whole.min(axes)
-            return Reading(largest=_magnitude(high, low), check=high + low, values=whole)
+            return Reading(largest=_magnitude(high, low), check=np.where(np.isfinite(high), low, high), values=whole)
         if parts["high"] is None or parts["sum"] is None:
             raise CalibrationError(f"tensor {self.tensor!r}: expected its probe among the outputs, got none of it.")
         return Reading(largest=_magnitude(parts["high"], parts["low"]), check=parts["sum"], values=parts["values"])

@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,9 @@ from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.mask_runner import network_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 
-_KINDS = ("plain", "fetched", *RECIPES)
+# Besides the recipes as they are, one that fetches every value, in groups of tensors.
+_RECIPES = {**RECIPES, "mse-all": replace(RECIPES["mse"], samples=None)}
+_KINDS = ("plain", "fetched", *_RECIPES)
 _FIRST_SEED = 7
 _KIB_PER_MIB = 1024
 
@@ -85,10 +88,10 @@ def _run(model: onnx.ModelProto, kind: str, feeds: Feeds, threads: int, memory_m
     """Run one kind over all feeds; return the seconds of each."""
     tensors = tensors_to_calibrate(model, RECIPES["mse"])
     clocked = _Clocked(feeds)
-    if kind in RECIPES:
+    if kind in _RECIPES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # random weights predict few classes
-            calibrate(model, clocked, tensors, RECIPES[kind], memory_mb=memory_mb, threads=threads, progress=False)
+            calibrate(model, clocked, tensors, _RECIPES[kind], memory_mb=memory_mb, threads=threads, progress=False)
         return clocked.seconds
     if kind == "fetched":
         model = copy_model(model)

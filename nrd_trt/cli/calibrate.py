@@ -24,7 +24,7 @@ def calibrate_command(
     output_path: Annotated[Path, typer.Option("-o", metavar="ranges.json", help="Where to write the ranges.")],
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="NAME", help="minmax, percentile, entropy or mse.")
-    ] = "mse",
+    ] = "percentile",
     memory_mb: Annotated[
         float, typer.Option("--memory-mb", min=1, help="What may be fetched at a time, beyond a plain session.")
     ] = 2048,

@@ -236,7 +236,7 @@ def fill(value: float) -> Callable[[np.ndarray], None]:
 
 
 @pytest.mark.parametrize("name", ["minmax", "mse"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("recipes", [RECIPES, EVERY_VALUE], ids=["sampled", "every value"])
 def test_activations_that_are_not_finite_are_named(recipes: Mapping[str, Recipe], value: float, name: str) -> None:
     model = with_weight(fill(value), "backbone.layer2.0.conv.2.conv.weight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -14,8 +15,11 @@ import onnx
 import pytest
 
 from nrd_trt.calibration.cache import load_ranges, model_sha256
-from nrd_trt.calibration.recipes import RECIPES
+from nrd_trt.calibration.ranges import DEFAULT_MEMORY_MB
+from nrd_trt.calibration.recipes import DEFAULT_RECIPE, RECIPES
 from nrd_trt.calibration.selection import tensors_to_calibrate
+from nrd_trt.calibration.stream import DEFAULT_IMAGES
+from nrd_trt.cli.calibrate import calibrate_command
 from nrd_trt.data.classes import CAMVID_CLASSES
 from nrd_trt.graph.precision import to_precision
 from tests.artefacts import REPOSITORY, SIZE, bundle, checkpoint, environment, listing, onnx_file, write_model
@@ -163,3 +167,9 @@ def test_stop_in_the_middle_leaves_nothing(number: signal.Signals, code: int, tm
         process.stderr.close()
         process.wait()
     assert listing(tmp_path) == []
+
+
+def test_defaults_of_the_command_are_those_of_the_library() -> None:
+    parameters = inspect.signature(calibrate_command).parameters
+    defaults = {name: parameters[name].default for name in ("recipe", "memory_mb", "images")}
+    assert defaults == {"recipe": DEFAULT_RECIPE, "memory_mb": DEFAULT_MEMORY_MB, "images": DEFAULT_IMAGES}
