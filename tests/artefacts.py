@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from typing import Any
 import onnx
 import torch
 
-from nrd_trt.engine.bundle import FACTS_FILE, read_bundle
+from nrd_trt.engine.bundle import FACTS_FILE, ONNX_FILE, read_bundle
 from nrd_trt.export.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import canonical_json, sha256_bytes, sha256_file
+from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.model.checkpoint import load_model, save_checkpoint
 from nrd_trt.model.network import Segmentor
@@ -126,10 +128,33 @@ def copy_of(source: Path, target: Path) -> Path:
 def rewrite_facts(path: Path, **changes: Any) -> None:
     """Edit values of a bundle's facts and make their own hash right again."""
     record = {**read_bundle(path).facts, **changes}
-    record = {key: value for key, value in record.items() if value is not ...}
+    _write_facts(path, {key: value for key, value in record.items() if value is not ...})
+
+
+def read_facts_of(path: Path) -> dict[str, Any]:
+    """Read a bundle's facts without checking any file."""
+    content: dict[str, Any] = json.loads((path / FACTS_FILE).read_bytes())
+    del content["sha256"]
+    return content
+
+
+def _write_facts(path: Path, record: dict[str, Any]) -> None:
     content = {**record, "sha256": sha256_bytes(canonical_json(record))}
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (path / FACTS_FILE).write_text(text)
+
+
+def plant(source: Path, target: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """Copy a bundle, change its ONNX file, and make every hash right again: what a faulty exporter would write."""
+    path = copy_of(source, target)
+    model = onnx.load(path / ONNX_FILE)
+    change(model)
+    (path / ONNX_FILE).write_bytes(model.SerializeToString(deterministic=True))
+    record = read_facts_of(path)
+    record["files"][ONNX_FILE] = sha256_file(path / ONNX_FILE)
+    record["model"] = read_facts(model).to_dict()
+    _write_facts(path, record)
+    return path
 
 
 def listing(folder: Path) -> list[str]:

@@ -47,7 +47,7 @@ class Segmentor(nn.Module):
         Raises:
             ShapeError: The size is not a multiple of 32; the message names the nearest one.
         """
-        return self.decode_head(self._features(images))  # type: ignore[no-any-return]
+        return self.decode_head(self.features(images))  # type: ignore[no-any-return]
 
     def decode_inputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compute what the per-patch decode of an NRD network takes.
@@ -65,7 +65,7 @@ class Segmentor(nn.Module):
         """
         if not isinstance(self.decode_head, NrdHead):
             raise ConfigError(f"head {self.config.head!r}: expected an NRD head, the others decode no patches.")
-        return self.decode_head.decode_inputs(self._features(images))
+        return self.decode_head.decode_inputs(self.features(images))
 
     def unused_modules(self) -> tuple[nn.Module, ...]:
         """Return the modules that no forward pass uses."""
@@ -79,7 +79,8 @@ class Segmentor(nn.Module):
         """
         return upsample(self(images), self.config.upsample).argmax(dim=1)
 
-    def _features(self, images: Tensor) -> tuple[Tensor, ...]:
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the encoder's feature maps, strides 4 to the output stride; images as for a call."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ShapeError(f"images: expected (B, 3, H, W), got {tuple(images.shape)}.")
         check_size((images.shape[2], images.shape[3]), what="images")

@@ -22,6 +22,7 @@ from nrd_trt.engine.compat import installed_flavours, load_tensorrt
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.graph.taps import weight_types
 from nrd_trt.pipeline.decode_form import DecodeForm, choose_form, look_for_plugin
 from nrd_trt.pipeline.references import Recorder
 from nrd_trt.pipeline.request import BuildRequest, FormRequest
@@ -134,6 +135,8 @@ def _validate(request: BuildRequest, prepared: Prepared, runner: BaseRunner) -> 
         samples=prepared.samples.name,
         plan_run=isinstance(runner, TrtRunner),
         checkpoint_matches=matches,
+        precision_asked=graph.precision,
+        precision_found=weight_types(prepared.model),
     )
     return validation, recorder.recorded()
 

@@ -69,7 +69,10 @@ class StoredSamples:
     def __init__(self, references: ReferenceSet) -> None:
         self.source = references.source
         self._references = references
-        self._samples = [Sample(image=image, restore=np.asarray) for image in references.images]
+        self._samples = [
+            Sample(image=image, restore=np.asarray, name=f"stored input {index}")
+            for index, image in enumerate(references.images)
+        ]
 
     def __len__(self) -> int:
         return len(self._samples)

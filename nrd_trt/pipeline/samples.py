@@ -58,9 +58,9 @@ class SampleSource:
     def __iter__(self) -> Iterator[Sample]:
         if self.data is None:
             for seed in range(_FIRST_SEED, _FIRST_SEED + SYNTHETIC_COUNT):
-                yield self._sample(street_scene(seed, self.shape.opt_hw).image, None)
+                yield self._sample(street_scene(seed, self.shape.opt_hw).image, None, f"scene {seed}")
         for image, label in self._paths():
-            yield self._sample(read_image(image), label)
+            yield self._sample(read_image(image), label, image.name)
 
     def first(self, count: int) -> list[Sample]:
         """Return up to `count` samples from the beginning."""
@@ -73,7 +73,7 @@ class SampleSource:
             return [*list_pairs(self.data, self.labels)]
         return [(image, None) for image in list_images(self.data)]
 
-    def _sample(self, rgb: np.ndarray, label: Path | None) -> Sample:
+    def _sample(self, rgb: np.ndarray, label: Path | None, name: str) -> Sample:
         fitted = fit_image(rgb, self.shape, self.info, self.fit)
         ignore = self.info.ignore_index if self.ignore_index is None else self.ignore_index
         values = None
@@ -81,4 +81,4 @@ class SampleSource:
             values = read_label(
                 label, num_classes=len(self.info.class_names), ignore_index=ignore, image_hw=fitted.original_hw
             )
-        return Sample(image=fitted.image, restore=fitted.restore, label=values)
+        return Sample(image=fitted.image, restore=fitted.restore, label=values, name=name)

@@ -48,7 +48,9 @@ def pixel_agreement(matrix: np.ndarray) -> float | None:
 
 def named_iou(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
     """Return ``{class name: IoU or None}``; None for classes present in neither side."""
-    return {
-        name: None if np.isnan(value) else float(value)
-        for name, value in zip(class_names, iou_per_class(matrix), strict=True)
-    }
+    return named_values(iou_per_class(matrix), class_names)
+
+
+def named_values(values: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
+    """Return ``{class name: value or None}`` of figures ``(K,)`` in which NaN stands for none."""
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, values, strict=True)}

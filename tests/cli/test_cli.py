@@ -37,10 +37,12 @@ from tests.artefacts import (
     listing,
     onnx_file,
     other_checkpoint,
+    plant,
     run_process,
     untrained_checkpoint,
 )
 from tests.cli.conftest import Invoke, one_object
+from tests.faults import swap_rgb
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 VALIDATION_KEYS = {
@@ -347,6 +349,53 @@ def test_validate_against_another_checkpoint_exits_1(nrd_trt: Invoke) -> None:
     assert found["checkpoint_matches"] is False
     assert found["pixel_agreement"] is not None
     assert "gate failed: the checkpoint is not the one" in result.stderr
+
+
+def test_validate_localises_rebuilds_and_reports(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    options = ("--checkpoint", checkpoint(), "--data", data, "--localise", "--rebuild", 2)
+    report = tmp_path / "report.html"
+    result = nrd_trt("validate", bundle(), *options, "--report", report, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = one_object(result.stdout)
+    assert VALIDATION_KEYS <= found.keys()
+    assert found["localisation"]["first_beyond"] is None
+    assert [stage["within"] for stage in found["localisation"]["stages"]] == [True] * 7
+    assert (found["rebuilds"]["builds"], found["rebuilds"]["agreement"]) == (2, 1.0)
+    assert {"pixels", "share", "near_tie", "far", "far_share"} == found["flips"].keys()
+    assert found["boundary_tolerance_px"] == 2
+    assert report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    again = nrd_trt("validate", bundle(), "--report", report)
+    assert again.exit_code == 2
+    assert "already exists" in again.stderr
+    people = nrd_trt("validate", bundle(), *options, "--report", report, "--force", "-q")
+    assert people.exit_code == 0
+    assert "first beyond: none" in people.stdout
+    assert "builds: 2 with onnxruntime" in people.stdout
+
+
+def test_validate_names_a_planted_fault_and_exits_1(nrd_trt: Invoke, tmp_path: Path) -> None:
+    path = plant(bundle(), tmp_path / "faulty.nrd", swap_rgb)
+    result = nrd_trt("validate", path, "--checkpoint", checkpoint(), "--localise")
+    assert result.exit_code == 1
+    assert "stage preprocessing is the first beyond its tolerance: red and blue are swapped" in result.stderr
+    assert "preprocessing  BEYOND" in result.stdout
+    assert "first beyond: preprocessing" in result.stdout
+    assert "-> " in result.stdout
+    assert "worst image scene" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--localise",), "--localise needs --checkpoint"),
+        (("--rebuild", 1), "--rebuild 1: expected at least 2"),
+        (("--report", "a.txt"), "expected a name that ends in .html"),
+    ],
+)
+def test_validate_refuses_options_with_exit_2(nrd_trt: Invoke, options: tuple[object, ...], said: str) -> None:
+    result = nrd_trt("validate", bundle(), *options)
+    assert result.exit_code == 2
+    assert said in result.stderr
 
 
 # --- benchmark -------------------------------------------------------------------------------------------------------

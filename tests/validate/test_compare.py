@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -148,3 +149,61 @@ def test_stored_samples_are_compared_with_their_own_masks() -> None:
     )
     with unknown.reference() as draw:
         assert compare(unknown, draw, lambda image: image[..., 0], NAMES).tie_share is None
+
+
+def test_flips_are_told_apart_by_ties_and_classes() -> None:
+    reference, engine = mask([0, 0, 1, 1, 2, 2]), mask([0, 1, 1, 0, 0, 0])
+    ties = np.array([[False, True, True, False, True, False]])
+    got = figures((reference, engine, None), ties=ties)
+    assert (got.flips.pixels, got.flips.near_tie, got.flips.far) == (4, 2, 2)
+    assert (got.flips.share, got.flips.far_share) == (4 / 6, 2 / 6)
+    pairs = [(pair.reference, pair.engine, pair.pixels, pair.far) for pair in got.flip_pairs]
+    assert pairs == [("car", "sky", 2, 1), ("road", "sky", 1, 1), ("sky", "road", 1, 0)]
+    assert got.tie_share == 0.5
+
+
+def test_flips_without_known_ties_are_not_called_far() -> None:
+    got = figures((mask([0, 1]), mask([1, 1]), None))
+    assert (got.flips.pixels, got.flips.near_tie, got.flips.far, got.flips.far_share) == (1, None, None, None)
+    assert [pair.far for pair in got.flip_pairs] == [None]
+
+
+def test_per_class_figures_between_the_masks_and_of_both_sides() -> None:
+    reference, engine = mask([0, 0, 1, 1]), mask([0, 0, 0, 1])
+    got = figures((reference, engine, mask([0, 0, 1, 1])))
+    assert got.per_class_between == {"sky": pytest.approx(2 / 3), "road": 0.5, "car": None}
+    assert got.per_class_reference == {"sky": 1.0, "road": 1.0, "car": None}
+    assert got.per_class_boundary == {"sky": 1.0, "road": 1.0, "car": None}  # the outline moved by one pixel
+    assert (got.boundary_between, got.boundary_reference, got.boundary_engine) == (1.0, 1.0, 1.0)
+
+
+def test_the_worst_images_are_named_and_kept() -> None:
+    comparator = Comparator(NAMES, pictures=2)
+    for name, engine in (("equal", [0, 0, 0, 0]), ("worst", [1, 1, 1, 0]), ("bad", [1, 0, 0, 0])):
+        one = Sample(image=IMAGE, restore=np.asarray, name=name)
+        comparator.add(Reference(mask=mask([0, 0, 0, 0]), near_tie=None), mask(engine), one)
+    got = comparator.result()
+    assert [(figures.name, figures.index, figures.flips) for figures in got.worst_images] == [
+        ("worst", 1, 3),
+        ("bad", 2, 1),
+    ]
+    assert [figures.pixel_agreement for figures in got.per_image] == [1.0, 0.25, 0.75]
+    assert [picture.figures.name for picture in got.pictures] == ["worst", "bad"]
+    assert got.pictures[0].engine.tolist() == [[1, 1, 1, 0]]
+    plain = got.to_dict()
+    assert [figures["name"] for figures in plain["worst_images"]] == ["worst", "bad"]
+    assert "pictures" not in plain and "per_image" not in plain
+    json.dumps(plain, allow_nan=False)
+
+
+def test_a_long_set_keeps_six_images() -> None:
+    comparator = Comparator(NAMES, pictures=6)
+    for index in range(20):
+        engine = np.zeros((1, 40), np.uint8)
+        engine[0, : (index * 7) % 20] = 1
+        one = Sample(image=IMAGE, restore=np.asarray, name=str(index))
+        comparator.add(Reference(mask=np.zeros((1, 40), np.uint8), near_tie=None), engine, one)
+    got = comparator.result()
+    assert len(got.worst_images) == len(got.pictures) == 6
+    assert [figures.flips for figures in got.worst_images] == [19, 18, 17, 16, 15, 14]
+    assert [picture.figures for picture in got.pictures] == got.worst_images

@@ -1,0 +1,44 @@
+"""What a trained network computes between its stages, as the measure of every other form of it. torch only."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from nrd_trt.data.preprocessing import normalise
+from nrd_trt.decode.reference import patch_decode, upsample
+from nrd_trt.model.network import Segmentor
+from nrd_trt.model.nrd_head import NrdHead
+
+
+@torch.inference_mode()
+def predict_stages(model: Segmentor, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Run one image through the network and keep what it computes at the end of each stage.
+
+    Guidance is normalised by ``cat_norm``, which exported files fold into the convolution before it.
+
+    Args:
+        model: In evaluation mode.
+        image: ``(h, w, 3) uint8`` RGB, sides multiples of 32.
+
+    Returns:
+        float32 arrays without the batch axis: ``preprocessing (3, h, w)``; ``c1`` and ``c4``, the encoder's first and
+        last feature; of an NRD network ``theta``, ``guidance`` and the two ``(f,)`` tables ``x_table`` and ``y_table``;
+        ``logits``; and ``mask (h, w) uint8``.
+
+    Raises:
+        ShapeError: The size is not a multiple of 32.
+    """
+    pixels = normalise(image[None], model.info)
+    images = torch.from_numpy(pixels).to(next(model.parameters()).device)
+    features = model.features(images)
+    head, found = model.decode_head, {"c1": features[0], "c4": features[-1]}
+    if isinstance(head, NrdHead):
+        theta, guidance, x_table, y_table = head.decode_inputs(features)
+        logits = patch_decode(theta, guidance, x_table, y_table, model.config.decode)
+        found |= {"theta": theta, "guidance": guidance, "x_table": x_table[None], "y_table": y_table[None]}
+    else:
+        logits = head(features)
+    mask = upsample(logits, model.config.upsample).argmax(dim=1).to(torch.uint8)
+    found |= {"logits": logits, "mask": mask}
+    return {"preprocessing": pixels[0], **{name: tensor[0].cpu().numpy() for name, tensor in found.items()}}

@@ -1,0 +1,133 @@
+"""The tensors between the stages as outputs, and what a file tells of its weights and coordinates."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.taps import PREFIX, coordinate_tables, stored_weights, weight_types, with_taps
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.validate.hints import describe_weights
+from tests.helpers import STATIC, feed, small_export
+
+
+def test_taps_leave_the_mask_and_the_model_alone() -> None:
+    model = select_outputs(small_export(), "mask")
+    before = model.SerializeToString(deterministic=True)
+    tapped = with_taps(model)
+    assert model.SerializeToString(deterministic=True) == before
+    onnx.checker.check_model(tapped)
+    image = feed("uint8", 1, *STATIC.opt_hw)
+    with OrtRunner(model, threads=1) as plain, OrtRunner(tapped, threads=1) as more:
+        want, got = plain.infer(image), more.infer(image)
+    np.testing.assert_array_equal(got["mask"], want["mask"])
+    assert {name.removeprefix(PREFIX) for name in got} == {
+        "mask", "preprocessing", "c1", "c4", "theta", "guidance", "logits",
+    }  # fmt: skip
+
+
+def test_the_logits_are_those_of_the_masks_function() -> None:
+    """Cut out of it where the file has no such output, and taken from it where the file has one of its own."""
+    image = feed("uint8", 1, *STATIC.opt_hw)
+    both = small_export()
+    with OrtRunner(both, threads=1) as whole, OrtRunner(with_taps(select_outputs(both, "mask")), threads=1) as cut:
+        want, got = whole.infer(image)["logits"], cut.infer(image)[f"{PREFIX}logits"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+    assert next(node for node in with_taps(both).graph.node if node.name == f"{PREFIX}logits").input[0] != "logits"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_stages_are_found_through_casts(precision: str) -> None:
+    typed = to_precision(small_export(), precision, keep_fp32={"decode_head.image_pool.1.conv/Conv"})  # type: ignore[arg-type]
+    whole = {node.name: node.input[0] for node in with_taps(small_export()).graph.node if node.name.startswith(PREFIX)}
+    found = {node.name: node.input[0] for node in with_taps(typed).graph.node if node.name.startswith(PREFIX)}
+    assert found == whole
+
+
+def test_coordinates_are_read_from_nodes_and_functions() -> None:
+    found = coordinate_tables(small_export())
+    assert sorted(found) == [
+        "function NrdPatchDecode", "function NrdPatchDecodeMask", "node NrdPatchDecode", "node NrdPatchDecodeMask",
+    ]  # fmt: skip
+    first, *others = found.values()
+    assert all(table.shape == (8,) for table in first)
+    for tables in others:
+        np.testing.assert_array_equal(np.float32(tables), np.float32(first))
+
+
+def quantised(scale_of: str | None = None) -> onnx.ModelProto:
+    """Return the small file with its convolutions' weights as int8 times a scale per row; one scale may be doubled."""
+    model = onnx.ModelProto()
+    model.CopyFrom(select_outputs(small_export(), "mask"))
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type == "Conv":
+            name = node.input[1]
+            values = numpy_helper.to_array(tensors[name])
+            scale = np.maximum(np.abs(values).reshape(len(values), -1).max(1), 1e-9).astype(np.float32) / 127
+            steps = np.rint(values / scale.reshape(-1, 1, 1, 1)).astype(np.int8)
+            if name == scale_of:
+                scale *= 2
+            graph.initializer.remove(tensors[name])
+            graph.initializer.append(numpy_helper.from_array(steps, f"{name}/steps"))
+            graph.initializer.append(numpy_helper.from_array(scale, f"{name}/scale"))
+            inputs = [f"{name}/steps", f"{name}/scale"]
+            graph.node.append(helper.make_node("DequantizeLinear", inputs, [f"{name}/dq"], name=f"{name}/dq", axis=0))
+            node.input[1] = f"{name}/dq"
+        graph.node.append(node)
+    return model
+
+
+def test_types_of_the_weights_are_found() -> None:
+    convolutions = sum(node.op_type == "Conv" for node in small_export().graph.node)
+    assert weight_types(small_export()) == {"fp32": convolutions}
+    assert weight_types(quantised()) == {"int8": convolutions}
+    mixed = to_precision(small_export(), "fp16", keep_fp32={"backbone.conv1.conv/Conv"})
+    assert weight_types(mixed) == {"fp16": convolutions - 1, "fp32": 1}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_weights_have_the_names_that_they_had_in_fp32(precision: str) -> None:
+    want = stored_weights(small_export())
+    got = stored_weights(to_precision(small_export(), precision))  # type: ignore[arg-type]
+    assert "backbone.conv1.conv.weight" in got
+    assert got.keys() <= want.keys()
+    assert describe_weights(want, got, 0.01) is None
+    assert describe_weights(want, got, 1e-6) is not None
+
+
+def test_a_doubled_scale_of_int8_weights_is_named() -> None:
+    want = stored_weights(small_export())
+    assert describe_weights(want, stored_weights(quantised()), 0.1) is None
+    name = "backbone.layer4.1.conv.0.conv.weight"
+    said = describe_weights(want, stored_weights(quantised(name)), 0.1)
+    assert said is not None
+    assert said.endswith(f"weights are not the checkpoint's: {name} (×2.00)")
+    assert said.startswith("1 of ")
+
+
+def test_stages_are_found_through_quantisation() -> None:
+    """Quantise what the head reads of the encoder: the tap is before, where the encoder wrote it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(small_export())
+    c4 = next(node.input[0] for node in with_taps(model).graph.node if node.name == f"{PREFIX}c4")
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "zero"))
+    for node in model.graph.node:
+        node.input[:] = ["c4/dq" if name == c4 else name for name in node.input]
+    place = next(index for index, node in enumerate(model.graph.node) if c4 in node.output)
+    for offset, (op, source, target) in enumerate(
+        (("QuantizeLinear", c4, "c4/q"), ("DequantizeLinear", "c4/q", "c4/dq"))
+    ):
+        node = helper.make_node(op, [source, "scale", "zero"], [target], name=f"backbone/{op}")
+        model.graph.node.insert(place + 1 + offset, node)
+    found = {node.name: node.input[0] for node in with_taps(model).graph.node if node.name.startswith(PREFIX)}
+    assert found[f"{PREFIX}c4"] == c4
+    assert TensorProto.INT8 in {tensor.data_type for tensor in model.graph.initializer}
