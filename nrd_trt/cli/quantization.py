@@ -83,16 +83,35 @@ class QuantizationOptions:
         from nrd_trt.pipeline.modelopt import check_modelopt
         from nrd_trt.pipeline.precision import Quantization
 
-        calibrator = _Calibrator(self)
+        calibrator, words = _Calibrator(self), self._words()
         exclude = (*DEFAULT_EXCLUDE, *self.exclude)
         if self.quantizer == "modelopt":
             check_modelopt()
             return Quantization(
-                measure=calibrator.measure, exclude=exclude, external=calibrator.modelopt, sha256=calibrator.sha256
+                measure=calibrator.measure,
+                exclude=exclude,
+                external=calibrator.modelopt,
+                sha256=calibrator.sha256,
+                words=words,
             )
         return Quantization(
-            measure=calibrator.measure, include=tuple(self.include), exclude=exclude, sha256=calibrator.sha256
+            measure=calibrator.measure,
+            include=tuple(self.include),
+            exclude=exclude,
+            sha256=calibrator.sha256,
+            words=words,
         )
+
+    def _words(self) -> tuple[str, ...]:
+        """Return these options as words; of places the last part, as the recorded command names no folders."""
+        words = ["--calibration", Path(self.calibration).name]
+        if not self.is_file:
+            words += ["--images", str(self.images), "--seed", str(self.seed)]
+        words += ["--recipe", self.recipe] if self.recipe else []
+        words += ["--quantizer", self.quantizer] if self.quantizer != "own" else []
+        for flag, patterns in (("--include", self.include), ("--exclude", self.exclude)):
+            words += [word for pattern in patterns for word in (flag, pattern)]
+        return tuple(words)
 
     @property
     def is_file(self) -> bool:

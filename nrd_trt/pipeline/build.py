@@ -241,6 +241,7 @@ def _command(request: BuildRequest, graph: GraphFacts, builder: str, decode: Dec
     for flag, value in pairs.items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         words += [] if value is None else [flag, text]
+    words += request.quantization.words if request.quantization else ()
     words += ["--version-compatible"] * config.version_compatible
     words += ["--hardware-compatible"] * config.hardware_compatible
     return shlex.join([*words, "--force"])

@@ -31,7 +31,8 @@ class Quantization:
         exclude: Likewise.
         layers: The very layers, in place of the expressions.
         external: Another quantizer, in place of all that: takes the fp32 file, returns it with Q/DQ pairs.
-        sha256: Of the calibration, for the record.
+        sha256: Of the calibration images, for the record; None before they were read.
+        words: Options that ask for this on the command line, for the record; places without their folders.
     """
 
     measure: Callable[[onnx.ModelProto, Sequence[str]], Ranges]
@@ -40,6 +41,7 @@ class Quantization:
     layers: tuple[str, ...] | None = None
     external: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
     sha256: Callable[[], str | None] = lambda: None
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ known, so that a run that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -129,7 +130,7 @@ def tune(request: TuneRequest) -> Tuned:
     if winner is None:
         return tuned
     build.on_stage(f"building the winner, {winner.name}")
-    quantization = replace(ladder.quantization, layers=winner.layers) if winner.layers else None
+    quantization = ladder.quantization_of(winner)
     bundle = build_bundle(replace(build, precision=winner.precision, quantization=quantization))
     state.remove()
     return replace(tuned, bundle=bundle)
@@ -205,6 +206,14 @@ class _Ladder:
         self._ranges = ranges
         self._images = images  # that ranges of 16-bit tensors are measured on
 
+    def quantization_of(self, rung: Rung) -> Quantization | None:
+        """Return how the rung's file is made; the layers that it leaves out become options of the command line."""
+        if not rung.layers:
+            return None
+        left_out = [layer for layer in self.layers if layer not in rung.layers]
+        words = [word for layer in left_out for word in ("--exclude", f"^{re.escape(layer)}$")]
+        return replace(self.quantization, layers=rung.layers, words=(*self.quantization.words, *words))
+
     def sensitivity(self) -> dict[str, float]:
         """Return the share of the pixels that each layer changes when it alone computes in int8."""
         for layer in self.layers:
@@ -250,9 +259,12 @@ class _Ladder:
         return reasons
 
     def _typed(self, rung: Rung) -> onnx.ModelProto:
-        quantization = replace(self.quantization, layers=rung.layers) if rung.layers else None
         return derive_precision(
-            self._full, rung.precision, self._images, quantization=quantization, threads=self._build.threads
+            self._full,
+            rung.precision,
+            self._images,
+            quantization=self.quantization_of(rung),
+            threads=self._build.threads,
         ).model
 
 
@@ -295,13 +307,8 @@ def _export(build: BuildRequest, model: Segmentor, samples: SampleSource) -> onn
 
 
 def _key(build: BuildRequest, full: onnx.ModelProto) -> str:
-    """Return what a state belongs to: the network, the images and the choice of layers."""
+    """Return what a state belongs to: the network, the images and how int8 is made."""
     quantization = build.quantization
-    choice = repr((quantization.include, quantization.exclude)) if quantization else ""
-    calibration = (quantization.sha256() if quantization else None) or ""
-    images = repr((str(build.data), str(build.labels), build.fit, build.ignore_index))
-    return sha256_bytes(
-        b"\0".join(
-            [full.SerializeToString(deterministic=True), *(text.encode() for text in (choice, calibration, images))]
-        )
-    )
+    how = (quantization.include, quantization.exclude, quantization.words) if quantization else ()
+    what = repr((str(build.data), str(build.labels), build.fit, build.ignore_index, how))
+    return sha256_bytes(full.SerializeToString(deterministic=True) + what.encode())

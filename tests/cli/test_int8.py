@@ -36,6 +36,7 @@ def test_one_command_from_checkpoint_to_int8_engine(nrd_trt: Invoke, tmp_path: P
     assert len(facts["precision"]["int8_layers"]) > 50
     assert len(facts["calibration_sha256"]) == 64
     assert read_bundle(target).graph.precision == "int8"
+    assert "--precision int8" in facts["command"] and "--calibration synthetic --images 3" in facts["command"]
 
 
 def test_ranges_measured_before_build_the_same_file(nrd_trt: Invoke, tmp_path: Path) -> None:

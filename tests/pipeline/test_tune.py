@@ -77,6 +77,8 @@ def test_a_gate_that_int8_misses_drops_the_most_sensitive_layers(tmp_path: Path)
         : len(tuned.rungs)
     ]
     assert tuned.winner not in (None, "int8")
+    if tuned.winner and tuned.winner.startswith("int8 without"):
+        assert read_bundle(tmp_path / "second.nrd").facts["command"].count("--exclude") == int(tuned.winner.split()[2])
 
 
 def test_a_rung_that_is_not_faster_than_the_next_is_rejected(tmp_path: Path) -> None:
