@@ -26,8 +26,10 @@ _FLOAT_BYTES = 4
 # Never below zero; below zero only where an input is.
 _NOT_NEGATIVE = ("Relu", "Sigmoid")
 _KEEP_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Expand", "Concat", "Add")
-# A tensor fetched whole is held in ONNX Runtime's own layout, in the plain layout, and as a NumPy array.
-_COPIES = 3
+# What is fetched is held by ONNX Runtime in its own layout, in the plain one and as the output, and as a NumPy array.
+_COPIES = 4
+# A tensor that is probed but not fetched is there in the plain layout too, its successor perhaps already as well.
+_WORKING_COPIES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +50,17 @@ class Probe:
 
     @property
     def fetched_bytes(self) -> int:
-        """Memory that its outputs take besides a plain run."""
+        """Memory that its outputs take until the end of a run, besides a plain one."""
         size = math.prod(self.shape)
         if self.samples is None:
             return _COPIES * size * _FLOAT_BYTES
         figures = 3 * math.prod(self.shape[: self._kept_axes])
         return _COPIES * (figures + min(self.samples, size)) * _FLOAT_BYTES
+
+    @property
+    def working_bytes(self) -> int:
+        """Memory that it takes while it is read, besides a plain run."""
+        return _WORKING_COPIES * math.prod(self.shape) * _FLOAT_BYTES
 
     @property
     def _kept_axes(self) -> int:
@@ -167,26 +174,28 @@ def make_probes(
 
 
 def plan_groups(probes: Sequence[Probe], memory_bytes: int) -> list[list[Probe]]:
-    """Split probes into groups whose outputs fit in the memory, each group for one pass over the images.
+    """Split probes into groups that fit in the memory, each group for one pass over the images.
 
     Raises:
         CalibrationError: One tensor alone does not fit.
     """
     groups: list[list[Probe]] = []
-    used = 0
     for probe in probes:
-        needed = probe.fetched_bytes
+        needed = group_bytes([probe])
         if needed > memory_bytes:
             raise CalibrationError(
                 f"tensor {probe.tensor!r}: needs {math.ceil(needed / 2**20)} MB by itself, --memory-mb allows "
                 f"{memory_bytes / 2**20:g}; raise --memory-mb."
             )
-        if not groups or used + needed > memory_bytes:
+        if not groups or group_bytes([*groups[-1], probe]) > memory_bytes:
             groups.append([])
-            used = 0
         groups[-1].append(probe)
-        used += needed
     return groups
+
+
+def group_bytes(probes: Sequence[Probe]) -> int:
+    """Return the memory that a run with these probes takes besides a plain one."""
+    return sum(probe.fetched_bytes for probe in probes) + max(probe.working_bytes for probe in probes)
 
 
 def with_probes(model: onnx.ModelProto, probes: Sequence[Probe], *, masks: bool) -> onnx.ModelProto:
@@ -259,13 +268,29 @@ def _not_negative(model: onnx.ModelProto) -> set[str]:
     return found
 
 
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with weights as further inputs: inference copies a file several times, which these outweigh."""
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:  # shapes and axes, whose values inference reads
+            light.graph.initializer.append(tensor)
+    return light
+
+
 def _types_and_shapes(
     model: onnx.ModelProto, feed: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
     """Infer the element type and shape of every tensor for a feed of these shapes; keys in the order of the graph."""
-    fixed = copy_model(model)
-    del fixed.graph.value_info[:]
-    for entry in fixed.graph.input:
+    fixed = _without_weights(model)
+    for entry in fixed.graph.input[: len(model.graph.input)]:
         for dim, size in zip(entry.type.tensor_type.shape.dim, feed[entry.name], strict=True):
             dim.dim_value = size
     for entry in fixed.graph.output:
@@ -274,7 +299,7 @@ def _types_and_shapes(
     tensors = {
         entry.name: entry.type.tensor_type for entry in (*inferred.input, *inferred.value_info, *inferred.output)
     }
-    ranked = [entry.name for entry in inferred.input] + [name for node in inferred.node for name in node.output]
+    ranked = [entry.name for entry in model.graph.input] + [name for node in inferred.node for name in node.output]
     types = {name: tensors[name].elem_type for name in ranked if name in tensors}
     shapes = {
         name: tuple(dim.dim_value for dim in tensors[name].shape.dim)

@@ -115,7 +115,7 @@ def test_one_pass_where_the_memory_suffices(passes: list[list[str]]) -> None:
     assert len(passes) == 1
 
 
-@pytest.mark.parametrize(("recipe", "memory_mb"), [(RECIPES["mse"], 2), (EVERY_VALUE["mse"], 20)])
+@pytest.mark.parametrize(("recipe", "memory_mb"), [(RECIPES["mse"], 10), (EVERY_VALUE["mse"], 40)])
 def test_little_memory_takes_more_passes_to_the_same_ranges(
     recipe: Recipe, memory_mb: int, passes: list[list[str]]
 ) -> None:
@@ -195,7 +195,7 @@ def test_stream_that_runs_dry() -> None:
 
     # Two iterators are made before the first pass: one for the check, one for the first feed.
     with pytest.raises(CalibrationError, match="expected 2 images in every pass, got 1; give one that can be repeated"):
-        run(small_export(), RECIPES["mse"], Shrinking(), memory_mb=2)
+        run(small_export(), RECIPES["mse"], Shrinking(), memory_mb=10)
 
 
 def test_images_of_one_batch_are_told_apart() -> None:
