@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nrd_trt.cli import common, quantization
 from nrd_trt.specs import PRECISIONS
+
+if TYPE_CHECKING:
+    from nrd_trt.engine.compat import ConfigOptions
 
 
 def build_command(
@@ -82,25 +85,13 @@ def build_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Build an engine bundle and prove its masks (default precision fp16)."""
-    from nrd_trt.engine.compat import ConfigOptions, stderr_message
+    from nrd_trt.engine.compat import stderr_message
     from nrd_trt.pipeline.build import BuildRequest, build_bundle
 
     stages = common.Stages(quiet=quiet)
-    int8 = None
-    if calibration is not None:
-        int8 = quantization.QuantizationOptions(
-            calibration=calibration,
-            recipe=recipe,
-            images=images,
-            seed=seed,
-            memory_mb=memory_mb,
-            include=include or (),
-            exclude=exclude or (),
-            quantizer=quantizer,
-            fit=common.fit_choice(fit) or "resize",
-            threads=threads,
-            progress=not quiet,
-        )
+    int8 = quantization.options_of(
+        calibration, recipe, (images, seed, memory_mb), (include, exclude), quantizer, fit, threads, quiet
+    )
     request = BuildRequest(
         source=source,
         output=output_path,
@@ -128,15 +119,7 @@ def build_command(
         labels=labels,
         ignore_index=ignore_index,
         fit=common.fit_choice(fit),
-        config=ConfigOptions(
-            workspace_mib=workspace_mib,
-            optimization_level=optimization_level,
-            version_compatible=version_compatible,
-            hardware_compatible=hardware_compatible,
-            compute_capabilities=tuple(part.strip() for part in compute_capability.split(","))
-            if compute_capability
-            else (),
-        ),
+        config=_config(workspace_mib, optimization_level, version_compatible, hardware_compatible, compute_capability),
         timing_cache=timing_cache,
         min_agreement=min_agreement,
         max_miou_drop=max_miou_drop,
@@ -148,12 +131,36 @@ def build_command(
     )
     bundle = build_bundle(request)
     stages.end()
+    _finish(bundle.path, bundle.facts, as_json=as_json)
+
+
+def _config(
+    workspace_mib: int | None,
+    optimization_level: int | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    compute_capability: str | None,
+) -> ConfigOptions:
+    from nrd_trt.engine.compat import ConfigOptions
+
+    capabilities = compute_capability.split(",") if compute_capability else []
+    return ConfigOptions(
+        workspace_mib=workspace_mib,
+        optimization_level=optimization_level,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        compute_capabilities=tuple(part.strip() for part in capabilities),
+    )
+
+
+def _finish(path: Path, facts: dict[str, Any], *, as_json: bool) -> None:
+    """Tell what was built; raise `typer.Exit` where a gate failed."""
     if as_json:
-        common.print_json({"path": str(bundle.path), **bundle.facts})
+        common.print_json({"path": str(path), **facts})
     else:
-        _print(bundle.path, bundle.facts)
-    if not bundle.facts["passed"]:
-        failures = bundle.facts["validation"]["failures"] + (bundle.facts["parity"] or {}).get("failures", [])
+        _print(path, facts)
+    if not facts["passed"]:
+        failures = facts["validation"]["failures"] + (facts["parity"] or {}).get("failures", [])
         common.note(f"gate failed: {'; '.join(failures)}; the bundle is kept and marked as not passed")
         raise typer.Exit(common.GATE_FAILED)
 

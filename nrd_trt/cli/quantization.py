@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nrd_trt.cli import common
 from nrd_trt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -201,3 +202,43 @@ def quantization_of(options: QuantizationOptions | None, precision: str | None) 
             "deployment, and nothing else needs them."
         )
     return options.quantization() if options is not None else None
+
+
+def options_of(
+    calibration: str | None,
+    recipe: str | None,
+    sampling: tuple[int, int, float],
+    patterns: tuple[Sequence[str] | None, Sequence[str] | None],
+    quantizer: str,
+    fit: str | None,
+    threads: int | None,
+    quiet: bool,
+) -> QuantizationOptions | None:
+    """Return the options of a command line, or None where nothing is calibrated.
+
+    Args:
+        calibration: ``--calibration``; the rest as the options of the same names.
+        recipe: Likewise.
+        sampling: ``--images``, ``--seed`` and ``--memory-mb``.
+        patterns: ``--include`` and ``--exclude``.
+        quantizer: Likewise.
+        fit: Likewise.
+        threads: Likewise.
+        quiet: Show no progress.
+    """
+    if calibration is None:
+        return None
+    (images, seed, memory_mb), (include, exclude) = sampling, patterns
+    return QuantizationOptions(
+        calibration=calibration,
+        recipe=recipe,
+        images=images,
+        seed=seed,
+        memory_mb=memory_mb,
+        include=include or (),
+        exclude=exclude or (),
+        quantizer=quantizer,
+        fit=common.fit_choice(fit) or "resize",
+        threads=threads,
+        progress=not quiet,
+    )

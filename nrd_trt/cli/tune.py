@@ -98,7 +98,7 @@ def tune_command(
         on_message=stderr_message if verbose else lambda severity, text: None,
         on_stage=stages,
     )
-    tuned = tune(TuneRequest(build=build, resume=resume))
+    tuned = tune(TuneRequest(build=build, resume=resume, on_rung=lambda text: common.note(f"  {text}", quiet=quiet)))
     stages.end()
     written = write_record(tuned, output_path)
     if as_json:

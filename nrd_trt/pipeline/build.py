@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+import onnx
+
 import nrd_trt
 from nrd_trt.engine.builder import BuildOptions, Engine, build_engine
 from nrd_trt.engine.bundle import (
@@ -21,7 +23,7 @@ from nrd_trt.engine.bundle import (
 from nrd_trt.engine.compat import installed_flavours, load_tensorrt
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import sha256_file
-from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.taps import weight_types
 from nrd_trt.pipeline.decode_form import DecodeForm, choose_form, look_for_plugin
 from nrd_trt.pipeline.references import Recorder
@@ -35,7 +37,7 @@ from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_command
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.validate.gates import Gates
 
-__all__ = ["BuildRequest", "FormRequest", "build_bundle"]
+__all__ = ["BuildRequest", "FormRequest", "build_bundle", "plan_runner_here"]
 
 BUILDERS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 
@@ -56,10 +58,10 @@ def build_bundle(request: BuildRequest) -> Bundle:
     library = look_for_plugin(request, flavour, device)
     prepared = prepare(request)
     form = choose_form(request, library, prepared.model)
-    engine = _build(request, prepared, flavour, form, device)
+    engine = _build(request, prepared.model, flavour, form, device)
     built = _builder_facts(request, engine, device)
     request.on_stage("validating the masks")
-    validation, references = _validate(request, prepared, _runner(request, prepared, engine, built, form))
+    validation, references = _validate(request, prepared, _runner(request, prepared.model, engine, built, form))
     files = {
         ONNX_FILE: prepared.model.SerializeToString(deterministic=True),
         REFERENCE_FILE: references.to_bytes(),
@@ -71,13 +73,24 @@ def build_bundle(request: BuildRequest) -> Bundle:
     )
 
 
+def plan_runner_here(request: BuildRequest, model: onnx.ModelProto) -> TrtRunner | None:
+    """Build the plan of a typed file and return what runs it, or None where the builder or this machine cannot."""
+    flavour, device = _choose_builder(request), probe_device()
+    if flavour == "onnxruntime" or device is None:
+        return None
+    form = choose_form(request, look_for_plugin(request, flavour, device), model)
+    engine = _build(request, model, flavour, form, device)
+    runner = _runner(request, model, engine, _builder_facts(request, engine, device), form)
+    return runner if isinstance(runner, TrtRunner) else None
+
+
 def _build(
-    request: BuildRequest, prepared: Prepared, flavour: str, form: DecodeForm, device: DeviceFacts | None
+    request: BuildRequest, model: onnx.ModelProto, flavour: str, form: DecodeForm, device: DeviceFacts | None
 ) -> Engine | None:
     """Build the plan, or nothing for ONNX Runtime."""
     if flavour == "onnxruntime":
         return None
-    precision = prepared.graph.precision
+    precision = read_facts(model).precision
     request.on_stage(f"building the {precision} engine with {flavour}; decode as {form.name}: {form.why}")
     options = BuildOptions(
         flavour=flavour,
@@ -89,7 +102,7 @@ def _build(
         progress=request.progress,
         on_message=request.on_message,
     )
-    return build_engine(prepared.model, options)
+    return build_engine(model, options)
 
 
 def _choose_builder(request: BuildRequest) -> str:
@@ -107,14 +120,14 @@ def _choose_builder(request: BuildRequest) -> str:
 
 
 def _runner(
-    request: BuildRequest, prepared: Prepared, engine: Engine | None, built: Mapping[str, Any], form: DecodeForm
+    request: BuildRequest, model: onnx.ModelProto, engine: Engine | None, built: Mapping[str, Any], form: DecodeForm
 ) -> BaseRunner:
     """Run the plan where this machine can, else the same file in ONNX Runtime."""
     if engine is not None and can_run_plan(built):
         rebuild = rebuild_command(request.output, engine.flavour, form.name)
-        encoding = prepared.graph.mask_encoding
+        encoding = read_facts(model).mask_encoding
         return plan_runner(engine.plan, built, rebuild, plugin=form.library, mask_encoding=encoding)
-    return OrtRunner(prepared.model, threads=request.threads)
+    return OrtRunner(model, threads=request.threads)
 
 
 def _validate(request: BuildRequest, prepared: Prepared, runner: BaseRunner) -> tuple[Validation, ReferenceSet]:

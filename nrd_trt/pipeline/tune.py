@@ -20,6 +20,7 @@ import onnx
 from tqdm import tqdm
 
 from nrd_trt.benchmark.ladder_plot import can_plot, write_ladder
+from nrd_trt.benchmark.timers import time_in_turn
 from nrd_trt.engine.bundle import Bundle, check_target
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import atomic_file, sha256_bytes
@@ -27,7 +28,7 @@ from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
 from nrd_trt.model import load_trained
-from nrd_trt.pipeline.build import build_bundle
+from nrd_trt.pipeline.build import build_bundle, plan_runner_here
 from nrd_trt.pipeline.precision import Quantization, Ranges, derive_precision
 from nrd_trt.pipeline.references import torch_reference
 from nrd_trt.pipeline.request import BuildRequest, samples_for
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 MAX_MIOU_DROP, MIN_AGREEMENT = 0.005, 0.99
 SENSITIVITY_IMAGES = 8
 """A layer's rank is known after a few images; the rungs are judged on all."""
+_WARMUP, _RUNS = 20, 100
 
 Latency = Callable[[onnx.ModelProto], float | None]
 
@@ -56,13 +58,15 @@ class TuneRequest:
     Attributes:
         build: Checkpoint, output, images, form and gates of the bundle to write; its precision is chosen here.
         resume: Go on from the state that an earlier run left.
-        latency: Median milliseconds of a typed file on the device, or None where the file is not run by the builder
-            that it is tuned for; a rung must then be faster than the next one up.
+        on_rung: Receives a line on every rung that was tried.
+        latency: Median milliseconds of a typed file; None measures its plan where this machine runs it. Where there
+            is a latency, a rung must be faster than the next one up.
     """
 
     build: BuildRequest
     resume: bool = False
-    latency: Latency = lambda model: None
+    latency: Latency | None = None
+    on_rung: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +93,24 @@ class Tuned:
             latency_ms, rejected}``; `rejected` lists the reasons and is empty for the winner.
         sensitivity: ``{layer: share of the pixels that change with this layer alone in int8}``.
         winner: Name of the rung that won, or None.
+        gates: What the rungs had to hold.
         bundle: Of the winner.
     """
 
     rungs: list[dict[str, Any]]
     sensitivity: dict[str, float]
     winner: str | None
+    gates: Gates
     bundle: Bundle | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {"rungs": self.rungs, "sensitivity": self.sensitivity, "winner": self.winner}
+        return {
+            "rungs": self.rungs,
+            "sensitivity": self.sensitivity,
+            "winner": self.winner,
+            "gates": asdict(self.gates),
+        }
 
 
 def tune(request: TuneRequest) -> Tuned:
@@ -121,12 +132,14 @@ def tune(request: TuneRequest) -> Tuned:
     state = TuneState.open(build.output, _key(build, full), resume=request.resume)
     judge = _Judge(samples, model, progress=build.progress)
     images = [sample.image for sample in samples.first(MEASURED_COUNT)]
-    ladder = _Ladder(request, build.quantization, full, images, judge, state)
+    latency = request.latency or (lambda typed: measure_latency(build, typed, samples))
+    ladder = _Ladder(replace(request, latency=latency), build.quantization, full, images, judge, state)
     build.on_stage(f"measuring the sensitivity of {len(ladder.layers)} layers")
     sensitivity = ladder.sensitivity()
     build.on_stage("climbing the ladder")
     winner, records = ladder.climb(sensitivity)
-    tuned = Tuned(rungs=records, sensitivity=sensitivity, winner=winner.name if winner else None)
+    gates = Gates.of("int8", build.min_agreement, build.max_miou_drop)
+    tuned = Tuned(rungs=records, sensitivity=sensitivity, winner=winner.name if winner else None, gates=gates)
     if winner is None:
         return tuned
     build.on_stage(f"building the winner, {winner.name}")
@@ -144,7 +157,7 @@ def write_record(tuned: Tuned, output: Path) -> list[str]:
     picture = output.with_suffix(".tune.png")
     if not can_plot():
         return [str(record)]
-    write_ladder(picture, tuned.rungs, tuned.sensitivity, winner=tuned.winner)
+    write_ladder(picture, tuned.rungs, tuned.sensitivity, winner=tuned.winner, min_agreement=tuned.gates.min_agreement)
     return [str(record), str(picture)]
 
 
@@ -198,6 +211,7 @@ class _Ladder:
         state: TuneState,
     ) -> None:
         self._request, self._build = request, request.build
+        self._latency: Latency = request.latency or (lambda model: None)
         self._full, self._judge, self._state = full, judge, state
         self.layers = choose_layers(full, include=quantization.include, exclude=quantization.exclude)
         tensors = tuple(plan_quantization(full, self.layers).tensors)
@@ -234,7 +248,7 @@ class _Ladder:
             record = self._record(rung)
             record["rejected"] = self._reasons(record, above)
             records.append(record)
-            self._build.on_stage(describe(record))
+            self._request.on_rung(describe(record))
             if not record["rejected"]:
                 return rung, records
         return None, records
@@ -244,7 +258,7 @@ class _Ladder:
             model = self._typed(rung)
             found = self._judge.compare(select_outputs(model, "mask"), self._build.threads, what=rung.name)
             figures = {"pixel_agreement": found.pixel_agreement, "miou_engine": found.miou_engine}
-            figures |= {"miou_drop": found.miou_drop, "latency_ms": self._request.latency(model)}
+            figures |= {"miou_drop": found.miou_drop, "latency_ms": self._latency(model)}
             self._state.add_rung(rung.name, {**asdict(rung), "int8_layers": len(rung.layers), **figures})
         return dict(self._state.rungs[rung.name])
 
@@ -266,6 +280,21 @@ class _Ladder:
             quantization=self.quantization_of(rung),
             threads=self._build.threads,
         ).model
+
+
+def measure_latency(build: BuildRequest, model: onnx.ModelProto, samples: SampleSource) -> float | None:
+    """Return the median milliseconds of a call of the file's plan, or None where this machine cannot run it.
+
+    ONNX Runtime is not timed: its kernels for a CPU say nothing about the device.
+    """
+    typed = select_outputs(model, "mask")
+    runner = plan_runner_here(build, typed)
+    if runner is None:
+        return None
+    with runner:
+        feed = MaskRunner(runner, read_facts(typed)).feed(samples.first(1)[0].image)
+        timed = time_in_turn({"plan": lambda: runner.infer(feed)}, warmup=_WARMUP, runs=_RUNS)
+    return timed["plan"].p50
 
 
 def list_rungs(layers: tuple[str, ...], sensitivity: Mapping[str, float]) -> list[Rung]:

@@ -115,7 +115,7 @@ def test_one_pass_where_the_memory_suffices(passes: list[list[str]]) -> None:
     assert len(passes) == 1
 
 
-@pytest.mark.parametrize(("recipe", "memory_mb"), [(RECIPES["mse"], 10), (EVERY_VALUE["mse"], 40)])
+@pytest.mark.parametrize(("recipe", "memory_mb"), [(RECIPES["mse"], 10), (EVERY_VALUE["mse"], 25)])
 def test_little_memory_takes_more_passes_to_the_same_ranges(
     recipe: Recipe, memory_mb: int, passes: list[list[str]]
 ) -> None:

@@ -101,7 +101,7 @@ def test_classes_never_seen_are_warned_of(nrd_trt: Invoke, data: Path, tmp_path:
     ("arguments", "message"),
     [
         (("--recipe", "max"), "--recipe 'max': expected one of minmax, percentile, entropy, mse"),
-        (("--include", "layer99"), "layer pattern 'layer99': expected to match a layer"),
+        (("--include", "layer99"), "layer pattern 'layer99': matches none of"),
         (("--exclude", "a["), "layer pattern 'a[': expected a regular expression"),
         (("--data", "nowhere"), "nowhere: expected a folder of images"),
         (("--size", SIZE), "fixed in an ONNX file"),

@@ -24,7 +24,7 @@ from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.pipeline.precision import Quantization
 from nrd_trt.pipeline.request import BuildRequest, FormRequest
-from nrd_trt.pipeline.tune import TuneRequest, describe, list_rungs, tune
+from nrd_trt.pipeline.tune import TuneRequest, describe, list_rungs, tune, write_record
 from nrd_trt.pipeline.validate import ValidateRequest, validate_bundle
 from tests.artefacts import REPOSITORY, SIZE, checkpoint
 
@@ -63,7 +63,9 @@ def test_the_winner_holds_the_gates_and_its_bundle_passes_validation(tmp_path: P
     bundle = read_bundle(tmp_path / "tuned.nrd")
     assert bundle.facts["precision"]["int8_layers"] == list(tuned.sensitivity)
     assert validate_bundle(ValidateRequest(bundle=bundle.path, threads=1, progress=False)).passed
-    assert json.loads(json.dumps(tuned.to_dict()))["winner"] == "int8"
+    record, picture = write_record(tuned, tmp_path / "tuned.nrd")
+    assert json.loads(Path(record).read_text())["winner"] == "int8"
+    assert Path(picture).read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*state*")), "the state is removed when the run is done"
 
 

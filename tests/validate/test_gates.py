@@ -10,7 +10,7 @@ from nrd_trt.errors import ConfigError
 from nrd_trt.specs import PRECISIONS
 from nrd_trt.validate.gates import Gates
 
-DEFAULTS = {"fp32": (0.9999, 0.002), "fp16": (0.995, 0.002), "bf16": (0.98, 0.005)}
+DEFAULTS = {"fp32": (0.9999, 0.002), "fp16": (0.995, 0.002), "bf16": (0.98, 0.005), "int8": (0.97, 0.01)}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
