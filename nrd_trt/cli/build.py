@@ -100,6 +100,7 @@ def build_command(
         ),
         precision=common.choice("--precision", precision, PRECISIONS),
         quantization=quantization.quantization_of(int8, precision),
+        calibration=int8.feeds if int8 is not None and not int8.is_file else None,
         builder=builder,
         decode=decode,
         plugin=plugin,

@@ -103,6 +103,10 @@ class QuantizationOptions:
             words=words,
         )
 
+    def feeds(self, model: onnx.ModelProto) -> CalibrationStream:
+        """Return the images as feeds of a file."""
+        return _Calibrator(self).stream(model)
+
     def _words(self) -> tuple[str, ...]:
         """Return these options as words; of places the last part, as the recorded command names no folders."""
         words = ["--calibration", Path(self.calibration).name]
@@ -151,7 +155,7 @@ class _Calibrator:
         from nrd_trt.graph.quantize import DEFAULT_EXCLUDE
         from nrd_trt.pipeline.modelopt import quantize_with_modelopt
 
-        stream = self._stream(select_outputs(model, "mask"))
+        stream = self.stream(select_outputs(model, "mask"))
         self._data = stream.sha256
         images = [feed["image"] for feed in stream]
         return quantize_with_modelopt(model, images, exclude=(*DEFAULT_EXCLUDE, *self._options.exclude))
@@ -167,7 +171,7 @@ class _Calibrator:
         options = self._options
         return calibrate(
             model,
-            self._stream(model),
+            self.stream(model),
             tensors,
             self._recipe,
             memory_mb=options.memory_mb,
@@ -175,7 +179,8 @@ class _Calibrator:
             progress=options.progress,
         )
 
-    def _stream(self, model: onnx.ModelProto) -> CalibrationStream:
+    def stream(self, model: onnx.ModelProto) -> CalibrationStream:
+        """Return the images as feeds of a file."""
         from nrd_trt.calibration.stream import CalibrationStream
         from nrd_trt.graph.metadata import read_facts
 
@@ -191,17 +196,18 @@ class _Calibrator:
 
 
 def quantization_of(options: QuantizationOptions | None, precision: str | None) -> Quantization | None:
-    """Return how int8 is made, or None for other precisions.
+    """Return how int8 is made, or None for other precisions, whose calibration images serve the extremes only.
 
     Raises:
-        ConfigError: ``--precision int8`` without ``--calibration``, or the other way round.
+        ConfigError: ``--precision int8`` without ``--calibration``, or a file of ranges without int8.
     """
-    if (precision == "int8") != (options is not None):
-        raise ConfigError(
-            "--precision int8 and --calibration belong together: int8 takes its ranges from images like those of "
-            "deployment, and nothing else needs them."
-        )
-    return options.quantization() if options is not None else None
+    if precision == "int8":
+        if options is None:
+            raise ConfigError("--precision int8: give --calibration images like those of deployment for its ranges.")
+        return options.quantization()
+    if options is not None and options.is_file:
+        raise ConfigError("--calibration: a file of ranges serves --precision int8 only; give images for other types.")
+    return None
 
 
 def options_of(

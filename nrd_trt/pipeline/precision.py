@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import onnx
@@ -19,6 +20,9 @@ from nrd_trt.specs import Precision
 
 Ranges = Mapping[str, float]
 """Largest magnitude to represent in int8, per tensor."""
+
+Feeds = Callable[[onnx.ModelProto], Iterable[Mapping[str, np.ndarray]]]
+"""A calibration stream: the feeds of a file's input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +69,18 @@ def derive_precision(
     images: Iterable[np.ndarray],
     *,
     quantization: Quantization | None = None,
+    calibration: Feeds | None = None,
     threads: int | None = None,
 ) -> Typed:
     """Type an fp32 file in `precision`, keeping in fp32 what the images show to leave 16 bits.
+
+    Args:
+        full: The fp32 file.
+        precision: Of the result.
+        images: ``(h, w, 3) uint8`` of a size that the file accepts.
+        quantization: How int8 is made; for that precision only.
+        calibration: More feeds that the extremes of 16-bit tensors are measured on.
+        threads: CPU threads of ONNX Runtime.
 
     Raises:
         ConfigError: int8 without a quantization, or the other way round.
@@ -77,7 +90,8 @@ def derive_precision(
         raise ConfigError("--precision int8 and --calibration go together: int8 needs images to take its ranges from.")
     if precision == "fp32":
         return Typed(model=full)
-    kept = out_of_range(full, measure_extremes(full, precision, images, threads=threads), precision)
+    feeds = calibration(full) if calibration is not None else ()
+    kept = out_of_range(full, measure_extremes(full, precision, images, feeds, threads=threads), precision)
     if quantization is None:
         return Typed(model=to_precision(full, precision, kept.keys()), kept_fp32=kept)
     quantized = _quantized(full, quantization)
@@ -96,13 +110,18 @@ def _quantized(full: onnx.ModelProto, quantization: Quantization) -> onnx.ModelP
 
 
 def measure_extremes(
-    full: onnx.ModelProto, precision: Precision, images: Iterable[np.ndarray], *, threads: int | None = None
+    full: onnx.ModelProto,
+    precision: Precision,
+    images: Iterable[np.ndarray],
+    feeds: Iterable[Mapping[str, np.ndarray]] = (),
+    *,
+    threads: int | None = None,
 ) -> dict[str, Extremes]:
-    """Run the images through an fp32 file and return what was seen of every tensor."""
+    """Run images and feeds through an fp32 file and return what was seen of every tensor."""
     extremes: dict[str, Extremes] = {}
     with OrtRunner(with_extremes(full, precision), threads=threads) as runner:
         masks = MaskRunner(runner, read_facts(full))
-        for image in images:
-            for name, seen in read_extremes(runner.infer(masks.feed(image))).items():
+        for feed in chain(map(masks.feed, images), feeds):
+            for name, seen in read_extremes(runner.infer(feed)).items():
                 extremes[name] = seen.merged(extremes[name]) if name in extremes else seen
     return extremes

@@ -110,6 +110,7 @@ def export_checkpoint(request: BuildRequest, model: Segmentor, samples: SampleSo
         images=[sample.image for sample in samples.first(MEASURED_COUNT)],
         checkpoint_sha256=sha256_file(request.source),
         quantization=request.quantization,
+        calibration=request.calibration,
         threads=request.threads,
     )
 
@@ -128,7 +129,14 @@ def _from_onnx(request: BuildRequest) -> Prepared:
                 "precisions are derived from an fp32 file, so export one first."
             )
         images = [sample.image for sample in samples.first(MEASURED_COUNT)]
-        typed = derive_precision(model, precision, images, quantization=request.quantization, threads=request.threads)
+        typed = derive_precision(
+            model,
+            precision,
+            images,
+            quantization=request.quantization,
+            calibration=request.calibration,
+            threads=request.threads,
+        )
     if request.checkpoint is not None:
         reference, name = _checkpoint_reference(request, request.checkpoint, graph), "torch"
     elif graph.precision == "fp32":

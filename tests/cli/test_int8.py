@@ -63,8 +63,8 @@ def test_ranges_of_another_model_are_refused(nrd_trt: Invoke, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--precision", "int8"), "belong together"),
-        (("--precision", "fp16", "--calibration", "synthetic"), "belong together"),
+        (("--precision", "int8"), "give --calibration"),
+        (("--precision", "fp16", "--calibration", "r.json"), "serves --precision int8 only"),
         (("--precision", "int8", "--calibration", "nowhere"), "nowhere"),
         (("--precision", "int8", "--calibration", "synthetic", "--recipe", "best"), "expected one of"),
         (("--precision", "int8", "--calibration", "synthetic", "--quantizer", "other"), "expected one of"),
@@ -77,3 +77,11 @@ def test_bad_options_are_refused(options: tuple[str, ...], message: str, nrd_trt
     target = tmp_path / "a.nrd"
     refused(nrd_trt("build", onnx_file(), "-o", target, "--builder", "onnxruntime", *options, "--json"), message)
     assert not target.exists()
+
+
+def test_calibration_images_show_what_16_bits_would_lose(nrd_trt: Invoke, tmp_path: Path) -> None:
+    """The same file, but for what more images show; every tensor of this network fits, so nothing is kept."""
+    options = ("--precision", "fp16", "--builder", "onnxruntime", *QUICK)
+    result = nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", "--calibration", "synthetic", *options)
+    assert result.exit_code == 0, result.stderr
+    assert read_bundle(tmp_path / "a.nrd").facts["precision"]["kept_because"] == {}

@@ -16,6 +16,7 @@ from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types
+from nrd_trt.pipeline.precision import derive_precision
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputForm, Precision
 from tests.helpers import STATIC, agreement, exported, feed, keyed_model, small_export
@@ -198,3 +199,13 @@ def test_a_stated_share_of_values_may_vanish(share: float, kept: bool) -> None:
     name = next(node.output[0] for node in graph.graph.node if node.name == f"{_WIDE}/Conv")
     found = out_of_range(graph, {name: Extremes(largest=1.0, underflow=share)}, "fp16")
     assert bool(found) == kept
+
+
+def test_the_range_pass_runs_over_the_calibration_stream() -> None:
+    """A planted overflow that quiet images do not reach, and a loud feed does."""
+    graph = planted(2.0**9)
+    image = feed("float", 1, 128, 256)["image"]
+    quiet, loud = {"image": image * np.float32(0.01)}, {"image": image * np.float32(200)}
+    assert derive_precision(graph, "fp16", [], calibration=lambda model: [quiet]).kept_fp32 == {}
+    kept = derive_precision(graph, "fp16", [], calibration=lambda model: [quiet, loud]).kept_fp32
+    assert kept and all("half of the range" in reason for reason in kept.values())
