@@ -91,10 +91,14 @@ def test_verbs_take_the_library(
 ) -> None:
     host(monkeypatch)
     rest = {"predict": [data / "images/0.png", "-o", tmp_path / "out"], "evaluate": ["--data", data]}.get(verb, [])
+    before = listing(tmp_path)
     result = nrd_trt(verb, planned, *rest, "--runner", "tensorrt", "--plugin", library(2), "--json")
     refused(result, "was built with another plugin library", "kernel_revision: 1, found 2", "--decode plugin --force")
+    assert one_object(result.stdout)["error"]["type"] == "PluginError"
     result = nrd_trt(verb, bundle(), *rest, "--plugin", library(), "--json")
     refused(result, "expected a bundle whose plan needs it", "leave the option out")
+    assert one_object(result.stdout)["error"]["type"] == "ConfigError"
+    assert listing(tmp_path) == before
 
 
 @needs_compiler

@@ -28,9 +28,14 @@ def torch_headers() -> list[str]:
     return [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
 
 
+def run_compiler(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run g++ with the flags of the binding."""
+    return subprocess.run(["g++", *FLAGS, *arguments], capture_output=True, text=True)
+
+
 def compile_with(arguments: list[str]) -> None:
     """Run g++ and raise `RuntimeError` with what it says where it fails."""
-    result = subprocess.run(["g++", *FLAGS, *arguments], capture_output=True, text=True)
+    result = run_compiler(arguments)
     if result.returncode != 0:
         raise RuntimeError(result.stderr)
 

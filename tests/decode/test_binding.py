@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nrd_trt.decode import cuda_op, reference
 from nrd_trt.specs import DecodeSpec
-from tests.decode.on_cpu import KERNELS, compile_with, load_binding, needs_compiler, torch_headers
+from tests.decode.on_cpu import KERNELS, load_binding, needs_compiler, run_compiler, torch_headers
 from tests.helpers import random_decode_inputs
 
 SPEC = DecodeSpec(num_classes=19)
@@ -261,7 +261,13 @@ def test_compiles_against_the_headers_of_cuda(tmp_path: Path) -> None:
     macros.parent.mkdir(parents=True)
     macros.write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n")
     source = str(KERNELS / "torch/binding.cpp")
-    compile_with(["-fsyntax-only", f"-I{tmp_path}", *torch_headers(), "-isystem", str(toolkit), source])
+    options = ["-fsyntax-only", f"-I{tmp_path}", *torch_headers(), "-isystem", str(toolkit)]
+    result = run_compiler([*options, source])
+    assert result.returncode == 0, result.stderr
+    broken = tmp_path / "broken.cpp"
+    broken.write_text(Path(source).read_text() + "\ncudaError_t unknown = nrd::noSuchLauncher();\n")
+    result = run_compiler([*options, f"-I{KERNELS / 'torch'}", f"-I{KERNELS}", str(broken)])
+    assert result.returncode != 0 and "noSuchLauncher" in result.stderr, "the compiler looks at the declarations"
 
 
 def test_variants_have_the_numbers_of_the_header() -> None:
