@@ -10,7 +10,8 @@ NrdTrtError
 │   └── PluginError
 ├── CalibrationError
 ├── RunnerError
-└── BundleError
+├── BundleError
+└── VideoError
 
 A message has three parts: what (file, tensor), expected against got, and what to do about it.
 """
@@ -58,3 +59,7 @@ class RunnerError(NrdTrtError):
 
 class BundleError(NrdTrtError):
     """A bundle is damaged, incomplete or made for another host."""
+
+
+class VideoError(NrdTrtError):
+    """A source cannot be read or a sink cannot be written."""

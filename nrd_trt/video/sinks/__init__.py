@@ -1,0 +1,1 @@
+"""Where masks and pictures go."""
