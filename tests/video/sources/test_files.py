@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -197,9 +199,18 @@ def test_a_packet_that_is_damaged_is_named(tmp_path: Path) -> None:
     assert len(frames) == 12
 
 
+def test_half_a_file_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    """Its index stands in front, so that it opens; FFmpeg reads to the cut and stops as at an end."""
+    options = {"movflags": "faststart"}
+    path = write_clip(tmp_path / "clip.mp4", street_frames(60), codec="libx264", container_options=options)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    assert re.search(r"clip.mp4: expected frame 3\d, found the file cut off there; copy it again", refusal(path))
+
+
 def test_pyav_is_named_where_it_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / "clip.mp4", grey_frames(2))
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with (
         pytest.raises(MissingDependencyError, match=r"reading videos needs .*nrd-trt\[video\]"),
         open_source(str(path)),
