@@ -96,7 +96,7 @@ def _exact(rate: Fraction | float) -> Fraction:
 def _refuse_missing(text: str, path: Path) -> None:
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         raise ConfigError(f"{text}: expected {FORMS}; got one image, give its folder.")
-    if path.exists():
+    if text and path.exists():
         return
     if "://" not in text and (path.suffix or "/" in text):
         raise VideoError(f"{text}: expected a video or a folder, there is none; check the path.")

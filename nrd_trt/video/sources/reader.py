@@ -31,6 +31,7 @@ class ReaderSource:
         self._info: StreamInfo | None = None
         self._reconnecting: Reconnecting | None = None
         self._played: Reader | None = None
+        self._frames: Iterator[Frame] = iter(())
 
     @property
     def info(self) -> StreamInfo:
@@ -51,7 +52,7 @@ class ReaderSource:
             reader = self._reconnecting = Reconnecting(
                 reader, partial(self._open, self._stopped), name=self._name, stopped=self._stopped, report=self._report
             )
-        self._played = reader
+        self._played, self._frames = reader, self._play(reader)
         self._info = StreamInfo(
             name=self._name,
             size_hw=facts.size_hw,
@@ -63,21 +64,14 @@ class ReaderSource:
         return self
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._played is None:
-            return
-        for index, picture in enumerate(self._played):
-            if self._stopped.is_set():
-                return
-            yield Frame(
-                index=index,
-                rgb=picture.rgb(),
-                pts=picture.pts,
-                duration=picture.duration,
-                name=picture.name or f"{index:06d}",
-            )
+        return self._frames  # who iterates again goes on where the last one left
 
     def stop(self) -> None:
-        """End the iterator: at once while it waits for a lost stream, else with the read that it is in."""
+        """End the iterator: at once while it waits for a lost source, else with the read that it is in.
+
+        FFmpeg and OpenCV cannot be interrupted: a stream that sends nothing holds a read for up to 2 s and an attempt
+        to open it for up to 5 s, a camera for as long as its driver does.
+        """
         self._stopped.set()
 
     def __exit__(
@@ -87,3 +81,15 @@ class ReaderSource:
         if self._played is not None:
             self._played.close()
             self._played = None
+
+    def _play(self, reader: Reader) -> Iterator[Frame]:
+        for index, picture in enumerate(reader):
+            if self._stopped.is_set():
+                return
+            yield Frame(
+                index=index,
+                rgb=picture.rgb(),
+                pts=picture.pts,
+                duration=picture.duration,
+                name=picture.name or f"{index:06d}",
+            )

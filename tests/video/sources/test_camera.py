@@ -1,0 +1,74 @@
+"""Cameras, by a stand-in of OpenCV's interface; what a real device does is not shown here."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from nrd_trt.errors import MissingDependencyError, VideoError
+from nrd_trt.video.sources.open import open_source
+from tests.video.sources.cv2_stand_in import StandIn
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    module = StandIn(devices={0, "/dev/video2"})
+    monkeypatch.setitem(sys.modules, "cv2", module)
+    return module
+
+
+def test_pictures_of_a_camera(stand_in: StandIn) -> None:
+    with open_source("0", rate=15) as source:
+        info = source.info
+        frames = list(itertools.islice(source, 5))
+    assert (info.name, info.size_hw, info.rate, info.frames, info.live) == ("camera 0", (48, 64), 30, None, True)
+    assert info.time_base == Fraction(1, 1_000_000)
+    assert [tuple(frame.rgb[0, 0].tolist()) for frame in frames] == [(200, 0, 10 * index) for index in range(5)]
+    assert all(earlier.pts < later.pts for earlier, later in itertools.pairwise(frames))
+    (capture,) = stand_in.captures
+    assert capture.asked == {stand_in.CAP_PROP_FPS: 15.0} and capture.released
+
+
+def test_device_by_its_path(stand_in: StandIn) -> None:
+    stand_in.fps = 0.0  # drivers that do not know it
+    with open_source("/dev/video2") as source:
+        assert (source.info.name, source.info.rate) == ("/dev/video2", None)
+    assert stand_in.opened == [("/dev/video2",)]
+
+
+def test_lost_camera_is_opened_again(stand_in: StandIn) -> None:
+    lines: list[str] = []
+    with open_source("0", report=lines.append) as source:
+        frames = list(itertools.islice(source, 8))
+    assert [frame.index for frame in frames] == list(range(8)) and source.reconnects == 1
+    assert lines[0] == "camera 0: lost (it gives no more pictures); opening it again"
+    assert frames[5].pts - frames[4].pts > 300_000
+    assert [bool(capture.released) for capture in stand_in.captures] == [True, True]
+
+
+def test_absent_camera_is_told_with_those_that_exist(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    for present, words in {
+        (): "this machine has no /dev/video*; plug one in",
+        ("video10", "video2"): "this machine has /dev/video2, /dev/video10; give one of them",
+    }.items():
+        monkeypatch.setattr(Path, "glob", lambda self, pattern, names=present: (self / name for name in names))
+        with pytest.raises(VideoError) as caught, open_source("7"):
+            pass
+        assert f"camera 7: expected a camera that opens, {words}" in str(caught.value)
+
+
+def test_camera_without_a_picture(stand_in: StandIn) -> None:
+    stand_in.frames = 0
+    with pytest.raises(VideoError, match="camera 0: expected a picture, it gives none"), open_source("0"):
+        pass
+    assert stand_in.captures[0].released
+
+
+def test_opencv_is_named_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(MissingDependencyError, match=r"reading cameras needs .*nrd-trt\[camera\]"), open_source("0"):
+        pass

@@ -1,0 +1,238 @@
+"""GStreamer pipelines: real ones, in a process that ends with the source; and what is said of broken ones."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from nrd_trt.errors import ConfigError, MissingDependencyError, VideoError
+from nrd_trt.video.sources import gstreamer
+from nrd_trt.video.sources.gstreamer import is_finite, pipeline_tokens
+from nrd_trt.video.sources.jetson import csi_pipeline, decoder_pipeline, file_pipeline, rtsp_pipeline
+from nrd_trt.video.sources.open import open_source
+from tests.video.clips import grey_frames, number_of, write_clip
+from tests.video.services import free_port, need_gstreamer, need_rtsp_server, rtsp_server
+from tests.video.sources.cv2_stand_in import StandIn
+
+
+def children() -> set[int]:
+    """Processes that this one started and has not reaped."""
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    fields = [(stat.split(maxsplit=1)[0], stat.rpartition(")")[2].split()[1]) for stat in stats]
+    return {int(process) for process, parent in fields if int(parent) == os.getpid()}
+
+
+@pytest.mark.parametrize("size", ["width=320,height=240", "width=321,height=99", "width=322,height=99"])
+def test_pictures_of_a_pipeline(size: str) -> None:
+    """Rows of raw video are padded to four bytes in GStreamer, and not in FFmpeg."""
+    need_gstreamer("videotestsrc")
+    text = f"videotestsrc num-buffers=9 pattern=smpte75 ! video/x-raw,{size},framerate=30000/1001 ! autovideosink"
+    with open_source(text) as source:
+        info, frames = source.info, list(source)
+    assert (info.name, info.live, info.rate) == (text, False, pytest.approx(30000 / 1001))
+    assert [frame.pts for frame in frames] == [round(index * 1001 / 30) for index in range(9)]
+    height, width = info.size_hw
+    bars = [(191, 191, 191), (191, 191, 0), (0, 191, 191), (0, 191, 0), (191, 0, 191), (191, 0, 0), (0, 0, 191)]
+    for frame in frames:
+        for row, (index, bar) in itertools.product((2, height // 2), enumerate(bars)):
+            assert np.abs(frame.rgb[row, int((index + 0.5) * width / 7)].astype(int) - bar).max() < 4
+
+
+def test_film_by_a_pipeline_is_complete_and_not_hurried_along(tmp_path: Path) -> None:
+    need_gstreamer("filesrc", "decodebin")
+    path = write_clip(tmp_path / "clip one.mp4", grey_frames(20), codec="mpeg4", rate=25)
+    with open_source(f"filesrc location='{path}' ! decodebin") as source:
+        assert not source.info.live
+        assert [number_of(frame.rgb) for frame in source] == list(range(20))
+
+
+def test_live_pipeline_is_started_again() -> None:
+    need_gstreamer("videotestsrc")
+    lines: list[str] = []
+    text = "videotestsrc num-buffers=4 ! video/x-raw,width=32,height=32"
+    with open_source(text, live=True, report=lines.append) as source:
+        frames = list(itertools.islice(source, 9))
+    assert source.reconnects == 2 and lines[0] == f"{text}: lost (it ended); opening it again"
+    assert all(earlier.pts < later.pts for earlier, later in itertools.pairwise(frames))
+
+
+def test_what_gstreamer_says_is_passed_on() -> None:
+    need_gstreamer("videotestsrc")
+    for text, words in {
+        "videotestsrc ! nosuchelement": 'no element "nosuchelement"',
+        "filesrc location=/nowhere.mp4 ! decodebin": 'No such file "/nowhere.mp4"',
+        "videotestsrc num-buffers=0 ! identity": "nothing; try it with gst-launch-1.0",
+    }.items():
+        with pytest.raises(VideoError) as caught, open_source(text):
+            pass
+        assert "expected pictures from the pipeline, GStreamer says: " in str(caught.value)
+        assert words in str(caught.value)
+
+
+def test_pipeline_that_breaks_midway() -> None:
+    need_gstreamer("videotestsrc")
+    text = "videotestsrc num-buffers=30 ! video/x-raw,width=32,height=32 ! identity error-after=20"
+    count = 0
+    with pytest.raises(VideoError, match=r"expected frame 1\d, GStreamer says: identity0: Failed after iterations"):
+        with open_source(text) as source:
+            for _ in source:
+                count += 1
+    assert count > 10
+
+
+def test_stop_ends_a_pipeline_that_gives_nothing() -> None:
+    need_gstreamer("videotestsrc")
+    before = children()
+    with open_source("videotestsrc is-live=true ! video/x-raw,width=32,height=32,framerate=1/60") as source:
+        assert len(children() - before) == 1
+        thread = threading.Thread(target=lambda: list(source))
+        thread.start()
+        time.sleep(0.3)
+        source.stop()
+        thread.join(1)
+        assert not thread.is_alive()
+    assert children() == before
+
+
+def test_process_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in of gst-launch-1.0 that ignores the request, and everything that its arguments say."""
+    program = tmp_path / "gst-launch-1.0"
+    program.write_text("#!/bin/bash\ntrap '' INT TERM\necho 'cannot open the camera' >&2\nwhile :; do sleep 9; done\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda name: str(program))
+    monkeypatch.setattr(gstreamer, "_START_S", 0.3)
+    monkeypatch.setattr(gstreamer, "_QUIT_S", 0.4)
+    before = children()
+    with pytest.raises(VideoError, match="expected pictures from the pipeline"), open_source("a ! b"):
+        pass
+    assert children() == before
+
+
+# --- without gst-launch-1.0 ------------------------------------------------------------------------------------------
+
+
+def test_opencv_runs_pipelines_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    stand_in = StandIn(frames=3, build="  GStreamer:                   YES (1.22.0)\n")
+    monkeypatch.setitem(sys.modules, "cv2", stand_in)
+    with open_source('filesrc location="a b.mp4" ! decodebin ! appsink drop=true') as source:
+        assert len(list(source)) == 3
+    tail = "videoconvert ! video/x-raw,format=BGR ! appsink"
+    assert stand_in.opened == [(f"filesrc location=a\\ b.mp4 ! decodebin ! {tail}", stand_in.CAP_GSTREAMER)]
+
+
+@pytest.mark.parametrize("module", [None, SimpleNamespace(getBuildInformation=lambda: "GStreamer:    NO")])
+def test_both_ways_are_named_where_neither_is_there(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setitem(sys.modules, "cv2", module)  # type: ignore[arg-type]
+    words = "expected gst-launch-1.0 or an OpenCV with GStreamer, found neither; .*gstreamer1.0-tools"
+    with pytest.raises(MissingDependencyError, match=words), open_source("videotestsrc ! appsink"):
+        pass
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "tokens"),
+    [
+        ("videotestsrc ! autovideosink", ["videotestsrc"]),
+        ("v4l2src ! videoscale ! appsink drop=true max-buffers=1", ["v4l2src", "!", "videoscale"]),
+        ("a ! video/x-raw, width=3 ! ", ["a", "!", "video/x-raw,", "width=3"]),
+        (
+            "a name='b c' ! video/x-raw(memory:NVMM),width=3 ! d",
+            ["a", "name=b c", "!", "video/x-raw(memory:NVMM),width=3", "!", "d"],
+        ),
+    ],
+)
+def test_sinks_are_taken_off(pipeline: str, tokens: list[str]) -> None:
+    assert pipeline_tokens(pipeline) == tokens
+
+
+@pytest.mark.parametrize("pipeline", ["a location='b ! c", " ! ", "x ! autovideosink name='"])
+def test_broken_pipelines_are_refused_at_once(pipeline: str) -> None:
+    with pytest.raises(ConfigError):
+        open_source(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "finite"),
+    [
+        ("filesrc location=a ! decodebin", True),
+        ("multifilesrc location=a ! pngdec", True),
+        ("uridecodebin uri=file:///a.mp4 ! queue", True),
+        ("uridecodebin uri=rtsp://a ! queue", False),
+        ("uridecodebin3 uri=file:///a.mp4 ! queue", True),
+        ("videotestsrc num-buffers=3 ! queue", True),
+        ("videotestsrc ! identity num-buffers=3", False),
+        ("rtspsrc location=rtsp://a ! decodebin", False),
+        ("v4l2src ! videoconvert", False),
+    ],
+)
+def test_what_ends_by_itself(pipeline: str, finite: bool) -> None:
+    assert is_finite(pipeline_tokens(pipeline)) is finite
+
+
+# --- Jetson ----------------------------------------------------------------------------------------------------------
+
+SOFTWARE = {"nvv4l2decoder": "avdec_h264", "nvvidconv": "videoconvert", "nvarguscamerasrc": "videotestsrc"}
+
+
+def in_software(pipeline: str) -> str:
+    """What stands for the elements of a Jetson on any machine."""
+    for element, other in SOFTWARE.items():
+        pipeline = pipeline.replace(element, other)
+    return pipeline.replace("(memory:NVMM)", "").replace("sensor-id=0", "is-live=true").replace(" flip-method=2", "")
+
+
+def test_csi_camera() -> None:
+    pipeline = csi_pipeline(0, size_hw=(96, 128), rate=25, flip=2)
+    assert pipeline == (
+        "nvarguscamerasrc sensor-id=0 ! video/x-raw(memory:NVMM),format=NV12,width=128,height=96,framerate=25/1 ! "
+        "nvvidconv flip-method=2 ! video/x-raw,format=BGRx"
+    )
+    need_gstreamer("videotestsrc")
+    with open_source(in_software(pipeline)) as source:
+        assert (source.info.live, source.info.size_hw, source.info.rate) == (True, (96, 128), 25)
+        assert len(list(itertools.islice(source, 3))) == 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_film_by_hardware(tmp_path: Path, suffix: str) -> None:
+    path = write_clip(tmp_path / f"clip one{suffix}", grey_frames(20), codec="libx264", rate=25)
+    pipeline = decoder_pipeline(str(path))
+    assert pipeline == file_pipeline(path, codec="h264")
+    need_gstreamer("h264parse", "avdec_h264", "tsdemux")
+    with open_source(in_software(pipeline)) as source:
+        assert [number_of(frame.rgb) for frame in source] == list(range(20))
+
+
+def test_stream_by_hardware() -> None:
+    need_rtsp_server()
+    need_gstreamer("rtspsrc", "rtph264depay", "h264parse", "avdec_h264")
+    port = free_port()
+    with rtsp_server(port):
+        url = f"rtsp://127.0.0.1:{port}/street"
+        pipeline = decoder_pipeline(url)
+        assert pipeline == rtsp_pipeline(url, codec="h264")
+        with open_source(in_software(pipeline)) as source:
+            assert source.info.live and source.info.size_hw == (120, 160)
+            assert len(list(itertools.islice(source, 5))) == 5
+
+
+def test_what_the_hardware_does_not_decode(tmp_path: Path) -> None:
+    for name, codec in {"clip.avi": "mpeg4", "clip.mp4": "mpeg4"}.items():
+        path = write_clip(tmp_path / name, grey_frames(3), codec=codec)
+        with pytest.raises(VideoError, match="got mpeg4; leave out jetson://"), open_source(f"jetson://{path}"):
+            pass
+    with pytest.raises(VideoError, match=r"rtsp://a/b: expected h264 or hevc, got vp8"):
+        rtsp_pipeline("rtsp://me:secret@a/b", codec="vp8")

@@ -1,0 +1,234 @@
+"""Streams of real servers: they come, they are lost, they come back; and what is said of those that never come."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import itertools
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nrd_trt.errors import VideoError
+from nrd_trt.video.frames import Frame
+from nrd_trt.video.sources import network
+from nrd_trt.video.sources.open import open_source
+from tests.video.clips import grey_frames, number_of, write_clip
+from tests.video.services import (
+    free_port,
+    http_files,
+    http_server,
+    http_stream,
+    need_ffmpeg,
+    need_rtsp_server,
+    rtsp_server,
+)
+
+Serve = Callable[[int], contextlib.AbstractContextManager["subprocess.Popen[bytes]"]]
+STREAMS: dict[str, tuple[Callable[[], None], Serve, str]] = {
+    "http": (need_ffmpeg, http_stream, "http://127.0.0.1:{}/street.ts"),
+    "rtsp": (need_rtsp_server, rtsp_server, "rtsp://127.0.0.1:{}/street"),
+}
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "_TIMEOUT_S", (1.0, 0.6))
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_stream_goes_on_after_its_server_was_killed(kind: str) -> None:
+    need, serve, url = STREAMS[kind]
+    need()
+    port, lines = free_port(), list[str]()
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(serve(port))
+        source = stack.enter_context(open_source(url.format(port), report=lines.append))
+        info = source.info
+        assert (info.live, info.size_hw, info.rate, info.frames) == (True, (120, 160), 25, None)
+        frames = list(itertools.islice(source, 5))
+        server.kill()
+        stack.enter_context(serve(port) if server.wait() else contextlib.nullcontext())
+        began = time.monotonic()
+        for frame in source:
+            frames.append(frame)
+            if source.reconnects and len(frames) > 10:
+                break
+        waited_s = time.monotonic() - began
+    assert source.reconnects == 1
+    name = url.format(port)
+    assert lines[0].startswith(f"{name}: lost (") and lines[0].endswith("); opening it again")
+    assert len(lines) == 2 and lines[1].startswith(f"{name}: back after ")
+    assert [frame.index for frame in frames] == list(range(len(frames)))
+    assert all(earlier.pts < later.pts for earlier, later in itertools.pairwise(frames))
+    longest_s = max(float((b.pts - a.pts) * info.time_base) for a, b in itertools.pairwise(frames))
+    assert 0.4 < longest_s < waited_s + 1  # the gap shows in the times
+
+
+def test_film_behind_a_url_is_read_like_a_file(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", grey_frames(20), codec="libx264", container_options={"movflags": "faststart"})
+    with http_files(tmp_path) as address, open_source(f"{address}/clip.mp4") as source:
+        assert (source.info.live, source.info.frames) == (False, 20)
+        assert [number_of(frame.rgb) for frame in source] == list(range(20))
+
+
+def test_live_can_be_asked_for(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", grey_frames(3), container_options={"movflags": "faststart"})
+    lines: list[str] = []
+    with http_files(tmp_path) as address:
+        source = open_source(f"{address}/clip.mp4", live=True, report=lines.append)
+        with source:
+            assert source.info.live
+            frames = list(itertools.islice(source, 7))  # it begins again and again
+    assert [number_of(frame.rgb) for frame in frames] == [0, 1, 2, 0, 1, 2, 0]
+    assert source.reconnects == 2 and "lost (it ended); opening it again" in lines[0]
+
+
+# --- what never comes ------------------------------------------------------------------------------------------------
+
+
+def answering(code: int) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+def refusal(url: str) -> str:
+    with pytest.raises(VideoError) as caught, open_source(url):
+        pass
+    assert "secret" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (401, "user name or password was refused (401)"),
+        (403, "access is forbidden (403)"),
+        (404, "the server knows no such path (404)"),
+        (500, "FFmpeg says: Server returned 5XX"),
+    ],
+)
+def test_refusals_of_a_server_in_words(code: int, words: str) -> None:
+    with http_server(answering(code)) as address:
+        assert words in refusal(address.replace("//", "//me:secret@") + "/cam?token=secret")
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http"])
+def test_host_and_port_that_do_not_answer(scheme: str) -> None:
+    assert "no host is called nowhere.invalid" in refusal(f"{scheme}://me:secret@nowhere.invalid/a")
+    assert "the connection was refused; check the port" in refusal(f"{scheme}://me:secret@127.0.0.1:{free_port()}/a")
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http", "rtmp"])
+def test_server_that_says_nothing(scheme: str, hasty: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        began = time.monotonic()
+        assert "no answer in time" in refusal(f"{scheme}://127.0.0.1:{server.getsockname()[1]}/a/b")
+        assert time.monotonic() - began < 2
+
+
+def test_rtsp_server_asks_for_a_password() -> None:
+    need_rtsp_server()
+    port = free_port()
+    with rtsp_server(port, "me", "secret"):
+        for login in ("", "me:wrong@"):
+            assert "refused (401)" in refusal(f"rtsp://{login}127.0.0.1:{port}/street")
+        assert "no such path (404)" in refusal(f"rtsp://me:secret@127.0.0.1:{port}/other")
+        with open_source(f"rtsp://me:secret@127.0.0.1:{port}/street") as source:
+            assert source.info.name == f"rtsp://127.0.0.1:{port}/street"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://me:pass@host:554/a/b", "rtsp://host:554/a/b"),
+        ("rtsp://me:p@ss/w?rd@host/a", "rtsp://host/a"),
+        ("http://host/video.cgi?user=me&password=pass", "http://host/video.cgi?…"),
+        ("http://host/a.mp4", "http://host/a.mp4"),
+        (
+            'rtspsrc location="rtsp://me:pass@host/a" user-pw=pass latency=0 ! fakesink',
+            'rtspsrc location="rtsp://host/a" user-pw=… latency=0 ! fakesink',
+        ),
+    ],
+)
+def test_passwords_are_not_shown(text: str, shown: str) -> None:
+    assert network.redacted(text) == shown
+
+
+# --- stopping --------------------------------------------------------------------------------------------------------
+
+
+def stalling(data: bytes) -> type[http.server.BaseHTTPRequestHandler]:
+    """Sends what it has once, and then nothing for as long as the client stays."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data)
+            self.wfile.flush()
+            self.connection.recv(1)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+def transport_stream(folder: Path) -> bytes:
+    return write_clip(folder / "clip.ts", grey_frames(80), codec="mpeg2video", rate=25).read_bytes()
+
+
+def test_silence_is_a_loss(tmp_path: Path, hasty: None) -> None:
+    lines: list[str] = []
+    with http_server(stalling(transport_stream(tmp_path))) as address:
+        with open_source(f"{address}/cam", report=lines.append) as source:
+            assert source.info.live
+            frames = list(itertools.islice(source, 100))
+    assert source.reconnects == 1 and "lost (nothing came in time); opening it again" in lines[0]
+    assert all(earlier.pts < later.pts for earlier, later in itertools.pairwise(frames))
+
+
+def collected(source: Iterator[Frame]) -> tuple[list[Frame], threading.Thread]:
+    frames: list[Frame] = []
+    thread = threading.Thread(target=lambda: frames.extend(source))
+    thread.start()
+    return frames, thread
+
+
+def test_stop_ends_the_pause_before_the_next_attempt(tmp_path: Path, hasty: None) -> None:
+    lost = threading.Event()
+    with http_server(stalling(transport_stream(tmp_path))) as address:
+        source = open_source(f"{address}/cam", report=lambda line: lost.set()).__enter__()
+        frames, thread = collected(iter(source))  # entered here, read there
+        assert lost.wait(5)
+    source.stop()
+    thread.join(1)
+    assert not thread.is_alive() and frames
+    for _ in range(2):
+        source.stop()
+        source.__exit__(None, None, None)
+
+
+def test_stop_ends_a_stream_that_runs() -> None:
+    need_rtsp_server()
+    port = free_port()
+    with rtsp_server(port), open_source(f"rtsp://127.0.0.1:{port}/street") as source:
+        frames, thread = collected(iter(source))
+        while not frames:
+            time.sleep(0.01)
+        source.stop()
+        thread.join(1)
+        assert not thread.is_alive()
