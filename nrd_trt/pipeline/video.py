@@ -20,8 +20,8 @@ from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.segmenter import Segmenter
 from nrd_trt.video.sinks.base import Sink
-from nrd_trt.video.sinks.opening import FORMS, open_sink
-from nrd_trt.video.sources.opening import open_source
+from nrd_trt.video.sinks.open import FORMS, open_sink
+from nrd_trt.video.sources.open import open_source
 from nrd_trt.video.temporal import Smoother, parse_smoothing
 
 
@@ -34,8 +34,8 @@ class VideoRequest:
     """What to run on what, and where the result goes.
 
     Attributes:
-        source: See `nrd_trt.video.sources.opening.open_source`.
-        sinks: At least one; see `nrd_trt.video.sinks.opening.open_sink`.
+        source: See `nrd_trt.video.sources.open.open_source`.
+        sinks: At least one; see `nrd_trt.video.sinks.open.open_sink`.
         bundle: A ``NAME.nrd`` folder.
         runner: See `nrd_trt.runtime.select.make_runner`.
         plugin: Library of a plan that needs one; None looks for it.

@@ -15,7 +15,7 @@ from nrd_trt.video.sinks.base import EndOfRun
 from nrd_trt.video.sinks.folder import FolderSink
 from nrd_trt.video.sinks.mp4 import Mp4Sink
 from nrd_trt.video.sinks.null import NullSink
-from nrd_trt.video.sinks.opening import open_sink
+from nrd_trt.video.sinks.open import open_sink
 from nrd_trt.video.sinks.window import WindowSink
 from tests.helpers import model_info
 from tests.video.test_mp4 import segmented
@@ -87,7 +87,7 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_folder_is_named_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the folder .*nowhere does not exist"):
+    with pytest.raises(ConfigError, match=r"the folder .*nowhere does not exist"):
         opened(str(tmp_path / "nowhere" / "a.mp4"))
 
 
