@@ -38,6 +38,7 @@ _MAY_IMPORT: dict[str, set[str]] = {
     "doctor": _LEAVES | {"engine.compat", "engine.plugins", "zoo"},
     "zoo": _LEAVES,
     CALIBRATION: _LEAVES | {"data", "graph", "runtime"},
+    "video": _LEAVES | {"data", "runtime.base", "runtime.mask_runner", "graph.metadata"},
     "train": _LEAVES | {"data", "decode", "model", "validate", "zoo"},
     PACKAGE: _LEAVES | {"model", "runtime"},
 }
