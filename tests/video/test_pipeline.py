@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrd_trt.data.preprocessing import fit_image
 from nrd_trt.data.synthetic import street_clip
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import RunnerError, VideoError
