@@ -38,7 +38,7 @@ _MAY_IMPORT: dict[str, set[str]] = {
     "doctor": _LEAVES | {"engine.compat", "engine.plugins", "zoo"},
     "zoo": _LEAVES,
     CALIBRATION: _LEAVES | {"data", "graph", "runtime"},
-    "video": _LEAVES | {"data", "graph.metadata", "runtime.base", "runtime.mask_runner"},
+    "video": _LEAVES | {"data", "graph.metadata", "runtime.base", "runtime.engine_thread", "runtime.mask_runner"},
     "train": _LEAVES | {"data", "decode", "model", "validate", "zoo"},
     PACKAGE: _LEAVES | {"model", "runtime"},
 }

@@ -19,6 +19,11 @@ class Source(Protocol):
     """
 
     @property
+    def reconnects(self) -> int:
+        """How often it was lost and opened again; only live sources are."""
+        ...
+
+    @property
     def info(self) -> StreamInfo:
         """What is known of the frames; only once entered."""
         ...

@@ -1,0 +1,118 @@
+"""Frame rates, latencies and where the time goes, while a run goes on. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+STAGES = ("read", "preprocess", "infer", "smooth", "draw", "write")
+_WINDOW = 120  # frames
+_PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Figures of a run up to now.
+
+    Attributes:
+        frames: Written so far.
+        dropped: Frames of a live source that were too late.
+        reconnects: How often a live source was opened again.
+        fps: Frames per second that were written, None before the second one.
+        latency_ms: ``p50``, ``p90``, ``p99`` from the arrival of a frame to the end of writing; None before the first.
+        split_ms: Mean time of a frame in each of `STAGES`. They run at the same time, so the longest one, not the sum,
+            bounds the frame rate. ``read`` of a live source includes waiting for the frame.
+    """
+
+    frames: int
+    dropped: int
+    reconnects: int
+    fps: float | None
+    latency_ms: dict[str, float] | None
+    split_ms: dict[str, float]
+
+
+class Meters:
+    """Collects the figures of one run; all methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._recent = {stage: deque[float](maxlen=_WINDOW) for stage in STAGES}
+        self._sums = dict.fromkeys(STAGES, 0.0)
+        self._counts = dict.fromkeys(STAGES, 0)
+        self._latencies = deque[float](maxlen=_WINDOW)
+        self._written = deque[float](maxlen=_WINDOW)
+        self._first_written = 0.0
+        self._frames = self._dropped = self._reconnects = 0
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Note what a frame took in a stage."""
+        with self._lock:
+            self._recent[name].append(seconds)
+            self._sums[name] += seconds
+            self._counts[name] += 1
+
+    def written(self, latency_s: float) -> None:
+        """Note that a frame has left the pipeline."""
+        now = time.monotonic()
+        with self._lock:
+            self._frames += 1
+            self._first_written = self._first_written or now
+            self._written.append(now)
+            self._latencies.append(latency_s)
+
+    def drop(self, count: int = 1) -> None:
+        """Note frames that were too late."""
+        with self._lock:
+            self._dropped += count
+
+    def reconnects(self, count: int) -> None:
+        """Note how often the source was opened again so far."""
+        with self._lock:
+            self._reconnects = count
+
+    def snapshot(self) -> Snapshot:
+        """Return the figures of the last frames."""
+        with self._lock:
+            # A source that stands still must not show its last rate for ever.
+            rate = _rate(self._written, now=time.monotonic() - 1) if self._written else None
+            split = {stage: _mean_ms(sum(times), len(times)) for stage, times in self._recent.items()}
+            return self._snapshot(rate, split)
+
+    def total(self) -> Snapshot:
+        """Return the figures of the whole run; latencies are those of the last frames."""
+        with self._lock:
+            span = self._written[-1] - self._first_written if self._written else 0.0
+            rate = (self._frames - 1) / span if span > 0 else None
+            return self._snapshot(rate, {stage: _mean_ms(self._sums[stage], self._counts[stage]) for stage in STAGES})
+
+    def _snapshot(self, fps: float | None, split_ms: dict[str, float]) -> Snapshot:
+        return Snapshot(
+            frames=self._frames,
+            dropped=self._dropped,
+            reconnects=self._reconnects,
+            fps=fps,
+            latency_ms=_percentiles_ms(self._latencies),
+            split_ms=split_ms,
+        )
+
+
+def _rate(moments: deque[float], *, now: float) -> float | None:
+    """Frames per second: n moments are n-1 intervals."""
+    span = max(moments[-1], now) - moments[0]
+    return (len(moments) - 1) / span if len(moments) > 1 and span > 0 else None
+
+
+def _mean_ms(total_s: float, count: int) -> float:
+    return total_s / count * 1000 if count else 0.0
+
+
+def _percentiles_ms(values: Iterable[float]) -> dict[str, float] | None:
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return {f"p{p}": ordered[math.ceil(p / 100 * len(ordered)) - 1] * 1000 for p in _PERCENTILES}
