@@ -10,8 +10,10 @@ packages=(
 )
 
 all_there() {
-    local element
-    command -v ffmpeg ffprobe gst-launch-1.0 gst-inspect-1.0 > /dev/null || return
+    local program element
+    for program in ffmpeg ffprobe gst-launch-1.0 gst-inspect-1.0; do
+        command -v "$program" || return
+    done
     command -v chromium || command -v chromium-browser || command -v google-chrome || return
     for element in videotestsrc matroskamux rtspsrc h264parse x264enc avdec_h264; do
         gst-inspect-1.0 --exists "$element" || return
@@ -28,5 +30,5 @@ give_up() {
 command -v apt-get > /dev/null || give_up "no apt-get"
 [ "$(id -u)" = 0 ] || give_up "not root: sudo $0"
 export DEBIAN_FRONTEND=noninteractive
-apt-get -qq update > /dev/null 2>&1 || give_up "apt-get update failed"
+apt-get -qq -o Acquire::http::Timeout=20 update > /dev/null 2>&1 || give_up "apt-get update failed"
 apt-get -qq install --yes --no-install-recommends "${packages[@]}" > /dev/null 2>&1 || give_up "apt-get install failed"
