@@ -214,18 +214,19 @@ class VideoReader:
         try:
             for packet in self._container.demux(stream):  # the last one is empty: it flushes the decoder
                 if packet.size:
-                    packets, cut = packets + 1, packet.is_corrupt
+                    packets += 1
+                    cut = packet.is_corrupt and packets < stream.frames
                 try:
                     frames = packet.decode()
                 except self._av.InvalidDataError:
-                    if count and not self._live:
+                    if count and not self._live and not cut:
                         raise
                     continue  # a stream that is joined midway starts with what cannot be decoded
                 count += len(frames)
                 yield from frames
         except (self._av.FFmpegError, OSError) as exc:
             raise BrokenOffError(self.name, count, _interruption(exc)) from exc
-        if cut and packets < stream.frames:
+        if cut:
             raise BrokenOffError(self.name, count, "found the file cut off there; copy it again")
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
