@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nrd_trt.cli import common, quantization
-from nrd_trt.specs import PRECISIONS
+from nrd_trt.specs import DEFAULT_IMAGES, DEFAULT_MEMORY_MB, PRECISIONS
 
 if TYPE_CHECKING:
     from nrd_trt.engine.compat import ConfigOptions
@@ -36,9 +36,9 @@ def build_command(
     plugin: common.Plugin = None,
     calibration: quantization.CalibrationOption = None,
     recipe: quantization.RecipeOption = None,
-    images: quantization.Images = 100,
+    images: quantization.Images = DEFAULT_IMAGES,
     seed: quantization.Seed = 0,
-    memory_mb: quantization.MemoryMb = 2048,
+    memory_mb: quantization.MemoryMb = DEFAULT_MEMORY_MB,
     include: quantization.Include = None,
     exclude: quantization.Exclude = None,
     quantizer: quantization.QuantizerOption = "own",

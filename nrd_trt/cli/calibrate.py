@@ -9,6 +9,7 @@ import typer
 
 from nrd_trt.cli import common
 from nrd_trt.errors import ConfigError, ExportError
+from nrd_trt.specs import DEFAULT_IMAGES, DEFAULT_MEMORY_MB, DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     import onnx
@@ -24,11 +25,13 @@ def calibrate_command(
     output_path: Annotated[Path, typer.Option("-o", metavar="ranges.json", help="Where to write the ranges.")],
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="NAME", help="minmax, percentile, entropy or mse.")
-    ] = "percentile",
+    ] = DEFAULT_RECIPE,
     memory_mb: Annotated[
         float, typer.Option("--memory-mb", min=1, help="What may be fetched at a time, beyond a plain session.")
-    ] = 2048,
-    images: Annotated[int, typer.Option("--images", min=1, metavar="N", help="Use at most this many images.")] = 100,
+    ] = DEFAULT_MEMORY_MB,
+    images: Annotated[
+        int, typer.Option("--images", min=1, metavar="N", help="Use at most this many images.")
+    ] = DEFAULT_IMAGES,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the choice of images.")] = 0,
     size: common.Size = None,
     fit: common.FitOption = None,

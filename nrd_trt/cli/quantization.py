@@ -11,6 +11,7 @@ import typer
 
 from nrd_trt.cli import common
 from nrd_trt.errors import ConfigError
+from nrd_trt.specs import DEFAULT_IMAGES, DEFAULT_MEMORY_MB, DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +31,8 @@ CalibrationOption = Annotated[
     ),
 ]
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", metavar="NAME", help="minmax, percentile, entropy or mse (default).")
+    str | None,
+    typer.Option("--recipe", metavar="NAME", help=f"minmax, percentile, entropy or mse (default {DEFAULT_RECIPE})."),
 ]
 Images = Annotated[int, typer.Option("--images", min=1, metavar="N", help="Calibrate on at most this many images.")]
 Include = Annotated[
@@ -55,9 +57,9 @@ class QuantizationOptions:
 
     calibration: str
     recipe: str | None = None
-    images: int = 100
+    images: int = DEFAULT_IMAGES
     seed: int = 0
-    memory_mb: float = 2048.0
+    memory_mb: float = DEFAULT_MEMORY_MB
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     quantizer: str = "own"
@@ -128,7 +130,7 @@ class _Calibrator:
     """Measures ranges, or reads those measured before; remembers the last."""
 
     def __init__(self, options: QuantizationOptions) -> None:
-        from nrd_trt.calibration.recipes import DEFAULT_RECIPE, find_recipe
+        from nrd_trt.calibration.recipes import find_recipe
 
         self._options = options
         self._recipe: Recipe = find_recipe(options.recipe or DEFAULT_RECIPE)

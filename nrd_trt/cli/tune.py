@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nrd_trt.cli import common, quantization
+from nrd_trt.specs import DEFAULT_IMAGES, DEFAULT_MEMORY_MB
 
 if TYPE_CHECKING:
     from nrd_trt.pipeline.tune import Tuned
@@ -22,9 +23,9 @@ def tune_command(
     fit: common.FitOption = None,
     calibration: quantization.CalibrationOption = None,
     recipe: quantization.RecipeOption = None,
-    images: quantization.Images = 100,
+    images: quantization.Images = DEFAULT_IMAGES,
     seed: quantization.Seed = 0,
-    memory_mb: quantization.MemoryMb = 2048,
+    memory_mb: quantization.MemoryMb = DEFAULT_MEMORY_MB,
     include: quantization.Include = None,
     exclude: quantization.Exclude = None,
     max_miou_drop: common.MaxMiouDrop = None,
