@@ -89,7 +89,7 @@ def build_command(
     from nrd_trt.pipeline.build import BuildRequest, build_bundle
 
     stages = common.Stages(quiet=quiet)
-    int8 = quantization.options_of(
+    calibrator = quantization.calibrator_of(
         calibration, recipe, (images, seed, memory_mb), (include, exclude), quantizer, fit, threads, quiet
     )
     request = BuildRequest(
@@ -99,8 +99,8 @@ def build_command(
             input_form=input_form, output=output, mask_encoding=mask_encoding, size=size, dynamic=dynamic, batch=batch
         ),
         precision=common.choice("--precision", precision, PRECISIONS),
-        quantization=quantization.quantization_of(int8, precision),
-        calibration=int8.feeds if int8 is not None and not int8.is_file else None,
+        quantization=quantization.quantization_of(calibrator, precision),
+        calibration=calibrator.feeds if calibrator is not None and not calibrator.is_file else None,
         builder=builder,
         decode=decode,
         plugin=plugin,

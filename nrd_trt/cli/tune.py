@@ -57,14 +57,16 @@ def tune_command(
 
     stages = common.Stages(quiet=quiet)
     chosen_fit = common.fit_choice(fit)
-    options = quantization.QuantizationOptions(
-        calibration=calibration or str(data),
-        recipe=recipe,
-        images=images,
-        seed=seed,
-        memory_mb=memory_mb,
-        include=include or (),
-        exclude=exclude or (),
+    calibrator = quantization.Calibrator(
+        calibration or str(data),
+        quantization.RangeOptions(
+            recipe=recipe,
+            images=images,
+            seed=seed,
+            memory_mb=memory_mb,
+            include=include or (),
+            exclude=exclude or (),
+        ),
         fit=chosen_fit or "resize",
         threads=threads,
         progress=not quiet,
@@ -84,7 +86,7 @@ def tune_command(
         source=checkpoint,
         output=output_path,
         form=FormRequest(size=size),
-        quantization=options.quantization(),
+        quantization=calibrator.quantization(),
         builder=builder,
         checkpoint_options=facts.options(),
         data=data,

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from nrd_trt.calibration import stream
+from nrd_trt.calibration.sources import Source, open_source
 from nrd_trt.engine.bundle import read_bundle
 from tests.artefacts import SIZE, checkpoint, onnx_file
 from tests.cli.conftest import Invoke, one_object
@@ -77,6 +79,19 @@ def test_bad_options_are_refused(options: tuple[str, ...], message: str, nrd_trt
     target = tmp_path / "a.nrd"
     refused(nrd_trt("build", onnx_file(), "-o", target, "--builder", "onnxruntime", *options, "--json"), message)
     assert not target.exists()
+
+
+def test_images_are_surveyed_once(nrd_trt: Invoke, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def open_counted(place: str, **options: Any) -> Source:
+        opened.append(place)
+        return open_source(place, **options)
+
+    monkeypatch.setattr(stream, "open_source", open_counted)
+    options = ("--precision", "int8", "--calibration", data, "--builder", "onnxruntime", *QUICK)
+    assert nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", *options).exit_code == 0
+    assert opened == [str(data)]
 
 
 def test_calibration_images_show_what_16_bits_would_lose(nrd_trt: Invoke, tmp_path: Path) -> None:
