@@ -99,8 +99,8 @@ def build_command(
             input_form=input_form, output=output, mask_encoding=mask_encoding, size=size, dynamic=dynamic, batch=batch
         ),
         precision=common.choice("--precision", precision, PRECISIONS),
-        quantization=quantization.quantization_of(calibrator, precision),
-        calibration=calibrator.feeds if calibrator is not None and not calibrator.is_file else None,
+        quantization=calibrator.quantization() if calibrator and precision == "int8" else None,
+        calibration=calibrator.calibration() if calibrator else None,
         builder=builder,
         decode=decode,
         plugin=plugin,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nrd_trt.calibration.recipes import Recipe
     from nrd_trt.calibration.stream import CalibrationStream
     from nrd_trt.graph.metadata import GraphFacts
-    from nrd_trt.pipeline.precision import Quantization
+    from nrd_trt.pipeline.precision import Calibration, Quantization
     from nrd_trt.specs import Fit
 
 QUANTIZERS = ("own", "modelopt")
@@ -93,7 +93,7 @@ class Calibrator:
 
         self._place, self._options, self._quantizer = place, options, quantizer
         self._fit, self._threads, self._progress = fit, threads, progress
-        self.is_file = Path(place).suffix == ".json"
+        self._is_file = Path(place).suffix == ".json"
         self._check()
         self._recipe: Recipe = find_recipe(options.recipe or DEFAULT_RECIPE)
         self._stream: tuple[GraphFacts, CalibrationStream] | None = None
@@ -102,12 +102,23 @@ class Calibrator:
     def _check(self) -> None:
         if self._quantizer not in QUANTIZERS:
             raise ConfigError(f"--quantizer {self._quantizer!r}: expected one of {', '.join(QUANTIZERS)}.")
-        if self._quantizer == "modelopt" and self.is_file:
+        if self._quantizer == "modelopt" and self._is_file:
             raise ConfigError("--quantizer modelopt: expected images in --calibration, it takes ranges of its own.")
         if self._quantizer == "modelopt" and self._options.include:
             raise ConfigError("--quantizer modelopt: knows --exclude only; leave --include out.")
-        if self.is_file and self._options.recipe is not None:
+        if self._is_file and self._options.recipe is not None:
             raise ConfigError("--recipe: fixed in a file of ranges; leave it out, or give images to --calibration.")
+
+    def calibration(self) -> Calibration:
+        """Return what ranges are measured on, for the pipeline."""
+        from nrd_trt.pipeline.precision import Calibration
+
+        # Of places the last part only: the recorded command names no folders.
+        words = ["--calibration", Path(self._place).name]
+        if not self._is_file:
+            words += ["--images", str(self._options.images), "--seed", str(self._options.seed)]
+        feeds = None if self._is_file else self.feeds
+        return Calibration(feeds=feeds, sha256=lambda: self._data, words=tuple(words))
 
     def quantization(self) -> Quantization:
         """Return how the pipeline makes int8 files.
@@ -128,7 +139,6 @@ class Calibrator:
             include=tuple(self._options.include),
             exclude=(*DEFAULT_EXCLUDE, *self._options.exclude),
             external=external,
-            sha256=lambda: self._data,
             words=self._words(),
         )
 
@@ -155,7 +165,7 @@ class Calibrator:
         from nrd_trt.graph.outputs import select_outputs
 
         plain = select_outputs(model, "mask")  # as `nrd-trt calibrate` exports it, whose files are keyed by the model
-        ranges = self._read(plain) if self.is_file else self._calibrate(plain, tensors)
+        ranges = self._read(plain) if self._is_file else self._calibrate(plain, tensors)
         self._data = ranges.keys["data"]
         return dict(ranges.tensors)
 
@@ -185,31 +195,12 @@ class Calibrator:
         return quantize_with_modelopt(model, images, exclude=(*DEFAULT_EXCLUDE, *self._options.exclude))
 
     def _words(self) -> tuple[str, ...]:
-        """Return these options as words; of places the last part, as the recorded command names no folders."""
         options = self._options
-        words = ["--calibration", Path(self._place).name]
-        if not self.is_file:
-            words += ["--images", str(options.images), "--seed", str(options.seed)]
-        words += ["--recipe", options.recipe] if options.recipe else []
+        words = ["--recipe", options.recipe] if options.recipe else []
         words += ["--quantizer", self._quantizer] if self._quantizer != "own" else []
         for flag, patterns in (("--include", options.include), ("--exclude", options.exclude)):
             words += [word for pattern in patterns for word in (flag, pattern)]
         return tuple(words)
-
-
-def quantization_of(calibrator: Calibrator | None, precision: str | None) -> Quantization | None:
-    """Return how int8 is made, or None for other precisions, whose calibration images serve the extremes only.
-
-    Raises:
-        ConfigError: ``--precision int8`` without ``--calibration``, or a file of ranges without int8.
-    """
-    if precision == "int8":
-        if calibrator is None:
-            raise ConfigError("--precision int8: give --calibration images like those of deployment for its ranges.")
-        return calibrator.quantization()
-    if calibrator is not None and calibrator.is_file:
-        raise ConfigError("--calibration: a file of ranges serves --precision int8 only; give images for other types.")
-    return None
 
 
 def calibrator_of(

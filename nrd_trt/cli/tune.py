@@ -57,16 +57,12 @@ def tune_command(
 
     stages = common.Stages(quiet=quiet)
     chosen_fit = common.fit_choice(fit)
+    ranges = quantization.RangeOptions(
+        recipe=recipe, images=images, seed=seed, memory_mb=memory_mb, include=include or (), exclude=exclude or ()
+    )
     calibrator = quantization.Calibrator(
         calibration or str(data),
-        quantization.RangeOptions(
-            recipe=recipe,
-            images=images,
-            seed=seed,
-            memory_mb=memory_mb,
-            include=include or (),
-            exclude=exclude or (),
-        ),
+        ranges,
         fit=chosen_fit or "resize",
         threads=threads,
         progress=not quiet,
@@ -87,6 +83,7 @@ def tune_command(
         output=output_path,
         form=FormRequest(size=size),
         quantization=calibrator.quantization(),
+        calibration=calibrator.calibration(),
         builder=builder,
         checkpoint_options=facts.options(),
         data=data,

@@ -29,7 +29,7 @@ from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
 from nrd_trt.model import load_trained
 from nrd_trt.pipeline.build import build_bundle, plan_runner_here
-from nrd_trt.pipeline.precision import Quantization, Ranges, derive_precision
+from nrd_trt.pipeline.precision import Calibration, Quantization, Ranges, derive_precision
 from nrd_trt.pipeline.references import torch_reference
 from nrd_trt.pipeline.request import BuildRequest, samples_for
 from nrd_trt.pipeline.samples import MEASURED_COUNT, SampleSource
@@ -143,8 +143,14 @@ def tune(request: TuneRequest) -> Tuned:
     if winner is None:
         return tuned
     build.on_stage(f"building the winner, {winner.name}")
-    quantization = ladder.quantization_of(winner)
-    bundle = build_bundle(replace(build, precision=winner.precision, quantization=quantization))
+    bundle = build_bundle(
+        replace(
+            build,
+            precision=winner.precision,
+            quantization=ladder.quantization_of(winner),
+            calibration=_calibration_of(build, winner),
+        )
+    )
     state.remove()
     return replace(tuned, bundle=bundle)
 
@@ -335,9 +341,16 @@ def _export(build: BuildRequest, model: Segmentor, samples: SampleSource) -> onn
     return export_checkpoint(replace(build, quantization=None), model, samples, "fp32").typed.model
 
 
+def _calibration_of(build: BuildRequest, rung: Rung) -> Calibration | None:
+    """Return what the rung's file is measured on: int8 on all that is given, 16 bits on images, fp32 on nothing."""
+    given = build.calibration
+    return given if rung.precision == "int8" or (rung.precision == "fp16" and given and given.feeds) else None
+
+
 def _key(build: BuildRequest, full: onnx.ModelProto) -> str:
     """Return what a state belongs to: the network, the images and how int8 is made."""
-    quantization = build.quantization
+    quantization, calibration = build.quantization, build.calibration
     how = (quantization.include, quantization.exclude, quantization.words) if quantization else ()
-    what = repr((str(build.data), str(build.labels), build.fit, build.ignore_index, how))
+    images = (str(build.data), str(build.labels), calibration.words if calibration else ())
+    what = repr((*images, build.fit, build.ignore_index, how))
     return sha256_bytes(full.SerializeToString(deterministic=True) + what.encode())

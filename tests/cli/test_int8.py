@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from nrd_trt.calibration import stream
 from nrd_trt.calibration.sources import Source, open_source
-from nrd_trt.engine.bundle import read_bundle
-from tests.artefacts import SIZE, checkpoint, onnx_file
+from nrd_trt.calibration.stream import CalibrationStream
+from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
+from nrd_trt.graph.metadata import read_facts
+from tests.artefacts import SIZE, bundle, checkpoint, onnx_file
 from tests.cli.conftest import Invoke, one_object
 from tests.pipeline.test_build import needs_rtx
 
@@ -92,6 +98,52 @@ def test_images_are_surveyed_once(nrd_trt: Invoke, data: Path, tmp_path: Path, m
     options = ("--precision", "int8", "--calibration", data, "--builder", "onnxruntime", *QUICK)
     assert nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", *options).exit_code == 0
     assert opened == [str(data)]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_the_recorded_command_builds_the_same_bundle(
+    precision: str, nrd_trt: Invoke, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all that was calibrated on; the command names no folders, so it is run where they lie."""
+    monkeypatch.chdir(data.parent)
+    shutil.copy(onnx_file(), "m.onnx")
+    options = ("--precision", precision, "--builder", "onnxruntime", "--calibration", data, "--seed", 3, *QUICK)
+    assert nrd_trt("build", "m.onnx", "-o", "NAME.nrd", *options).exit_code == 0
+    facts = read_bundle(Path("NAME.nrd")).facts
+    assert f"--calibration {data.name} --images 3 --seed 3" in facts["command"]
+    assert facts["calibration_sha256"] == CalibrationStream(data, read_facts(onnx.load("m.onnx"))).sha256
+    again = shlex.split(facts["command"])
+    assert nrd_trt(*again[1:], "--threads", 1).exit_code == 0
+    assert read_bundle(Path("NAME.nrd")).facts == facts
+
+
+def test_an_int8_bundle_is_rebuilt_without_its_images(nrd_trt: Invoke, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.nrd", tmp_path / "b.nrd"
+    options = ("--builder", "onnxruntime", *QUICK)
+    made = ("--precision", "int8", "--calibration", "synthetic")
+    assert nrd_trt("build", onnx_file(), "-o", first, *made, *options).exit_code == 0
+    result = nrd_trt("build", first, "-o", second, "--precision", "int8", *options[:-2])
+    assert result.exit_code == 0, result.stderr
+    one, two = read_bundle(first), read_bundle(second)
+    assert one.facts["calibration_sha256"] == two.facts["calibration_sha256"] is not None
+    assert one.onnx_path.read_bytes() == two.onnx_path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        (onnx_file, ("--precision", "fp32")),
+        (lambda: bundle("fp16"), ()),
+        (lambda: bundle("fp16").joinpath(ONNX_FILE), ("--checkpoint", "c.safetensors")),
+    ],
+)
+def test_a_calibration_that_serves_nothing_is_refused(
+    source: Callable[[], Path], options: tuple[str, ...], nrd_trt: Invoke, tmp_path: Path
+) -> None:
+    target = tmp_path / "a.nrd"
+    result = nrd_trt("build", source(), "-o", target, "--calibration", "synthetic", *options, "--json")
+    refused(result, "--calibration: expected fp16, bf16 or int8", "leave it out")
+    assert not target.exists()
 
 
 def test_calibration_images_show_what_16_bits_would_lose(nrd_trt: Invoke, tmp_path: Path) -> None:

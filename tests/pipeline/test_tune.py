@@ -22,7 +22,7 @@ from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.pipeline.precision import Quantization
+from nrd_trt.pipeline.precision import Calibration, Feeds, Quantization
 from nrd_trt.pipeline.request import BuildRequest, FormRequest
 from nrd_trt.pipeline.tune import TuneRequest, describe, list_rungs, tune, write_record
 from nrd_trt.pipeline.validate import ValidateRequest, validate_bundle
@@ -56,12 +56,14 @@ def request_for(output: Path, **changes: Any) -> TuneRequest:
 
 
 def test_the_winner_holds_the_gates_and_its_bundle_passes_validation(tmp_path: Path) -> None:
-    tuned = tune(request_for(tmp_path / "tuned.nrd"))
+    ranges = Calibration(feeds=None, words=("--calibration", "ranges.json"))
+    tuned = tune(request_for(tmp_path / "tuned.nrd", calibration=ranges))
     assert tuned.winner == tuned.rungs[-1]["name"] == "int8"
     assert tuned.rungs[-1]["rejected"] == []
     assert len(tuned.sensitivity) == 4 and all(0 <= share < 0.1 for share in tuned.sensitivity.values())
     bundle = read_bundle(tmp_path / "tuned.nrd")
     assert bundle.facts["precision"]["int8_layers"] == list(tuned.sensitivity)
+    assert "--calibration ranges.json" in bundle.facts["command"]
     assert validate_bundle(ValidateRequest(bundle=bundle.path, threads=1, progress=False)).passed
     record, picture = write_record(tuned, tmp_path / "tuned.nrd")
     assert json.loads(Path(record).read_text())["winner"] == "int8"
@@ -83,15 +85,19 @@ def test_a_gate_that_int8_misses_drops_the_most_sensitive_layers(tmp_path: Path)
         assert read_bundle(tmp_path / "second.nrd").facts["command"].count("--exclude") == int(tuned.winner.split()[2])
 
 
-def test_a_rung_that_is_not_faster_than_the_next_is_rejected(tmp_path: Path) -> None:
+@pytest.mark.parametrize("feeds", [None, lambda full: []], ids=["ranges", "images"])
+def test_a_rung_that_is_not_faster_than_the_next_is_rejected(feeds: Feeds | None, tmp_path: Path) -> None:
     def latency(model: onnx.ModelProto) -> float:
         pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
         return 5.0 + pairs if pairs else {"fp16": 4.0, "fp32": 9.0}[read_facts(model).precision]
 
-    tuned = tune(request_for(tmp_path / "tuned.nrd", latency=latency))
+    calibration = Calibration(feeds=feeds, words=("--calibration", "some"))
+    tuned = tune(request_for(tmp_path / "tuned.nrd", latency=latency, calibration=calibration))
     assert tuned.winner == "fp16"
     assert all("not faster than" in rung["rejected"][0] for rung in tuned.rungs[:-1])
-    assert read_bundle(tmp_path / "tuned.nrd").graph.precision == "fp16"
+    bundle = read_bundle(tmp_path / "tuned.nrd")
+    assert bundle.graph.precision == "fp16"
+    assert ("--calibration some" in bundle.facts["command"]) == (feeds is not None), "ranges serve int8 only"
 
 
 def test_ladder_leaves_twice_as_many_of_the_worst_out_each_time() -> None:
