@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nrd_trt.cli import common, quantization
-from nrd_trt.specs import DEFAULT_IMAGES, DEFAULT_MEMORY_MB, PRECISIONS
+from nrd_trt.specs import PRECISIONS
 
 if TYPE_CHECKING:
     from nrd_trt.engine.compat import ConfigOptions
@@ -36,12 +36,12 @@ def build_command(
     plugin: common.Plugin = None,
     calibration: quantization.CalibrationOption = None,
     recipe: quantization.RecipeOption = None,
-    images: quantization.Images = DEFAULT_IMAGES,
-    seed: quantization.Seed = 0,
-    memory_mb: quantization.MemoryMb = DEFAULT_MEMORY_MB,
+    images: quantization.Images = None,
+    seed: quantization.Seed = None,
+    memory_mb: quantization.MemoryMb = None,
     include: quantization.Include = None,
     exclude: quantization.Exclude = None,
-    quantizer: quantization.QuantizerOption = "own",
+    quantizer: quantization.QuantizerOption = None,
     data: common.Data = None,
     labels: common.Labels = None,
     ignore_index: common.IgnoreIndex = None,
@@ -89,8 +89,18 @@ def build_command(
     from nrd_trt.pipeline.build import BuildRequest, build_bundle
 
     stages = common.Stages(quiet=quiet)
+    options = quantization.QuantizationOptions(
+        recipe=recipe,
+        images=images,
+        seed=seed,
+        memory_mb=memory_mb,
+        include=include,
+        exclude=exclude,
+        quantizer=quantizer,
+    )
+    chosen_fit = common.fit_choice(fit)
     calibrator = quantization.calibrator_of(
-        calibration, recipe, (images, seed, memory_mb), (include, exclude), quantizer, fit, threads, quiet
+        calibration, options, precision=precision, fit=chosen_fit, threads=threads, progress=not quiet
     )
     request = BuildRequest(
         source=source,
@@ -119,7 +129,7 @@ def build_command(
         data=data,
         labels=labels,
         ignore_index=ignore_index,
-        fit=common.fit_choice(fit),
+        fit=chosen_fit,
         config=_config(workspace_mib, optimization_level, version_compatible, hardware_compatible, compute_capability),
         timing_cache=timing_cache,
         min_agreement=min_agreement,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nrd_trt.cli import common
 from nrd_trt.errors import ConfigError
 from nrd_trt.specs import DEFAULT_IMAGES, DEFAULT_MEMORY_MB, DEFAULT_RECIPE
 
@@ -24,6 +23,10 @@ if TYPE_CHECKING:
     from nrd_trt.specs import Fit
 
 QUANTIZERS = ("own", "modelopt")
+# Options that have no meaning elsewhere: where ranges are measured, where there is int8, where we quantise.
+_OF_IMAGES = ("recipe", "images", "seed", "memory_mb")
+_OF_INT8 = ("recipe", "memory_mb", "include", "exclude", "quantizer")
+_OF_OWN = ("recipe", "memory_mb", "include")
 
 CalibrationOption = Annotated[
     str | None,
@@ -35,7 +38,12 @@ RecipeOption = Annotated[
     str | None,
     typer.Option("--recipe", metavar="NAME", help=f"minmax, percentile, entropy or mse (default {DEFAULT_RECIPE})."),
 ]
-Images = Annotated[int, typer.Option("--images", min=1, metavar="N", help="Calibrate on at most this many images.")]
+Images = Annotated[
+    int | None,
+    typer.Option(
+        "--images", min=1, metavar="N", help=f"Calibrate on at most this many images (default {DEFAULT_IMAGES})."
+    ),
+]
 Include = Annotated[
     list[str] | None,
     typer.Option("--include", metavar="REGEX", help="Only such layers in int8; may be repeated."),
@@ -44,24 +52,45 @@ Exclude = Annotated[
     list[str] | None, typer.Option("--exclude", metavar="REGEX", help="No such layer in int8; may be repeated.")
 ]
 QuantizerOption = Annotated[
-    str, typer.Option("--quantizer", metavar="own|modelopt", help="Who places Q/DQ pairs and takes ranges.")
+    str | None,
+    typer.Option("--quantizer", metavar="own|modelopt", help="Who places Q/DQ pairs and takes ranges (default own)."),
 ]
 MemoryMb = Annotated[
-    float, typer.Option("--memory-mb", min=1, help="What calibration may fetch at a time, beyond a plain session.")
+    float | None,
+    typer.Option(
+        "--memory-mb",
+        min=1,
+        help=f"What calibration may fetch at a time, beyond a plain session (default {DEFAULT_MEMORY_MB:g}).",
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the choice of calibration images.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, metavar="N", help="Of the choice of calibration images (default 0).")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RangeOptions:
-    """How images are chosen and ranges measured on them; see the options of the same names."""
+    """How images are chosen and ranges measured on them; see the options of the same names. None was not given."""
 
     recipe: str | None = None
-    images: int = DEFAULT_IMAGES
-    seed: int = 0
-    memory_mb: float = DEFAULT_MEMORY_MB
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
+    images: int | None = None
+    seed: int | None = None
+    memory_mb: float | None = None
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+
+    def refuse(self, names: Collection[str], why: str) -> None:
+        """Raise `ConfigError` where one of the options was given that would be ignored."""
+        if given := [name for name, value in vars(self).items() if name in names and value is not None]:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(f"{flags}: {why}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationOptions(RangeOptions):
+    """The same, and who quantises."""
+
+    quantizer: str | None = None
 
 
 class Calibrator:
@@ -70,13 +99,13 @@ class Calibrator:
     Args:
         place: ``--calibration``.
         options: What goes with it.
-        quantizer: ``"own"`` or ``"modelopt"``.
+        quantizer: One of `QUANTIZERS`.
         fit: How images get the engine's size.
         threads: CPU threads of ONNX Runtime.
         progress: Show bars on stderr.
 
     Raises:
-        ConfigError: Options exclude each other, or there is no such recipe.
+        ConfigError: An option would be ignored, or there is no such recipe.
     """
 
     def __init__(
@@ -96,6 +125,7 @@ class Calibrator:
         self._is_file = Path(place).suffix == ".json"
         self._check()
         self._recipe: Recipe = find_recipe(options.recipe or DEFAULT_RECIPE)
+        self._images, self._seed = options.images or DEFAULT_IMAGES, options.seed or 0
         self._stream: tuple[GraphFacts, CalibrationStream] | None = None
         self._data: str | None = None
 
@@ -104,10 +134,12 @@ class Calibrator:
             raise ConfigError(f"--quantizer {self._quantizer!r}: expected one of {', '.join(QUANTIZERS)}.")
         if self._quantizer == "modelopt" and self._is_file:
             raise ConfigError("--quantizer modelopt: expected images in --calibration, it takes ranges of its own.")
-        if self._quantizer == "modelopt" and self._options.include:
-            raise ConfigError("--quantizer modelopt: knows --exclude only; leave --include out.")
-        if self._is_file and self._options.recipe is not None:
-            raise ConfigError("--recipe: fixed in a file of ranges; leave it out, or give images to --calibration.")
+        if self._quantizer == "modelopt":
+            self._options.refuse(_OF_OWN, "--quantizer modelopt knows --exclude only; leave it out.")
+        if self._is_file:
+            self._options.refuse(
+                _OF_IMAGES, "fixed in a file of ranges; leave it out, or give images to --calibration."
+            )
 
     def calibration(self) -> Calibration:
         """Return what ranges are measured on, for the pipeline."""
@@ -116,7 +148,7 @@ class Calibrator:
         # Of places the last part only: the recorded command names no folders.
         words = ["--calibration", Path(self._place).name]
         if not self._is_file:
-            words += ["--images", str(self._options.images), "--seed", str(self._options.seed)]
+            words += ["--images", str(self._images), "--seed", str(self._seed)]
         feeds = None if self._is_file else self.feeds
         return Calibration(feeds=feeds, sha256=lambda: self._data, words=tuple(words))
 
@@ -136,8 +168,8 @@ class Calibrator:
             external = self._quantized_by_modelopt
         return Quantization(
             measure=self._measure,
-            include=tuple(self._options.include),
-            exclude=(*DEFAULT_EXCLUDE, *self._options.exclude),
+            include=tuple(self._options.include or ()),
+            exclude=(*DEFAULT_EXCLUDE, *(self._options.exclude or ())),
             external=external,
             words=self._words(),
         )
@@ -152,8 +184,8 @@ class Calibrator:
             stream = CalibrationStream(
                 self._place,
                 facts,
-                images=self._options.images,
-                seed=self._options.seed,
+                images=self._images,
+                seed=self._seed,
                 fit=self._fit,
                 progress=self._progress,
             )
@@ -182,7 +214,7 @@ class Calibrator:
             self.feeds(model),
             tensors,
             self._recipe,
-            memory_mb=self._options.memory_mb,
+            memory_mb=self._options.memory_mb or DEFAULT_MEMORY_MB,
             threads=self._threads,
             progress=self._progress,
         )
@@ -192,50 +224,43 @@ class Calibrator:
         from nrd_trt.pipeline.modelopt import quantize_with_modelopt
 
         images = [feed["image"] for feed in self.feeds(model)]
-        return quantize_with_modelopt(model, images, exclude=(*DEFAULT_EXCLUDE, *self._options.exclude))
+        return quantize_with_modelopt(model, images, exclude=(*DEFAULT_EXCLUDE, *(self._options.exclude or ())))
 
     def _words(self) -> tuple[str, ...]:
         options = self._options
         words = ["--recipe", options.recipe] if options.recipe else []
         words += ["--quantizer", self._quantizer] if self._quantizer != "own" else []
         for flag, patterns in (("--include", options.include), ("--exclude", options.exclude)):
-            words += [word for pattern in patterns for word in (flag, pattern)]
+            words += [word for pattern in patterns or () for word in (flag, pattern)]
         return tuple(words)
 
 
 def calibrator_of(
     calibration: str | None,
-    recipe: str | None,
-    sampling: tuple[int, int, float],
-    patterns: tuple[Sequence[str] | None, Sequence[str] | None],
-    quantizer: str,
-    fit: str | None,
+    options: QuantizationOptions,
+    *,
+    precision: str | None,
+    fit: Fit | None,
     threads: int | None,
-    quiet: bool,
+    progress: bool,
 ) -> Calibrator | None:
-    """Return what a command line calibrates with, or None where nothing is calibrated.
+    """Return what a build calibrates with, or None where nothing is calibrated.
 
-    Args:
-        calibration: ``--calibration``; the rest as the options of the same names.
-        recipe: Likewise.
-        sampling: ``--images``, ``--seed`` and ``--memory-mb``.
-        patterns: ``--include`` and ``--exclude``.
-        quantizer: Likewise.
-        fit: Likewise.
-        threads: Likewise.
-        quiet: Show no progress.
+    Raises:
+        ConfigError: An option would be ignored.
     """
     if calibration is None:
+        options.refuse(vars(options), "expected together with --calibration, got none; give it, or leave this out.")
         return None
-    (images, seed, memory_mb), (include, exclude) = sampling, patterns
-    options = RangeOptions(
-        recipe=recipe, images=images, seed=seed, memory_mb=memory_mb, include=include or (), exclude=exclude or ()
-    )
+    if precision != "int8":
+        options.refuse(
+            _OF_INT8, f"expected --precision int8, got {precision or 'none'}; ask for it, or leave this out."
+        )
     return Calibrator(
         calibration,
         options,
-        quantizer=quantizer,
-        fit=common.fit_choice(fit) or "resize",
+        quantizer=options.quantizer or "own",
+        fit=fit or "resize",
         threads=threads,
-        progress=not quiet,
+        progress=progress,
     )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nrd_trt.cli import common, quantization
-from nrd_trt.specs import DEFAULT_IMAGES, DEFAULT_MEMORY_MB
 
 if TYPE_CHECKING:
     from nrd_trt.pipeline.tune import Tuned
@@ -23,9 +22,9 @@ def tune_command(
     fit: common.FitOption = None,
     calibration: quantization.CalibrationOption = None,
     recipe: quantization.RecipeOption = None,
-    images: quantization.Images = DEFAULT_IMAGES,
-    seed: quantization.Seed = 0,
-    memory_mb: quantization.MemoryMb = DEFAULT_MEMORY_MB,
+    images: quantization.Images = None,
+    seed: quantization.Seed = None,
+    memory_mb: quantization.MemoryMb = None,
     include: quantization.Include = None,
     exclude: quantization.Exclude = None,
     max_miou_drop: common.MaxMiouDrop = None,
@@ -58,7 +57,7 @@ def tune_command(
     stages = common.Stages(quiet=quiet)
     chosen_fit = common.fit_choice(fit)
     ranges = quantization.RangeOptions(
-        recipe=recipe, images=images, seed=seed, memory_mb=memory_mb, include=include or (), exclude=exclude or ()
+        recipe=recipe, images=images, seed=seed, memory_mb=memory_mb, include=include, exclude=exclude
     )
     calibrator = quantization.Calibrator(
         calibration or str(data),

@@ -21,6 +21,10 @@ from tests.cli.conftest import Invoke, one_object
 from tests.pipeline.test_build import needs_rtx
 
 QUICK = ("--min-agreement", 0.8, "--threads", 1, "--images", 3)
+OPTIONS = (
+    ("--recipe", "mse"), ("--images", 100), ("--seed", 0), ("--memory-mb", 2048), ("--include", "backbone"),
+    ("--exclude", "backbone"), ("--quantizer", "own"),
+)  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:classes never predicted:UserWarning")
 
@@ -48,11 +52,11 @@ def test_one_command_from_checkpoint_to_int8_engine(nrd_trt: Invoke, tmp_path: P
 
 
 def test_ranges_measured_before_build_the_same_file(nrd_trt: Invoke, tmp_path: Path) -> None:
-    ranges, options = tmp_path / "ranges.json", ("--precision", "int8", "--builder", "onnxruntime", *QUICK)
+    ranges, options = tmp_path / "ranges.json", ("--precision", "int8", "--builder", "onnxruntime", *QUICK[:-2])
     result = nrd_trt("calibrate", onnx_file(), "--data", "synthetic", "--images", 3, "-o", ranges, "--threads", 1)
     assert result.exit_code == 0, result.stderr
-    for name, calibration in (("at_once", "synthetic"), ("in_two_steps", ranges)):
-        result = nrd_trt("build", onnx_file(), "-o", tmp_path / f"{name}.nrd", "--calibration", calibration, *options)
+    for name, calibration in (("at_once", ("synthetic", "--images", 3)), ("in_two_steps", (ranges,))):
+        result = nrd_trt("build", onnx_file(), "-o", tmp_path / f"{name}.nrd", "--calibration", *calibration, *options)
         assert result.exit_code == 0, result.stderr
     one, two = (read_bundle(tmp_path / f"{name}.nrd") for name in ("at_once", "in_two_steps"))
     assert one.onnx_path.read_bytes() == two.onnx_path.read_bytes()
@@ -78,10 +82,21 @@ def test_ranges_of_another_model_are_refused(nrd_trt: Invoke, tmp_path: Path) ->
         (("--precision", "int8", "--calibration", "synthetic", "--quantizer", "other"), "expected one of"),
         (("--precision", "int8", "--calibration", "synthetic", "--exclude", "no_such"), "matches none"),
         (("--precision", "int8", "--calibration", "r.json", "--recipe", "mse"), "fixed in a file"),
+        (("--precision", "int8", "--calibration", "r.json", "--seed", 0, "--images", 9), "--images, --seed: fixed in"),
         (("--precision", "int8", "--calibration", "r.json", "--quantizer", "modelopt"), "expected images"),
+        (
+            ("--precision", "int8", "--calibration", "synthetic", "--quantizer", "modelopt", "--recipe", "mse"),
+            "--recipe: ",
+        ),
+        *((option, f"{option[0]}: expected together with --calibration, got none") for option in OPTIONS),
+        *(
+            (("--calibration", "synthetic", *option), f"{option[0]}: expected --precision int8, got none")
+            for option in OPTIONS
+            if option[0] not in ("--images", "--seed")
+        ),
     ],
 )
-def test_bad_options_are_refused(options: tuple[str, ...], message: str, nrd_trt: Invoke, tmp_path: Path) -> None:
+def test_bad_options_are_refused(options: tuple[object, ...], message: str, nrd_trt: Invoke, tmp_path: Path) -> None:
     target = tmp_path / "a.nrd"
     refused(nrd_trt("build", onnx_file(), "-o", target, "--builder", "onnxruntime", *options, "--json"), message)
     assert not target.exists()
