@@ -10,7 +10,7 @@ import typer
 from nrd_trt.cli import common, quantization
 
 if TYPE_CHECKING:
-    from nrd_trt.pipeline.tune import Tuned
+    from nrd_trt.pipeline.tune_record import Tuned
 
 
 def tune_command(
@@ -52,7 +52,8 @@ def tune_command(
     """Find the lowest precision whose masks hold the gates, and build its bundle (int8, mixed, fp16, fp32)."""
     from nrd_trt.engine.compat import stderr_message
     from nrd_trt.pipeline.request import BuildRequest, FormRequest
-    from nrd_trt.pipeline.tune import TuneRequest, tune, write_record
+    from nrd_trt.pipeline.tune import TuneRequest, tune
+    from nrd_trt.pipeline.tune_record import write_record
 
     stages = common.Stages(quiet=quiet)
     chosen_fit = common.fit_choice(fit)
@@ -110,7 +111,7 @@ def tune_command(
 
 
 def _print(tuned: Tuned, path: Path, written: list[str]) -> None:
-    from nrd_trt.pipeline.tune import describe
+    from nrd_trt.pipeline.tune_record import describe
 
     for rung in tuned.rungs:
         typer.echo(describe(rung))

@@ -103,12 +103,32 @@ def derive_precision(
         raise ConfigError("--precision int8 and --calibration go together: int8 needs images to take its ranges from.")
     if precision == "fp32":
         return Typed(model=full)
+    kept = nodes_to_keep(full, precision, images, calibration, threads=threads)
+    return apply_precision(full, precision, kept, quantization)
+
+
+def nodes_to_keep(
+    full: onnx.ModelProto,
+    precision: Precision,
+    images: Iterable[np.ndarray],
+    calibration: Calibration | None = None,
+    *,
+    threads: int | None = None,
+) -> dict[str, str]:
+    """Return the nodes of an fp32 file that leave 16 bits on the images, each with the reason; see `derive_precision`.
+
+    They are the same for int8 and fp16: what is not int8 is fp16.
+    """
     feeds = calibration.feeds(full) if calibration is not None and calibration.feeds is not None else ()
-    kept = out_of_range(full, measure_extremes(full, precision, images, feeds, threads=threads), precision)
-    if quantization is None:
-        return Typed(model=to_precision(full, precision, kept.keys()), kept_fp32=kept)
-    quantized = _quantized(full, quantization)
-    typed = to_precision(quantized, precision, kept.keys())
+    return out_of_range(full, measure_extremes(full, precision, images, feeds, threads=threads), precision)
+
+
+def apply_precision(
+    full: onnx.ModelProto, precision: Precision, kept: Mapping[str, str], quantization: Quantization | None = None
+) -> Typed:
+    """Type an fp32 file in a 16-bit precision, or in int8 with a quantization; the nodes to keep stay in fp32."""
+    source = full if quantization is None else _quantized(full, quantization)
+    typed = to_precision(source, precision, kept.keys())
     return Typed(model=typed, kept_fp32=kept, int8_layers=layers_in_int8(typed))
 
 

@@ -7,32 +7,31 @@ known, so that a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from tqdm import tqdm
 
-from nrd_trt.benchmark.ladder_plot import can_plot, write_ladder
 from nrd_trt.benchmark.timers import time_in_turn
-from nrd_trt.engine.bundle import Bundle, check_target
+from nrd_trt.engine.bundle import check_target
 from nrd_trt.errors import ConfigError
-from nrd_trt.files import atomic_file, sha256_bytes
+from nrd_trt.files import sha256_bytes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
 from nrd_trt.model import load_trained
 from nrd_trt.pipeline.build import build_bundle, plan_runner_here
-from nrd_trt.pipeline.precision import Calibration, Quantization, Ranges, derive_precision
+from nrd_trt.pipeline.precision import Calibration, Quantization, Ranges, apply_precision, nodes_to_keep
 from nrd_trt.pipeline.references import torch_reference
 from nrd_trt.pipeline.request import BuildRequest, samples_for
 from nrd_trt.pipeline.samples import MEASURED_COUNT, SampleSource
+from nrd_trt.pipeline.tune_record import Tuned, describe
 from nrd_trt.pipeline.tune_state import TuneState
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -84,35 +83,6 @@ class Rung:
     layers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """What came of it.
-
-    Attributes:
-        rungs: Every rung that was tried: ``{name, precision, int8_layers, pixel_agreement, miou_engine, miou_drop,
-            latency_ms, rejected}``; `rejected` lists the reasons and is empty for the winner.
-        sensitivity: ``{layer: share of the pixels that change with this layer alone in int8}``.
-        winner: Name of the rung that won, or None.
-        gates: What the rungs had to hold.
-        bundle: Of the winner.
-    """
-
-    rungs: list[dict[str, Any]]
-    sensitivity: dict[str, float]
-    winner: str | None
-    gates: Gates
-    bundle: Bundle | None = field(default=None, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
-            "rungs": self.rungs,
-            "sensitivity": self.sensitivity,
-            "winner": self.winner,
-            "gates": asdict(self.gates),
-        }
-
-
 def tune(request: TuneRequest) -> Tuned:
     """Find the lowest precision that holds the gates, and build its bundle.
 
@@ -153,18 +123,6 @@ def tune(request: TuneRequest) -> Tuned:
     )
     state.remove()
     return replace(tuned, bundle=bundle)
-
-
-def write_record(tuned: Tuned, output: Path) -> list[str]:
-    """Write ``NAME.tune.json``, and ``NAME.tune.png`` where Matplotlib is installed; return their paths."""
-    record = output.with_suffix(".tune.json")
-    with atomic_file(record) as temporary:
-        temporary.write_text(json.dumps(tuned.to_dict(), indent=1) + "\n", encoding="utf-8")
-    picture = output.with_suffix(".tune.png")
-    if not can_plot():
-        return [str(record)]
-    write_ladder(picture, tuned.rungs, tuned.sensitivity, winner=tuned.winner, min_agreement=tuned.gates.min_agreement)
-    return [str(record), str(picture)]
 
 
 class _Judge:
@@ -279,13 +237,14 @@ class _Ladder:
         return reasons
 
     def _typed(self, rung: Rung) -> onnx.ModelProto:
-        return derive_precision(
-            self._full,
-            rung.precision,
-            self._images,
-            quantization=self.quantization_of(rung),
-            threads=self._build.threads,
-        ).model
+        if rung.precision == "fp32":
+            return self._full
+        return apply_precision(self._full, rung.precision, self._kept, self.quantization_of(rung)).model
+
+    @cached_property
+    def _kept(self) -> Mapping[str, str]:
+        """Nodes that stay in fp32 on every rung with 16 bits: what is not int8 is fp16."""
+        return nodes_to_keep(self._full, "fp16", self._images, self._build.calibration, threads=self._build.threads)
 
 
 def measure_latency(build: BuildRequest, model: onnx.ModelProto, samples: SampleSource) -> float | None:
@@ -314,17 +273,6 @@ def list_rungs(layers: tuple[str, ...], sensitivity: Mapping[str, float]) -> lis
         rungs.append(Rung(name=name, precision="int8", layers=tuple(layer for layer in layers if layer in left)))
         dropped *= 2
     return [*rungs, Rung(name="fp16", precision="fp16"), Rung(name="fp32", precision="fp32")]
-
-
-def describe(record: Mapping[str, Any]) -> str:
-    """Return one line on a rung: its figures, and why it was rejected."""
-    parts = [f"agreement {record['pixel_agreement']:.6f}"]
-    if record["miou_drop"] is not None:
-        parts.append(f"mIoU {record['miou_engine']:.4f} (drop {record['miou_drop']:+.4f})")
-    if record["latency_ms"] is not None:
-        parts.append(f"{record['latency_ms']:.3f} ms")
-    verdict = "; ".join(record["rejected"])
-    return f"{record['name']}: {', '.join(parts)}: {'rejected: ' + verdict if verdict else 'holds'}"
 
 
 def _with_gates(build: BuildRequest) -> BuildRequest:

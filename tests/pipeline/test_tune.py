@@ -18,15 +18,19 @@ import pytest
 from nrd_trt.calibration.ranges import calibrate
 from nrd_trt.calibration.recipes import RECIPES
 from nrd_trt.calibration.stream import CalibrationStream
+from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError
+from nrd_trt.graph.extremes import Extremes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.pipeline.precision import Calibration, Feeds, Quantization
+from nrd_trt.pipeline import precision
+from nrd_trt.pipeline.precision import Calibration, Feeds, Quantization, measure_extremes
 from nrd_trt.pipeline.request import BuildRequest, FormRequest
-from nrd_trt.pipeline.tune import TuneRequest, describe, list_rungs, tune, write_record
+from nrd_trt.pipeline.tune import TuneRequest, list_rungs, tune
+from nrd_trt.pipeline.tune_record import describe, write_record
 from nrd_trt.pipeline.validate import ValidateRequest, validate_bundle
-from tests.artefacts import REPOSITORY, SIZE, checkpoint
+from tests.artefacts import REPOSITORY, SIZE, SIZE_HW, checkpoint
 
 FEW = (r"^backbone\.layer7", r"^decode_head\.bottleneck")
 """Four layers: enough for a ladder, quick enough for a test."""
@@ -71,10 +75,22 @@ def test_the_winner_holds_the_gates_and_its_bundle_passes_validation(tmp_path: P
     assert not list(tmp_path.glob("*state*")), "the state is removed when the run is done"
 
 
-def test_a_gate_that_int8_misses_drops_the_most_sensitive_layers(tmp_path: Path) -> None:
+def test_a_gate_that_int8_misses_drops_the_most_sensitive_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = tune(request_for(tmp_path / "first.nrd"))
     gate = first.rungs[0]["pixel_agreement"] + 1e-9
-    tuned = tune(request_for(tmp_path / "second.nrd", min_agreement=min(gate, 1.0)))
+    fed: list[list[Any]] = []
+
+    def count_passes(*arguments: Any, **options: Any) -> dict[str, Extremes]:
+        fed.append(arguments[3])
+        return measure_extremes(*arguments, **options)
+
+    monkeypatch.setattr(precision, "measure_extremes", count_passes)
+    feed = {"image": street_scene(0, SIZE_HW).image[None]}
+    calibration = Calibration(feeds=lambda model: [feed])
+    tuned = tune(request_for(tmp_path / "second.nrd", min_agreement=min(gate, 1.0), calibration=calibration))
+    assert len(tuned.rungs) > 1 and fed == [[feed]] * 2, "one pass for all rungs, one for the winner's bundle"
     assert tuned.rungs[0]["name"] == "int8"
     assert "pixel agreement" in tuned.rungs[0]["rejected"][0]
     assert [rung["name"] for rung in tuned.rungs[:3]] == ["int8", "int8 without 1 layer", "int8 without 2 layers"][
