@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nrd_trt.benchmark.timers import time_in_turn
 from nrd_trt.engine.bundle import check_target
 from nrd_trt.errors import ConfigError
-from nrd_trt.files import sha256_bytes
+from nrd_trt.files import check_absent, sha256_bytes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
@@ -31,7 +31,7 @@ from nrd_trt.pipeline.precision import Calibration, Quantization, Ranges, apply_
 from nrd_trt.pipeline.references import torch_reference
 from nrd_trt.pipeline.request import BuildRequest, samples_for
 from nrd_trt.pipeline.samples import MEASURED_COUNT, SampleSource
-from nrd_trt.pipeline.tune_record import Tuned, describe
+from nrd_trt.pipeline.tune_record import Tuned, describe, record_paths
 from nrd_trt.pipeline.tune_state import TuneState
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -87,12 +87,12 @@ def tune(request: TuneRequest) -> Tuned:
     """Find the lowest precision that holds the gates, and build its bundle.
 
     Raises:
-        ConfigError: Options exclude each other, or the state is that of another run.
+        ConfigError: Options exclude each other, a file would be replaced, or the state is that of another run.
         CalibrationError: The calibration cannot be done.
         NrdTrtError: The input is bad; nothing is written but the state.
     """
     build = _with_gates(request.build)
-    check_target(build.output, force=build.force)
+    _check_output(build, resume=request.resume)
     if build.quantization is None or build.precision is not None:
         raise ConfigError("tune: expected images to calibrate on and no --precision; the ladder chooses it.")
     model = load_trained(build.source, build.checkpoint_options)
@@ -281,6 +281,14 @@ def _with_gates(build: BuildRequest) -> BuildRequest:
         min_agreement=MIN_AGREEMENT if build.min_agreement is None else build.min_agreement,
         max_miou_drop=MAX_MIOU_DROP if build.max_miou_drop is None else build.max_miou_drop,
     )
+
+
+def _check_output(build: BuildRequest, *, resume: bool) -> None:
+    """Raise `NrdTrtError` where ``--force`` is needed; the record of the run that is resumed may be replaced."""
+    check_target(build.output, force=build.force)
+    resumed = resume and TuneState.path_of(build.output).exists()
+    for path in record_paths(build.output):
+        check_absent(path, force=build.force or resumed)
 
 
 def _export(build: BuildRequest, model: Segmentor, samples: SampleSource) -> onnx.ModelProto:

@@ -43,16 +43,21 @@ class Tuned:
         }
 
 
+def record_paths(output: Path) -> list[Path]:
+    """Return ``NAME.tune.json`` beside a bundle, and ``NAME.tune.png`` where Matplotlib is installed."""
+    return [output.with_suffix(f".tune.{kind}") for kind in (("json", "png") if can_plot() else ("json",))]
+
+
 def write_record(tuned: Tuned, output: Path) -> list[str]:
-    """Write ``NAME.tune.json``, and ``NAME.tune.png`` where Matplotlib is installed; return their paths."""
-    record = output.with_suffix(".tune.json")
+    """Write the files of `record_paths`, replacing what is there; return their paths."""
+    record, *pictures = record_paths(output)
     with atomic_file(record) as temporary:
         temporary.write_text(json.dumps(tuned.to_dict(), indent=1) + "\n", encoding="utf-8")
-    picture = output.with_suffix(".tune.png")
-    if not can_plot():
-        return [str(record)]
-    write_ladder(picture, tuned.rungs, tuned.sensitivity, winner=tuned.winner, min_agreement=tuned.gates.min_agreement)
-    return [str(record), str(picture)]
+    for picture in pictures:
+        write_ladder(
+            picture, tuned.rungs, tuned.sensitivity, winner=tuned.winner, min_agreement=tuned.gates.min_agreement
+        )
+    return [str(record), *map(str, pictures)]
 
 
 def describe(record: Mapping[str, Any]) -> str:

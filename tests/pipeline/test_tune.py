@@ -140,6 +140,21 @@ def test_options_that_the_ladder_chooses_are_refused(tmp_path: Path) -> None:
             tune(request_for(tmp_path / "tuned.nrd", **changes))
 
 
+@pytest.mark.parametrize("kind", ["json", "png"])
+def test_an_earlier_record_is_replaced_only_with_force_or_by_the_run_that_wrote_it(kind: str, tmp_path: Path) -> None:
+    output, earlier = tmp_path / "tuned.nrd", tmp_path / f"tuned.tune.{kind}"
+    earlier.write_text("mine")
+    for resume in (False, True):  # there is no state to resume
+        with pytest.raises(ConfigError, match=rf"tuned\.tune\.{kind}: already exists; give --force"):
+            tune(request_for(output, resume=resume))
+    (tmp_path / "tuned.nrd.tune-state.json").write_text(json.dumps({"key": "other", "sensitivity": {}, "rungs": {}}))
+    with pytest.raises(ConfigError, match="got that of others"):  # beyond the check
+        tune(request_for(output, resume=True))
+    with pytest.raises(ConfigError, match="the ladder chooses"):  # likewise
+        tune(request_for(output, force=True, quantization=None))
+    assert earlier.read_text() == "mine"
+
+
 # --- a run that was stopped
 
 KILLED = """
