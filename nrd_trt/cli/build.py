@@ -11,6 +11,7 @@ from nrd_trt.cli import common, quantization
 from nrd_trt.specs import PRECISIONS
 
 if TYPE_CHECKING:
+    from nrd_trt.engine.bundle import Bundle
     from nrd_trt.engine.compat import ConfigOptions
 
 
@@ -142,7 +143,7 @@ def build_command(
     )
     bundle = build_bundle(request)
     stages.end()
-    _finish(bundle.path, bundle.facts, as_json=as_json)
+    _finish(bundle, as_json=as_json)
 
 
 def _config(
@@ -164,15 +165,14 @@ def _config(
     )
 
 
-def _finish(path: Path, facts: dict[str, Any], *, as_json: bool) -> None:
+def _finish(bundle: Bundle, *, as_json: bool) -> None:
     """Tell what was built; raise `typer.Exit` where a gate failed."""
     if as_json:
-        common.print_json({"path": str(path), **facts})
+        common.print_json({"path": str(bundle.path), **bundle.facts})
     else:
-        _print(path, facts)
-    if not facts["passed"]:
-        failures = facts["validation"]["failures"] + (facts["parity"] or {}).get("failures", [])
-        common.note(f"gate failed: {'; '.join(failures)}; the bundle is kept and marked as not passed")
+        _print(bundle.path, bundle.facts)
+    if not bundle.facts["passed"]:
+        common.note(f"gate failed: {'; '.join(bundle.failures)}; the bundle is kept and marked as not passed")
         raise typer.Exit(common.GATE_FAILED)
 
 

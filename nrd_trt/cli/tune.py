@@ -53,7 +53,6 @@ def tune_command(
     from nrd_trt.engine.compat import stderr_message
     from nrd_trt.pipeline.request import BuildRequest, FormRequest
     from nrd_trt.pipeline.tune import TuneRequest, tune
-    from nrd_trt.pipeline.tune_record import write_record
 
     stages = common.Stages(quiet=quiet)
     chosen_fit = common.fit_choice(fit)
@@ -98,15 +97,40 @@ def tune_command(
         on_message=stderr_message if verbose else lambda severity, text: None,
         on_stage=stages,
     )
-    tuned = tune(TuneRequest(build=build, resume=resume, on_rung=lambda text: common.note(f"  {text}", quiet=quiet)))
+    request = TuneRequest(
+        build=build,
+        resume=resume,
+        calibrated_on_data=_warn_of_same_images(calibration, data),
+        on_rung=lambda text: common.note(f"  {text}", quiet=quiet),
+    )
+    tuned = tune(request)
     stages.end()
-    written = write_record(tuned, output_path)
+    _finish(tuned, output_path, as_json=as_json)
+
+
+def _warn_of_same_images(calibration: str | None, data: Path) -> bool:
+    """Return whether the rungs are judged on the images that they are calibrated on, and say so."""
+    same = calibration is None or Path(calibration).resolve() == data.resolve()
+    if same:
+        common.note(
+            f"warning: the ranges are measured on {data}, the images that the rungs are judged on, so the figures "
+            "flatter int8; give others with --calibration."
+        )
+    return same
+
+
+def _finish(tuned: Tuned, path: Path, *, as_json: bool) -> None:
+    """Write the record and tell what came of it; raise `typer.Exit` where a gate failed."""
+    from nrd_trt.pipeline.tune_record import write_record
+
+    written = write_record(tuned, path)
     if as_json:
-        common.print_json({"path": str(output_path) if tuned.winner else None, "files": written, **tuned.to_dict()})
+        common.print_json({"path": str(path) if tuned.winner else None, "files": written, **tuned.to_dict()})
     else:
-        _print(tuned, output_path, written)
-    if tuned.bundle is None or not tuned.bundle.facts["passed"]:
-        common.note("gate failed: no rung of the ladder holds the gates; the record says why")
+        _print(tuned, path, written)
+    if tuned.failures:
+        kept = "; the bundle is kept and marked as not passed" if tuned.bundle else ""
+        common.note(f"gate failed: {'; '.join(tuned.failures)}{kept}")
         raise typer.Exit(common.GATE_FAILED)
 
 
@@ -119,5 +143,6 @@ def _print(tuned: Tuned, path: Path, written: list[str]) -> None:
     typer.echo("most sensitive layers (share of the pixels that change with this layer alone in int8):")
     for layer, share in worst:
         typer.echo(f"  {share:.6f}  {layer}")
-    typer.echo(f"winner: {tuned.winner}, {path}" if tuned.winner else "no winner")
+    verdict = ", NOT PASSED" if tuned.failures else ""
+    typer.echo(f"winner: {tuned.winner}, {path}{verdict}" if tuned.winner else "no winner")
     typer.echo(f"record: {', '.join(written)}")

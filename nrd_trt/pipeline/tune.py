@@ -57,6 +57,7 @@ class TuneRequest:
     Attributes:
         build: Checkpoint, output, images, form and gates of the bundle to write; its precision is chosen here.
         resume: Go on from the state that an earlier run left.
+        calibrated_on_data: Whether the images to calibrate on are those to judge on, for the record.
         on_rung: Receives a line on every rung that was tried.
         latency: Median milliseconds of a typed file; None measures its plan where this machine runs it. Where there
             is a latency, a rung must be faster than the next one up.
@@ -64,6 +65,7 @@ class TuneRequest:
 
     build: BuildRequest
     resume: bool = False
+    calibrated_on_data: bool = False
     latency: Latency | None = None
     on_rung: Callable[[str], None] = lambda text: None
 
@@ -109,7 +111,13 @@ def tune(request: TuneRequest) -> Tuned:
     build.on_stage("climbing the ladder")
     winner, records = ladder.climb(sensitivity)
     gates = Gates.of("int8", build.min_agreement, build.max_miou_drop)
-    tuned = Tuned(rungs=records, sensitivity=sensitivity, winner=winner.name if winner else None, gates=gates)
+    tuned = Tuned(
+        rungs=records,
+        sensitivity=sensitivity,
+        winner=winner.name if winner else None,
+        gates=gates,
+        calibrated_on_data=request.calibrated_on_data,
+    )
     if winner is None:
         return tuned
     build.on_stage(f"building the winner, {winner.name}")

@@ -24,6 +24,7 @@ class Tuned:
         sensitivity: ``{layer: share of the pixels that change with this layer alone in int8}``.
         winner: Name of the rung that won, or None.
         gates: What the rungs had to hold.
+        calibrated_on_data: Whether ranges were measured on the very images that the rungs were judged on.
         bundle: Of the winner.
     """
 
@@ -31,7 +32,16 @@ class Tuned:
     sensitivity: dict[str, float]
     winner: str | None
     gates: Gates
+    calibrated_on_data: bool = False
     bundle: Bundle | None = field(default=None, repr=False)
+
+    @property
+    def failures(self) -> list[str]:
+        """What did not hold, in words; empty where the winner's bundle passed."""
+        if self.bundle is None:
+            return ["no rung of the ladder holds the gates; the record says why"]
+        found = "; ".join(self.bundle.failures)
+        return [f"{self.winner} holds the gates of the ladder, its bundle does not: {found}"] if found else []
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -40,6 +50,9 @@ class Tuned:
             "sensitivity": self.sensitivity,
             "winner": self.winner,
             "gates": asdict(self.gates),
+            "calibrated_on_data": self.calibrated_on_data,
+            "passed": not self.failures,
+            "failures": self.failures,
         }
 
 
