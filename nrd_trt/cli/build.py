@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nrd_trt.cli import common, quantization
+from nrd_trt.cli import common, groups, quantization
 from nrd_trt.specs import PRECISIONS
 
 if TYPE_CHECKING:
@@ -16,15 +16,11 @@ if TYPE_CHECKING:
 
 
 def build_command(
+    *,
     source: Annotated[Path, typer.Argument(metavar="CKPT|m.onnx|NAME.nrd", help="What to build from.")],
     output_path: Annotated[Path, typer.Option("-o", metavar="NAME.nrd", help="Where to write the bundle.")],
     precision: common.PrecisionOption = None,
-    input_form: common.InputOption = None,
-    output: common.OutputForm = None,
-    mask_encoding: common.MaskEncodingOption = None,
-    size: common.Size = None,
-    dynamic: common.Dynamic = None,
-    batch: common.Batch = None,
+    form: groups.FormOptions,
     builder: Annotated[
         str, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
     ] = "auto",
@@ -36,13 +32,7 @@ def build_command(
     ] = "auto",
     plugin: common.Plugin = None,
     calibration: quantization.CalibrationOption = None,
-    recipe: quantization.RecipeOption = None,
-    images: quantization.Images = None,
-    seed: quantization.Seed = None,
-    memory_mb: quantization.MemoryMb = None,
-    include: quantization.Include = None,
-    exclude: quantization.Exclude = None,
-    quantizer: quantization.QuantizerOption = None,
+    options: quantization.QuantizationOptions,
     data: common.Data = None,
     labels: common.Labels = None,
     ignore_index: common.IgnoreIndex = None,
@@ -70,15 +60,7 @@ def build_command(
     ] = False,
     min_agreement: common.MinAgreement = None,
     max_miou_drop: common.MaxMiouDrop = None,
-    num_classes: common.NumClasses = None,
-    hidden: common.Hidden = None,
-    patch: common.Patch = None,
-    dilations: common.Dilations = None,
-    output_stride: common.OutputStride = None,
-    classes: common.Classes = None,
-    mean: common.Mean = None,
-    std: common.Std = None,
-    bgr: common.Bgr = False,
+    facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
     as_json: common.Json = False,
@@ -90,15 +72,6 @@ def build_command(
     from nrd_trt.pipeline.build import BuildRequest, build_bundle
 
     stages = common.Stages(quiet=quiet)
-    options = quantization.QuantizationOptions(
-        recipe=recipe,
-        images=images,
-        seed=seed,
-        memory_mb=memory_mb,
-        include=include,
-        exclude=exclude,
-        quantizer=quantizer,
-    )
     chosen_fit = common.fit_choice(fit)
     calibrator = quantization.calibrator_of(
         calibration, options, precision=precision, fit=chosen_fit, threads=threads, progress=not quiet
@@ -106,9 +79,7 @@ def build_command(
     request = BuildRequest(
         source=source,
         output=output_path,
-        form=common.form_request(
-            input_form=input_form, output=output, mask_encoding=mask_encoding, size=size, dynamic=dynamic, batch=batch
-        ),
+        form=form.request(),
         precision=common.choice("--precision", precision, PRECISIONS),
         quantization=calibrator.quantization() if calibrator and precision == "int8" else None,
         calibration=calibrator.calibration() if calibrator else None,
@@ -116,17 +87,7 @@ def build_command(
         decode=decode,
         plugin=plugin,
         checkpoint=checkpoint,
-        checkpoint_options=common.CheckpointFacts(
-            num_classes=num_classes,
-            hidden=hidden,
-            patch=patch,
-            dilations=dilations,
-            output_stride=output_stride,
-            classes=classes,
-            mean=mean,
-            std=std,
-            bgr=bgr,
-        ).options(),
+        checkpoint_options=facts.options(),
         data=data,
         labels=labels,
         ignore_index=ignore_index,

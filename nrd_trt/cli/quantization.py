@@ -34,50 +34,58 @@ CalibrationOption = Annotated[
         "--calibration", metavar="DIR|FILE", help="Images, a video, 'synthetic', or ranges of `nrd-trt calibrate`."
     ),
 ]
-RecipeOption = Annotated[
-    str | None,
-    typer.Option("--recipe", metavar="NAME", help=f"minmax, percentile, entropy or mse (default {DEFAULT_RECIPE})."),
-]
-Images = Annotated[
-    int | None,
-    typer.Option(
-        "--images", min=1, metavar="N", help=f"Calibrate on at most this many images (default {DEFAULT_IMAGES})."
-    ),
-]
-Include = Annotated[
-    list[str] | None,
-    typer.Option("--include", metavar="REGEX", help="Only such layers in int8; may be repeated."),
-]
-Exclude = Annotated[
-    list[str] | None, typer.Option("--exclude", metavar="REGEX", help="No such layer in int8; may be repeated.")
-]
-QuantizerOption = Annotated[
-    str | None,
-    typer.Option("--quantizer", metavar="own|modelopt", help="Who places Q/DQ pairs and takes ranges (default own)."),
-]
-MemoryMb = Annotated[
-    float | None,
-    typer.Option(
-        "--memory-mb",
-        min=1,
-        help=f"What calibration may fetch at a time, beyond a plain session (default {DEFAULT_MEMORY_MB:g}).",
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, metavar="N", help="Of the choice of calibration images (default 0).")
-]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RangeOptions:
-    """How images are chosen and ranges measured on them; see the options of the same names. None was not given."""
+    """How images are chosen and ranges measured on them. None was not given."""
 
-    recipe: str | None = None
-    images: int | None = None
-    seed: int | None = None
-    memory_mb: float | None = None
-    include: Sequence[str] | None = None
-    exclude: Sequence[str] | None = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", metavar="NAME", help=f"minmax, percentile, entropy or mse (default {DEFAULT_RECIPE})."
+        ),
+    ] = None
+    images: Annotated[
+        int | None,
+        typer.Option(
+            "--images", min=1, metavar="N", help=f"Calibrate on at most this many images (default {DEFAULT_IMAGES})."
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, metavar="N", help="Of the choice of calibration images (default 0)."),
+    ] = None
+    memory_mb: Annotated[
+        float | None,
+        typer.Option(
+            "--memory-mb",
+            min=1,
+            help=f"What calibration may fetch at a time, beyond a plain session (default {DEFAULT_MEMORY_MB:g}).",
+        ),
+    ] = None
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", metavar="REGEX", help="In int8 only layers whose name matches; may be repeated."),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="REGEX", help="In int8 no layer whose name matches; may be repeated."),
+    ] = None
+
+    def chosen_recipe(self) -> Recipe:
+        """Return the recipe with the layers that it is for."""
+        from nrd_trt.calibration.recipes import find_recipe
+
+        recipe = find_recipe(self.recipe or DEFAULT_RECIPE)
+        return replace(recipe, include=tuple(self.include or ()), exclude=tuple(self.exclude or ()))
+
+    def stream(self, place: str, facts: GraphFacts, *, fit: Fit | None, progress: bool) -> CalibrationStream:
+        """Open the images as feeds of files with these facts."""
+        from nrd_trt.calibration.stream import CalibrationStream
+
+        images, seed = self.images or DEFAULT_IMAGES, self.seed or 0
+        return CalibrationStream(place, facts, images=images, seed=seed, fit=fit or "resize", progress=progress)
 
     def refuse(self, names: Collection[str], why: str) -> None:
         """Raise `ConfigError` where one of the options was given that would be ignored."""
@@ -90,7 +98,12 @@ class RangeOptions:
 class QuantizationOptions(RangeOptions):
     """The same, and who quantises."""
 
-    quantizer: str | None = None
+    quantizer: Annotated[
+        str | None,
+        typer.Option(
+            "--quantizer", metavar="own|modelopt", help="Who places Q/DQ pairs and takes ranges (default own)."
+        ),
+    ] = None
 
 
 class Calibrator:
@@ -114,18 +127,15 @@ class Calibrator:
         options: RangeOptions,
         *,
         quantizer: str = "own",
-        fit: Fit = "resize",
+        fit: Fit | None = None,
         threads: int | None = None,
         progress: bool = True,
     ) -> None:
-        from nrd_trt.calibration.recipes import find_recipe
-
         self._place, self._options, self._quantizer = place, options, quantizer
         self._fit, self._threads, self._progress = fit, threads, progress
         self._is_file = Path(place).suffix == ".json"
         self._check()
-        self._recipe: Recipe = find_recipe(options.recipe or DEFAULT_RECIPE)
-        self._images, self._seed = options.images or DEFAULT_IMAGES, options.seed or 0
+        self._recipe = options.chosen_recipe()
         self._stream: tuple[GraphFacts, CalibrationStream] | None = None
         self._data: str | None = None
 
@@ -148,7 +158,7 @@ class Calibrator:
         # Of places the last part only: the recorded command names no folders.
         words = ["--calibration", Path(self._place).name]
         if not self._is_file:
-            words += ["--images", str(self._images), "--seed", str(self._seed)]
+            words += ["--images", str(self._options.images or DEFAULT_IMAGES), "--seed", str(self._options.seed or 0)]
         feeds = None if self._is_file else self.feeds
         return Calibration(feeds=feeds, sha256=lambda: self._data, words=tuple(words))
 
@@ -168,27 +178,19 @@ class Calibrator:
             external = self._quantized_by_modelopt
         return Quantization(
             measure=self._measure,
-            include=tuple(self._options.include or ()),
-            exclude=(*DEFAULT_EXCLUDE, *(self._options.exclude or ())),
+            include=self._recipe.include,
+            exclude=(*DEFAULT_EXCLUDE, *self._recipe.exclude),
             external=external,
             words=self._words(),
         )
 
     def feeds(self, model: onnx.ModelProto) -> CalibrationStream:
         """Return the images as feeds of a file; files that differ in their outputs alone share them."""
-        from nrd_trt.calibration.stream import CalibrationStream
         from nrd_trt.graph.metadata import read_facts
 
         facts = replace(read_facts(model), output="mask")
         if self._stream is None or self._stream[0] != facts:
-            stream = CalibrationStream(
-                self._place,
-                facts,
-                images=self._images,
-                seed=self._seed,
-                fit=self._fit,
-                progress=self._progress,
-            )
+            stream = self._options.stream(self._place, facts, fit=self._fit, progress=self._progress)
             self._stream, self._data = (facts, stream), stream.sha256
         return self._stream[1]
 
@@ -224,14 +226,13 @@ class Calibrator:
         from nrd_trt.pipeline.modelopt import quantize_with_modelopt
 
         images = [feed["image"] for feed in self.feeds(model)]
-        return quantize_with_modelopt(model, images, exclude=(*DEFAULT_EXCLUDE, *(self._options.exclude or ())))
+        return quantize_with_modelopt(model, images, exclude=(*DEFAULT_EXCLUDE, *self._recipe.exclude))
 
     def _words(self) -> tuple[str, ...]:
-        options = self._options
-        words = ["--recipe", options.recipe] if options.recipe else []
+        words = ["--recipe", self._options.recipe] if self._options.recipe else []
         words += ["--quantizer", self._quantizer] if self._quantizer != "own" else []
-        for flag, patterns in (("--include", options.include), ("--exclude", options.exclude)):
-            words += [word for pattern in patterns or () for word in (flag, pattern)]
+        for flag, patterns in (("--include", self._recipe.include), ("--exclude", self._recipe.exclude)):
+            words += [word for pattern in patterns for word in (flag, pattern)]
         return tuple(words)
 
 
@@ -260,7 +261,7 @@ def calibrator_of(
         calibration,
         options,
         quantizer=options.quantizer or "own",
-        fit=fit or "resize",
+        fit=fit,
         threads=threads,
         progress=progress,
     )

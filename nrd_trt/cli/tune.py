@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nrd_trt.cli import common, quantization
+from nrd_trt.cli import common, groups, quantization
 
 if TYPE_CHECKING:
     from nrd_trt.pipeline.tune_record import Tuned
 
 
 def tune_command(
+    *,
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help=".pth or .safetensors")],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images that the rungs are judged on.")],
     output_path: Annotated[Path, typer.Option("-o", metavar="NAME.nrd", help="Where to write the winner's bundle.")],
@@ -21,12 +22,7 @@ def tune_command(
     ignore_index: common.IgnoreIndex = None,
     fit: common.FitOption = None,
     calibration: quantization.CalibrationOption = None,
-    recipe: quantization.RecipeOption = None,
-    images: quantization.Images = None,
-    seed: quantization.Seed = None,
-    memory_mb: quantization.MemoryMb = None,
-    include: quantization.Include = None,
-    exclude: quantization.Exclude = None,
+    ranges: quantization.RangeOptions,
     max_miou_drop: common.MaxMiouDrop = None,
     min_agreement: common.MinAgreement = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where an earlier run stopped.")] = False,
@@ -34,15 +30,7 @@ def tune_command(
         str, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
     ] = "auto",
     size: common.Size = None,
-    num_classes: common.NumClasses = None,
-    hidden: common.Hidden = None,
-    patch: common.Patch = None,
-    dilations: common.Dilations = None,
-    output_stride: common.OutputStride = None,
-    classes: common.Classes = None,
-    mean: common.Mean = None,
-    std: common.Std = None,
-    bgr: common.Bgr = False,
+    facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
     as_json: common.Json = False,
@@ -56,26 +44,8 @@ def tune_command(
 
     stages = common.Stages(quiet=quiet)
     chosen_fit = common.fit_choice(fit)
-    ranges = quantization.RangeOptions(
-        recipe=recipe, images=images, seed=seed, memory_mb=memory_mb, include=include, exclude=exclude
-    )
     calibrator = quantization.Calibrator(
-        calibration or str(data),
-        ranges,
-        fit=chosen_fit or "resize",
-        threads=threads,
-        progress=not quiet,
-    )
-    facts = common.CheckpointFacts(
-        num_classes=num_classes,
-        hidden=hidden,
-        patch=patch,
-        dilations=dilations,
-        output_stride=output_stride,
-        classes=classes,
-        mean=mean,
-        std=std,
-        bgr=bgr,
+        calibration or str(data), ranges, fit=chosen_fit, threads=threads, progress=not quiet
     )
     build = BuildRequest(
         source=checkpoint,
