@@ -17,6 +17,7 @@ from nrd_trt.cli.complexity import complexity_command
 from nrd_trt.cli.doctor import doctor_command
 from nrd_trt.cli.evaluate import evaluate_command
 from nrd_trt.cli.export import export_command
+from nrd_trt.cli.groups import flattened
 from nrd_trt.cli.inspect import inspect_command
 from nrd_trt.cli.predict import predict_command
 from nrd_trt.cli.train import train_command
@@ -47,7 +48,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "video": video_command,
 }
 for name, command in VERBS.items():
-    app.command(name)(verb(command))
+    app.command(name)(verb(flattened(command)))
 
 
 def _print_version(wanted: bool) -> None:
