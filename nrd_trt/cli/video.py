@@ -28,7 +28,9 @@ Source = Annotated[
         "jetson://FILE, or a GStreamer pipeline ('… ! …').",
     ),
 ]
-BundleOption = Annotated[Path, typer.Option("--bundle", metavar="NAME.nrd", help="The engine.")]
+BundleOption = Annotated[
+    Path, typer.Option("--bundle", metavar="NAME.nrd|CKPT", help="The engine; a checkpoint runs in PyTorch.")
+]
 Smooth = Annotated[
     str,
     typer.Option("--smooth", metavar="none|hysteresis[:N]|ema[:WEIGHT]", help="Smoothing of masks over time."),

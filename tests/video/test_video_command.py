@@ -23,7 +23,7 @@ from nrd_trt.data.synthetic import street_clip
 from nrd_trt.pipeline.video import VideoRequest, run_video
 from nrd_trt.runtime.predictor import Predictor
 from nrd_trt.video.sources.open import open_source
-from tests.artefacts import bundle, command_line, environment, workspace
+from tests.artefacts import bundle, checkpoint, command_line, environment, workspace
 from tests.video.clips import street_frames, write_clip
 from tests.video.test_mp4 import read, shown
 
@@ -157,6 +157,16 @@ def test_ema_runs_on_a_bundle_with_logits_and_is_refused_without(clip: Path) -> 
     refused = video(clip, "-o", "null", "--smooth", "ema")
     assert refused.exit_code == 2
     assert "--output both" in refused.stderr
+
+
+def test_a_checkpoint_runs_in_pytorch(tmp_path: Path, clip: Path) -> None:
+    words = ["video", clip, "-o", "null", "--bundle", checkpoint(), "--smooth", "ema", "--json"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["runner"] == "torch"
+    refused = CliRunner().invoke(app, [*map(str, words), "--runner", "onnxruntime"])
+    assert refused.exit_code == 2
+    assert "build a bundle first" in refused.stderr
 
 
 def test_views_and_style_change_the_picture(tmp_path: Path, clip: Path) -> None:
