@@ -1,12 +1,13 @@
-"""Where calibration images come from: a folder, a video, drawn scenes. NumPy and Pillow; OpenCV for videos, on use."""
+"""Where calibration images come from: a folder, a video, drawn scenes. NumPy and Pillow; PyAV for videos, on use."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -14,11 +15,10 @@ from PIL import Image
 from nrd_trt.data.datasets import SYNTHETIC
 from nrd_trt.data.folders import IMAGE_SUFFIXES, list_images, read_image
 from nrd_trt.data.synthetic import street_scene
+from nrd_trt.data.videos import VIDEO_SUFFIXES, VideoReader
 from nrd_trt.errors import CalibrationError, ConfigError
 from nrd_trt.files import sha256_file
-from nrd_trt.optional import require
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 # Scenes of validation have seeds below 100, those of the training recipes 100 000 and above.
 _SCENE_SEEDS = (20_000, 100_000)
 _LABEL_VALUES = 64  # a photo shows more grey levels than a label image has classes
@@ -54,7 +54,8 @@ def open_source(data: Path | str, *, images: int, seed: int, size_hw: tuple[int,
     Raises:
         ConfigError: `images` is below 1, or there is no such folder or file.
         CalibrationError: The folder holds no usable images; the message says what it holds.
-        MissingDependencyError: A video needs OpenCV.
+        VideoError: The video cannot be read.
+        MissingDependencyError: A video needs PyAV.
     """
     if images < 1:
         raise ConfigError(f"--images {images}: expected 1 or more.")
@@ -114,50 +115,31 @@ class SceneSource:
 
 
 class VideoSource:
-    """Frames of a video, one from each of equal stretches. OpenCV decodes every frame up to the last one chosen."""
+    """Frames of a video, one from each of equal stretches. Every frame up to the last one chosen is decoded."""
 
     def __init__(self, path: Path, *, images: int, seed: int) -> None:
-        self._cv2: Any = require("cv2", extra="video", purpose="reading videos")
         self._path = path
-        total = self._count()
-        if not total:
-            raise CalibrationError(
-                f"{path}: expected a video, OpenCV reads no frame of it; convert it, or give images."
-            )
+        # Counted, because what a file says of itself is often wrong.
+        with closing(VideoReader(path)) as reader:
+            total = sum(1 for _ in reader)
         self._frames = _choose(total, images, seed)
         self.names = tuple(f"{path.name} frame {frame}" for frame in self._frames)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         # Frames are passed one by one: seeking lands on other frames in some formats.
-        capture = self._cv2.VideoCapture(str(self._path))
-        try:
-            position = -1
+        with closing(VideoReader(self._path)) as reader:
+            pictures = enumerate(reader)
             for frame in self._frames:
-                while position < frame and capture.grab():
-                    position += 1
-                bgr = capture.retrieve()[1] if position == frame else None
-                if bgr is None:
+                picture = next((picture for index, picture in pictures if index == frame), None)
+                if picture is None:
                     raise CalibrationError(
                         f"{self._path}: expected frame {frame} as before, got none; has the file changed?"
                     )
-                yield np.ascontiguousarray(bgr[..., ::-1])
-        finally:
-            capture.release()
+                yield picture.rgb()
 
     def contents(self) -> list[str]:
         """Return the SHA-256 of the file, for each frame."""
         return [sha256_file(self._path)] * len(self._frames)
-
-    def _count(self) -> int:
-        """Count the frames that can be read; what the file says of itself is often wrong."""
-        capture = self._cv2.VideoCapture(str(self._path))
-        try:
-            count = 0
-            while capture.grab():
-                count += 1
-            return count
-        finally:
-            capture.release()
 
 
 def _choose(total: int, wanted: int, seed: int) -> list[int]:

@@ -43,7 +43,8 @@ class CalibrationStream:
         ConfigError: No such data, an image cannot be read, or an option is out of range.
         CalibrationError: The set is empty or of one image only.
         ShapeError: An image does not fit; it is named.
-        MissingDependencyError: A video needs OpenCV.
+        VideoError: The video cannot be read.
+        MissingDependencyError: A video needs PyAV.
     """
 
     def __init__(

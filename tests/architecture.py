@@ -38,6 +38,7 @@ _MAY_IMPORT: dict[str, set[str]] = {
     "doctor": _LEAVES | {"engine.compat", "engine.plugins", "zoo"},
     "zoo": _LEAVES,
     CALIBRATION: _LEAVES | {"data", "graph", "runtime"},
+    "video": _LEAVES | {"data", "graph.metadata", "runtime.base", "runtime.engine_thread", "runtime.mask_runner"},
     "train": _LEAVES | {"data", "decode", "model", "validate", "zoo"},
     PACKAGE: _LEAVES | {"model", "runtime"},
 }
@@ -50,7 +51,7 @@ _TORCH_PLACES = {"decode", "export", "model", "train", "runtime.torch_runner"}
 _TENSORRT_PLACES = {"engine.compat", "runtime.cuda", "runtime.trt_runner"}
 _POLYGRAPHY_PLACES = {"polygraphy"}
 _TENSORRT_NAMES = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda"}
-_ONLY_ON_USE = _TENSORRT_NAMES | {"onnxruntime"}
+_ONLY_ON_USE = _TENSORRT_NAMES | {"onnxruntime", "av", "cv2"}
 _HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "typer", *_TENSORRT_NAMES}
 _IMPORT_CALLS = {"require", "import_module", "find_spec", "__import__"}
 

@@ -22,6 +22,7 @@ from nrd_trt.cli.predict import predict_command
 from nrd_trt.cli.train import train_command
 from nrd_trt.cli.tune import tune_command
 from nrd_trt.cli.validate import validate_command
+from nrd_trt.cli.video import video_command
 
 app = typer.Typer(
     name="nrd-trt",
@@ -43,6 +44,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "predict": predict_command,
     "benchmark": benchmark_command,
     "tune": tune_command,
+    "video": video_command,
 }
 for name, command in VERBS.items():
     app.command(name)(verb(command))

@@ -15,11 +15,12 @@ Palette = Sequence[tuple[int, int, int]]
 
 def colour(mask: np.ndarray, palette: Palette) -> np.ndarray:
     """Return ``(H, W, 3) uint8 RGB`` of a mask ``(H, W) uint8``; indices beyond the palette are black."""
-    coloured: np.ndarray = _table(palette)[mask]
-    return coloured
+    return np.array(_coloured(mask, palette))
 
 
-def blend(rgb: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float) -> np.ndarray:
+def blend(
+    rgb: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float, *, shown: np.ndarray | None = None
+) -> np.ndarray:
     """Lay the mask's colours over an image.
 
     Args:
@@ -27,20 +28,20 @@ def blend(rgb: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float) -
         mask: ``(H, W) uint8``.
         palette: One RGB triple in 0-255 per class.
         opacity: Of the mask, 0-1.
+        shown: ``(256,) bool``, the class indices that are laid over; elsewhere the image stays. None shows all.
 
     Returns:
-        ``(H, W, 3) uint8 RGB``.
+        ``(H, W, 3) uint8 RGB``, owned by the caller, within one grey level of the exact blend.
     """
-    mixed = rgb * (1 - opacity) + colour(mask, palette) * opacity
-    return np.rint(mixed).astype(np.uint8)
+    image, coloured = Image.fromarray(rgb), _coloured(mask, palette)
+    if shown is not None:
+        coloured.paste(image, mask=Image.fromarray(mask).point((~shown * 255).tolist(), "1"))
+    return np.array(Image.blend(image, coloured, opacity))
 
 
 def write_mask(path: Path, mask: np.ndarray, palette: Palette) -> None:
     """Write a mask ``(H, W) uint8`` as an index PNG with the palette, atomically."""
-    image = Image.fromarray(mask)
-    # A short palette would make Pillow write fewer than 8 bits per pixel and cut larger indices.
-    image.putpalette(_table(palette).ravel().tolist())
-    _write(path, image)
+    _write(path, _indexed(mask, palette))
 
 
 def write_rgb(path: Path, rgb: np.ndarray) -> None:
@@ -48,10 +49,16 @@ def write_rgb(path: Path, rgb: np.ndarray) -> None:
     _write(path, Image.fromarray(rgb))
 
 
-def _table(palette: Palette) -> np.ndarray:
-    table = np.zeros((256, 3), np.uint8)
+def _coloured(mask: np.ndarray, palette: Palette) -> Image.Image:
+    return _indexed(mask, palette).convert("RGB")
+
+
+def _indexed(mask: np.ndarray, palette: Palette) -> Image.Image:
+    table = np.zeros((256, 3), np.uint8)  # a shorter one would make Pillow save fewer than 8 bits per pixel
     table[: len(palette)] = palette
-    return table
+    image = Image.fromarray(mask)
+    image.putpalette(table.tobytes())
+    return image
 
 
 def _write(path: Path, image: Image.Image) -> None:

@@ -55,6 +55,7 @@ class SegmentedFrame:
     Attributes:
         frame: As it was read.
         mask: ``(H, W) uint8`` class indices at the frame's size.
+        unsmoothed: The same before smoothing; without smoothing the same array.
         picture: ``(H, W, 3) uint8 RGB``, or None where no sink shows one.
         shares: ``(256,)`` share of the mask's pixels per class index.
         latency_s: From the arrival of the frame to the end of drawing.
@@ -62,6 +63,7 @@ class SegmentedFrame:
 
     frame: Frame
     mask: np.ndarray
+    unsmoothed: np.ndarray
     picture: np.ndarray | None
     shares: np.ndarray
     latency_s: float

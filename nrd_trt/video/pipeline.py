@@ -66,6 +66,7 @@ class _Inferred:
 class _Masked:
     arrived: _Arrived
     mask: np.ndarray
+    unsmoothed: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +139,9 @@ class Pipeline:
             NrdTrtError: The error of the stage that failed, after the others were stopped.
         """
         self._source.__enter__()
-        self.info = self._source.info
-        self._make_channels(live=self.info.live)
+        info = self._source.info
+        self._make_channels(live=info.live)
+        self.info = info
         self._crew.start(
             {
                 "read": self._read,
@@ -160,8 +162,9 @@ class Pipeline:
         self._stopping = True
         self._source.stop()
         self._gate.release()
-        self._arrived.end(discard=True)
-        self._prepared.end(discard=True)
+        if self.info is not None:
+            self._arrived.end(discard=True)
+            self._prepared.end(discard=True)
 
     def _interrupt(self) -> None:
         self.interrupted = True
@@ -171,8 +174,9 @@ class Pipeline:
         """Wake every stage; none goes on."""
         self._source.stop()
         self._gate.release()
-        for channel in (self._arrived, self._prepared, self._inferred, self._masked, self._drawn):
-            channel.abort()
+        if self.info is not None:
+            for channel in (self._arrived, self._prepared, self._inferred, self._masked, self._drawn):
+                channel.abort()
 
     def _make_channels(self, *, live: bool) -> None:
         """Make one channel after each stage but the last."""
@@ -256,14 +260,23 @@ class Pipeline:
         height, width = fitted.content_hw  # padding does not count
         self.flicker_unsmoothed.update(raw[:height, :width], still[:height, :width])
         self.flicker.update(mask[:height, :width], still[:height, :width])
-        return _Masked(arrived=inferred.item.arrived, mask=fitted.restore(mask))
+        restored = fitted.restore(mask)
+        unsmoothed = restored if isinstance(self._smoother, NoSmoothing) else fitted.restore(raw)
+        return _Masked(arrived=inferred.item.arrived, mask=restored, unsmoothed=unsmoothed)
 
     def _draw(self, masked: _Masked) -> _Drawn:
         frame, mask = masked.arrived.frame, masked.mask
         shares = class_shares(mask)
         picture = None if self._paint is None else self._paint(frame.rgb, mask, shares)
         latency_s = time.monotonic() - masked.arrived.at
-        segmented = SegmentedFrame(frame=frame, mask=mask, picture=picture, shares=shares, latency_s=latency_s)
+        segmented = SegmentedFrame(
+            frame=frame,
+            mask=mask,
+            unsmoothed=masked.unsmoothed,
+            picture=picture,
+            shares=shares,
+            latency_s=latency_s,
+        )
         return _Drawn(arrived=masked.arrived, segmented=segmented)
 
     def _write(self) -> None:
@@ -288,4 +301,16 @@ class Pipeline:
         except OSError as exc:
             raise VideoError(f"an output cannot be written ({exc}); check its folder and the free space.") from exc
         finally:
-            self.notes += [line for sink in opened if (line := sink.close(ending))]
+            self._close(opened, ending)
+
+    def _close(self, sinks: Iterable[Sink], ending: Ending) -> None:
+        """Close all, also where one cannot be."""
+        for sink in sinks:
+            try:
+                line = sink.close(ending)
+            except Exception as exc:
+                if ending != "failed":
+                    raise
+                line = f"an output could not be finished: {exc}"  # after the error that matters
+            if line:
+                self.notes.append(line)

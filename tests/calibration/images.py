@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from nrd_trt.data.synthetic import street_scene
@@ -23,10 +24,8 @@ def folder_of(path: Path, count: int, size_hw: tuple[int, int] = (70, 90)) -> Pa
 
 def video_of(path: Path, count: int, size_hw: tuple[int, int] = (64, 96)) -> Path:
     """Frame i is grey of level 10·i, so that a decoded frame says which one it is."""
-    import cv2
+    pytest.importorskip("av", reason="needs PyAV: pip install nrd-trt[video]")
+    from tests.video.clips import write_clip
 
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 15, size_hw[::-1])
-    for index in range(count):
-        writer.write(np.full((*size_hw, 3), 10 * index, np.uint8))
-    writer.release()
-    return path
+    frames = [np.full((*size_hw, 3), 10 * index, np.uint8) for index in range(count)]
+    return write_clip(path, frames, codec="mjpeg", pix_fmt="yuvj420p")

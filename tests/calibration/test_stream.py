@@ -18,7 +18,7 @@ from nrd_trt.calibration.sources import open_source
 from nrd_trt.calibration.stream import CalibrationStream
 from nrd_trt.data.folders import read_image
 from nrd_trt.data.preprocessing import fit_image
-from nrd_trt.errors import CalibrationError, ConfigError, MissingDependencyError, NrdTrtError, ShapeError
+from nrd_trt.errors import CalibrationError, ConfigError, MissingDependencyError, NrdTrtError, ShapeError, VideoError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -133,7 +133,6 @@ def test_scenes_are_drawn_at_the_engine_size() -> None:
 
 
 def test_frames_are_spread_over_the_video(tmp_path: Path) -> None:
-    pytest.importorskip("cv2", reason="needs OpenCV: pip install nrd-trt[video]")
     video = video_of(tmp_path / "clip.avi", 20)
     stream = CalibrationStream(video, facts_of(shape=InputShape.static((64, 96))), images=5)
     numbers = [int(name.rsplit(" ", 1)[1]) for name in stream.names]
@@ -145,34 +144,30 @@ def test_frames_are_spread_over_the_video(tmp_path: Path) -> None:
 
 
 def test_channels_of_a_video_are_rgb(tmp_path: Path) -> None:
-    cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install nrd-trt[video]")
-    writer = cv2.VideoWriter(str(tmp_path / "red.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 15, (96, 64))
-    for level in (150, 250):
-        frame = np.zeros((64, 96, 3), np.uint8)
-        frame[..., 2] = level  # OpenCV writes BGR
-        writer.write(frame)
-    writer.release()
+    pytest.importorskip("av", reason="needs PyAV: pip install nrd-trt[video]")
+    from tests.video.clips import write_clip
+
+    write_clip(tmp_path / "red.avi", [np.full((64, 96, 3), (level, 0, 0), np.uint8) for level in (150, 250)])
     for image in open_source(tmp_path / "red.avi", images=2, seed=0, size_hw=(64, 96)):
         assert image[..., 0].mean() > 120 and image[..., 1:].mean() < 40
 
 
 def test_file_that_is_no_video(tmp_path: Path) -> None:
-    pytest.importorskip("cv2", reason="needs OpenCV: pip install nrd-trt[video]")
+    pytest.importorskip("av", reason="needs PyAV: pip install nrd-trt[video]")
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"no video" * 100)
-    with pytest.raises(CalibrationError, match=r"clip.mp4: expected a video, OpenCV reads no frame"):
+    with pytest.raises(VideoError, match=r"clip.mp4: expected a video, FFmpeg finds none in it"):
         CalibrationStream(path, facts_of())
 
 
 def test_videos_name_the_package_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "clip.mp4").touch()
     with pytest.raises(MissingDependencyError, match=r"reading videos needs .*pip install nrd-trt\[video\]"):
         CalibrationStream(tmp_path / "clip.mp4", facts_of())
 
 
 def test_video_that_is_cut_after_the_first_pass(tmp_path: Path) -> None:
-    pytest.importorskip("cv2", reason="needs OpenCV: pip install nrd-trt[video]")
     video = video_of(tmp_path / "clip.avi", 12)
     stream = CalibrationStream(video, facts_of(), images=4)
     video_of(video, 3)

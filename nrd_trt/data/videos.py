@@ -1,0 +1,251 @@
+"""Videos as pictures: exact times, right colours, upright. PyAV, imported on use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from nrd_trt.errors import VideoError
+from nrd_trt.optional import require
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv")
+_FALLBACK_RATE = Fraction(25)
+# Numbers of ISO/IEC 23091-2, the tags of a frame; swscale knows its matrices by the same ones.
+_BT709, _BT601 = 1, 5
+_MATRICES = {1: _BT709, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
+_HD_LINES = 720
+_FULL_RANGE = 2
+_REASONS = {
+    "FileNotFoundError": "there is no such file; check the path",
+    "PermissionError": "it may not be read; check its permissions",
+    "IsADirectoryError": "it is a folder; give a file, or a folder of images",
+    "HTTPUnauthorizedError": "user name or password was refused (401); check them",
+    "HTTPForbiddenError": "access is forbidden (403); check the user's rights",
+    "HTTPNotFoundError": "the server knows no such path (404); check the end of the URL",
+    "ConnectionRefusedError": "the connection was refused; check the port, and that the server runs",
+    "ConnectionResetError": "the server closed the connection",
+    "BrokenPipeError": "the server closed the connection",
+    "ExitError": "no answer in time; check address, network and that the server sends",
+    "TimeoutError": "no answer in time; check address, network and that the server sends",
+    "ProtocolNotFoundError": "this FFmpeg does not speak the protocol; use another URL, or a GStreamer pipeline",
+    "InvalidDataError": "FFmpeg finds none in it; check that it is complete, or convert it",
+    "EOFError": "FFmpeg finds none in it; check that it is complete, or convert it",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFacts:
+    """What a reader knows before its first picture.
+
+    Attributes:
+        size_hw: Of the first picture; later ones may differ.
+        rate: Pictures per second on average, or None where the video does not tell.
+        time_base: Seconds per tick of `Picture.pts`.
+        frames: How many the video says that it has, or None.
+        live: Whether it comes at its own pace and has no end.
+    """
+
+    size_hw: tuple[int, int]
+    rate: Fraction | None
+    time_base: Fraction
+    frames: int | None
+    live: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """One picture of a reader.
+
+    Attributes:
+        pts: When it is shown, in ticks of the reader's `time_base`; grows from picture to picture.
+        duration: In ticks, or None where it is not known.
+        rgb: Converts: ``() -> (H, W, 3) uint8 RGB``, a fresh array.
+        name: Of its file, where each picture has one.
+    """
+
+    pts: int
+    duration: int | None
+    rgb: Callable[[], np.ndarray]
+    name: str | None = None
+
+
+class VideoReader:
+    """All pictures of a video stream in the order in which they are shown.
+
+    Opening decodes the first one. Iterate once.
+
+    Args:
+        video: File, URL or an open binary file.
+        name: For messages; the path when None.
+        live: Whether data that cannot be decoded is passed over and delay kept low, at the price of speed; None decides
+            by whether the duration is unknown.
+        container: FFmpeg's name of the format, where it is known.
+        options: Of FFmpeg's format and protocol.
+        timeout_s: For opening and for each read; None waits.
+
+    Attributes:
+        facts: What is known of the pictures.
+        codec: FFmpeg's name.
+
+    Raises:
+        VideoError: It cannot be opened, holds no video, or no frame of it can be decoded.
+        MissingDependencyError: PyAV is not installed.
+    """
+
+    def __init__(
+        self,
+        video: Path | str | BinaryIO,
+        *,
+        name: str | None = None,
+        live: bool | None = False,
+        container: str | None = None,
+        options: Mapping[str, str] | None = None,
+        timeout_s: tuple[float, float] | None = None,
+    ) -> None:
+        self._av = require("av", extra="video", purpose="reading videos")
+        self.name = name or str(video)
+        # The prefix keeps FFmpeg from taking a file "a:b" for a protocol.
+        opened = f"file:{video}" if isinstance(video, Path) else video
+        try:
+            self._container: InputContainer = self._av.open(
+                opened, format=container, options=dict(options or {}), timeout=timeout_s, metadata_errors="replace"
+            )
+        except (self._av.FFmpegError, OSError, ValueError) as exc:
+            raise VideoError(f"{self.name}: expected a video, {reason(exc)}.") from exc
+        self._live = self._container.duration is None if live is None else live
+        try:
+            self.facts = self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> VideoFacts:
+        stream = self._video_stream()
+        stream.thread_type = "SLICE" if self._live else "AUTO"  # frame threads hold one frame back per thread
+        self.codec = stream.codec_context.name
+        rate = stream.average_rate or stream.guessed_rate or None
+        time_base = stream.time_base or 1 / _FALLBACK_RATE
+        self._repair = _Repair(time_base, rate)
+        self._reformatter = self._av.video.reformatter.VideoReformatter()
+        self._decoded = self._decode(stream)
+        self._first = next(self._decoded, None)
+        if self._first is None:
+            raise VideoError(f"{self.name}: expected a video, no frame of it can be decoded; convert it.")
+        size = self._first.height, self._first.width
+        size_hw = size[::-1] if _quarter_turns(self._first) % 2 else size
+        return VideoFacts(
+            size_hw=size_hw, rate=rate, time_base=time_base, frames=stream.frames or None, live=self._live
+        )
+
+    def _video_stream(self) -> VideoStream:
+        # FFmpeg takes any text for a film of an old terminal, and the cover of a song for a video of one frame.
+        stream: Any = self._container.streams.best("video")
+        cover = self._av.stream.Disposition.attached_pic
+        if not isinstance(stream, self._av.VideoStream) or stream.disposition & cover:
+            kinds = " and ".join(sorted({each.type for each in self._container.streams})) or "nothing"
+            raise VideoError(f"{self.name}: expected a video stream, found {kinds}; give a file with pictures.")
+        if self._container.format.name == "tty":
+            raise VideoError(f"{self.name}: expected a video, it is a text file; give a video.")
+        if stream.codec_context is None:
+            raise VideoError(f"{self.name}: expected a codec that FFmpeg decodes, got another; convert it to H.264.")
+        found: VideoStream = stream
+        return found
+
+    def __iter__(self) -> Iterator[Picture]:
+        if self._first is not None:
+            first, self._first = self._first, None
+            yield self._picture(first)
+        for frame in self._decoded:
+            yield self._picture(frame)
+
+    def _picture(self, frame: av.VideoFrame) -> Picture:
+        duration = frame.duration or None
+        return Picture(pts=self._repair(frame.pts, duration), duration=duration, rgb=partial(self._rgb, frame))
+
+    def _decode(self, stream: VideoStream) -> Iterator[av.VideoFrame]:
+        count = 0
+        try:
+            for packet in self._container.demux(stream):  # the last one is empty: it flushes the decoder
+                try:
+                    frames = packet.decode()
+                except self._av.InvalidDataError:
+                    if count and not self._live:
+                        raise
+                    continue  # a stream that is joined midway starts with what cannot be decoded
+                count += len(frames)
+                yield from frames
+        except (self._av.FFmpegError, OSError) as exc:
+            raise VideoError(f"{self.name}: expected frame {count}, {_interruption(exc)}.") from exc
+
+    def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        converted = self._reformatter.reformat(frame, format="rgb24", **_colours(frame))
+        return np.ascontiguousarray(np.rot90(converted.to_ndarray(), _quarter_turns(frame)))
+
+    def close(self) -> None:
+        """Close the file; may be called again."""
+        self._container.close()
+
+
+def reason(exc: Exception) -> str:
+    """Say in words why FFmpeg could not open or read something; without the URL, which may hold a password."""
+    for kind in type(exc).__mro__:
+        if kind.__name__ in _REASONS:
+            return _REASONS[kind.__name__]
+    return f"FFmpeg says: {getattr(exc, 'strerror', None) or type(exc).__name__}"
+
+
+def _interruption(exc: Exception) -> str:
+    damaged = type(exc).__name__ == "InvalidDataError"
+    return "found damaged data; repair or cut the file" if damaged else reason(exc)
+
+
+class _Repair:
+    """Times that always grow, also where the file lacks some or jumps back."""
+
+    def __init__(self, time_base: Fraction, rate: Fraction | None) -> None:
+        self._step = max(1, round(1 / ((rate or _FALLBACK_RATE) * time_base)))
+        self._second = round(1 / time_base)
+        self._last: int | None = None
+        self._shift = 0
+
+    def __call__(self, pts: int | None, duration: int | None) -> int:
+        due = 0 if self._last is None else self._last + (duration or self._step)
+        now = due if pts is None else pts + self._shift
+        if self._last is not None and now <= self._last:
+            if self._last - now > self._second:  # the clock was set back, and stays so
+                self._shift += due - now
+                now = due
+            else:
+                now = self._last + 1
+        self._last = now
+        return now
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Return how often the frame is turned by 90° anticlockwise to stand upright."""
+    return round(frame.rotation / 90)
+
+
+def _colours(frame: av.VideoFrame) -> dict[str, Any]:
+    """Return what tells swscale the matrix and range of a frame.
+
+    PyAV before 17 applies them only where source and destination differ; of RGB the destination's matrix is not used.
+    """
+    if frame.format.is_rgb:
+        return {}
+    matrix = _MATRICES.get(int(frame.colorspace), _BT709 if frame.height >= _HD_LINES else _BT601)
+    colours = {"src_colorspace": matrix, "dst_colorspace": _BT709 if matrix != _BT709 else _BT601}
+    if frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj"):
+        colours |= {"src_color_range": _FULL_RANGE, "dst_color_range": _FULL_RANGE}
+    return colours

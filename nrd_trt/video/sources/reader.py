@@ -1,0 +1,100 @@
+"""The one implementation of sources: what a reader gives, with numbers and names, until it ends or is stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Protocol
+
+from nrd_trt.data.videos import Picture, VideoFacts
+from nrd_trt.errors import VideoError
+from nrd_trt.video.frames import Frame, StreamInfo
+from nrd_trt.video.sources.base import Report
+
+
+class Reader(Protocol):
+    """Something opened that gives pictures, once."""
+
+    @property
+    def facts(self) -> VideoFacts:
+        """What is known of the pictures."""
+        ...
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Yield the pictures.
+
+        Raises:
+            VideoError: No more can be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close; may be called again."""
+        ...
+
+
+OpenReader = Callable[[threading.Event], Reader]
+"""Opens a reader, or raises `VideoError`; once the event is set, the reader ends as soon as it can."""
+
+
+class ReaderSource:
+    """A `Source` that plays a reader once; a live one is opened again whenever it is lost.
+
+    Args:
+        name: See `StreamInfo`.
+        open_reader: Called on entering.
+        report: Told of a lost stream and of its return.
+    """
+
+    def __init__(self, name: str, open_reader: OpenReader, *, report: Report = print) -> None:
+        self._name, self._open, self._report = name, open_reader, report
+        self._stopped = threading.Event()
+        self._info: StreamInfo | None = None
+        self._played: Reader | None = None
+
+    @property
+    def info(self) -> StreamInfo:
+        """What is known of the frames; only once entered."""
+        if self._info is None:
+            raise VideoError(f"{self._name}: expected an open source, got one that was not entered; use `with`.")
+        return self._info
+
+    def __enter__(self) -> ReaderSource:
+        self._played = self._open(self._stopped)
+        facts = self._played.facts
+        self._info = StreamInfo(
+            name=self._name,
+            size_hw=facts.size_hw,
+            rate=facts.rate,
+            time_base=facts.time_base,
+            frames=None if facts.live else facts.frames,
+            live=facts.live,
+        )
+        return self
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._played is None:
+            return
+        for index, picture in enumerate(self._played):
+            if self._stopped.is_set():
+                return
+            yield Frame(
+                index=index,
+                rgb=picture.rgb(),
+                pts=picture.pts,
+                duration=picture.duration,
+                name=picture.name or f"{index:06d}",
+            )
+
+    def stop(self) -> None:
+        """End the iterator: at once while it waits for a lost stream, else with the read that it is in."""
+        self._stopped.set()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._played is not None:
+            self._played.close()
+            self._played = None

@@ -1,0 +1,176 @@
+"""Video files: the source's timestamps to the tick, any size, playable whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from nrd_trt.errors import ConfigError
+from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
+from nrd_trt.video.sinks.base import Ending
+from nrd_trt.video.sinks.mp4 import Mp4Sink
+
+CLIP_BASE = Fraction(1, 30000)
+Ticks = Sequence[tuple[int, int]]  # pts and duration
+STEADY: Ticks = [(1001 * index, 1001) for index in range(20)]
+
+
+def segmented(index: int, pts: int, duration: int | None, picture: np.ndarray) -> SegmentedFrame:
+    mask = np.zeros(picture.shape[:2], np.uint8)
+    frame = Frame(index=index, rgb=picture, pts=pts, duration=duration, name=f"{index:06}")
+    return SegmentedFrame(frame=frame, mask=mask, unsmoothed=mask, picture=picture, shares=np.zeros(256), latency_s=0.0)
+
+
+def flat(size_hw: tuple[int, int], colour: Sequence[int]) -> np.ndarray:
+    return np.full((*size_hw, 3), colour, np.uint8)
+
+
+def write(
+    path: Path,
+    ticks: Ticks,
+    *,
+    pictures: Sequence[np.ndarray] | None = None,
+    ending: Ending = "complete",
+    rate: Fraction | None = Fraction(30000, 1001),
+    time_base: Fraction = CLIP_BASE,
+    lines: list[str] | None = None,
+) -> str | None:
+    pictures = pictures or [flat((48, 64), (index * 10 % 256, 80, 160)) for index in range(len(ticks))]
+    info = StreamInfo(name="test", size_hw=(48, 64), rate=rate, time_base=time_base, frames=len(ticks), live=False)
+    sink = Mp4Sink(path, force=False, report=(lines if lines is not None else []).append)
+    sink.open(info)
+    for index, ((pts, duration), picture) in enumerate(zip(ticks, pictures, strict=True)):
+        sink.write(segmented(index, pts, duration, picture))
+    return sink.close(ending)
+
+
+def read(path: Path) -> tuple[av.VideoStream, list[av.VideoFrame]]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return stream, list(container.decode(stream))
+
+
+def shown(path: Path) -> list[tuple[Fraction, Fraction]]:
+    """Time and duration of every frame in seconds."""
+    stream, frames = read(path)
+    return [(frame.pts * stream.time_base, frame.duration * stream.time_base) for frame in frames]
+
+
+@pytest.mark.parametrize(
+    "ticks",
+    [
+        STEADY,
+        [(500 + pts, duration) for pts, duration in STEADY],
+        [(0, 1001), (1001, 3003), (4004, 17), (4021, 1001), (5022, 60000)],
+        [(0, 1001)],
+    ],
+    ids=["steady", "offset", "variable", "one"],
+)
+def test_timestamps_and_durations_are_kept_to_the_tick(tmp_path: Path, ticks: Ticks) -> None:
+    assert write(tmp_path / "a.mp4", ticks) is None
+    assert shown(tmp_path / "a.mp4") == [(pts * CLIP_BASE, duration * CLIP_BASE) for pts, duration in ticks]
+
+
+@pytest.mark.parametrize("rate", [Fraction(15), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(1, 2)])
+def test_the_rate_in_the_file_is_exact(tmp_path: Path, rate: Fraction) -> None:
+    write(tmp_path / "a.mp4", [(index, 1) for index in range(12)], rate=rate, time_base=1 / rate)
+    stream, frames = read(tmp_path / "a.mp4")
+    assert (stream.average_rate, stream.frames, len(frames)) == (rate, 12, 12)
+
+
+@pytest.mark.parametrize(("size", "form"), [((48, 64), "yuv420p"), ((47, 63), "yuv444p"), ((48, 63), "yuv444p")])
+def test_any_size_is_kept(tmp_path: Path, size: tuple[int, int], form: str) -> None:
+    write(tmp_path / "a.mp4", STEADY[:3], pictures=[flat(size, (200, 30, 90))] * 3)
+    stream, frames = read(tmp_path / "a.mp4")
+    assert (stream.codec_context.name, stream.height, stream.width) == ("h264", *size)
+    assert frames[0].format.name == form
+
+
+@pytest.mark.parametrize(("size", "matrix"), [((48, 64), 6), ((720, 64), 1)])
+def test_colours_come_back_with_the_matrix_that_the_file_names(
+    tmp_path: Path, size: tuple[int, int], matrix: int
+) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 64, 128), (250, 170, 30)]
+    write(tmp_path / "a.mp4", STEADY[:5], pictures=[flat(size, colour) for colour in colours])
+    _, frames = read(tmp_path / "a.mp4")
+    assert {frame.colorspace for frame in frames} == {matrix}
+    for frame, colour in zip(frames, colours, strict=True):
+        space = "ITU709" if matrix == 1 else "ITU601"
+        rgb = frame.reformat(format="rgb24", src_colorspace=space, dst_colorspace=space).to_ndarray()
+        assert np.abs(rgb[10, 10].astype(int) - colour).max() <= 6
+
+
+def test_a_change_of_size_is_scaled_and_said_once(tmp_path: Path) -> None:
+    lines: list[str] = []
+    pictures = [flat((48, 64), (9, 9, 9)), *[flat((96, 128), (200, 200, 200))] * 3]
+    write(tmp_path / "a.mp4", STEADY[:4], pictures=pictures, lines=lines)
+    _, frames = read(tmp_path / "a.mp4")
+    assert [(frame.height, frame.width) for frame in frames] == [(48, 64)] * 4
+    assert len(lines) == 1
+    assert "from 48x64 to 96x128" in lines[0]
+    assert frames[-1].to_ndarray(format="rgb24").mean() > 180
+
+
+def test_what_was_written_is_whole_after_ctrl_c_and_partial_after_a_failure(tmp_path: Path) -> None:
+    assert write(tmp_path / "stopped.mp4", STEADY[:7], ending="stopped") is None
+    assert len(shown(tmp_path / "stopped.mp4")) == 7
+    line = write(tmp_path / "failed.mp4", STEADY[:7], ending="failed")
+    assert line is not None
+    assert "failed.partial.mp4" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["failed.partial.mp4", "stopped.mp4"]
+    assert len(shown(tmp_path / "failed.partial.mp4")) == 7
+
+
+def test_nothing_is_made_where_no_frame_came(tmp_path: Path) -> None:
+    assert write(tmp_path / "a.mp4", []) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.partial.mp4"])
+def test_existing_files_are_kept_without_force(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ConfigError, match=rf"{name}: already exists; give --force"):
+        Mp4Sink(tmp_path / "a.mp4", force=False, report=print)
+    Mp4Sink(tmp_path / "a.mp4", force=True, report=print)
+    assert (tmp_path / name).read_text() == "precious"  # until there is something to replace it with
+
+
+def test_a_killed_process_leaves_a_file_that_plays(tmp_path: Path) -> None:
+    """Up to the last fragment, which ends with a key frame every two seconds."""
+    code = f"""
+        import numpy as np, sys
+        from pathlib import Path
+        from fractions import Fraction
+        from tests.video.test_mp4 import segmented, StreamInfo, Mp4Sink
+        sink = Mp4Sink(Path({str(tmp_path / "a.mp4")!r}), force=False, report=print)
+        sink.open(StreamInfo(name="", size_hw=(48, 64), rate=Fraction(10), time_base=Fraction(1, 10), frames=None,
+                             live=True))
+        rng = np.random.default_rng(0)
+        for index in range(10_000):
+            sink.write(segmented(index, index, 1, rng.integers(0, 255, (48, 64, 3), np.uint8)))
+            if index == 200:
+                print("ready", flush=True)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert os.listdir(tmp_path) == ["a.partial.mp4"]
+    frames = 0
+    with av.open(str(tmp_path / "a.partial.mp4")) as container, contextlib.suppress(av.error.InvalidDataError):
+        for _ in container.decode(video=0):  # the last picture may be cut off
+            frames += 1
+    assert frames > 100

@@ -1,0 +1,455 @@
+"""Stages on threads: every frame of a file, the newest of a camera, and an end without hanging, whatever happens."""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrd_trt.data.preprocessing import fit_image
+from nrd_trt.data.synthetic import street_clip
+from nrd_trt.engine.bundle import read_bundle
+from nrd_trt.errors import RunnerError, VideoError
+from nrd_trt.runtime.engine_thread import EngineThread
+from nrd_trt.runtime.predictor import Predictor
+from nrd_trt.runtime.select import make_runner
+from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
+from nrd_trt.video.gate import Gate
+from nrd_trt.video.pipeline import Pipeline
+from nrd_trt.video.segmenter import Segmenter
+from nrd_trt.video.sinks.base import Ending, EndOfRun
+from nrd_trt.video.temporal import Hysteresis
+from tests.artefacts import bundle
+
+INFO = StreamInfo(name="test", size_hw=(60, 90), rate=Fraction(15), time_base=Fraction(1, 15), frames=None, live=False)
+PROMPTLY_S = 1.5  # a second for the run, the rest for a loaded machine
+
+
+class Pictures:
+    """A source of arrays.
+
+    Args:
+        frames: Makes the picture of an index.
+        count: How many; None goes on for ever.
+        every_s: How long a frame takes to come.
+    """
+
+    reconnects = 0
+
+    def __init__(
+        self, picture: Callable[[int], np.ndarray], count: int | None, *, live: bool = False, every_s: float = 0.0
+    ) -> None:
+        self._picture, self._count, self._every_s = picture, count, every_s
+        self.info = StreamInfo(
+            name="pictures", size_hw=(60, 90), rate=Fraction(15), time_base=Fraction(1, 15), frames=count, live=live
+        )
+        self._stopped = threading.Event()
+        self.closed_by: str | None = None
+        self.read = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        index = 0
+        while not self._stopped.wait(self._every_s) and (self._count is None or index < self._count):
+            yield Frame(index=index, rgb=self._picture(index), pts=index, duration=1, name=f"{index:06}")
+            index += 1
+            self.read = index
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed_by = threading.current_thread().name
+
+
+class Kept:
+    """A sink that keeps what it gets."""
+
+    def __init__(self, *, shows_picture: bool = False, on_write: Callable[[int], None] = lambda index: None) -> None:
+        self.shows_picture, self._on_write = shows_picture, on_write
+        self.frames: list[SegmentedFrame] = []
+        self.ending: Ending | None = None
+
+    def open(self, info: StreamInfo) -> None:
+        self.info = info
+
+    def write(self, frame: SegmentedFrame) -> None:
+        self._on_write(frame.frame.index)
+        self.frames.append(frame)
+
+    def close(self, ending: Ending) -> str | None:
+        self.ending = ending
+        return f"ended {ending}"
+
+    @property
+    def indices(self) -> list[int]:
+        return [frame.frame.index for frame in self.frames]
+
+
+class Slow:
+    """A runner that takes its time, or fails at a frame."""
+
+    name, arithmetic, inputs, outputs = "slow", "native", {}, {}  # type: ignore[var-annotated]
+
+    def __init__(self, inner: Any, *, seconds: float = 0.0, fails_at: int | None = None) -> None:
+        self._inner, self._seconds, self._fails_at = inner, seconds, fails_at
+        self.runs = 0
+
+    def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.runs += 1
+        if self.runs - 1 == self._fails_at:
+            raise RunnerError("the engine is gone")
+        time.sleep(self._seconds)
+        return self._inner.infer(feed)  # type: ignore[no-any-return]
+
+    def __enter__(self) -> Slow:
+        self._inner.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._inner.__exit__(None, None, None)
+
+
+def clip(count: int) -> list[np.ndarray]:
+    return [scene.image for scene in street_clip(5, INFO.size_hw, frames=count)]
+
+
+def plain(index: int) -> np.ndarray:
+    return np.full((*INFO.size_hw, 3), index % 256, np.uint8)
+
+
+def numbered(rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    return rgb
+
+
+def make_segmenter(**slow: Any) -> Segmenter:
+    opened = read_bundle(bundle())
+    runner = make_runner(opened, "onnxruntime", threads=1)
+    return Segmenter(EngineThread(Slow(runner, **slow) if slow else runner), opened.graph, "resize")
+
+
+@pytest.fixture
+def segmenter() -> Iterator[Segmenter]:
+    with make_segmenter() as entered:
+        yield entered
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + PROMPTLY_S
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left
+
+
+def test_every_frame_comes_out_in_order_with_the_mask_of_a_single_image(segmenter: Segmenter) -> None:
+    pictures, sink = clip(12), Kept()
+    source = Pictures(pictures.__getitem__, 12)
+    pipeline = Pipeline(source, segmenter, [sink], paint=numbered)
+    assert pipeline.run() == "complete"
+    assert sink.indices == list(range(12))
+    assert (sink.ending, pipeline.notes) == ("complete", ["ended complete"])
+    with Predictor(bundle(), runner="onnxruntime", threads=1) as predictor:
+        for frame, rgb in zip(sink.frames, pictures, strict=True):
+            np.testing.assert_array_equal(frame.mask, predictor.predict(rgb))
+            assert frame.unsmoothed is frame.mask
+            np.testing.assert_allclose(frame.shares, np.bincount(frame.mask.ravel(), minlength=256) / frame.mask.size)
+    figures = pipeline.meters.total()
+    assert (figures.frames, figures.dropped) == (12, 0)
+    assert all(figures.split_ms[stage] > 0 for stage in figures.split_ms)
+    assert source.closed_by == "nrd-read"
+
+
+def test_pictures_are_drawn_only_where_a_sink_shows_them(segmenter: Segmenter) -> None:
+    drawn: list[int] = []
+
+    def paint(rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        drawn.append(1)
+        return rgb
+
+    Pipeline(Pictures(plain, 2), segmenter, [Kept()], paint=paint).run()
+    assert drawn == []
+    sinks = [Kept(), Kept(shows_picture=True)]
+    Pipeline(Pictures(plain, 2), segmenter, sinks, paint=paint).run()
+    assert len(drawn) == 2
+    assert all(frame.picture is not None for sink in sinks for frame in sink.frames)
+
+
+def test_a_slow_sink_slows_a_file_down_and_loses_nothing(segmenter: Segmenter) -> None:
+    sink = Kept(on_write=lambda index: time.sleep(0.02))
+    source = Pictures(plain, 20)
+    Pipeline(source, segmenter, [sink], paint=numbered).run()
+    assert sink.indices == list(range(20))
+
+
+def test_little_is_read_ahead(segmenter: Segmenter) -> None:
+    """Frames are large: a slow sink must not let them pile up."""
+    ahead: list[int] = []
+    source = Pictures(plain, 60)
+    sink = Kept(on_write=lambda index: (time.sleep(0.005), ahead.append(source.read - index))[0])
+    Pipeline(source, segmenter, [sink], paint=numbered).run()
+    assert max(ahead) <= 20
+
+
+def test_a_live_source_drops_the_oldest_and_counts(segmenter: Segmenter) -> None:
+    with make_segmenter(seconds=0.05) as slow:
+        sink = Kept()
+        source = Pictures(plain, 100, live=True, every_s=0.01)
+        pipeline = Pipeline(source, slow, [sink], paint=numbered)
+        pipeline.run()
+    figures = pipeline.meters.total()
+    assert source.read == 100  # the camera was never kept waiting
+    assert figures.frames == len(sink.frames) < 60
+    assert figures.frames + figures.dropped == 100
+    assert sink.indices == sorted(set(sink.indices))
+    assert sink.indices[-1] == 99  # the newest one
+    assert max(frame.latency_s for frame in sink.frames) < 0.5
+
+
+def failing(index: int) -> None:
+    if index == 3:
+        raise ValueError("broken on purpose")
+
+
+def raise_at_3(make: Callable[[int], np.ndarray]) -> Callable[[int], np.ndarray]:
+    def picture(index: int) -> np.ndarray:
+        failing(index)
+        return make(index)
+
+    return picture
+
+
+def check_prompt_failure(run: Callable[[], object], error: type[BaseException], text: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(error, match=text):
+        run()
+    assert time.monotonic() - start < PROMPTLY_S
+
+
+@pytest.mark.parametrize("stage", ["read", "preprocess", "smooth", "draw", "write"])
+def test_a_stage_that_fails_on_frame_3_of_100_stops_all(segmenter: Segmenter, stage: str) -> None:
+    count = [0]
+
+    class Smoother(Hysteresis):
+        def __call__(self, mask: np.ndarray, logits: np.ndarray | None, still: np.ndarray) -> np.ndarray:
+            failing(count[0])
+            count[0] += 1
+            return mask
+
+    def paint(rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        failing(int(rgb[0, 0, 0]))
+        return rgb
+
+    sink = Kept(shows_picture=True, on_write=failing if stage == "write" else lambda index: None)
+    source = Pictures(raise_at_3(plain) if stage == "read" else plain, 100)
+    if stage == "preprocess":
+        source = Pictures(lambda index: plain(index) if index != 3 else np.zeros((4, 4), np.uint8), 100)
+    pipeline = Pipeline(
+        source,
+        segmenter,
+        [sink],
+        paint=paint if stage == "draw" else numbered,
+        smoother=Smoother(frames=2) if stage == "smooth" else None,
+    )
+    error = "expected \\(H, W, 3\\)" if stage == "preprocess" else "broken on purpose"
+    check_prompt_failure(pipeline.run, ValueError, error)
+    assert pipeline.failed_stage == stage
+    assert sink.ending == "failed"
+    assert len(sink.frames) <= 3
+    assert source.read < 30
+    assert source.closed_by is not None
+
+
+def test_an_engine_that_fails_stops_all() -> None:
+    with make_segmenter(fails_at=3) as broken:
+        pipeline = Pipeline(Pictures(plain, 100), broken, [Kept()], paint=numbered)
+        check_prompt_failure(pipeline.run, RunnerError, "the engine is gone")
+    assert pipeline.failed_stage == "infer"
+
+
+def test_a_failure_does_not_wait_for_a_camera_that_is_silent(segmenter: Segmenter) -> None:
+    """As of a read that waits inside a library."""
+    silent = threading.Event()
+
+    class Stuck(Pictures):
+        def __iter__(self) -> Iterator[Frame]:
+            yield from Pictures(plain, 4).__iter__()
+            silent.wait(5)
+
+    def fail_late(index: int) -> None:
+        if index == 3:
+            raise ValueError("broken on purpose")
+
+    source = Stuck(plain, None, live=True)
+    sink = Kept(on_write=fail_late)
+    try:
+        check_prompt_failure(
+            Pipeline(Pictures(plain, 100), segmenter, [sink], paint=numbered).run, ValueError, "broken on purpose"
+        )
+        pipeline = Pipeline(source, segmenter, [Kept(on_write=lambda index: failing(3))], paint=numbered)
+        check_prompt_failure(pipeline.run, ValueError, "broken on purpose")
+        assert source.closed_by is None  # nobody closes it under the reader's feet
+    finally:
+        silent.set()
+
+
+def test_a_full_disk_is_said_in_three_parts(segmenter: Segmenter) -> None:
+    def full(index: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    pipeline = Pipeline(Pictures(plain, 100), segmenter, [Kept(on_write=full)], paint=numbered)
+    check_prompt_failure(pipeline.run, VideoError, "No space left on device.*check its folder and the free space")
+
+
+def test_all_sinks_are_closed_where_one_cannot_be_opened(segmenter: Segmenter) -> None:
+    class Closed(Kept):
+        def open(self, info: StreamInfo) -> None:
+            raise VideoError("there is no display")
+
+    first, second = Kept(), Closed()
+    pipeline = Pipeline(Pictures(plain, 100), segmenter, [first, second], paint=numbered)
+    check_prompt_failure(pipeline.run, VideoError, "no display")
+    assert (first.ending, second.ending) == ("failed", "failed")
+
+
+def test_ctrl_c_writes_what_is_on_its_way_and_ends(segmenter: Segmenter) -> None:
+    sink = Kept()
+    pipeline = Pipeline(Pictures(plain, None), segmenter, [sink], paint=numbered)
+
+    def interrupt() -> None:
+        if len(sink.frames) > 5:
+            _thread.interrupt_main()
+
+    start = time.monotonic()
+    assert pipeline.run(interrupt) == "stopped"
+    assert time.monotonic() - start < 5
+    assert pipeline.interrupted
+    assert sink.ending == "stopped"
+    assert sink.indices == list(range(len(sink.indices)))
+
+
+def test_a_second_ctrl_c_gives_up() -> None:
+    with make_segmenter(seconds=0.3) as slow:
+        sink = Kept()
+        pipeline = Pipeline(Pictures(plain, None), slow, [sink], paint=numbered)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(_thread.interrupt_main)
+    assert sink.ending == "failed"
+
+
+def test_a_viewer_that_closes_the_window_ends_the_run(segmenter: Segmenter) -> None:
+    def close_at_4(index: int) -> None:
+        if index == 4:
+            raise EndOfRun
+
+    sink = Kept(on_write=close_at_4)
+    pipeline = Pipeline(Pictures(plain, None), segmenter, [sink], paint=numbered)
+    assert pipeline.run() == "stopped"
+    assert (sink.indices, sink.ending, pipeline.interrupted) == ([0, 1, 2, 3], "stopped", False)
+
+
+def test_stop_from_another_thread(segmenter: Segmenter) -> None:
+    pipeline = Pipeline(Pictures(plain, None), segmenter, [Kept()], paint=numbered)
+    threading.Timer(0.2, pipeline.stop).start()
+    assert pipeline.run() == "stopped"
+
+
+def test_stop_before_the_run(segmenter: Segmenter) -> None:
+    pipeline = Pipeline(Pictures(plain, None), segmenter, [Kept()], paint=numbered)
+    pipeline.stop()
+    assert pipeline.run() == "stopped"
+
+
+def test_pause_and_step(segmenter: Segmenter) -> None:
+    gate, sink = Gate(), Kept()
+    gate.pause()
+    pipeline = Pipeline(Pictures(plain, 5), segmenter, [sink], paint=numbered, gate=gate)
+    run = threading.Thread(target=pipeline.run)
+    run.start()
+
+    def settled(count: int) -> bool:
+        deadline = time.monotonic() + 5
+        while len(sink.frames) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        return len(sink.frames) == count
+
+    assert settled(0)
+    gate.step()
+    assert settled(1)
+    gate.resume()
+    run.join(5)
+    assert sink.indices == list(range(5))
+
+
+def test_a_size_that_changes_midway_goes_through(segmenter: Segmenter) -> None:
+    sizes = [(60, 90), (60, 90), (33, 47), (120, 60)]
+    sink = Kept()
+    source = Pictures(lambda index: np.full((*sizes[index], 3), 90, np.uint8), len(sizes))
+    Pipeline(source, segmenter, [sink], paint=numbered, smoother=Hysteresis(frames=3)).run()
+    assert [frame.mask.shape for frame in sink.frames] == sizes
+
+
+def test_smoothing_acts_on_the_masks_and_flicker_is_measured_before_and_after(segmenter: Segmenter) -> None:
+    """Two pictures take turns: everything that changes class comes and goes; a class must come three times to stay."""
+    first, second = clip(40)[0], clip(40)[39]
+    dim = np.clip(first.astype(int) + 5, 0, 255).astype(np.uint8)  # still, by the threshold
+    del second
+    sink = Kept()
+    source = Pictures(lambda index: dim if index % 2 else first, 12)
+    pipeline = Pipeline(source, segmenter, [sink], paint=numbered, smoother=Hysteresis(frames=3))
+    pipeline.run()
+    before, after = pipeline.flicker_unsmoothed.flicker, pipeline.flicker.flicker
+    assert before is not None
+    assert before > 0
+    assert after == 0
+    masks = [segmenter.segment(picture) for picture in (first, dim)]
+    np.testing.assert_array_equal(sink.frames[1].unsmoothed, masks[1])
+    np.testing.assert_array_equal(sink.frames[1].mask, masks[0])
+
+
+def test_uploads_share_the_engine_while_a_run_goes_on(segmenter: Segmenter) -> None:
+    pictures = clip(3)
+    alone = [segmenter.segment(rgb) for rgb in pictures]
+    sink = Kept()
+    pipeline = Pipeline(Pictures(lambda index: pictures[index % 3], 60), segmenter, [sink], paint=numbered)
+    run = threading.Thread(target=pipeline.run)
+    run.start()
+    for _ in range(5):
+        for rgb, mask in zip(pictures, alone, strict=True):
+            np.testing.assert_array_equal(segmenter.segment(rgb), mask)
+    run.join(20)
+    assert len(sink.frames) == 60
+    for frame in sink.frames:
+        np.testing.assert_array_equal(frame.mask, alone[frame.frame.index % 3])
+
+
+def test_padding_does_not_count_as_flicker() -> None:
+    opened = read_bundle(bundle())
+    runner = make_runner(opened, "onnxruntime", threads=1)
+    with Segmenter(EngineThread(runner), opened.graph, "letterbox") as segmenter:
+        pipeline = Pipeline(Pictures(plain, 4), segmenter, [Kept()], paint=numbered)
+        pipeline.run()
+        fitted = fit_image(plain(0), opened.graph.shape, opened.graph.info, "letterbox")
+    assert fitted.content_hw != fitted.image.shape[:2]  # else this tests nothing
+    assert pipeline.flicker.flicker is not None
+
+
+def test_an_engine_thread_keeps_the_rules_of_a_runner() -> None:
+    opened = read_bundle(bundle())
+    engine = EngineThread(make_runner(opened, "onnxruntime", threads=1))
+    with pytest.raises(RunnerError, match="not entered"):
+        engine.begin({})
+    with engine, pytest.raises(RunnerError, match="already entered"):
+        engine.__enter__()
+    engine.__exit__(None, None, None)
