@@ -11,7 +11,7 @@ import hmac
 import ipaddress
 import secrets
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -72,6 +72,17 @@ class Access:
                 f"--token: expected at least {_TOKEN_LENGTH} printable ASCII characters without spaces, got "
                 f"{len(self.token)}; --token auto makes one."
             )
+
+    def at(self, port: int) -> Access:
+        """Return the same rules for the port that was taken."""
+        return replace(self, port=port)
+
+    @property
+    def url(self) -> str:
+        """Where people find the page."""
+        any_address = _address(self.host) is not None and ipaddress.ip_address(self.host).is_unspecified
+        name = socket.gethostname() if any_address else self.host
+        return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
 
     @property
     def cookie_name(self) -> str:

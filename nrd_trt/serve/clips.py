@@ -1,4 +1,4 @@
-"""Uploaded clips, from bytes to bytes: decode, segment, draw, encode as MP4. PyAV only.
+"""Uploaded clips, from bytes to bytes: decode, segment, draw, encode as MP4. PyAV on use.
 
 The demuxer is named and may open nothing else: no playlist, no reference to another file, no protocol.
 """
@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from fractions import Fraction
 from typing import Any, Literal
 
-import av
 import numpy as np
-from av.container import InputContainer, OutputContainer
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
+from PIL import Image
 
-from nrd_trt.serve.pictures import Look, Palette, compose
+from nrd_trt.data.overlay import Palette
+from nrd_trt.data.videos import Picture, VideoFacts, VideoReader
+from nrd_trt.optional import require
+from nrd_trt.serve.pictures import Look, compose
 from nrd_trt.serve.problems import Refusal
 from nrd_trt.serve.uploads import Job, Limits
 
 Segment = Callable[[np.ndarray], np.ndarray]
 
 _DEMUXERS = {"mp4": "mov", "matroska": "matroska"}
-_CODECS = "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mjpeg,prores"
+_OPTIONS = {
+    "protocol_whitelist": "none",
+    "enable_drefs": "0",
+    "codec_whitelist": "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mjpeg,prores",
+}
 _USUAL_RATE = Fraction(25)
+_HD_LINES = 720  # from here on, players take video to be BT.709
 
 
 def overlay_clip(
@@ -52,113 +57,86 @@ def overlay_clip(
         An MP4 file, H.264, without sound, with the times of the clip.
 
     Raises:
-        Refusal: It is damaged, or over a limit.
+        VideoError: It is damaged, or its pictures are too large.
+        Refusal: It is too long, took too long, or nobody waits for it.
     """
     target = io.BytesIO()
-    with _readable(), _open(body, kind, limits) as source:
-        stream = _video_of(source, limits)
-        job.total = stream.frames or None
-        with av.open(target, "w", format="mp4", options={"movflags": "faststart"}) as output:
-            writer = _Writer(output, stream)
-            for frame in _frames(source, stream, limits):
+    with closing(_open(body, kind, limits)) as reader:
+        job.total = reader.facts.frames
+        writer = _Writer(target, reader.facts)
+        try:
+            for picture in _pictures(reader, limits):
                 job.check()
-                rgb = _upright(frame)
-                writer.write(np.asarray(compose(rgb, segment(rgb), palette, look)), frame)
+                rgb = picture.rgb()
+                writer.write(compose(rgb, segment(rgb), palette, look), picture)
                 job.done += 1
-            writer.end()
-    if not job.done:
-        raise _unreadable("no frame in it")
+        finally:
+            writer.close()
     return target.getvalue()
 
 
-class _Writer:
-    """Encodes pictures with the times of the frames that they were made of."""
-
-    def __init__(self, output: OutputContainer, source: VideoStream) -> None:
-        self._output = output
-        self._stream = output.add_stream("libx264", rate=source.average_rate or _USUAL_RATE)
-        self._stream.options = {"preset": "veryfast", "crf": "21"}
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.codec_context.time_base = source.time_base or 1 / _USUAL_RATE
-        self._first: int | None = None
-        self._last = -1
-
-    def write(self, picture: np.ndarray, source: VideoFrame) -> None:
-        """Encode one picture; the first one's size is everybody's."""
-        if self._first is None:
-            # Two pixels share a colour, so that sides are even.
-            self._stream.height, self._stream.width = picture.shape[0] & ~1, picture.shape[1] & ~1
-            self._first = source.pts or 0
-        height, width = self._stream.height, self._stream.width
-        frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
-        if (frame.height, frame.width) != (height, width):
-            frame = frame.reformat(width=width, height=height)
-        self._last = max(self._last + 1, (source.pts or 0) - self._first)
-        frame.pts, frame.time_base = self._last, self._stream.codec_context.time_base
-        self._output.mux(self._stream.encode(frame))
-
-    def end(self) -> None:
-        """Write what the encoder still holds."""
-        if self._first is not None:
-            self._output.mux(self._stream.encode(None))
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Turn what PyAV raises into refusals."""
-    try:
-        yield
-    except (av.FFmpegError, ValueError, OSError, IndexError) as exc:
-        raise _unreadable(f"one that cannot be decoded ({str(exc).splitlines()[0]})") from exc
-
-
-def _open(body: bytes, kind: str, limits: Limits) -> InputContainer:
-    options = {"codec_whitelist": _CODECS, "protocol_whitelist": "none", "max_pixels": str(limits.clip_pixels)}
-    return av.open(io.BytesIO(body), "r", format=_DEMUXERS[kind], options=options, io_open=_refuse)
-
-
-def _refuse(url: str, flags: int, options: dict[str, Any]) -> Any:
-    raise OSError("a clip must not open other files")
-
-
-def _video_of(source: InputContainer, limits: Limits) -> VideoStream:
-    """Return the video stream, held against what its header says."""
-    if not source.streams.video:
-        raise _unreadable("one without video")
-    stream = source.streams.video[0]
-    if stream.width * stream.height > limits.clip_pixels:
-        raise _too_large(limits, f"{stream.width} x {stream.height} pixels")
-    if stream.frames > limits.clip_frames or (source.duration or 0) > limits.clip_s * av.time_base:
-        raise _too_large(limits, f"{stream.frames} frames in {(source.duration or 0) / av.time_base:.0f} s")
-    stream.codec_context.options = {"max_pixels": str(limits.clip_pixels)}
-    return stream
-
-
-def _frames(source: InputContainer, stream: VideoStream, limits: Limits) -> Iterator[VideoFrame]:
-    """Yield the frames; headers may lie, so they are counted."""
-    first: float | None = None
-    for index, frame in enumerate(source.decode(stream)):
-        first = frame.time if first is None else first
-        if index >= limits.clip_frames or (frame.time or 0) - (first or 0) > limits.clip_s:
-            raise _too_large(limits, "a longer one")
-        if frame.width * frame.height > limits.clip_pixels:
-            raise _too_large(limits, f"{frame.width} x {frame.height} pixels")
-        yield frame
-
-
-def _upright(frame: VideoFrame) -> np.ndarray:
-    """Return the picture as a player shows it: phones write how they were held."""
-    rgb = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(rgb, frame.rotation // 90))
-
-
-def _too_large(limits: Limits, got: str) -> Refusal:
-    message = (
-        f"clip: expected at most {limits.clip_s:.0f} s, {limits.clip_frames} frames and "
-        f"{limits.clip_pixels / 1e6:.1f} million pixels each, got {got}; cut it or make it smaller."
+def _open(body: bytes, kind: str, limits: Limits) -> VideoReader:
+    return VideoReader(
+        io.BytesIO(body), name="clip", container=_DEMUXERS[kind], options=_OPTIONS, most_pixels=limits.clip_pixels
     )
-    return Refusal(422, "TooLongClip", message)
 
 
-def _unreadable(got: str) -> Refusal:
-    return Refusal(422, "UnreadableClip", f"clip: expected an MP4, MOV, MKV or WebM file, got {got}; convert it anew.")
+def _pictures(reader: VideoReader, limits: Limits) -> Iterator[Picture]:
+    """Yield the pictures up to the limits; headers may lie, so they are counted too."""
+    told = reader.facts.frames or 0
+    first: int | None = None
+    for index, picture in enumerate(reader):
+        first = picture.pts if first is None else first
+        seconds = (picture.pts - first) * reader.facts.time_base
+        if max(told, index + 1) > limits.clip_frames or seconds > limits.clip_s:
+            raise Refusal(
+                422,
+                "TooLongClip",
+                f"clip: expected at most {limits.clip_s:.0f} s and {limits.clip_frames} frames, got "
+                f"{f'{told} frames' if told > limits.clip_frames else 'more'}; cut it.",
+            )
+        yield picture
+
+
+class _Writer:
+    """Encodes pictures with the times of those that they were made of."""
+
+    def __init__(self, target: io.BytesIO, facts: VideoFacts) -> None:
+        self._av: Any = require("av", extra="serve", purpose="clips")
+        self._container: Any = self._av.open(target, "w", format="mp4")
+        rate = facts.rate or _USUAL_RATE
+        # Without B-frames the times stay those of the source.
+        self._stream: Any = self._container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "bf": "0"})
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.time_base = self._stream.codec_context.time_base = self._time_base = facts.time_base
+        self._size_hw: tuple[int, int] | None = None
+
+    def write(self, rgb: np.ndarray, source: Picture) -> None:
+        """Encode one picture; the first one's size is everybody's."""
+        if self._size_hw is None:
+            self._begin(rgb)
+        frame = self._av.VideoFrame.from_ndarray(self._fitted(rgb), format="rgb24")
+        encoded = frame.reformat(format="yuv420p", dst_colorspace=self._colorspace)
+        encoded.pts, encoded.time_base = source.pts, self._time_base
+        self._container.mux(self._stream.encode(encoded))
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._size_hw is not None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def _begin(self, rgb: np.ndarray) -> None:
+        # Four pixels share a colour, and players want nothing else: an odd row or column is left out.
+        self._size_hw = height, width = max(2, rgb.shape[0] & ~1), max(2, rgb.shape[1] & ~1)
+        self._stream.height, self._stream.width = height, width
+        context, high = self._stream.codec_context, height >= _HD_LINES
+        space = self._av.video.reformatter.Colorspace
+        self._colorspace = space.ITU709 if high else space.ITU601
+        context.color_primaries, context.color_trc, context.colorspace = (1, 1, 1) if high else (6, 6, 6)
+
+    def _fitted(self, rgb: np.ndarray) -> np.ndarray:
+        height, width = self._size_hw or rgb.shape[:2]
+        if 0 <= rgb.shape[0] - height <= 1 and 0 <= rgb.shape[1] - width <= 1:
+            return np.ascontiguousarray(rgb[:height, :width])
+        return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))

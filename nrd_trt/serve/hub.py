@@ -47,6 +47,7 @@ class Hub:
         info: What the source is, once it is open.
         newest: The last frame, or None before the first.
         latency_sum_s: Over all frames.
+        started: Set once the source is open, or the run has failed.
         closing: Whether the server shuts down, so that endless answers end.
     """
 
@@ -56,6 +57,7 @@ class Hub:
         self.info: StreamInfo | None = None
         self.newest: Shown | None = None
         self.latency_sum_s = 0.0
+        self.started = threading.Event()
         self.closing = False
         self._gate = gate
         self._lock, self._making = threading.Lock(), threading.Lock()
@@ -71,7 +73,7 @@ class Hub:
     def open(self, info: StreamInfo) -> None:
         """Take note of the source."""
         self.info = info
-        self.wake()
+        self.started.set()
 
     def write(self, frame: SegmentedFrame) -> None:
         """Make `frame` the newest one and wake whoever waits for it."""
@@ -90,6 +92,7 @@ class Hub:
     def fail(self, reason: str) -> None:
         """Tell viewers why the run has failed."""
         self._over = ("failed", reason)
+        self.started.set()
         self.wake()
 
     def report(self, line: str) -> None:

@@ -6,15 +6,16 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from nrd_trt.data.overlay import Palette, blend
+
 View = Literal["overlay", "mask", "side", "image"]
-Palette = Sequence[tuple[int, int, int]]
 
 _JPEG_QUALITY = 85
 
@@ -34,7 +35,7 @@ class Look:
     classes: frozenset[int] | None = None
 
 
-def compose(rgb: np.ndarray, mask: np.ndarray, palette: Palette, look: Look) -> Image.Image:
+def compose(rgb: np.ndarray, mask: np.ndarray, palette: Palette, look: Look) -> np.ndarray:
     """Lay the colours of a mask over its image.
 
     Args:
@@ -42,23 +43,17 @@ def compose(rgb: np.ndarray, mask: np.ndarray, palette: Palette, look: Look) -> 
         mask: ``(H, W) uint8``.
         palette: One RGB triple in 0-255 per class; indices beyond it are black.
         look: Classes that are not shown leave the image as it is, and are black in the view ``"mask"``.
+
+    Returns:
+        ``(H, W, 3) uint8 RGB``, for ``"side"`` twice as wide.
     """
-    image = Image.fromarray(rgb)
+    shown = None if look.classes is None else np.isin(np.arange(256), list(look.classes))
     if look.view == "image":
-        return image
+        return rgb
     if look.view == "mask":
-        return _laid_over(Image.new("RGB", image.size), mask, palette, 1.0, look.classes)
-    overlay = _laid_over(image, mask, palette, look.opacity, look.classes)
-    return overlay if look.view == "overlay" else _beside(image, overlay)
-
-
-def indexed(mask: np.ndarray, palette: Palette) -> Image.Image:
-    """Return a mask ``(H, W) uint8`` as an index image with the palette."""
-    image = Image.fromarray(mask)
-    # A short palette would make Pillow write fewer than 8 bits per pixel and cut larger indices.
-    flat = [level for colour in palette for level in colour]
-    image.putpalette(flat + [0] * (768 - len(flat)))
-    return image
+        return blend(np.zeros_like(rgb), mask, palette, 1.0, shown=shown)
+    overlay = blend(rgb, mask, palette, look.opacity, shown=shown)
+    return overlay if look.view == "overlay" else np.concatenate((rgb, overlay), axis=1)
 
 
 def shrink(rgb: np.ndarray, mask: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,13 +67,22 @@ def shrink(rgb: np.ndarray, mask: np.ndarray, longest: int) -> tuple[np.ndarray,
     return np.asarray(image), np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
 
 
-def jpeg(image: Image.Image) -> bytes:
+def jpeg(rgb: np.ndarray) -> bytes:
     """Encode as JPEG."""
-    return _saved(image, format="JPEG", quality=_JPEG_QUALITY)
+    return _saved(Image.fromarray(rgb), format="JPEG", quality=_JPEG_QUALITY)
 
 
-def png(image: Image.Image) -> bytes:
+def png(rgb: np.ndarray) -> bytes:
     """Encode as PNG, quickly rather than small."""
+    return _saved(Image.fromarray(rgb), format="PNG", compress_level=2)
+
+
+def mask_png(mask: np.ndarray, palette: Palette) -> bytes:
+    """Encode a mask ``(H, W) uint8`` as an index PNG with the palette."""
+    image = Image.fromarray(mask)
+    # A short palette would make Pillow write fewer than 8 bits per pixel and cut larger indices.
+    flat = [level for colour in palette for level in colour]
+    image.putpalette(flat + [0] * (768 - len(flat)))
     return _saved(image, format="PNG", compress_level=2)
 
 
@@ -101,7 +105,7 @@ def encode_layers(rgb: np.ndarray, mask: np.ndarray, longest: int) -> Layers:
     """Shrink and encode an image and its mask."""
     rgb, mask = shrink(rgb, mask, longest)
     packed = zlib.compress(mask.tobytes(), 1)
-    return Layers(size_hw=(mask.shape[0], mask.shape[1]), image=jpeg(Image.fromarray(rgb)), mask=packed)
+    return Layers(size_hw=(mask.shape[0], mask.shape[1]), image=jpeg(rgb), mask=packed)
 
 
 def pack(header: Mapping[str, Any], layers: Layers | None) -> bytes:
@@ -115,22 +119,6 @@ def pack(header: Mapping[str, Any], layers: Layers | None) -> bytes:
     text = json.dumps({**header, "layers": described}, ensure_ascii=False).encode()
     parts = (layers.image, layers.mask) if layers is not None else ()
     return b"".join((struct.pack(">I", len(text)), text, *parts))
-
-
-def _laid_over(
-    image: Image.Image, mask: np.ndarray, palette: Palette, opacity: float, classes: frozenset[int] | None
-) -> Image.Image:
-    shown = round(255 * opacity)
-    alpha = [shown if classes is None or index in classes else 0 for index in range(256)]
-    colours = indexed(mask, palette).convert("RGB")
-    return Image.composite(colours, image, Image.fromarray(mask).point(alpha))
-
-
-def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    both = Image.new("RGB", (left.width + right.width, left.height))
-    both.paste(left, (0, 0))
-    both.paste(right, (left.width, 0))
-    return both
 
 
 def _saved(image: Image.Image, **options: Any) -> bytes:

@@ -14,9 +14,10 @@ from fastapi.responses import JSONResponse
 
 from nrd_trt.serve.clips import overlay_clip
 from nrd_trt.serve.images import read_upload
-from nrd_trt.serve.pictures import Look, compose, encode_layers, indexed, pack, png
+from nrd_trt.serve.pictures import Look, compose, encode_layers, mask_png, pack, png
 from nrd_trt.serve.service import Looked, Served, Service
 from nrd_trt.serve.uploads import Job, kind_of, read_body
+from nrd_trt.video.overlay import class_shares
 
 router = APIRouter()
 
@@ -72,13 +73,13 @@ def _image(service: Service, body: bytes, result: Result, look: Look, job: Job) 
     done = _segmented(service, read_upload(body, service.uploads.limits.image_pixels))
     palette = service.segmenter.info.palette
     if result == "mask":
-        return Response(png(indexed(done.mask, palette)), media_type="image/png")
+        return Response(mask_png(done.mask, palette), media_type="image/png")
     if result == "overlay":
         return Response(png(compose(done.rgb, done.mask, palette, look)), media_type="image/png")
     if result == "layers":
         layers = encode_layers(done.rgb, done.mask, _LONGEST)
         return Response(pack(done.facts, layers), media_type="application/octet-stream")
-    mask = base64.b64encode(png(indexed(done.mask, palette))).decode()
+    mask = base64.b64encode(mask_png(done.mask, palette)).decode()
     return JSONResponse({**done.facts, "classes": service.segmenter.info.class_names, "mask": mask})
 
 
@@ -86,8 +87,7 @@ def _segmented(service: Service, rgb: np.ndarray) -> _Segmented:
     start = time.perf_counter()
     mask = service.segmenter.segment(rgb)
     latency_ms = (time.perf_counter() - start) * 1000
-    shares = np.bincount(mask.ravel(), minlength=256) / mask.size
-    facts = {"size_hw": mask.shape, "latency_ms": latency_ms, "shares": service.shares(shares)}
+    facts = {"size_hw": mask.shape, "latency_ms": latency_ms, "shares": service.shares(class_shares(mask))}
     return _Segmented(rgb=rgb, mask=mask, facts=facts)
 
 

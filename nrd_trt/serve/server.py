@@ -44,16 +44,12 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(app: FastAPI, listener: socket.socket, hub: Hub) -> None:
-    """Serve until Ctrl-C.
+def make_server(app: FastAPI, hub: Hub) -> uvicorn.Server:
+    """Return the server of an application; ``run(sockets=[listener])`` serves until Ctrl-C and raises it anew.
 
     Args:
         app: The application.
-        listener: Bound; closed at the end.
-        hub: Its viewers are sent home first.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C, after the server has ended.
+        hub: Its viewers are sent home at Ctrl-C.
     """
     config = uvicorn.Config(
         app,
@@ -65,10 +61,7 @@ def run(app: FastAPI, listener: socket.socket, hub: Hub) -> None:
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    try:
-        _Server(config, hub).run(sockets=[listener])
-    finally:
-        listener.close()
+    return _Server(config, hub)
 
 
 class _Server(uvicorn.Server):

@@ -23,7 +23,7 @@ export class Figures {
       ]),
       split: chart(
         { title: "Time per stage", unit: " ms", stacked: true },
-        STAGES.map((name, index) => ({ name, colour: COLOURS[index] })),
+        STAGES.map((name, index) => ({ name: name === "read" ? "read, wait" : name, colour: COLOURS[index] })),
       ),
       shares: chart({ title: "Class shares in %", stacked: true, top: 100, legend: false }, classes.map(rgb)),
     };
@@ -38,12 +38,11 @@ export class Figures {
     if (header.state === "running") this.#push(now, header);
   }
 
-  #showTiles({ fps, latency_ms: latency, number, dropped, reconnects, viewers, device }) {
+  #showTiles({ fps, latency_ms: latency, dropped, reconnects, viewers, device }) {
     const tiles = [
-      ["Frames per second", fps === null ? "–" : format(fps, 1), ""],
+      ["Frames / s", fps === null ? "–" : format(fps, 1), ""],
       ["Latency p50", latency ? format(latency.p50, latency.p50 < 100 ? 1 : 0) : "–", "ms"],
       ["Latency p99", latency ? format(latency.p99, latency.p99 < 100 ? 1 : 0) : "–", "ms"],
-      ["Frames", number, ""],
       ["Dropped", dropped, ""],
       ["Reconnects", reconnects, ""],
       ["Viewers", viewers, ""],

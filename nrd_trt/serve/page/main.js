@@ -100,6 +100,7 @@ function showUpload(shown) {
   if (shown.clip) clip.src = upload.address = URL.createObjectURL(shown.clip);
   else classes.show(shown.header.shares);
   $("keep-mask").hidden = Boolean(shown.clip);
+  $("views").disabled = $("opacity").disabled = Boolean(shown.clip); // a clip was drawn when it was sent
   $("banner").hidden = false;
   $("banner").firstElementChild.textContent = shown.file.name;
   $("veil").hidden = true;
@@ -119,7 +120,8 @@ function closeUpload() {
 function backToLive() {
   closeUpload();
   $("banner").hidden = $("clip").hidden = true;
-  $("picture").hidden = false;
+  $("picture").hidden = $("views").disabled = false;
+  $("opacity").disabled = look.view === "mask";
   const current = state;
   state = null; // so that its veil comes back
   showState(current, $("state").title || null);
