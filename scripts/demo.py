@@ -1,4 +1,4 @@
-"""The main job from end to end: zoo checkpoint -> validated fp16 bundle -> overlay and report in ``build/demo``.
+"""The main job from end to end: zoo checkpoint -> validated fp16 bundle -> overlay, clip and report in ``build/demo``.
 
 Runs on procedural street scenes, and on CamVid frames too where ``NRD_TRT_CAMVID`` names their folder.
 """
@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from nrd_trt import open_bundle
 from nrd_trt.data.classes import CAMVID_PALETTE
 from nrd_trt.data.folders import list_pairs, read_image
 from nrd_trt.data.overlay import blend, write_mask, write_rgb
-from nrd_trt.data.synthetic import street_scene
+from nrd_trt.data.synthetic import street_clip, street_scene
 from nrd_trt.pipeline.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.pipeline.validate import ValidateRequest, validate_bundle
+from nrd_trt.pipeline.video import VideoRequest, run_video
 from nrd_trt.runtime.predictor import Predictor
 from nrd_trt.specs import ModelInfo
+from nrd_trt.video.overlay import OverlayStyle
 from nrd_trt.zoo import checkpoint_path
 
 FOLDER = Path("build/demo")
@@ -33,6 +36,9 @@ CHECKPOINT = "nrd_mobilenetv2_camvid"
 SCENE_SEEDS = range(8)
 SCENE_HW = (360, 480)
 SHOWN = 3
+CLIP_SEED = 4
+CLIP_FRAMES = 30
+CLIP_FPS = 15
 CAMVID_STEP = 5
 LEGEND_HEIGHT = 22
 
@@ -61,6 +67,7 @@ def main() -> int:
         "passed": bundle.facts["passed"],
         "validation": bundle.facts["validation"],
         "camvid_validation": validate_on_camvid(bundle.path, source),
+        "video": write_clip(bundle.path),
     }
     with open_bundle(bundle.path) as predictor:
         pictures = [read_image(path) for path in sorted((scenes / "images").iterdir())[:SHOWN]]
@@ -98,6 +105,26 @@ def validate_on_camvid(bundle: Path, checkpoint: Path) -> dict[str, Any] | None:
     return validate_bundle(ValidateRequest(bundle=bundle, checkpoint=checkpoint, data=frames)).to_dict()
 
 
+def write_clip(bundle: Path) -> dict[str, Any]:
+    """Draw a drive along a procedural street, then the overlay of the engine's masks as ``overlay.mp4``."""
+    print("drawing and segmenting a clip", file=sys.stderr)
+    frames = FOLDER / "clip"
+    for kind in ("images", "labels"):
+        (frames / kind).mkdir(parents=True)
+    for index, scene in enumerate(street_clip(CLIP_SEED, SCENE_HW, frames=CLIP_FRAMES, fps=CLIP_FPS)):
+        write_rgb(frames / "images" / f"{index:06}.png", scene.image)
+        write_mask(frames / "labels" / f"{index:06}.png", scene.label, CAMVID_PALETTE)
+    request = VideoRequest(
+        source=str(frames),
+        sinks=(str(FOLDER / "overlay.mp4"),),
+        bundle=bundle,
+        rate=Fraction(CLIP_FPS),
+        labels=frames / "labels",
+        style=OverlayStyle(legend=True),
+    )
+    return run_video(request).to_dict()
+
+
 def contact_sheet(predictor: Predictor, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Stack frames over their overlays, with a legend; ``(H, W, 3) uint8``."""
     info = predictor.info
@@ -128,9 +155,11 @@ def print_summary(report: dict[str, Any], seconds: float) -> None:
                 f"{figures['miou_engine']:.4f} (PyTorch {figures['miou_reference']:.4f}), "
                 f"{'passed' if figures['passed'] else 'NOT PASSED'}"
             )
+    video = report["video"]
+    print(f"clip: {video['frames']} frames at {video['fps']:.1f} frames/s, mIoU {video['labels']['miou']:.4f}")
     builder = report["builder"]
     print(f"engine: {report['bundle']} ({builder['name']} {builder['version'] or ''})")
-    print(f"look at {FOLDER / 'overlay.png'} and {FOLDER / 'report.json'} ({seconds:.0f} s)")
+    print(f"look at {FOLDER}/overlay.png, overlay.mp4 and report.json ({seconds:.0f} s)")
 
 
 if __name__ == "__main__":

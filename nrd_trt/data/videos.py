@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -25,6 +26,7 @@ _FALLBACK_RATE = Fraction(25)
 _BT709, _BT601 = 1, 5
 _MATRICES = {1: _BT709, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
 _HD_LINES = 720
+_BUFFER_BYTES = 1 << 18  # read at once from an open file; raw pictures are large
 _FULL_RANGE = 2
 _REASONS = {
     "FileNotFoundError": "there is no such file; check the path",
@@ -42,6 +44,14 @@ _REASONS = {
     "InvalidDataError": "FFmpeg finds none in it; check that it is complete, or convert it",
     "EOFError": "FFmpeg finds none in it; check that it is complete, or convert it",
 }
+
+
+class Readable(Protocol):
+    """An open file or pipe."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +90,27 @@ class Picture:
     name: str | None = None
 
 
+class BrokenOffError(VideoError):
+    """A video ends before its end.
+
+    Args:
+        name: Of the video.
+        frame: The first one that is missing.
+        reason: What happened and what to do.
+    """
+
+    def __init__(self, name: str, frame: int, reason: str) -> None:
+        super().__init__(f"{name}: expected frame {frame}, {reason}.")
+        self.reason = reason
+
+
 class VideoReader:
     """All pictures of a video stream in the order in which they are shown.
 
     Opening decodes the first one. Iterate once.
 
     Args:
-        video: File, URL or an open binary file.
+        video: Path, URL or an open file.
         name: For messages; the path when None.
         live: Whether data that cannot be decoded is passed over and delay kept low, at the price of speed; None decides
             by whether the duration is unknown.
@@ -106,7 +130,7 @@ class VideoReader:
 
     def __init__(
         self,
-        video: Path | str | BinaryIO,
+        video: Path | str | Readable,
         *,
         name: str | None = None,
         live: bool | None = False,
@@ -119,12 +143,20 @@ class VideoReader:
         self.name = name or str(video)
         # The prefix keeps FFmpeg from taking a file "a:b" for a protocol.
         opened = f"file:{video}" if isinstance(video, Path) else video
+        began = time.monotonic()
         try:
             self._container: InputContainer = self._av.open(
-                opened, format=container, options=dict(options or {}), timeout=timeout_s, metadata_errors="replace"
+                opened,
+                format=container,
+                options=dict(options or {}),
+                timeout=timeout_s,
+                metadata_errors="replace",
+                buffer_size=_BUFFER_BYTES,
             )
         except (self._av.FFmpegError, OSError, ValueError) as exc:
-            raise VideoError(f"{self.name}: expected a video, {reason(exc)}.") from exc
+            late = timeout_s is not None and time.monotonic() - began > timeout_s[0]
+            why = _REASONS["TimeoutError"] if late else _reason(exc)
+            raise VideoError(f"{self.name}: expected a video, {why}.") from exc
         self._live = self._container.duration is None if live is None else live
         self._most_pixels = most_pixels
         try:
@@ -200,10 +232,15 @@ class VideoReader:
                 count += len(frames)
                 yield from frames
         except (self._av.FFmpegError, OSError) as exc:
-            raise VideoError(f"{self.name}: expected frame {count}, {_interruption(exc)}.") from exc
+            raise BrokenOffError(self.name, count, _interruption(exc)) from exc
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        converted = self._reformatter.reformat(frame, format="rgb24", **_colours(frame))
+        try:
+            converted = self._reformatter.reformat(frame, format="rgb24", **_colours(frame))
+        except (self._av.FFmpegError, ValueError) as exc:
+            raise VideoError(
+                f"{self.name}: expected pixels that FFmpeg turns to RGB, got {frame.format.name}; convert it to H.264."
+            ) from exc
         return np.ascontiguousarray(np.rot90(converted.to_ndarray(), _quarter_turns(frame)))
 
     def close(self) -> None:
@@ -211,7 +248,7 @@ class VideoReader:
         self._container.close()
 
 
-def reason(exc: Exception) -> str:
+def _reason(exc: Exception) -> str:
     """Say in words why FFmpeg could not open or read something; without the URL, which may hold a password."""
     for kind in type(exc).__mro__:
         if kind.__name__ in _REASONS:
@@ -220,8 +257,11 @@ def reason(exc: Exception) -> str:
 
 
 def _interruption(exc: Exception) -> str:
-    damaged = type(exc).__name__ == "InvalidDataError"
-    return "found damaged data; repair or cut the file" if damaged else reason(exc)
+    return {
+        "InvalidDataError": "found damaged data; repair or cut the file",
+        "ExitError": "nothing came in time; check the sender and the network",
+        "TimeoutError": "nothing came in time; check the sender and the network",
+    }.get(type(exc).__name__) or _reason(exc)
 
 
 class _Repair:

@@ -63,9 +63,11 @@ class Channel(Generic[Item]):
                 self._changed.notify_all()
             yield item
 
-    def empty(self) -> bool:
-        """Whether nothing waits now."""
-        return not self._items
+    def comes_within(self, seconds: float) -> bool:
+        """Wait for an item, at most so long; return whether there is one to take."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._ended or self._broken, seconds)
+            return bool(self._items)
 
     def end(self, *, discard: bool = False) -> None:
         """Let nothing more in; what is held is still delivered, or with `discard` dropped."""

@@ -32,6 +32,7 @@ Paint = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 _CAPACITY = 2
 _STOP_WITHIN_S = 1.0
+_SOON_S = 0.002  # a frame that comes later does not hold back the one before it
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -234,10 +235,8 @@ class Pipeline:
         ended = 0.0
         for item in self._prepared:
             running.append(_Running(item=item, outputs=self._segmenter.begin(item.prepared), since=time.perf_counter()))
-            if len(running) > ahead:
+            while running and (len(running) > ahead or not self._prepared.comes_within(_SOON_S)):
                 ended = self._finish(running.popleft(), ended)
-        while running:
-            ended = self._finish(running.popleft(), ended)
         self._inferred.end()
 
     def _finish(self, run: _Running, last_ended: float) -> float:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -55,16 +56,34 @@ def write(
     return sink.close(ending)
 
 
-def read(path: Path) -> tuple[av.VideoStream, list[av.VideoFrame]]:
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """What a file says of itself; PyAV's own objects do not outlive their file."""
+
+    rate: Fraction
+    frames: int
+    size_hw: tuple[int, int]
+    codec: str
+    time_base: Fraction
+
+
+def read(path: Path) -> tuple[Video, list[av.VideoFrame]]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        return stream, list(container.decode(stream))
+        facts = Video(
+            rate=stream.average_rate,
+            frames=stream.frames,
+            size_hw=(stream.height, stream.width),
+            codec=stream.codec_context.name,
+            time_base=stream.time_base,
+        )
+        return facts, list(container.decode(stream))
 
 
 def shown(path: Path) -> list[tuple[Fraction, Fraction]]:
     """Time and duration of every frame in seconds."""
-    stream, frames = read(path)
-    return [(frame.pts * stream.time_base, frame.duration * stream.time_base) for frame in frames]
+    video, frames = read(path)
+    return [(frame.pts * video.time_base, frame.duration * video.time_base) for frame in frames]
 
 
 @pytest.mark.parametrize(
@@ -85,15 +104,15 @@ def test_timestamps_and_durations_are_kept_to_the_tick(tmp_path: Path, ticks: Ti
 @pytest.mark.parametrize("rate", [Fraction(15), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(1, 2)])
 def test_the_rate_in_the_file_is_exact(tmp_path: Path, rate: Fraction) -> None:
     write(tmp_path / "a.mp4", [(index, 1) for index in range(12)], rate=rate, time_base=1 / rate)
-    stream, frames = read(tmp_path / "a.mp4")
-    assert (stream.average_rate, stream.frames, len(frames)) == (rate, 12, 12)
+    video, frames = read(tmp_path / "a.mp4")
+    assert (video.rate, video.frames, len(frames)) == (rate, 12, 12)
 
 
 @pytest.mark.parametrize(("size", "form"), [((48, 64), "yuv420p"), ((47, 63), "yuv444p"), ((48, 63), "yuv444p")])
 def test_any_size_is_kept(tmp_path: Path, size: tuple[int, int], form: str) -> None:
     write(tmp_path / "a.mp4", STEADY[:3], pictures=[flat(size, (200, 30, 90))] * 3)
-    stream, frames = read(tmp_path / "a.mp4")
-    assert (stream.codec_context.name, stream.height, stream.width) == ("h264", *size)
+    video, frames = read(tmp_path / "a.mp4")
+    assert (video.codec, video.size_hw) == ("h264", size)
     assert frames[0].format.name == form
 
 

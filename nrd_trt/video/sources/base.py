@@ -16,12 +16,12 @@ class Source(Protocol):
     """Frames in order. The constructor is cheap; entering opens the source and tells what it is.
 
     Entering, iterating and leaving may happen on different threads, one after the other.
-
-    Attributes:
-        reconnects: How often it was lost and opened again; only live sources are.
     """
 
-    reconnects: int
+    @property
+    def reconnects(self) -> int:
+        """How often it was lost and opened again; only live sources are."""
+        ...
 
     @property
     def info(self) -> StreamInfo:

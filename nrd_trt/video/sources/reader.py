@@ -4,35 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import TracebackType
-from typing import Protocol
 
-from nrd_trt.data.videos import Picture, VideoFacts
 from nrd_trt.errors import VideoError
 from nrd_trt.video.frames import Frame, StreamInfo
 from nrd_trt.video.sources.base import Report
-
-
-class Reader(Protocol):
-    """Something opened that gives pictures, once."""
-
-    @property
-    def facts(self) -> VideoFacts:
-        """What is known of the pictures."""
-        ...
-
-    def __iter__(self) -> Iterator[Picture]:
-        """Yield the pictures.
-
-        Raises:
-            VideoError: No more can be read.
-        """
-        ...
-
-    def close(self) -> None:
-        """Close; may be called again."""
-        ...
-
+from nrd_trt.video.sources.reconnect import Reader, Reconnecting
 
 OpenReader = Callable[[threading.Event], Reader]
 """Opens a reader, or raises `VideoError`; once the event is set, the reader ends as soon as it can."""
@@ -51,6 +29,7 @@ class ReaderSource:
         self._name, self._open, self._report = name, open_reader, report
         self._stopped = threading.Event()
         self._info: StreamInfo | None = None
+        self._reconnecting: Reconnecting | None = None
         self._played: Reader | None = None
 
     @property
@@ -60,9 +39,19 @@ class ReaderSource:
             raise VideoError(f"{self._name}: expected an open source, got one that was not entered; use `with`.")
         return self._info
 
+    @property
+    def reconnects(self) -> int:
+        """How often the source was lost and came back."""
+        return 0 if self._reconnecting is None else self._reconnecting.count
+
     def __enter__(self) -> ReaderSource:
-        self._played = self._open(self._stopped)
-        facts = self._played.facts
+        reader = self._open(self._stopped)
+        facts = reader.facts
+        if facts.live:
+            reader = self._reconnecting = Reconnecting(
+                reader, partial(self._open, self._stopped), name=self._name, stopped=self._stopped, report=self._report
+            )
+        self._played = reader
         self._info = StreamInfo(
             name=self._name,
             size_hw=facts.size_hw,

@@ -1,0 +1,362 @@
+"""Stillness, flicker and the smoothers, on sequences worked out by hand and on random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nrd_trt.errors import ConfigError
+from nrd_trt.runtime.mask_runner import mask_of_logits
+from nrd_trt.video.temporal import (
+    FlickerMeter,
+    Hysteresis,
+    LogitsEma,
+    NoSmoothing,
+    Smoother,
+    Stillness,
+    parse_smoothing,
+)
+
+SCALE = 4
+RANDOM = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+SMOOTHERS: dict[str, Callable[[], Smoother]] = {
+    "none": NoSmoothing,
+    "hysteresis:3": lambda: Hysteresis(3),
+    "ema:0.3": lambda: LogitsEma(0.3, upsample=SCALE),
+}
+
+
+def pixel(value: float, kind: type = np.uint8) -> np.ndarray:
+    return np.array([[value]], kind)
+
+
+def logits_of(mask: np.ndarray, *, classes: int = 6, height: float = 1.0) -> np.ndarray:
+    """Logits ``(K, h/4, w/4)`` that speak for the class in the upper left corner of each block."""
+    return (np.arange(classes)[:, None, None] == mask[::SCALE, ::SCALE]).astype(np.float32) * height
+
+
+def run(
+    smoother: Smoother, masks: Sequence[np.ndarray], stills: Sequence[np.ndarray], classes: int = 6
+) -> list[np.ndarray]:
+    frames = zip(masks, stills, strict=True)
+    return [smoother(mask, logits_of(mask, classes=classes), still) for mask, still in frames]
+
+
+def blocks(values: np.ndarray) -> np.ndarray:
+    """Enlarge ``(h, w)`` so that each value fills a block of the logits."""
+    return values.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+
+
+# --- Stillness ----------------------------------------------------------------------------------------------
+
+
+def test_a_pixel_is_still_while_no_channel_changes_by_more_than_the_threshold() -> None:
+    stillness = Stillness(threshold=8)
+    first = np.full((2, 3, 3), 100, np.uint8)
+    second = first.copy()
+    second[0] = [[108, 92, 100], [109, 100, 100], [100, 91, 100]]
+    second[1] = [[100, 100, 109], [100, 100, 91], [100, 100, 100]]
+    assert not stillness(first).any()
+    assert stillness(second).tolist() == [[True, False, False], [False, False, True]]
+    assert stillness(second).all()
+
+
+def test_extreme_values_do_not_wrap_around() -> None:
+    stillness = Stillness(threshold=8)
+    stillness(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8))
+    assert not stillness(np.array([[[255, 255, 255], [0, 0, 0]]], np.uint8)).any()
+
+
+def test_nothing_is_still_after_a_change_of_size() -> None:
+    stillness = Stillness()
+    small, large = np.zeros((4, 4, 3), np.uint8), np.zeros((8, 4, 3), np.uint8)
+    assert [bool(stillness(image).all()) for image in (small, small, large, large)] == [False, True, False, True]
+    assert stillness(small).shape == (4, 4)
+
+
+def test_an_image_may_be_overwritten_after_the_call() -> None:
+    stillness, image = Stillness(), np.zeros((4, 4, 3), np.uint8)
+    stillness(image)
+    image[:] = 50
+    assert not stillness(image).any()
+
+
+@pytest.mark.parametrize("threshold", [-1, 256])
+def test_thresholds_out_of_range_are_refused(threshold: int) -> None:
+    with pytest.raises(ConfigError, match=f"expected a threshold of 0 to 255, got {threshold}"):
+        Stillness(threshold)
+
+
+# --- Flicker ------------------------------------------------------------------------------------------------
+
+
+def test_flicker_is_the_share_of_still_pixels_that_changed_over_all_pairs() -> None:
+    meter, nothing, everything = FlickerMeter(), np.zeros((2, 2), np.bool_), np.ones((2, 2), np.bool_)
+    meter.update(np.array([[0, 1], [2, 3]], np.uint8), everything)  # the first has no pair
+    assert meter.flicker is None
+    meter.update(np.array([[5, 1], [2, 3]], np.uint8), nothing)
+    assert meter.flicker is None
+    meter.update(np.array([[0, 1], [2, 4]], np.uint8), np.array([[0, 1], [0, 1]], np.bool_))  # 1 of 2
+    meter.update(np.array([[0, 2], [2, 4]], np.uint8), everything)  # 1 of 4
+    assert meter.flicker == 2 / 6
+
+
+def test_flicker_starts_a_new_pair_after_a_change_of_size_and_keeps_its_sums() -> None:
+    meter = FlickerMeter()
+    for mask in (np.zeros((1, 2)), np.ones((1, 2)), np.zeros((2, 2)), np.zeros((2, 2))):
+        meter.update(mask.astype(np.uint8), np.ones(mask.shape, np.bool_))
+    assert meter.flicker == 2 / 6
+
+
+def test_a_mask_may_be_overwritten_after_the_update() -> None:
+    meter, mask, still = FlickerMeter(), np.zeros((2, 2), np.uint8), np.ones((2, 2), np.bool_)
+    meter.update(mask, still)
+    mask[:] = 5
+    meter.update(mask, still)
+    assert meter.flicker == 1
+
+
+def test_noise_below_the_threshold_is_still_and_so_its_changes_are_flicker() -> None:
+    noise = np.random.default_rng(0)
+    stillness, meter = Stillness(threshold=8), FlickerMeter()
+    for index in range(20):
+        image = (100 + noise.integers(-4, 5, (16, 16, 3))).astype(np.uint8)
+        mask = np.full((16, 16), 2, np.uint8)
+        mask[:4] = index % 2
+        meter.update(mask, stillness(image))
+    assert meter.flicker == pytest.approx(0.25)
+
+
+# --- Every smoother -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMOOTHERS)
+def test_names_are_what_is_parsed(name: str) -> None:
+    made = parse_smoothing(name, has_logits=True, upsample=SCALE)
+    assert made.name == name == SMOOTHERS[name]().name and type(made) is type(SMOOTHERS[name]())
+
+
+@pytest.mark.parametrize("name", SMOOTHERS)
+def test_a_constant_mask_stays(name: str) -> None:
+    mask = blocks(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    smoother = SMOOTHERS[name]()
+    first = smoother(mask, logits_of(mask), np.zeros(mask.shape, np.bool_))
+    for _ in range(5):
+        np.testing.assert_array_equal(smoother(mask, logits_of(mask), np.ones(mask.shape, np.bool_)), first)
+    np.testing.assert_array_equal(first[::SCALE, ::SCALE], mask[::SCALE, ::SCALE])
+
+
+@pytest.mark.parametrize("forget", ["reset", "size"])
+@pytest.mark.parametrize("name", SMOOTHERS)
+def test_a_new_stream_or_size_starts_over(name: str, forget: str) -> None:
+    smoother, size = SMOOTHERS[name](), 8
+    for _ in range(4):
+        run(smoother, [np.zeros((size, size), np.uint8)], [np.ones((size, size), np.bool_)])
+    if forget == "reset":
+        smoother.reset()
+    else:
+        size = 12
+    new, still = np.full((size, size), 3, np.uint8), np.ones((size, size), np.bool_)
+    np.testing.assert_array_equal(run(smoother, [new], [still])[0], new)
+
+
+@pytest.mark.parametrize("name", SMOOTHERS)
+def test_masks_belong_to_the_caller_and_arguments_are_neither_written_nor_kept(name: str) -> None:
+    rng = np.random.default_rng(0)
+    frames = [(blocks(rng.integers(0, 6, (2, 2), dtype=np.uint8)), rng.random((8, 8)) < 0.7) for _ in range(8)]
+    kind = SMOOTHERS[name]
+    expected = run(kind(), [mask for mask, _ in frames], [still for _, still in frames])
+    smoother, got = kind(), []
+    for mask, still in frames:
+        arguments = mask.copy(), logits_of(mask), still.copy()
+        shown = smoother(*arguments)
+        assert not any(np.shares_memory(shown, array) for array in arguments)
+        np.testing.assert_array_equal(arguments[0], mask)
+        np.testing.assert_array_equal(arguments[1], logits_of(mask))
+        got.append(shown.copy())
+        for array in (shown, *arguments):
+            array[:] = 0
+    np.testing.assert_array_equal(got, expected)
+
+
+# --- Hysteresis ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "seen", "moves", "shown"),
+    [
+        (1, "0120", "0000", "0120"),
+        (2, "01011220", "00000000", "00001122"),
+        (3, "011011122", "000000000", "000000111"),
+        (3, "0112221", "0000000", "0002222"),  # 0 is gone for three frames, whatever came instead
+        (3, "01212121", "00000000", "00011111"),
+        (3, "0121", "0010", "0022"),  # where the image changed, at once
+        (3, "01111", "01000", "01111"),
+        (3, "01000", "01000", "01110"),  # back again takes as long
+        (2, "0110110", "0000000", "0011111"),
+    ],
+)
+def test_hysteresis_on_one_pixel(frames: int, seen: str, moves: str, shown: str) -> None:
+    smoother = Hysteresis(frames)
+    got = [smoother(pixel(int(c)), None, pixel(m == "0", np.bool_)) for c, m in zip(seen, moves, strict=True)]
+    assert "".join(str(mask.item()) for mask in got) == shown
+
+
+def test_hysteresis_shows_a_lasting_change_after_its_lag() -> None:
+    for frames in (1, 2, 3, 5, 255):
+        smoother, still = Hysteresis(frames), pixel(True, np.bool_)
+        smoother(pixel(0), None, still)
+        late = next(count for count in range(300) if smoother(pixel(1), None, still).item() == 1)
+        assert late == smoother.lag_frames == frames - 1
+
+
+MASKS = hnp.arrays(np.uint8, (6, 2, 2), elements=st.integers(0, 3))
+STILLS = hnp.arrays(np.bool_, (6, 2, 2))
+
+
+@RANDOM
+@given(masks=MASKS, stills=STILLS)
+def test_hysteresis_of_one_frame_is_none(masks: np.ndarray, stills: np.ndarray) -> None:
+    np.testing.assert_array_equal(run(Hysteresis(1), list(masks), list(stills)), masks)
+
+
+@RANDOM
+@given(masks=MASKS, stills=STILLS, frames=st.integers(1, 4))
+def test_hysteresis_shows_what_was_lately_seen_and_keeps_it_while_it_comes_back(
+    masks: np.ndarray, stills: np.ndarray, frames: int
+) -> None:
+    shown = np.array(run(Hysteresis(frames), list(masks), list(stills)))
+    np.testing.assert_array_equal(shown[0], masks[0])
+    for index in range(1, len(masks)):
+        lately = masks[max(index + 1 - frames, 0) : index + 1]
+        assert (lately == shown[index]).any(axis=0).all()
+        np.testing.assert_array_equal(shown[index][~stills[index]], masks[index][~stills[index]])
+        came_back = (lately == shown[index - 1]).any(axis=0)
+        changed = shown[index] != shown[index - 1]
+        assert not (changed & stills[index] & came_back).any()
+
+
+@pytest.mark.parametrize("frames", [0, -1, 256])
+def test_hysteresis_of_other_frames_is_refused(frames: int) -> None:
+    with pytest.raises(ConfigError, match=f"expected 1 to 255 frames, got {frames}"):
+        Hysteresis(frames)
+
+
+# --- The mean of logits -------------------------------------------------------------------------------------
+
+
+def ema_of_one_block(weight: float, values: Sequence[float], stills: Sequence[np.ndarray]) -> list[int]:
+    """Run on one logit of two classes: 0 and a value; returns the class of the block."""
+    smoother, mask = LogitsEma(weight, upsample=SCALE), np.zeros((SCALE, SCALE), np.uint8)
+    logits = [np.array([0, value], np.float32).reshape(2, 1, 1) for value in values]
+    shown = [smoother(mask, one, still) for one, still in zip(logits, stills, strict=True)]
+    assert all((one == one[0, 0]).all() for one in shown)
+    return [int(one[0, 0]) for one in shown]
+
+
+STILL, MOVED = np.ones((SCALE, SCALE), np.bool_), np.zeros((SCALE, SCALE), np.bool_)
+
+
+def test_ema_is_the_weighted_mean_of_the_logits() -> None:
+    # Means at weight 1/2: -4, -1, 0.5, -0.75, 0.125
+    assert ema_of_one_block(0.5, [-4, 2, 2, -2, 1], [STILL] * 5) == [0, 0, 1, 0, 1]
+    # At weight 1/4: -4, -2.5, -1.375, -0.53, 0.102
+    assert ema_of_one_block(0.25, [-4, 2, 2, 2, 2], [STILL] * 5) == [0, 0, 0, 0, 1]
+
+
+def test_ema_forgets_what_was_where_the_image_changed() -> None:
+    assert ema_of_one_block(0.25, [-9, 1, 1], [STILL, MOVED, STILL]) == [0, 1, 1]
+    half = STILL.copy()
+    half[:2] = False  # the frame's weight is 1/4 + 3/4 * 1/2 = 5/8
+    assert ema_of_one_block(0.25, [-5, 2.9], [STILL, half]) == [0, 0]  # -1.875 + 1.8125
+    assert ema_of_one_block(0.25, [-5, 3.1], [STILL, half]) == [0, 1]  # -1.875 + 1.9375
+
+
+def test_ema_changes_only_the_blocks_that_changed() -> None:
+    smoother, before = LogitsEma(0.1, upsample=SCALE), np.zeros((8, 8), np.uint8)
+    after, still = np.ones((8, 8), np.uint8), blocks(np.array([[1, 1], [0, 1]], np.bool_))
+    shown = run(smoother, [before, after], [still, still])[1]
+    assert shown[-1, 0] == 1 and shown[0, 0] == shown[0, -1] == shown[-1, -1] == 0
+
+
+@RANDOM
+@given(masks=hnp.arrays(np.uint8, (5, 2, 2), elements=st.integers(0, 3)), stills=hnp.arrays(np.bool_, (5, 8, 8)))
+def test_ema_of_weight_one_is_none(masks: np.ndarray, stills: np.ndarray) -> None:
+    engine = [mask_of_logits(logits_of(blocks(mask)), SCALE) for mask in masks]
+    got = run(LogitsEma(1, upsample=SCALE), [blocks(mask) for mask in masks], list(stills))
+    np.testing.assert_array_equal(got, engine)
+
+
+@RANDOM
+@given(
+    masks=hnp.arrays(np.uint8, (5, 2, 2), elements=st.integers(0, 5)),
+    stills=hnp.arrays(np.bool_, (5, 8, 8)),
+    weight=st.floats(0.05, 1),
+)
+def test_ema_shows_no_class_that_no_frame_spoke_for(masks: np.ndarray, stills: np.ndarray, weight: float) -> None:
+    shown = run(LogitsEma(weight, upsample=SCALE), [blocks(mask) for mask in masks], list(stills))
+    for index, mask in enumerate(shown):
+        assert np.isin(mask, masks[: index + 1]).all()
+
+
+@pytest.mark.parametrize(("weight", "lag"), [(1, 0), (0.5, 1), (0.25, 3)])
+def test_the_stated_lag_of_ema_is_the_mean_age_of_what_it_shows(weight: float, lag: float) -> None:
+    ages = np.arange(1000)
+    assert LogitsEma(weight, upsample=SCALE).lag_frames == lag
+    assert (weight * (1 - weight) ** ages * ages).sum() == pytest.approx(lag)
+
+
+@pytest.mark.parametrize("weight", [0, -0.1, 1.01, float("nan")])
+def test_ema_of_other_weights_is_refused(weight: float) -> None:
+    with pytest.raises(ConfigError, match=f"expected a weight above 0 and up to 1, got {weight}"):
+        LogitsEma(weight, upsample=SCALE)
+
+
+def test_ema_without_logits_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"ema:0\.5: expected logits, got none; build the engine with `--output both`"
+    ):
+        LogitsEma(0.5, upsample=SCALE)(pixel(0), None, pixel(True, np.bool_))
+
+
+# --- The option ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "lag_frames", "needs_logits"),
+    [
+        ("none", "none", 0, False),
+        ("hysteresis", "hysteresis:2", 1, False),
+        ("hysteresis:5", "hysteresis:5", 4, False),
+        ("ema", "ema:0.3", 0.7 / 0.3, True),
+        ("ema:.5", "ema:0.5", 1, True),
+        ("ema:1", "ema:1", 0, True),
+    ],
+)
+def test_the_option_names_a_smoother(text: str, name: str, lag_frames: float, needs_logits: bool) -> None:
+    made = parse_smoothing(text, has_logits=True, upsample=SCALE)
+    assert (made.name, made.needs_logits) == (name, needs_logits)
+    assert made.lag_frames == pytest.approx(lag_frames)
+
+
+@pytest.mark.parametrize("text", ["", "None", "none:1", "hysteresis:", "hysteresis:2.5", "ema:", "ema:x", "ema:1.2.3"])
+def test_other_options_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--smooth {text!r}: expected none, hysteresis, hysteresis:FRAMES, ema or"):
+        parse_smoothing(text, has_logits=True, upsample=SCALE)
+
+
+@pytest.mark.parametrize("text", ["hysteresis:0", "hysteresis:256", "ema:0", "ema:1.5"])
+def test_numbers_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected (1 to 255 frames|a weight above 0)"):
+        parse_smoothing(text, has_logits=True, upsample=SCALE)
+
+
+def test_an_engine_without_logits_has_no_ema() -> None:
+    with pytest.raises(ConfigError, match=r"--smooth ema: expected an engine that gives logits.*`--output both`"):
+        parse_smoothing("ema", has_logits=False, upsample=SCALE)
+    assert parse_smoothing("hysteresis", has_logits=False, upsample=SCALE).name == "hysteresis:2"

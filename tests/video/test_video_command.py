@@ -1,0 +1,284 @@
+"""`nrd-trt video` as its user sees it: exact files, plain errors, an end that leaves something to play."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from nrd_trt.cli.main import app
+from nrd_trt.data.overlay import write_mask, write_rgb
+from nrd_trt.data.synthetic import street_clip
+from nrd_trt.pipeline.video import VideoRequest, run_video
+from nrd_trt.runtime.predictor import Predictor
+from nrd_trt.video.sources.open import open_source
+from tests.artefacts import bundle, command_line, environment, workspace
+from tests.video.clips import street_frames, write_clip
+from tests.video.test_mp4 import read, shown
+
+FRAMES = 12
+SIZE_HW = (60, 90)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Path:
+    """A drawn street at 29.97 frames per second."""
+    path = workspace() / "clip.mp4"
+    if not path.exists():
+        write_clip(path, street_frames(FRAMES, SIZE_HW), rate=Fraction(30000, 1001))
+    return path
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Frames and labels of a drawn street."""
+    folder = tmp_path / "street"
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for index, scene in enumerate(street_clip(3, SIZE_HW, frames=6)):
+        write_rgb(folder / "images" / f"f{index:02}.png", scene.image)
+        write_mask(folder / "labels" / f"f{index:02}.png", scene.label, [(0, 0, 0)])
+    return folder
+
+
+def video(*arguments: object, output: str = "mask") -> Any:
+    words = ["video", *map(str, arguments), "--bundle", str(bundle(output=output)), "--runner", "onnxruntime"]
+    return CliRunner().invoke(app, [*words, "--threads", "1"])
+
+
+def facts(*arguments: object, output: str = "mask") -> dict[str, Any]:
+    result = video(*arguments, "--json", output=output)
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def check_same_frames(source: Path, target: Path) -> int:
+    """Number, rate, size, times and durations of the frames; return the number."""
+    (before, _), (after, written) = read(source), read(target)
+    assert (after.rate, after.size_hw) == (before.rate, before.size_hw)
+    assert shown(target) == shown(source)
+    return len(written)
+
+
+def check_masks_of_single_images(source: Path, masks: Path) -> int:
+    """Masks in the folder against `Predictor` on the source's frames; return their number."""
+    files = sorted(masks.iterdir())
+    with Predictor(bundle(), runner="onnxruntime", threads=1) as predictor, open_source(str(source)) as frames:
+        for path, frame in zip(files, frames, strict=True):
+            with Image.open(path) as image:
+                np.testing.assert_array_equal(np.asarray(image), predictor.predict(frame.rgb))
+    return len(files)
+
+
+def test_a_clip_comes_out_with_its_frames_rate_and_size_and_with_the_right_masks(tmp_path: Path, clip: Path) -> None:
+    found = facts(clip, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks")
+    assert check_same_frames(clip, tmp_path / "out.mp4") == FRAMES
+    assert check_masks_of_single_images(clip, tmp_path / "masks") == FRAMES
+    assert (found["frames"], found["dropped"], found["complete"], found["size"]) == (FRAMES, 0, True, "60x90")
+    assert found["source_fps"] == pytest.approx(30000 / 1001)
+    assert found["fps"] > 0
+    assert list(found["split_ms"]) == ["read", "preprocess", "infer", "smooth", "draw", "write"]
+    assert 0 <= found["flicker"] <= 1
+    assert (found["runner"], found["arithmetic"]) == ("onnxruntime", "native")
+
+
+def test_the_real_clip(tmp_path: Path, camvid: Path) -> None:
+    source = camvid / "val_0016E5_15fps.mp4"
+    if not source.is_file():
+        pytest.skip(f"no {source.name} beside the CamVid folders")
+    facts(source, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks")
+    assert check_same_frames(source, tmp_path / "out.mp4") == 101
+    assert check_masks_of_single_images(source, tmp_path / "masks") == 101
+
+
+def test_variable_frame_rates_are_kept(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", street_frames(6, SIZE_HW), rate=15, pts=[0, 1000, 1500, 4000, 4200, 9000])
+    facts(source, "-o", tmp_path / "out.mp4")
+    assert check_same_frames(source, tmp_path / "out.mp4") == 6
+
+
+@pytest.mark.parametrize("fit", ["resize", "letterbox"])
+def test_an_odd_size_comes_back_exactly(tmp_path: Path, fit: str) -> None:
+    frames = [frame[:47, :63] for frame in street_frames(3, SIZE_HW)]
+    source = write_clip(tmp_path / "in.mkv", frames, codec="ffv1", pix_fmt="bgr0")
+    facts(source, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks", "--fit", fit)
+    assert read(tmp_path / "out.mp4")[0].size_hw == (47, 63)
+    with Image.open(tmp_path / "masks" / "000000.png") as image:
+        assert image.size == (63, 47)
+
+
+def test_a_folder_plays_at_the_rate_asked_for_and_keeps_names(tmp_path: Path, labelled: Path) -> None:
+    facts(labelled, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks", "--rate", "30000/1001", "--overlay")
+    written, frames = read(tmp_path / "out.mp4")
+    assert (written.rate, len(frames)) == (Fraction(30000, 1001), 6)
+    names = sorted(path.name for path in (tmp_path / "masks").iterdir())
+    assert names[:2] == ["f00.png", "f00_overlay.png"]
+
+
+def test_labels_give_miou_with_and_without_smoothing(tmp_path: Path, labelled: Path) -> None:
+    found = facts(labelled, "-o", "null", "--labels", labelled / "labels", "--smooth", "hysteresis:2")
+    assert found["labels"]["frames"] == 6
+    assert 0 < found["labels"]["miou_unsmoothed"] <= 1
+    assert 0 < found["labels"]["miou"] <= 1
+    assert found["smoothing"] == {"name": found["smoothing"]["name"], "lag_frames": 1}
+    without = facts(labelled, "-o", "null", "--labels", labelled / "labels")
+    assert without["labels"]["miou"] == without["labels"]["miou_unsmoothed"] == found["labels"]["miou_unsmoothed"]
+    text = video(labelled, "-o", "null", "--labels", labelled / "labels").stdout
+    assert f"mIoU {without['labels']['miou']:.4f} on 6 labelled frames" in text
+
+
+def test_labels_of_a_clip_go_by_order_where_names_do_not_fit(tmp_path: Path, labelled: Path) -> None:
+    frames = [scene.image for scene in street_clip(3, SIZE_HW, frames=6)]
+    source = write_clip(tmp_path / "in.mp4", frames, codec="libx264rgb", pix_fmt="rgb24", options={"qp": "0"})
+    by_order = facts(source, "-o", "null", "--labels", labelled / "labels")["labels"]
+    assert by_order == facts(labelled, "-o", "null", "--labels", labelled / "labels")["labels"]
+
+
+def test_labels_of_something_else_are_said_to_be_unused(tmp_path: Path, labelled: Path, clip: Path) -> None:
+    found = facts(clip, "-o", "null", "--labels", labelled / "labels")
+    assert found["labels"]["miou"] is None
+    assert "no label has the name of a frame" in found["notes"][0]
+
+
+def test_ema_runs_on_a_bundle_with_logits_and_is_refused_without(clip: Path) -> None:
+    assert facts(clip, "-o", "null", "--smooth", "ema", output="both")["frames"] == FRAMES
+    refused = video(clip, "-o", "null", "--smooth", "ema")
+    assert refused.exit_code == 2
+    assert "--output both" in refused.stderr
+
+
+def test_views_and_style_change_the_picture(tmp_path: Path, clip: Path) -> None:
+    pictures = {}
+    for name, options in {
+        "overlay": [],
+        "clear": ["--opacity", "0"],
+        "mask": ["--view", "mask"],
+        "legend": ["--legend", "--contours"],
+        "road": ["--show", "Road,Sky"],
+        "other": ["--palette", "generated"],
+    }.items():
+        facts(clip, "-o", f"overlays:{tmp_path / name}", *options)
+        with Image.open(tmp_path / name / "000000.png") as image:
+            pictures[name] = np.asarray(image)
+    assert len({picture.tobytes() for picture in pictures.values()}) == len(pictures)
+    facts(clip, "-o", tmp_path / "side.mp4", "--view", "side")
+    assert read(tmp_path / "side.mp4")[0].size_hw == (SIZE_HW[0], 2 * SIZE_HW[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["{clip}"], "expected at least one of NAME.mp4"),
+        (["{clip}", "-o", "null", "-o", "null"], "given more than once"),
+        (["{clip}", "-o", "null", "--smooth", "magic"], "magic"),
+        (["{clip}", "-o", "null", "--rate", "0"], "--rate '0'"),
+        (["{clip}", "-o", "null", "--view", "sideways"], "overlay, mask, side"),
+        (["{clip}", "-o", "null", "--show", "Dragon"], "Dragon"),
+        (["{clip}", "-o", "null", "--labels", "/nowhere"], "expected a folder of index PNGs"),
+        (["{tmp}/absent.mp4", "-o", "null"], "check the path"),
+        (["{tmp}/text.mp4", "-o", "null"], "expected a video"),
+        (["{tmp}/empty", "-o", "null"], "expected images"),
+        (["63", "-o", "null"], "camera"),
+        (["{clip}", "-o", "{tmp}/nowhere/a.mp4"], "does not exist"),
+        (["{clip}", "-o", "{tmp}/a.avi"], "another kind"),
+    ],
+)
+def test_bad_input_ends_with_2_and_a_line(tmp_path: Path, clip: Path, arguments: list[str], text: str) -> None:
+    (tmp_path / "text.mp4").write_text("to be or not to be\n" * 100)
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    result = video(*[word.format(clip=clip, tmp=tmp_path) for word in arguments])
+    assert result.exit_code == 2, result.output
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_existing_output_needs_force(tmp_path: Path, clip: Path) -> None:
+    target = tmp_path / "out.mp4"
+    target.write_text("precious")
+    result = video(clip, "-o", target)
+    assert (result.exit_code, target.read_text()) == (2, "precious")
+    assert "give --force" in result.stderr
+    facts(clip, "-o", target, "--force")
+    assert check_same_frames(clip, target) == FRAMES
+
+
+def started(*arguments: object) -> subprocess.Popen[str]:
+    command = command_line(*map(str, ("video", *arguments, "--bundle", bundle(), "--runner", "onnxruntime")))
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+@pytest.fixture(scope="module")
+def long_clip() -> Path:
+    path = workspace() / "long.mp4"
+    if not path.exists():
+        frames = street_frames(20, SIZE_HW)
+        write_clip(path, (frames[index % 20] for index in range(4000)), rate=25)
+    return path
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_file_that_plays(tmp_path: Path, long_clip: Path, how: signal.Signals) -> None:
+    process = started(long_clip, "-o", tmp_path / "out.mp4", "--json")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out.partial.mp4").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(how)
+    stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    found = json.loads(stdout)
+    assert (found["complete"], list(tmp_path.iterdir())) == (False, [tmp_path / "out.mp4"])
+    written, frames = read(tmp_path / "out.mp4")
+    assert len(frames) == found["frames"] > 0
+    assert written.rate == 25
+
+
+def test_a_disk_that_fills_keeps_what_was_written(tmp_path: Path, long_clip: Path) -> None:
+    limit = 100_000
+
+    def fill() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = command_line("video", long_clip, "-o", tmp_path / "out.mp4", "--bundle", bundle(), "--view", "side")
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), preexec_fn=fill, timeout=60)
+    assert result.returncode == 2, result.stderr
+    assert "check its folder and the free space" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial.mp4"]
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_5000_frames(tmp_path: Path) -> None:
+    frames = street_frames(20, (32, 48))
+    source = write_clip(tmp_path / "in.mp4", (frames[index % 20] for index in range(5000)), rate=25)
+    seen: dict[int, float] = {}
+
+    def look(expected: int | None, figures: Any) -> None:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+        seen[figures.frames] = int(line.split()[1]) / 1024
+
+    request = VideoRequest(
+        source=str(source), sinks=(str(tmp_path / "out.mp4"),), bundle=bundle(), threads=1, on_progress=look
+    )
+    assert run_video(request).figures.frames == 5000
+    early = max(mib for frame, mib in seen.items() if 1000 <= frame < 2000)
+    late = max(mib for frame, mib in seen.items() if frame >= 4000)
+    assert late - early < 8, seen
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].frames == 5000
