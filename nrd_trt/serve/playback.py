@@ -20,18 +20,18 @@ class Playback:
     Args:
         open_source: Makes the source that is played, one for each round.
         loop: Whether to begin again at its end.
-
-    Attributes:
-        reconnects: How often a live source was lost and opened again.
     """
-
-    reconnects = 0
 
     def __init__(self, open_source: Callable[[], Source], *, loop: bool) -> None:
         self._open_source, self._loop = open_source, loop
         self._playing = open_source()
         self._stopped = threading.Event()
         self._due = 0.0
+
+    @property
+    def reconnects(self) -> int:
+        """How often a live source was lost and opened again."""
+        return self._playing.reconnects
 
     @property
     def info(self) -> StreamInfo:
@@ -41,9 +41,7 @@ class Playback:
 
     def __iter__(self) -> Iterator[Frame]:
         if self._playing.info.live:
-            for live in self._playing:
-                self.reconnects = self._playing.reconnects
-                yield live
+            yield from self._playing
             return
         index, before, following = 0, None, 0
         while True:
