@@ -72,7 +72,7 @@ class Street:
 
     def __iter__(self) -> Iterator[Frame]:
         index = 0
-        while not self._stopped.wait(0.05) and (self._count is None or index < self._count):
+        while not self._stopped.wait(0.08) and (self._count is None or index < self._count):
             if self.broken.is_set():
                 raise VideoError("street: expected a frame, found roadworks; take another way.")
             if not self.silent.is_set():

@@ -2,10 +2,12 @@
 
 import { element } from "/assets/charts.js";
 
+const EVERY_MS = 250; // more often nobody can read
+
 export class Classes {
   /** @param changed called whenever a class is shown or hidden */
   constructor(list, changed) {
-    Object.assign(this, { list, changed, classes: [], rows: [], hidden: new Set() });
+    Object.assign(this, { list, changed, classes: [], rows: [], hidden: new Set(), last: 0 });
   }
 
   /** Begin anew with these classes, all shown. */
@@ -17,7 +19,14 @@ export class Classes {
     this.changed();
   }
 
-  /** Show the shares of a frame. */
+  /** Show the shares of a live frame, now and then. */
+  follow(shares) {
+    const now = performance.now();
+    if (now - this.last < EVERY_MS) return;
+    this.last = now;
+    this.show(shares);
+  }
+
   show(shares) {
     this.rows.forEach(({ share, bar }, index) => {
       share.textContent = `${(100 * shares[index]).toFixed(1)} %`;

@@ -75,7 +75,7 @@ function showFigures(header) {
   showState(header.state, header.reason);
   figures.show(header);
   uploads.follow(header.upload);
-  if (header.shares && !upload) classes.show(header.shares);
+  if (header.shares && !upload) classes.follow(header.shares);
 }
 
 function showFrame(layers, header) {
