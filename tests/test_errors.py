@@ -19,6 +19,7 @@ PARENTS = {
     "CalibrationError": (errors.NrdTrtError,),
     "RunnerError": (errors.NrdTrtError,),
     "BundleError": (errors.NrdTrtError,),
+    "VideoError": (errors.NrdTrtError,),
 }
 
 

@@ -13,7 +13,7 @@ from nrd_trt.cli.main import VERBS
 from tests.artefacts import REPOSITORY, environment
 
 DOORS = sorted(path for path in (REPOSITORY / "scripts").glob("*.py") if "run_verb" in path.read_text())
-VERB_OF = {"build_engine": "build", "export_onnx": "export", "inspect_engine": "inspect"}
+VERB_OF = {"build_engine": "build", "export_onnx": "export", "inspect_engine": "inspect", "video_demo": "video"}
 
 
 def test_there_are_doors() -> None:

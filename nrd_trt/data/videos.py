@@ -220,9 +220,11 @@ class VideoReader:
         return Picture(pts=self._repair(frame.pts, duration), duration=duration, rgb=partial(self._rgb, frame))
 
     def _decode(self, stream: VideoStream) -> Iterator[av.VideoFrame]:
-        count = 0
+        count, packets, cut = 0, 0, False
         try:
             for packet in self._container.demux(stream):  # the last one is empty: it flushes the decoder
+                if packet.size:
+                    packets, cut = packets + 1, packet.is_corrupt
                 try:
                     frames = packet.decode()
                 except self._av.InvalidDataError:
@@ -233,6 +235,8 @@ class VideoReader:
                 yield from frames
         except (self._av.FFmpegError, OSError) as exc:
             raise BrokenOffError(self.name, count, _interruption(exc)) from exc
+        if cut and packets < stream.frames:
+            raise BrokenOffError(self.name, count, "found the file cut off there; copy it again")
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
         try:

@@ -1,16 +1,22 @@
-"""Video files: every frame, its time, its colours, upright; and what is said of files that are none."""
+"""Video files: every frame, its time, upright; and what is said of files that are none."""
 
 from __future__ import annotations
 
+import itertools
+import re
 import shutil
+import struct
 import subprocess
+import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from nrd_trt.errors import VideoError
+from nrd_trt.errors import MissingDependencyError, VideoError
 from nrd_trt.video.frames import Frame
 from nrd_trt.video.sources.open import open_source
 from tests.video.clips import av, grey_frames, number_of, street_frames, write_clip
@@ -21,19 +27,19 @@ def frames_of(path: Path) -> list[Frame]:
         return list(source)
 
 
+def refusal(path: Path) -> str:
+    with pytest.raises(VideoError) as caught:
+        frames_of(path)
+    return str(caught.value)
+
+
 def test_frames_come_complete_and_with_exact_times(tmp_path: Path) -> None:
     images = street_frames(30)
     path = write_clip(tmp_path / "clip.mp4", images, rate=Fraction(30000, 1001))
     with open_source(str(path)) as source:
-        info = source.info
-        frames = list(source)
-    assert (info.name, info.size_hw, info.rate, info.frames, info.live) == (
-        str(path),
-        (64, 96),
-        Fraction(30000, 1001),
-        30,
-        False,
-    )
+        info, frames = source.info, list(source)
+    assert (info.name, info.size_hw, info.frames, info.live) == (str(path), (64, 96), 30, False)
+    assert info.rate == Fraction(30000, 1001)
     assert [frame.index for frame in frames] == list(range(30))
     assert [frame.pts * info.time_base for frame in frames] == [index * Fraction(1001, 30000) for index in range(30)]
     assert {(frame.duration or 0) * info.time_base for frame in frames} == {Fraction(1001, 30000)}
@@ -53,18 +59,198 @@ def test_decoder_is_flushed(tmp_path: Path, codec: str) -> None:
 
 
 def test_counts_agree_with_ffprobe(tmp_path: Path, camvid: Path) -> None:
-    clips = [next(camvid.glob("*.mp4")), write_clip(tmp_path / "b.mp4", street_frames(25), codec="libx264")]
     if shutil.which("ffprobe") is None:
         pytest.skip("needs ffprobe: apt-get install ffmpeg")
-    for clip in clips:
+    for clip in [next(camvid.glob("*.mp4")), write_clip(tmp_path / "b.mp4", street_frames(25), codec="libx264")]:
         command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-count_frames"]
         command += ["-show_entries", "stream=nb_read_frames", "-of", "csv=p=0", str(clip)]
         counted = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         assert len(frames_of(clip)) == counted
 
 
-def test_text_and_garbage_are_no_videos(tmp_path: Path) -> None:
-    for name, text in {"notes.txt": "not a video\n" * 9, "clip.mp4": "\x00garbage" * 99, "empty.mp4": ""}.items():
-        (tmp_path / name).write_text(text)
-        with pytest.raises(VideoError, match=rf"{name}: expected a video, "), open_source(str(tmp_path / name)):
-            pass
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+def test_variable_rates_are_kept(tmp_path: Path) -> None:
+    pts = [0, 1000, 1500, 4000, 9000, 9100]
+    path = write_clip(tmp_path / "clip.mkv", grey_frames(6), rate=10, pts=pts)
+    with open_source(str(path)) as source:
+        assert [frame.pts * source.info.time_base * 10_000 for frame in source] == pts
+
+
+def test_missing_times_are_filled_in(tmp_path: Path) -> None:
+    """A bare stream has no times at all."""
+    path = write_clip(tmp_path / "clip.h264", grey_frames(12), codec="libx264", rate=25)
+    with open_source(str(path)) as source:
+        times = [frame.pts * source.info.time_base for frame in source]
+        assert source.info.frames is None
+    assert [later - earlier for earlier, later in itertools.pairwise(times)] == [Fraction(1, 25)] * 11
+
+
+def test_times_grow_and_sizes_change_where_recordings_were_joined(tmp_path: Path) -> None:
+    small = write_clip(tmp_path / "a.ts", grey_frames(40), codec="libx264", rate=25)
+    large = write_clip(tmp_path / "b.ts", grey_frames(40, (96, 128)), codec="libx264", rate=25)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(small.read_bytes() + large.read_bytes())
+    with open_source(str(joined)) as source:
+        frames = list(source)
+        ticks = [later.pts - earlier.pts for earlier, later in itertools.pairwise(frames)]
+        assert {tick * source.info.time_base for tick in ticks} == {Fraction(1, 25)}
+        assert source.info.size_hw == (64, 96)
+    assert [frame.rgb.shape for frame in frames] == [(64, 96, 3)] * 40 + [(96, 128, 3)] * 40
+
+
+# --- upright ---------------------------------------------------------------------------------------------------------
+
+
+def marked() -> np.ndarray:
+    """Black with a white corner at the top left."""
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:32, :48] = 255
+    return image
+
+
+def turn_clockwise(path: Path, quarters: int) -> None:
+    """Write into the track header how a player turns the video: ``x' = a·x + c·y, y' = b·x + d·y``, y downwards."""
+    a, b, c, d = {1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}[quarters]
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    data[matrix : matrix + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("quarters", "corner"), [(1, (0, -1)), (2, (-1, -1)), (3, (-1, 0))])
+def test_videos_of_phones_stand_upright(tmp_path: Path, quarters: int, corner: tuple[int, int]) -> None:
+    path = write_clip(tmp_path / "clip.mp4", [marked()] * 3)
+    turn_clockwise(path, quarters)
+    with open_source(str(path)) as source:
+        frames = list(source)
+        assert source.info.size_hw == ((96, 64) if quarters % 2 else (64, 96))
+    for frame in frames:
+        assert frame.rgb.shape[:2] == source.info.size_hw and frame.rgb.flags.c_contiguous
+        light = [pair for pair in itertools.product((0, -1), (0, -1)) if frame.rgb[pair].min() > 200]
+        assert light == [corner]
+
+
+# --- what is no video ------------------------------------------------------------------------------------------------
+
+
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def sound(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def cut(path: Path) -> Path:
+    """The index of an MP4 stands at its end."""
+    data = write_clip(path, street_frames(10)).read_bytes()
+    return written(path, data[: len(data) // 2])
+
+
+NOT_VIDEOS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "absent.mp4": (lambda path: path, "expected a video or a folder, there is none; check the path"),
+    "notes.txt": (lambda path: written(path, b"notes, not pictures\n" * 900), "it is a text file"),
+    "clip.mp4": (lambda path: written(path, b"\0garbage" * 99), "FFmpeg finds none in it"),
+    "empty.mp4": (lambda path: written(path, b""), "FFmpeg finds none in it"),
+    "cut.mp4": (cut, "FFmpeg finds none in it; check that it is complete"),
+    "song.wav": (sound, "expected a video stream, found audio; give a file with pictures"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_VIDEOS)
+def test_what_is_no_video_is_refused(tmp_path: Path, name: str) -> None:
+    make, message = NOT_VIDEOS[name]
+    path = make(tmp_path / name)
+    assert refusal(path).startswith(f"{path}: expected ") and message in refusal(path)
+
+
+def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_clip(tmp_path / "clip.mp4", grey_frames(2))
+
+    def denied(*args: object, **settings: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(av, "open", denied)  # root reads every file
+    assert "it may not be read; check its permissions" in refusal(path)
+
+
+def test_a_packet_that_is_damaged_is_named(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.avi", street_frames(20), codec="png", pix_fmt="rgb24")
+    with av.open(str(path)) as container:
+        packet = next(itertools.islice(container.demux(), 12, None))
+        start, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[start + 8 : start + 8 + size] = b"\xff" * size
+    path.write_bytes(data)
+    frames = []
+    with pytest.raises(VideoError, match=r"clip.avi: expected frame 12, found damaged data; repair or cut"):
+        with open_source(str(path)) as source:
+            for frame in source:
+                frames.append(frame)
+    assert len(frames) == 12
+
+
+def test_half_a_file_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    """Its index stands in front, so that it opens; FFmpeg reads to the cut and stops as at an end."""
+    options = {"movflags": "faststart"}
+    path = write_clip(tmp_path / "clip.mp4", street_frames(60), codec="libx264", container_options=options)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    assert re.search(r"clip.mp4: expected frame 3\d, found the file cut off there; copy it again", refusal(path))
+
+
+def test_pyav_is_named_where_it_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_clip(tmp_path / "clip.mp4", grey_frames(2))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with (
+        pytest.raises(MissingDependencyError, match=r"reading videos needs .*nrd-trt\[video\]"),
+        open_source(str(path)),
+    ):
+        pass
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    for index, size in enumerate([(40, 60), (50, 70), (40, 60)]):
+        Image.fromarray(np.full((*size, 3), 50 * index, np.uint8)).save(path / f"frame_{index}.png")
+    return path
+
+
+@pytest.mark.parametrize("inside", ["", "images"])
+def test_folder_is_played(tmp_path: Path, inside: str) -> None:
+    folder(tmp_path / "drive" / inside)
+    with open_source(str(tmp_path / "drive"), rate=12.5) as source:
+        info, frames = source.info, list(source)
+    assert (info.size_hw, info.rate, info.frames, info.live) == ((40, 60), Fraction(25, 2), 3, False)
+    assert [frame.name for frame in frames] == ["frame_0", "frame_1", "frame_2"]
+    assert [frame.pts * info.time_base for frame in frames] == [0, Fraction(2, 25), Fraction(4, 25)]
+    assert [(frame.rgb.shape[:2], int(frame.rgb[0, 0, 0])) for frame in frames] == [
+        ((40, 60), 0),
+        ((50, 70), 50),
+        ((40, 60), 100),
+    ]
+
+
+def test_images_of_a_folder_stand_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(marked()).save(tmp_path / "a.jpg", exif=exif)
+    (frame,) = frames_of(tmp_path)
+    assert frame.rgb.shape == (96, 64, 3) and frame.rgb[0, -1].min() > 200 > frame.rgb[0, 0].max()
+
+
+def test_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (folder(tmp_path / "drive") / "frame_1.png").write_bytes(b"no image")
+    assert "frame_1.png: expected an image, cannot read it" in refusal(tmp_path / "drive")
