@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
 
 from nrd_trt.cli import common
-from nrd_trt.cli.video import BundleOption, Smooth, Source
+from nrd_trt.cli.video import BundleOption, Live, Rate, Smooth, Source, rate_of
 
 
 def serve_command(
@@ -28,6 +29,8 @@ def serve_command(
         typer.Option("--allow-host", metavar="NAME", help="Further name of this machine, or of a proxy; repeatable."),
     ] = None,
     loop: Annotated[bool, typer.Option("--loop/--no-loop", help="Begin a file again at its end.")] = True,
+    rate: Rate = None,
+    live: Live = None,
     smooth: Smooth = "none",
     max_upload_mb: Annotated[int, typer.Option("--max-upload-mb", metavar="MIB", help="Largest upload.")] = 64,
     fit: common.FitOption = None,
@@ -39,6 +42,8 @@ def serve_command(
 ) -> None:
     """Show a camera, a stream or a clip with its masks on a web page, until Ctrl-C."""
     from nrd_trt.pipeline.serve import ServeRequest, serve_page
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop lets go of camera and GPU too
 
     def ready(url: str, made_token: str | None) -> None:
         # Without the address nobody finds the page, so it is printed with -q too.
@@ -58,6 +63,8 @@ def serve_command(
         plugin=plugin,
         threads=threads,
         fit=common.fit_choice(fit),
+        rate=rate_of(rate),
+        live=live,
         smooth=smooth,
         loop=loop,
         max_upload_mb=max_upload_mb,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from nrd_trt.data.preprocessing import check_fit
@@ -22,6 +23,7 @@ from nrd_trt.video.meters import Meters
 from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.segmenter import Segmenter
+from nrd_trt.video.sources.base import Source
 from nrd_trt.video.sources.open import open_source
 from nrd_trt.video.temporal import parse_smoothing
 
@@ -43,6 +45,8 @@ class ServeRequest:
         plugin: Library of a plan that needs one; None looks for it.
         threads: CPU threads; None leaves the choice to the backend.
         fit: How frames get the engine's size; None takes the bundle's way.
+        rate: Frames per second of a folder of images or a camera; None takes the usual one.
+        live: Whether late frames are dropped; None goes by the source.
         smooth: ``none``, ``hysteresis[:N]`` or ``ema[:WEIGHT]``.
         loop: Whether a file begins again at its end.
         max_upload_mb: Largest upload, in MiB.
@@ -60,6 +64,8 @@ class ServeRequest:
     plugin: Path | None = None
     threads: int | None = None
     fit: Fit | None = None
+    rate: Fraction | None = None
+    live: bool | None = None
     smooth: str = "none"
     loop: bool = True
     max_upload_mb: int = 64
@@ -126,9 +132,12 @@ def _pipeline(
         hub.report(line)
         request.report(line)
 
+    def source() -> Source:
+        return open_source(request.source, rate=request.rate, live=request.live, report=report)
+
     graph = bundle.graph
     return Pipeline(
-        Playback(lambda: open_source(request.source, report=report), loop=request.loop),
+        Playback(source, loop=request.loop),
         segmenter,
         [hub],
         paint=Painter(graph.info, OverlayStyle()),

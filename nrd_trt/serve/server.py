@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -62,6 +66,25 @@ def make_server(app: FastAPI, hub: Hub) -> uvicorn.Server:
         timeout_graceful_shutdown=_GRACE_S,
     )
     return _Server(config, hub)
+
+
+@contextmanager
+def serving(app: FastAPI, hub: Hub, listener: socket.socket) -> Iterator[None]:
+    """Serve on a thread while the block lasts, for a run that has the main one.
+
+    Args:
+        app: The application.
+        hub: Its viewers are sent home at the end.
+        listener: Bound; closed by the caller.
+    """
+    server = make_server(app, hub)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="page")
+    thread.start()
+    try:
+        yield
+    finally:
+        server.handle_exit(signal.SIGINT, None)
+        thread.join()
 
 
 class _Server(uvicorn.Server):

@@ -37,7 +37,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx: pip install nrd-trt[de
 
 from nrd_trt.serve.access import Access  # noqa: E402 - only where FastAPI is
 from nrd_trt.serve.app import create_app  # noqa: E402
-from nrd_trt.serve.server import bind, make_server  # noqa: E402
+from nrd_trt.serve.server import bind, serving  # noqa: E402
 from nrd_trt.serve.service import Service  # noqa: E402
 from nrd_trt.serve.uploads import Limits, Uploads  # noqa: E402
 
@@ -150,11 +150,7 @@ class Rig:
                 self.source, self.segmenter, [self.hub], paint=paint, gate=self.gate, meters=self.meters
             )
             stack.enter_context(running(pipeline, self.hub))
-            server = make_server(create_app(self.service), self.hub)
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(server.handle_exit, 2, None)
+            stack.enter_context(serving(create_app(self.service), self.hub, listener))
             stack.enter_context(self._connected())
             self._stack = stack.pop_all()
         return self

@@ -16,7 +16,7 @@ function operations({ paths }) {
 
 function section({ path, method, description, summary, parameters = [], requestBody }) {
   const title = element("h3", {}, element("em", { className: method, textContent: method.toUpperCase() }), path);
-  const text = element("p", { textContent: joinLines(description ?? summary ?? "") });
+  const text = element("p", {}, ...marked(joinLines(description ?? summary ?? "")));
   const card = element("section", { className: "card" }, title, text);
   if (parameters.length) card.append(element("div", { className: "scroll" }, table(parameters)));
   card.append(element("pre", { textContent: example(path, method, requestBody) }));
@@ -26,6 +26,11 @@ function section({ path, method, description, summary, parameters = [], requestB
 /** Lines of a paragraph belong together; empty ones part paragraphs. */
 function joinLines(text) {
   return text.split(/\n\s*\n/).map((paragraph) => paragraph.replace(/\s*\n\s*/g, " ")).join("\n\n");
+}
+
+/** Every second piece between backticks is code. */
+function marked(text) {
+  return text.split("`").map((piece, index) => (index % 2 ? element("code", { textContent: piece }) : piece));
 }
 
 function table(parameters) {

@@ -28,7 +28,7 @@ let state = "connecting";
 
 const STATES = {
   connecting: ["Connecting", "Connecting to the server", "It is asked again every second."],
-  unauthorised: ["Token needed", "This server asks for a token", "It was printed where the server was started."],
+  unauthorised: ["Token needed", "This server asks for a token", "Whoever started it knows the token."],
   starting: ["Starting", "Waiting for the first frame", ""],
   running: ["Live", "", ""],
   paused: ["Paused", "", ""],
