@@ -20,6 +20,7 @@ from nrd_trt.cli.export import export_command
 from nrd_trt.cli.groups import flattened
 from nrd_trt.cli.inspect import inspect_command
 from nrd_trt.cli.predict import predict_command
+from nrd_trt.cli.serve import serve_command
 from nrd_trt.cli.train import train_command
 from nrd_trt.cli.tune import tune_command
 from nrd_trt.cli.validate import validate_command
@@ -46,6 +47,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "benchmark": benchmark_command,
     "tune": tune_command,
     "video": video_command,
+    "serve": serve_command,
 }
 for name, command in VERBS.items():
     app.command(name)(verb(flattened(command)))
