@@ -41,6 +41,7 @@ def serve_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Show a camera, a stream or a clip with its masks on a web page, until Ctrl-C."""
+    from nrd_trt.pipeline.page import PageRequest
     from nrd_trt.pipeline.serve import ServeRequest, serve_page
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop lets go of camera and GPU too
@@ -55,10 +56,9 @@ def serve_command(
     request = ServeRequest(
         source=source,
         bundle=bundle,
-        host=host,
-        port=port,
-        token=token,
-        allowed_hosts=tuple(allow_host or ()),
+        page=PageRequest(
+            host=host, port=port, token=token, allowed_hosts=tuple(allow_host or ()), max_upload_mb=max_upload_mb
+        ),
         runner=runner,
         plugin=plugin,
         threads=threads,
@@ -67,7 +67,6 @@ def serve_command(
         live=live,
         smooth=smooth,
         loop=loop,
-        max_upload_mb=max_upload_mb,
         report=lambda line: common.note(line, quiet=quiet),
         on_ready=ready,
     )

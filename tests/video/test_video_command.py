@@ -203,6 +203,8 @@ def test_views_and_style_change_the_picture(tmp_path: Path, clip: Path) -> None:
         (["63", "-o", "null"], "camera"),
         (["{clip}", "-o", "{tmp}/nowhere/a.mp4"], "does not exist"),
         (["{clip}", "-o", "{tmp}/a.avi"], "another kind"),
+        (["{clip}", "-o", "page:web"], "such as page:8080"),
+        (["{clip}", "-o", "page:0", "-o", "page"], "all viewers share it"),
     ],
 )
 def test_bad_input_ends_with_2_and_a_line(tmp_path: Path, clip: Path, arguments: list[str], text: str) -> None:
@@ -238,6 +240,26 @@ def long_clip() -> Path:
         frames = street_frames(20, SIZE_HW)
         write_clip(path, (frames[index % 20] for index in range(4000)), rate=25)
     return path
+
+
+def test_a_page_shows_the_run_and_goes_with_it(long_clip: Path) -> None:
+    httpx = pytest.importorskip("httpx", reason="needs httpx: pip install nrd-trt[dev]")
+    lines: list[str] = []
+    answers: list[Any] = []
+
+    def look(expected: int | None, figures: Any) -> None:
+        if figures.frames and not answers:
+            answers.append(httpx.get(f"{lines[0].split()[0]}status").json())
+
+    request = VideoRequest(
+        source=str(long_clip), sinks=("page:0", "null"), bundle=bundle(), threads=1, report=lines.append,
+        on_progress=look,
+    )  # fmt: skip
+    assert run_video(request).figures.frames == 4000
+    assert answers[0]["state"] == "running"
+    assert 0 < answers[0]["number"] <= 4000
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(lines[0].split()[0])
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
