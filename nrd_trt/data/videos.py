@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv")
 _FALLBACK_RATE = Fraction(25)
+_MICROSECOND = Fraction(1, 1_000_000)
 # Numbers of ISO/IEC 23091-2, the tags of a frame; swscale knows its matrices by the same ones.
 _BT709, _BT601 = 1, 5
 _MATRICES = {1: _BT709, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
 _HD_LINES = 720
+_WITHOUT_TIMES = {"mpjpeg", "mjpeg", "h264", "hevc"}  # FFmpeg makes up 25 a second
 _BUFFER_BYTES = 1 << 18  # read at once from an open file; raw pictures are large
 _FULL_RANGE = 2
 _REASONS = {
@@ -172,7 +174,9 @@ class VideoReader:
         self.codec = stream.codec_context.name
         rate = stream.average_rate or stream.guessed_rate or None
         time_base = stream.time_base or 1 / _FALLBACK_RATE
-        self._repair = _Repair(time_base, rate)
+        self._times: _Times = _Repair(time_base, rate)
+        if self._live and self._container.format.name in _WITHOUT_TIMES:
+            self._times, rate, time_base = _Arrivals(), None, _MICROSECOND
         self._reformatter = self._av.video.reformatter.VideoReformatter()
         self._decoded = self._decode(stream)
         self._first = next(self._decoded, None)
@@ -216,8 +220,8 @@ class VideoReader:
             yield self._picture(frame)
 
     def _picture(self, frame: av.VideoFrame) -> Picture:
-        duration = frame.duration or None
-        return Picture(pts=self._repair(frame.pts, duration), duration=duration, rgb=partial(self._rgb, frame))
+        pts, duration = self._times(frame.pts, frame.duration or None)
+        return Picture(pts=pts, duration=duration, rgb=partial(self._rgb, frame))
 
     def _decode(self, stream: VideoStream) -> Iterator[av.VideoFrame]:
         count, packets, cut = 0, 0, False
@@ -268,6 +272,10 @@ def _interruption(exc: Exception) -> str:
     }.get(type(exc).__name__) or _reason(exc)
 
 
+_Times = Callable[[int | None, int | None], tuple[int, int | None]]
+"""From a picture's own time and duration, which may be missing, to those that are passed on."""
+
+
 class _Repair:
     """Times that always grow, also where the file lacks some or jumps back."""
 
@@ -277,7 +285,7 @@ class _Repair:
         self._last: int | None = None
         self._shift = 0
 
-    def __call__(self, pts: int | None, duration: int | None) -> int:
+    def __call__(self, pts: int | None, duration: int | None) -> tuple[int, int | None]:
         due = 0 if self._last is None else self._last + (duration or self._step)
         now = due if pts is None else pts + self._shift
         if self._last is not None and now <= self._last:
@@ -287,7 +295,18 @@ class _Repair:
             else:
                 now = self._last + 1
         self._last = now
-        return now
+        return now, duration
+
+
+class _Arrivals:
+    """Times at which pictures come, in microseconds, for live streams that state none."""
+
+    def __init__(self) -> None:
+        self._began, self._last = time.monotonic(), -1
+
+    def __call__(self, pts: int | None, duration: int | None) -> tuple[int, None]:
+        self._last = max(round((time.monotonic() - self._began) / _MICROSECOND), self._last + 1)
+        return self._last, None
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,6 +29,7 @@ class ReaderSource:
     def __init__(self, name: str, open_reader: OpenReader, *, report: Report = print) -> None:
         self._name, self._open, self._report = name, open_reader, report
         self._stopped = threading.Event()
+        self._reading = threading.Lock()  # closing what another thread reads would end the process
         self._info: StreamInfo | None = None
         self._reconnecting: Reconnecting | None = None
         self._played: Reader | None = None
@@ -78,18 +80,18 @@ class ReaderSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if self._played is not None:
-            self._played.close()
-            self._played = None
+        with self._reading:
+            if self._played is not None:
+                self._played.close()
+                self._played = None
 
     def _play(self, reader: Reader) -> Iterator[Frame]:
-        for index, picture in enumerate(reader):
-            if self._stopped.is_set():
-                return
-            yield Frame(
-                index=index,
-                rgb=picture.rgb(),
-                pts=picture.pts,
-                duration=picture.duration,
-                name=picture.name or f"{index:06d}",
-            )
+        pictures = iter(reader)
+        for index in itertools.count():
+            with self._reading:
+                picture = None if self._stopped.is_set() else next(pictures, None)
+                if picture is None or self._stopped.is_set():
+                    return
+                rgb = picture.rgb()
+            name = picture.name or f"{index:06d}"
+            yield Frame(index=index, rgb=rgb, pts=picture.pts, duration=picture.duration, name=name)

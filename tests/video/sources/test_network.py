@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import itertools
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nrd_trt.errors import VideoError
 from nrd_trt.video.frames import Frame
@@ -77,6 +79,29 @@ def test_film_behind_a_url_is_read_like_a_file(tmp_path: Path) -> None:
         assert [number_of(frame.rgb) for frame in source] == list(range(20))
 
 
+@pytest.mark.parametrize(
+    ("url", "live"),
+    [
+        ("rtsp://a", True),
+        ("RTSPS://a", True),
+        ("udp://a", True),
+        ("rtmp://a", True),
+        ("http://a", None),
+        ("https://a", None),
+    ],
+)
+def test_how_streams_are_opened(monkeypatch: pytest.MonkeyPatch, url: str, live: bool | None) -> None:
+    """Some RTSP servers play films and state their length: they keep their own pace all the same."""
+    opened: list[dict[str, object]] = []
+    monkeypatch.setattr(network, "VideoReader", lambda url, **settings: opened.append(settings))
+    for asked in (None, True, False):
+        network.open_url(url, live=asked)
+    assert [settings["live"] for settings in opened] == [live, True, False]
+    for settings in opened:
+        assert isinstance(settings["options"], dict)
+        assert settings["options"].get("rtsp_transport") == ("tcp" if "rtsp" in url.lower() else None)
+
+
 def test_live_can_be_asked_for(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4", grey_frames(3), container_options={"movflags": "faststart"})
     lines: list[str] = []
@@ -87,6 +112,34 @@ def test_live_can_be_asked_for(tmp_path: Path) -> None:
             frames = list(itertools.islice(source, 7))  # it begins again and again
     assert [number_of(frame.rgb) for frame in frames] == [0, 1, 2, 0, 1, 2, 0]
     assert source.reconnects == 2 and "lost (it ended); opening it again" in lines[0]
+
+
+class _Webcam(http.server.BaseHTTPRequestHandler):
+    """Ten JPEGs a second, as many cameras and phones send them: without a word about times."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+        self.end_headers()
+        jpeg = io.BytesIO()
+        Image.new("RGB", (64, 48), (200, 30, 40)).save(jpeg, "JPEG")
+        head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg.getvalue())}\r\n\r\n"
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(head.encode() + jpeg.getvalue() + b"\r\n")
+                time.sleep(0.1)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_webcam_without_times_has_those_of_the_clock() -> None:
+    with http_server(_Webcam) as address, open_source(f"{address}/video.mjpg") as source:
+        assert (source.info.live, source.info.rate, source.info.size_hw) == (True, None, (48, 64))
+        frames = list(itertools.islice(source, 25))
+        last = frames[-8:]  # the first ones were waiting
+        seconds = [float((b.pts - a.pts) * source.info.time_base) for a, b in itertools.pairwise(last)]
+    assert 0.09 < sum(seconds) / len(seconds) < 0.2
 
 
 # --- what never comes ------------------------------------------------------------------------------------------------
@@ -192,12 +245,13 @@ def transport_stream(folder: Path) -> bytes:
 
 
 def test_silence_is_a_loss(tmp_path: Path, hasty: None) -> None:
-    lines: list[str] = []
+    lines, began = list[str](), time.monotonic()
     with http_server(stalling(transport_stream(tmp_path))) as address:
         with open_source(f"{address}/cam", report=lines.append) as source:
             assert source.info.live
             frames = list(itertools.islice(source, 100))
     assert source.reconnects == 1 and "lost (nothing came in time); opening it again" in lines[0]
+    assert time.monotonic() - began < 10
     assert all(earlier.pts < later.pts for earlier, later in itertools.pairwise(frames))
 
 

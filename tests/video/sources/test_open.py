@@ -67,6 +67,18 @@ def test_names_that_ffmpeg_takes_for_something_else(tmp_path: Path, monkeypatch:
         (tmp_path / name).rename(tmp_path / "clip.mp4")
 
 
+def test_closing_waits_for_a_read_on_another_thread(tmp_path: Path) -> None:
+    """FFmpeg crashes where a file is closed under its hands."""
+    path = write_clip(tmp_path / "clip.mp4", grey_frames(300, (360, 480)))
+    for _ in range(20):
+        with open_source(str(path)) as source:
+            thread = threading.Thread(target=list, args=[iter(source)])
+            thread.start()
+            time.sleep(0.01)
+        thread.join(5)
+        assert not thread.is_alive()
+
+
 def open_things() -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), threading.active_count()
 
