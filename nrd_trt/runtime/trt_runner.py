@@ -170,9 +170,7 @@ class TrtRunner(BaseRunner):
         key = (tuple(shapes.items()), tuple(addresses.items()))
         replay = self._graphs.get(key)
         if replay is None and self.cuda_graph and self._graphs.seen_before(key):
-            # The graph that goes for this one may still run, and a context must outlive its runs. Nor is anything of
-            # the engine in flight beside the capture then; what is queued later is behind it on the stream.
-            self._cuda.synchronize(stream)
+            # A capture leaves the stream idle, so the graph that goes for this one has ended and its context can too.
             replay = self._capture(shapes, addresses, outputs, stream, lambda engine: engine.enqueue(stream))
             self._graphs.put(key, replay)
         if replay is not None:
@@ -215,7 +213,11 @@ class TrtRunner(BaseRunner):
         stream: int,
         queue: Callable[[LoadedEngine], None],
     ) -> Replay:
-        """Record one run as a graph, with a context of its own: TensorRT binds a graph to its context's shapes."""
+        """Record one run as a graph, with a context of its own: TensorRT binds a graph to its context's shapes.
+
+        Waits for the stream first: then nothing of the engine is in flight beside the capture. Afterwards runs with and
+        without a graph follow each other on the stream, so their contexts never run at once.
+        """
         engine = self._engine.fork()
         try:
             engine.set_shapes(shapes)
