@@ -20,9 +20,9 @@ from nrd_trt.errors import CalibrationError
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import DEFAULT_MEMORY_MB
 
 Stream = Iterable[Mapping[str, np.ndarray]]
-DEFAULT_MEMORY_MB = 2048.0
 _EMPTY = (
     "calibration stream: expected at least one feed, got none; an iterator may be used up, a folder empty, or "
     "a filter may leave nothing."

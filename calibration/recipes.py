@@ -86,8 +86,6 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(name="mse", estimator="mse"),
     )
 }
-# Of the four it agrees best with fp32 over both zoo networks (docs/precision.md); the differences are small.
-DEFAULT_RECIPE = "percentile"
 
 
 def find_recipe(name: str) -> Recipe:

@@ -17,9 +17,7 @@ from nrd_trt.errors import ShapeError
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.runtime.mask_runner import network_feed
-from nrd_trt.specs import Fit, InputShape
-
-DEFAULT_IMAGES = 100
+from nrd_trt.specs import DEFAULT_IMAGES, Fit, InputShape
 
 
 class CalibrationStream:

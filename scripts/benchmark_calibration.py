@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from nrd_trt.calibration.ranges import DEFAULT_MEMORY_MB, calibrate
+from nrd_trt.calibration.ranges import calibrate
 from nrd_trt.calibration.recipes import RECIPES
 from nrd_trt.calibration.selection import tensors_to_calibrate
 from nrd_trt.data.synthetic import street_scene
@@ -32,6 +32,7 @@ from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.mask_runner import network_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import DEFAULT_MEMORY_MB
 
 # Besides the recipes as they are, one that fetches every value, in groups of tensors.
 _RECIPES = {**RECIPES, "mse-all": replace(RECIPES["mse"], samples=None)}

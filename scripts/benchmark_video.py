@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from nrd_trt.engine.bundle import read_bundle
-from nrd_trt.pipeline.video import VideoRequest, make_segmenter, run_video
+from nrd_trt.pipeline.segmenter import open_segmenter
+from nrd_trt.pipeline.video import VideoRequest, run_video
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
 from nrd_trt.video.overlay import OverlayStyle, Painter
@@ -72,11 +73,10 @@ def _compare(request: VideoRequest, rounds: int) -> None:
 
 def _bare(request: VideoRequest) -> float:
     """Frames per second of the engine alone."""
-    bundle = read_bundle(request.bundle)
-    segmenter = make_segmenter(bundle, request)
+    segmenter = open_segmenter(request.bundle, runner=request.runner, threads=request.threads)
     with open_source(request.source) as source:
         feeds = [segmenter.prepare(frame.rgb).feed for frame in source]
-    with make_runner(bundle, request.runner, threads=request.threads) as runner:
+    with make_runner(read_bundle(request.bundle), request.runner, threads=request.threads) as runner:
         runner.infer(feeds[0])
         start = time.perf_counter()
         for feed in feeds:
@@ -146,11 +146,10 @@ class _MemoryLog:
 
 
 def _watch_memory(request: VideoRequest, frames: int) -> None:
-    bundle = read_bundle(request.bundle)
     source: Source = _Repeated(request.source, frames)
     sinks: list[Sink] = [Mp4Sink(Path(request.sinks[0]), force=True, report=print), _MemoryLog()]
-    with make_segmenter(bundle, request) as segmenter:
-        Pipeline(source, segmenter, sinks, paint=Painter(bundle.graph.info, OverlayStyle(legend=True))).run()
+    with open_segmenter(request.bundle, runner=request.runner, threads=request.threads) as segmenter:
+        Pipeline(source, segmenter, sinks, paint=Painter(segmenter.info, OverlayStyle(legend=True))).run()
 
 
 def _resident_mib() -> float:

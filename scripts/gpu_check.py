@@ -2,8 +2,8 @@
 
 Builds ``plugins/`` and the PyTorch operator for the GPU that is there, runs the C++ tests and those in ``tests/gpu``,
 the benchmarks of the kernels and of the decode in PyTorch, the C++ tests under compute-sanitizer, and where TensorRT is
-installed builds and times the zoo's fp16 bundle. What a machine lacks is reported as not run, with the reason; nothing
-has to be installed.
+installed builds and times the zoo's fp16 bundle, run by run and with overlapped copies. What a machine lacks is
+reported as not run, with the reason; nothing has to be installed.
 
 Writes report.json, report.md (a page for docs/) and log.txt. Exits 0 when nothing failed, 1 when something did, 2 where
 there is no NVIDIA GPU.
@@ -32,6 +32,7 @@ from gpu_steps import Failed, NotRun, Part, Runner, absent_module, read_junit  #
 
 CHECKPOINT = "nrd_mobilenetv2_camvid"
 OPERATOR = "PyTorch operator"
+BUNDLE = "bundle with TensorRT"
 LIMIT_S = 465.0
 """Of the whole check; what is not done by then is stopped or left out."""
 
@@ -102,14 +103,14 @@ class Check:
     """The parts on one machine. Each returns a note, or raises `NotRun` or `Failed`; none needs another's result.
 
     Attributes:
-        results: Objects of the benchmarks: ``bench``, ``decode`` and ``engine``; None where there is none.
+        results: Objects of the benchmarks: ``bench``, ``decode``, ``engine`` and ``overlap``; None where there is none.
         clocks: What nvidia-smi said while the kernels were timed.
     """
 
     def __init__(self, runner: Runner, folder: Path, gpu: Gpu, runs: int) -> None:
         self._runner, self._folder, self._gpu, self._runs = runner, folder, gpu, runs
         self._plugins = folder / "plugins"
-        self.results: dict[str, Any] = {"bench": None, "decode": None, "engine": None}
+        self.results: dict[str, Any] = {"bench": None, "decode": None, "engine": None, "overlap": None}
         self.clocks: dict[str, float] | None = None
 
     def run(self) -> list[Part]:
@@ -120,7 +121,7 @@ class Check:
         parts += [part(f"tests/gpu/{path.name}", self.pytest(path)) for path in tests]
         parts += [part("kernel benchmark", self.bench), part("decode benchmark", self.decode)]
         parts += self._together({f"compute-sanitizer {tool}": self.sanitizer(tool) for tool in SANITIZERS})
-        parts.append(part("bundle with TensorRT", self.engine))
+        parts += [part(BUNDLE, self.engine), part("overlapped copies", self.overlap)]
         return parts
 
     def _together(self, bodies: dict[str, Callable[[], str]]) -> list[Part]:
@@ -245,7 +246,7 @@ class Check:
         from nrd_trt.engine.compat import installed_flavours
         from nrd_trt.zoo import checkpoint_path
 
-        flavour, bundle = installed_flavours()[0], str(self._folder / "demo.nrd")
+        flavour, bundle = installed_flavours()[0], str(self._bundle)
         form = ["--size", "352x480", "--precision", "fp16", "--force", "--builder", flavour]
         source = str(checkpoint_path(CHECKPOINT))
         command = [sys.executable, "scripts/build_engine.py", source, "-o", bundle, *form]
@@ -256,9 +257,27 @@ class Check:
         self.results["engine"] = json.loads(outcome.out)
         return f"{flavour}, {CHECKPOINT} at 352x480"
 
+    def overlap(self) -> str:
+        """Hold overlapped runs of that bundle against plain ones and compare their frames per second."""
+        if not self._runner.passed(BUNDLE):
+            raise NotRun("the bundle was not timed")
+        flavour = self.results["engine"]["runner"]
+        command = [sys.executable, "scripts/benchmark_overlap.py", str(self._bundle), "--runner", flavour, "--json"]
+        outcome = self._runner.call(command, limit_s=60, environment=self._plugin(), check=False)
+        if not outcome.out.lstrip().startswith("{"):
+            raise Failed(outcome.last_line())
+        result = self.results["overlap"] = json.loads(outcome.out)
+        if not result["equal"]:
+            raise Failed("overlapped runs differ from plain ones")
+        return f"{result['ratio']:.2f} times the frames per second"
+
     def decode_page(self) -> str | None:
         """The tables of the decode's benchmark in Markdown, or None."""
         return self._decode_page.read_text(encoding="utf-8") if self.results["decode"] is not None else None
+
+    @property
+    def _bundle(self) -> Path:
+        return self._folder / "demo.nrd"
 
     @property
     def _decode_page(self) -> Path:

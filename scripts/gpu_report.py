@@ -55,6 +55,8 @@ def markdown(report: Mapping[str, Any], decode_page: str | None) -> str:
         lines += ["", "## Decode in PyTorch", "", decode_page.strip()]
     if report["engine"] is not None:
         lines += ["", *_engine(report["engine"])]
+    if report["overlap"] is not None:
+        lines += ["", *_overlap(report["overlap"])]
     return "\n".join(lines) + "\n"
 
 
@@ -212,6 +214,18 @@ def _engine(engine: Mapping[str, Any]) -> list[str]:
             ("p50 ms", "p90 ms", "p99 ms", "images per second"),
             [(*(f"{latency[key]:.3f}" for key in ("p50", "p90", "p99")), f"{engine['throughput_fps']:.1f}")],
         ),
+    ]
+
+
+def _overlap(row: Row) -> list[str]:
+    figures = [f"{row[name]:.2f}" if row[name] else "–" for name in ("plain_fps", "overlapped_fps", "ratio")]
+    return [
+        "## Overlapped copies",
+        "",
+        f"The same bundle, host arrays to host arrays, {row['rounds']} rounds of {row['frames']} frames of either kind "
+        "in turn. " + ("All outputs are equal." if row["equal"] else "**Outputs differ.**"),
+        "",
+        *_table(("frames/s run by run", "frames/s overlapped", "ratio"), [figures]),
     ]
 
 

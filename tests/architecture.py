@@ -39,6 +39,7 @@ _MAY_IMPORT: dict[str, set[str]] = {
     "zoo": _LEAVES,
     CALIBRATION: _LEAVES | {"data", "graph", "runtime"},
     "video": _LEAVES | {"data", "graph.metadata", "runtime.base", "runtime.engine_thread", "runtime.mask_runner"},
+    "serve": _LEAVES | {"data", "video", "benchmark", "runtime.base"},
     "train": _LEAVES | {"data", "decode", "model", "validate", "zoo"},
     PACKAGE: _LEAVES | {"model", "runtime"},
 }

@@ -60,6 +60,7 @@ def test_all_parts(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None
         ("decode benchmark", ("passed", "see below")),
         *((f"compute-sanitizer {tool}", ("passed", "test_kernels")) for tool in TOOLS),
         ("bundle with TensorRT", ("not run", "no TensorRT")),
+        ("overlapped copies", ("not run", "the bundle was not timed")),
     ]
     assert (code, report["passed"]) == (0, True)
     assert report["bench"] == BENCH
@@ -125,6 +126,7 @@ def test_what_is_absent_is_not_run(machine: Machine) -> None:
             for tool in TOOLS
         },
         "bundle with TensorRT": ("not run", "no TensorRT"),
+        "overlapped copies": ("not run", "the bundle was not timed"),
     }
     assert code == 0
     assert "clocks unknown" in (machine.output / "report.md").read_text()
@@ -315,6 +317,7 @@ def test_page_shows_what_is_wrong() -> None:
         "seconds": 1.0,
         "parts": [],
         "engine": None,
+        "overlap": None,
         "machine": {**MACHINE.describe_machine(GPU, REPOSITORY), "clocks_during_bench": None},
         "bench": {**BENCH, "rows": [wrong, ROW]},
     }
@@ -322,3 +325,39 @@ def test_page_shows_what_is_wrong() -> None:
     assert "**FAILED**" in page
     assert "| 1024x2048 K=19 batch 1 fp16 random mask | simt | 3 pixels \\| differ |" in page
     assert page.count("| 20.00 |") == 1
+
+
+OVERLAP = {"equal": True, "plain_fps": 400.0, "overlapped_fps": 520.0, "ratio": 1.3, "frames": 200, "rounds": 5}
+ENGINE = {"runner": "tensorrt", "precision": "fp16", "size": "352x480", "batch": 1, "target": "demo.nrd", "runs": 200}
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "expected"),
+    [
+        (OVERLAP, 0, ("passed", "1.30 times the frames per second")),
+        (
+            {**OVERLAP, "equal": False, "plain_fps": None, "overlapped_fps": None, "ratio": None},
+            1,
+            ("failed", "overlapped runs differ from plain ones"),
+        ),
+        (None, 1, ("failed", "a run failed")),
+    ],
+    ids=["equal", "different", "no result"],
+)
+def test_overlapped_copies_of_the_bundle_that_was_timed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any] | None, code: int, expected: tuple[str, str]
+) -> None:
+    def engine(check: gpu_check.Check) -> str:
+        latency = {"p50": 2.5, "p90": 2.6, "p99": 3.0}
+        check.results["engine"] = {**ENGINE, "latency_ms": latency, "throughput_fps": 400.0}
+        return ""
+
+    monkeypatch.setattr(gpu_check.Check, "engine", engine)
+    printed = "a run failed" if row is None else json.dumps(row)
+    machine.file("scripts/benchmark_overlap.py", f"import sys\nprint({printed!r})\nsys.exit({code})\n")
+    got, report = machine.run()
+    assert (got, results(report)["overlapped copies"], report["overlap"]) == (code, expected, row)
+    page = (machine.output / "report.md").read_text()
+    assert ("## Overlapped copies" in page) == (row is not None)
+    assert ("| 400.00 | 520.00 | 1.30 |" in page) == (row == OVERLAP)
+    assert "benchmark_overlap.py build/gpu-check/demo.nrd --runner tensorrt --json" in page

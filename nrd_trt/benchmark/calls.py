@@ -69,9 +69,7 @@ def statement(runner: Runner, *, copies: bool | None) -> dict[str, Any]:
     """Return what the latency contains: ``copies`` and ``cuda_graph``."""
     if not on_device(runner):
         return {"copies": "host arrays", "cuda_graph": None}
-    # Runs on device memory are queued one by one: a graph holds the addresses that it was captured with.
-    graph = False if copies is False else getattr(runner, _GRAPH, None)
-    return {"copies": "excluded" if copies is False else "included", "cuda_graph": graph}
+    return {"copies": "excluded" if copies is False else "included", "cuda_graph": getattr(runner, _GRAPH, None)}
 
 
 def graph_notes(runner: Runner, *, wanted: bool | None, copies: bool | None, warmup: int) -> list[str]:
@@ -83,8 +81,7 @@ def graph_notes(runner: Runner, *, wanted: bool | None, copies: bool | None, war
         return []
     if not on_device(runner):
         return [f"no CUDA graph was used: {runner.name} runs on the CPU"]
-    reason = "there is none without copies" if copies is False else f"{runner.name} captured none"
-    return [f"no CUDA graph was used: {reason}"]
+    return [f"no CUDA graph was used: {runner.name} captured none"]
 
 
 def _guarded(call: Call, target: str) -> Call:

@@ -31,7 +31,7 @@ def write_ladder(
 
     Args:
         path: ``.png``; replaced.
-        rungs: `nrd_trt.pipeline.tune.Tuned.rungs`, from the bottom of the ladder up.
+        rungs: `nrd_trt.pipeline.tune_record.Tuned.rungs`, from the bottom of the ladder up.
         sensitivity: Share of the pixels that a layer alone changes, 0-1.
         winner: Name of the rung that won.
         min_agreement: The gate, 0-1.

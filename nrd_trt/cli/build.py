@@ -7,23 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nrd_trt.cli import common, quantization
+from nrd_trt.cli import common, groups, quantization
 from nrd_trt.specs import PRECISIONS
 
 if TYPE_CHECKING:
+    from nrd_trt.engine.bundle import Bundle
     from nrd_trt.engine.compat import ConfigOptions
 
 
 def build_command(
+    *,
     source: Annotated[Path, typer.Argument(metavar="CKPT|m.onnx|NAME.nrd", help="What to build from.")],
     output_path: Annotated[Path, typer.Option("-o", metavar="NAME.nrd", help="Where to write the bundle.")],
     precision: common.PrecisionOption = None,
-    input_form: common.InputOption = None,
-    output: common.OutputForm = None,
-    mask_encoding: common.MaskEncodingOption = None,
-    size: common.Size = None,
-    dynamic: common.Dynamic = None,
-    batch: common.Batch = None,
+    form: groups.FormOptions,
     builder: Annotated[
         str, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
     ] = "auto",
@@ -35,13 +32,7 @@ def build_command(
     ] = "auto",
     plugin: common.Plugin = None,
     calibration: quantization.CalibrationOption = None,
-    recipe: quantization.RecipeOption = None,
-    images: quantization.Images = 100,
-    seed: quantization.Seed = 0,
-    memory_mb: quantization.MemoryMb = 2048,
-    include: quantization.Include = None,
-    exclude: quantization.Exclude = None,
-    quantizer: quantization.QuantizerOption = "own",
+    options: quantization.QuantizationOptions,
     data: common.Data = None,
     labels: common.Labels = None,
     ignore_index: common.IgnoreIndex = None,
@@ -69,15 +60,7 @@ def build_command(
     ] = False,
     min_agreement: common.MinAgreement = None,
     max_miou_drop: common.MaxMiouDrop = None,
-    num_classes: common.NumClasses = None,
-    hidden: common.Hidden = None,
-    patch: common.Patch = None,
-    dilations: common.Dilations = None,
-    output_stride: common.OutputStride = None,
-    classes: common.Classes = None,
-    mean: common.Mean = None,
-    std: common.Std = None,
-    bgr: common.Bgr = False,
+    facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
     as_json: common.Json = False,
@@ -89,37 +72,26 @@ def build_command(
     from nrd_trt.pipeline.build import BuildRequest, build_bundle
 
     stages = common.Stages(quiet=quiet)
-    int8 = quantization.options_of(
-        calibration, recipe, (images, seed, memory_mb), (include, exclude), quantizer, fit, threads, quiet
+    chosen_fit = common.fit_choice(fit)
+    calibrator = quantization.calibrator_of(
+        calibration, options, precision=precision, fit=chosen_fit, threads=threads, progress=not quiet
     )
     request = BuildRequest(
         source=source,
         output=output_path,
-        form=common.form_request(
-            input_form=input_form, output=output, mask_encoding=mask_encoding, size=size, dynamic=dynamic, batch=batch
-        ),
+        form=form.request(),
         precision=common.choice("--precision", precision, PRECISIONS),
-        quantization=quantization.quantization_of(int8, precision),
-        calibration=int8.feeds if int8 is not None and not int8.is_file else None,
+        quantization=calibrator.quantization() if calibrator and precision == "int8" else None,
+        calibration=calibrator.calibration() if calibrator else None,
         builder=builder,
         decode=decode,
         plugin=plugin,
         checkpoint=checkpoint,
-        checkpoint_options=common.CheckpointFacts(
-            num_classes=num_classes,
-            hidden=hidden,
-            patch=patch,
-            dilations=dilations,
-            output_stride=output_stride,
-            classes=classes,
-            mean=mean,
-            std=std,
-            bgr=bgr,
-        ).options(),
+        checkpoint_options=facts.options(),
         data=data,
         labels=labels,
         ignore_index=ignore_index,
-        fit=common.fit_choice(fit),
+        fit=chosen_fit,
         config=_config(workspace_mib, optimization_level, version_compatible, hardware_compatible, compute_capability),
         timing_cache=timing_cache,
         min_agreement=min_agreement,
@@ -132,7 +104,7 @@ def build_command(
     )
     bundle = build_bundle(request)
     stages.end()
-    _finish(bundle.path, bundle.facts, as_json=as_json)
+    _finish(bundle, as_json=as_json)
 
 
 def _config(
@@ -154,15 +126,14 @@ def _config(
     )
 
 
-def _finish(path: Path, facts: dict[str, Any], *, as_json: bool) -> None:
+def _finish(bundle: Bundle, *, as_json: bool) -> None:
     """Tell what was built; raise `typer.Exit` where a gate failed."""
     if as_json:
-        common.print_json({"path": str(path), **facts})
+        common.print_json({"path": str(bundle.path), **bundle.facts})
     else:
-        _print(path, facts)
-    if not facts["passed"]:
-        failures = facts["validation"]["failures"] + (facts["parity"] or {}).get("failures", [])
-        common.note(f"gate failed: {'; '.join(failures)}; the bundle is kept and marked as not passed")
+        _print(bundle.path, bundle.facts)
+    if not bundle.facts["passed"]:
+        common.note(f"gate failed: {'; '.join(bundle.failures)}; the bundle is kept and marked as not passed")
         raise typer.Exit(common.GATE_FAILED)
 
 

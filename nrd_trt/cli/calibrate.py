@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups, quantization
 from nrd_trt.errors import ConfigError, ExportError
+from nrd_trt.specs import DEFAULT_MEMORY_MB
 
 if TYPE_CHECKING:
     import onnx
@@ -17,37 +18,16 @@ if TYPE_CHECKING:
 
 
 def calibrate_command(
+    *,
     source: Annotated[Path, typer.Argument(metavar="CKPT|m.onnx", help="A checkpoint, or a file exported in fp32.")],
     data: Annotated[
         str, typer.Option("--data", metavar="DIR", help="Images, a folder with images/, a video, or 'synthetic'.")
     ],
     output_path: Annotated[Path, typer.Option("-o", metavar="ranges.json", help="Where to write the ranges.")],
-    recipe: Annotated[
-        str, typer.Option("--recipe", metavar="NAME", help="minmax, percentile, entropy or mse.")
-    ] = "percentile",
-    memory_mb: Annotated[
-        float, typer.Option("--memory-mb", min=1, help="What may be fetched at a time, beyond a plain session.")
-    ] = 2048,
-    images: Annotated[int, typer.Option("--images", min=1, metavar="N", help="Use at most this many images.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the choice of images.")] = 0,
+    options: quantization.RangeOptions,
     size: common.Size = None,
     fit: common.FitOption = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option("--include", metavar="REGEX", help="Only layers whose name matches; may be repeated."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="REGEX", help="No layer that matches; may be repeated.")
-    ] = None,
-    num_classes: common.NumClasses = None,
-    hidden: common.Hidden = None,
-    patch: common.Patch = None,
-    dilations: common.Dilations = None,
-    output_stride: common.OutputStride = None,
-    classes: common.Classes = None,
-    mean: common.Mean = None,
-    std: common.Std = None,
-    bgr: common.Bgr = False,
+    facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
     as_json: common.Json = False,
@@ -55,38 +35,22 @@ def calibrate_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Measure the ranges of activations that int8 needs, on images like those of deployment."""
-    from dataclasses import replace
-
     from nrd_trt.calibration.cache import save_ranges
     from nrd_trt.calibration.ranges import calibrate
-    from nrd_trt.calibration.recipes import find_recipe
     from nrd_trt.calibration.selection import tensors_to_calibrate
-    from nrd_trt.calibration.stream import CalibrationStream
     from nrd_trt.files import check_absent
     from nrd_trt.graph.metadata import read_facts
 
-    chosen = replace(find_recipe(recipe), include=tuple(include or ()), exclude=tuple(exclude or ()))
+    recipe = options.chosen_recipe()
     check_absent(output_path, force=force)
-    options = common.CheckpointFacts(
-        num_classes=num_classes,
-        hidden=hidden,
-        patch=patch,
-        dilations=dilations,
-        output_stride=output_stride,
-        classes=classes,
-        mean=mean,
-        std=std,
-        bgr=bgr,
-    ).options()
     stages = common.Stages(quiet=quiet)
-    model = _model(source, size, options, threads, stages)
-    tensors = tensors_to_calibrate(model, chosen)
+    model = _model(source, size, facts.options(), threads, stages)
+    tensors = tensors_to_calibrate(model, recipe)
     stages(f"reading {data}")
-    stream = CalibrationStream(
-        data, read_facts(model), images=images, seed=seed, fit=common.fit_choice(fit) or "resize", progress=not quiet
-    )
-    stages(f"calibrating {len(tensors)} tensors on {len(stream.names)} images, recipe {chosen.name}")
-    ranges = calibrate(model, stream, tensors, chosen, memory_mb=memory_mb, threads=threads, progress=not quiet)
+    stream = options.stream(data, read_facts(model), fit=common.fit_choice(fit), progress=not quiet)
+    stages(f"calibrating {len(tensors)} tensors on {len(stream.names)} images, recipe {recipe.name}")
+    memory_mb = options.memory_mb or DEFAULT_MEMORY_MB
+    ranges = calibrate(model, stream, tensors, recipe, memory_mb=memory_mb, threads=threads, progress=not quiet)
     stages.end()
     save_ranges(ranges, output_path)
     if as_json:

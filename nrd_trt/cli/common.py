@@ -13,19 +13,14 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from nrd_trt.errors import ConfigError, NrdTrtError
-from nrd_trt.model import require_torch
-from nrd_trt.specs import MASK_ENCODINGS
 
 if TYPE_CHECKING:
-    from nrd_trt.model.recognise import CheckpointOptions
-    from nrd_trt.pipeline.request import FormRequest
     from nrd_trt.specs import Fit
 
 GATE_FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
@@ -140,28 +135,7 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option("--precision", metavar="fp32|fp16|bf16|int8", help="Types of the graph; int8 only to build."),
 ]
-InputOption = Annotated[
-    str | None,
-    typer.Option(
-        "--input", metavar="uint8|float", help="uint8: NHWC RGB, normalised in the graph (default); float: NCHW."
-    ),
-]
-OutputForm = Annotated[
-    str | None, typer.Option("--output", metavar="mask|logits|both", help="Outputs of the graph (default mask).")
-]
-MaskEncodingOption = Annotated[
-    str | None,
-    typer.Option(
-        "--mask-encoding",
-        metavar="uint8|u8x4",
-        help="u8x4: four pixels in one int32, for the runners of nrd_trt only (default uint8).",
-    ),
-]
 Size = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Fixed size, multiples of 32.")]
-Dynamic = Annotated[
-    str | None, typer.Option("--dynamic", metavar="MIN:OPT:MAX", help="Range of sizes, each HxW in multiples of 32.")
-]
-Batch = Annotated[str | None, typer.Option("--batch", metavar="N|MIN:OPT:MAX", help="Batch size (default 1).")]
 Data = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")
 ]
@@ -174,6 +148,12 @@ FitOption = Annotated[
 ]
 Runner = Annotated[
     str, typer.Option("--runner", metavar="NAME", help="auto, torch, onnxruntime, tensorrt or tensorrt-rtx.")
+]
+Dilations = Annotated[
+    str | None, typer.Option("--dilations", metavar="A,B,C,D", help="Of ASPP (default for NRD 1,3,6,9).")
+]
+OutputStride = Annotated[
+    int | None, typer.Option("--output-stride", help="Of the encoder: 32, or 16 or 8 where it is dilated.")
 ]
 Plugin = Annotated[
     Path | None,
@@ -188,79 +168,6 @@ MaxMiouDrop = Annotated[
     float | None, typer.Option("--max-miou-drop", metavar="0-1", help="Gate: loss of mIoU against labels.")
 ]
 
-# Facts about a checkpoint that the file may not carry.
-NumClasses = Annotated[
-    int | None, typer.Option("--num-classes", min=2, max=256, help="K, where the file does not tell.")
-]
-Hidden = Annotated[int | None, typer.Option("--hidden", min=1, help="d, width of the per-patch perceptron.")]
-Patch = Annotated[int | None, typer.Option("--patch", min=1, help="f, side of a patch (default 8).")]
-Dilations = Annotated[
-    str | None, typer.Option("--dilations", metavar="A,B,C,D", help="Of ASPP (default for NRD 1,3,6,9).")
-]
-OutputStride = Annotated[
-    int | None, typer.Option("--output-stride", help="Of the encoder: 32, or 16 or 8 where it is dilated.")
-]
-Classes = Annotated[Path | None, typer.Option("--classes", metavar="FILE", help="Text file, one class name per line.")]
-Mean = Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="In 0-255 (default ImageNet's).")]
-Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="In 0-255 (default ImageNet's).")]
-Bgr = Annotated[bool, typer.Option("--bgr", help="The network reads BGR; mean and std are in that order.")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointFacts:
-    """The options above as they were typed."""
-
-    num_classes: int | None = None
-    hidden: int | None = None
-    patch: int | None = None
-    dilations: str | None = None
-    output_stride: int | None = None
-    classes: Path | None = None
-    mean: str | None = None
-    std: str | None = None
-    bgr: bool = False
-
-    def options(self) -> CheckpointOptions | None:
-        """Return them parsed, or None where none was given (so that no PyTorch is needed to say so)."""
-        if not any(value not in (None, False) for value in vars(self).values()):
-            return None
-        require_torch("reading checkpoints")
-        from nrd_trt.model.recognise import CheckpointOptions
-
-        return CheckpointOptions(
-            num_classes=self.num_classes,
-            hidden=self.hidden,
-            patch=self.patch,
-            dilations=_numbers("--dilations", self.dilations, int, 4),
-            output_stride=self.output_stride,
-            class_names=_class_names(self.classes),
-            mean=_numbers("--mean", self.mean, float, 3),
-            std=_numbers("--std", self.std, float, 3),
-            bgr=True if self.bgr else None,
-        )
-
-
-def form_request(
-    *,
-    input_form: str | None,
-    output: str | None,
-    mask_encoding: str | None,
-    size: str | None,
-    dynamic: str | None,
-    batch: str | None,
-) -> FormRequest:
-    """Collect the form of the exported file."""
-    from nrd_trt.pipeline.request import FormRequest
-
-    return FormRequest(
-        input_form=choice("--input", input_form, ("uint8", "float")),
-        output=choice("--output", output, ("mask", "logits", "both")),
-        mask_encoding=choice("--mask-encoding", mask_encoding, MASK_ENCODINGS),
-        size=size,
-        dynamic=dynamic,
-        batch=batch,
-    )
-
 
 def fit_choice(fit: str | None) -> Fit | None:
     """Check ``--fit``."""
@@ -272,24 +179,3 @@ def choice(flag: str, value: str | None, allowed: tuple[str, ...]) -> Any:
     if value is not None and value not in allowed:
         raise ConfigError(f"{flag} {value!r}: expected one of {', '.join(allowed)}.")
     return value
-
-
-def _numbers(flag: str, text: str | None, kind: Callable[[str], Any], count: int) -> Any:
-    if text is None:
-        return None
-    try:
-        values = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != count:
-        raise ConfigError(f"{flag} {text!r}: expected {count} numbers separated by commas.")
-    return values
-
-
-def _class_names(path: Path | None) -> tuple[str, ...] | None:
-    if path is None:
-        return None
-    try:
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"--classes {path}: cannot read it ({exc}); expected one class name per line.") from exc

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 from nrd_trt.specs import parse_size
 
 
@@ -32,7 +32,7 @@ def complexity_command(
     """Count multiply-adds, parameters and activations of a network by part."""
     from nrd_trt.train.complexity import describe_complexity
 
-    options = common.CheckpointFacts(dilations=dilations, output_stride=output_stride).options()
+    options = groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).options()
     size_hw = parse_size(size) if size else None
     result = describe_complexity(target, size_hw=size_hw, head=head, options=options).to_dict()
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 from nrd_trt.specs import parse_size
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def evaluate_command(
             ignore_index=ignore_index,
             fit=common.fit_choice(fit),
             size_hw=parse_size(size) if size else None,
-            checkpoint_options=common.CheckpointFacts(dilations=dilations, output_stride=output_stride).options(),
+            checkpoint_options=groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).options(),
             runner=runner,
             plugin=plugin,
             threads=threads,

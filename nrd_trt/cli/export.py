@@ -8,33 +8,21 @@ from typing import Annotated
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 from nrd_trt.specs import Precision
 
 _PRECISIONS = ("fp32", "fp16", "bf16")  # int8 needs calibration: see `build`
 
 
 def export_command(
+    *,
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help=".pth or .safetensors")],
     output_path: Annotated[Path, typer.Option("-o", metavar="FILE.onnx", help="Where to write the file.")],
     precision: common.PrecisionOption = None,
-    input_form: common.InputOption = None,
-    output: common.OutputForm = None,
-    mask_encoding: common.MaskEncodingOption = None,
-    size: common.Size = None,
-    dynamic: common.Dynamic = None,
-    batch: common.Batch = None,
+    form: groups.FormOptions,
     data: common.Data = None,
     fit: common.FitOption = None,
-    num_classes: common.NumClasses = None,
-    hidden: common.Hidden = None,
-    patch: common.Patch = None,
-    dilations: common.Dilations = None,
-    output_stride: common.OutputStride = None,
-    classes: common.Classes = None,
-    mean: common.Mean = None,
-    std: common.Std = None,
-    bgr: common.Bgr = False,
+    facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
     as_json: common.Json = False,
@@ -48,33 +36,21 @@ def export_command(
     from nrd_trt.pipeline.request import BuildRequest, samples_for
     from nrd_trt.pipeline.sources import export_checkpoint
 
-    form = common.form_request(
-        input_form=input_form, output=output, mask_encoding=mask_encoding, size=size, dynamic=dynamic, batch=batch
-    )
+    form_request = form.request()
     chosen: Precision = common.choice("--precision", precision, _PRECISIONS) or "fp32"
     check_absent(output_path, force=force)
-    options = common.CheckpointFacts(
-        num_classes=num_classes,
-        hidden=hidden,
-        patch=patch,
-        dilations=dilations,
-        output_stride=output_stride,
-        classes=classes,
-        mean=mean,
-        std=std,
-        bgr=bgr,
-    ).options()
+    options = facts.options()
     request = BuildRequest(
         source=checkpoint,
         output=output_path,
-        form=form,
+        form=form_request,
         checkpoint_options=options,
         data=data,
         fit=common.fit_choice(fit),
         threads=threads,
     )
     model = load_trained(checkpoint, options)
-    samples = samples_for(request, form.shape(model.info.size_hw), model.info)
+    samples = samples_for(request, form_request.shape(model.info.size_hw), model.info)
     stages = common.Stages(quiet=quiet)
     stages(f"exporting {model.config.encoder} to ONNX, {chosen}")
     exported = export_checkpoint(request, model, samples, chosen)

@@ -17,8 +17,10 @@ from nrd_trt.cli.complexity import complexity_command
 from nrd_trt.cli.doctor import doctor_command
 from nrd_trt.cli.evaluate import evaluate_command
 from nrd_trt.cli.export import export_command
+from nrd_trt.cli.groups import flattened
 from nrd_trt.cli.inspect import inspect_command
 from nrd_trt.cli.predict import predict_command
+from nrd_trt.cli.serve import serve_command
 from nrd_trt.cli.train import train_command
 from nrd_trt.cli.tune import tune_command
 from nrd_trt.cli.validate import validate_command
@@ -45,9 +47,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "benchmark": benchmark_command,
     "tune": tune_command,
     "video": video_command,
+    "serve": serve_command,
 }
 for name, command in VERBS.items():
-    app.command(name)(verb(command))
+    app.command(name)(verb(flattened(command)))
 
 
 def _print_version(wanted: bool) -> None:

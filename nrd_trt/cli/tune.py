@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nrd_trt.cli import common, quantization
+from nrd_trt.cli import common, groups, quantization
 
 if TYPE_CHECKING:
-    from nrd_trt.pipeline.tune import Tuned
+    from nrd_trt.pipeline.tune_record import Tuned
 
 
 def tune_command(
+    *,
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help=".pth or .safetensors")],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images that the rungs are judged on.")],
     output_path: Annotated[Path, typer.Option("-o", metavar="NAME.nrd", help="Where to write the winner's bundle.")],
@@ -21,12 +22,7 @@ def tune_command(
     ignore_index: common.IgnoreIndex = None,
     fit: common.FitOption = None,
     calibration: quantization.CalibrationOption = None,
-    recipe: quantization.RecipeOption = None,
-    images: quantization.Images = 100,
-    seed: quantization.Seed = 0,
-    memory_mb: quantization.MemoryMb = 2048,
-    include: quantization.Include = None,
-    exclude: quantization.Exclude = None,
+    ranges: quantization.RangeOptions,
     max_miou_drop: common.MaxMiouDrop = None,
     min_agreement: common.MinAgreement = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where an earlier run stopped.")] = False,
@@ -34,15 +30,7 @@ def tune_command(
         str, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
     ] = "auto",
     size: common.Size = None,
-    num_classes: common.NumClasses = None,
-    hidden: common.Hidden = None,
-    patch: common.Patch = None,
-    dilations: common.Dilations = None,
-    output_stride: common.OutputStride = None,
-    classes: common.Classes = None,
-    mean: common.Mean = None,
-    std: common.Std = None,
-    bgr: common.Bgr = False,
+    facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
     as_json: common.Json = False,
@@ -52,38 +40,19 @@ def tune_command(
     """Find the lowest precision whose masks hold the gates, and build its bundle (int8, mixed, fp16, fp32)."""
     from nrd_trt.engine.compat import stderr_message
     from nrd_trt.pipeline.request import BuildRequest, FormRequest
-    from nrd_trt.pipeline.tune import TuneRequest, tune, write_record
+    from nrd_trt.pipeline.tune import TuneRequest, tune
 
     stages = common.Stages(quiet=quiet)
     chosen_fit = common.fit_choice(fit)
-    options = quantization.QuantizationOptions(
-        calibration=calibration or str(data),
-        recipe=recipe,
-        images=images,
-        seed=seed,
-        memory_mb=memory_mb,
-        include=include or (),
-        exclude=exclude or (),
-        fit=chosen_fit or "resize",
-        threads=threads,
-        progress=not quiet,
-    )
-    facts = common.CheckpointFacts(
-        num_classes=num_classes,
-        hidden=hidden,
-        patch=patch,
-        dilations=dilations,
-        output_stride=output_stride,
-        classes=classes,
-        mean=mean,
-        std=std,
-        bgr=bgr,
+    calibrator = quantization.Calibrator(
+        calibration or str(data), ranges, fit=chosen_fit, threads=threads, progress=not quiet
     )
     build = BuildRequest(
         source=checkpoint,
         output=output_path,
         form=FormRequest(size=size),
-        quantization=options.quantization(),
+        quantization=calibrator.quantization(),
+        calibration=calibrator.calibration(),
         builder=builder,
         checkpoint_options=facts.options(),
         data=data,
@@ -98,20 +67,45 @@ def tune_command(
         on_message=stderr_message if verbose else lambda severity, text: None,
         on_stage=stages,
     )
-    tuned = tune(TuneRequest(build=build, resume=resume, on_rung=lambda text: common.note(f"  {text}", quiet=quiet)))
+    request = TuneRequest(
+        build=build,
+        resume=resume,
+        calibrated_on_data=_warn_of_same_images(calibration, data),
+        on_rung=lambda text: common.note(f"  {text}", quiet=quiet),
+    )
+    tuned = tune(request)
     stages.end()
-    written = write_record(tuned, output_path)
+    _finish(tuned, output_path, as_json=as_json)
+
+
+def _warn_of_same_images(calibration: str | None, data: Path) -> bool:
+    """Return whether the rungs are judged on the images that they are calibrated on, and say so."""
+    same = calibration is None or Path(calibration).resolve() == data.resolve()
+    if same:
+        common.note(
+            f"warning: the ranges are measured on {data}, the images that the rungs are judged on, so the figures "
+            "flatter int8; give others with --calibration."
+        )
+    return same
+
+
+def _finish(tuned: Tuned, path: Path, *, as_json: bool) -> None:
+    """Write the record and tell what came of it; raise `typer.Exit` where a gate failed."""
+    from nrd_trt.pipeline.tune_record import write_record
+
+    written = write_record(tuned, path)
     if as_json:
-        common.print_json({"path": str(output_path) if tuned.winner else None, "files": written, **tuned.to_dict()})
+        common.print_json({"path": str(path) if tuned.winner else None, "files": written, **tuned.to_dict()})
     else:
-        _print(tuned, output_path, written)
-    if tuned.bundle is None or not tuned.bundle.facts["passed"]:
-        common.note("gate failed: no rung of the ladder holds the gates; the record says why")
+        _print(tuned, path, written)
+    if tuned.failures:
+        kept = "; the bundle is kept and marked as not passed" if tuned.bundle else ""
+        common.note(f"gate failed: {'; '.join(tuned.failures)}{kept}")
         raise typer.Exit(common.GATE_FAILED)
 
 
 def _print(tuned: Tuned, path: Path, written: list[str]) -> None:
-    from nrd_trt.pipeline.tune import describe
+    from nrd_trt.pipeline.tune_record import describe
 
     for rung in tuned.rungs:
         typer.echo(describe(rung))
@@ -119,5 +113,6 @@ def _print(tuned: Tuned, path: Path, written: list[str]) -> None:
     typer.echo("most sensitive layers (share of the pixels that change with this layer alone in int8):")
     for layer, share in worst:
         typer.echo(f"  {share:.6f}  {layer}")
-    typer.echo(f"winner: {tuned.winner}, {path}" if tuned.winner else "no winner")
+    verdict = ", NOT PASSED" if tuned.failures else ""
+    typer.echo(f"winner: {tuned.winner}, {path}{verdict}" if tuned.winner else "no winner")
     typer.echo(f"record: {', '.join(written)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +28,9 @@ Source = Annotated[
         "jetson://FILE, or a GStreamer pipeline ('… ! …').",
     ),
 ]
-BundleOption = Annotated[Path, typer.Option("--bundle", metavar="NAME.nrd", help="The engine.")]
+BundleOption = Annotated[
+    Path, typer.Option("--bundle", metavar="NAME.nrd|CKPT", help="The engine; a checkpoint runs in PyTorch.")
+]
 Smooth = Annotated[
     str,
     typer.Option("--smooth", metavar="none|hysteresis[:N]|ema[:WEIGHT]", help="Smoothing of masks over time."),
@@ -38,20 +41,41 @@ Rate = Annotated[
 Live = Annotated[
     bool | None, typer.Option("--live/--no-live", help="Drop late frames, or read every one (default: by the source).")
 ]
-View = Annotated[str, typer.Option("--view", metavar="overlay|mask|side", help="What pictures show.")]
-Opacity = Annotated[float, typer.Option("--opacity", min=0, max=1, help="Of the mask in the overlay.")]
-Contours = Annotated[bool, typer.Option("--contours", help="Draw the borders between classes.")]
-Show = Annotated[
-    str | None, typer.Option("--show", metavar="NAME,NAME", help="Colour these classes only, by name or number.")
-]
-PaletteOption = Annotated[
-    str, typer.Option("--palette", metavar="NAME", help="model, camvid, cityscapes, ade20k or generated.")
-]
-Legend = Annotated[bool, typer.Option("--legend", help="Draw the classes with their shares of the picture.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleOptions:
+    """How pictures are drawn, as it was typed."""
+
+    view: Annotated[str, typer.Option("--view", metavar="overlay|mask|side", help="What pictures show.")] = "overlay"
+    opacity: Annotated[float, typer.Option("--opacity", min=0, max=1, help="Of the mask in the overlay.")] = 0.6
+    contours: Annotated[bool, typer.Option("--contours", help="Draw the borders between classes.")] = False
+    show: Annotated[
+        str | None, typer.Option("--show", metavar="NAME,NAME", help="Colour these classes only, by name or number.")
+    ] = None
+    palette: Annotated[
+        str, typer.Option("--palette", metavar="NAME", help="model, camvid, cityscapes, ade20k or generated.")
+    ] = "model"
+    legend: Annotated[bool, typer.Option("--legend", help="Draw the classes with their shares of the picture.")] = False
+
+    def style(self) -> OverlayStyle:
+        """Return them checked."""
+        from nrd_trt.video.overlay import OverlayStyle
+
+        names = None if self.show is None else [name.strip() for name in self.show.split(",") if name.strip()]
+        return OverlayStyle(
+            view=self.view,  # type: ignore[arg-type]  # checked there
+            opacity=self.opacity,
+            contours=self.contours,
+            classes=None if names is None else tuple(int(name) if name.isdigit() else name for name in names),
+            palette=self.palette,  # type: ignore[arg-type]
+            legend=self.legend,
+        )
 
 
 def video_command(
     source: Source,
+    *,
     bundle: BundleOption,
     outputs: Annotated[
         list[str] | None,
@@ -63,12 +87,7 @@ def video_command(
     ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Plain folders get overlays beside the masks.")] = False,
     smooth: Smooth = "none",
-    view: View = "overlay",
-    opacity: Opacity = 0.6,
-    contours: Contours = False,
-    show: Show = None,
-    palette: PaletteOption = "model",
-    legend: Legend = False,
+    drawing: StyleOptions,
     labels: common.Labels = None,
     ignore_index: common.IgnoreIndex = None,
     rate: Rate = None,
@@ -97,7 +116,7 @@ def video_command(
         fit=common.fit_choice(fit),
         smooth=smooth,
         overlay=overlay,
-        style=style_of(view=view, opacity=opacity, contours=contours, show=show, palette=palette, legend=legend),
+        style=drawing.style(),
         rate=rate_of(rate),
         live=live,
         labels=labels,
@@ -116,23 +135,6 @@ def video_command(
         _print(result)
     if result.interrupted:
         raise typer.Exit(common.INTERRUPTED)
-
-
-def style_of(
-    *, view: str, opacity: float, contours: bool, show: str | None, palette: str, legend: bool
-) -> OverlayStyle:
-    """Collect how pictures are drawn."""
-    from nrd_trt.video.overlay import OverlayStyle
-
-    names = None if show is None else tuple(name.strip() for name in show.split(",") if name.strip())
-    return OverlayStyle(
-        view=view,  # type: ignore[arg-type]  # checked by OverlayStyle
-        opacity=opacity,
-        contours=contours,
-        classes=None if names is None else tuple(int(name) if name.isdigit() else name for name in names),
-        palette=palette,  # type: ignore[arg-type]
-        legend=legend,
-    )
 
 
 def rate_of(text: str | None) -> Fraction | None:

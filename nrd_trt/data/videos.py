@@ -119,6 +119,7 @@ class VideoReader:
         container: FFmpeg's name of the format, where it is known.
         options: Of FFmpeg's format and protocol.
         timeout_s: For opening and for each read; None waits.
+        most_pixels: Larger pictures are refused before they are decoded.
 
     Attributes:
         facts: What is known of the pictures.
@@ -138,6 +139,7 @@ class VideoReader:
         container: str | None = None,
         options: Mapping[str, str] | None = None,
         timeout_s: tuple[float, float] | None = None,
+        most_pixels: int | None = None,
     ) -> None:
         self._av = require("av", extra="video", purpose="reading videos")
         self.name = name or str(video)
@@ -158,6 +160,7 @@ class VideoReader:
             why = _REASONS["TimeoutError"] if late else _reason(exc)
             raise VideoError(f"{self.name}: expected a video, {why}.") from exc
         self._live = self._container.duration is None if live is None else live
+        self._most_pixels = most_pixels
         try:
             self.facts = self._begin()
         except BaseException:
@@ -166,6 +169,7 @@ class VideoReader:
 
     def _begin(self) -> VideoFacts:
         stream = self._video_stream()
+        self._bound(stream)
         stream.thread_type = "SLICE" if self._live else "AUTO"  # frame threads hold one frame back per thread
         self.codec = stream.codec_context.name
         rate = stream.average_rate or stream.guessed_rate or None
@@ -197,6 +201,16 @@ class VideoReader:
             raise VideoError(f"{self.name}: expected a codec that FFmpeg decodes, got another; convert it to H.264.")
         found: VideoStream = stream
         return found
+
+    def _bound(self, stream: VideoStream) -> None:
+        if self._most_pixels is None:
+            return
+        if stream.width * stream.height > self._most_pixels:
+            raise VideoError(
+                f"{self.name}: expected at most {self._most_pixels / 1e6:.1f} million pixels per picture, got "
+                f"{stream.width} x {stream.height}; make it smaller."
+            )
+        stream.codec_context.options = {"max_pixels": str(self._most_pixels)}  # for what changes midway
 
     def __iter__(self) -> Iterator[Picture]:
         if self._first is not None:

@@ -82,6 +82,13 @@ class Bundle:
         """The plan, or None where no TensorRT builder ran."""
         return self.path / PLAN_FILE if PLAN_FILE in self.facts["files"] else None
 
+    @property
+    def failures(self) -> list[str]:
+        """Gates that did not hold when the bundle was built, in words; those of the export's parity say so."""
+        parity = self.facts["parity"]
+        of_parity = [f"parity of the export: {failure}" for failure in (parity["failures"] if parity else ())]
+        return [*self.facts["validation"]["failures"], *of_parity]
+
     def references(self) -> ReferenceSet:
         """Read the stored inputs and masks."""
         return ReferenceSet.from_file(self.path / REFERENCE_FILE)

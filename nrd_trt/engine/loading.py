@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from nrd_trt.engine.messages import MessageLog, output_allocator
-from nrd_trt.errors import RunnerError, ShapeError
+from nrd_trt.errors import LateOutputError, RunnerError, ShapeError
 from nrd_trt.specs import TensorSpec
 
 Shape = tuple[int, ...]
@@ -99,7 +99,8 @@ class LoadedEngine:
 
         Raises:
             ShapeError: A name is unknown, or a shape is outside the range that the engine was built for.
-            RunnerError: TensorRT refuses the shapes, or an output's shape is only known while running.
+            LateOutputError: An output's shape is only known while running, and there is no `allocator`.
+            RunnerError: TensorRT refuses the shapes.
         """
         self._open()
         for name, shape in shapes.items():
@@ -117,7 +118,9 @@ class LoadedEngine:
         }
         if unknown := sorted(name for name, shape in resolved.items() if min(shape, default=0) < 0):
             if allocator is None:
-                raise self._failed(f"tells the shape of {', '.join(unknown)} only while running; give it an allocator")
+                raise LateOutputError(
+                    f"{self._label} tells the shape of {', '.join(unknown)} only while running; give it an allocator."
+                )
             for name in unknown:
                 self.allocate_outputs(name, allocator(name))
                 del resolved[name]

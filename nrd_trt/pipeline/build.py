@@ -189,7 +189,7 @@ def _facts(
     return {
         "nrd_trt": nrd_trt.__version__,
         "checkpoint": prepared.checkpoint,
-        "calibration_sha256": _calibration(request),
+        "calibration_sha256": prepared.calibration_sha256,
         "plugin": form.facts(graph.mask_encoding),
         "decode": form.name,
         "builder": built,
@@ -208,11 +208,6 @@ def _facts(
         "passed": validation.passed and (parity is None or parity.passed),
         "command": _command(request, graph, built["name"], form),
     }
-
-
-def _calibration(request: BuildRequest) -> str | None:
-    """Return the SHA-256 of the calibration that this build made or read."""
-    return request.quantization.sha256() if request.quantization else None
 
 
 def _command(request: BuildRequest, graph: GraphFacts, builder: str, decode: DecodeForm) -> str:
@@ -254,6 +249,7 @@ def _command(request: BuildRequest, graph: GraphFacts, builder: str, decode: Dec
     for flag, value in pairs.items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         words += [] if value is None else [flag, text]
+    words += request.calibration.words if request.calibration else ()
     words += request.quantization.words if request.quantization else ()
     words += ["--version-compatible"] * config.version_compatible
     words += ["--hardware-compatible"] * config.hardware_compatible

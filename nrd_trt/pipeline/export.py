@@ -15,7 +15,7 @@ from nrd_trt.files import atomic_file
 from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.pipeline.precision import Feeds, Quantization, Typed, derive_precision
+from nrd_trt.pipeline.precision import Calibration, Quantization, Typed, derive_precision
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
@@ -74,7 +74,7 @@ def export_checked(
     images: Sequence[np.ndarray],
     checkpoint_sha256: str | None = None,
     quantization: Quantization | None = None,
-    calibration: Feeds | None = None,
+    calibration: Calibration | None = None,
     threads: int | None = None,
 ) -> Exported:
     """Export a model and compare the result with it.
@@ -87,7 +87,7 @@ def export_checked(
         images: ``(h, w, 3) uint8`` of a size that the shape allows; ranges and parity are measured on them.
         checkpoint_sha256: Recorded in the file.
         quantization: How int8 is made; for that precision only.
-        calibration: More feeds that the extremes of 16-bit tensors are measured on.
+        calibration: More images that the extremes of 16-bit tensors are measured on.
         threads: CPU threads of ONNX Runtime.
 
     Raises:

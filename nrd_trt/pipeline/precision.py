@@ -26,6 +26,21 @@ Feeds = Callable[[onnx.ModelProto], Iterable[Mapping[str, np.ndarray]]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What ranges are measured on, besides the images to validate on.
+
+    Attributes:
+        feeds: The images as feeds of a file's input; None where only ranges measured before are given.
+        sha256: Of the images, for the record; None before they were read.
+        words: Options that ask for this on the command line, for the record; places without their folders.
+    """
+
+    feeds: Feeds | None
+    sha256: Callable[[], str | None] = lambda: None
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantization:
     """How an int8 file is made.
 
@@ -35,8 +50,7 @@ class Quantization:
         exclude: Likewise.
         layers: The very layers, in place of the expressions.
         external: Another quantizer, in place of all that: takes the fp32 file, returns it with Q/DQ pairs.
-        sha256: Of the calibration images, for the record; None before they were read.
-        words: Options that ask for this on the command line, for the record; places without their folders.
+        words: Options that ask for this on the command line besides those of the calibration, for the record.
     """
 
     measure: Callable[[onnx.ModelProto, Sequence[str]], Ranges]
@@ -44,7 +58,6 @@ class Quantization:
     exclude: Sequence[str] = DEFAULT_EXCLUDE
     layers: tuple[str, ...] | None = None
     external: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
-    sha256: Callable[[], str | None] = lambda: None
     words: tuple[str, ...] = ()
 
 
@@ -69,7 +82,7 @@ def derive_precision(
     images: Iterable[np.ndarray],
     *,
     quantization: Quantization | None = None,
-    calibration: Feeds | None = None,
+    calibration: Calibration | None = None,
     threads: int | None = None,
 ) -> Typed:
     """Type an fp32 file in `precision`, keeping in fp32 what the images show to leave 16 bits.
@@ -79,7 +92,7 @@ def derive_precision(
         precision: Of the result.
         images: ``(h, w, 3) uint8`` of a size that the file accepts.
         quantization: How int8 is made; for that precision only.
-        calibration: More feeds that the extremes of 16-bit tensors are measured on.
+        calibration: More images that the extremes of 16-bit tensors are measured on.
         threads: CPU threads of ONNX Runtime.
 
     Raises:
@@ -90,12 +103,32 @@ def derive_precision(
         raise ConfigError("--precision int8 and --calibration go together: int8 needs images to take its ranges from.")
     if precision == "fp32":
         return Typed(model=full)
-    feeds = calibration(full) if calibration is not None else ()
-    kept = out_of_range(full, measure_extremes(full, precision, images, feeds, threads=threads), precision)
-    if quantization is None:
-        return Typed(model=to_precision(full, precision, kept.keys()), kept_fp32=kept)
-    quantized = _quantized(full, quantization)
-    typed = to_precision(quantized, precision, kept.keys())
+    kept = nodes_to_keep(full, precision, images, calibration, threads=threads)
+    return apply_precision(full, precision, kept, quantization)
+
+
+def nodes_to_keep(
+    full: onnx.ModelProto,
+    precision: Precision,
+    images: Iterable[np.ndarray],
+    calibration: Calibration | None = None,
+    *,
+    threads: int | None = None,
+) -> dict[str, str]:
+    """Return the nodes of an fp32 file that leave 16 bits on the images, each with the reason; see `derive_precision`.
+
+    They are the same for int8 and fp16: what is not int8 is fp16.
+    """
+    feeds = calibration.feeds(full) if calibration is not None and calibration.feeds is not None else ()
+    return out_of_range(full, measure_extremes(full, precision, images, feeds, threads=threads), precision)
+
+
+def apply_precision(
+    full: onnx.ModelProto, precision: Precision, kept: Mapping[str, str], quantization: Quantization | None = None
+) -> Typed:
+    """Type an fp32 file in a 16-bit precision, or in int8 with a quantization; the nodes to keep stay in fp32."""
+    source = full if quantization is None else _quantized(full, quantization)
+    typed = to_precision(source, precision, kept.keys())
     return Typed(model=typed, kept_fp32=kept, int8_layers=layers_in_int8(typed))
 
 

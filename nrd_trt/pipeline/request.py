@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.errors import ConfigError
-from nrd_trt.pipeline.precision import Feeds, Quantization
+from nrd_trt.pipeline.precision import Calibration, Quantization
 from nrd_trt.pipeline.samples import SampleSource
 from nrd_trt.specs import Fit, InputForm, InputShape, MaskEncoding, ModelInfo, Precision
 
@@ -54,7 +54,7 @@ class BuildRequest:
     form: FormRequest = field(default_factory=FormRequest)
     precision: Precision | None = None
     quantization: Quantization | None = None
-    calibration: Feeds | None = None
+    calibration: Calibration | None = None
     builder: str = "auto"
     decode: str = "auto"
     plugin: Path | None = None

@@ -42,6 +42,7 @@ class Prepared:
         checkpoint: Name and SHA-256, as far as they are known.
         kept_fp32: Nodes kept in fp32, each with the reason.
         int8_layers: Layers that compute in int8.
+        calibration_sha256: Of the images that ranges were measured on, where there were any.
         parity: Of the export, where there was one.
     """
 
@@ -54,6 +55,7 @@ class Prepared:
     checkpoint: dict[str, str | None] | None
     kept_fp32: Mapping[str, str] = field(default_factory=dict)
     int8_layers: tuple[str, ...] = ()
+    calibration_sha256: str | None = None
     parity: Parity | None = None
 
     @property
@@ -74,9 +76,10 @@ def prepare(request: BuildRequest) -> Prepared:
 def _from_checkpoint(request: BuildRequest) -> Prepared:
     if request.checkpoint is not None:
         raise ConfigError("--checkpoint belongs to builds from an ONNX file; here the checkpoint is the source.")
+    precision = request.precision or DEFAULT_PRECISION
+    _check_calibration(request, precision, "fp32")
     model = load_trained(request.source, request.checkpoint_options)
     samples = samples_for(request, request.form.shape(model.info.size_hw), model.info)
-    precision = request.precision or DEFAULT_PRECISION
     request.on_stage(f"exporting {model.config.encoder} to ONNX, {precision}")
     exported = export_checkpoint(request, model, samples, precision)
     return Prepared(
@@ -89,6 +92,7 @@ def _from_checkpoint(request: BuildRequest) -> Prepared:
         checkpoint={"name": request.source.name, "sha256": sha256_file(request.source)},
         kept_fp32=exported.typed.kept_fp32,
         int8_layers=exported.typed.int8_layers,
+        calibration_sha256=_calibration_sha256(request),
         parity=exported.parity,
     )
 
@@ -121,13 +125,14 @@ def _from_onnx(request: BuildRequest) -> Prepared:
     graph = read_facts(model)
     samples = samples_for(request, graph.shape, graph.info)
     precision = request.precision or (DEFAULT_PRECISION if graph.precision == "fp32" else graph.precision)
+    if graph.precision not in ("fp32", precision):
+        raise ConfigError(
+            f"{request.source}: typed in {graph.precision}, --precision {precision} was asked for; "
+            "precisions are derived from an fp32 file, so export one first."
+        )
+    _check_calibration(request, precision, graph.precision)
     typed = Typed(model=model)
     if precision != graph.precision:
-        if graph.precision != "fp32":
-            raise ConfigError(
-                f"{request.source}: typed in {graph.precision}, --precision {precision} was asked for; "
-                "precisions are derived from an fp32 file, so export one first."
-            )
         images = [sample.image for sample in samples.first(MEASURED_COUNT)]
         typed = derive_precision(
             model,
@@ -156,6 +161,7 @@ def _from_onnx(request: BuildRequest) -> Prepared:
         checkpoint={"name": None, "sha256": graph.checkpoint_sha256},
         kept_fp32=typed.kept_fp32,
         int8_layers=typed.int8_layers,
+        calibration_sha256=_calibration_sha256(request),
     )
 
 
@@ -175,6 +181,7 @@ def _from_bundle(request: BuildRequest) -> Prepared:
             f"{request.source}: holds {bundle.graph.precision}, --precision {request.precision} was asked for; "
             "build another precision from the checkpoint."
         )
+    _check_calibration(request, bundle.graph.precision, bundle.graph.precision)
     if request.data is not None and request.checkpoint is None:
         raise ConfigError(
             "--data needs --checkpoint when rebuilding a bundle: it knows the masks of its own inputs only."
@@ -202,6 +209,7 @@ def _from_bundle(request: BuildRequest) -> Prepared:
         checkpoint=bundle.facts["checkpoint"],
         kept_fp32=bundle.facts["precision"]["kept_because"],
         int8_layers=tuple(bundle.facts["precision"]["int8_layers"]),
+        calibration_sha256=bundle.facts["calibration_sha256"],
     )
 
 
@@ -212,6 +220,26 @@ def _load_onnx(path: Path) -> onnx.ModelProto:
     except Exception as exc:  # protobuf's and onnx's errors have no common base
         raise BuildError(f"{path}: not a valid ONNX file ({exc}); export it again with `nrd-trt export`.") from exc
     return model
+
+
+def _check_calibration(request: BuildRequest, precision: Precision, held: Precision) -> None:
+    """Refuse int8 without a calibration, and a calibration that would serve nothing, before any work."""
+    given = request.calibration
+    if precision == held:
+        if given is not None:
+            raise ConfigError(
+                f"--calibration: expected fp16, bf16 or int8 to derive from an fp32 source, got {precision}, which "
+                f"{request.source.name} gives as it is; leave it out, or give another --precision or source."
+            )
+    elif precision == "int8":
+        if request.quantization is None:
+            raise ConfigError("--precision int8: give --calibration images like those of deployment for its ranges.")
+    elif given is not None and given.feeds is None:
+        raise ConfigError("--calibration: a file of ranges serves --precision int8 only; give images for other types.")
+
+
+def _calibration_sha256(request: BuildRequest) -> str | None:
+    return request.calibration.sha256() if request.calibration else None
 
 
 def _refuse_form(request: BuildRequest, what: str) -> None:

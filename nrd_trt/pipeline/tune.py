@@ -7,32 +7,31 @@ known, so that a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from tqdm import tqdm
 
-from nrd_trt.benchmark.ladder_plot import can_plot, write_ladder
 from nrd_trt.benchmark.timers import time_in_turn
-from nrd_trt.engine.bundle import Bundle, check_target
+from nrd_trt.engine.bundle import check_target
 from nrd_trt.errors import ConfigError
-from nrd_trt.files import atomic_file, sha256_bytes
+from nrd_trt.files import check_absent, sha256_bytes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
 from nrd_trt.model import load_trained
 from nrd_trt.pipeline.build import build_bundle, plan_runner_here
-from nrd_trt.pipeline.precision import Quantization, Ranges, derive_precision
+from nrd_trt.pipeline.precision import Calibration, Quantization, Ranges, apply_precision, nodes_to_keep
 from nrd_trt.pipeline.references import torch_reference
 from nrd_trt.pipeline.request import BuildRequest, samples_for
 from nrd_trt.pipeline.samples import MEASURED_COUNT, SampleSource
+from nrd_trt.pipeline.tune_record import Tuned, describe, record_paths
 from nrd_trt.pipeline.tune_state import TuneState
 from nrd_trt.runtime.mask_runner import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -58,6 +57,7 @@ class TuneRequest:
     Attributes:
         build: Checkpoint, output, images, form and gates of the bundle to write; its precision is chosen here.
         resume: Go on from the state that an earlier run left.
+        calibrated_on_data: Whether the images to calibrate on are those to judge on, for the record.
         on_rung: Receives a line on every rung that was tried.
         latency: Median milliseconds of a typed file; None measures its plan where this machine runs it. Where there
             is a latency, a rung must be faster than the next one up.
@@ -65,6 +65,7 @@ class TuneRequest:
 
     build: BuildRequest
     resume: bool = False
+    calibrated_on_data: bool = False
     latency: Latency | None = None
     on_rung: Callable[[str], None] = lambda text: None
 
@@ -84,45 +85,16 @@ class Rung:
     layers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """What came of it.
-
-    Attributes:
-        rungs: Every rung that was tried: ``{name, precision, int8_layers, pixel_agreement, miou_engine, miou_drop,
-            latency_ms, rejected}``; `rejected` lists the reasons and is empty for the winner.
-        sensitivity: ``{layer: share of the pixels that change with this layer alone in int8}``.
-        winner: Name of the rung that won, or None.
-        gates: What the rungs had to hold.
-        bundle: Of the winner.
-    """
-
-    rungs: list[dict[str, Any]]
-    sensitivity: dict[str, float]
-    winner: str | None
-    gates: Gates
-    bundle: Bundle | None = field(default=None, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
-            "rungs": self.rungs,
-            "sensitivity": self.sensitivity,
-            "winner": self.winner,
-            "gates": asdict(self.gates),
-        }
-
-
 def tune(request: TuneRequest) -> Tuned:
     """Find the lowest precision that holds the gates, and build its bundle.
 
     Raises:
-        ConfigError: Options exclude each other, or the state is that of another run.
+        ConfigError: Options exclude each other, a file would be replaced, or the state is that of another run.
         CalibrationError: The calibration cannot be done.
         NrdTrtError: The input is bad; nothing is written but the state.
     """
     build = _with_gates(request.build)
-    check_target(build.output, force=build.force)
+    _check_output(build, resume=request.resume)
     if build.quantization is None or build.precision is not None:
         raise ConfigError("tune: expected images to calibrate on and no --precision; the ladder chooses it.")
     model = load_trained(build.source, build.checkpoint_options)
@@ -139,26 +111,26 @@ def tune(request: TuneRequest) -> Tuned:
     build.on_stage("climbing the ladder")
     winner, records = ladder.climb(sensitivity)
     gates = Gates.of("int8", build.min_agreement, build.max_miou_drop)
-    tuned = Tuned(rungs=records, sensitivity=sensitivity, winner=winner.name if winner else None, gates=gates)
+    tuned = Tuned(
+        rungs=records,
+        sensitivity=sensitivity,
+        winner=winner.name if winner else None,
+        gates=gates,
+        calibrated_on_data=request.calibrated_on_data,
+    )
     if winner is None:
         return tuned
     build.on_stage(f"building the winner, {winner.name}")
-    quantization = ladder.quantization_of(winner)
-    bundle = build_bundle(replace(build, precision=winner.precision, quantization=quantization))
+    bundle = build_bundle(
+        replace(
+            build,
+            precision=winner.precision,
+            quantization=ladder.quantization_of(winner),
+            calibration=_calibration_of(build, winner),
+        )
+    )
     state.remove()
     return replace(tuned, bundle=bundle)
-
-
-def write_record(tuned: Tuned, output: Path) -> list[str]:
-    """Write ``NAME.tune.json``, and ``NAME.tune.png`` where Matplotlib is installed; return their paths."""
-    record = output.with_suffix(".tune.json")
-    with atomic_file(record) as temporary:
-        temporary.write_text(json.dumps(tuned.to_dict(), indent=1) + "\n", encoding="utf-8")
-    picture = output.with_suffix(".tune.png")
-    if not can_plot():
-        return [str(record)]
-    write_ladder(picture, tuned.rungs, tuned.sensitivity, winner=tuned.winner, min_agreement=tuned.gates.min_agreement)
-    return [str(record), str(picture)]
 
 
 class _Judge:
@@ -273,13 +245,14 @@ class _Ladder:
         return reasons
 
     def _typed(self, rung: Rung) -> onnx.ModelProto:
-        return derive_precision(
-            self._full,
-            rung.precision,
-            self._images,
-            quantization=self.quantization_of(rung),
-            threads=self._build.threads,
-        ).model
+        if rung.precision == "fp32":
+            return self._full
+        return apply_precision(self._full, rung.precision, self._kept, self.quantization_of(rung)).model
+
+    @cached_property
+    def _kept(self) -> Mapping[str, str]:
+        """Nodes that stay in fp32 on every rung with 16 bits: what is not int8 is fp16."""
+        return nodes_to_keep(self._full, "fp16", self._images, self._build.calibration, threads=self._build.threads)
 
 
 def measure_latency(build: BuildRequest, model: onnx.ModelProto, samples: SampleSource) -> float | None:
@@ -310,17 +283,6 @@ def list_rungs(layers: tuple[str, ...], sensitivity: Mapping[str, float]) -> lis
     return [*rungs, Rung(name="fp16", precision="fp16"), Rung(name="fp32", precision="fp32")]
 
 
-def describe(record: Mapping[str, Any]) -> str:
-    """Return one line on a rung: its figures, and why it was rejected."""
-    parts = [f"agreement {record['pixel_agreement']:.6f}"]
-    if record["miou_drop"] is not None:
-        parts.append(f"mIoU {record['miou_engine']:.4f} (drop {record['miou_drop']:+.4f})")
-    if record["latency_ms"] is not None:
-        parts.append(f"{record['latency_ms']:.3f} ms")
-    verdict = "; ".join(record["rejected"])
-    return f"{record['name']}: {', '.join(parts)}: {'rejected: ' + verdict if verdict else 'holds'}"
-
-
 def _with_gates(build: BuildRequest) -> BuildRequest:
     return replace(
         build,
@@ -329,15 +291,30 @@ def _with_gates(build: BuildRequest) -> BuildRequest:
     )
 
 
+def _check_output(build: BuildRequest, *, resume: bool) -> None:
+    """Raise `NrdTrtError` where ``--force`` is needed; the record of the run that is resumed may be replaced."""
+    check_target(build.output, force=build.force)
+    resumed = resume and TuneState.path_of(build.output).exists()
+    for path in record_paths(build.output):
+        check_absent(path, force=build.force or resumed)
+
+
 def _export(build: BuildRequest, model: Segmentor, samples: SampleSource) -> onnx.ModelProto:
     from nrd_trt.pipeline.sources import export_checkpoint
 
     return export_checkpoint(replace(build, quantization=None), model, samples, "fp32").typed.model
 
 
+def _calibration_of(build: BuildRequest, rung: Rung) -> Calibration | None:
+    """Return what the rung's file is measured on: int8 on all that is given, 16 bits on images, fp32 on nothing."""
+    given = build.calibration
+    return given if rung.precision == "int8" or (rung.precision == "fp16" and given and given.feeds) else None
+
+
 def _key(build: BuildRequest, full: onnx.ModelProto) -> str:
     """Return what a state belongs to: the network, the images and how int8 is made."""
-    quantization = build.quantization
+    quantization, calibration = build.quantization, build.calibration
     how = (quantization.include, quantization.exclude, quantization.words) if quantization else ()
-    what = repr((str(build.data), str(build.labels), build.fit, build.ignore_index, how))
+    images = (str(build.data), str(build.labels), calibration.words if calibration else ())
+    what = repr((*images, build.fit, build.ignore_index, how))
     return sha256_bytes(full.SerializeToString(deterministic=True) + what.encode())

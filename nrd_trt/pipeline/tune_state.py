@@ -27,6 +27,11 @@ class TuneState:
     sensitivity: dict[str, float] = field(default_factory=dict)
     rungs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @staticmethod
+    def path_of(output: Path) -> Path:
+        """Return where the state of a run lies that writes `output`."""
+        return output.with_name(output.name + ".tune-state.json")
+
     @classmethod
     def open(cls, output: Path, key: str, *, resume: bool) -> TuneState:
         """Start a state for `output`, or go on from the one that is there.
@@ -34,7 +39,7 @@ class TuneState:
         Raises:
             ConfigError: The file to go on from is damaged or belongs to another network, other images or options.
         """
-        path = output.with_name(output.name + ".tune-state.json")
+        path = cls.path_of(output)
         state = cls(path=path, key=key)
         if not resume or not path.exists():
             return state

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from nrd_trt.data.preprocessing import check_fit
-from nrd_trt.engine.bundle import Bundle, read_bundle
 from nrd_trt.errors import ConfigError
+from nrd_trt.pipeline.page import Page, PageRequest, open_page
+from nrd_trt.pipeline.segmenter import open_segmenter
 from nrd_trt.pipeline.video_labels import LabelSink
-from nrd_trt.runtime.engine_thread import EngineThread
-from nrd_trt.runtime.select import make_runner
-from nrd_trt.specs import Fit, format_size
+from nrd_trt.specs import Fit, ModelInfo, format_size
 from nrd_trt.video.meters import Snapshot
 from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
@@ -36,7 +35,7 @@ class VideoRequest:
     Attributes:
         source: See `nrd_trt.video.sources.open.open_source`.
         sinks: At least one; see `nrd_trt.video.sinks.open.open_sink`.
-        bundle: A ``NAME.nrd`` folder.
+        bundle: A ``NAME.nrd`` folder, or a checkpoint, which runs in PyTorch.
         runner: See `nrd_trt.runtime.select.make_runner`.
         plugin: Library of a plan that needs one; None looks for it.
         threads: CPU threads; None leaves the choice to the backend.
@@ -151,37 +150,76 @@ def run_video(request: VideoRequest) -> VideoResult:
         BundleError: The bundle is damaged.
         RunnerError: The engine cannot be started or failed.
     """
-    bundle = read_bundle(request.bundle)
-    segmenter = make_segmenter(bundle, request)
-    smoother = parse_smoothing(request.smooth, has_logits=bundle.graph.output != "mask", upsample=bundle.graph.upsample)
+    segmenter = open_segmenter(
+        request.bundle, runner=request.runner, plugin=request.plugin, threads=request.threads, fit=request.fit
+    )
+    graph, info = segmenter.graph, segmenter.info
+    smoother = parse_smoothing(request.smooth, has_logits=graph.output != "mask", upsample=graph.upsample)
     source = open_source(request.source, rate=request.rate, live=request.live, report=request.report)
-    labels = None if request.labels is None else _label_sink(request, bundle)
-    sinks: list[Sink] = [
-        open_sink(text, bundle.graph.info, overlay=request.overlay, force=request.force, report=request.report)
+    labels = _label_sink(request, info)
+    sinks: list[Sink] = [] if labels is None else [labels]
+    sinks += [
+        open_sink(text, info, overlay=request.overlay, force=request.force, report=request.report)
         for text in request.sinks
+        if _page_port(text) is None
     ]
-    paint = Painter(bundle.graph.info, request.style)
-    with segmenter:
-        pipeline = Pipeline(source, segmenter, [*sinks, *([labels] if labels else [])], paint=paint, smoother=smoother)
-        try:
-            ending = pipeline.run(lambda: request.on_progress(_expected(pipeline), pipeline.meters.snapshot()))
-        except BaseException:
-            _report_failure(pipeline, request.report)
-            raise
-    return _result(request, pipeline, segmenter, smoother, labels, complete=ending == "complete")
+    paint = Painter(info, request.style)
+    with _page(request, segmenter) as page, segmenter:
+        if page is None:
+            pipeline = Pipeline(source, segmenter, sinks, paint=paint, smoother=smoother)
+            complete = _run(pipeline, request)
+        else:
+            service = page.service
+            sinks.append(service.hub)
+            pipeline = Pipeline(
+                source, segmenter, sinks, paint=paint, smoother=smoother, gate=service.gate, meters=service.meters
+            )
+            complete = _run_with_page(pipeline, request, page)
+    return _result(request, pipeline, segmenter, smoother, labels, complete=complete)
 
 
-def make_segmenter(bundle: Bundle, request: VideoRequest) -> Segmenter:
-    """Make the engine of a run, not entered."""
-    fit = request.fit or check_fit(bundle.facts["fit"])
-    runner = make_runner(bundle, request.runner, threads=request.threads, plugin=request.plugin)
-    return Segmenter(EngineThread(runner), bundle.graph, fit)
+def _run(pipeline: Pipeline, request: VideoRequest) -> bool:
+    """Run; return whether the source was read to its end."""
+    try:
+        return pipeline.run(lambda: request.on_progress(_expected(pipeline), pipeline.meters.snapshot())) == "complete"
+    except BaseException:
+        _report_failure(pipeline, request.report)
+        raise
 
 
-def _label_sink(request: VideoRequest, bundle: Bundle) -> LabelSink:
-    ignored = request.ignore_index if request.ignore_index is not None else bundle.graph.info.ignore_index
-    assert request.labels is not None
-    return LabelSink(request.labels, bundle.graph.info, ignore_index=ignored)
+def _run_with_page(pipeline: Pipeline, request: VideoRequest, page: Page) -> bool:
+    from nrd_trt.serve.server import serving
+
+    with serving(page.app, page.service.hub, page.listener):
+        request.report(f"{page.service.access.url} shows the run")
+        return _run(pipeline, request)
+
+
+def _page(request: VideoRequest, segmenter: Segmenter) -> AbstractContextManager[Page | None]:
+    """Open the page that a sink asks for, on this machine only."""
+    ports = [port for text in request.sinks if (port := _page_port(text)) is not None]
+    if not ports:
+        return nullcontext()
+    if len(ports) > 1:
+        raise ConfigError("-o page: expected one page, got several; all viewers share it.")
+    return open_page(PageRequest(port=ports[0]), segmenter, bundle=request.bundle.name)
+
+
+def _page_port(text: str) -> int | None:
+    """Return the port of ``page`` or ``page:PORT``, or None for other sinks."""
+    kind, _, port = text.partition(":")
+    if kind != "page":
+        return None
+    if port and not port.isdecimal():
+        raise ConfigError(f"-o {text}: expected page or page:PORT, such as page:8080.")
+    return int(port) if port else PageRequest().port
+
+
+def _label_sink(request: VideoRequest, info: ModelInfo) -> LabelSink | None:
+    if request.labels is None:
+        return None
+    ignored = request.ignore_index if request.ignore_index is not None else info.ignore_index
+    return LabelSink(request.labels, info, ignore_index=ignored)
 
 
 def _expected(pipeline: Pipeline) -> int | None:

@@ -8,7 +8,7 @@ give it unpacked.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -81,6 +81,10 @@ class DeviceTensor:
     dtype: np.dtype[Any]
 
 
+Placement = Callable[[str, int], int]
+"""From an output's name and size in bytes to the device address, aligned to 256, of memory that the caller keeps."""
+
+
 @runtime_checkable
 class DeviceRunner(Runner, Protocol):
     """A runner that can also read and write device memory, without copies to the host.
@@ -91,18 +95,23 @@ class DeviceRunner(Runner, Protocol):
 
     cuda_graph: bool
 
-    def infer_device(self, feed: Mapping[str, DeviceTensor], stream: int) -> dict[str, DeviceTensor]:
+    def infer_device(
+        self, feed: Mapping[str, DeviceTensor], stream: int, place: Placement | None = None
+    ) -> dict[str, DeviceTensor]:
         """Queue one run on a CUDA stream.
 
         Args:
             feed: Inputs, which must stay valid until the stream has passed the run.
             stream: Handle of a CUDA stream.
+            place: Tells where outputs are to be written; None takes memory of the runner.
 
         Returns:
-            Outputs in memory of the runner, valid until its next run. Wait for the stream before that run: one
-            execution context must not be on two streams at once.
+            Outputs where they were placed, or in memory of the runner, valid until its next run. On the same stream
+            that run may be queued at once. Before one on another stream, or `infer`, wait for this stream: one
+            execution context must not be on two at once.
 
         Raises:
+            LateOutputError: The shape of an output is only known after a run; use `infer`.
             RunnerError: The runner is not entered, or the run cannot be started.
             ShapeError: An input is missing, unknown, or has another type or shape.
         """
@@ -165,11 +174,7 @@ class BaseRunner(ABC):
 
     def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `Runner.infer`."""
-        specs = self._entered()[0]
-        if feed.keys() != specs.keys():
-            raise ShapeError(f"{self.name}: expected inputs {sorted(specs)}, got {sorted(feed)}.")
-        for name, spec in specs.items():
-            spec.check(feed[name])
+        check_feed(self.name, feed, self.inputs)
         outputs = self._run(feed)
         if self.mask_encoding == "u8x4" and "mask" in outputs:
             outputs["mask"] = outputs["mask"].astype(_FOUR_BYTES, copy=False).view(_BYTE)
@@ -193,3 +198,11 @@ class BaseRunner(ABC):
         if self._specs is None:
             raise RunnerError(f"{self.name}: not entered; use it inside a `with` block.")
         return self._specs
+
+
+def check_feed(runner_name: str, feed: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> None:
+    """Raise `ShapeError` unless `feed` names every input with its type and a matching shape."""
+    if feed.keys() != specs.keys():
+        raise ShapeError(f"{runner_name}: expected inputs {sorted(specs)}, got {sorted(feed)}.")
+    for name, spec in specs.items():
+        spec.check(feed[name])

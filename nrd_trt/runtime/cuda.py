@@ -92,6 +92,26 @@ class Cuda(ABC):
         """Destroy a stream."""
 
     @abstractmethod
+    def create_event(self) -> int:
+        """Return an event that takes no times."""
+
+    @abstractmethod
+    def record_event(self, event: int, stream: int) -> None:
+        """Let an event stand for what was queued on a stream so far."""
+
+    @abstractmethod
+    def wait_event(self, stream: int, event: int) -> None:
+        """Let what is queued on a stream from now on wait for an event, as it was last recorded."""
+
+    @abstractmethod
+    def synchronize_event(self, event: int) -> None:
+        """Wait for an event, as it was last recorded."""
+
+    @abstractmethod
+    def destroy_event(self, event: int) -> None:
+        """Destroy an event."""
+
+    @abstractmethod
     def begin_capture(self, stream: int) -> None:
         """Record what is queued on a stream instead of running it."""
 
@@ -196,6 +216,23 @@ class _CudaPython(Cuda):
     def destroy_stream(self, stream: int) -> None:
         self._call(self._rt.cudaStreamDestroy, stream)
 
+    def create_event(self) -> int:
+        # Who waits for it sleeps: more work is queued behind it, so waking late costs the device nothing.
+        flags = self._rt.cudaEventDisableTiming | self._rt.cudaEventBlockingSync
+        return int(self._call(self._rt.cudaEventCreateWithFlags, flags))
+
+    def record_event(self, event: int, stream: int) -> None:
+        self._call(self._rt.cudaEventRecord, event, stream)
+
+    def wait_event(self, stream: int, event: int) -> None:
+        self._call(self._rt.cudaStreamWaitEvent, stream, event, 0)
+
+    def synchronize_event(self, event: int) -> None:
+        self._call(self._rt.cudaEventSynchronize, event)
+
+    def destroy_event(self, event: int) -> None:
+        self._call(self._rt.cudaEventDestroy, event)
+
     def begin_capture(self, stream: int) -> None:
         mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call(self._rt.cudaStreamBeginCapture, stream, mode)
@@ -288,10 +325,29 @@ class _PyCuda(Cuda):
         return int(stream.handle)
 
     def synchronize(self, stream: int) -> None:
-        self._objects[stream].synchronize()
+        # Another's stream is a number only, and pycuda waits for objects; the context is waited for in its place.
+        self._objects.get(stream, self._context).synchronize()
 
     def destroy_stream(self, stream: int) -> None:
         del self._objects[stream]  # pycuda destroys it with the object
+
+    def create_event(self) -> int:
+        flags = self._drv.event_flags
+        event = self._drv.Event(flags.DISABLE_TIMING | flags.BLOCKING_SYNC)
+        self._objects[id(event)] = event  # it shows no handle; no address is that of another object that is alive
+        return id(event)
+
+    def record_event(self, event: int, stream: int) -> None:
+        self._objects[event].record(self._objects[stream])
+
+    def wait_event(self, stream: int, event: int) -> None:
+        self._objects[stream].wait_for_event(self._objects[event])
+
+    def synchronize_event(self, event: int) -> None:
+        self._objects[event].synchronize()
+
+    def destroy_event(self, event: int) -> None:
+        del self._objects[event]
 
     def begin_capture(self, stream: int) -> None:
         raise RunnerError(_NO_GRAPHS)

@@ -1,21 +1,36 @@
 """A runner on a thread of its own, for callers on any thread. NumPy only.
 
 CUDA contexts belong to threads and an execution context serves one run at a time, so a video and the uploads of a web
-page share an engine through one thread.
+page share an engine through one thread. On a runner that works on device memory, a run is begun while the one ahead of
+it goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from threading import Lock
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
 from nrd_trt.errors import RunnerError
-from nrd_trt.runtime.base import Runner
+from nrd_trt.runtime.base import DeviceRunner, Runner
+from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
 
 Outputs = dict[str, np.ndarray]
+
+
+class Pending(Protocol):
+    """A run that was begun."""
+
+    def result(self) -> Outputs:
+        """Wait for the run and return its outputs by name, or raise its error; may be called again."""
+        ...
 
 
 class EngineThread:
@@ -30,24 +45,32 @@ class EngineThread:
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
+        self._lock = Lock()  # so that the last job of the thread is to leave the runner
         self._pool: ThreadPoolExecutor | None = None
+        self._in_order: _InOrder | None = None
+        self._release = ExitStack()
 
-    def begin(self, feed: Mapping[str, np.ndarray]) -> Future[Outputs]:
-        """Queue one run; its result, or its error, is the future's.
+    def begin(self, feed: Mapping[str, np.ndarray]) -> Pending:
+        """Queue one run; its result, or its error, is that of what is returned.
 
         Raises:
             RunnerError: Not entered.
         """
-        if self._pool is None:
-            raise RunnerError(f"{self.runner.name}: not entered; use it inside a `with` block.")
-        return self._pool.submit(self.runner.infer, feed)
+        with self._lock:
+            if self._pool is None:
+                raise RunnerError(f"{self.runner.name}: not entered; use it inside a `with` block.")
+            if self._in_order is None:
+                return self._pool.submit(self.runner.infer, feed)
+            outcome: Future[Outputs] = Future()
+            self._pool.submit(self._in_order.begin, feed, outcome)
+            return _Overlapped(outcome, partial(self._finish, self._in_order, outcome))
 
     def __enter__(self) -> EngineThread:
         if self._pool is not None:
             raise RunnerError(f"{self.runner.name}: already entered; leave it first or make a second one.")
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nrd-engine")
         try:
-            pool.submit(self.runner.__enter__).result()
+            pool.submit(self._open).result()
         except BaseException:
             pool.shutdown()
             raise
@@ -57,9 +80,79 @@ class EngineThread:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pool, self._pool = self._pool, None
+        with self._lock:
+            pool, self._pool = self._pool, None
         if pool is not None:
             try:
-                pool.submit(self.runner.__exit__, None, None, None).result()
+                pool.submit(self._release.close).result()
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _open(self) -> None:
+        self._in_order = None
+        with ExitStack() as stack:
+            stack.enter_context(self.runner)
+            if isinstance(self.runner, DeviceRunner):
+                self._in_order = _InOrder(stack.enter_context(OverlappedRunner(self.runner)))
+                stack.callback(self._in_order.finish_all)
+            self._release = stack.pop_all()
+
+    def _finish(self, in_order: _InOrder, outcome: Future[Outputs]) -> None:
+        """Ask the thread to finish a run; whoever leaves the runner has that done."""
+        with self._lock:
+            if self._pool is not None and not outcome.done():
+                self._pool.submit(in_order.finish, outcome)
+
+
+class _Overlapped:
+    """A run that the engine's thread finishes when its result is asked for."""
+
+    def __init__(self, outcome: Future[Outputs], finish: Callable[[], None]) -> None:
+        self._outcome, self._finish = outcome, finish
+
+    def result(self) -> Outputs:
+        """See `Pending.result`."""
+        self._finish()
+        return self._outcome.result()
+
+
+class _InOrder:
+    """Overlapped runs, finished in the order in which they were begun; on the engine's thread.
+
+    Args:
+        runner: Entered.
+    """
+
+    def __init__(self, runner: OverlappedRunner) -> None:
+        self._runner = runner
+        self._running: deque[tuple[Ticket, Future[Outputs]]] = deque()
+
+    def begin(self, feed: Mapping[str, np.ndarray], outcome: Future[Outputs]) -> None:
+        """Begin a run.
+
+        Where all slots are taken, the oldest run is finished first and its outputs are kept for whoever asks for them.
+        To wait until somebody asks would be a deadlock: the answer takes this thread.
+        """
+        if len(self._running) == self._runner.slots:
+            self._finish_oldest()
+        try:
+            self._running.append((self._runner.begin(feed), outcome))
+        except BaseException as exc:
+            outcome.set_exception(exc)
+
+    def finish(self, outcome: Future[Outputs]) -> None:
+        """Finish the runs up to this one; the engine ends them in this order too."""
+        while not outcome.done():
+            self._finish_oldest()
+
+    def finish_all(self) -> None:
+        """Finish what was begun."""
+        while self._running:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        ticket, outcome = self._running.popleft()
+        try:
+            outcome.set_result(self._runner.finish(ticket))
+        except BaseException as exc:
+            outcome.set_exception(exc)

@@ -1,13 +1,14 @@
 """TensorRT plans behind the Runner contract: enterprise, RTX and lean runtimes alike.
 
 Host arrays go through page-locked buffers that grow and are reused; on integrated GPUs those are mapped and nothing is
-copied. A shape that was run once is captured as a CUDA graph, copies included, and replayed from then on.
+copied. A shape that was run once is captured as a CUDA graph, copies included, and replayed from then on; so is a run
+on device memory, for its addresses and without copies.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,12 @@ import numpy as np
 from nrd_trt.engine.compat import load_runtime
 from nrd_trt.engine.loading import LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
-from nrd_trt.errors import RunnerError, ShapeError
-from nrd_trt.runtime.base import BaseRunner, DeviceTensor
-from nrd_trt.runtime.cuda import Cuda, host_view, load_cuda
+from nrd_trt.errors import LateOutputError, RunnerError, ShapeError
+from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement
+from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
+from nrd_trt.runtime.cuda import load_cuda
 from nrd_trt.specs import MaskEncoding, TensorSpec
 
-Shape = tuple[int, ...]
 Shapes = tuple[tuple[str, Shape], ...]
 GRAPH_CAPACITY = 4
 
@@ -99,15 +100,20 @@ class TrtRunner(BaseRunner):
         late = self.outputs.keys() - outputs.keys()
         for name, array in feed.items():
             self._buffers[name].fill(array)
-        if known:
-            self._cuda.launch_graph(known.graph, self._stream)
-        elif self.cuda_graph and not late and self._graphs.seen_before(shapes):
-            replay = self._capture(feed, outputs)
-            self._graphs.put(shapes, replay)
-            self._cuda.launch_graph(replay.graph, self._stream)
-        else:
-            self._queue(self._engine, feed, outputs)
-        self._cuda.synchronize(self._stream)
+        try:
+            if known:
+                self._cuda.launch_graph(known.graph, self._stream)
+            elif self.cuda_graph and not late and self._graphs.seen_before(shapes):
+                addresses = self._addresses([*feed, *outputs])
+                replay = self._capture(
+                    dict(shapes), addresses, outputs, self._stream, lambda engine: self._queue(engine, feed, outputs)
+                )
+                self._graphs.put(shapes, replay)
+                self._cuda.launch_graph(replay.graph, self._stream)
+            else:
+                self._queue(self._engine, feed, outputs)
+        finally:  # after an error too: copies that were queued before it use the buffers
+            self._cuda.synchronize(self._stream)
         outputs = outputs | self._fetch(late)
         types = self._engine.outputs
         return {name: self._buffers[name].read(shape, types[name].dtype) for name, shape in outputs.items()}
@@ -133,25 +139,52 @@ class TrtRunner(BaseRunner):
 
         return allocate
 
-    def infer_device(self, feed: Mapping[str, DeviceTensor], stream: int) -> dict[str, DeviceTensor]:
+    def infer_device(
+        self, feed: Mapping[str, DeviceTensor], stream: int, place: Placement | None = None
+    ) -> dict[str, DeviceTensor]:
         """Queue one run on device memory; see `nrd_trt.runtime.base.DeviceRunner`."""
         check_device_feed(feed, self.inputs)
-        outputs = self._engine.set_shapes({name: tensor.shape for name, tensor in feed.items()})
+        shapes = {name: tensor.shape for name, tensor in feed.items()}
+        outputs = self._engine.set_shapes(shapes)
         if late := self.outputs.keys() - outputs.keys():
-            raise RunnerError(
+            raise LateOutputError(
                 f"{self.name}: the shape of {', '.join(sorted(late))} is only known after a run; use infer."
             )
-        self._reserve(_sizes(outputs, self._engine.outputs))
-        self._engine.set_addresses({name: tensor.address for name, tensor in feed.items()} | self._addresses(outputs))
-        self._engine.enqueue(stream)
-        return {name: self._on_device(name, shape) for name, shape in outputs.items()}
+        sizes = _sizes(outputs, self._engine.outputs)
+        place = place or self._placement(sizes, stream)
+        written = {name: place(name, nbytes) for name, nbytes in sizes.items()}
+        self._launch(shapes, {name: tensor.address for name, tensor in feed.items()} | written, outputs, stream)
+        return {name: self._on_device(name, outputs[name], address) for name, address in written.items()}
 
-    def _on_device(self, name: str, shape: Shape) -> DeviceTensor:
+    def _placement(self, sizes: Mapping[str, int], stream: int) -> Placement:
+        """Make room in memory of the runner and tell where."""
+        if not all(self._buffers[name].fits(nbytes) for name, nbytes in sizes.items()):
+            self._cuda.synchronize(stream)  # the run before may still write to what moves
+        self._reserve(sizes)
+        return lambda name, nbytes: self._buffers[name].device
+
+    def _launch(
+        self, shapes: Mapping[str, Shape], addresses: Mapping[str, int], outputs: dict[str, Shape], stream: int
+    ) -> None:
+        """Queue the engine, from the second time on as a graph; that holds addresses, so they are part of its key."""
+        key = (tuple(shapes.items()), tuple(addresses.items()))
+        replay = self._graphs.get(key)
+        if replay is None and self.cuda_graph and self._graphs.seen_before(key):
+            # A capture leaves the stream idle, so the graph that goes for this one has ended and its context can too.
+            replay = self._capture(shapes, addresses, outputs, stream, lambda engine: engine.enqueue(stream))
+            self._graphs.put(key, replay)
+        if replay is not None:
+            self._cuda.launch_graph(replay.graph, stream)
+            return
+        self._engine.set_addresses(addresses)
+        self._engine.enqueue(stream)
+
+    def _on_device(self, name: str, shape: Shape, address: int) -> DeviceTensor:
         """Return an output where it lies; a packed mask is the same bytes as the mask."""
         dtype = self.outputs[name].dtype
         if dtype != self._engine.outputs[name].dtype:
             shape = (*shape[:-1], shape[-1] * self._engine.outputs[name].dtype.itemsize)
-        return DeviceTensor(address=self._buffers[name].device, shape=shape, dtype=dtype)
+        return DeviceTensor(address=address, shape=shape, dtype=dtype)
 
     def _prepare(self, feed: Mapping[str, np.ndarray]) -> dict[str, Shape]:
         """Set shapes and addresses for a run on host arrays; return the outputs' shapes."""
@@ -172,21 +205,32 @@ class TrtRunner(BaseRunner):
         if moved:
             self._graphs.clear()  # they hold the old addresses
 
-    def _capture(self, feed: Mapping[str, np.ndarray], outputs: dict[str, Shape]) -> Replay:
-        """Record one run as a graph, with a context of its own: TensorRT binds a graph to its context's shapes."""
+    def _capture(
+        self,
+        shapes: Mapping[str, Shape],
+        addresses: Mapping[str, int],
+        outputs: dict[str, Shape],
+        stream: int,
+        queue: Callable[[LoadedEngine], None],
+    ) -> Replay:
+        """Record one run as a graph, with a context of its own: TensorRT binds a graph to its context's shapes.
+
+        Waits for the stream first: then nothing of the engine is in flight beside the capture. Afterwards runs with and
+        without a graph follow each other on the stream, so their contexts never run at once.
+        """
         engine = self._engine.fork()
         try:
-            engine.set_shapes({name: array.shape for name, array in feed.items()})
-            engine.set_addresses(self._addresses([*feed, *outputs]))
-            self._queue(engine, feed, outputs)  # a context's first run may allocate, which a capture must not
-            self._cuda.synchronize(self._stream)
-            self._cuda.begin_capture(self._stream)
+            engine.set_shapes(shapes)
+            engine.set_addresses(addresses)
+            queue(engine)  # a context's first run may allocate, which a capture must not
+            self._cuda.synchronize(stream)
+            self._cuda.begin_capture(stream)
             try:
-                self._queue(engine, feed, outputs)
+                queue(engine)
             except BaseException:
-                self._cuda.abort_capture(self._stream)
+                self._cuda.abort_capture(stream)
                 raise
-            return Replay(graph=self._cuda.end_capture(self._stream), outputs=outputs, engine=engine)
+            return Replay(graph=self._cuda.end_capture(stream), outputs=outputs, engine=engine)
         except BaseException:
             engine.close()
             raise
@@ -205,62 +249,6 @@ class TrtRunner(BaseRunner):
             replay.engine.close()
 
 
-class Buffer:
-    """Page-locked host memory and device memory of one tensor; on integrated GPUs they are the same memory.
-
-    Attributes:
-        device: Device address, 0 before the first `reserve`.
-    """
-
-    def __init__(self, cuda: Cuda, *, mapped: bool) -> None:
-        self._cuda, self._mapped = cuda, mapped
-        self._capacity = self._used = self._host = self.device = 0
-
-    def reserve(self, nbytes: int) -> bool:
-        """Make room for `nbytes`; return whether the addresses changed."""
-        self._used = nbytes
-        if nbytes <= self._capacity:
-            return False
-        self.release()
-        self._used = nbytes
-        self._host, self.device = self._cuda.allocate_host(nbytes, mapped=self._mapped)
-        if not self._mapped:
-            try:
-                self.device = self._cuda.allocate(nbytes)
-            except BaseException:
-                self._cuda.free_host(self._host)
-                self._host = 0
-                raise
-        self._capacity = nbytes
-        return True
-
-    def fill(self, array: np.ndarray) -> None:
-        """Copy an array into the host side."""
-        host_view(self._host, array.nbytes)[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-    def read(self, shape: Shape, dtype: np.dtype[np.generic]) -> np.ndarray:
-        """Return a fresh array of the host side."""
-        return host_view(self._host, _nbytes(shape, dtype)).copy().view(dtype).reshape(shape)
-
-    def upload(self, stream: int) -> None:
-        """Queue the copy to the device."""
-        if not self._mapped:
-            self._cuda.upload(self.device, self._host, self._used, stream)
-
-    def download(self, stream: int) -> None:
-        """Queue the copy from the device."""
-        if not self._mapped:
-            self._cuda.download(self._host, self.device, self._used, stream)
-
-    def release(self) -> None:
-        """Free both sides; may be called again."""
-        if self._capacity:
-            if not self._mapped:
-                self._cuda.free(self.device)
-            self._cuda.free_host(self._host)
-        self._capacity = self._used = self._host = self.device = 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Replay:
     """An executable graph, the context that it was captured from, and the shapes of the outputs that it writes."""
@@ -271,7 +259,7 @@ class Replay:
 
 
 class GraphCache:
-    """Graphs by input shapes; the least recently used one goes when there is no room.
+    """Graphs by what they were captured for; the least recently used one goes when there is no room.
 
     Args:
         capacity: Graphs held at most.
@@ -280,27 +268,32 @@ class GraphCache:
 
     def __init__(self, capacity: int, destroy: Callable[[Replay], None]) -> None:
         self._capacity, self._destroy = capacity, destroy
-        self._replays: OrderedDict[Shapes, Replay] = OrderedDict()
-        self._seen: set[Shapes] = set()
+        self._replays: OrderedDict[Hashable, Replay] = OrderedDict()
+        self._recent: OrderedDict[Hashable, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._replays)
 
-    def get(self, shapes: Shapes) -> Replay | None:
-        """Return the graph of these shapes, or None."""
-        if shapes in self._replays:
-            self._replays.move_to_end(shapes)
-        return self._replays.get(shapes)
+    def get(self, key: Hashable) -> Replay | None:
+        """Return the graph of these shapes or addresses, or None."""
+        if key in self._replays:
+            self._replays.move_to_end(key)
+            self._remember(key)
+        return self._replays.get(key)
 
-    def seen_before(self, shapes: Shapes) -> bool:
-        """Whether these shapes were asked for before: a first run allocates, which a capture must not."""
-        seen = shapes in self._seen
-        self._seen.add(shapes)
+    def seen_before(self, key: Hashable) -> bool:
+        """Whether this was asked for lately: a first run allocates, which a capture must not.
+
+        Where more runs alternate than there is room for, all are new every time: capturing them in turn would take
+        longer than the graphs save.
+        """
+        seen = key in self._recent
+        self._remember(key)
         return seen
 
-    def put(self, shapes: Shapes, replay: Replay) -> None:
+    def put(self, key: Hashable, replay: Replay) -> None:
         """Hold a graph; the one that was not used for longest is freed where there is no room."""
-        self._replays[shapes] = replay
+        self._replays[key] = replay
         while len(self._replays) > self._capacity:
             self._destroy(self._replays.popitem(last=False)[1])
 
@@ -308,7 +301,14 @@ class GraphCache:
         """Free all graphs and forget what was run."""
         while self._replays:
             self._destroy(self._replays.popitem()[1])
-        self._seen.clear()
+        self._recent.clear()
+
+    def _remember(self, key: Hashable) -> None:
+        """Note a use; as many different ones are kept as there is room for graphs."""
+        self._recent[key] = None
+        self._recent.move_to_end(key)
+        if len(self._recent) > self._capacity:
+            self._recent.popitem(last=False)
 
 
 def check_device_feed(feed: Mapping[str, DeviceTensor], specs: Mapping[str, TensorSpec]) -> None:
@@ -320,8 +320,4 @@ def check_device_feed(feed: Mapping[str, DeviceTensor], specs: Mapping[str, Tens
 
 
 def _sizes(shapes: Mapping[str, Shape], specs: Mapping[str, TensorSpec]) -> dict[str, int]:
-    return {name: _nbytes(shape, specs[name].dtype) for name, shape in shapes.items()}
-
-
-def _nbytes(shape: Shape, dtype: np.dtype[np.generic]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return {name: nbytes_of(shape, specs[name].dtype) for name, shape in shapes.items()}

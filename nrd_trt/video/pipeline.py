@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from nrd_trt.errors import VideoError
+from nrd_trt.runtime.engine_thread import Pending
 from nrd_trt.video.channel import Channel
 from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
 from nrd_trt.video.gate import Gate
@@ -53,7 +53,7 @@ class _Prepared:
 @dataclass(frozen=True, kw_only=True)
 class _Running:
     item: _Prepared
-    outputs: Future[dict[str, np.ndarray]]
+    outputs: Pending
     since: float
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from nrd_trt.data.preprocessing import FittedImage, fit_image
 from nrd_trt.graph.metadata import GraphFacts
-from nrd_trt.runtime.engine_thread import EngineThread
+from nrd_trt.runtime.engine_thread import EngineThread, Pending
 from nrd_trt.runtime.mask_runner import make_feed, mask_of_logits
 from nrd_trt.specs import Fit, ModelInfo
 
@@ -76,8 +75,8 @@ class Segmenter:
         fitted = fit_image(rgb, self.graph.shape, self.graph.info, self._fit)
         return Prepared(fitted=fitted, feed=make_feed(fitted.image, self.graph))
 
-    def begin(self, prepared: Prepared) -> Future[dict[str, np.ndarray]]:
-        """Queue a run; the future's result are the engine's outputs by name."""
+    def begin(self, prepared: Prepared) -> Pending:
+        """Queue a run; its result are the engine's outputs by name."""
         return self._engine.begin(prepared.feed)
 
     def mask(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -9,10 +9,11 @@ from typing import Any
 import onnx
 import pytest
 
-from nrd_trt.calibration.recipes import DEFAULT_RECIPE, ESTIMATORS, RECIPES, Recipe, find_recipe
+from nrd_trt.calibration.recipes import ESTIMATORS, RECIPES, Recipe, find_recipe
 from nrd_trt.calibration.selection import tensors_to_calibrate
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.quantize import choose_layers, plan_quantization
+from nrd_trt.specs import DEFAULT_RECIPE
 from tests.helpers import small_export
 
 MSE = RECIPES["mse"]

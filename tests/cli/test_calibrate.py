@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -15,11 +14,8 @@ import onnx
 import pytest
 
 from nrd_trt.calibration.cache import load_ranges, model_sha256
-from nrd_trt.calibration.ranges import DEFAULT_MEMORY_MB
-from nrd_trt.calibration.recipes import DEFAULT_RECIPE, RECIPES
+from nrd_trt.calibration.recipes import RECIPES
 from nrd_trt.calibration.selection import tensors_to_calibrate
-from nrd_trt.calibration.stream import DEFAULT_IMAGES
-from nrd_trt.cli.calibrate import calibrate_command
 from nrd_trt.data.classes import CAMVID_CLASSES
 from nrd_trt.graph.precision import to_precision
 from tests.artefacts import REPOSITORY, SIZE, bundle, checkpoint, environment, listing, onnx_file, write_model
@@ -169,7 +165,10 @@ def test_stop_in_the_middle_leaves_nothing(number: signal.Signals, code: int, tm
     assert listing(tmp_path) == []
 
 
-def test_defaults_of_the_command_are_those_of_the_library() -> None:
-    parameters = inspect.signature(calibrate_command).parameters
-    defaults = {name: parameters[name].default for name in ("recipe", "memory_mb", "images")}
-    assert defaults == {"recipe": DEFAULT_RECIPE, "memory_mb": DEFAULT_MEMORY_MB, "images": DEFAULT_IMAGES}
+def test_help_names_the_recipe_that_is_used(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ranges.json"
+    assert nrd_trt("calibrate", onnx_file(), "--data", data, "-o", path, *QUICK).exit_code == 0
+    used = load_ranges(path).recipe.name
+    for verb in ("build", "calibrate", "tune"):
+        text = " ".join(nrd_trt(verb, "--help").stdout.split())
+        assert f"entropy or mse (default {used})." in text or f"entropy or mse. [default: {used}]" in text, verb

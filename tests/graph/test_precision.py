@@ -16,7 +16,7 @@ from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types
-from nrd_trt.pipeline.precision import derive_precision
+from nrd_trt.pipeline.precision import Calibration, derive_precision
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputForm, Precision
 from tests.helpers import STATIC, agreement, exported, feed, keyed_model, small_export
@@ -206,6 +206,6 @@ def test_the_range_pass_runs_over_the_calibration_stream() -> None:
     graph = small_export("float")
     image = feed("float", 1, 128, 256)["image"]
     usual, loud = {"image": image}, {"image": image * np.float32(1e6)}
-    assert derive_precision(graph, "fp16", [], calibration=lambda model: [usual]).kept_fp32 == {}
-    kept = derive_precision(graph, "fp16", [], calibration=lambda model: [usual, loud]).kept_fp32
+    assert derive_precision(graph, "fp16", [], calibration=Calibration(feeds=lambda model: [usual])).kept_fp32 == {}
+    kept = derive_precision(graph, "fp16", [], calibration=Calibration(feeds=lambda model: [usual, loud])).kept_fp32
     assert "half of the range" in kept["backbone.conv1.conv/Conv"]

@@ -159,3 +159,89 @@ def test_every_runtime_name_exists() -> None:
     }
     assert len(used) > 20
     assert [name for name in sorted(used) if not hasattr(runtime, name)] == []
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+def test_cuda_python_hands_events_on() -> None:
+    """Argument by argument: the library takes numbers for handles, and a swapped pair would be two valid numbers."""
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python: `pip install nrd-trt[cuda]`")
+    calls: list[tuple[Any, ...]] = []
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Any:
+            if not name.startswith(("cudaEvent", "cudaStreamWait")) or not callable(getattr(runtime, name)):
+                return getattr(runtime, name)
+
+            def call(*args: Any) -> tuple[Any, ...]:
+                calls.append((name, *args))
+                return (runtime.cudaError_t.cudaSuccess, *([9] if "Create" in name else []))
+
+            return call
+
+    binding = cuda._CudaPython.__new__(cuda._CudaPython)
+    binding._rt = Recorder()
+    event = binding.create_event()
+    binding.record_event(event, 7)
+    binding.wait_event(8, event)
+    binding.synchronize_event(event)
+    binding.destroy_event(event)
+    assert calls == [
+        ("cudaEventCreateWithFlags", runtime.cudaEventDisableTiming | runtime.cudaEventBlockingSync),
+        ("cudaEventRecord", 9, 7),
+        ("cudaStreamWaitEvent", 8, 9, 0),
+        ("cudaEventSynchronize", 9),
+        ("cudaEventDestroy", 9),
+    ]
+
+
+def test_pycuda_hands_events_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Stream:
+        def __init__(self, flags: int) -> None:
+            self.handle = 40
+
+        def synchronize(self) -> None:
+            calls.append(("own stream",))
+
+        def wait_for_event(self, event: Any) -> None:
+            calls.append(("wait", self, event))
+
+    class Event:
+        def __init__(self, flags: int) -> None:
+            calls.append(("create", flags))
+
+        def record(self, stream: Any) -> None:
+            calls.append(("record", self, stream))
+
+        def synchronize(self) -> None:
+            calls.append(("synchronize", self))
+
+    hide(monkeypatch, *_CUDA)
+    fake_pycuda(monkeypatch, init=lambda: None)
+    driver = sys.modules["pycuda.driver"]
+    members = {"Stream": Stream, "Event": Event, "event_flags": SimpleNamespace(DISABLE_TIMING=2, BLOCKING_SYNC=1)}
+    for name, value in members.items():
+        setattr(driver, name, value)
+    loaded = load_cuda()
+    loaded._context.synchronize = lambda: calls.append(("context",))  # type: ignore[attr-defined]
+    stream, event = loaded.create_stream(), loaded.create_event()
+    stream_object, event_object = (loaded._objects[handle] for handle in (stream, event))  # type: ignore[attr-defined]
+    loaded.record_event(event, stream)
+    loaded.wait_event(stream, event)
+    loaded.synchronize_event(event)
+    loaded.synchronize(stream)
+    loaded.synchronize(41)  # a stream that somebody else made
+    assert calls == [
+        ("create", 3),
+        ("record", event_object, stream_object),
+        ("wait", stream_object, event_object),
+        ("synchronize", event_object),
+        ("own stream",),
+        ("context",),
+    ]
+    loaded.destroy_event(event)
+    loaded.destroy_stream(stream)
+    assert loaded._objects == {}  # type: ignore[attr-defined]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from nrd_trt.runtime import trt_runner
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import TensorSpec
-from tests.runtime.fake_cuda import FakeCuda, FakeEngine
+from tests.runtime.fake_cuda import FakeCuda, FakeEngine, PackedEngine
 
 SHAPE = (1, 4, 8, 3)
 
@@ -66,31 +65,6 @@ def test_what_is_no_packed_mask_is_an_error_and_closed(dtype: str) -> None:
     assert runner.closed == 1
     with pytest.raises(RunnerError, match="not entered"):
         runner.infer({})
-
-
-class PackedEngine(FakeEngine):
-    """A `FakeEngine` that writes the mask's very bytes and calls them int32."""
-
-    def __init__(self, cuda: FakeCuda) -> None:
-        super().__init__(cuda)
-        self.outputs["mask"] = TensorSpec(name="mask", dtype=np.dtype(np.int32), shape=(None, None, None))
-
-    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]], allocator: Any = None) -> dict[str, tuple[int, ...]]:
-        outputs = super().set_shapes(shapes, allocator)
-        batch, height, width = outputs["mask"]
-        self.shapes["mask"] = (batch, height, width // 4)
-        return {**outputs, "mask": (batch, height, width // 4)}
-
-    def fork(self) -> FakeEngine:
-        self.forks.append(PackedEngine(self.cuda))
-        return self.forks[-1]
-
-    def _tensor(self, name: str, shapes: Mapping[str, Any], addresses: Mapping[str, int]) -> np.ndarray:
-        tensor = super()._tensor(name, shapes, addresses)
-        if name != "mask":
-            return tensor
-        batch, height, width = tensor.shape
-        return tensor.view(np.uint8).reshape(batch, height, 4 * width)
 
 
 @pytest.fixture

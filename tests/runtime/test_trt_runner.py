@@ -12,32 +12,13 @@ import pytest
 
 from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.runtime import trt_runner
-from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Runner
-from nrd_trt.runtime.cuda import host_view
-from nrd_trt.runtime.trt_runner import GRAPH_CAPACITY, Buffer, GraphCache, Replay, TrtRunner
+from nrd_trt.runtime.base import DeviceRunner, Runner
+from nrd_trt.runtime.buffers import Buffer
+from nrd_trt.runtime.trt_runner import GRAPH_CAPACITY, GraphCache, Replay, TrtRunner
+from tests.runtime.bench import LARGE, SMALL, Bench, check, image, runner
 from tests.runtime.fake_cuda import FakeCuda, FakeEngine
 
-SMALL, LARGE = (1, 4, 8, 3), (2, 16, 32, 3)
 ONE_RUN = ["upload", "enqueue", "download", "download", "synchronize"]
-
-
-class Bench:
-    """A fake driver that runners get, and the engines that they load."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
-        self.cuda = FakeCuda(**settings)
-        self.engines: list[FakeEngine] = []
-        self.asked: list[tuple[bytes, dict[str, Any]]] = []
-        monkeypatch.setattr(trt_runner, "load_cuda", lambda: self.cuda)
-        monkeypatch.setattr(trt_runner, "load_runtime", lambda flavour: SimpleNamespace(deserialize=self._load))
-
-    def _load(self, plan: bytes, **options: Any) -> FakeEngine:
-        self.asked.append((plan, options))
-        self.engines.append(FakeEngine(self.cuda))
-        return self.engines[-1]
-
-    def since(self, start: int) -> list[str]:
-        return self.cuda.names()[start:]
 
 
 @pytest.fixture
@@ -45,23 +26,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     made = Bench(monkeypatch)
     yield made
     assert made.cuda.alive == {}  # every test of this file leaves nothing behind
-
-
-def runner(**options: Any) -> TrtRunner:
-    return TrtRunner(b"plan", flavour="tensorrt", rebuild="rebuild it", **options)
-
-
-def image(shape: tuple[int, ...] = SMALL, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def check(trt: TrtRunner, shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
-    pixels = image(shape, seed)
-    outputs = trt.infer({"image": pixels})
-    assert np.array_equal(outputs["mask"], pixels[..., 0])
-    assert np.allclose(outputs["mean"], pixels.mean(axis=-1))
-    assert outputs["mean"].dtype == np.float32
-    return outputs
 
 
 def test_is_a_runner_and_loads_as_it_is_told(bench: Bench, tmp_path: Any) -> None:
@@ -160,6 +124,15 @@ def test_least_recently_used_graph_goes(bench: Bench) -> None:
         assert bench.engines[0].forks[1] not in bench.cuda.engines
         for shape in shapes:
             check(trt, shape, 3)
+
+
+def test_more_alternating_runs_than_graphs_are_not_captured_in_turn(bench: Bench) -> None:
+    shapes = [(1, 4, 4 + 4 * n, 3) for n in range(GRAPH_CAPACITY + 1)]
+    with runner() as trt:
+        for seed in range(4):
+            for shape in shapes:
+                check(trt, shape, seed)
+    assert "begin_capture" not in bench.cuda.names()
 
 
 def test_growing_buffers_frees_the_graphs_that_hold_the_old_ones(bench: Bench) -> None:
@@ -336,57 +309,6 @@ def test_two_threads_with_a_runner_each(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(cuda.alive == {} for cuda in cudas.values())
 
 
-def on_device(cuda: FakeCuda, pixels: np.ndarray) -> DeviceTensor:
-    address = cuda.allocate(pixels.nbytes)
-    cuda.on_device(address, pixels.nbytes)[:] = pixels.reshape(-1)
-    return DeviceTensor(address=address, shape=pixels.shape, dtype=pixels.dtype)
-
-
-def read(cuda: FakeCuda, tensor: DeviceTensor) -> np.ndarray:
-    nbytes = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
-    return cuda.on_device(tensor.address, nbytes).copy().view(tensor.dtype).reshape(tensor.shape)
-
-
-@pytest.mark.parametrize("host_runs", [0, 1, 3])
-@pytest.mark.parametrize("shape", [SMALL, LARGE])
-def test_device_runs_use_the_callers_memory_and_stream(bench: Bench, host_runs: int, shape: tuple[int, ...]) -> None:
-    pixels = image(shape, seed=5)
-    with runner() as trt:
-        for seed in range(host_runs):
-            check(trt, SMALL, seed)
-        mine, tensor = bench.cuda.create_stream(), on_device(bench.cuda, pixels)
-        start = len(bench.cuda.calls)
-        outputs = trt.infer_device({"image": tensor}, mine)
-        queued = [call for call in bench.cuda.calls[start:] if call[0] in ("upload", "download", "enqueue")]
-        assert queued == [("enqueue", mine)]
-        assert "synchronize" not in bench.since(start)
-        bench.cuda.synchronize(mine)
-        assert np.array_equal(read(bench.cuda, outputs["mask"]), pixels[..., 0])
-        assert np.allclose(read(bench.cuda, outputs["mean"]), pixels.mean(axis=-1))
-        for seed in range(6, 9):
-            check(trt, SMALL, seed)
-        bench.cuda.free(tensor.address)
-        bench.cuda.destroy_stream(mine)
-
-
-@pytest.mark.parametrize(
-    "feed",
-    [
-        {},
-        {"picture": DeviceTensor(address=1, shape=SMALL, dtype=np.dtype(np.uint8))},
-        {"image": DeviceTensor(address=1, shape=SMALL, dtype=np.dtype(np.int8))},
-        {"image": DeviceTensor(address=1, shape=SMALL[1:], dtype=np.dtype(np.uint8))},
-    ],
-    ids=["missing", "renamed", "type", "rank"],
-)
-def test_wrong_device_feeds_are_errors(bench: Bench, feed: dict[str, DeviceTensor]) -> None:
-    with runner() as trt:
-        start = len(bench.cuda.calls)
-        with pytest.raises(ShapeError):
-            trt.infer_device(feed, 1)
-        assert bench.since(start) == []
-
-
 def replay(graph: int) -> Replay:
     return Replay(graph=graph, outputs={}, engine=SimpleNamespace())  # type: ignore[arg-type]
 
@@ -432,17 +354,6 @@ def test_buffer(mapped: bool) -> None:
     assert cuda.alive == {"streams": 1} and buffer.device == 0
 
 
-def test_fake_memory_is_poisoned_when_freed() -> None:
-    """Results that a test reads from freed memory are wrong, not right by luck."""
-    cuda = FakeCuda()
-    address = cuda.allocate(4)
-    cuda.on_device(address, 4)[:] = 7
-    cuda.free(address)
-    assert list(host_view(address, 4)) == [0xDD] * 4
-    with pytest.raises(AssertionError, match="not device memory"):
-        cuda.on_device(address, 4)
-
-
 # --- outputs whose shape only the run tells -------------------------------------------------------------------------
 
 
@@ -463,12 +374,3 @@ def test_late_output_without_memory_is_an_error(bench: Bench) -> None:
         bench.cuda.fail_at = bench.cuda.allocations + 5
         with pytest.raises(RunnerError):
             trt.infer({"image": image(LARGE)})
-
-
-def test_late_output_cannot_stay_on_the_device(bench: Bench) -> None:
-    with runner() as trt:
-        bench.engines[0].late = True
-        trt.infer({"image": image()})
-        feed = {"image": DeviceTensor(address=1, shape=SMALL, dtype=np.dtype(np.uint8))}
-        with pytest.raises(RunnerError, match=r"only while running|only known after a run"):
-            trt.infer_device(feed, 7)

@@ -23,7 +23,7 @@ from nrd_trt.data.synthetic import street_clip
 from nrd_trt.pipeline.video import VideoRequest, run_video
 from nrd_trt.runtime.predictor import Predictor
 from nrd_trt.video.sources.open import open_source
-from tests.artefacts import bundle, command_line, environment, workspace
+from tests.artefacts import bundle, checkpoint, command_line, environment, workspace
 from tests.video.clips import street_frames, write_clip
 from tests.video.test_mp4 import read, shown
 
@@ -159,6 +159,16 @@ def test_ema_runs_on_a_bundle_with_logits_and_is_refused_without(clip: Path) -> 
     assert "--output both" in refused.stderr
 
 
+def test_a_checkpoint_runs_in_pytorch(tmp_path: Path, clip: Path) -> None:
+    words = ["video", clip, "-o", "null", "--bundle", checkpoint(), "--smooth", "ema", "--json"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["runner"] == "torch"
+    refused = CliRunner().invoke(app, [*map(str, words), "--runner", "onnxruntime"])
+    assert refused.exit_code == 2
+    assert "build a bundle first" in refused.stderr
+
+
 def test_views_and_style_change_the_picture(tmp_path: Path, clip: Path) -> None:
     pictures = {}
     for name, options in {
@@ -193,6 +203,8 @@ def test_views_and_style_change_the_picture(tmp_path: Path, clip: Path) -> None:
         (["63", "-o", "null"], "camera"),
         (["{clip}", "-o", "{tmp}/nowhere/a.mp4"], "does not exist"),
         (["{clip}", "-o", "{tmp}/a.avi"], "another kind"),
+        (["{clip}", "-o", "page:web"], "such as page:8080"),
+        (["{clip}", "-o", "page:0", "-o", "page"], "all viewers share it"),
     ],
 )
 def test_bad_input_ends_with_2_and_a_line(tmp_path: Path, clip: Path, arguments: list[str], text: str) -> None:
@@ -228,6 +240,26 @@ def long_clip() -> Path:
         frames = street_frames(20, SIZE_HW)
         write_clip(path, (frames[index % 20] for index in range(4000)), rate=25)
     return path
+
+
+def test_a_page_shows_the_run_and_goes_with_it(long_clip: Path) -> None:
+    httpx = pytest.importorskip("httpx", reason="needs httpx: pip install nrd-trt[dev]")
+    lines: list[str] = []
+    answers: list[Any] = []
+
+    def look(expected: int | None, figures: Any) -> None:
+        if figures.frames and not answers:
+            answers.append(httpx.get(f"{lines[0].split()[0]}status").json())
+
+    request = VideoRequest(
+        source=str(long_clip), sinks=("page:0", "null"), bundle=bundle(), threads=1, report=lines.append,
+        on_progress=look,
+    )  # fmt: skip
+    assert run_video(request).figures.frames == 4000
+    assert answers[0]["state"] == "running"
+    assert 0 < answers[0]["number"] <= 4000
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(lines[0].split()[0])
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -13,14 +13,14 @@ from nrd_trt.video.sinks.folder import FolderSink
 from nrd_trt.video.sinks.null import NullSink
 from nrd_trt.video.sinks.window import WindowSink
 
-FORMS = "NAME.mp4, a folder, masks:DIR, overlays:DIR, window or null"
+FORMS = "NAME.mp4, a folder, masks:DIR, overlays:DIR, window, page, page:PORT or null"
 
 
 def open_sink(text: str, info: ModelInfo, *, overlay: bool, force: bool, report: Callable[[str], None]) -> Sink:
     """Make the sink that a text names.
 
     Args:
-        text: One of `FORMS`. A plain folder gets masks.
+        text: One of `FORMS` but the page, which is more than a sink. A plain folder gets masks.
         info: Palette of the masks.
         overlay: A plain folder gets the pictures too.
         force: Replace existing output.

@@ -1,0 +1,73 @@
+"""The verb ``serve``: a page that shows the run."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated
+
+import typer
+
+from nrd_trt.cli import common
+from nrd_trt.cli.video import BundleOption, Live, Rate, Smooth, Source, rate_of
+
+
+def serve_command(
+    source: Source,
+    bundle: BundleOption,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="0.0.0.0 for all; needs --token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token", envvar="NRD_TRT_TOKEN", metavar="TEXT|auto", help="Whoever looks must know it; auto makes one."
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME", help="Further name of this machine, or of a proxy; repeatable."),
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop/--no-loop", help="Begin a file again at its end.")] = True,
+    rate: Rate = None,
+    live: Live = None,
+    smooth: Smooth = "none",
+    max_upload_mb: Annotated[int, typer.Option("--max-upload-mb", metavar="MIB", help="Largest upload.")] = 64,
+    fit: common.FitOption = None,
+    runner: common.Runner = "auto",
+    plugin: common.Plugin = None,
+    threads: common.Threads = None,
+    verbose: common.Verbose = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Show a camera, a stream or a clip with its masks on a web page, until Ctrl-C."""
+    from nrd_trt.pipeline.page import PageRequest
+    from nrd_trt.pipeline.serve import ServeRequest, serve_page
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop lets go of camera and GPU too
+
+    def ready(url: str, made_token: str | None) -> None:
+        # Without the address nobody finds the page, so it is printed with -q too.
+        typer.echo(f"{url}?token={made_token}" if made_token else url)
+        if token is not None and made_token is None:
+            common.note("the page asks for the token; /?token=… in the address answers it", quiet=quiet)
+        common.note("Ctrl-C ends it", quiet=quiet)
+
+    request = ServeRequest(
+        source=source,
+        bundle=bundle,
+        page=PageRequest(
+            host=host, port=port, token=token, allowed_hosts=tuple(allow_host or ()), max_upload_mb=max_upload_mb
+        ),
+        runner=runner,
+        plugin=plugin,
+        threads=threads,
+        fit=common.fit_choice(fit),
+        rate=rate_of(rate),
+        live=live,
+        smooth=smooth,
+        loop=loop,
+        report=lambda line: common.note(line, quiet=quiet),
+        on_ready=ready,
+    )
+    serve_page(request)

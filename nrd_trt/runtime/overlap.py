@@ -1,0 +1,191 @@
+"""Runs whose copies overlap with the runs beside them, on any runner that works on device memory.
+
+Uploads, the engine and downloads have a stream each, and events make a run pass from one to the next. Each run has a
+slot with memory of its own on both sides, which the engine reads and writes; on integrated GPUs that memory is mapped
+and nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from nrd_trt.errors import ConfigError, LateOutputError, RunnerError
+from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, check_feed
+from nrd_trt.runtime.buffers import Buffer
+from nrd_trt.runtime.cuda import Cuda, load_cuda
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ticket:
+    """A run that was begun; for `OverlappedRunner.finish`."""
+
+    outcome: _Slot | dict[str, np.ndarray]
+    outputs: Mapping[str, DeviceTensor]
+
+
+class OverlappedRunner:
+    """Begins runs before the ones ahead of them have ended; not to be shared by threads.
+
+    Args:
+        runner: Entered; nobody else uses it meanwhile.
+        slots: Runs that may be begun and not finished at a time, at least 1.
+
+    Attributes:
+        runner: As given.
+        slots: As given.
+    """
+
+    def __init__(self, runner: DeviceRunner, *, slots: int = 2) -> None:
+        if slots < 1:
+            raise ConfigError(f"slots: expected at least 1, got {slots}.")
+        self.runner, self.slots = runner, slots
+        self._release: ExitStack | None = None
+        self._late = False
+
+    def begin(self, feed: Mapping[str, np.ndarray]) -> Ticket:
+        """Queue one run; the feed is not needed afterwards.
+
+        Where the shape of an output is only known after a run, the whole run is made here.
+
+        Raises:
+            RunnerError: Not entered, as many runs are begun as there are slots, or the run cannot be started.
+            ShapeError: A feed is missing, unknown, or has another type or shape.
+        """
+        self._check_entered()
+        check_feed(self.runner.name, feed, self.runner.inputs)
+        ticket = self._begin_plain(feed) if self._late else self._begin(feed)
+        self._begun.add(ticket)
+        return ticket
+
+    def finish(self, ticket: Ticket) -> dict[str, np.ndarray]:
+        """Wait for a run and return its outputs, which are fresh.
+
+        Raises:
+            RunnerError: Not entered, the ticket is of another runner or used up, or the run failed.
+        """
+        self._check_entered()
+        if ticket not in self._begun:
+            raise RunnerError(
+                f"{self.runner.name}: expected a run that was begun here and not finished; begin another."
+            )
+        self._begun.remove(ticket)
+        if isinstance(ticket.outcome, dict):
+            return ticket.outcome
+        try:
+            return ticket.outcome.read(ticket.outputs)
+        finally:
+            self._free.append(ticket.outcome)
+
+    def __enter__(self) -> OverlappedRunner:
+        if self._release is not None:
+            raise RunnerError(f"{self.runner.name}: already entered; leave it first or make a second one.")
+        cuda = self._cuda = load_cuda()
+        self._begun: set[Ticket] = set()
+        self._free: list[_Slot] = []
+        with ExitStack() as stack:
+            self._uploads, self._compute, self._downloads = (_stream(cuda, stack) for _ in range(3))
+            mapped = cuda.facts().integrated
+            names = [*self.runner.inputs, *self.runner.outputs]
+            for _ in range(self.slots):
+                self._free.append(_Slot(cuda, stack, names, mapped=mapped))
+            stack.callback(self._settle)  # the first to be called: nothing runs when memory goes
+            self._release = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            release.close()
+
+    def _begin(self, feed: Mapping[str, np.ndarray]) -> Ticket:
+        if not self._free:
+            raise RunnerError(
+                f"{self.runner.name}: all {self.slots} slots hold runs that were begun; finish one first."
+            )
+        slot = self._free.pop()  # the last one freed: a caller with one run at a time keeps to one slot and its graph
+        try:
+            return Ticket(outcome=slot, outputs=self._queue(slot, feed))
+        except BaseException as exc:
+            try:
+                self._settle()  # what was queued before the error uses the slot
+            finally:
+                self._free.append(slot)
+            if not isinstance(exc, LateOutputError):
+                raise
+        self._late = True  # as in every run of this engine
+        return self._begin_plain(feed)
+
+    def _begin_plain(self, feed: Mapping[str, np.ndarray]) -> Ticket:
+        return Ticket(outcome=self.runner.infer(feed), outputs={})
+
+    def _queue(self, slot: _Slot, feed: Mapping[str, np.ndarray]) -> dict[str, DeviceTensor]:
+        """Queue a run through a slot; return its outputs as they are there."""
+        tensors = {name: slot.upload(name, array, self._uploads) for name, array in feed.items()}
+        self._cuda.record_event(slot.uploaded, self._uploads)
+        self._cuda.wait_event(self._compute, slot.uploaded)
+        # All runs are on this one stream, because they share the engine's context, and write where nothing else does.
+        outputs = self.runner.infer_device(tensors, self._compute, slot.place)
+        self._cuda.record_event(slot.computed, self._compute)
+        self._cuda.wait_event(self._downloads, slot.computed)
+        for name in outputs:
+            slot.buffers[name].download(self._downloads)
+        self._cuda.record_event(slot.ended, self._downloads)
+        return outputs
+
+    def _settle(self) -> None:
+        """Wait for everything that was queued."""
+        with ExitStack() as stack:  # goes on to the rest where one fails
+            for stream in (self._downloads, self._compute, self._uploads):
+                stack.callback(self._cuda.synchronize, stream)
+
+    def _check_entered(self) -> None:
+        if self._release is None:
+            raise RunnerError(f"{self.runner.name}: not entered; use it inside a `with` block.")
+
+
+class _Slot:
+    """Memory and events of one run, from its begin to its finish."""
+
+    def __init__(self, cuda: Cuda, stack: ExitStack, names: Iterable[str], *, mapped: bool) -> None:
+        self._cuda = cuda
+        self.buffers = {name: Buffer(cuda, mapped=mapped) for name in names}
+        for buffer in self.buffers.values():
+            stack.callback(buffer.release)
+        self.uploaded, self.computed, self.ended = (_event(cuda, stack) for _ in range(3))
+
+    def upload(self, name: str, array: np.ndarray, stream: int) -> DeviceTensor:
+        """Take an input and queue its copy to the device."""
+        buffer = self.buffers[name]
+        buffer.reserve(array.nbytes)
+        buffer.fill(array)
+        buffer.upload(stream)
+        return DeviceTensor(address=buffer.device, shape=array.shape, dtype=array.dtype)
+
+    def place(self, name: str, nbytes: int) -> int:
+        """Make room for an output and return its device address."""
+        self.buffers[name].reserve(nbytes)
+        return self.buffers[name].device
+
+    def read(self, outputs: Mapping[str, DeviceTensor]) -> dict[str, np.ndarray]:
+        """Wait for the run and return fresh arrays of its outputs."""
+        self._cuda.synchronize_event(self.ended)
+        return {name: self.buffers[name].read(tensor.shape, tensor.dtype) for name, tensor in outputs.items()}
+
+
+def _stream(cuda: Cuda, stack: ExitStack) -> int:
+    stream = cuda.create_stream()
+    stack.callback(cuda.destroy_stream, stream)
+    return stream
+
+
+def _event(cuda: Cuda, stack: ExitStack) -> int:
+    event = cuda.create_event()
+    stack.callback(cuda.destroy_event, event)
+    return event

@@ -1,0 +1,62 @@
+"""What a client is told when something is refused: always ``{"error": {"type", "message"}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from nrd_trt.errors import NrdTrtError
+
+
+class Refusal(NrdTrtError):
+    """A request is not served.
+
+    Args:
+        status: Of HTTP.
+        kind: For programs, e.g. ``"TooLarge"``.
+        message: For people, in three parts.
+        headers: Of the answer.
+    """
+
+    def __init__(self, status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.headers = status, kind, dict(headers or {})
+
+    def response(self) -> JSONResponse:
+        """Return it as an answer."""
+        return _answer(self.status, self.kind, str(self), self.headers)
+
+
+def answer_problems(app: FastAPI) -> None:
+    """Give every error of `app` the one form."""
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(NrdTrtError)
+    async def ours(request: Request, error: NrdTrtError) -> JSONResponse:
+        return _answer(422, type(error).__name__, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = " ".join(str(part) for part in first["loc"])
+        return _answer(422, "ConfigError", f"{where}: {first['msg']}; /docs lists the parameters.")
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is."
+        return _answer(error.status_code, "NotServed", message, error.headers)
+
+    @app.exception_handler(Exception)
+    async def internal(request: Request, error: Exception) -> JSONResponse:
+        return _answer(500, type(error).__name__, "internal error; the terminal of the server shows it.")
+
+
+def _answer(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"type": kind, "message": message}}, status, headers)

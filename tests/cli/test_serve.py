@@ -1,0 +1,136 @@
+"""`nrd-trt serve` as a process: what it prints, how it ends, what it refuses."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.artefacts import bundle, command_line, environment, run_process
+from tests.cli.conftest import Invoke
+from tests.video.clips import street_frames, write_clip
+
+httpx = pytest.importorskip("httpx", reason="needs httpx: pip install nrd-trt[dev]")
+pytest.importorskip("fastapi", reason="needs fastapi: pip install nrd-trt[serve]")
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("drive") / "drive.mp4", street_frames(4), rate=10)
+
+
+@contextmanager
+def started(*arguments: object, **changes: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start it and wait for the line with the address."""
+    command = command_line("serve", *arguments, "--port", 0, "--threads", 1)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**changes)
+    )
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_stopped(drive: Path, ending: signal.Signals) -> None:
+    with started(drive, "--bundle", bundle()) as (process, url):
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url), url
+        numbers = [httpx.get(f"{url}status", trust_env=False).json()["number"]]
+        with httpx.stream("GET", f"{url}stream.mjpg", trust_env=False, timeout=10) as stream:
+            next(stream.iter_raw())
+            end = time.monotonic() + 20
+            while numbers[-1] < 8 and time.monotonic() < end:  # the clip has four frames: it has begun again
+                numbers.append(httpx.get(f"{url}status", trust_env=False).json()["number"])
+            start = time.monotonic()
+            process.send_signal(ending)
+            process.wait(timeout=10)
+        took = time.monotonic() - start
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        assert process.returncode == 130, errors
+        assert numbers[-1] >= 8
+        assert took < 2.0  # a second, and what the interpreter needs to end on a busy machine
+        assert "Traceback" not in errors
+        assert "Ctrl-C" in errors
+
+
+def test_a_token_that_it_makes_is_printed(drive: Path) -> None:
+    with started(drive, "--bundle", bundle(), "--token", "auto", "-q") as (process, url):
+        plain, _, token = url.partition("?token=")
+        assert len(token) >= 16
+        assert httpx.get(f"{plain}status", trust_env=False).status_code == 401
+        with httpx.Client(trust_env=False, follow_redirects=True) as http:
+            assert http.get(url).url == plain
+            assert http.get(f"{plain}status").status_code == 200
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=10)
+
+
+def test_a_token_that_it_is_given_is_not_printed(drive: Path) -> None:
+    secret = "given-by-the-environment"
+    with started(drive, "--bundle", bundle(), "--no-loop", NRD_TRT_TOKEN=secret) as (process, url):
+        assert httpx.get(f"{url}status", trust_env=False).status_code == 401
+        headers = {"Authorization": f"Bearer {secret}"}
+        end, state = time.monotonic() + 20, ""
+        while state != "ended" and time.monotonic() < end:
+            state = httpx.get(f"{url}status", headers=headers, trust_env=False).json()["state"]
+        assert state == "ended"  # and the page is still there
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=10)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert secret not in url + process.stdout.read() + process.stderr.read()
+
+
+def test_a_taken_port_is_bad_input(nrd_trt: Invoke, drive: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = nrd_trt("serve", drive, "--bundle", bundle(), "--port", port)
+    assert result.exit_code == 2
+    assert f"--port {port}: expected a port that is free on 127.0.0.1, got: Address already in use" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: expected --token where other machines can reach the server"),
+        (["--token", "short"], "--token: expected at least 8 printable ASCII characters"),
+        (["--port", "70000"], "--port 70000: expected 0 to 65535"),
+        (["--max-upload-mb", "0"], "--max-upload-mb 0: expected 1 or more"),
+        (["--fit", "stretch"], "--fit 'stretch': expected one of resize, pad, letterbox"),
+        (["--smooth", "magic"], "--smooth"),
+    ],
+)
+def test_options_that_cannot_be_are_bad_input(nrd_trt: Invoke, drive: Path, options: list[str], message: str) -> None:
+    result = nrd_trt("serve", drive, "--bundle", bundle(), "--port", 0, *options)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
+def test_a_source_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    result = run_process("serve", tmp_path / "no.mp4", "--bundle", bundle(), "--port", 0)
+    assert result.returncode == 2
+    assert "no.mp4: expected" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_source_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "notes.mp4").write_text("these are notes")
+    result = run_process("serve", tmp_path / "notes.mp4", "--bundle", bundle(), "--port", 0)
+    assert result.returncode == 2
+    assert "notes.mp4: expected a video" in result.stderr
+    assert "Traceback" not in result.stderr

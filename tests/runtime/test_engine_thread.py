@@ -1,0 +1,199 @@
+"""A runner on a thread of its own: overlapped runs for callers on any thread, in any order, without a deadlock."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrd_trt.errors import RunnerError, ShapeError
+from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.engine_thread import EngineThread, Pending
+from nrd_trt.specs import TensorSpec
+from tests.runtime.bench import LARGE, SMALL, Bench, image, runner
+
+WITHIN_S = 60.0
+SHAPES = (SMALL, LARGE, (1, 8, 8, 3))
+
+
+class Doubler(BaseRunner):
+    """A runner on the CPU that notes its thread."""
+
+    name = "doubler"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[str] = set()
+
+    def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        self.threads.add(threading.current_thread().name)
+        spec = TensorSpec(name="x", dtype=np.dtype(np.int32), shape=(None,))
+        return {"x": spec}, {"y": spec}
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.threads.add(threading.current_thread().name)
+        return {"y": 2 * feed["x"]}
+
+    def _close(self) -> None:
+        self.threads.add(threading.current_thread().name)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    made = Bench(monkeypatch)
+    yield made
+    assert made.cuda.alive == {}
+    assert made.cuda.threads <= {"nrd-engine_0"}
+
+
+def begin(engine: EngineThread, seed: int, shape: tuple[int, ...] = SMALL) -> Pending:
+    return engine.begin({"image": image(shape, seed)})
+
+
+def check(pending: Pending, seed: int, shape: tuple[int, ...] = SMALL) -> None:
+    assert np.array_equal(pending.result()["mask"], image(shape, seed)[..., 0])
+
+
+def in_time(*work: Callable[[], None]) -> None:
+    """Do things on a thread each; all must return, none may fail."""
+    errors: list[BaseException] = []
+
+    def guarded(one: Callable[[], None]) -> None:
+        try:
+            one()
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=guarded, args=(one,), daemon=True) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WITHIN_S)
+    assert not any(thread.is_alive() for thread in threads), "a deadlock"
+    if errors:
+        raise errors[0]
+
+
+def test_a_runner_on_the_cpu_runs_one_by_one() -> None:
+    doubler = Doubler()
+    with EngineThread(doubler) as engine:
+        pending = [engine.begin({"x": np.full(2, n, np.int32)}) for n in range(4)]
+        assert [one.result()["y"].tolist() for one in pending] == [[0, 0], [2, 2], [4, 4], [6, 6]]
+        with pytest.raises(ShapeError):
+            engine.begin({}).result()
+    assert doubler.threads == {"nrd-engine_0"}
+
+
+def test_a_run_is_begun_while_the_one_ahead_goes_on(bench: Bench) -> None:
+    """The order of a file's frames: two begun, and from then on one result and one begin in turn."""
+    with EngineThread(runner()) as engine:
+        ahead = begin(engine, 0)
+        for seed in range(1, 8):
+            following = begin(engine, seed)
+            check(ahead, seed - 1)
+            ahead = following
+        check(ahead, 7)
+    names = [call for call in bench.cuda.calls if call[0] in ("upload", "synchronize_event")]
+    order = [call[0] for call in names]
+    assert order == ["upload", *["upload", "synchronize_event"] * 7, "synchronize_event"]
+
+
+def test_more_runs_than_slots_need_no_results_in_between(bench: Bench) -> None:
+    def work() -> None:
+        with EngineThread(runner()) as engine:
+            pending = [begin(engine, seed) for seed in range(7)]
+            for seed in (6, 0, 3, 5, 1, 2, 4):
+                check(pending[seed], seed)
+
+    in_time(work)
+
+
+def test_two_callers_share_the_engine(bench: Bench) -> None:
+    with EngineThread(runner()) as engine:
+
+        def caller(first: int) -> Callable[[], None]:
+            def work() -> None:
+                choose, begun = random.Random(first), []
+                for seed in range(first, first + 40):
+                    shape = choose.choice(SHAPES)
+                    begun.append((begin(engine, seed, shape), seed, shape))
+                    while begun and choose.random() < 0.5:
+                        check(*begun.pop(choose.randrange(len(begun))))
+                for one in begun:
+                    check(*one)
+
+            return work
+
+        in_time(caller(0), caller(1000))
+
+
+def test_runs_that_nobody_asks_for_hold_up_no_other(bench: Bench) -> None:
+    def work() -> None:
+        with EngineThread(runner()) as engine:
+            for seed in range(5):
+                begin(engine, seed)
+            check(begin(engine, 5), 5)
+            begin(engine, 6)
+
+    in_time(work)
+
+
+def test_an_error_is_that_of_its_own_run(bench: Bench) -> None:
+    with EngineThread(runner()) as engine:
+        good, wrong, more = begin(engine, 0), engine.begin({"image": image((5, 4, 8, 3))}), begin(engine, 1)
+        for _ in range(2):
+            with pytest.raises(ShapeError, match="expected at most"):
+                wrong.result()
+        check(good, 0)
+        check(more, 1)
+        check(good, 0)  # may be asked again
+
+
+def test_leaving_finishes_what_was_begun(bench: Bench) -> None:
+    engine = EngineThread(runner())
+    with engine:
+        pending = [begin(engine, seed) for seed in range(3)]
+    in_time(*[lambda one=one, seed=seed: check(one, seed) for seed, one in enumerate(pending)])
+    with pytest.raises(RunnerError, match="not entered"):
+        begin(engine, 0)
+    with engine:
+        check(begin(engine, 4), 4)
+        with pytest.raises(RunnerError, match="already entered"):
+            engine.__enter__()
+
+
+def test_a_runner_that_cannot_be_opened_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any) -> int:
+        raise RunnerError("CUDA: no events")
+
+    engine = EngineThread(runner())
+    with monkeypatch.context() as patched:
+        patched.setattr(type(bench.cuda), "create_event", fail)
+        with pytest.raises(RunnerError, match="no events"):
+            engine.__enter__()
+    assert bench.cuda.alive == {}
+    with engine:
+        check(begin(engine, 0), 0)
+
+
+def test_late_outputs_work(bench: Bench) -> None:
+    with EngineThread(runner()) as engine:
+        bench.engines[0].late = True
+        pending = [begin(engine, seed) for seed in range(5)]
+        for seed, one in enumerate(pending):
+            check(one, seed)
+
+
+def test_opened_and_closed_many_times_leaves_nothing(bench: Bench) -> None:
+    engine = EngineThread(runner())
+    for seed in range(50):
+        with engine:
+            begin(engine, seed)
+            check(begin(engine, seed, LARGE), seed, LARGE)
+            begin(engine, seed)
+        assert bench.cuda.alive == {}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("nrd-engine")]

@@ -1,0 +1,362 @@
+"""Overlapped runs on a strict double of the driver: what is queued in which order, and that they equal plain runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nrd_trt.errors import ConfigError, RunnerError, ShapeError
+from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
+from tests.runtime.bench import LARGE, SMALL, Bench, image, runner
+from tests.runtime.fake_cuda import LARGEST, FakeCuda, FakeEngine, PackedEngine, Queued
+
+BEGIN = ["upload", "record_event", "wait_event", "launch_graph", "record_event", "wait_event"]
+REPLAYED = [*BEGIN, "download", "download", "record_event"]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    made = Bench(monkeypatch)
+    yield made
+    assert made.cuda.alive == {}
+
+
+def feed(shape: tuple[int, ...] = SMALL, seed: int = 0) -> dict[str, np.ndarray]:
+    return {"image": image(shape, seed)}
+
+
+def check(outputs: dict[str, np.ndarray], shape: tuple[int, ...], seed: int) -> None:
+    pixels = image(shape, seed)
+    assert sorted(outputs) == ["mask", "mean"]
+    assert outputs["mask"].dtype == np.uint8 and np.array_equal(outputs["mask"], pixels[..., 0])
+    assert outputs["mean"].dtype == np.float32 and np.allclose(outputs["mean"], pixels.mean(axis=-1))
+
+
+def warm(overlapped: OverlappedRunner, shape: tuple[int, ...] = SMALL) -> None:
+    """Run so often that every slot has its memory and its graph."""
+    for _ in range(2):
+        tickets = [overlapped.begin(feed(shape)) for _ in range(overlapped.slots)]
+        for ticket in reversed(tickets):
+            overlapped.finish(ticket)
+
+
+# --- order ----------------------------------------------------------------------------------------------------------
+
+
+def test_neighbours_overlap_and_only_what_must_wait_does(bench: Bench) -> None:
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        warm(overlapped)
+        start, calls = len(bench.cuda.queued), len(bench.cuda.calls)
+        tickets = [overlapped.begin(feed(seed=seed)) for seed in range(2)]
+        assert not [name for name in bench.since(calls) if name.startswith(("synchronize", "allocate", "free"))]
+        by_name: dict[str, list[Queued]] = {}
+        for node in bench.cuda.queued[start:]:
+            by_name.setdefault(node.name, []).append(node)
+        (upload, upload_2), (engine, engine_2) = by_name["upload"], by_name["engine"]
+        downloads = by_name["download"]
+        assert engine.is_behind(upload) and all(node.is_behind(engine) for node in downloads[:2])
+        assert engine_2.is_behind(upload_2) and engine_2.is_behind(engine)
+        assert not upload_2.is_behind(engine)
+        assert not any(engine_2.is_behind(node) for node in downloads[:2])
+        for seed, ticket in enumerate(tickets):
+            check(overlapped.finish(ticket), SMALL, seed)
+
+
+def test_finishing_a_run_does_not_wait_for_the_next(bench: Bench) -> None:
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        warm(overlapped)
+        first, second = overlapped.begin(feed(seed=1)), overlapped.begin(feed(seed=2))
+        start = len(bench.cuda.calls)
+        check(overlapped.finish(first), SMALL, 1)
+        assert bench.since(start) == ["synchronize_event"]
+        assert [node.name for node in bench.cuda.queued if node.name == "engine" and not node.done] == ["engine"]
+        check(overlapped.finish(second), SMALL, 2)
+
+
+def test_a_warm_run_is_copies_and_a_graph(bench: Bench) -> None:
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        warm(overlapped)
+        assert len(bench.cuda.graphs) == 2
+        start = len(bench.cuda.calls)
+        ticket = overlapped.begin(feed(seed=1))
+        assert bench.since(start) == REPLAYED
+        check(overlapped.finish(ticket), SMALL, 1)
+
+
+def test_one_run_at_a_time_keeps_to_one_slot(bench: Bench) -> None:
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        for seed in range(5):
+            check(overlapped.finish(overlapped.begin(feed(seed=seed))), SMALL, seed)
+        assert len(bench.cuda.graphs) == 1
+
+
+def test_integrated_gpus_copy_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, integrated=True)
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        warm(overlapped)
+        tickets = [overlapped.begin(feed(seed=seed)) for seed in range(2)]
+        for seed, ticket in enumerate(tickets):
+            check(overlapped.finish(ticket), SMALL, seed)
+    assert not {"upload", "download", "allocate"} & set(bench.cuda.names())
+    assert "launch_graph" in bench.cuda.names()
+    assert bench.cuda.alive == {}
+
+
+def test_works_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, has_graphs=False)
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        warm(overlapped)
+        start = len(bench.cuda.calls)
+        tickets = [overlapped.begin(feed(seed=seed)) for seed in range(2)]
+        assert "synchronize" not in bench.since(start)
+        for seed, ticket in enumerate(tickets):
+            check(overlapped.finish(ticket), SMALL, seed)
+    assert not {"begin_capture", "launch_graph"} & set(bench.cuda.names())
+    assert bench.cuda.alive == {}
+
+
+# --- equal to plain runs --------------------------------------------------------------------------------------------
+
+SHAPES = [SMALL, LARGE, (1, 8, 8, 3), (2, 4, 4, 3), LARGEST]
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("begin"), st.integers(0, len(SHAPES) - 1)), st.tuples(st.just("finish"), st.integers(0, 7))
+    ),
+    max_size=60,
+)
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(
+    steps=STEPS,
+    slots=st.integers(1, 3),
+    integrated=st.booleans(),
+    has_graphs=st.booleans(),
+    packed=st.booleans(),
+)
+def test_any_interleaving_equals_plain_runs(
+    steps: list[tuple[str, int]], slots: int, integrated: bool, has_graphs: bool, packed: bool
+) -> None:
+    engine = PackedEngine if packed else FakeEngine
+    encoding: Any = "u8x4" if packed else "uint8"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        bench = Bench(monkeypatch, engine, integrated=integrated, has_graphs=has_graphs)
+        with (
+            runner(mask_encoding=encoding) as plain,
+            runner(mask_encoding=encoding) as trt,
+            OverlappedRunner(trt, slots=slots) as overlapped,
+        ):
+            begun: list[tuple[Ticket, dict[str, np.ndarray]]] = []
+            for seed, (step, choice) in enumerate(steps):
+                if step == "begin" and len(begun) < slots:
+                    pixels = feed(SHAPES[choice], seed)
+                    begun.append((overlapped.begin(pixels), plain.infer(pixels)))
+                    pixels["image"][...] = 0  # the feed is not needed any more
+                elif step == "finish" and begun:
+                    ticket, wanted = begun.pop(choice % len(begun))
+                    got = overlapped.finish(ticket)
+                    assert got.keys() == wanted.keys()
+                    for name, array in wanted.items():
+                        assert got[name].dtype == array.dtype and np.array_equal(got[name], array), name
+        assert bench.cuda.alive == {}
+
+
+def test_results_are_fresh(bench: Bench) -> None:
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        results = [overlapped.finish(overlapped.begin(feed(seed=seed))) for seed in range(4)]
+    for seed, outputs in enumerate(results):
+        check(outputs, SMALL, seed)
+        outputs["mask"][...] = 0
+
+
+def test_views_are_copied_in_their_own_order(bench: Bench) -> None:
+    wide = image((2, 4, 16, 3))[:, :, ::2]
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        outputs = overlapped.finish(overlapped.begin({"image": wide}))
+        assert np.array_equal(outputs["mask"], wide[..., 0])
+
+
+# --- slots and tickets ----------------------------------------------------------------------------------------------
+
+
+def test_more_runs_than_slots_is_an_error(bench: Bench) -> None:
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        tickets = [overlapped.begin(feed(seed=seed)) for seed in range(2)]
+        with pytest.raises(RunnerError, match="all 2 slots hold runs that were begun; finish one first"):
+            overlapped.begin(feed())
+        check(overlapped.finish(tickets[0]), SMALL, 0)
+        third = overlapped.begin(feed(seed=2))
+        check(overlapped.finish(tickets[1]), SMALL, 1)
+        check(overlapped.finish(third), SMALL, 2)
+
+
+def test_tickets_are_for_one_finish(bench: Bench) -> None:
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        ticket = overlapped.begin(feed())
+        overlapped.finish(ticket)
+        with pytest.raises(RunnerError, match="expected a run that was begun here and not finished"):
+            overlapped.finish(ticket)
+        left = overlapped.begin(feed())
+        with runner() as other, OverlappedRunner(other) as foreign, pytest.raises(RunnerError, match="begun here"):
+            foreign.finish(left)
+        overlapped.__exit__(None, None, None)
+        with overlapped, pytest.raises(RunnerError, match="begun here"):
+            overlapped.finish(left)
+
+
+def test_use_outside_is_an_error_and_exit_may_be_repeated(bench: Bench) -> None:
+    with runner() as trt:
+        overlapped = OverlappedRunner(trt)
+        with pytest.raises(RunnerError, match="not entered"):
+            overlapped.begin(feed())
+        with overlapped:
+            ticket = overlapped.begin(feed())
+            with pytest.raises(RunnerError, match="already entered"):
+                overlapped.__enter__()
+        overlapped.__exit__(None, None, None)
+        with pytest.raises(RunnerError, match="not entered"):
+            overlapped.finish(ticket)
+    with pytest.raises(ConfigError, match="slots: expected at least 1, got 0"):
+        OverlappedRunner(trt, slots=0)
+
+
+def test_opened_and_closed_many_times_leaves_nothing(bench: Bench) -> None:
+    """The driver's double refuses that anything goes while a run uses it; here two are begun and not finished."""
+    trt = runner()
+    for seed in range(50):
+        with trt, OverlappedRunner(trt) as overlapped:
+            for shape in (SMALL, LARGE, LARGE):
+                check(overlapped.finish(overlapped.begin(feed(shape, seed))), shape, seed)
+            overlapped.begin(feed(LARGE))
+            overlapped.begin(feed(SMALL))
+        assert bench.cuda.alive == {}
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"picture": image()}, {"image": image().astype(np.float32)}, {"image": image(SMALL[1:])}],
+    ids=["missing", "renamed", "type", "rank"],
+)
+def test_feeds_are_checked_before_any_copy(bench: Bench, wrong: dict[str, np.ndarray]) -> None:
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        start = len(bench.cuda.calls)
+        with pytest.raises(ShapeError):
+            overlapped.begin(wrong)
+        assert bench.since(start) == []
+        check(overlapped.finish(overlapped.begin(feed())), SMALL, 0)
+
+
+def test_a_size_off_the_plan_leaves_the_slot_usable(bench: Bench) -> None:
+    with runner() as trt, OverlappedRunner(trt, slots=1) as overlapped:
+        for seed in range(3):
+            with pytest.raises(ShapeError, match="expected at most"):
+                overlapped.begin(feed((5, 4, 8, 3)))
+            check(overlapped.finish(overlapped.begin(feed(seed=seed))), SMALL, seed)
+
+
+def test_a_run_that_cannot_start_hurts_no_other(bench: Bench) -> None:
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        first = overlapped.begin(feed(seed=1))
+        bench.engines[0].fail_at = 2
+        with pytest.raises(RunnerError, match="could not start the run"):
+            overlapped.begin(feed(seed=2))
+        second = overlapped.begin(feed(seed=3))
+        check(overlapped.finish(second), SMALL, 3)
+        check(overlapped.finish(first), SMALL, 1)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2], ids=["before", "inside"])
+def test_a_failed_capture_hurts_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
+    fork = FakeEngine.fork
+
+    def failing(self: FakeEngine) -> FakeEngine:
+        made = fork(self)
+        made.fail_at = fails_at
+        return made
+
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        tickets = [overlapped.begin(feed(seed=seed)) for seed in range(2)]
+        check(overlapped.finish(tickets[0]), SMALL, 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(FakeEngine, "fork", failing)
+            with pytest.raises(RunnerError, match="could not start the run"):
+                overlapped.begin(feed())
+        assert not bench.cuda.capturing and not bench.cuda.graphs and len(bench.cuda.engines) == 1
+        check(overlapped.finish(tickets[1]), SMALL, 1)
+        warm(overlapped)
+        assert len(bench.cuda.graphs) == 2
+
+
+@pytest.mark.parametrize("fail_at", range(1, 7))
+def test_out_of_memory_leaves_the_slot_usable(monkeypatch: pytest.MonkeyPatch, fail_at: int) -> None:
+    bench = Bench(monkeypatch)
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        first = overlapped.begin(feed(seed=1))
+        bench.cuda.fail_at = bench.cuda.allocations + fail_at
+        with pytest.raises(RunnerError, match="out of memory"):
+            overlapped.begin(feed(LARGE))
+        for seed in range(3):
+            check(overlapped.finish(overlapped.begin(feed(LARGE, seed))), LARGE, seed)
+        check(overlapped.finish(first), SMALL, 1)
+    assert bench.cuda.alive == {}
+
+
+@pytest.mark.parametrize("failing", ["create_stream", "create_event", "facts"])
+def test_error_while_opening_releases_what_was_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    made = getattr(FakeCuda, failing)
+    calls = iter(range(9))
+
+    def fail(self: FakeCuda) -> Any:
+        if failing == "facts" or next(calls) == 2:
+            raise RunnerError("CUDA: broken")
+        return made(self)
+
+    with runner() as trt:
+        held = bench.cuda.alive
+        with monkeypatch.context() as patched:
+            patched.setattr(FakeCuda, failing, fail)
+            with pytest.raises(RunnerError, match="CUDA: broken"):
+                OverlappedRunner(trt).__enter__()
+        assert bench.cuda.alive == held
+
+
+def test_a_failed_wait_does_not_keep_the_rest(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = FakeCuda.synchronize
+
+    def failing(self: FakeCuda, stream: int) -> None:
+        wait(self, stream)
+        raise RunnerError("CUDA: sticky")
+
+    with runner() as trt:
+        overlapped = OverlappedRunner(trt)
+        overlapped.__enter__()
+        overlapped.begin(feed())
+        with monkeypatch.context() as patched:
+            patched.setattr(FakeCuda, "synchronize", failing)
+            with pytest.raises(RunnerError, match="sticky"):
+                overlapped.__exit__(None, None, None)
+
+
+# --- outputs whose shape only the run tells -------------------------------------------------------------------------
+
+
+def test_late_outputs_are_run_plainly(bench: Bench) -> None:
+    with runner() as trt, OverlappedRunner(trt) as overlapped:
+        bench.engines[0].late = True
+        tickets = [overlapped.begin(feed(shape, seed)) for seed, shape in enumerate((SMALL, LARGE))]
+        for seed in (1, 0):
+            check(overlapped.finish(tickets[seed]), (SMALL, LARGE)[seed], seed)
+        start = len(bench.cuda.calls)
+        check(overlapped.finish(overlapped.begin(feed(seed=7))), SMALL, 7)
+        assert bench.since(start).count("upload") == 1  # it does not try again
+        assert "record_event" not in bench.since(start)
