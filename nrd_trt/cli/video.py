@@ -155,7 +155,7 @@ def rate_of(text: str | None) -> Fraction | None:
 
 
 class _Progress:
-    """A bar with the frame rate and the slowest stage; lines for people go above it."""
+    """A bar with the frame rate and the time split; lines for people go above it."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
@@ -174,10 +174,10 @@ class _Progress:
             form = "{desc} {n_fmt}" + ("/{total_fmt} {bar}" if expected else "") + " [{elapsed}{postfix}]"
             self._bar = tqdm(
                 total=expected, desc="frames", bar_format=form, delay=2, file=sys.stderr, disable=self._quiet,
-                leave=False, ncols=100,
+                leave=False, ncols=130,
             )  # fmt: skip
-        slowest = max(figures.split_ms, key=lambda stage: figures.split_ms[stage])
-        fps = "" if figures.fps is None else f"{figures.fps:.1f} frames/s, {slowest} {figures.split_ms[slowest]:.1f} ms"
+        split = " ".join(f"{stage} {ms:.0f}" for stage, ms in figures.split_ms.items())
+        fps = "" if figures.fps is None else f"{figures.fps:.1f} frames/s, ms: {split}"
         dropped = f", {figures.dropped} dropped" if figures.dropped else ""
         self._bar.set_postfix_str(fps + dropped, refresh=False)
         self._bar.update(figures.frames - self._bar.n)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import nrd_trt
-from nrd_trt.doctor import gpu, host, jetson, plugin, software
+from nrd_trt.doctor import gpu, host, jetson, plugin, software, video
 from nrd_trt.doctor.gpu import Graphics
 from nrd_trt.doctor.jetson import Jetson
 from nrd_trt.doctor.machine import Machine, Row
@@ -91,6 +91,7 @@ def _rows(machine: Machine, found: _Findings) -> list[Row]:
         gpu.toolkit_row(machine),
         software.binding_row(machine, graphics),
         plugin.plugin_row(machine, found.flavours["tensorrt"], graphics),
+        *video.video_rows(machine),
         jetson.jetpack_row(found.jetson),
         jetson.power_mode_row(machine, found.jetson),
         clocks,

@@ -197,6 +197,11 @@ def _answer(known: Mapping[str, str | None], command: Sequence[str]) -> str | No
     """Return the output of the longest recorded command that this one begins with; nvidia-smi takes no options."""
     text = " ".join(command)
     if command[0] == PYTHON:
-        text = f"trial {' '.join(command[3:])}" if command[1] == "-m" else "torch" if "torch" in command[2] else "ort"
+        text = f"trial {' '.join(command[3:])}" if command[1] == "-m" else _asked_of(command[2])
     fitting = [key for key in known if text == key or (key != "nvidia-smi" and text.startswith(key))]
     return known[max(fitting, key=len)] if fitting else None
+
+
+def _asked_of(code: str) -> str:
+    """Which package a child imports."""
+    return next((name for name in ("torch", "cv2") if name in code), "ort")

@@ -16,7 +16,8 @@ from tests.doctor.recorded import MACHINES, recorded
 NAMES = {
     "Python", "PyTorch", "ONNX", "ONNX Runtime", "TensorRT", "TensorRT-RTX", "TensorRT lean runtime", "Driver",
     "CUDA toolkit", "CUDA binding", "Plugin library", "JetPack / L4T", "Power mode (nvpmodel)", "Clocks and power",
-    "CPU", "Memory", "Disk", "Zoo checkpoint", "CamVid",
+    "CPU", "Memory", "Disk", "Zoo checkpoint", "CamVid", "Video files, streams", "Cameras, windows", "GStreamer",
+    "Web page",
 }  # fmt: skip
 SUMMARY = [
     "train", "export", "build: onnxruntime", "build: tensorrt-rtx", "build: tensorrt", "run: torch",
