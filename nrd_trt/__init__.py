@@ -20,6 +20,7 @@ from nrd_trt.errors import (
     PluginError,
     RunnerError,
     ShapeError,
+    VideoError,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "PluginError",
     "RunnerError",
     "ShapeError",
+    "VideoError",
     "__version__",
     "load_model",
     "open_bundle",

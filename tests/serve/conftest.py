@@ -1,4 +1,4 @@
-"""One run with its server for all tests that leave it as it was."""
+"""One run with its server for all tests of a file that leave it as it was; other files find no threads of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.serve.rig import Rig
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_rig() -> Iterator[Rig]:
     """Street of 20 frames per second, no token."""
     from tests.serve.rig import Rig
