@@ -67,6 +67,7 @@ class Hub:
         self._seen: dict[str, float] = {}
         self._last_sign = time.monotonic()
         self._notice: str | None = None
+        self._noticed_at = 0.0
         self._over: tuple[State, str] | None = None
 
     # --- called by the run -------------------------------------------------------------------------------------------
@@ -82,7 +83,9 @@ class Hub:
             number = self.newest.number + 1 if self.newest else 1
             self.newest = Shown(number=number, frame=frame)
             self.latency_sum_s += frame.latency_s
-            self._last_sign, self._notice = time.monotonic(), None
+            self._last_sign = time.monotonic()
+            if self._last_sign - self._noticed_at > _SILENT_S:  # frames on their way may still come after a loss
+                self._notice = None
         self.wake()
 
     def close(self, ending: Ending) -> None:
@@ -97,8 +100,8 @@ class Hub:
         self.wake()
 
     def report(self, line: str) -> None:
-        """Keep what the source says, e.g. that it was lost, until its next frame."""
-        self._notice = line
+        """Keep what the source says, e.g. that it was lost, until it has been well for a while."""
+        self._notice, self._noticed_at = line, time.monotonic()
 
     def leave(self) -> None:
         """Send all viewers home: the server shuts down."""

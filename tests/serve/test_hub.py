@@ -132,8 +132,11 @@ def test_states(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.state == ("running", None)
     hub.report("the camera was lost")
     assert hub.state[0] == "running"  # it is back at once, as a rule
+    hub.write(frame(1))  # was on its way
     monkeypatch.setattr(hub_module, "_SILENT_S", 0.0)
     assert hub.state == ("lost", "the camera was lost")
+    hub.write(frame(2))
+    assert "the camera was lost" not in (hub.state[1] or "")
     gate.pause()
     assert hub.state == ("paused", None)
     hub.close("failed")

@@ -396,7 +396,7 @@ def test_lost_and_failed_sources_are_told(browser: Browser, monkeypatch: pytest.
         source.silent.set()
         rig.hub.report("street: lost; opening it again")
         until(lambda: page.state() == "Source lost")
-        assert "opening it again" in page.page.inner_text("#veil")
+        until(lambda: "opening it again" in page.page.inner_text("#veil"))
         page.shot("lost")
         source.silent.clear()
         until(lambda: page.state() == "Live" and page.page.is_hidden("#veil"))
