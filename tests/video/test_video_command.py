@@ -191,7 +191,11 @@ def test_views_and_style_change_the_picture(tmp_path: Path, clip: Path) -> None:
     ("arguments", "text"),
     [
         (["{clip}"], "expected at least one of NAME.mp4"),
-        (["{clip}", "-o", "null", "-o", "null"], "given more than once"),
+        (["{clip}", "-o", "{tmp}/a.mp4", "-o", "{tmp}/empty/../a.mp4"], "given more than once"),
+        (["{clip}", "-o", "masks:{tmp}/a", "-o", "overlays:{tmp}/a"], "with --overlay"),
+        (["{clip}", "-o", "{clip}", "--force"], "would replace what is read"),
+        (["{tmp}/empty", "-o", "masks:{tmp}/empty", "--force"], "would replace what is read"),
+        (["{clip}", "-o", ""], "expected NAME.mp4"),
         (["{clip}", "-o", "null", "--smooth", "magic"], "magic"),
         (["{clip}", "-o", "null", "--rate", "0"], "--rate '0'"),
         (["{clip}", "-o", "null", "--view", "sideways"], "overlay, mask, side"),
