@@ -19,6 +19,7 @@ from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.segmenter import Segmenter
 from nrd_trt.video.sinks.base import Sink
+from nrd_trt.video.sinks.mp4 import partial_of
 from nrd_trt.video.sinks.open import FORMS, open_sink, target_of
 from nrd_trt.video.sources.open import open_source
 from nrd_trt.video.temporal import Smoother, parse_smoothing
@@ -74,13 +75,14 @@ class VideoRequest:
         if not self.sinks:
             raise ConfigError(f"-o: expected at least one of {FORMS}, got none.")
         targets = [target.resolve() for text in self.sinks if (target := target_of(text)) is not None]
+        read = {path.resolve() for path in (Path(self.source), Path(self.source) / "images")}
         for target in targets:
             if targets.count(target) > 1:
                 raise ConfigError(
                     f"-o {target}: given more than once; give every output once (a folder takes overlays beside its "
                     "masks with --overlay)."
                 )
-            if target in (Path(self.source).resolve(), (Path(self.source) / "images").resolve()):
+            if not read.isdisjoint({target, partial_of(target)}):
                 raise ConfigError(f"-o {target}: would replace what is read; choose another output.")
 
 
