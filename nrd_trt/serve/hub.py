@@ -19,6 +19,7 @@ State = Literal["starting", "running", "paused", "lost", "ended", "failed"]
 _ENDINGS = {"complete": "the source has ended", "stopped": "the run was stopped", "failed": "the run has failed"}
 _SILENT_S = 2.0
 _VIEWER_LEAVES_S = 3.0
+_KEPT = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,5 +189,7 @@ class Hub:
             if shown.number > number:
                 self._made = (shown.number, made := {})
             if key not in made:
+                if len(made) >= _KEPT:  # a paused frame stays long, and viewers may wish for anything
+                    made.clear()
                 made[key] = make()
             return made[key]

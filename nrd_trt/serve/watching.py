@@ -71,7 +71,8 @@ async def snapshot(service: Served, look: Looked) -> Response:
     shown = service.hub.newest
     if shown is None:
         raise Refusal(503, "NoFrame", "snapshot: expected a frame, got none yet; try again once the run has begun.")
-    data = await _made(service.hub, shown, ("png", look), lambda it: png(_picture(service, it, look)))
+    # Asked for once in a while, and slow where frames are large: not in the way of those who watch.
+    data = await anyio.to_thread.run_sync(lambda: png(_picture(service, shown, look)), abandon_on_cancel=True)
     return Response(data, media_type="image/png")
 
 

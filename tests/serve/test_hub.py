@@ -91,11 +91,20 @@ def test_something_is_made_once_for_all_viewers(hub: Hub) -> None:
     assert hub.once(hub.newest, "x", make) is not results[0]
 
 
+def test_what_is_kept_of_a_frame_is_bounded(hub: Hub) -> None:
+    hub.write(frame(0))
+    shown = hub.newest
+    assert shown is not None
+    for key in range(1000):
+        assert hub.once(shown, key, lambda key=key: key) == key
+    assert len(hub._made[1]) <= 16
+
+
 def test_the_pipeline_does_not_wait_for_an_encoder(hub: Hub) -> None:
     hub.write(frame(0))
     shown, release = hub.newest, threading.Event()
     assert shown is not None
-    thread = threading.Thread(target=lambda: hub.once(shown, "x", release.wait))
+    thread = threading.Thread(target=lambda: hub.once(shown, "x", lambda: release.wait(3)))
     thread.start()
     start = time.monotonic()
     for index in range(1, 100):
