@@ -166,7 +166,7 @@ def test_a_gap_that_mp4_cannot_hold_is_shortened_and_said(tmp_path: Path) -> Non
     times = [time for time, _ in shown(tmp_path / "a.mp4")]
     assert times[1] == Fraction(1, 1000)
     assert times[3] - times[2] == Fraction(1, 1000)
-    assert float(times[2] - times[1]) == pytest.approx(2**31 / 10**6, rel=1e-6)
+    assert float(times[2] - times[1]) == pytest.approx(2**31 / 10**6, rel=1e-3)
     assert "shortened" in lines[0]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import _thread
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -356,7 +358,7 @@ def test_a_sink_that_takes_long_to_finish_gets_the_time(segmenter: Segmenter) ->
 def test_ctrl_c_ends_an_opening_that_hangs(segmenter: Segmenter) -> None:
     class Silent(Pictures):
         def __enter__(self) -> Pictures:
-            threading.Timer(0.1, _thread.interrupt_main).start()
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
             self._stopped.wait(5)
             return self
 

@@ -25,6 +25,7 @@ from nrd_trt.video.sinks.base import Ending
 
 SUFFIXES = (".mp4", ".m4v", ".mov")
 _MAX_TICKS = 2**31 - 1
+_LONGEST_GAP = 2**31 - 2**20  # in ticks; with the duration of a frame it stays below the above
 _TELEVISION = Fraction(1, 90_000)
 _KEYFRAME_EVERY_S = 2
 _HD_LINES = 720  # from here on, video without a tag is taken to be BT.709
@@ -170,9 +171,9 @@ class _Clock:
         if self._last < 0 and now < 0:
             self._shift_by(-now, "its times begin before zero and are shifted")
             now = 0
-        if self._last >= 0 and now - self._last > _MAX_TICKS:
-            self._shift_by(self._last + _MAX_TICKS - now, "a gap is longer than MP4 can hold and is shortened")
-            now = self._last + _MAX_TICKS
+        if self._last >= 0 and now - self._last > _LONGEST_GAP:
+            self._shift_by(self._last + _LONGEST_GAP - now, "a gap is longer than MP4 can hold and is shortened")
+            now = self._last + _LONGEST_GAP
         self._last = max(now, self._last + 1)
         return self._last, round(duration * self._factor)
 
