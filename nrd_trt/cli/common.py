@@ -40,7 +40,7 @@ def verb(command: Command) -> Command:
         except NrdTrtError as exc:
             _fail(type(exc).__name__, str(exc), BAD_INPUT, as_json)
         except KeyboardInterrupt:
-            _fail("Interrupted", "stopped by Ctrl-C; nothing is half-written", INTERRUPTED, as_json)
+            _fail("Interrupted", "stopped by Ctrl-C; no output is half-written under its name", INTERRUPTED, as_json)
         except typer.Exit:
             raise
         except OSError as exc:

@@ -67,7 +67,9 @@ class StyleOptions:
             view=self.view,  # type: ignore[arg-type]  # checked there
             opacity=self.opacity,
             contours=self.contours,
-            classes=None if names is None else tuple(int(name) if name.isdigit() else name for name in names),
+            classes=None
+            if names is None
+            else tuple(int(name) if name.isascii() and name.isdigit() else name for name in names),
             palette=self.palette,  # type: ignore[arg-type]
             legend=self.legend,
         )

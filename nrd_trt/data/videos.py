@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv")
 _FALLBACK_RATE = Fraction(25)
+_SET_BACK_FRAMES = 3
 _MICROSECOND = Fraction(1, 1_000_000)
 # Numbers of ISO/IEC 23091-2, the tags of a frame; swscale knows its matrices by the same ones.
 _BT709, _BT601 = 1, 5
@@ -282,7 +283,6 @@ class _Repair:
 
     def __init__(self, time_base: Fraction, rate: Fraction | None) -> None:
         self._step = max(1, round(1 / ((rate or _FALLBACK_RATE) * time_base)))
-        self._second = round(1 / time_base)
         self._last: int | None = None
         self._shift = 0
 
@@ -290,7 +290,7 @@ class _Repair:
         due = 0 if self._last is None else self._last + (duration or self._step)
         now = due if pts is None else pts + self._shift
         if self._last is not None and now <= self._last:
-            if self._last - now > self._second:  # the clock was set back, and stays so
+            if self._last - now > _SET_BACK_FRAMES * self._step:  # the clock was set back, and stays so
                 self._shift += due - now
                 now = due
             else:

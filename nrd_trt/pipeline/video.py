@@ -19,7 +19,8 @@ from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.segmenter import Segmenter
 from nrd_trt.video.sinks.base import Sink
-from nrd_trt.video.sinks.open import FORMS, open_sink
+from nrd_trt.video.sinks.mp4 import partial_of
+from nrd_trt.video.sinks.open import FORMS, open_sink, target_of
 from nrd_trt.video.sources.open import open_source
 from nrd_trt.video.temporal import Smoother, parse_smoothing
 
@@ -73,9 +74,16 @@ class VideoRequest:
     def __post_init__(self) -> None:
         if not self.sinks:
             raise ConfigError(f"-o: expected at least one of {FORMS}, got none.")
-        repeated = {sink for sink in self.sinks if self.sinks.count(sink) > 1}
-        if repeated:
-            raise ConfigError(f"-o {min(repeated)}: given more than once; give every output once.")
+        targets = [target.resolve() for text in self.sinks if (target := target_of(text)) is not None]
+        read = {path.resolve() for path in (Path(self.source), Path(self.source) / "images")}
+        for target in targets:
+            if targets.count(target) > 1:
+                raise ConfigError(
+                    f"-o {target}: given more than once; give every output once (a folder takes overlays beside its "
+                    "masks with --overlay)."
+                )
+            if not read.isdisjoint({target, partial_of(target)}):
+                raise ConfigError(f"-o {target}: would replace what is read; choose another output.")
 
 
 @dataclass(frozen=True, kw_only=True)

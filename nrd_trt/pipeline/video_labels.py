@@ -39,14 +39,15 @@ class LabelSink:
         self._folder, self._info, self._ignore_index = folder, info, ignore_index
         classes = len(info.class_names)
         self._smoothed, self._unsmoothed = (np.zeros((classes, classes), np.int64) for _ in range(2))
-        self._counted = 0
+        self._counted = self._frames = 0
 
     def open(self, info: StreamInfo) -> None:
         """Choose how labels are found."""
-        self._by_order = info.frames == len(self._labels)
+        self._by_order = info.frames in (None, len(self._labels))
 
     def write(self, frame: SegmentedFrame) -> None:
         """Count a frame, where it has a label."""
+        self._frames += 1
         path = self._path(frame)
         if path is None:
             return
@@ -58,7 +59,16 @@ class LabelSink:
 
     def close(self, ending: Ending) -> str | None:
         """Say so where nothing was counted."""
-        return None if self._counted else f"{self._folder}: no label has the name of a frame; mIoU was not measured."
+        if self._by_order and (self._frames != len(self._labels)):
+            # Some files do not tell, or tell wrongly, how many frames they have.
+            self._counted = 0
+            self._smoothed[:] = self._unsmoothed[:] = 0
+        if self._counted:
+            return None
+        return (
+            f"{self._folder}: expected labels with the names of frames, or as many as the {self._frames} frames, got "
+            f"{len(self._labels)}; mIoU was not measured."
+        )
 
     def figures(self) -> dict[str, Any]:
         """Return mIoU with and without smoothing and IoU per class with it, fractions in 0-1 or None."""
@@ -74,4 +84,4 @@ class LabelSink:
         if path.is_file():
             self._by_order = False
             return path
-        return self._labels[frame.frame.index] if self._by_order else None
+        return self._labels[frame.frame.index] if self._by_order and frame.frame.index < len(self._labels) else None

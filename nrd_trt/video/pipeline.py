@@ -6,9 +6,11 @@ newest one wins until the engine takes it. The first stage that fails stops them
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -31,7 +33,7 @@ Paint = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """From image ``(H, W, 3) uint8``, mask ``(H, W) uint8`` and shares ``(256,)`` to a picture ``(H', W', 3) uint8``."""
 
 _CAPACITY = 2
-_STOP_WITHIN_S = 1.0
+_STOP_WITHIN_S, _FINISH_WITHIN_S = 1.0, 60.0
 _SOON_S = 0.002  # a frame that comes later does not hold back the one before it
 
 In = TypeVar("In")
@@ -139,7 +141,7 @@ class Pipeline:
         Raises:
             NrdTrtError: The error of the stage that failed, after the others were stopped.
         """
-        self._source.__enter__()
+        self._open()
         info = self._source.info
         self._make_channels(live=info.live)
         self.info = info
@@ -154,9 +156,27 @@ class Pipeline:
             }
         )
         self._crew.wait(on_progress, self._interrupt)
-        # A read that waits for the network inside FFmpeg ends by its own timeout and closes the source then.
-        self._crew.join(_STOP_WITHIN_S)
+        # A read that waits for the network inside FFmpeg ends by its own timeout and closes the source then. Sinks
+        # get the time to finish their files.
+        self._crew.join(_STOP_WITHIN_S, last_within_s=_FINISH_WITHIN_S)
         return "stopped" if self._stopping else "complete"
+
+    def _open(self) -> None:
+        """Open the source on a thread: FFmpeg, while it waits for a server, lets no Ctrl-C through."""
+        opened: Future[object] = Future()
+
+        def work() -> None:
+            try:
+                opened.set_result(self._source.__enter__())
+            except BaseException as exc:
+                opened.set_exception(exc)
+
+        threading.Thread(target=work, name="nrd-open", daemon=True).start()
+        try:
+            opened.result()
+        except KeyboardInterrupt:
+            self._source.stop()
+            raise
 
     def stop(self) -> None:
         """Ask for the end, from any thread: nothing more is begun, what the engine has begun is written."""
@@ -303,13 +323,15 @@ class Pipeline:
             self._close(opened, ending)
 
     def _close(self, sinks: Iterable[Sink], ending: Ending) -> None:
-        """Close all, also where one cannot be."""
+        """Close all, also where one cannot be; the first error counts, unless there was one before."""
+        errors: list[Exception] = []
         for sink in sinks:
             try:
                 line = sink.close(ending)
             except Exception as exc:
-                if ending != "failed":
-                    raise
-                line = f"an output could not be finished: {exc}"  # after the error that matters
+                errors.append(exc)
+                line = f"an output could not be finished: {exc}"
             if line:
                 self.notes.append(line)
+        if errors and ending != "failed":
+            raise VideoError(f"an output cannot be finished ({errors[0]}); check the free space.") from errors[0]

@@ -58,11 +58,17 @@ class Crew:
                     on_interrupt()
                 interrupted = True
 
-    def join(self, within_s: float) -> None:
-        """Wait for the threads, together at most so long, and raise the first error."""
-        deadline = time.monotonic() + within_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+    def join(self, within_s: float, *, last_within_s: float) -> None:
+        """Wait for the threads and raise the first error.
+
+        Args:
+            within_s: For all of them together at most.
+            last_within_s: For the last stage, which has files to finish.
+        """
+        start = time.monotonic()
+        for thread in reversed(self._threads):
+            limit_s = last_within_s if thread is self._threads[-1] else within_s
+            thread.join(max(0.0, start + limit_s - time.monotonic()))
         if self._error is not None:
             raise self._error
 

@@ -41,6 +41,7 @@ def write(
     path: Path,
     ticks: Ticks,
     *,
+    live: bool = False,
     pictures: Sequence[np.ndarray] | None = None,
     ending: Ending = "complete",
     rate: Fraction | None = Fraction(30000, 1001),
@@ -48,7 +49,7 @@ def write(
     lines: list[str] | None = None,
 ) -> str | None:
     pictures = pictures or [flat((48, 64), (index * 10 % 256, 80, 160)) for index in range(len(ticks))]
-    info = StreamInfo(name="test", size_hw=(48, 64), rate=rate, time_base=time_base, frames=len(ticks), live=False)
+    info = StreamInfo(name="test", size_hw=(48, 64), rate=rate, time_base=time_base, frames=len(ticks), live=live)
     sink = Mp4Sink(path, force=False, report=(lines if lines is not None else []).append)
     sink.open(info)
     for index, ((pts, duration), picture) in enumerate(zip(ticks, pictures, strict=True)):
@@ -68,7 +69,7 @@ class Video:
 
 
 def read(path: Path) -> tuple[Video, list[av.VideoFrame]]:
-    with av.open(str(path)) as container:
+    with av.open(f"file:{path}") as container:
         stream = container.streams.video[0]
         facts = Video(
             rate=stream.average_rate,
@@ -139,6 +140,46 @@ def test_a_change_of_size_is_scaled_and_said_once(tmp_path: Path) -> None:
     assert len(lines) == 1
     assert "from 48x64 to 96x128" in lines[0]
     assert frames[-1].to_ndarray(format="rgb24").mean() > 180
+
+
+def test_times_before_zero_are_shifted_and_said(tmp_path: Path) -> None:
+    lines: list[str] = []
+    write(tmp_path / "a.mp4", [(-2002 + 1001 * index, 1001) for index in range(5)], lines=lines)
+    assert shown(tmp_path / "a.mp4") == [(1001 * index * CLIP_BASE, 1001 * CLIP_BASE) for index in range(5)]
+    assert len(lines) == 1
+    assert "begin before zero" in lines[0]
+
+
+def test_a_camera_that_was_away_for_hours_keeps_its_clock(tmp_path: Path) -> None:
+    hours = 5 * 3600 * 10**6
+    ticks = [(0, 0), (33_333, 0), (hours, 0), (hours + 33_333, 0)]
+    write(tmp_path / "a.mp4", ticks, live=True, time_base=Fraction(1, 10**6), rate=Fraction(30))
+    times = [float(time) for time, _ in shown(tmp_path / "a.mp4")]
+    assert times == pytest.approx([0, 0.033333, 18000, 18000.033333], abs=1e-5)
+
+
+def test_a_gap_that_mp4_cannot_hold_is_shortened_and_said(tmp_path: Path) -> None:
+    lines: list[str] = []
+    gap = 3 * 10**9
+    ticks = [(0, 1), (1000, 1), (gap, 1), (gap + 1000, 1)]
+    write(tmp_path / "a.mp4", ticks, time_base=Fraction(1, 10**6), lines=lines)
+    times = [time for time, _ in shown(tmp_path / "a.mp4")]
+    assert times[1] == Fraction(1, 1000)
+    assert times[3] - times[2] == Fraction(1, 1000)
+    assert float(times[2] - times[1]) == pytest.approx(2**31 / 10**6, rel=1e-3)
+    assert "shortened" in lines[0]
+
+
+def test_a_name_with_a_colon_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("c:d.mp4"), STEADY[:2])
+    assert len(shown(tmp_path / "c:d.mp4")) == 2
+
+
+def test_a_folder_of_that_name_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").mkdir()
+    with pytest.raises(ConfigError, match="found a folder"):
+        Mp4Sink(tmp_path / "a.mp4", force=True, report=print)
 
 
 def test_what_was_written_is_whole_after_ctrl_c_and_partial_after_a_failure(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import _thread
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -141,18 +143,19 @@ def segmenter() -> Iterator[Segmenter]:
         yield entered
 
 
-def ours() -> list[str]:
-    """Names of the threads of runs; libraries have others."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("nrd-")]
+def ours() -> set[threading.Thread]:
+    """The threads of runs; libraries have others."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("nrd-")}
 
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
+    before = ours()
     yield
     deadline = time.monotonic() + PROMPTLY_S
-    while (left := ours()) and time.monotonic() < deadline:
+    while (left := ours() - before) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert left == []
+    assert not left
 
 
 def test_every_frame_comes_out_in_order_with_the_mask_of_a_single_image(segmenter: Segmenter) -> None:
@@ -323,6 +326,46 @@ def test_all_sinks_are_closed_where_one_cannot_be_opened(segmenter: Segmenter) -
     pipeline = Pipeline(Pictures(plain, 100), segmenter, [first, second], paint=numbered)
     check_prompt_failure(pipeline.run, VideoError, "no display")
     assert (first.ending, second.ending) == ("failed", "failed")
+
+
+def test_one_sink_that_cannot_finish_does_not_ruin_the_others(segmenter: Segmenter) -> None:
+    class Unfinished(Kept):
+        def close(self, ending: Ending) -> str | None:
+            raise OSError(28, "No space left on device")
+
+    second = Kept()
+    pipeline = Pipeline(Pictures(plain, 4), segmenter, [Unfinished(), second], paint=numbered)
+    check_prompt_failure(pipeline.run, VideoError, "cannot be finished .*No space left")
+    assert second.ending == "complete"
+    assert len(second.frames) == 4
+
+
+def test_a_sink_that_takes_long_to_finish_gets_the_time(segmenter: Segmenter) -> None:
+    class Slow(Kept):
+        def close(self, ending: Ending) -> str | None:
+            time.sleep(1.5)
+            return super().close(ending)
+
+    sink = Slow()
+    Pipeline(Pictures(plain, 2), segmenter, [sink], paint=numbered).run()
+    assert sink.ending == "complete"
+    failed = Slow(on_write=failing)
+    with pytest.raises(ValueError, match="broken on purpose"):
+        Pipeline(Pictures(plain, 9), segmenter, [failed], paint=numbered).run()
+    assert failed.ending == "failed"
+
+
+def test_ctrl_c_ends_an_opening_that_hangs(segmenter: Segmenter) -> None:
+    class Silent(Pictures):
+        def __enter__(self) -> Pictures:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            self._stopped.wait(5)
+            return self
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(Silent(plain, 2), segmenter, [Kept()], paint=numbered).run()
+    assert time.monotonic() - start < PROMPTLY_S
 
 
 def test_ctrl_c_writes_what_is_on_its_way_and_ends(segmenter: Segmenter) -> None:

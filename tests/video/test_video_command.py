@@ -146,10 +146,29 @@ def test_labels_of_a_clip_go_by_order_where_names_do_not_fit(tmp_path: Path, lab
     assert by_order == facts(labelled, "-o", "null", "--labels", labelled / "labels")["labels"]
 
 
+def test_labels_go_by_order_too_where_the_file_tells_no_count(tmp_path: Path, labelled: Path) -> None:
+    frames = [scene.image for scene in street_clip(3, SIZE_HW, frames=6)]
+    source = write_clip(tmp_path / "in.mkv", frames, codec="ffv1", pix_fmt="bgr0")
+    assert facts(source, "-o", "null", "--labels", labelled / "labels")["labels"]["frames"] == 6
+    (labelled / "labels" / "f05.png").unlink()
+    found = facts(source, "-o", "null", "--labels", labelled / "labels")
+    assert (found["labels"]["frames"], found["labels"]["miou"]) == (0, None)
+    assert "as many as the 6 frames, got 5" in found["notes"][0]
+
+
+def test_images_of_one_stem_give_two_masks(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.fromarray(street_frames(1, SIZE_HW)[0]).save(folder / name)
+    facts(folder, "-o", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg.png", "a.png.png", "b.png"]
+
+
 def test_labels_of_something_else_are_said_to_be_unused(tmp_path: Path, labelled: Path, clip: Path) -> None:
     found = facts(clip, "-o", "null", "--labels", labelled / "labels")
     assert found["labels"]["miou"] is None
-    assert "no label has the name of a frame" in found["notes"][0]
+    assert "expected labels with the names of frames" in found["notes"][0]
 
 
 def test_ema_runs_on_a_bundle_with_logits_and_is_refused_without(clip: Path) -> None:
@@ -191,7 +210,12 @@ def test_views_and_style_change_the_picture(tmp_path: Path, clip: Path) -> None:
     ("arguments", "text"),
     [
         (["{clip}"], "expected at least one of NAME.mp4"),
-        (["{clip}", "-o", "null", "-o", "null"], "given more than once"),
+        (["{clip}", "-o", "{tmp}/a.mp4", "-o", "{tmp}/empty/../a.mp4"], "given more than once"),
+        (["{clip}", "-o", "masks:{tmp}/a", "-o", "overlays:{tmp}/a"], "with --overlay"),
+        (["{clip}", "-o", "{clip}", "--force"], "would replace what is read"),
+        (["{tmp}/empty", "-o", "masks:{tmp}/empty", "--force"], "would replace what is read"),
+        (["{clip}", "-o", ""], "expected NAME.mp4"),
+        (["{clip}", "-o", "null", "--show", "²"], "²"),
         (["{clip}", "-o", "null", "--smooth", "magic"], "magic"),
         (["{clip}", "-o", "null", "--rate", "0"], "--rate '0'"),
         (["{clip}", "-o", "null", "--view", "sideways"], "overlay, mask, side"),
@@ -216,6 +240,15 @@ def test_bad_input_ends_with_2_and_a_line(tmp_path: Path, clip: Path, arguments:
     assert text in result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_failed_run_left_can_be_read_but_not_replaced_meanwhile(tmp_path: Path, clip: Path) -> None:
+    source = tmp_path / "a.partial.mp4"
+    source.write_bytes(clip.read_bytes())
+    result = video(source, "-o", tmp_path / "a.mp4", "--force")
+    assert result.exit_code == 2
+    assert source.read_bytes() == clip.read_bytes()
+    facts(source, "-o", tmp_path / "b.mp4")
 
 
 def test_an_existing_output_needs_force(tmp_path: Path, clip: Path) -> None:

@@ -38,7 +38,10 @@ class Sink(Protocol):
         ...
 
     def close(self, ending: Ending) -> str | None:
-        """Finish the output; return one line for people where it is not what was asked for. Called once, if opened."""
+        """Finish the output; return one line for people where it is not what was asked for.
+
+        Called once, also where opening failed.
+        """
         ...
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nrd_trt.errors import VideoError
+from nrd_trt.errors import ConfigError, VideoError
 from nrd_trt.files import check_absent
 from nrd_trt.optional import require
 from nrd_trt.specs import format_size
@@ -25,6 +25,8 @@ from nrd_trt.video.sinks.base import Ending
 
 SUFFIXES = (".mp4", ".m4v", ".mov")
 _MAX_TICKS = 2**31 - 1
+_LONGEST_GAP = 2**31 - 2**20  # in ticks; with the duration of a frame it stays below the above
+_TELEVISION = Fraction(1, 90_000)
 _KEYFRAME_EVERY_S = 2
 _HD_LINES = 720  # from here on, video without a tag is taken to be BT.709
 
@@ -47,17 +49,27 @@ class Mp4Sink:
     def __init__(self, path: Path, *, force: bool, report: Callable[[str], None]) -> None:
         self._av: Any = require("av", extra="video", purpose="writing videos")
         self._path, self._report = path, report
-        self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self._partial = partial_of(path)
         for target in (path, self._partial):
+            if target.is_dir():
+                raise ConfigError(f"{target}: expected a file, found a folder; choose another name.")
             check_absent(target, force=force)
         self._container: Any = None
         self._stream: Any = None
+        self._placed = False
         self._size: tuple[int, int] | None = None
         self._resized = False
 
     def open(self, info: StreamInfo) -> None:
-        """Take the clock of the source; the file is begun with the first picture, which tells its size."""
-        self._info = info
+        """Take the place; the file is begun with the first picture, which tells its size."""
+        self._info, self._clock = info, _Clock(info, self._report)
+        try:
+            self._partial.open("wb").close()
+        except OSError as exc:
+            raise VideoError(
+                f"{self._path}: cannot be written ({exc.strerror}); check its folder and the permissions."
+            ) from exc
+        self._placed = True
 
     def write(self, frame: SegmentedFrame) -> None:
         """Encode a picture with the frame's timestamp."""
@@ -68,13 +80,15 @@ class Mp4Sink:
             self._begin(picture.shape[:2])
         image = self._av.VideoFrame.from_ndarray(self._fitted(picture), format="rgb24")
         encoded = image.reformat(format=self._stream.pix_fmt, dst_colorspace=self._colorspace)
-        encoded.pts, encoded.time_base = frame.frame.pts, self._info.time_base
-        encoded.duration = frame.frame.duration or 0
+        encoded.time_base = self._clock.time_base
+        encoded.pts, encoded.duration = self._clock(frame.frame.pts, frame.frame.duration or 0)
         self._container.mux(self._stream.encode(encoded))
 
     def close(self, ending: Ending) -> str | None:
         """Finish the file; after a failure it keeps its partial name."""
         if self._container is None:
+            if self._placed:
+                self._partial.unlink(missing_ok=True)
             return None
         try:
             self._container.mux(self._stream.encode())
@@ -86,9 +100,9 @@ class Mp4Sink:
         return None
 
     def _begin(self, size_hw: tuple[int, int]) -> None:
-        time_base = self._info.time_base
+        time_base = self._clock.time_base
         self._container = self._av.open(
-            str(self._partial),
+            f"file:{self._partial}",  # the prefix keeps FFmpeg from taking "a:b" for a protocol
             "w",
             format="mp4",
             options={
@@ -128,3 +142,41 @@ class Mp4Sink:
                 f"{format_size(picture.shape[:2])}; it is scaled to the file's."
             )
         return np.asarray(Image.fromarray(picture).resize(self._size[::-1], Image.Resampling.BILINEAR))
+
+
+def partial_of(path: Path) -> Path:
+    """Return the name under which a file is written."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+class _Clock:
+    """Times of the source as the file can hold them.
+
+    They are the same ticks, but where the first ones are negative, which players skip, and where a gap is longer than
+    MP4's 31 bits. Live sources with finer ticks, such as a camera's microseconds, get the 90 kHz of television, so
+    that hours without a frame fit.
+
+    Attributes:
+        time_base: Seconds per tick.
+    """
+
+    def __init__(self, info: StreamInfo, report: Callable[[str], None]) -> None:
+        fine = info.live and info.time_base < _TELEVISION
+        self.time_base = _TELEVISION if fine else info.time_base
+        self._factor, self._report = info.time_base / self.time_base, report
+        self._shift, self._last = 0, -1
+
+    def __call__(self, pts: int, duration: int) -> tuple[int, int]:
+        now = round(pts * self._factor) + self._shift
+        if self._last < 0 and now < 0:
+            self._shift_by(-now, "its times begin before zero and are shifted")
+            now = 0
+        if self._last >= 0 and now - self._last > _LONGEST_GAP:
+            self._shift_by(self._last + _LONGEST_GAP - now, "a gap is longer than MP4 can hold and is shortened")
+            now = self._last + _LONGEST_GAP
+        self._last = max(now, self._last + 1)
+        return self._last, round(duration * self._factor)
+
+    def _shift_by(self, ticks: int, reason: str) -> None:
+        self._shift += ticks
+        self._report(f"{reason}, by {float(abs(ticks) * self.time_base):.3f} s.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
@@ -27,15 +28,21 @@ class FolderReader:
     """
 
     def __init__(self, folder: Path, *, rate: Fraction) -> None:
-        self._paths = list_images(folder)
+        try:
+            self._paths = list_images(folder)
+        except ConfigError as exc:
+            raise ConfigError(str(exc).replace("check --data", "check the path")) from exc
         height, width, _ = _read(self._paths[0]).shape
         self.facts = VideoFacts(
             size_hw=(height, width), rate=rate, time_base=1 / rate, frames=len(self._paths), live=False
         )
 
     def __iter__(self) -> Iterator[Picture]:
+        stems = Counter(path.stem for path in self._paths)
         for index, path in enumerate(self._paths):
-            yield Picture(pts=index, duration=1, rgb=partial(_read, path), name=path.stem)
+            # a.png and a.jpg must not write the same file
+            name = path.stem if stems[path.stem] == 1 else path.name
+            yield Picture(pts=index, duration=1, rgb=partial(_read, path), name=name)
 
     def close(self) -> None:
         """Nothing stays open."""

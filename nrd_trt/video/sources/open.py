@@ -90,7 +90,7 @@ def _open_jetson(target: str, live: bool | None, stopped: threading.Event) -> Re
 def _exact(rate: Fraction | float) -> Fraction:
     if not 0 < rate <= _HIGHEST_RATE:
         raise ConfigError(f"rate {rate}: expected frames per second above 0, up to {_HIGHEST_RATE}; give another.")
-    return Fraction(rate).limit_denominator(1001)
+    return rate if isinstance(rate, Fraction) else Fraction(rate).limit_denominator(1001)
 
 
 def _refuse_missing(text: str, path: Path) -> None:
