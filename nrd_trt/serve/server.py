@@ -62,6 +62,7 @@ def make_server(app: FastAPI, hub: Hub) -> uvicorn.Server:
         server_header=False,
         proxy_headers=False,
         ws="none",
+        lifespan="off",  # nothing starts or ends with the application; a second Ctrl-C would show a traceback of it
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE_S,
     )
