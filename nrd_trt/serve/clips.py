@@ -8,18 +8,16 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from nrd_trt.data.overlay import Palette
-from nrd_trt.data.videos import Picture, VideoFacts, VideoReader
-from nrd_trt.optional import require
+from nrd_trt.data.videos import Picture, VideoReader
 from nrd_trt.serve.pictures import Look, compose
 from nrd_trt.serve.problems import Refusal
 from nrd_trt.serve.uploads import Job, Limits
+from nrd_trt.video.sinks.encoder import Mp4Encoder
 
 Segment = Callable[[np.ndarray], np.ndarray]
 
@@ -29,8 +27,6 @@ _OPTIONS = {
     "enable_drefs": "0",
     "codec_whitelist": "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mjpeg,prores",
 }
-_USUAL_RATE = Fraction(25)
-_HD_LINES = 720  # from here on, players take video to be BT.709
 
 
 def overlay_clip(
@@ -63,15 +59,17 @@ def overlay_clip(
     target = io.BytesIO()
     with closing(_open(body, kind, limits)) as reader:
         job.total = reader.facts.frames
-        writer = _Writer(target, reader.facts)
+        facts = reader.facts
+        encoder = Mp4Encoder(target, time_base=facts.time_base, rate=facts.rate, live=False, report=lambda line: None)
         try:
             for picture in _pictures(reader, limits):
                 job.check()
                 rgb = picture.rgb()
-                writer.write(compose(rgb, segment(rgb), palette, look), picture)
+                drawn = compose(rgb, segment(rgb), palette, look)
+                encoder.write(_even(drawn), picture.pts, picture.duration)
                 job.done += 1
         finally:
-            writer.close()
+            encoder.close()
     return target.getvalue()
 
 
@@ -98,45 +96,9 @@ def _pictures(reader: VideoReader, limits: Limits) -> Iterator[Picture]:
         yield picture
 
 
-class _Writer:
-    """Encodes pictures with the times of those that they were made of."""
-
-    def __init__(self, target: io.BytesIO, facts: VideoFacts) -> None:
-        self._av: Any = require("av", extra="serve", purpose="clips")
-        self._container: Any = self._av.open(target, "w", format="mp4")
-        rate = facts.rate or _USUAL_RATE
-        # Without B-frames the times stay those of the source.
-        self._stream: Any = self._container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "bf": "0"})
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.time_base = self._stream.codec_context.time_base = self._time_base = facts.time_base
-        self._size_hw: tuple[int, int] | None = None
-
-    def write(self, rgb: np.ndarray, source: Picture) -> None:
-        """Encode one picture; the first one's size is everybody's."""
-        if self._size_hw is None:
-            self._begin(rgb)
-        frame = self._av.VideoFrame.from_ndarray(self._fitted(rgb), format="rgb24")
-        encoded = frame.reformat(format="yuv420p", dst_colorspace=self._colorspace)
-        encoded.pts, encoded.time_base = source.pts, self._time_base
-        self._container.mux(self._stream.encode(encoded))
-
-    def close(self) -> None:
-        """Finish the file."""
-        if self._size_hw is not None:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
-
-    def _begin(self, rgb: np.ndarray) -> None:
-        # Four pixels share a colour, and players want nothing else: an odd row or column is left out.
-        self._size_hw = height, width = max(2, rgb.shape[0] & ~1), max(2, rgb.shape[1] & ~1)
-        self._stream.height, self._stream.width = height, width
-        context, high = self._stream.codec_context, height >= _HD_LINES
-        space = self._av.video.reformatter.Colorspace
-        self._colorspace = space.ITU709 if high else space.ITU601
-        context.color_primaries, context.color_trc, context.colorspace = (1, 1, 1) if high else (6, 6, 6)
-
-    def _fitted(self, rgb: np.ndarray) -> np.ndarray:
-        height, width = self._size_hw or rgb.shape[:2]
-        if 0 <= rgb.shape[0] - height <= 1 and 0 <= rgb.shape[1] - width <= 1:
-            return np.ascontiguousarray(rgb[:height, :width])
-        return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+def _even(rgb: np.ndarray) -> np.ndarray:
+    """Leave out an odd row or column: four pixels share a colour, and some browsers play nothing else."""
+    height, width = rgb.shape[:2]
+    if height < 2 or width < 2:
+        return np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return np.ascontiguousarray(rgb[: height & ~1, : width & ~1])
