@@ -46,8 +46,10 @@ def started(*arguments: object, **changes: str) -> Iterator[tuple[subprocess.Pop
         process.communicate()
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_stopped(drive: Path, ending: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    "ending", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)], ids=["int", "term", "twice"]
+)
+def test_it_serves_until_it_is_stopped(drive: Path, ending: tuple[signal.Signals, ...]) -> None:
     with started(drive, "--bundle", bundle()) as (process, url):
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url), url
         numbers = [httpx.get(f"{url}status", trust_env=False).json()["number"]]
@@ -57,7 +59,8 @@ def test_it_serves_until_it_is_stopped(drive: Path, ending: signal.Signals) -> N
             while numbers[-1] < 8 and time.monotonic() < end:  # the clip has four frames: it has begun again
                 numbers.append(httpx.get(f"{url}status", trust_env=False).json()["number"])
             start = time.monotonic()
-            process.send_signal(ending)
+            for each in ending:
+                process.send_signal(each)
             process.wait(timeout=10)
         took = time.monotonic() - start
         assert process.stderr is not None
