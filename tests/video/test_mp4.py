@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pytest
 
-from nrd_trt.errors import ConfigError
+from nrd_trt.errors import ConfigError, MissingDependencyError
 from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
 from nrd_trt.video.sinks.base import Ending
 from nrd_trt.video.sinks.mp4 import Mp4Sink
@@ -174,6 +174,12 @@ def test_a_name_with_a_colon_is_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     write(Path("c:d.mp4"), STEADY[:2])
     assert len(shown(tmp_path / "c:d.mp4")) == 2
+
+
+def test_a_pyav_without_the_encoder_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "codecs_available", {"h264", "mpeg4"})
+    with pytest.raises(MissingDependencyError, match="expected a PyAV with libx264"):
+        Mp4Sink(tmp_path / "a.mp4", force=False, report=print)
 
 
 def test_a_folder_of_that_name_is_refused_at_once(tmp_path: Path) -> None:

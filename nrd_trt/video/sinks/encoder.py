@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from nrd_trt.errors import MissingDependencyError
 from nrd_trt.optional import require
 from nrd_trt.specs import format_size
 
+_CODEC = "libx264"
 _USUAL_RATE = Fraction(30)
 _MAX_TICKS = 2**31 - 1
 _LONGEST_GAP = 2**31 - 2**20  # in ticks; with the duration of a frame it stays below the above
@@ -50,7 +52,7 @@ class Mp4Encoder:
         report: Callable[[str], None],
         options: Mapping[str, str] | None = None,
     ) -> None:
-        self._av: Any = require("av", extra="video", purpose="writing videos")
+        self._av = require_encoder()
         self._target, self._rate, self._report, self._options = target, rate or _USUAL_RATE, report, options or {}
         self._clock = _Clock(time_base, live=live, report=report)
         self._size: tuple[int, int] = (0, 0)
@@ -81,7 +83,7 @@ class Mp4Encoder:
         exact = {"use_editlist": "1", "movie_timescale": str(min(time_base.denominator, _MAX_TICKS))}
         self._container = self._av.open(self._target, "w", format="mp4", options={**exact, **self._options})
         self.begun = True
-        self._stream = self._container.add_stream("libx264", rate=self._rate, options={"preset": "veryfast", "bf": "0"})
+        self._stream = self._container.add_stream(_CODEC, rate=self._rate, options={"preset": "veryfast", "bf": "0"})
         self._size, (self._stream.height, self._stream.width) = size_hw, size_hw
         # Halved colour needs even sides; every browser plays it, some do not play the full one.
         self._stream.pix_fmt = "yuv420p" if all(side % 2 == 0 for side in size_hw) else "yuv444p"
@@ -109,6 +111,21 @@ class Mp4Encoder:
                 "scaled to the file's."
             )
         return np.asarray(Image.fromarray(picture).resize(self._size[::-1], Image.Resampling.BILINEAR))
+
+
+def require_encoder() -> Any:
+    """Import PyAV with an H.264 encoder.
+
+    Raises:
+        MissingDependencyError: There is no PyAV, or it was built without libx264.
+    """
+    av: Any = require("av", extra="video", purpose="writing videos")
+    if _CODEC not in av.codecs_available:
+        raise MissingDependencyError(
+            f"writing videos: expected a PyAV with {_CODEC}, found {av.__version__} without; PyPI's wheels have it: "
+            "pip install --force-reinstall --only-binary av av"
+        )
+    return av
 
 
 class _Clock:

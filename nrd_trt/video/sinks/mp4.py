@@ -12,10 +12,9 @@ from pathlib import Path
 
 from nrd_trt.errors import ConfigError, VideoError
 from nrd_trt.files import check_absent
-from nrd_trt.optional import require
 from nrd_trt.video.frames import SegmentedFrame, StreamInfo
 from nrd_trt.video.sinks.base import Ending
-from nrd_trt.video.sinks.encoder import Mp4Encoder
+from nrd_trt.video.sinks.encoder import Mp4Encoder, require_encoder
 
 SUFFIXES = (".mp4", ".m4v", ".mov")
 
@@ -30,13 +29,13 @@ class Mp4Sink:
 
     Raises:
         ConfigError: The file exists, or its folder does not.
-        MissingDependencyError: There is no PyAV.
+        MissingDependencyError: There is no PyAV, or it has no H.264 encoder.
     """
 
     shows_picture = True
 
     def __init__(self, path: Path, *, force: bool, report: Callable[[str], None]) -> None:
-        require("av", extra="video", purpose="writing videos")
+        require_encoder()
         self._path, self._partial, self._report = path, partial_of(path), report
         for target in (path, self._partial):
             if target.is_dir():
