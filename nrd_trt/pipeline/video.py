@@ -200,7 +200,11 @@ def _run_with_page(pipeline: Pipeline, request: VideoRequest, page: Page) -> boo
 
     with serving(page.app, page.service.hub, page.listener):
         request.report(f"{page.service.access.url} shows the run")
-        return _run(pipeline, request)
+        try:
+            return _run(pipeline, request)
+        except Exception as exc:
+            page.service.hub.fail(str(exc))
+            raise
 
 
 def _page(request: VideoRequest, segmenter: Segmenter) -> AbstractContextManager[Page | None]:

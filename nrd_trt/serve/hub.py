@@ -16,7 +16,7 @@ from nrd_trt.video.sinks.base import Ending
 
 State = Literal["starting", "running", "paused", "lost", "ended", "failed"]
 
-_ENDINGS = {"complete": "the source has ended", "stopped": "the run was stopped", "failed": "the run has failed"}
+_ENDINGS = {"complete": "the source has ended", "stopped": "the run was stopped"}
 _SILENT_S = 2.0
 _VIEWER_LEAVES_S = 3.0
 _KEPT = 16
@@ -89,9 +89,10 @@ class Hub:
         self.wake()
 
     def close(self, ending: Ending) -> None:
-        """Tell viewers that no more frames come."""
-        self._over = self._over or ("failed" if ending == "failed" else "ended", _ENDINGS[ending])
-        self.wake()
+        """Tell viewers that no more frames come; why a run has failed is known later, and comes by `fail`."""
+        if ending != "failed":
+            self._over = self._over or ("ended", _ENDINGS[ending])
+            self.wake()
 
     def fail(self, reason: str) -> None:
         """Tell viewers why the run has failed."""

@@ -140,6 +140,7 @@ def test_states(monkeypatch: pytest.MonkeyPatch) -> None:
     gate.pause()
     assert hub.state == ("paused", None)
     hub.close("failed")
+    assert not hub.over  # the reason comes next, and nobody shall miss it
     hub.fail("the cable was pulled")
     assert hub.state == ("failed", "the cable was pulled")
 
