@@ -421,6 +421,7 @@ def test_a_server_that_went_away_is_told(browser: Browser) -> None:
         until(lambda: page.number() > 0)
         rig.__exit__(None, None, None)
         until(lambda: page.state() == "Connecting")
+        assert page.state() == "Connecting"
         page.shot("connecting")
 
 

@@ -83,7 +83,7 @@ def open_things() -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), threading.active_count()
 
 
-def opened_often(make: Callable[[], str], times: int) -> None:
+def check_nothing_stays_open(make: Callable[[], str], times: int) -> None:
     for attempt in range(times + 1):
         if attempt == 1:
             before = open_things()  # after the first, which loads libraries
@@ -99,18 +99,18 @@ def opened_often(make: Callable[[], str], times: int) -> None:
 
 def test_files_are_closed(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", grey_frames(9), codec="libx264")
-    opened_often(lambda: str(path), 50)
+    check_nothing_stays_open(lambda: str(path), 50)
 
 
 def test_connections_are_closed(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.ts", grey_frames(9), codec="mpeg2video")
     with http_files(tmp_path) as address:
-        opened_often(lambda: f"{address}/clip.ts", 50)
+        check_nothing_stays_open(lambda: f"{address}/clip.ts", 50)
 
 
 def test_processes_and_pipes_are_closed() -> None:
     need_gstreamer("videotestsrc")
-    opened_often(lambda: "videotestsrc ! video/x-raw,width=32,height=32", 50)
+    check_nothing_stays_open(lambda: "videotestsrc ! video/x-raw,width=32,height=32", 50)
 
 
 def test_failures_leave_nothing_open(tmp_path: Path) -> None:
