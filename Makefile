@@ -45,9 +45,10 @@ test-all: install  ## Run it with every combination of encoder, precision and in
 gpu-check: install  ## Every proof and benchmark that needs an NVIDIA GPU, into build/gpu-check/; exits 2 without one
 	$(BIN)/python scripts/gpu_check.py $(ARGS)
 
-check: install  ## Formatting, lint, types; what CI runs
+check: install  ## Formatting, lint, rooms, types; what CI runs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 ifneq ($(CPP_FILES),)
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)

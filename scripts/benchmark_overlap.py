@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from nrd_trt.pipeline.overlap import benchmark_overlap
+from nrd_trt.benchmarking.overlap import benchmark_overlap
 
 
 def main() -> int:

@@ -19,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from nrd_trt.engine.bundle import read_bundle
-from nrd_trt.pipeline.segmenter import open_segmenter
-from nrd_trt.pipeline.video import VideoRequest, run_video
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
+from nrd_trt.video.open_segmenter import open_segmenter
 from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
+from nrd_trt.video.run import VideoRequest, run_video
 from nrd_trt.video.sinks.base import Ending, Sink
 from nrd_trt.video.sinks.mp4 import Mp4Sink
 from nrd_trt.video.sources.base import Source

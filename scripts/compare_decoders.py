@@ -16,20 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
+from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
+from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.data.overlay import blend, write_rgb
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.files import atomic_file
 from nrd_trt.model.checkpoint import load_model
 from nrd_trt.model.config import Head
 from nrd_trt.optional import require
-from nrd_trt.pipeline.benchmark import BenchmarkRequest, benchmark_targets
-from nrd_trt.pipeline.build import BuildRequest, FormRequest, build_bundle
-from nrd_trt.pipeline.evaluate import EvaluateRequest, evaluate
 from nrd_trt.specs import format_size
-from nrd_trt.train.complexity import Complexity, describe_complexity
-from nrd_trt.train.loop import Execution, predict_mask, train
-from nrd_trt.train.recipes import ControllerInit, adapted, find_recipe
-from nrd_trt.train.record import LAST, LOG, STATE
+from nrd_trt.training.complexity import Complexity, describe_complexity
+from nrd_trt.training.loop import Execution, predict_mask, train
+from nrd_trt.training.recipes import ControllerInit, adapted, find_recipe
+from nrd_trt.training.record import LAST, LOG, STATE
+from nrd_trt.validation.evaluate import EvaluateRequest, evaluate
 
 # What is trained: head and controller_init of the recipe.
 DECODERS: dict[str, tuple[Head, ControllerInit]] = {

@@ -19,16 +19,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from nrd_trt import open_bundle
+from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.data.classes import CAMVID_PALETTE
 from nrd_trt.data.folders import list_pairs, read_image
 from nrd_trt.data.overlay import blend, write_mask, write_rgb
 from nrd_trt.data.synthetic import street_clip, street_scene
-from nrd_trt.pipeline.build import BuildRequest, FormRequest, build_bundle
-from nrd_trt.pipeline.validate import ValidateRequest, validate_bundle
-from nrd_trt.pipeline.video import VideoRequest, run_video
 from nrd_trt.runtime.predictor import Predictor
 from nrd_trt.specs import ModelInfo
+from nrd_trt.validation.validate import ValidateRequest, validate_bundle
 from nrd_trt.video.overlay import OverlayStyle
+from nrd_trt.video.run import VideoRequest, run_video
 from nrd_trt.zoo import checkpoint_path
 
 FOLDER = Path("build/demo")

@@ -48,7 +48,7 @@ def missing() -> str | None:
     """Return in one line what keeps this machine from running engines on a GPU, or None where nothing does."""
     from nrd_trt.engine.compat import installed_flavours
     from nrd_trt.errors import MissingDependencyError, RunnerError
-    from nrd_trt.runtime.cuda import load_cuda
+    from nrd_trt.machine.cuda import load_cuda
 
     lines = []
     try:

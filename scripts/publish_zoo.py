@@ -16,13 +16,13 @@ from safetensors import safe_open
 from nrd_trt.data.synthetic import street_clip
 from nrd_trt.model.checkpoint import load_model, save_checkpoint
 from nrd_trt.model.network import Segmentor
-from nrd_trt.pipeline.evaluate import EvaluateRequest, Evaluation, evaluate
 from nrd_trt.specs import format_size
-from nrd_trt.train.complexity import Complexity, describe_complexity
-from nrd_trt.train.loop import predict_mask
-from nrd_trt.train.recipes import Recipe, find_recipe
-from nrd_trt.train.record import LAST, LOG
-from nrd_trt.validate.masks import confusion_matrix, mean_iou, pixel_agreement
+from nrd_trt.training.complexity import Complexity, describe_complexity
+from nrd_trt.training.loop import predict_mask
+from nrd_trt.training.recipes import Recipe, find_recipe
+from nrd_trt.training.record import LAST, LOG
+from nrd_trt.validation.evaluate import EvaluateRequest, Evaluation, evaluate
+from nrd_trt.validation.masks import confusion_matrix, mean_iou, pixel_agreement
 
 ZOO = Path("nrd_trt/zoo")
 CLIP_SEEDS = range(4)

@@ -12,7 +12,7 @@ import onnx
 import torch
 
 from nrd_trt.data.classes import voc_palette
-from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import atomic_file
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.network import Segmentor

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.data.folders import list_pairs
 from nrd_trt.engine.bundle import read_bundle
-from nrd_trt.pipeline.build import BuildRequest, FormRequest, build_bundle
 from tests.artefacts import checkpoint
 
 STEP = 10

@@ -64,7 +64,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
     zoo = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/zoo").glob("*") if path.is_file()}
     planted = {"nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md"}
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/serve/page").iterdir()}
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/serving/page").iterdir()}
     assert held == modules | zoo | page | planted | {"nrd_trt/py.typed"} | _kernel_files()
 
 

@@ -47,9 +47,9 @@ def benchmark_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Time one image from RGB to mask; checkpoints run in eager PyTorch."""
+    from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
     from nrd_trt.cli.decode_benchmark import run_decode_benchmark
     from nrd_trt.errors import ConfigError
-    from nrd_trt.pipeline.benchmark import BenchmarkRequest, benchmark_targets
     from nrd_trt.specs import parse_size
 
     if decode:

@@ -68,8 +68,8 @@ def build_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Build an engine bundle and prove its masks (default precision fp16)."""
+    from nrd_trt.building.build import BuildRequest, build_bundle
     from nrd_trt.engine.compat import stderr_message
-    from nrd_trt.pipeline.build import BuildRequest, build_bundle
 
     stages = common.Stages(quiet=quiet)
     chosen_fit = common.fit_choice(fit)

@@ -89,9 +89,9 @@ def _model(
 def _exported(
     source: Path, size: str | None, options: CheckpointOptions | None, threads: int | None, stages: common.Stages
 ) -> onnx.ModelProto:
+    from nrd_trt.building.request import BuildRequest, FormRequest, samples_for
+    from nrd_trt.building.sources import export_checkpoint
     from nrd_trt.model import load_trained
-    from nrd_trt.pipeline.request import BuildRequest, FormRequest, samples_for
-    from nrd_trt.pipeline.sources import export_checkpoint
 
     model = load_trained(source, options)
     request = BuildRequest(source=source, output=source, form=FormRequest(size=size), threads=threads)

@@ -30,7 +30,7 @@ def complexity_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Count multiply-adds, parameters and activations of a network by part."""
-    from nrd_trt.train.complexity import describe_complexity
+    from nrd_trt.training.complexity import describe_complexity
 
     options = groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).options()
     size_hw = parse_size(size) if size else None

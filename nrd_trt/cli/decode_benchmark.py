@@ -11,9 +11,9 @@ from nrd_trt.cli import common
 
 def run_decode_benchmark(*, quick: bool, markdown: Path | None, force: bool, as_json: bool, quiet: bool) -> None:
     """Measure, print and write; exit 1 where a kernel's results are wrong."""
-    from nrd_trt.benchmark import decode_report
+    from nrd_trt.benchmarking import decode_report
+    from nrd_trt.benchmarking.decode_benchmark import DecodeBenchRequest, benchmark_decode
     from nrd_trt.files import atomic_file, check_absent
-    from nrd_trt.pipeline.decode_benchmark import DecodeBenchRequest, benchmark_decode
 
     if markdown is not None:
         check_absent(markdown, force=force)

@@ -11,7 +11,7 @@ import typer
 from nrd_trt.cli import common
 
 if TYPE_CHECKING:
-    from nrd_trt.doctor.report import Report
+    from nrd_trt.machine.doctor.report import Report
 
 _WIDEST = 100
 
@@ -22,8 +22,8 @@ def doctor_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Tell what this machine can do, and the command that supplies what is missing."""
-    from nrd_trt.doctor.machine import this_machine
-    from nrd_trt.doctor.report import examine
+    from nrd_trt.machine.doctor.machine import this_machine
+    from nrd_trt.machine.doctor.report import examine
 
     report = examine(this_machine())
     if as_json:

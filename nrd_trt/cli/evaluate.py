@@ -11,7 +11,7 @@ from nrd_trt.cli import common, groups
 from nrd_trt.specs import parse_size
 
 if TYPE_CHECKING:
-    from nrd_trt.pipeline.evaluate import Evaluation
+    from nrd_trt.validation.evaluate import Evaluation
 
 
 def evaluate_command(
@@ -34,7 +34,7 @@ def evaluate_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Compare the masks of a checkpoint or a bundle with labels."""
-    from nrd_trt.pipeline.evaluate import EvaluateRequest, evaluate
+    from nrd_trt.validation.evaluate import EvaluateRequest, evaluate
 
     evaluation = evaluate(
         EvaluateRequest(

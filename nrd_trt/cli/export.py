@@ -30,11 +30,11 @@ def export_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Export a checkpoint to one ONNX file and compare it with PyTorch (default precision fp32)."""
+    from nrd_trt.building.request import BuildRequest, samples_for
+    from nrd_trt.building.sources import export_checkpoint
+    from nrd_trt.exporting.export import write_onnx
     from nrd_trt.files import check_absent, sha256_file
     from nrd_trt.model import load_trained
-    from nrd_trt.pipeline.export import write_onnx
-    from nrd_trt.pipeline.request import BuildRequest, samples_for
-    from nrd_trt.pipeline.sources import export_checkpoint
 
     form_request = form.request()
     chosen: Precision = common.choice("--precision", precision, _PRECISIONS) or "fp32"

@@ -17,8 +17,8 @@ from nrd_trt.model import require_torch
 from nrd_trt.specs import MASK_ENCODINGS
 
 if TYPE_CHECKING:
+    from nrd_trt.building.request import FormRequest
     from nrd_trt.model.recognise import CheckpointOptions
-    from nrd_trt.pipeline.request import FormRequest
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:
@@ -85,7 +85,7 @@ class FormOptions:
 
     def request(self) -> FormRequest:
         """Return them checked."""
-        from nrd_trt.pipeline.request import FormRequest
+        from nrd_trt.building.request import FormRequest
 
         return FormRequest(
             input_form=common.choice("--input", self.input_form, ("uint8", "float")),

@@ -36,7 +36,7 @@ def inspect_command(
     A plan is opened where this machine can, which runs it as code: look into what you trust.
     """
     from nrd_trt.engine.compat import stderr_message
-    from nrd_trt.pipeline.inspect import inspect_path
+    from nrd_trt.inspection.inspect import inspect_path
 
     on_message = stderr_message if verbose else lambda severity, text: None
     found = inspect_path(path, plugin=plugin, on_message=on_message)

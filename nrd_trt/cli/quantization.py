@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from nrd_trt.calibration.cache import Ranges
     from nrd_trt.calibration.recipes import Recipe
     from nrd_trt.calibration.stream import CalibrationStream
+    from nrd_trt.exporting.precision import Calibration, Quantization
     from nrd_trt.graph.metadata import GraphFacts
-    from nrd_trt.pipeline.precision import Calibration, Quantization
     from nrd_trt.specs import Fit
 
 QUANTIZERS = ("own", "modelopt")
@@ -153,7 +153,7 @@ class Calibrator:
 
     def calibration(self) -> Calibration:
         """Return what ranges are measured on, for the pipeline."""
-        from nrd_trt.pipeline.precision import Calibration
+        from nrd_trt.exporting.precision import Calibration
 
         # Of places the last part only: the recorded command names no folders.
         words = ["--calibration", Path(self._place).name]
@@ -168,9 +168,9 @@ class Calibrator:
         Raises:
             MissingDependencyError: Model Optimizer was asked for and is not installed.
         """
+        from nrd_trt.calibration.modelopt import check_modelopt
+        from nrd_trt.exporting.precision import Quantization
         from nrd_trt.graph.quantize import DEFAULT_EXCLUDE
-        from nrd_trt.pipeline.modelopt import check_modelopt
-        from nrd_trt.pipeline.precision import Quantization
 
         external = None
         if self._quantizer == "modelopt":
@@ -222,8 +222,8 @@ class Calibrator:
         )
 
     def _quantized_by_modelopt(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        from nrd_trt.calibration.modelopt import quantize_with_modelopt
         from nrd_trt.graph.quantize import DEFAULT_EXCLUDE
-        from nrd_trt.pipeline.modelopt import quantize_with_modelopt
 
         images = [feed["image"] for feed in self.feeds(model)]
         return quantize_with_modelopt(model, images, exclude=(*DEFAULT_EXCLUDE, *self._recipe.exclude))

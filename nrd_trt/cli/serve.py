@@ -41,8 +41,8 @@ def serve_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Show a camera, a stream or a clip with its masks on a web page, until Ctrl-C."""
-    from nrd_trt.pipeline.page import PageRequest
-    from nrd_trt.pipeline.serve import ServeRequest, serve_page
+    from nrd_trt.serving.page_run import PageRequest
+    from nrd_trt.serving.serve import ServeRequest, serve_page
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop lets go of camera and GPU too
 

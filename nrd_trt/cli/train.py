@@ -67,8 +67,8 @@ def train_command(
     On several GPUs: torchrun --nproc-per-node N scripts/train.py with the same options.
     """
     require_torch("training")
-    from nrd_trt.train.loop import Execution, train
-    from nrd_trt.train.recipes import adapted, find_recipe
+    from nrd_trt.training.loop import Execution, train
+    from nrd_trt.training.recipes import adapted, find_recipe
 
     result = train(
         adapted(

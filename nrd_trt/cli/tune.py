@@ -10,7 +10,7 @@ import typer
 from nrd_trt.cli import common, groups, quantization
 
 if TYPE_CHECKING:
-    from nrd_trt.pipeline.tune_record import Tuned
+    from nrd_trt.building.tune_record import Tuned
 
 
 def tune_command(
@@ -38,9 +38,9 @@ def tune_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Find the lowest precision whose masks hold the gates, and build its bundle (int8, mixed, fp16, fp32)."""
+    from nrd_trt.building.request import BuildRequest, FormRequest
+    from nrd_trt.building.tune import TuneRequest, tune
     from nrd_trt.engine.compat import stderr_message
-    from nrd_trt.pipeline.request import BuildRequest, FormRequest
-    from nrd_trt.pipeline.tune import TuneRequest, tune
 
     stages = common.Stages(quiet=quiet)
     chosen_fit = common.fit_choice(fit)
@@ -91,7 +91,7 @@ def _warn_of_same_images(calibration: str | None, data: Path) -> bool:
 
 def _finish(tuned: Tuned, path: Path, *, as_json: bool) -> None:
     """Write the record and tell what came of it; raise `typer.Exit` where a gate failed."""
-    from nrd_trt.pipeline.tune_record import write_record
+    from nrd_trt.building.tune_record import write_record
 
     written = write_record(tuned, path)
     if as_json:
@@ -105,7 +105,7 @@ def _finish(tuned: Tuned, path: Path, *, as_json: bool) -> None:
 
 
 def _print(tuned: Tuned, path: Path, written: list[str]) -> None:
-    from nrd_trt.pipeline.tune_record import describe
+    from nrd_trt.building.tune_record import describe
 
     for rung in tuned.rungs:
         typer.echo(describe(rung))

@@ -41,7 +41,7 @@ def validate_command(
 ) -> None:
     """Compare an engine's masks with the reference and hold the figures against the gates."""
     from nrd_trt.engine.messages import stderr_message
-    from nrd_trt.pipeline.validate import ValidateRequest, validate_bundle
+    from nrd_trt.validation.validate import ValidateRequest, validate_bundle
 
     stages = common.Stages(quiet=quiet)
     validation = validate_bundle(

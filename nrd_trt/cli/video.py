@@ -16,9 +16,9 @@ from nrd_trt.cli import common
 from nrd_trt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nrd_trt.pipeline.video import VideoResult
     from nrd_trt.video.meters import Snapshot
     from nrd_trt.video.overlay import OverlayStyle
+    from nrd_trt.video.run import VideoResult
 
 Source = Annotated[
     str,
@@ -104,7 +104,7 @@ def video_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Segment a camera, a stream or a clip and write or show the result."""
-    from nrd_trt.pipeline.video import VideoRequest, run_video
+    from nrd_trt.video.run import VideoRequest, run_video
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop leaves a whole file too
     progress = _Progress(quiet=quiet)

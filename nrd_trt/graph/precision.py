@@ -42,7 +42,7 @@ def to_precision(model: onnx.ModelProto, precision: Precision, keep_fp32: Set[st
     """Return the graph typed in `precision`.
 
     Args:
-        model: An fp32 graph of `nrd_trt.export`; for ``"int8"`` after `nrd_trt.graph.quantize`.
+        model: An fp32 graph of `nrd_trt.exporting`; for ``"int8"`` after `nrd_trt.graph.quantize`.
         precision: ``"fp32"`` returns a copy. ``"int8"`` types what is not int8 in fp16.
         keep_fp32: Names of nodes that compute in fp32.
     """

@@ -11,9 +11,9 @@ from itertools import islice
 import numpy as np
 
 from nrd_trt.errors import ConfigError
-from nrd_trt.pipeline.samples import SampleSource
 from nrd_trt.polygraphy.settings import PREFIX, ModelFacts, Settings, read_model, reported
 from nrd_trt.runtime.mask_runner import make_feed
+from nrd_trt.validation.samples import SampleSource
 
 
 class Feeds:

@@ -1,4 +1,4 @@
-"""The comparison of masks, by the metrics and gates of `nrd_trt.validate`."""
+"""The comparison of masks, by the metrics and gates of `nrd_trt.validation`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nrd_trt.polygraphy.results import NrdMaskResult, NrdMaskThreshold
 from nrd_trt.polygraphy.runner import PREFIX as TORCH
 from nrd_trt.polygraphy.settings import Settings, read_model, reported
 from nrd_trt.runtime.mask_runner import margin_of_logits
-from nrd_trt.validate.compare import TIE_MARGIN, Comparator, Comparison, Reference, Sample
-from nrd_trt.validate.gates import Gates
+from nrd_trt.validation.compare import TIE_MARGIN, Comparator, Comparison, Reference, Sample
+from nrd_trt.validation.gates import Gates
 
 COMPARED = ("mask", "logits")
 
@@ -25,7 +25,7 @@ class MaskCompare(BaseCompareFunc):
     """Compares the outputs ``mask`` and ``logits`` of two runners, as far as both have them.
 
     The reference is PyTorch where one of the two is `--nrd-torch`, else the second runner. Logits are compared by their
-    best class, at their own size. A pixel is near a tie as `nrd_trt.validate.compare.TIE_MARGIN` says, where the
+    best class, at their own size. A pixel is near a tie as `nrd_trt.validation.compare.TIE_MARGIN` says, where the
     reference gives logits.
     """
 

@@ -16,9 +16,9 @@ from polygraphy.common import TensorMetadata
 from nrd_trt.errors import ConfigError, NrdTrtError
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.model import load_trained, require_torch
-from nrd_trt.pipeline.references import check_classes
 from nrd_trt.polygraphy.settings import read_model, reported
 from nrd_trt.specs import InputForm, InputShape, MaskEncoding
+from nrd_trt.validation.references import check_classes
 
 if TYPE_CHECKING:
     from nrd_trt.runtime.base import Runner

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nrd_trt.runtime.cuda import Cuda, host_view
+from nrd_trt.machine.cuda import Cuda, host_view
 
 Shape = tuple[int, ...]
 

@@ -15,9 +15,9 @@ from types import TracebackType
 import numpy as np
 
 from nrd_trt.errors import ConfigError, LateOutputError, RunnerError
+from nrd_trt.machine.cuda import Cuda, load_cuda
 from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, check_feed
 from nrd_trt.runtime.buffers import Buffer
-from nrd_trt.runtime.cuda import Cuda, load_cuda
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

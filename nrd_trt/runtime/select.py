@@ -12,8 +12,8 @@ from nrd_trt.engine.compat import installed_flavours, load_runtime
 from nrd_trt.engine.host import Host, check_host, host_mismatches
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, find_plugin, read_plugin
 from nrd_trt.errors import ConfigError, PluginError, RunnerError
+from nrd_trt.machine.cuda import DeviceFacts, probe_device
 from nrd_trt.runtime.base import BaseRunner
-from nrd_trt.runtime.cuda import DeviceFacts, probe_device
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import MaskEncoding

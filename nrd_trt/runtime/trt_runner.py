@@ -19,9 +19,9 @@ from nrd_trt.engine.compat import load_runtime
 from nrd_trt.engine.loading import LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import LateOutputError, RunnerError, ShapeError
+from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
-from nrd_trt.runtime.cuda import load_cuda
 from nrd_trt.specs import MaskEncoding, TensorSpec
 
 Shapes = tuple[tuple[str, Shape], ...]

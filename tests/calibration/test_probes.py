@@ -17,7 +17,7 @@ from nrd_trt.calibration.probes import Probe, group_bytes, make_probes, plan_gro
 from nrd_trt.calibration.recipes import RECIPES
 from nrd_trt.calibration.selection import tensors_to_calibrate
 from nrd_trt.errors import CalibrationError
-from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.runtime.ort_runner import OrtRunner

@@ -20,14 +20,14 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import nrd_trt as package
+from nrd_trt.building import build as build_module
 from nrd_trt.cli.main import VERBS, app
 from nrd_trt.data.classes import CAMVID_CLASSES
 from nrd_trt.engine.bundle import FACTS_FILE, ONNX_FILE, PLAN_FILE, read_bundle
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.pipeline import build as build_module
-from nrd_trt.pipeline import validate as validate_module
-from nrd_trt.validate import gates
+from nrd_trt.validation import gates
+from nrd_trt.validation import validate as validate_module
 from tests.artefacts import (
     SIZE,
     bundle,

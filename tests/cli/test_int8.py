@@ -17,8 +17,8 @@ from nrd_trt.calibration.stream import CalibrationStream
 from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
 from nrd_trt.graph.metadata import read_facts
 from tests.artefacts import SIZE, bundle, checkpoint, onnx_file
+from tests.building.test_build import needs_rtx
 from tests.cli.conftest import Invoke, one_object
-from tests.pipeline.test_build import needs_rtx
 
 QUICK = ("--min-agreement", 0.8, "--threads", 1, "--images", 3)
 OPTIONS = (

@@ -12,9 +12,9 @@ from PIL import Image
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.engine.plugins import LIBRARY
 from tests.artefacts import SIZE, bundle, checkpoint, listing, onnx_file
+from tests.building.plugin_machine import build_with_plugin, hide_libraries, host, install
+from tests.building.test_build import needs_rtx
 from tests.cli.conftest import Invoke, one_object
-from tests.pipeline.plugin_machine import build_with_plugin, hide_libraries, host, install
-from tests.pipeline.test_build import needs_rtx
 from tests.plugin_library import library, needs_compiler
 
 LENIENT = ("--min-agreement", 0.9)

@@ -1,4 +1,4 @@
-"""`nrd-trt tune` as its user calls it: what it says and records, and its exit codes. The ladder: tests/pipeline."""
+"""`nrd-trt tune` as its user calls it: what it says and records, and its exit codes. The ladder: tests/building."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from nrd_trt.building import tune as tune_module
+from nrd_trt.building.tune import TuneRequest
+from nrd_trt.building.tune_record import Tuned
 from nrd_trt.engine.bundle import Bundle, read_bundle
-from nrd_trt.pipeline import tune as tune_module
-from nrd_trt.pipeline.tune import TuneRequest
-from nrd_trt.pipeline.tune_record import Tuned
-from nrd_trt.validate.gates import Gates
+from nrd_trt.validation.gates import Gates
 from tests.artefacts import SIZE, bundle, checkpoint
 from tests.cli.conftest import Invoke, one_object
 

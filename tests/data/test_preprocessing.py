@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from nrd_trt.data.preprocessing import FITS, check_fit, fit_image, normalise
 from nrd_trt.errors import ConfigError, ShapeError
-from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.specs import Fit, InputShape, Range
 from tests.helpers import STATIC, model_info, small_model
 

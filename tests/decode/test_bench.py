@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from nrd_trt.benchmark.decode_floors import DecodeCase
-from nrd_trt.benchmark.decode_report import markdown, text_lines
+from nrd_trt.benchmarking import decode_benchmark as pipeline
+from nrd_trt.benchmarking.decode_benchmark import DecodeBenchRequest, benchmark_decode, chosen_cases, described
+from nrd_trt.benchmarking.decode_floors import DecodeCase
+from nrd_trt.benchmarking.decode_report import markdown, text_lines
 from nrd_trt.cli.main import app
 from nrd_trt.decode import bench
 from nrd_trt.decode.bench import TOLERANCE, Subject, laid_out, random_inputs
 from nrd_trt.decode.graph_timing import RUNS, runs_in_graph
 from nrd_trt.errors import MissingDependencyError
 from nrd_trt.model import decode_inputs
-from nrd_trt.pipeline import decode_benchmark as pipeline
-from nrd_trt.pipeline.decode_benchmark import DecodeBenchRequest, benchmark_decode, chosen_cases, described
 from nrd_trt.specs import DecodeSpec
 from tests.decode.on_cpu import load_binding, needs_compiler
 

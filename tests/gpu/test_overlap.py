@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from nrd_trt.runtime.cuda import load_cuda
+from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
 from scripts.gpu_check import missing

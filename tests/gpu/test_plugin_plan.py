@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from nrd_trt import open_bundle
+from nrd_trt.building.request import FormRequest
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.engine.compat import installed_flavours, load_tensorrt
 from nrd_trt.engine.plugins import check_plugin, find_plugin, read_plugin
 from nrd_trt.errors import PluginError
-from nrd_trt.pipeline.request import FormRequest
-from nrd_trt.runtime.cuda import probe_device
+from nrd_trt.machine.cuda import probe_device
 from nrd_trt.specs import MaskEncoding, Precision
 from scripts.gpu_check import missing
 from tests.artefacts import build, checkpoint, workspace

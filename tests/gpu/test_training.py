@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nrd_trt.model.checkpoint import load_model
-from nrd_trt.train import loop
-from nrd_trt.train.loop import Arithmetic, Execution, train
-from tests.train.conftest import data, logged, tiny  # noqa: F401
+from nrd_trt.training import loop
+from nrd_trt.training.loop import Arithmetic, Execution, train
+from tests.training.conftest import data, logged, tiny  # noqa: F401
 
 pytestmark = [
     pytest.mark.gpu,

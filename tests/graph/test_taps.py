@@ -11,7 +11,7 @@ from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.taps import PREFIX, coordinate_tables, stored_weights, weight_types, with_taps
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.validate.hints import describe_weights
+from nrd_trt.validation.hints import describe_weights
 from tests.helpers import STATIC, feed, small_export
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nrd_trt.decode.reference import upsample
-from nrd_trt.export.adapter import PatchAdapter
+from nrd_trt.model.folding import PatchAdapter
 from tests.golden.keyed_weights import keyed_image
 from tests.helpers import GOLDEN, keyed_model
 from tests.plugins import host_library as host

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.model.checkpoint import load_model
 from nrd_trt.specs import InputShape

@@ -23,7 +23,7 @@ from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import ConfigError
-from nrd_trt.export.onnx_export import ExportOptions, export_onnx
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.polygraphy.load_images import load_data
 from nrd_trt.polygraphy.masks import MaskCompare

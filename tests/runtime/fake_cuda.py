@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nrd_trt.errors import LateOutputError, RunnerError, ShapeError
-from nrd_trt.runtime.cuda import Cuda, DeviceFacts, host_view
+from nrd_trt.machine.cuda import Cuda, DeviceFacts, host_view
 from nrd_trt.specs import TensorSpec
 
 Work = Callable[[], None]
@@ -121,7 +121,7 @@ class FakeCuda(Cuda):
         self._give(self.host, "free_host", address)
 
     def host_view(self, address: int, nbytes: int) -> np.ndarray:
-        """Stand in for `nrd_trt.runtime.cuda.host_view`: the host touches its memory now."""
+        """Stand in for `nrd_trt.machine.cuda.host_view`: the host touches its memory now."""
         assert address in self.host, f"{address} is not page-locked memory"
         assert nbytes <= ctypes.sizeof(self.host[address])
         self.expect_idle(address, "touched by the host")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nrd_trt.runtime.cuda import host_view
+from nrd_trt.machine.cuda import host_view
 from tests.runtime.bench import SMALL
 from tests.runtime.fake_cuda import FakeCuda, FakeEngine
 

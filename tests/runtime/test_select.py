@@ -10,8 +10,8 @@ import pytest
 
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle, read_bundle
 from nrd_trt.errors import ConfigError, MissingDependencyError, RunnerError
+from nrd_trt.machine.cuda import DeviceFacts
 from nrd_trt.runtime import select
-from nrd_trt.runtime.cuda import DeviceFacts
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner

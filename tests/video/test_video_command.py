@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from nrd_trt.cli.main import app
 from nrd_trt.data.overlay import write_mask, write_rgb
 from nrd_trt.data.synthetic import street_clip
-from nrd_trt.pipeline.video import VideoRequest, run_video
 from nrd_trt.runtime.predictor import Predictor
+from nrd_trt.video.run import VideoRequest, run_video
 from nrd_trt.video.sources.open import open_source
 from tests.artefacts import bundle, checkpoint, command_line, environment, workspace
 from tests.video.clips import street_frames, write_clip

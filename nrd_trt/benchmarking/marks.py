@@ -1,0 +1,54 @@
+"""The rules that make a latency doubtful. Pure functions of what was read; standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nrd_trt.benchmarking.timers import Latency
+from nrd_trt.machine.readings import DeviceLog
+
+_LOWEST_CLOCK_SHARE = 0.5
+_WIDEST_SPREAD = 1.5
+"""p90 over p50; on an idle machine with fixed clocks it is below 1.1."""
+
+
+def load_marks(load_before: float | None, cores: int) -> list[str]:
+    """Mark a run that began on a busy host."""
+    if load_before is None or load_before <= cores:
+        return []
+    return [f"other work was running: load average {load_before:.1f} on {cores} cores before the start"]
+
+
+def device_marks(log: DeviceLog | None) -> list[str]:
+    """Mark a run on a throttled device or at idle clocks."""
+    if log is None:
+        return []
+    marks = [f"throttled: {', '.join(log.throttle)}"] if log.throttle else []
+    clock, largest = log.clock_during_mhz, log.clock_max_mhz
+    if clock is not None and largest and clock < _LOWEST_CLOCK_SHARE * largest:
+        marks.append(
+            f"low clocks: the GPU ran at {clock:.0f} of {largest:.0f} MHz; warm it up longer or fix its clocks"
+        )
+    return marks
+
+
+def spread_marks(latency: Latency) -> list[str]:
+    """Mark a run whose calls took very different times, whatever the reason."""
+    spread = latency.p90 / latency.p50
+    if spread <= _WIDEST_SPREAD:
+        return []
+    return [f"unsteady: p90 is {spread:.1f} times p50; the machine was busy or its clocks moved"]
+
+
+def arithmetic_notes(arithmetic: str) -> list[str]:
+    """Say what a simulated run is not."""
+    if arithmetic != "simulated":
+        return []
+    return ["simulated: 16-bit rounding is imitated in fp32, so this latency says nothing about the device"]
+
+
+def comparison_notes(sizes: Sequence[str]) -> list[str]:
+    """Say where the ratios of a comparison are not between equals."""
+    if len(set(sizes)) < 2:
+        return []
+    return [f"sizes differ ({', '.join(dict.fromkeys(sizes))}): the ratio is not between equal work"]

@@ -1,0 +1,1 @@
+"""From a checkpoint, an ONNX file or a bundle to a validated bundle."""

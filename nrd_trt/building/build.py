@@ -1,0 +1,256 @@
+"""From any source to a validated bundle: choose the builder, build, validate, record."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+
+import nrd_trt
+from nrd_trt.building.decode_form import DecodeForm, choose_form, look_for_plugin
+from nrd_trt.building.request import BuildRequest, FormRequest
+from nrd_trt.building.sources import Prepared, prepare
+from nrd_trt.engine.builder import BuildOptions, Engine, build_engine
+from nrd_trt.engine.bundle import (
+    ONNX_FILE,
+    PLAN_FILE,
+    REFERENCE_FILE,
+    Bundle,
+    ReferenceSet,
+    check_target,
+    host_facts,
+    write_bundle,
+)
+from nrd_trt.engine.compat import installed_flavours, load_tensorrt
+from nrd_trt.errors import ConfigError
+from nrd_trt.files import sha256_file
+from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.graph.taps import weight_types
+from nrd_trt.machine.cuda import DeviceFacts, probe_device
+from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_command
+from nrd_trt.runtime.trt_runner import TrtRunner
+from nrd_trt.validation.gates import Gates
+from nrd_trt.validation.references import Recorder
+from nrd_trt.validation.validate import Validation, compare_with_progress
+
+__all__ = ["BuildRequest", "FormRequest", "build_bundle", "plan_runner_here"]
+
+BUILDERS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
+
+
+def build_bundle(request: BuildRequest) -> Bundle:
+    """Build a bundle and validate it.
+
+    Returns:
+        The written bundle; ``facts["passed"]`` tells whether every gate holds.
+
+    Raises:
+        NrdTrtError: The input is bad, or a stage cannot be done; nothing is written.
+    """
+    check_target(request.output, force=request.force)
+    Gates.of("fp32", request.min_agreement, request.max_miou_drop)  # refuses fractions above 1 before any work
+    flavour = _choose_builder(request)
+    device = probe_device()
+    library = look_for_plugin(request, flavour, device)
+    prepared = prepare(request)
+    form = choose_form(request, library, prepared.model)
+    engine = _build(request, prepared.model, flavour, form, device)
+    built = _builder_facts(request, engine, device)
+    request.on_stage("validating the masks")
+    validation, references = _validate(request, prepared, _runner(request, prepared.model, engine, built, form))
+    files = {
+        ONNX_FILE: prepared.model.SerializeToString(deterministic=True),
+        REFERENCE_FILE: references.to_bytes(),
+    }
+    if engine is not None:
+        files[PLAN_FILE] = engine.plan
+    return write_bundle(
+        request.output, files, _facts(request, prepared, engine, built, form, validation), force=request.force
+    )
+
+
+def plan_runner_here(request: BuildRequest, model: onnx.ModelProto) -> TrtRunner | None:
+    """Build the plan of a typed file and return what runs it, or None where the builder or this machine cannot."""
+    flavour, device = _choose_builder(request), probe_device()
+    if flavour == "onnxruntime" or device is None:
+        return None
+    form = choose_form(request, look_for_plugin(request, flavour, device), model)
+    engine = _build(request, model, flavour, form, device)
+    runner = _runner(request, model, engine, _builder_facts(request, engine, device), form)
+    return runner if isinstance(runner, TrtRunner) else None
+
+
+def _build(
+    request: BuildRequest, model: onnx.ModelProto, flavour: str, form: DecodeForm, device: DeviceFacts | None
+) -> Engine | None:
+    """Build the plan, or nothing for ONNX Runtime."""
+    if flavour == "onnxruntime":
+        return None
+    precision = read_facts(model).precision
+    request.on_stage(f"building the {precision} engine with {flavour}; decode as {form.name}: {form.why}")
+    options = BuildOptions(
+        flavour=flavour,
+        config=request.config,
+        plugin=form.library,
+        timing_cache=request.timing_cache,
+        gpu=device.name if device else None,
+        driver=device.driver if device else None,
+        progress=request.progress,
+        on_message=request.on_message,
+    )
+    return build_engine(model, options)
+
+
+def _choose_builder(request: BuildRequest) -> str:
+    """Resolve ``auto`` and check that what was asked for can be had."""
+    if request.builder not in BUILDERS:
+        raise ConfigError(f"--builder {request.builder!r}: expected one of {', '.join(BUILDERS)}.")
+    builder = request.builder
+    if builder == "auto":
+        builder = next(iter(installed_flavours()), "onnxruntime")
+    if builder != "tensorrt-rtx" and request.config.compute_capabilities:
+        raise ConfigError(f"--compute-capability: only --builder tensorrt-rtx builds for other GPUs, not {builder}.")
+    if builder != "onnxruntime":
+        load_tensorrt(builder)  # an absent builder is found before the export, not after it
+    return builder
+
+
+def _runner(
+    request: BuildRequest, model: onnx.ModelProto, engine: Engine | None, built: Mapping[str, Any], form: DecodeForm
+) -> BaseRunner:
+    """Run the plan where this machine can, else the same file in ONNX Runtime."""
+    if engine is not None and can_run_plan(built):
+        rebuild = rebuild_command(request.output, engine.flavour, form.name)
+        encoding = read_facts(model).mask_encoding
+        return plan_runner(engine.plan, built, rebuild, plugin=form.library, mask_encoding=encoding)
+    return OrtRunner(model, threads=request.threads)
+
+
+def _validate(request: BuildRequest, prepared: Prepared, runner: BaseRunner) -> tuple[Validation, ReferenceSet]:
+    """Compare the model's masks with the reference's; return the verdict and the masks to store."""
+    graph = prepared.graph
+    with prepared.reference() as draw:
+        recorder = Recorder(draw, prepared.drawn_by)
+        comparison = compare_with_progress(prepared.samples, recorder, runner, graph, progress=request.progress)
+    matches = None
+    if request.checkpoint is not None:
+        matches = sha256_file(request.checkpoint) == graph.checkpoint_sha256
+    validation = Validation(
+        comparison=comparison,
+        gates=Gates.of(graph.precision, request.min_agreement, request.max_miou_drop),
+        runner=runner.name,
+        arithmetic=runner.arithmetic,
+        reference=prepared.reference_name,
+        samples=prepared.samples.name,
+        plan_run=isinstance(runner, TrtRunner),
+        checkpoint_matches=matches,
+        precision_asked=graph.precision,
+        precision_found=weight_types(prepared.model),
+    )
+    return validation, recorder.recorded()
+
+
+def _builder_facts(request: BuildRequest, engine: Engine | None, device: DeviceFacts | None) -> dict[str, Any]:
+    """Say what built the plan and what the plan depends on; TensorRT-RTX builds for GPUs that are not here."""
+    facts: dict[str, Any] = {"name": "onnxruntime", "version": None, "compute_capabilities": [], **host_facts()}
+    facts |= {"gpu": None, "driver": None, "version_compatible": False, "hardware_compatible": False}
+    if engine is None:
+        return facts
+    capabilities = list(engine.compute_capabilities)
+    if engine.flavour == "tensorrt" and device is not None:
+        capabilities = [device.compute_capability]
+    return {
+        **facts,
+        "name": engine.flavour,
+        "version": engine.version,
+        "compute_capabilities": capabilities,
+        "gpu": device.name if device else None,
+        "driver": device.driver if device else None,
+        "version_compatible": request.config.version_compatible,
+        "hardware_compatible": request.config.hardware_compatible,
+    }
+
+
+def _facts(
+    request: BuildRequest,
+    prepared: Prepared,
+    engine: Engine | None,
+    built: dict[str, Any],
+    form: DecodeForm,
+    validation: Validation,
+) -> dict[str, Any]:
+    """Collect what ``bundle.json`` records; nothing depends on time or place, so equal builds are equal."""
+    graph = prepared.graph
+    parity = prepared.parity
+    return {
+        "nrd_trt": nrd_trt.__version__,
+        "checkpoint": prepared.checkpoint,
+        "calibration_sha256": prepared.calibration_sha256,
+        "plugin": form.facts(graph.mask_encoding),
+        "decode": form.name,
+        "builder": built,
+        "precision": {
+            "asked": graph.precision,
+            "found": engine.types_found if engine else None,
+            "kept_fp32": sorted(prepared.kept_fp32),
+            "kept_because": dict(sorted(prepared.kept_fp32.items())),
+            "int8_layers": list(prepared.int8_layers),
+            "layers": engine.layers if engine else [],
+        },
+        "model": graph.to_dict(),
+        "fit": prepared.fit,
+        "parity": parity.to_dict() if parity else None,
+        "validation": validation.to_dict(),
+        "passed": validation.passed and (parity is None or parity.passed),
+        "command": _command(request, graph, built["name"], form),
+    }
+
+
+def _command(request: BuildRequest, graph: GraphFacts, builder: str, decode: DecodeForm) -> str:
+    """Return the command that builds this bundle again; NAME.nrd and FILE stand for places that are not recorded."""
+    words = ["nrd-trt", "build", request.source.name, "-o", "NAME.nrd", "--precision", graph.precision]
+    words += ["--builder", builder]
+    words += ["--decode", decode.name] if decode.name != "none" else []
+    form, config = request.form, request.config
+    pairs: dict[str, Any] = {
+        "--input": form.input_form,
+        "--output": form.output,
+        "--mask-encoding": form.mask_encoding,
+        "--size": form.size,
+        "--dynamic": form.dynamic,
+        "--batch": form.batch,
+        "--fit": request.fit,
+        "--workspace-mib": config.workspace_mib,
+        "--optimization-level": config.optimization_level,
+        "--compute-capability": config.compute_capabilities or None,
+        "--checkpoint": request.checkpoint.name if request.checkpoint else None,
+        "--data": request.data.name if request.data else None,
+        "--labels": request.labels.name if request.labels else None,
+        "--ignore-index": request.ignore_index,
+        "--min-agreement": request.min_agreement,
+        "--max-miou-drop": request.max_miou_drop,
+    }
+    if options := request.checkpoint_options:
+        pairs |= {
+            "--num-classes": options.num_classes,
+            "--hidden": options.hidden,
+            "--patch": options.patch,
+            "--dilations": options.dilations,
+            "--output-stride": options.output_stride,
+            "--classes": "FILE" if options.class_names else None,
+            "--mean": options.mean,
+            "--std": options.std,
+        }
+        words += ["--bgr"] * bool(options.bgr)
+    for flag, value in pairs.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += [] if value is None else [flag, text]
+    words += request.calibration.words if request.calibration else ()
+    words += request.quantization.words if request.quantization else ()
+    words += ["--version-compatible"] * config.version_compatible
+    words += ["--hardware-compatible"] * config.hardware_compatible
+    return shlex.join([*words, "--force"])

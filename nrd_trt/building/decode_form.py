@@ -1,0 +1,117 @@
+"""Which form of the decode an engine gets: the plugin where it fits and is wanted, else the file's function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnx
+
+from nrd_trt.building.request import BuildRequest
+from nrd_trt.engine.compat import ConfigOptions, load_tensorrt
+from nrd_trt.engine.plugins import SUPPORTED, PluginLibrary, check_plugin, find_plugin, read_plugin
+from nrd_trt.errors import ConfigError, PluginError
+from nrd_trt.graph.decode_nodes import decode_nodes, unsupported
+from nrd_trt.graph.metadata import read_facts
+from nrd_trt.machine.cuda import DeviceFacts
+
+DECODES = ("auto", "plugin", "onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeForm:
+    """What computes the decode of an engine, and why.
+
+    Attributes:
+        name: ``"plugin"``, ``"onnx"`` (the function of the file) or ``"none"`` (the network has no such decode).
+        why: In words; may name places of this machine.
+        library: The plugin's, or None.
+    """
+
+    name: Literal["plugin", "onnx", "none"]
+    why: str
+    library: PluginLibrary | None = None
+
+    def facts(self, mask_encoding: str) -> dict[str, Any] | None:
+        """Return what a bundle records of the plugin."""
+        return self.library.facts(mask_encoding) if self.library else None
+
+
+def look_for_plugin(request: BuildRequest, flavour: str, device: DeviceFacts | None) -> PluginLibrary | str:
+    """Find and check the library that a build may use, before anything else is done.
+
+    Args:
+        request: Its `decode`, `plugin` and `config`.
+        flavour: The builder: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"onnxruntime"``.
+        device: The GPU to build for, or None where there is none.
+
+    Returns:
+        The library, or why ``--decode auto`` and ``onnx`` do without.
+
+    Raises:
+        ConfigError: An unknown form, or options that exclude each other.
+        PluginError: The plugin was asked for and cannot be had.
+    """
+    if request.decode not in DECODES:
+        raise ConfigError(f"--decode {request.decode!r}: expected one of {', '.join(DECODES)}.")
+    if request.decode == "onnx":
+        if request.plugin is not None:
+            raise ConfigError("--plugin: expected --decode auto or plugin with it, got onnx; leave one of them out.")
+        return "--decode onnx"
+    asked = "--decode plugin" if request.decode == "plugin" else "--plugin" if request.plugin is not None else None
+    if why := _no_plugin_with(flavour, request.config):
+        if asked:
+            raise PluginError(f"{asked}: {why}. Use --decode onnx, which draws the same masks.")
+        return why
+    try:
+        library = read_plugin(find_plugin(request.plugin))
+        capability, driver = (device.compute_capability, device.driver) if device else (None, None)
+        check_plugin(library, load_tensorrt(flavour), capability, driver)
+    except PluginError as exc:
+        if asked:
+            raise PluginError(f"{asked}: {exc} Or use --decode onnx, which draws the same masks.") from exc
+        return str(exc)
+    return library
+
+
+def choose_form(request: BuildRequest, found: PluginLibrary | str, model: onnx.ModelProto) -> DecodeForm:
+    """Decide with the model at hand.
+
+    Args:
+        request: Its `decode` and `plugin`.
+        found: What `look_for_plugin` returned.
+        model: To build.
+
+    Raises:
+        PluginError: The plugin was asked for, and its kernels are not written for this model.
+    """
+    asked = request.decode == "plugin" or request.plugin is not None
+    facts = read_facts(model)
+    why: str | None = None
+    if facts.decode is None:
+        why = f"the head {facts.head} has no per-patch decode"
+    elif not decode_nodes(model):
+        why = "the file has no decode node"
+    elif others := unsupported(model, SUPPORTED):
+        why = f"the kernels are not written for {', '.join(others)}"
+    if why and asked:
+        raise PluginError(f"--decode {request.decode}: {why}; use --decode onnx, which draws the same masks.")
+    if facts.decode is None:
+        return DecodeForm(name="none", why=why or "")
+    if isinstance(found, str) or why:
+        return DecodeForm(name="onnx", why=why or str(found))
+    info = found.info
+    return DecodeForm(
+        name="plugin", why=f"{found.path}, version {info.version} for TensorRT {info.tensorrt}", library=found
+    )
+
+
+def _no_plugin_with(flavour: str, config: ConfigOptions) -> str | None:
+    """Say why no library can be used with a builder, whichever it is."""
+    if flavour == "onnxruntime":
+        return "ONNX Runtime builds no plan and runs the function of the file"
+    if flavour == "tensorrt-rtx":
+        return "TensorRT-RTX loads no plugins"
+    if config.version_compatible:
+        return "a version-compatible plan may be run by another major version of TensorRT than the plugin is built for"
+    return None

@@ -1,0 +1,80 @@
+"""The picture of `nrd-trt tune`: how far each rung is from PyTorch, and which layers count. Matplotlib on use."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nrd_trt.files import atomic_file
+from nrd_trt.optional import require
+
+_HELD, _REJECTED, _GATE, _INK, _PALE = "#1b6ca8", "#b8b8b8", "#d1495b", "#222222", "#e4e4e4"
+_LAYERS = 15
+
+
+def can_plot() -> bool:
+    """Whether Matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def write_ladder(
+    path: Path,
+    rungs: Sequence[Mapping[str, Any]],
+    sensitivity: Mapping[str, float],
+    *,
+    winner: str | None,
+    min_agreement: float,
+) -> None:
+    """Draw the rungs that were tried, and below them the most sensitive layers.
+
+    Args:
+        path: ``.png``; replaced.
+        rungs: `nrd_trt.building.tune_record.Tuned.rungs`, from the bottom of the ladder up.
+        sensitivity: Share of the pixels that a layer alone changes, 0-1.
+        winner: Name of the rung that won.
+        min_agreement: The gate, 0-1.
+    """
+    require("matplotlib", extra="plot", purpose="the picture of the ladder")
+    from matplotlib.figure import Figure
+
+    layers = sorted(sensitivity.items(), key=lambda entry: -entry[1])[:_LAYERS]
+    heights = [len(rungs) + 1.5, len(layers) + 1.5]
+    figure = Figure(figsize=(9, 0.9 + 0.3 * sum(heights)), dpi=110, layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=heights)
+    _draw_rungs(above, rungs, winner, 1.0 - min_agreement)
+    _bars(below, [(name.removesuffix("/Conv"), share, _HELD, f"{share:.5f}") for name, share in layers])
+    below.set_title("Share of the pixels that change with one layer in int8", loc="left", fontsize=10)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _draw_rungs(axes: Any, rungs: Sequence[Mapping[str, Any]], winner: str | None, allowed: float) -> None:
+    bars = []
+    for rung in rungs:
+        differing = 1.0 - rung["pixel_agreement"]
+        drop = "" if rung["miou_drop"] is None else f", mIoU {-rung['miou_drop']:+.4f}"
+        colour = _HELD if rung["name"] == winner else _REJECTED
+        bars.append((rung["name"], differing, colour, f"{differing:.5f}{drop}"))
+    _bars(axes, bars)
+    axes.axvline(allowed, color=_GATE, linewidth=1.2, linestyle="--")
+    axes.text(allowed, -0.75, " gate", color=_GATE, fontsize=8, va="center")
+    axes.set_xlim(0, 1.45 * max([allowed, *(bar[1] for bar in bars)]) + 1e-6)
+    axes.set_title("Share of the pixels that differ from PyTorch, by rung", loc="left", fontsize=10)
+
+
+def _bars(axes: Any, bars: Sequence[tuple[str, float, str, str]]) -> None:
+    """Draw ``(name, length, colour, text)`` from top to bottom."""
+    places = range(len(bars))
+    axes.barh(places, [length for _, length, _, _ in bars], height=0.68, color=[colour for _, _, colour, _ in bars])
+    for place, (_, length, _, text) in zip(places, bars, strict=True):
+        axes.text(length, place, f" {text}", va="center", color=_INK, fontsize=8)
+    axes.set_yticks(places, [name for name, _, _, _ in bars], fontsize=8)
+    axes.set_ylim(len(bars) - 0.3, -1.1)
+    axes.set_xlim(0, 1.2 * max([length for _, length, _, _ in bars], default=0.0) + 1e-6)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", color=_PALE)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,1 @@
+"""What this machine is: CUDA, GPU, driver, clocks, power, host."""

@@ -1,0 +1,222 @@
+"""Who may ask for what: token, Host and Origin, and the headers that every answer carries.
+
+Names of hosts are checked because a page of another site may let its own name point here (DNS rebinding), and the
+origin because browsers send cookies, and reach 127.0.0.1, on behalf of any page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import socket
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nrd_trt.errors import ConfigError
+from nrd_trt.serving.problems import Refusal
+
+_TOKEN_LENGTH = 8
+_OPEN_PATHS = {"/", "/docs", "/healthz"}
+"""They hold nothing of the run: the page asks for a token itself."""
+_ASSETS = "/assets/"
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """The rules of one server.
+
+    Attributes:
+        host: That it is bound to.
+        port: That it is bound to.
+        token: Whoever asks must know it, or None where only this machine can reach the server.
+        allowed_hosts: Further names under which browsers may reach it.
+
+    Raises:
+        ConfigError: Others can reach the server and there is no token, or the token can be guessed or not be sent.
+    """
+
+    host: str
+    port: int
+    token: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.token is None and not is_loopback(self.host):
+            raise ConfigError(
+                f"--host {self.host}: expected --token where other machines can reach the server, got none; give "
+                "--token auto, or stay on 127.0.0.1."
+            )
+        plain = self.token is None or (self.token.isascii() and self.token.isprintable() and " " not in self.token)
+        if self.token is not None and (len(self.token) < _TOKEN_LENGTH or not plain):
+            raise ConfigError(
+                f"--token: expected at least {_TOKEN_LENGTH} printable ASCII characters without spaces, got "
+                f"{len(self.token)}; --token auto makes one."
+            )
+
+    def at(self, port: int) -> Access:
+        """Return the same rules for the port that was taken."""
+        return replace(self, port=port)
+
+    @property
+    def url(self) -> str:
+        """Where people find the page."""
+        any_address = _address(self.host) is not None and ipaddress.ip_address(self.host).is_unspecified
+        name = socket.gethostname() if any_address else self.host
+        return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
+
+    @property
+    def cookie_name(self) -> str:
+        """Cookies do not know ports, so that two servers of a machine need two names."""
+        return f"nrd_trt_{self.port}"
+
+    @property
+    def cookie(self) -> str:
+        """What the cookie holds; not the token, as other servers of this machine are sent it too."""
+        return hmac.new((self.token or "").encode(), b"nrd_trt cookie", hashlib.sha256).hexdigest()
+
+    def shows_token(self, request: Request) -> bool:
+        """Whether a request carries the token itself, which no browser adds by itself."""
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        given = bearer.strip() if scheme.lower() == "bearer" else request.query_params.get("token", "")
+        return self.token is not None and _same(given, self.token)
+
+    def admits(self, request: Request) -> bool:
+        """Whether a request carries the token or the cookie, or none is needed."""
+        if self.token is None or self.shows_token(request):
+            return True
+        return _same(request.cookies.get(self.cookie_name, ""), self.cookie)
+
+    def knows_host(self, name: str) -> bool:
+        """Whether a request may have come by this host name; an address cannot be pointed elsewhere."""
+        name = name.lower().rstrip(".")
+        if name == "localhost" or name in {host.lower() for host in (self.host, *self.allowed_hosts)}:
+            return True
+        if is_loopback(self.host):
+            return is_loopback(name)
+        machine = socket.gethostname().lower()
+        return name in (machine, f"{machine}.local") or _address(name) is not None
+
+
+class Guard:
+    """The outermost layer of the application: refuses what the rules refuse, and adds the headers.
+
+    Args:
+        app: The application behind it.
+        access: The rules.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        shows_token = self._access.shows_token(request)
+        answer: Any = self._refusal(request, shows_token) or self._login(request, shows_token) or self._app
+        if isinstance(answer, Refusal):
+            answer = answer.response()
+        await answer(scope, receive, _with_headers(send, embeddable=shows_token))
+
+    def _refusal(self, request: Request, shows_token: bool) -> Refusal | None:
+        name = _host_name(request.headers.get("host", ""))
+        if not self._access.knows_host(name):
+            message = f"host {name!r}: expected the name that the server was started with; start it with --allow-host."
+            return Refusal(403, "UnknownHost", message)
+        if _is_foreign(request) and not shows_token:
+            return Refusal(403, "ForeignOrigin", "origin: expected a page of this server, got another site's; open it.")
+        path = request.url.path
+        if path in _OPEN_PATHS or path.startswith(_ASSETS) or self._access.admits(request):
+            return None
+        message = "token: expected the one of --token as bearer or cookie, got none or another; open /?token=…."
+        return Refusal(401, "Unauthorised", message, {"WWW-Authenticate": "Bearer"})
+
+    def _login(self, request: Request, shows_token: bool) -> Response | None:
+        """Answer ``/?token=…`` with the cookie and the page's address without the token."""
+        if request.url.path != "/" or "token" not in request.query_params or not shows_token:
+            return None
+        answer = RedirectResponse("/", status_code=303)
+        secure = request.url.scheme == "https"
+        answer.set_cookie(
+            self._access.cookie_name, self._access.cookie, httponly=True, samesite="strict", secure=secure
+        )
+        return answer
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def new_token() -> str:
+    """Return a token that nobody guesses."""
+    return secrets.token_urlsafe(18)
+
+
+def _host_name(host: str) -> str:
+    """Return the name of a Host header without its port; empty where it is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_foreign(request: Request) -> bool:
+    """Whether another site's page asks; following a link to the page itself is welcome."""
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != request.headers.get("host", "").lower():
+        return True
+    site = request.headers.get("sec-fetch-site", "none")
+    return site not in ("none", "same-origin") and not _opens_page(request)
+
+
+def _opens_page(request: Request) -> bool:
+    mode = request.headers.get("sec-fetch-mode")
+    return request.method == "GET" and mode == "navigate" and request.headers.get("sec-fetch-dest") == "document"
+
+
+def _with_headers(send: Send, *, embeddable: bool) -> Send:
+    async def sender(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers[name] = value
+            headers["Cross-Origin-Resource-Policy"] = "cross-origin" if embeddable else "same-origin"
+        await send(message)
+
+    return sender
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode())

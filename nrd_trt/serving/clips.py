@@ -1,0 +1,104 @@
+"""Uploaded clips, from bytes to bytes: decode, segment, draw, encode as MP4. PyAV on use.
+
+The demuxer is named and may open nothing else: no playlist, no reference to another file, no protocol.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Literal
+
+import numpy as np
+
+from nrd_trt.data.overlay import Palette
+from nrd_trt.data.videos import Picture, VideoReader
+from nrd_trt.serving.pictures import Look, compose
+from nrd_trt.serving.problems import Refusal
+from nrd_trt.serving.uploads import Job, Limits
+from nrd_trt.video.sinks.encoder import Mp4Encoder
+
+Segment = Callable[[np.ndarray], np.ndarray]
+
+_DEMUXERS = {"mp4": "mov", "matroska": "matroska"}
+_OPTIONS = {
+    "protocol_whitelist": "none",
+    "enable_drefs": "0",
+    "codec_whitelist": "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mjpeg,prores",
+}
+
+
+def overlay_clip(
+    body: bytes,
+    kind: Literal["mp4", "matroska"],
+    segment: Segment,
+    palette: Palette,
+    look: Look,
+    limits: Limits,
+    job: Job,
+) -> bytes:
+    """Segment a clip and draw the masks over it.
+
+    Args:
+        body: The file.
+        kind: What it is by its first bytes.
+        segment: From image to mask.
+        palette: Of the classes.
+        look: What is drawn.
+        limits: Of the clip.
+        job: Told of every frame, and asked whether to go on.
+
+    Returns:
+        An MP4 file, H.264, without sound, with the times of the clip.
+
+    Raises:
+        VideoError: It is damaged, or its pictures are too large.
+        Refusal: It is too long, took too long, or nobody waits for it.
+    """
+    target = io.BytesIO()
+    with closing(_open(body, kind, limits)) as reader:
+        job.total = reader.facts.frames
+        facts = reader.facts
+        encoder = Mp4Encoder(target, time_base=facts.time_base, rate=facts.rate, live=False, report=lambda line: None)
+        try:
+            for picture in _pictures(reader, limits):
+                job.check()
+                rgb = picture.rgb()
+                drawn = compose(rgb, segment(rgb), palette, look)
+                encoder.write(_even(drawn), picture.pts, picture.duration)
+                job.done += 1
+        finally:
+            encoder.close()
+    return target.getvalue()
+
+
+def _open(body: bytes, kind: str, limits: Limits) -> VideoReader:
+    return VideoReader(
+        io.BytesIO(body), name="clip", container=_DEMUXERS[kind], options=_OPTIONS, most_pixels=limits.clip_pixels
+    )
+
+
+def _pictures(reader: VideoReader, limits: Limits) -> Iterator[Picture]:
+    """Yield the pictures up to the limits; headers may lie, so they are counted too."""
+    told = reader.facts.frames or 0
+    first: int | None = None
+    for index, picture in enumerate(reader):
+        first = picture.pts if first is None else first
+        seconds = (picture.pts - first) * reader.facts.time_base
+        if max(told, index + 1) > limits.clip_frames or seconds > limits.clip_s:
+            raise Refusal(
+                422,
+                "TooLongClip",
+                f"clip: expected at most {limits.clip_s:.0f} s and {limits.clip_frames} frames, got "
+                f"{f'{told} frames' if told > limits.clip_frames else 'more'}; cut it.",
+            )
+        yield picture
+
+
+def _even(rgb: np.ndarray) -> np.ndarray:
+    """Leave out an odd row or column: four pixels share a colour, and some browsers play nothing else."""
+    height, width = rgb.shape[:2]
+    if height < 2 or width < 2:
+        return np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return np.ascontiguousarray(rgb[: height & ~1, : width & ~1])

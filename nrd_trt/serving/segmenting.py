@@ -1,0 +1,97 @@
+"""The route for uploads."""
+
+from __future__ import annotations
+
+import base64
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from nrd_trt.serving.clips import overlay_clip
+from nrd_trt.serving.images import read_upload
+from nrd_trt.serving.pictures import Look, compose, encode_layers, mask_png, pack, png
+from nrd_trt.serving.service import Looked, Served, Service
+from nrd_trt.serving.uploads import Job, kind_of, read_body
+from nrd_trt.video.overlay import class_shares
+
+router = APIRouter()
+
+Result = Literal["json", "mask", "overlay", "layers"]
+
+_LONGEST = 2560
+"""Pixels on the longer side of what the page shows of an upload; masks and overlays have the upload's size."""
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in ("image/*", "video/mp4", "video/quicktime", "video/webm", "video/x-matroska")
+        },
+    }
+}
+
+
+@router.post("/segment", response_class=Response, openapi_extra=_BODY)
+async def segment(
+    service: Served,
+    request: Request,
+    look: Looked,
+    result: Annotated[Result, Query(description="What to make of an image; a clip always becomes an MP4.")] = "json",
+    name: Annotated[str, Query(max_length=40, description="Any name, to find its progress in /status.")] = "",
+) -> Response:
+    """Segment an image or a short clip, sent as it is.
+
+    An image (JPEG, PNG, WebP, BMP) becomes JSON with the shares and the mask as a PNG in base64, the mask as an index
+    PNG, the picture that `view`, `opacity` and `classes` describe, or a record as of `/frame`. A clip (MP4, MOV, MKV,
+    WebM) becomes an MP4 of that picture.
+    """
+    limits = service.uploads.limits
+    async with service.uploads.place():
+        body = await read_body(request, limits.mib << 20, limits.chunk_s)
+        kind = kind_of(body)
+        if kind == "image":
+            make = partial(_image, service, body, result, look)
+        else:
+            make = partial(_clip, service, body, kind, look)
+        return await service.uploads.work(request, Job(name=name), make)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Segmented:
+    rgb: np.ndarray
+    mask: np.ndarray
+    facts: dict[str, Any]
+
+
+def _image(service: Service, body: bytes, result: Result, look: Look, job: Job) -> Response:
+    job.total = 1
+    done = _segmented(service, read_upload(body, service.uploads.limits.image_pixels))
+    palette = service.segmenter.info.palette
+    if result == "mask":
+        return Response(mask_png(done.mask, palette), media_type="image/png")
+    if result == "overlay":
+        return Response(png(compose(done.rgb, done.mask, palette, look)), media_type="image/png")
+    if result == "layers":
+        layers = encode_layers(done.rgb, done.mask, _LONGEST)
+        return Response(pack(done.facts, layers), media_type="application/octet-stream")
+    mask = base64.b64encode(mask_png(done.mask, palette)).decode()
+    return JSONResponse({**done.facts, "classes": service.segmenter.info.class_names, "mask": mask})
+
+
+def _segmented(service: Service, rgb: np.ndarray) -> _Segmented:
+    start = time.perf_counter()
+    mask = service.segmenter.segment(rgb)
+    latency_ms = (time.perf_counter() - start) * 1000
+    facts = {"size_hw": mask.shape, "latency_ms": latency_ms, "shares": service.shares(class_shares(mask))}
+    return _Segmented(rgb=rgb, mask=mask, facts=facts)
+
+
+def _clip(service: Service, body: bytes, kind: Literal["mp4", "matroska"], look: Look, job: Job) -> Response:
+    segmenter, limits = service.segmenter, service.uploads.limits
+    data = overlay_clip(body, kind, segmenter.segment, segmenter.info.palette, look, limits, job)
+    return Response(data, media_type="video/mp4")

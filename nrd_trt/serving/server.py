@@ -1,0 +1,101 @@
+"""The server on its socket, from binding to Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from nrd_trt.errors import ConfigError
+from nrd_trt.serving.hub import Hub
+
+_GRACE_S = 1
+_SEND_BUFFER = 1 << 18
+"""Bytes: what lies in a socket's buffer is old when a slow viewer of the endless stream gets it."""
+_CONNECTIONS = 128
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take a port; 0 takes a free one.
+
+    Raises:
+        ConfigError: It is taken, or not ours to take.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as exc:
+        raise ConfigError(
+            f"--host {host}: expected an address of this machine, got none ({exc}); try 0.0.0.0."
+        ) from exc
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    try:
+        listener.bind(address)
+        listener.listen()
+    except OSError as exc:
+        listener.close()
+        raise ConfigError(
+            f"--port {port}: expected a port that is free on {host}, got: {exc.strerror}; choose another one, "
+            "or 0 for any."
+        ) from exc
+    return listener
+
+
+def make_server(app: FastAPI, hub: Hub) -> uvicorn.Server:
+    """Return the server of an application; ``run(sockets=[listener])`` serves until Ctrl-C and raises it anew.
+
+    Args:
+        app: The application.
+        hub: Its viewers are sent home at Ctrl-C.
+    """
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="off",  # nothing starts or ends with the application; a second Ctrl-C would show a traceback of it
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    return _Server(config, hub)
+
+
+@contextmanager
+def serving(app: FastAPI, hub: Hub, listener: socket.socket) -> Iterator[None]:
+    """Serve on a thread while the block lasts, for a run that has the main one.
+
+    Args:
+        app: The application.
+        hub: Its viewers are sent home at the end.
+        listener: Bound; closed by the caller.
+    """
+    server = make_server(app, hub)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="page")
+    thread.start()
+    try:
+        yield
+    finally:
+        server.handle_exit(signal.SIGINT, None)
+        thread.join()
+
+
+class _Server(uvicorn.Server):
+    """Sends viewers home at once: their answers have no end of their own."""
+
+    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
+        super().__init__(config)
+        self._hub = hub
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take the signal."""
+        self._hub.leave()
+        super().handle_exit(sig, frame)

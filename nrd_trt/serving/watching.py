@@ -1,0 +1,143 @@
+"""Routes for those who watch: frames for the page, a stream for players, snapshots, figures, control."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from nrd_trt.serving.hub import Hub, Shown
+from nrd_trt.serving.pictures import Look, compose, encode_layers, jpeg, pack, png, shrink
+from nrd_trt.serving.problems import Refusal
+from nrd_trt.serving.service import Looked, Served, Service
+from nrd_trt.serving.uploads import read_body
+
+router = APIRouter()
+
+_WAIT_S = 1.0
+_LONGEST = 1280
+"""Pixels on the longer side of what viewers get; snapshots have the source's size."""
+_BOUNDARY = b"frame"
+_ACTIONS = ("pause", "resume", "step")
+
+
+@router.get("/status")
+async def status(service: Served) -> dict[str, Any]:
+    """Everything about the run: source, model, classes, figures."""
+    return service.status()
+
+
+@router.get("/frame", response_class=Response)
+async def frame(
+    service: Served,
+    request: Request,
+    after: Annotated[int, Query(ge=0, description="Number of the last frame that was seen.")] = 0,
+    viewer: Annotated[str, Query(max_length=40, description="Any name, to be counted once.")] = "",
+) -> Response:
+    """Wait for a frame other than number `after`, at most a second.
+
+    The answer is one record: length of the header (4 bytes, big-endian), header in JSON, JPEG of the image, mask as
+    zlib-compressed class indices. The header has the figures of `/status` that change, and under `layers` the size and
+    the two lengths, or null where there was no new frame. A viewer asks again when it is ready: frames that came in
+    between are left out, and nobody else waits for it.
+    """
+    service.hub.see(viewer or (request.client.host if request.client else ""))
+    shown = await service.hub.newer(after, _WAIT_S)
+    layers = None
+    if shown is not None:
+        layers = await _made(service.hub, shown, "layers", _layers)
+    return Response(pack(service.live(shown), layers), media_type="application/octet-stream")
+
+
+@router.get("/stream.mjpg", response_class=StreamingResponse)
+async def stream(service: Served, look: Looked) -> StreamingResponse:
+    """Pictures without end, for players and `<img>` (multipart/x-mixed-replace)."""
+    # In twentieths, so that viewers with nearly the same wish share the work.
+    look = replace(look, opacity=round(look.opacity * 20) / 20)
+    kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY.decode()}"
+    return StreamingResponse(_parts(service, look), media_type=kind)
+
+
+@router.get("/snapshot.png", response_class=Response)
+async def snapshot(service: Served, look: Looked) -> Response:
+    """The newest frame at the source's size."""
+    shown = service.hub.newest
+    if shown is None:
+        raise Refusal(503, "NoFrame", "snapshot: expected a frame, got none yet; try again once the run has begun.")
+    # Asked for once in a while, and slow where frames are large: not in the way of those who watch.
+    data = await anyio.to_thread.run_sync(lambda: png(_picture(service, shown, look)), abandon_on_cancel=True)
+    return Response(data, media_type="image/png")
+
+
+@router.post(
+    "/control",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"type": "object", "properties": {"action": {"type": "string", "enum": list(_ACTIONS)}}}
+                }
+            },
+        }
+    },
+)
+async def control(service: Served, request: Request) -> dict[str, Any]:
+    """Pause, resume or step the run, for all viewers: `{"action": "pause"}`."""
+    action = _action_of(await read_body(request, 1024))
+    if service.hub.over:
+        raise Refusal(409, "RunIsOver", f"{action}: expected a run that goes on, got one that is over; start anew.")
+    {"pause": service.gate.pause, "resume": service.gate.resume, "step": service.gate.step}[action]()
+    service.hub.wake()
+    return service.live()
+
+
+def _action_of(body: bytes) -> str:
+    try:
+        action = json.loads(body)["action"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        action = None
+    if action not in _ACTIONS:
+        message = 'control: expected {"action": "pause"}, "resume" or "step", got something else; see /docs.'
+        raise Refusal(422, "ConfigError", message)
+    return str(action)
+
+
+async def _parts(service: Service, look: Look) -> AsyncIterator[bytes]:
+    viewer, number = f"stream {secrets.token_hex(8)}", 0
+    while not service.hub.closing:
+        service.hub.see(viewer)
+        shown = await service.hub.newer(number, _WAIT_S)
+        if shown is not None:
+            number = shown.number
+            data = await _made(service.hub, shown, ("jpeg", look), lambda it: jpeg(_small(service, it, look)))
+            length = str(len(data)).encode()
+            yield b"--%b\r\nContent-Type: image/jpeg\r\nContent-Length: %b\r\n\r\n%b\r\n" % (_BOUNDARY, length, data)
+        elif service.hub.over:
+            return
+
+
+async def _made(hub: Hub, shown: Shown, key: Any, make: Callable[[Shown], Any]) -> Any:
+    """Make something of a frame on a thread, or get what another viewer had made of it."""
+    work = partial(hub.once, shown, key, partial(make, shown))
+    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+
+def _layers(shown: Shown) -> Any:
+    return encode_layers(shown.frame.frame.rgb, shown.frame.mask, _LONGEST)
+
+
+def _small(service: Service, shown: Shown, look: Look) -> Any:
+    rgb, mask = shrink(shown.frame.frame.rgb, shown.frame.mask, _LONGEST)
+    return compose(rgb, mask, service.segmenter.info.palette, look)
+
+
+def _picture(service: Service, shown: Shown, look: Look) -> Any:
+    return compose(shown.frame.frame.rgb, shown.frame.mask, service.segmenter.info.palette, look)

@@ -1,0 +1,192 @@
+"""What a network costs: multiply-adds, parameters and written activations, by part. PyTorch only on use.
+
+Everything is counted on PyTorch's meta device, which computes shapes and nothing else: no weights, no memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nrd_trt.errors import ConfigError
+from nrd_trt.optional import require
+from nrd_trt.specs import STRIDE, ModelInfo, check_size, format_size
+
+if TYPE_CHECKING:
+    from nrd_trt.model.config import NetworkConfig
+    from nrd_trt.model.recognise import CheckpointOptions
+
+_DILATIONS_D8 = (1, 12, 24, 36)  # of mmseg's DeepLabV3 at output stride 8
+
+# What is in none of these is the decode: NRD's per-patch perceptrons, which are no module, or a baseline's classifier.
+_MODULES = {
+    "encoder": ("backbone",),
+    "aspp": ("decode_head.image_pool", *(f"decode_head.aspp_modules.{index}" for index in range(4))),
+    "bottleneck": ("decode_head.bottleneck",),
+    "guidance": ("decode_head.c1_bottleneck",),
+    "controller": ("decode_head.classifier",),
+}
+_DECODER = ("guidance", "controller", "decode")
+_FP32_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one forward pass of one network costs, batch 1.
+
+    Attributes:
+        macs: Multiply-adds by part, each counted once: ``encoder, aspp, bottleneck, guidance, controller, decode``.
+            Convolutions and matrix products only: no batch norm, no resizing, no auxiliary head.
+        parameters: Trained numbers that a forward pass reads; no running statistics, no unused ``conv_seg``.
+        activation_bytes: What convolutions and matrix products write, in fp32. An engine fuses batch norm and
+            activation functions into them; concatenation, pooling and resizing are left out, and so is the input.
+    """
+
+    macs: Mapping[str, int]
+    parameters: int
+    activation_bytes: int
+
+    @property
+    def total(self) -> int:
+        """Multiply-adds of the whole network."""
+        return sum(self.macs.values())
+
+    @property
+    def decoder(self) -> int:
+        """Multiply-adds of what comes after the bottleneck."""
+        return sum(self.macs[part] for part in _DECODER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complexity:
+    """The cost of a network next to the networks that it is compared with.
+
+    Attributes:
+        config: The network.
+        size_hw: Size of its input.
+        cost: Of the network.
+        decoder_ratio: Multiply-adds of its decoder over those of DeepLabV3+'s, with the same encoder, classes and
+            widths at output stride 32.
+        dilated_ratio: Multiply-adds of the whole over those of DeepLabV3 with the same encoder, classes and width,
+            dilated to output stride 8.
+    """
+
+    config: NetworkConfig
+    size_hw: tuple[int, int]
+    cost: Cost
+    decoder_ratio: float
+    dilated_ratio: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; multiply-adds in units of 10^9."""
+        return {
+            "size": format_size(self.size_hw),
+            "encoder": self.config.encoder,
+            "head": self.config.head,
+            "total_gmac": self.cost.total / 1e9,
+            "decoder_gmac": self.cost.decoder / 1e9,
+            "decoder_ratio": self.decoder_ratio,
+            "dilated_ratio": self.dilated_ratio,
+            "parts": {part: macs / 1e9 for part, macs in self.cost.macs.items()},
+            "parameters": self.cost.parameters,
+            "activation_bytes": self.cost.activation_bytes,
+        }
+
+
+def describe_complexity(
+    target: str,
+    *,
+    size_hw: tuple[int, int] | None = None,
+    head: str | None = None,
+    options: CheckpointOptions | None = None,
+) -> Complexity:
+    """Count what a checkpoint's or a recipe's network costs.
+
+    Args:
+        target: Path of a checkpoint, else the name of a recipe.
+        size_hw: Size of the input, multiples of 32; the model's own when None.
+        head: Takes the place of a recipe's head.
+        options: Of these the dilations and the output stride take the place of a recipe's.
+
+    Raises:
+        MissingDependencyError: PyTorch is not installed.
+        ConfigError: There is no such recipe, or the options do not fit the target.
+        ShapeError: The size is not a multiple of 32.
+        CheckpointError: The checkpoint is unreadable or of another kind.
+    """
+    require("torch", extra="torch", purpose="counting multiply-adds")
+    config, info = _network(target, head, options)
+    size_hw = size_hw or info.size_hw
+    check_size(size_hw, what="--size")
+    cost = count_cost(config, info, size_hw)
+    plus = count_cost(replace(config, head="deeplabv3plus", output_stride=STRIDE), info, size_hw)
+    dilated = count_cost(replace(config, head="deeplabv3", dilations=_DILATIONS_D8, output_stride=8), info, size_hw)
+    return Complexity(
+        config=config,
+        size_hw=size_hw,
+        cost=cost,
+        decoder_ratio=cost.decoder / plus.decoder,
+        dilated_ratio=cost.total / dilated.total,
+    )
+
+
+def count_cost(config: NetworkConfig, info: ModelInfo, size_hw: tuple[int, int]) -> Cost:
+    """Count one forward pass at `size_hw` with PyTorch's own counter.
+
+    The counter sees the dispatched operations, so the matrix products of the decode too, which are no modules.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from nrd_trt.model.network import Segmentor
+
+    with torch.device("meta"):
+        model = Segmentor(config, info).eval()
+        image = torch.empty(1, 3, *size_hw)
+    flops = FlopCounterMode(display=False)
+    written = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(flops.flop_registry, _written_bytes))
+    with torch.inference_mode(), flops, written:
+        model(image)
+    unused = sum(parameter.numel() for module in model.unused_modules() for parameter in module.parameters())
+    return Cost(
+        macs=_by_part(flops.get_flop_counts(), type(model).__name__),
+        parameters=sum(parameter.numel() for parameter in model.parameters()) - unused,
+        activation_bytes=written.get_total_flops(),
+    )
+
+
+def _network(target: str, head: str | None, options: CheckpointOptions | None) -> tuple[NetworkConfig, ModelInfo]:
+    from nrd_trt.model import load_trained
+    from nrd_trt.training.recipes import RECIPES, adapted
+
+    if Path(target).is_file():
+        if head is not None:
+            raise ConfigError(f"--head {head}: {target} is a checkpoint, whose head is fixed; give a recipe's name.")
+        model = load_trained(Path(target), options)
+        return model.config, model.info
+    if target not in RECIPES:
+        raise ConfigError(
+            f"{target}: expected a checkpoint file or the name of a recipe ({', '.join(RECIPES)}), found neither; "
+            "check the path or the name."
+        )
+    recipe = adapted(RECIPES[target], head=head, output_stride=options.output_stride if options else None)
+    if options is None or options.dilations is None:
+        return recipe.config, recipe.info
+    return replace(recipe.config, dilations=options.dilations), recipe.info
+
+
+def _by_part(flops: Mapping[str, Mapping[Any, int]], root: str) -> dict[str, int]:
+    """Sum a counter's figures, two per multiply-add, by part."""
+
+    def macs(*modules: str) -> int:
+        return sum(sum(flops.get(module, {}).values()) for module in modules) // 2
+
+    parts = {part: macs(*(f"{root}.{name}" for name in names)) for part, names in _MODULES.items()}
+    return {**parts, "decode": macs(root) - sum(parts.values())}
+
+
+def _written_bytes(*_: Any, out_shape: tuple[int, ...], **__: Any) -> int:
+    return _FP32_BYTES * math.prod(out_shape)

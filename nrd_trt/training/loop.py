@@ -1,0 +1,398 @@
+"""The training loop: optimisation and validation of one run that can go on after an interruption.
+
+Samples come from `nrd_trt.training.samples`, numbers from `nrd_trt.training.recipes`, the loss from
+`nrd_trt.training.objective`; `nrd_trt.training.record` writes the files, `nrd_trt.model.checkpoint` the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from nrd_trt.data.preprocessing import fit_image, normalise
+from nrd_trt.errors import ConfigError, NrdTrtError
+from nrd_trt.model.checkpoint import load_encoder, save_checkpoint
+from nrd_trt.model.network import Segmentor
+from nrd_trt.model.nrd_head import NrdHead
+from nrd_trt.specs import Fit, InputShape
+from nrd_trt.training.objective import Objective
+from nrd_trt.training.optimizers import make_optimizers, set_rate
+from nrd_trt.training.parallel import World, joined_world
+from nrd_trt.training.recipes import Recipe
+from nrd_trt.training.record import (
+    BEST,
+    CURVES,
+    LAST,
+    LOG,
+    STATE,
+    Log,
+    clear_folder,
+    prepare_folder,
+    read_state,
+    write_state,
+)
+from nrd_trt.training.samples import Samples
+from nrd_trt.validation.masks import confusion_matrix, mean_iou
+
+Batch = tuple[Tensor, Tensor]
+Arithmetic = Literal["auto", "fp32", "bf16", "fp16"]
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LOG_EVERY = 20
+_SAVE_EVERY = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run is computed; none of it changes what is learnt but for rounding.
+
+    Attributes:
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU where there is one.
+        arithmetic: Types of the products: ``"auto"`` is bfloat16 on a GPU and float32 on a CPU.
+        workers: Processes that prepare batches; 0 prepares them between the steps.
+        accumulate: Micro-batches per optimiser step, on every process.
+        threads: CPU threads of PyTorch; its own choice when None.
+        progress: Show a progress bar on a terminal's stderr.
+    """
+
+    device: str = "auto"
+    arithmetic: Arithmetic = "auto"
+    workers: int = 0
+    accumulate: int = 1
+    threads: int | None = None
+    progress: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Outcome of a run.
+
+    Attributes:
+        best_miou: Highest validation mIoU of the run, in 0-1.
+        checkpoint: The weights that reached it.
+        notes: What the user should know, e.g. why a picture is missing.
+    """
+
+    best_miou: float
+    checkpoint: Path
+    notes: tuple[str, ...] = ()
+
+
+def train(
+    recipe: Recipe,
+    data: Sequence[Path],
+    out: Path,
+    how: Execution | None = None,
+    *,
+    init_encoder: Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> TrainResult:
+    """Train a network.
+
+    Under ``torchrun`` every process calls this with the same arguments; the first one writes the files.
+
+    Args:
+        recipe: What to train.
+        data: Labelled images; see `nrd_trt.training.samples.Samples`.
+        out: Folder to write, made if absent.
+        how: Device, types, processes.
+        init_encoder: Checkpoint whose encoder weights training starts from; random ones when None.
+        resume: Go on with the run in `out`, which must have had the same recipe and the same split of its batches.
+        force: Replace the run in `out`.
+
+    Returns:
+        The best validation mIoU and the checkpoint that reached it.
+
+    Raises:
+        ConfigError: The data are unusable or the loss not finite; or `out` holds a run and neither `resume` nor
+            `force` is given; or it holds another run than the one to resume; or the batch cannot be split.
+        ShapeError: A label has another size than its image.
+        CheckpointError: The run's state file or the encoder's checkpoint is unusable.
+    """
+    how = how or Execution()
+    samples = Samples(recipe, data)
+    if how.threads is not None:
+        torch.set_num_threads(how.threads)
+    with joined_world(how.device) as world:
+        if world.is_first:
+            prepare_folder(out, resume=resume, force=force)
+        run = _Run(recipe, samples, out, how, world)
+        if resume and (out / STATE).is_file():
+            run.restore()
+        elif init_encoder is not None:
+            load_encoder(run.segmentor.backbone, init_encoder)
+            run.average.load_state_dict(run.segmentor.state_dict())
+        if force and world.is_first:
+            clear_folder(out)  # only now, when data, labels and encoder have been found usable
+        world.barrier()
+        notes = run.complete()
+    return TrainResult(best_miou=run.best, checkpoint=out / BEST, notes=notes)
+
+
+def predict_mask(model: Segmentor, image: np.ndarray, fit: Fit = "resize") -> np.ndarray:
+    """Return the mask ``(H, W) uint8`` of an image ``(H, W, 3) uint8`` RGB, run at the model's own size."""
+    fitted = fit_image(image, InputShape.static(model.info.size_hw), model.info, fit)
+    device = next(model.parameters()).device
+    images = torch.from_numpy(normalise(fitted.image[None], model.info)).to(device, memory_format=torch.channels_last)
+    return fitted.restore(model.predict(images)[0].cpu().numpy().astype(np.uint8))
+
+
+class _Batches(Dataset[Any]):
+    """The micro-batches of one rank, in the order of the run."""
+
+    def __init__(self, samples: Samples, world: World, accumulate: int) -> None:
+        self.samples, self.rank, self.ranks = samples, world.rank, world.size
+        self.accumulate = accumulate
+        self.count = micro_batch(samples.recipe, world.size * accumulate)
+
+    def __getitem__(self, index: int) -> Batch | NrdTrtError:
+        step, part = divmod(index, self.accumulate)
+        first = step * self.samples.recipe.batch + (part * self.ranks + self.rank) * self.count
+        try:
+            images, labels = self.samples.batch(first, self.count)
+            return torch.from_numpy(images), torch.from_numpy(labels)
+        except NrdTrtError as exc:  # raised in a worker it would reach the user as a traceback in a message
+            return exc
+
+
+def micro_batch(recipe: Recipe, parts: int) -> int:
+    """Return the crops per micro-batch.
+
+    Raises:
+        ConfigError: The recipe's batch cannot be split into so many equal parts of at least two crops.
+    """
+    if recipe.batch % parts:
+        raise ConfigError(
+            f"recipe {recipe.name}: expected the batch of {recipe.batch} to be a multiple of processes times "
+            f"--accumulate, got {parts} parts; change one of them."
+        )
+    if recipe.batch // parts < 2:
+        raise ConfigError(
+            f"recipe {recipe.name}: expected at least 2 crops per micro-batch, as batch norm after global pooling has "
+            f"no variance over one, got a batch of {recipe.batch} in {parts} parts; take fewer processes or a lower "
+            "--accumulate."
+        )
+    return recipe.batch // parts
+
+
+class _Run:
+    """One run: network, optimiser, and how far it has come."""
+
+    def __init__(self, recipe: Recipe, samples: Samples, out: Path, how: Execution, world: World) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.samples, self.out, self.how, self.world = recipe, samples, out, how, world
+        self.parts = world.size * how.accumulate
+        self.batches = _Batches(samples, world, how.accumulate)
+        weights = torch.from_numpy(samples.class_weights()) if recipe.weigh_classes else None
+        segmentor = Segmentor(recipe.config, recipe.info)
+        if recipe.controller_init == "perceptron" and isinstance(segmentor.decode_head, NrdHead):
+            segmentor.decode_head.start_as_perceptron()
+        objective = Objective(segmentor, recipe, weights)
+        self.objective = objective.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        on_gpu = world.device.type == "cuda"
+        if world.size > 1 and on_gpu:
+            self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)  # type: ignore[no-untyped-call]
+        self.segmentor: Segmentor = self.objective.segmentor
+        self.average = copy.deepcopy(self.segmentor).eval().requires_grad_(False)
+        arithmetic = how.arithmetic if how.arithmetic != "auto" else ("bf16" if on_gpu else "fp32")
+        self.autocast = torch.autocast(
+            world.device.type, _TYPES.get(arithmetic, torch.bfloat16), enabled=arithmetic != "fp32"
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=arithmetic == "fp16")
+        self.optimizers = make_optimizers(recipe, self.objective)
+        self.step, self.best = 0, -1.0
+
+    def complete(self) -> tuple[str, ...]:
+        """Train to the end, validating and saving on the way; return what the user should know."""
+        if not self.world.is_first:
+            for _ in self._steps():
+                pass
+            return ()
+        notes: set[str] = set()
+        losses: list[float] = []
+        shown = None if self.how.progress else True
+        bar = tqdm(total=self.recipe.steps, initial=self.step, unit="step", delay=2, disable=shown)
+        with bar, Log(self.out / LOG, self.step) as log:
+            start = time.monotonic() - log.seconds
+            for loss, miou in self._steps():
+                losses.append(loss)
+                bar.update()
+                if miou is None and self.step % _LOG_EVERY:
+                    continue
+                bar.set_postfix(loss=f"{loss:.3f}", best=f"{self.best:.3f}")
+                mean, losses = sum(losses) / len(losses), []
+                log.write(self.step, mean, self.recipe.lr_at(self.step - 1), time.monotonic() - start, miou)
+                if miou is not None and (note := log.draw(self.out / CURVES, _title(self.recipe))):
+                    notes.add(note)
+        return tuple(notes)
+
+    def _steps(self) -> Iterator[tuple[float, float | None]]:
+        """Make the steps that are left; yield each one's loss, and the mIoU where it was validated."""
+        network: nn.Module = self.objective
+        if self.world.size > 1:
+            network = DistributedDataParallel(self.objective, broadcast_buffers=False)
+        batches = iter(self._loader())
+        self.save()  # so that a run can be resumed from its first step on
+        every = math.ceil(self.recipe.steps / self.recipe.evaluations)
+        while self.step < self.recipe.steps:
+            loss = self.advance(network, batches)
+            validated = self.step == self.recipe.steps or self.step % every == 0
+            yield loss, self.validate() if validated else None
+            # After the step was logged: a run that is killed in between makes the step again, and logs it again.
+            if validated or self.step % _SAVE_EVERY == 0:
+                self.save()
+
+    def _loader(self) -> DataLoader[Any]:
+        indices = range(self.step * self.how.accumulate, self.recipe.steps * self.how.accumulate)
+        return DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=indices,
+            num_workers=self.how.workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.world.device.type == "cuda",
+            generator=torch.Generator(),  # its own, so that the run's random state does not depend on workers
+        )
+
+    def advance(self, network: nn.Module, batches: Iterator[Any]) -> float:
+        """Make one optimiser step and return its loss, the mean over all micro-batches and ranks."""
+        set_rate(self.optimizers, self.recipe.lr_at(self.step) / self.recipe.lr)
+        self.objective.train()
+        self.objective.zero_grad()
+        statistics = _Statistics(self.objective, self.how.accumulate)
+        total = torch.zeros((), device=self.world.device)
+        for part in range(self.how.accumulate):
+            last = part == self.how.accumulate - 1
+            with network.no_sync() if self.world.size > 1 and not last else nullcontext():  # type: ignore[operator]
+                total += self._backward(network, next(batches)) / self.how.accumulate
+            statistics.add(last=last)
+        self.world.mean_all(statistics.tensors)
+        loss = self.world.mean(total).item()
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"recipe {self.recipe.name}: expected a finite loss, got {loss} at step {self.step}; "
+                "lower the learning rate, or check the labels."
+            )
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.clip_norm)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self._update_average()
+        self.step += 1
+        return loss
+
+    def _backward(self, network: nn.Module, batch: Batch | NrdTrtError) -> Tensor:
+        """Add the gradients of one micro-batch and return its loss."""
+        if isinstance(batch, NrdTrtError):
+            raise batch
+        images, labels = (tensor.to(self.world.device, non_blocking=True) for tensor in batch)
+        with self.autocast:
+            loss, own = network(images.contiguous(memory_format=torch.channels_last), labels)
+        self.scaler.scale(loss / self.how.accumulate).backward()
+        return own  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Move the average towards the weights; in the first steps faster, as it starts from random ones."""
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        for mean, value in zip(self.average.state_dict().values(), self.segmentor.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+    def validate(self) -> float:
+        """Return the mIoU of the averaged weights, each rank counting its part; write the best so far."""
+        classes = self.recipe.config.num_classes
+        matrix = np.zeros((classes, classes), np.int64)
+        for index in range(self.world.rank, self.samples.validation_count(), self.world.size):
+            image, label = self.samples.validation_sample(index)
+            matrix += confusion_matrix(label, predict_mask(self.average, image, self.recipe.fit), classes)
+        total = self.world.sum(torch.from_numpy(matrix).to(self.world.device))
+        miou = mean_iou(total.cpu().numpy())
+        if miou is None:
+            raise ConfigError("validation labels: expected pixels of some class, got ignored ones only; check --data.")
+        if miou > self.best:
+            self.best = miou
+            self._write(BEST, miou)
+        return miou
+
+    def save(self) -> None:
+        """Write the latest weights, and the state to resume from."""
+        if self.world.is_first:
+            write_state(self.out / STATE, self.recipe, self.parts, self._state())
+        self._write(LAST, None)
+        self.world.barrier()
+
+    def restore(self) -> None:
+        """Take up the state that `save` wrote; raise `ConfigError` if it belongs to another run."""
+        state = read_state(self.out / STATE, self.recipe, self.parts)
+        self.objective.load_state_dict(state["objective"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["torch_rng"])
+        self.step, self.best = state["step"], state["best"]
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "best": self.best,
+            "objective": self.objective.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        }
+
+    def _write(self, name: str, miou: float | None) -> None:
+        facts = {"recipe": self.recipe.name, "step": str(self.step), "seed": str(self.recipe.seed)}
+        if miou is not None:
+            facts["miou"] = f"{miou:.4f}"
+        if self.world.is_first:
+            save_checkpoint(self.average, self.out / name, extra=facts)
+
+
+class _Statistics:
+    """Batch-norm statistics of one optimiser step: every micro-batch starts from the same ones, their mean is kept.
+
+    So a step does not depend on whether its micro-batches run one after the other or on several processes.
+    """
+
+    def __init__(self, module: nn.Module, parts: int) -> None:
+        norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm)]
+        self.tensors = [norm.get_buffer(name) for norm in norms for name in ("running_mean", "running_var")]
+        self._parts = parts
+        self._before = [tensor.clone() for tensor in self.tensors] if parts > 1 else []
+        self._sums = [torch.zeros_like(tensor) for tensor in self._before]
+
+    def add(self, *, last: bool) -> None:
+        """Count what a micro-batch left; go back to the start, or after the last one to the mean."""
+        for tensor, before, total in zip(self.tensors, self._before, self._sums, strict=False):
+            total += tensor / self._parts
+            tensor.copy_(total if last else before)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _title(recipe: Recipe) -> str:
+    return f"{recipe.name}, seed {recipe.seed}"

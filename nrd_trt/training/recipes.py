@@ -1,0 +1,213 @@
+"""Training recipes: every number that fixes a run besides the data. Owns the names of ``train --recipe``.
+
+The released recipes are those of the authors' configuration files (batch 16 over all GPUs, ImageNet encoder given with
+``--init-encoder``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from nrd_trt.data.augment import Augmentation
+from nrd_trt.data.classes import known_classes
+from nrd_trt.errors import ConfigError
+from nrd_trt.model.config import NetworkConfig
+from nrd_trt.model.configs import CAMVID_INFO, KNOWN_CONFIGS
+from nrd_trt.specs import Fit, ModelInfo, check_size
+
+ControllerInit = Literal["released", "perceptron"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run, apart from its data.
+
+    Attributes:
+        name: What ``--recipe`` calls it.
+        config: Shapes of the network.
+        info: Classes and preprocessing; validation images are brought to ``info.size_hw``.
+        augmentation: How samples are changed; its crops' sides are multiples of 32.
+        steps: Optimiser steps.
+        batch: Crops per step, over all processes and micro-batches.
+        optimizer: ``"sgd"`` with momentum 0.9, ``"adamw"``, or ``"muon"`` (`nrd_trt.training.optimizers`) for the
+            kernels between layers and AdamW for the rest.
+        lr: Peak learning rate.
+        muon_lr: Peak learning rate of the kernels that Muon trains.
+        min_lr: Learning rate at the end.
+        power: Exponent of the polynomial decay.
+        warmup: Steps over which the learning rate rises linearly.
+        warmup_ratio: Share of the learning rate that the first step has.
+        weight_decay: Of every parameter.
+        clip_norm: Largest norm of the gradient; None leaves it.
+        weigh_classes: Whether rare classes count more in the loss, by the root of their rarity.
+        aux_weight: Weight of the auxiliary FCN head's loss; 0 trains without that head.
+        aux_channels: Width of the auxiliary head.
+        ema: Decay of the moving average of the weights that is validated and stored; 0 stores the weights themselves.
+        frozen_stages: First stages of the encoder that stay as they are, the stem included; 0 trains all.
+        controller_init: ``"released"`` starts all of theta near zero, as the authors do; ``"perceptron"`` starts every
+            patch with one random perceptron, which learns faster in short runs (NRD heads only).
+        synthetic_share: Share in 0-1 of samples that are procedural street scenes (CamVid classes only).
+        reduce_zero_label: Whether labels count classes from 1, with 0 for ignored pixels.
+        fit: How validation images are brought to ``info.size_hw``.
+        evaluations: How often to validate during the run, evenly spaced.
+        seed: Of the weights and of every sample.
+    """
+
+    name: str
+    config: NetworkConfig
+    info: ModelInfo
+    augmentation: Augmentation
+    steps: int
+    batch: int
+    optimizer: Literal["sgd", "adamw", "muon"]
+    lr: float
+    muon_lr: float = 0.02
+    min_lr: float
+    power: float = 0.9
+    warmup: int
+    warmup_ratio: float = 0.01
+    weight_decay: float
+    clip_norm: float | None = None
+    weigh_classes: bool = False
+    aux_weight: float = 0.4
+    aux_channels: int = 256
+    ema: float = 0.0
+    frozen_stages: int = 0
+    controller_init: ControllerInit = "released"
+    synthetic_share: float = 0.0
+    reduce_zero_label: bool = False
+    fit: Fit = "resize"
+    evaluations: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_size(self.augmentation.crop_hw, what=f"recipe {self.name}: crop_hw")
+        if min(self.steps, self.batch, self.evaluations) < 1:
+            raise ConfigError(
+                f"recipe {self.name}: expected steps, batch and evaluations >= 1, got {self.steps}, "
+                f"{self.batch} and {self.evaluations}."
+            )
+        for name in ("synthetic_share", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"recipe {self.name}: expected {name} in 0-1, got {getattr(self, name)}.")
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of step `step` (from 0): polynomial decay times linear warm-up."""
+        decay = math.pow(1 - step / self.steps, self.power)
+        rise = 1.0
+        if step < self.warmup:
+            rise = self.warmup_ratio + (1 - self.warmup_ratio) * step / self.warmup
+        return (self.min_lr + (self.lr - self.min_lr) * decay) * rise
+
+
+def _released(name: str, *, crop_hw: tuple[int, int], base_wh: tuple[int, int], steps: int) -> Recipe:
+    """What the authors' configuration files have in common."""
+    config = KNOWN_CONFIGS[name]
+    names, palette = known_classes(config.num_classes) or ((), ())
+    return Recipe(
+        name=name,
+        config=config,
+        info=ModelInfo(class_names=names, palette=palette, size_hw=crop_hw),
+        augmentation=Augmentation(crop_hw=crop_hw, base_wh=base_wh, max_class_share=0.75, colour="photometric"),
+        steps=steps,
+        batch=16,
+        optimizer="sgd",
+        lr=0.01,
+        min_lr=1e-4,
+        warmup=4000,
+        weight_decay=5e-4,
+        fit="letterbox",
+    )
+
+
+def _cityscapes(name: str) -> Recipe:
+    recipe = _released(name, crop_hw=(512, 1024), base_wh=(2048, 1024), steps=84_000)
+    return replace(recipe, info=replace(recipe.info, size_hw=(1024, 2048)))
+
+
+def _ade20k(name: str, frozen_stages: int) -> Recipe:
+    recipe = _released(name, crop_hw=(512, 512), base_wh=(2048, 512), steps=164_000)
+    return replace(recipe, reduce_zero_label=True, frozen_stages=frozen_stages)
+
+
+def _pascal_context(name: str) -> Recipe:
+    recipe = _released(name, crop_hw=(480, 480), base_wh=(520, 520), steps=84_000)
+    return replace(recipe, lr=0.004, weight_decay=1e-4)
+
+
+def _camvid(name: str, *, steps: int) -> Recipe:
+    """From scratch on a CPU: small crops, Muon, a moving average, some procedural scenes."""
+    return Recipe(
+        name=name,
+        config=KNOWN_CONFIGS[name],
+        info=CAMVID_INFO,
+        augmentation=Augmentation(crop_hw=(256, 352), scale_range=(0.6, 1.6)),
+        steps=steps,
+        batch=8,
+        optimizer="muon",
+        lr=1.5e-3,
+        min_lr=1e-5,
+        warmup=200,
+        weight_decay=0.01,
+        clip_norm=5.0,
+        weigh_classes=True,
+        aux_channels=64,
+        ema=0.998,
+        synthetic_share=0.1,
+    )
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        _cityscapes("cityscapes_r50"),
+        _cityscapes("cityscapes_r101"),
+        _ade20k("ade20k_r101", frozen_stages=0),
+        _ade20k("ade20k_x101", frozen_stages=1),
+        _pascal_context("pascal_context_r101"),
+        _camvid("camvid_r18", steps=3000),
+        _camvid("camvid_mobilenetv2", steps=3000),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe of this name.
+
+    Raises:
+        ConfigError: There is none; the message lists the known ones.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"recipe {name!r}: expected one of {', '.join(RECIPES)}; check --recipe.")
+    return RECIPES[name]
+
+
+def adapted(
+    recipe: Recipe,
+    *,
+    head: str | None = None,
+    output_stride: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    evaluations: int | None = None,
+    synthetic_share: float | None = None,
+    controller_init: str | None = None,
+) -> Recipe:
+    """Return the recipe with the values that are not None in place of its own; the decay ends with the last step.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    config = recipe.config if head is None else replace(recipe.config, head=head)  # type: ignore[arg-type]
+    config = config if output_stride is None else config.with_stride(output_stride)
+    changes = {
+        "config": config,
+        "steps": steps,
+        "seed": seed,
+        "evaluations": evaluations,
+        "synthetic_share": synthetic_share,
+        "controller_init": controller_init,
+    }
+    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]

@@ -1,0 +1,149 @@
+"""The files of a run besides its weights: the state to resume from, the CSV log and the picture of the curves."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nrd_trt.errors import CheckpointError, ConfigError, MissingDependencyError
+from nrd_trt.files import atomic_file
+from nrd_trt.optional import require
+from nrd_trt.training.recipes import Recipe
+
+BEST, LAST, STATE, LOG, CURVES = "best.safetensors", "last.safetensors", "state.pt", "log.csv", "curves.png"
+_COLUMNS = ("step", "loss", "lr", "seconds", "miou")
+
+
+def prepare_folder(out: Path, *, resume: bool, force: bool) -> None:
+    """Make the folder; refuse to mix two runs in it. With `force` the run in it stays until `clear_folder`.
+
+    Raises:
+        ConfigError: `out` holds a run and neither `resume` nor `force` is given, or a run without the state to resume
+            from; or there is no folder to resume in.
+    """
+    if resume and force:
+        raise ConfigError("--resume and --force exclude each other; give one of them.")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: expected a folder to write to, got a file; choose another name.")
+    present = _present(out)
+    if resume and not out.is_dir():
+        raise ConfigError(f"{out}: expected the folder of an earlier run, found none; leave out --resume.")
+    # A run that was killed before its first state has written nothing but the head of its log: it starts again.
+    if resume and out / STATE not in present and set(present) - {out / LOG}:
+        raise ConfigError(
+            f"{out / STATE}: expected the state of an earlier run, found none; give --force in place of --resume."
+        )
+    if present and not (resume or force):
+        raise ConfigError(f"{present[0]}: already exists; give --resume, --force, or another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def clear_folder(out: Path) -> None:
+    """Remove the files of an earlier run."""
+    for path in _present(out):
+        path.unlink()
+
+
+def _present(out: Path) -> list[Path]:
+    return [out / name for name in (STATE, BEST, LAST, LOG, CURVES) if (out / name).exists()]
+
+
+def write_state(path: Path, recipe: Recipe, parts: int, values: dict[str, Any]) -> None:
+    """Write what resuming needs, atomically.
+
+    Args:
+        path: Target; replaced.
+        recipe: Of the run.
+        parts: Into how many parts a step's batch is split, over ranks and micro-batches.
+        values: State of the run, tensors and plain values.
+    """
+    with atomic_file(path) as temporary:
+        torch.save({"recipe": _text(recipe), "parts": parts, **values}, temporary)
+
+
+def read_state(path: Path, recipe: Recipe, parts: int) -> dict[str, Any]:
+    """Read what `write_state` wrote.
+
+    Raises:
+        CheckpointError: The file is damaged.
+        ConfigError: It belongs to another recipe, or to another split of the batch.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        stored = {**json.loads(state["recipe"]), "parts": state["parts"]}
+    except Exception as exc:  # torch.load raises many types on damaged files
+        first_line = (str(exc) or type(exc).__name__).splitlines()[0][:200]
+        raise CheckpointError(
+            f"{path}: not a readable training state ({first_line}); start again with --force."
+        ) from exc
+    if differences := _differences(stored, {**json.loads(_text(recipe)), "parts": parts}):
+        raise ConfigError(f"{path}: the run has {differences}; resume with the same values.")
+    return state  # type: ignore[no-any-return]
+
+
+def _text(recipe: Recipe) -> str:
+    return json.dumps(asdict(recipe), sort_keys=True)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Say in which values a stored recipe differs from the one asked for."""
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key}={old.get(key)} (got {new.get(key)})" for key in keys)
+
+
+class Log:
+    """The CSV log; on a resumed run, rows after the resumed step are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        rows = list(csv.reader(path.read_text().splitlines())) if step and path.is_file() else []
+        self._rows = [row for row in rows[1:] if len(row) == len(_COLUMNS) and int(row[0]) <= step]
+        self.seconds = float(self._rows[-1][3]) if self._rows else 0.0
+        with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+            csv.writer(file).writerows([_COLUMNS, *self._rows])
+        self._file = path.open("a", newline="")
+        self._writer = csv.writer(self._file)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def write(self, step: int, loss: float, lr: float, seconds: float, miou: float | None) -> None:
+        """Add a row; it is on disk at once."""
+        row = [str(step), f"{loss:.4f}", f"{lr:.2e}", f"{seconds:.0f}", "" if miou is None else f"{miou:.4f}"]
+        self._rows.append(row)
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def draw(self, path: Path, title: str) -> str | None:
+        """Draw loss and validation mIoU over the steps.
+
+        Args:
+            path: ``.png``; replaced.
+            title: First line of the picture.
+
+        Returns:
+            Why nothing was drawn, where Matplotlib is absent.
+        """
+        try:
+            figure = require("matplotlib.figure", extra="plot", purpose="drawing the curves").Figure((8, 4.5), dpi=120)
+            require("matplotlib.backends.backend_agg", extra="plot", purpose="drawing").FigureCanvasAgg(figure)
+        except MissingDependencyError as exc:
+            return f"{path.name} was not drawn: {exc}"
+        losses = figure.add_subplot()
+        losses.plot([int(row[0]) for row in self._rows], [float(row[1]) for row in self._rows], color="#8a8f98")
+        losses.set(title=title, xlabel="optimiser step", ylabel="training loss (grey)", ylim=(0, None))
+        validated = [(int(row[0]), float(row[4])) for row in self._rows if row[4]]
+        scores = losses.twinx()
+        scores.plot(*zip(*validated, strict=True), marker="o", color="#1f5fbf") if validated else None
+        scores.set(ylabel="validation mIoU (blue)", ylim=(0, 1))
+        figure.tight_layout()
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, format="png")
+        return None

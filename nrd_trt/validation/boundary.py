@@ -1,0 +1,102 @@
+"""How well the outlines of classes agree: the boundary F-score over a data set. NumPy only."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from nrd_trt.validation.masks import IGNORE
+
+TOLERANCE_PX = 2
+"""How far apart, in pixels of the image, two outlines may be and still be the same one. Logits have stride 4: within
+half of their cell a displacement comes from the enlargement, beyond it from the network."""
+
+_WORD = 64
+
+
+class BoundaryScore:
+    """Accumulates hits and totals of outline pixels; one F per class over the whole data set.
+
+    A pixel is on the outline of its class where one of its four neighbours is of another class; the border of the image
+    and ignored pixels make no outline. Precision is the share of the mask's outline that lies within the tolerance
+    (Euclidean) of the reference's outline of the same class, recall the reverse.
+
+    Args:
+        num_classes: K, at most 256.
+        tolerance_px: See `TOLERANCE_PX`.
+    """
+
+    def __init__(self, num_classes: int, tolerance_px: int = TOLERANCE_PX) -> None:
+        self.tolerance_px = tolerance_px
+        self._reference_hits, self._reference_all = (np.zeros(num_classes, np.int64) for _ in range(2))
+        self._mask_hits, self._mask_all = (np.zeros(num_classes, np.int64) for _ in range(2))
+
+    def add(self, reference: np.ndarray, mask: np.ndarray) -> None:
+        """Add one image.
+
+        Args:
+            reference: ``(H, W)`` class indices; 255 is not counted.
+            mask: ``(H, W)`` class indices.
+        """
+        counted = reference != IGNORE
+        expected, got = _outline(reference, counted), _outline(mask, counted)
+        classes = len(self._mask_all)
+        for first in range(0, classes, _WORD):
+            expected_bits, got_bits = _bits(reference, expected, first), _bits(mask, got, first)
+            expected_near, got_near = (_dilate(bits, self.tolerance_px) for bits in (expected_bits, got_bits))
+            self._mask_hits += np.bincount(mask[(got_bits & expected_near) != 0], minlength=classes)
+            self._reference_hits += np.bincount(reference[(expected_bits & got_near) != 0], minlength=classes)
+        self._mask_all += np.bincount(mask[got], minlength=classes)
+        self._reference_all += np.bincount(reference[expected], minlength=classes)
+
+    def per_class(self) -> np.ndarray:
+        """Return F per class, ``(K,) float64`` in 0-1; NaN for classes with an outline on neither side."""
+        precision = self._mask_hits / np.maximum(self._mask_all, 1)
+        recall = self._reference_hits / np.maximum(self._reference_all, 1)
+        both = precision + recall
+        present = self._mask_all + self._reference_all > 0
+        score: np.ndarray = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
+        score[~present] = np.nan
+        return score
+
+    def mean(self) -> float | None:
+        """Return the mean over the classes present; None where there is no outline at all."""
+        score = self.per_class()
+        present = score[~np.isnan(score)]
+        return float(present.mean()) if present.size else None
+
+
+def _outline(mask: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Return ``(H, W) bool``: pixels with a counted neighbour of another class."""
+    edge = np.zeros(mask.shape, bool)
+    for low, high in ((np.s_[:-1, :], np.s_[1:, :]), (np.s_[:, :-1], np.s_[:, 1:])):
+        differs = (mask[low] != mask[high]) & counted[low] & counted[high]
+        edge[low] |= differs
+        edge[high] |= differs
+    return edge
+
+
+def _bits(mask: np.ndarray, outline: np.ndarray, first: int) -> np.ndarray:
+    """Return one bit per class of ``first … first + 63``, so that all classes are dilated at once."""
+    place = mask.astype(np.int16) - first
+    inside = outline & (place >= 0) & (place < _WORD)
+    return np.where(inside, np.uint64(1) << np.where(inside, place, 0).astype(np.uint64), np.uint64(0))
+
+
+def _dilate(bits: np.ndarray, radius: int) -> np.ndarray:
+    """Return each pixel's union of bits over a disc, row by row of the disc."""
+    wide = bits.copy()  # union over the columns -reach … reach
+    reached, result = 0, np.zeros_like(bits)
+    for rows in range(radius, -1, -1):  # the disc is narrowest at its top
+        reach = math.isqrt(radius * radius - rows * rows)
+        for step in range(reached + 1, reach + 1):
+            wide[:, step:] |= bits[:, :-step]
+            wide[:, :-step] |= bits[:, step:]
+        reached = reach
+        if rows:
+            result[rows:] |= wide[:-rows]
+            result[:-rows] |= wide[rows:]
+        else:
+            result |= wide
+    return result

@@ -1,0 +1,120 @@
+"""What an engine is compared with: PyTorch, the fp32 ONNX file, or the masks stored in a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from nrd_trt.engine.bundle import MAX_REFERENCES, ReferenceSet
+from nrd_trt.errors import ConfigError
+from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.validation.compare import TIE_MARGIN, Reference, Sample
+
+if TYPE_CHECKING:
+    from nrd_trt.model.network import Segmentor
+
+Draw = Callable[[Sample], Reference]
+
+
+def check_classes(checkpoint: Path, model: Segmentor, graph: GraphFacts) -> None:
+    """Raise `ConfigError` unless the checkpoint has as many classes as what is compared with it."""
+    expected = len(graph.info.class_names)
+    if model.config.num_classes != expected:
+        raise ConfigError(
+            f"{checkpoint}: expected {expected} classes as in the engine, "
+            f"got {model.config.num_classes}; this is the checkpoint of another model."
+        )
+
+
+@contextmanager
+def torch_reference(model: Segmentor) -> Iterator[Draw]:
+    """Yield the trained model in fp32 as a reference."""
+    from nrd_trt.runtime.torch_runner import TorchRunner
+
+    with TorchRunner(model, margin=True) as runner:
+
+        def draw(sample: Sample) -> Reference:
+            outputs = runner.infer({"image": sample.image[None]})
+            near_tie = outputs["margin"][0] <= TIE_MARGIN * outputs["logits"].std()
+            return Reference(mask=outputs["mask"][0], near_tie=near_tie)
+
+        yield draw
+
+
+@contextmanager
+def onnx_reference(model: onnx.ModelProto, threads: int | None = None) -> Iterator[Draw]:
+    """Yield an fp32 ONNX file as a reference, for builds without a checkpoint."""
+    with OrtRunner(model, threads=threads) as runner:
+        mask = MaskRunner(runner, read_facts(model))
+        yield lambda sample: Reference(mask=mask(sample.image), near_tie=None)
+
+
+class StoredSamples:
+    """The inputs stored in a bundle, and the reference that knows their masks.
+
+    Attributes:
+        name: What the samples are, for records.
+        source: What drew the masks: ``"torch"`` or ``"onnx"``.
+    """
+
+    name = "stored inputs"
+
+    def __init__(self, references: ReferenceSet) -> None:
+        self.source = references.source
+        self._references = references
+        self._samples = [
+            Sample(image=image, restore=np.asarray, name=f"stored input {index}")
+            for index, image in enumerate(references.images)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    @contextmanager
+    def reference(self) -> Iterator[Draw]:
+        """Yield the stored masks as a reference for these samples."""
+        index = {id(sample): position for position, sample in enumerate(self._samples)}
+        ties_known = self.source == "torch"
+
+        def draw(sample: Sample) -> Reference:
+            stored, position = self._references, index[id(sample)]
+            return Reference(mask=stored.masks[position], near_tie=stored.near_ties[position] if ties_known else None)
+
+        yield draw
+
+
+class Recorder:
+    """Wraps a reference and keeps the first images of one size with their masks, for the bundle."""
+
+    def __init__(self, draw: Draw, source: str) -> None:
+        self._draw, self._source = draw, source
+        self._kept: list[tuple[np.ndarray, Reference]] = []
+
+    def __call__(self, sample: Sample) -> Reference:
+        """Draw the reference of a sample and keep it if there is room."""
+        reference = self._draw(sample)
+        same_size = not self._kept or self._kept[0][0].shape == sample.image.shape
+        if len(self._kept) < MAX_REFERENCES and same_size:
+            self._kept.append((sample.image, reference))
+        return reference
+
+    def recorded(self) -> ReferenceSet:
+        """Return what was kept."""
+        return ReferenceSet(
+            images=np.stack([image for image, _ in self._kept]),
+            masks=np.stack([reference.mask for _, reference in self._kept]),
+            near_ties=np.stack(
+                [np.zeros(r.mask.shape, bool) if r.near_tie is None else r.near_tie for _, r in self._kept]
+            ),
+            source=self._source,
+        )

@@ -1,0 +1,84 @@
+"""Images for parity, ranges and validation: the user's, or procedural scenes where none are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nrd_trt.data.folders import default_labels, list_images, list_pairs, read_image, read_label
+from nrd_trt.data.preprocessing import fit_image
+from nrd_trt.data.synthetic import street_scene
+from nrd_trt.errors import ConfigError
+from nrd_trt.specs import Fit, InputShape, ModelInfo
+from nrd_trt.validation.compare import Sample
+
+SYNTHETIC_COUNT = 4
+MEASURED_COUNT = 2
+"""Images that ranges and parity of an export are measured on."""
+# The training recipes draw their scenes from seeds of 100 000 and above.
+_FIRST_SEED = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSource:
+    """A re-iterable set of samples.
+
+    Attributes:
+        data: Folder of images (see `nrd_trt.data.folders`); None for procedural scenes.
+        labels: Folder of labels; None takes ``data/labels`` where that exists.
+        shape: Sizes that the engine accepts.
+        info: The model's preprocessing and classes.
+        fit: How images are brought to the engine's size.
+        ignore_index: Overrides the model's.
+    """
+
+    data: Path | None
+    labels: Path | None
+    shape: InputShape
+    info: ModelInfo
+    fit: Fit = "resize"
+    ignore_index: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and self.data is None:
+            raise ConfigError("--labels needs --data: labels are paired with images by name.")
+        self._paths()  # so that an empty folder is found before any work is done
+
+    @property
+    def name(self) -> str:
+        """What the samples are, for records."""
+        return "synthetic scenes" if self.data is None else "given images"
+
+    def __len__(self) -> int:
+        return SYNTHETIC_COUNT if self.data is None else len(self._paths())
+
+    def __iter__(self) -> Iterator[Sample]:
+        if self.data is None:
+            for seed in range(_FIRST_SEED, _FIRST_SEED + SYNTHETIC_COUNT):
+                yield self._sample(street_scene(seed, self.shape.opt_hw).image, None, f"scene {seed}")
+        for image, label in self._paths():
+            yield self._sample(read_image(image), label, image.name)
+
+    def first(self, count: int) -> list[Sample]:
+        """Return up to `count` samples from the beginning."""
+        return [sample for sample, _ in zip(self, range(count), strict=False)]
+
+    def _paths(self) -> list[tuple[Path, Path | None]]:
+        if self.data is None:
+            return []
+        if self.labels is not None or default_labels(self.data) is not None:
+            return [*list_pairs(self.data, self.labels)]
+        return [(image, None) for image in list_images(self.data)]
+
+    def _sample(self, rgb: np.ndarray, label: Path | None, name: str) -> Sample:
+        fitted = fit_image(rgb, self.shape, self.info, self.fit)
+        ignore = self.info.ignore_index if self.ignore_index is None else self.ignore_index
+        values = None
+        if label is not None:
+            values = read_label(
+                label, num_classes=len(self.info.class_names), ignore_index=ignore, image_hw=fitted.original_hw
+            )
+        return Sample(image=fitted.image, restore=fitted.restore, label=values, name=name)

@@ -1,0 +1,354 @@
+"""What `benchmark` reports and refuses, with runners that only pretend: nothing here depends on real time."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrd_trt.benchmarking import benchmark as pipeline
+from nrd_trt.benchmarking import device_call as device_calls
+from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
+from nrd_trt.cli.benchmark import table
+from nrd_trt.errors import ConfigError, RunnerError
+from nrd_trt.machine.readings import Reading
+from nrd_trt.runtime.base import BaseRunner, DeviceTensor
+from nrd_trt.specs import TensorSpec
+from tests.artefacts import bundle, checkpoint
+
+KEYS = {
+    *("target", "runner", "arithmetic", "precision", "size", "batch", "warmup", "runs", "threads", "copies"),
+    *("cuda_graph", "latency_ms", "throughput_fps", "ratio", "peak_memory_mib", "device_memory_mib", "host", "device"),
+    *("doubtful", "notes"),
+}
+
+
+class HostRunner(BaseRunner):
+    """Draws nothing."""
+
+    looks = 0
+
+    name = "pretender"
+    fails: Exception | None = None
+
+    def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        spec = TensorSpec(name="image", dtype=np.dtype(np.uint8), shape=(None, None, None, 3))
+        return {"image": spec}, {}
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.fails is not None:
+            raise self.fails
+        for _ in range(self.looks):  # each takes 4 ms of the pretended time
+            time.perf_counter()
+        return {}
+
+    def _close(self) -> None:
+        pass
+
+
+class PlainDeviceRunner(HostRunner):
+    """A plan's runner without device-side input and output."""
+
+    name = "tensorrt"
+
+
+class DeviceRunner(PlainDeviceRunner):
+    """A plan's runner with everything that `nrd_trt.benchmarking.calls` looks for."""
+
+    looks = 1
+    cuda_graph = True
+    device_memory_mib = 321.0
+    pci_bus_id = "0000:01:00.0"
+
+    def infer_device(self, feed: Mapping[str, DeviceTensor], stream: int) -> dict[str, DeviceTensor]:
+        if self.fails is not None:
+            raise self.fails
+        return {}
+
+
+class FakeCuda:
+    """Device memory that is host memory; what is not given back is seen."""
+
+    def __init__(self) -> None:
+        self.live: dict[int, Any] = {}
+        self.uploads: list[int] = []
+        self.waits = 0
+
+    def allocate(self, nbytes: int) -> int:
+        memory = ctypes.create_string_buffer(nbytes)
+        self.live[ctypes.addressof(memory)] = memory
+        return ctypes.addressof(memory)
+
+    def allocate_host(self, nbytes: int, *, mapped: bool) -> tuple[int, int]:
+        assert not mapped
+        return self.allocate(nbytes), 0
+
+    def free(self, address: int) -> None:
+        del self.live[address]
+
+    free_host = destroy_stream = free
+
+    def create_stream(self) -> int:
+        return self.allocate(1)
+
+    def upload(self, device: int, host: int, nbytes: int, stream: int) -> None:
+        ctypes.memmove(device, host, nbytes)
+        self.uploads.append(nbytes)
+
+    def synchronize(self, stream: int) -> None:
+        assert stream in self.live
+        self.waits += 1
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setattr(device_calls, "load_cuda", lambda: fake)
+    return fake
+
+
+class FakeProbe:
+    source = "nvml"
+
+    def __init__(self, *, clock_mhz: float = 1900.0, throttle: tuple[str, ...] = ()) -> None:
+        self.notes: list[str] = []
+        self.closed = False
+        self._reading = Reading(clock_mhz=clock_mhz, clock_max_mhz=2000.0, power_w=70.0, throttle=throttle)
+
+    def facts(self) -> dict[str, Any]:
+        return {"name": "NVIDIA L4"}
+
+    def read(self) -> Reading:
+        return self._reading
+
+    glance = read
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Time that moves 4 ms with every look at it, on an idle host with two cores."""
+    now = [0.0]
+
+    def perf_counter() -> float:
+        now[0] += 0.004
+        return now[0]
+
+    monkeypatch.setattr(time, "perf_counter", perf_counter)
+    monkeypatch.setattr(pipeline, "load_average", lambda: 0.5)
+    monkeypatch.setattr(pipeline, "host_facts", lambda: {"cpu": "AMD EPYC", "machine": "x86_64", "cores": 2})
+    yield
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Run `benchmark` on bundles whose runners are these."""
+
+    def benchmark(*runners: BaseRunner, probe: Any = None, **options: Any) -> list[dict[str, Any]]:
+        waiting = list(runners)
+        monkeypatch.setattr(pipeline, "make_runner", lambda *_, **__: waiting.pop(0))
+        monkeypatch.setattr(pipeline, "open_probe", lambda bus_id: (probe, None if probe else f"no NVML for {bus_id}"))
+        targets = [bundle()] * len(runners)
+        return benchmark_targets(BenchmarkRequest(targets=targets, **{"warmup": 1, "runs": 3, **options}))
+
+    return benchmark
+
+
+Run = Callable[..., list[dict[str, Any]]]
+
+
+def test_keys_and_figures_of_a_host_run(run: Run) -> None:
+    (row,) = run(HostRunner(), batch=1, threads=2)
+    assert row.keys() == KEYS
+    assert row["latency_ms"] == pytest.approx({"p50": 4.0, "p90": 4.0, "p99": 4.0, "mean": 4.0, "min": 4.0})
+    assert row["throughput_fps"] == pytest.approx(250.0)
+    assert isinstance(row["throughput_fps"], float)
+    assert (row["runner"], row["arithmetic"], row["precision"]) == ("pretender", "native", "fp32")
+    assert (row["size"], row["batch"], row["warmup"], row["runs"], row["threads"]) == ("64x96", 1, 1, 3, 2)
+    assert (row["copies"], row["cuda_graph"], row["device"], row["device_memory_mib"]) == ("host arrays", *[None] * 3)
+    assert row["host"] == {"cpu": "AMD EPYC", "machine": "x86_64", "cores": 2, "load_before": 0.5, "load_after": 0.5}
+    assert (row["doubtful"], row["notes"], row["ratio"]) == (False, [], 1.0)
+    assert row["peak_memory_mib"] > 10
+
+
+def test_device_run_is_stamped(run: Run) -> None:
+    probe = FakeProbe()
+    (row,) = run(DeviceRunner(), probe=probe, warmup=2)
+    assert row.keys() == KEYS
+    assert row["device"]["name"] == "NVIDIA L4"
+    assert row["device"]["clock_mhz"] == {"before": 1900, "during": 1900, "after": 1900, "max": 2000}
+    assert row["device"]["throttle"] == []
+    assert (row["copies"], row["cuda_graph"], row["device_memory_mib"]) == ("included", True, 321)
+    assert (row["doubtful"], row["notes"]) == (False, [])
+    assert probe.closed
+
+
+def test_copies_left_out_are_those_of_the_device(run: Run, cuda: FakeCuda) -> None:
+    (row,) = run(DeviceRunner(), probe=FakeProbe(), copies=False)
+    assert row["copies"] == "excluded"
+    assert cuda.uploads == [64 * 96 * 3]  # once, not with every call
+    assert cuda.waits == 1 + 1 + 3  # the upload, the warm-up and each timed call
+    assert cuda.live == {}
+    (row,) = run(HostRunner(), copies=False)
+    assert row["copies"] == "host arrays"
+    with pytest.raises(ConfigError, match="--no-copies: the tensorrt runner"):
+        run(PlainDeviceRunner(), probe=FakeProbe(), copies=False)
+
+
+def test_device_call_gives_the_feed_to_the_runner(cuda: FakeCuda) -> None:
+    feed = {"image": np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)}
+    seen: list[bytes] = []
+
+    class Reader(DeviceRunner):
+        def infer_device(self, feed: Mapping[str, DeviceTensor], stream: int) -> dict[str, DeviceTensor]:
+            tensor = feed["image"]
+            assert (tensor.shape, tensor.dtype) == ((1, 2, 2, 3), np.uint8)
+            seen.append(ctypes.string_at(tensor.address, 12))
+            return {}
+
+    with ExitStack() as stack:
+        device_calls.device_call(stack, Reader(), feed)()
+    assert seen == [bytes(range(12))]
+    assert cuda.live == {}
+
+
+def test_memory_is_freed_where_a_run_on_the_device_fails(run: Run, cuda: FakeCuda) -> None:
+    runner = DeviceRunner()
+    runner.fails = RunnerError("lost")
+    with pytest.raises(RunnerError, match="lost"):
+        run(runner, probe=FakeProbe(), copies=False)
+    assert cuda.live == {}
+
+
+def test_cuda_graph_is_asked_for_and_stated(run: Run, cuda: FakeCuda) -> None:
+    for wanted, stated in ((None, True), (True, True), (False, False)):
+        (row,) = run(DeviceRunner(), probe=FakeProbe(), cuda_graph=wanted, warmup=2)
+        assert (row["cuda_graph"], row["notes"]) == (stated, [])
+    (row,) = run(DeviceRunner(), probe=FakeProbe(), cuda_graph=True, copies=False, warmup=2)
+    assert (row["copies"], row["cuda_graph"], row["notes"]) == ("excluded", True, [])
+    (row,) = run(HostRunner(), cuda_graph=True)
+    assert (row["cuda_graph"], row["notes"]) == (None, ["no CUDA graph was used: pretender runs on the CPU"])
+    with pytest.raises(ConfigError, match="--cuda-graph: the tensorrt runner"):
+        run(PlainDeviceRunner(), probe=FakeProbe(), cuda_graph=True)
+    run(PlainDeviceRunner(), probe=FakeProbe(), cuda_graph=False)
+
+
+def test_graph_that_could_not_be_captured_is_said(run: Run) -> None:
+    class Refusing(DeviceRunner):
+        def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+            self.cuda_graph = False
+            return super()._open()
+
+    (row,) = run(Refusing(), probe=FakeProbe(), cuda_graph=True)
+    assert row["cuda_graph"] is False
+    assert row["notes"] == ["no CUDA graph was used: tensorrt captured none"]
+
+
+def test_capture_among_the_timed_calls_is_said(run: Run) -> None:
+    (row,) = run(DeviceRunner(), probe=FakeProbe(), warmup=1)
+    assert row["notes"] == ["the CUDA graph is captured on the second call; give --warmup 2 or more"]
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [(FakeProbe(throttle=("power cap",)), "throttled: power cap"), (FakeProbe(clock_mhz=300), "low clocks")],
+)
+def test_disturbed_device_is_marked_in_notes_and_table(probe: FakeProbe, words: str, run: Run) -> None:
+    rows = run(DeviceRunner(), HostRunner(), probe=probe)
+    assert [row["doubtful"] for row in rows] == [True, False]
+    assert rows[0]["notes"][0].startswith(words)
+    assert (rows[1]["device"], rows[1]["notes"]) == (None, [])
+    lines = table(rows)
+    assert [line[0] for line in lines[1:4]] == ["!", " ", " "]
+    assert words in lines[2]
+    assert "NVIDIA L4" in "\n".join(lines) and "2000.0 MHz" in "\n".join(lines)
+
+
+def test_absent_instruments_are_said(run: Run) -> None:
+    (row,) = run(DeviceRunner(), probe=None, warmup=2)
+    assert (row["device"], row["doubtful"]) == (None, False)
+    assert row["notes"] == ["no NVML for 0000:01:00.0"]
+
+
+def test_busy_host_is_marked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "load_average", lambda: 3.5)
+    (row,) = run(HostRunner())
+    assert row["doubtful"]
+    assert "other work was running" in row["notes"][0]
+
+
+def test_comparison(run: Run, tmp_path: Path) -> None:
+    rows = run(HostRunner(), DeviceRunner(), probe=FakeProbe(), warmup=2, plot=tmp_path / "p.png")
+    assert [row["ratio"] for row in rows] == pytest.approx([1.0, 0.5])
+    assert [row["peak_memory_mib"] for row in rows] == [None, None]
+    header, first, second, conditions, device = table(rows)
+    assert header.split() == "target runner types size p50 ms p90 ms p99 ms fps ratio".split()
+    assert first.split()[1:] == "pretender fp32 64x96 4.000 4.000 4.000 250.000 1.00".split()
+    assert second.split()[1:] == "tensorrt fp32 64x96 8.000 8.000 8.000 125.000 0.50".split()
+    assert "3 calls each" in conditions and "load 0.5 before" in conditions
+    assert "copies included, with a CUDA graph" in device
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_simulated_arithmetic_and_a_plan_that_did_not_run(run: Run) -> None:
+    runner = HostRunner()
+    runner.arithmetic = "simulated"
+    (row,) = run(runner)
+    assert "says nothing about the device" in row["notes"][0]
+    target = pipeline._Target(
+        name="a", runner=HostRunner(), feed={}, size_hw=(32, 32), precision="fp16", plan_built=True
+    )
+    ran = pipeline._Target(
+        name="a", runner=DeviceRunner(), feed={}, size_hw=(32, 32), precision="fp16", plan_built=True
+    )
+    nothing = pipeline._Run(latencies={}, host={}, probe_facts=None, log=None, notes=[], statements=[], target_notes=[])
+    assert pipeline._notes(target, nothing) == ["the plan was built but not run here: these are pretender's figures"]
+    assert pipeline._notes(ran, nothing) == []
+
+
+@pytest.mark.parametrize("error", [RunnerError("CUDA error 2"), RuntimeError("out of memory"), MemoryError("no")])
+def test_failed_run_names_the_target(error: Exception, run: Run, tmp_path: Path) -> None:
+    runner, probe = DeviceRunner(), FakeProbe()
+    runner.fails = error
+    with pytest.raises(RunnerError, match=rf"{bundle().name}: a run failed while it was timed .*{error}"):
+        run(runner, probe=probe, plot=tmp_path / "p.png")
+    assert probe.closed
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RunnerError, match="not entered"):
+        runner.infer({})
+
+
+def test_error_in_our_own_code_is_no_runner_error(run: Run) -> None:
+    runner = HostRunner()
+    runner.fails = KeyError("bug")
+    with pytest.raises(KeyError):
+        run(runner)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"size_hw": (96, 96)}, "was built for 64x96 to 64x96"),
+        ({"batch": 2}, "built for 1 to 1"),
+        ({"runs": 0}, "runs >= 1"),
+        ({"plot": Path("a.jpg")}, "png"),
+    ],
+)
+def test_refused(options: dict[str, Any], match: str, run: Run) -> None:
+    with pytest.raises(ConfigError, match=match):
+        run(HostRunner(), **options)
+
+
+def test_checkpoint_takes_the_bundles_size(run: Run) -> None:
+    real = benchmark_targets(BenchmarkRequest(targets=[checkpoint(), bundle()], warmup=0, runs=1, threads=1))
+    assert [(row["runner"], row["size"]) for row in real] == [("torch", "64x96"), ("onnxruntime", "64x96")]
+    real = benchmark_targets(BenchmarkRequest(targets=[checkpoint()], warmup=0, runs=1, threads=1, size_hw=(32, 64)))
+    assert real[0]["size"] == "32x64"

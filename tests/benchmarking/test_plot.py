@@ -1,0 +1,95 @@
+"""The picture of a run exists, shows what it was given, and refuses before the run what cannot be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nrd_trt.benchmarking import plot
+from nrd_trt.benchmarking.plot import Curve, check_plot, write_plot
+from nrd_trt.benchmarking.timers import Latency
+from nrd_trt.errors import ConfigError, MissingDependencyError
+
+TEXTS = {"title": "Latency at 64x96, batch 1", "subtitle": "AMD EPYC, 2 cores; $20 calls$", "footnotes": ["other work"]}
+
+
+def _curve(median_ms: float, name: str = "a.nrd") -> Curve:
+    seconds = np.random.default_rng(0).normal(median_ms, median_ms / 50, 40) / 1000
+    return Curve(name=name, runner="onnxruntime, fp32", latency=Latency.of(list(seconds)))
+
+
+def _colours(path: Path) -> set[tuple[int, int, int]]:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        found = image.convert("RGB").getcolors(1 << 24)
+    return {colour for count, colour in found or [] if count > 20}  # type: ignore[misc]
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+@pytest.mark.parametrize("medians", [(5.0,), (5.0, 7.0), (5.0, 500.0, 2.0), tuple(range(1, 11))])
+def test_each_target_has_its_colour(medians: tuple[float, ...], tmp_path: Path) -> None:
+    path = tmp_path / "p.png"
+    write_plot(path, [_curve(median) for median in medians], **TEXTS)
+    shown = _colours(path)
+    expected = {_rgb(colour) for colour in plot._COLOURS[: len(medians)]}
+    assert expected <= shown
+    assert not {_rgb(colour) for colour in plot._COLOURS[len(medians) :]} & shown
+    assert [entry.name for entry in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_axis_is_logarithmic_only_where_targets_lie_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    def scale(*medians: float) -> str:
+        axes: Any = Figure().add_subplot()
+        for median in medians:
+            plot._draw(axes, _curve(median), "#000000")
+        plot._dress(axes, [_curve(median) for median in medians])
+        return str(axes.get_xscale())
+
+    assert (scale(5.0, 30.0), scale(5.0, 60.0)) == ("linear", "log")
+
+
+def test_marks_and_legend_tell_the_percentiles() -> None:
+    from matplotlib.figure import Figure
+
+    axes: Any = Figure().add_subplot()
+    curve = Curve(name="n" * 50, runner="torch, fp32", latency=Latency.of([0.010, 0.020, 0.200]), doubtful=True)
+    plot._draw(axes, curve, "#000000")
+    stairs, *marks = axes.lines
+    assert [(float(mark.get_xdata()[0]), mark.get_ydata()[0]) for mark in marks] == [
+        (pytest.approx(curve.latency.percentile(share)), share) for share in (50, 90, 99)
+    ]
+    plot._draw(axes, _curve(5.0), "#000000")
+    assert (stairs.get_linestyle(), axes.lines[4].get_linestyle()) == ("--", "-")
+    name, runner, figures = stairs.get_label().split("\n")
+    assert (len(name), runner) == (36, "torch, fp32")
+    assert figures == "p50 20.0   p90 164   p99 196 ms"
+
+
+def test_one_call_is_drawn(tmp_path: Path) -> None:
+    write_plot(tmp_path / "p.png", [Curve(name="_a$b$", runner="x", latency=Latency.of([0.001]))], **TEXTS)
+    assert _rgb(plot._COLOURS[0]) in _colours(tmp_path / "p.png")
+
+
+def test_what_cannot_be_written_is_found_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old.png").touch()
+    for name, match in (("a.jpg", r"ends in \.png"), ("old.png", "--force"), ("absent/a.png", "does not exist")):
+        with pytest.raises(ConfigError, match=match):
+            check_plot(tmp_path / name, force=False)
+    check_plot(tmp_path / "old.png", force=True)
+    check_plot(tmp_path / "new.png", force=False)
+
+    def absent(*_: Any, **__: Any) -> Any:
+        raise MissingDependencyError("pip install nrd-trt[plot]")
+
+    monkeypatch.setattr(plot, "require", absent)
+    with pytest.raises(MissingDependencyError, match=r"nrd-trt\[plot\]"):
+        check_plot(tmp_path / "new.png", force=False)

@@ -1,0 +1,87 @@
+"""Order of calls, percentiles and throughput; nothing here depends on how fast the machine is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nrd_trt.benchmarking import timers
+from nrd_trt.benchmarking.timers import Latency, peak_memory_mib, time_in_turn
+
+
+class Clock:
+    """Time that moves only when a call moves it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    fake = Clock()
+    monkeypatch.setattr(timers.time, "perf_counter", fake.perf_counter)
+    return fake
+
+
+def test_calls_are_interleaved_after_the_warmup() -> None:
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}  # type: ignore[misc]
+    got = time_in_turn(calls, warmup=2, runs=3, between=lambda: order.append("|"))
+    assert "".join(order) == "aabb" + "ab|" * 3
+    assert list(got) == ["a", "b"]
+    assert [latency.runs for latency in got.values()] == [3, 3]
+
+
+def test_no_warmup_is_none() -> None:
+    order: list[int] = []
+    time_in_turn({"a": lambda: order.append(0)}, warmup=0, runs=1)
+    assert len(order) == 1
+
+
+def test_only_timed_calls_count(clock: Clock) -> None:
+    durations = {"slow": [9.0, 9.0, 0.004, 0.002, 0.003], "fast": [9.0, 9.0, 0.001, 0.001, 0.001]}
+
+    def call(name: str) -> None:
+        clock.now += durations[name].pop(0)
+
+    def between() -> None:
+        clock.now += 50.0
+
+    calls = {name: (lambda name=name: call(name)) for name in durations}  # type: ignore[misc]
+    got = time_in_turn(calls, warmup=2, runs=3, between=between)
+    assert got["slow"].samples_ms == pytest.approx((4.0, 2.0, 3.0))
+    assert got["slow"].p50 == pytest.approx(3.0)
+    assert got["slow"].p99 == pytest.approx(np.percentile([2, 3, 4], 99))
+    assert (got["fast"].p50, got["fast"].p90, got["fast"].p99) == (pytest.approx(1.0),) * 3
+
+
+def test_percentiles_of_known_values() -> None:
+    got = Latency.of([index / 1000 for index in range(101)])
+    assert (got.p50, got.p90, got.p99, got.runs) == (pytest.approx(50), pytest.approx(90), pytest.approx(99), 101)
+
+
+def test_percentiles_do_not_depend_on_the_order() -> None:
+    assert Latency.of([0.003, 0.001, 0.002]).to_dict() == pytest.approx(Latency.of([0.001, 0.002, 0.003]).to_dict())
+
+
+def test_summary_and_throughput() -> None:
+    got = Latency.of([0.010, 0.030, 0.020, 0.040])
+    assert got.to_dict() == pytest.approx({"p50": 25.0, "p90": 37.0, "p99": 39.7, "mean": 25.0, "min": 10.0})
+    # Images by the time that they took, not by the median: one slow call costs frames.
+    assert Latency.of([0.01, 0.01, 0.08]).throughput_fps(batch=2) == pytest.approx(60.0)
+
+
+def test_failing_call_is_not_swallowed() -> None:
+    with pytest.raises(ZeroDivisionError):
+        time_in_turn({"bad": lambda: 1 // 0}, warmup=0, runs=1)
+
+
+def test_peak_memory_is_that_of_the_process() -> None:
+    before = peak_memory_mib()
+    block = np.ones(64 << 20, np.uint8)
+    after = peak_memory_mib()
+    assert 10 < before <= after < 1 << 20
+    assert after >= 64, block.nbytes

@@ -1,0 +1,56 @@
+"""A machine with enterprise TensorRT and an Orin's GPU, of doubles, for builds with the plugin and for their plans."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nrd_trt.building import build as build_module
+from nrd_trt.engine import plugins
+from nrd_trt.engine.plugins import VARIABLE
+from nrd_trt.machine.cuda import DeviceFacts
+from nrd_trt.runtime import select, trt_runner
+from tests.artefacts import build, onnx_file
+from tests.engine.surface.enterprise import enterprise
+from tests.plugin_library import library
+from tests.runtime.fake_cuda import FakeCuda
+
+ORIN = DeviceFacts(name="Orin", compute_capability="8.7", driver="12.6", integrated=True, memory_bytes=2, free_bytes=1)
+
+
+def install(patch: pytest.MonkeyPatch, version: str = "10.3.0", device: DeviceFacts | None = ORIN) -> Any:
+    """Let this machine have enterprise TensorRT and a GPU to build for; plans cannot be run here."""
+    module = enterprise(version)
+    patch.setitem(sys.modules, "tensorrt", module)
+    patch.setattr(build_module, "probe_device", lambda: device)
+    patch.setattr(select, "probe_device", lambda: None)
+    patch.setattr(plugins, "_LOADED", {})
+    return module
+
+
+def host(patch: pytest.MonkeyPatch, device: DeviceFacts | None = ORIN, version: str = "10.3.0") -> Any:
+    """Let this machine be one that could run the plan."""
+    module = install(patch, version)
+    cuda = FakeCuda()
+    patch.setattr(select, "probe_device", lambda: device)
+    patch.setattr(trt_runner, "load_cuda", lambda: cuda)
+    return module
+
+
+def hide_libraries(patch: pytest.MonkeyPatch, empty: Path) -> None:
+    """Let no library be found unless a test names one, whatever was built in this checkout."""
+    patch.delenv(VARIABLE, raising=False)
+    patch.setenv("LD_LIBRARY_PATH", "")
+    patch.setattr(plugins, "_loader_cache", lambda: None)
+    patch.setattr(plugins, "__file__", str(empty / "nrd_trt" / "engine" / "plugins.py"))
+
+
+def build_with_plugin(target: Path) -> Path:
+    """Build a bundle with the plugin on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        build(onnx_file(), target, builder="tensorrt", decode="plugin", plugin=library())
+    return target

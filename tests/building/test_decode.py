@@ -1,0 +1,294 @@
+"""Plugin or function: what `build --decode` gives, records and refuses.
+
+Enterprise TensorRT, its GPU and the code in the library are doubles; files and ONNX Runtime are real.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from nrd_trt.building import build as build_module
+from nrd_trt.decode.function import MASK_OP
+from nrd_trt.engine.bundle import ONNX_FILE, REFERENCE_FILE, read_bundle
+from nrd_trt.engine.compat import ConfigOptions
+from nrd_trt.engine.plugins import LIBRARY, VARIABLE, read_plugin
+from nrd_trt.errors import ConfigError, PluginError
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.files import sha256_file
+from nrd_trt.graph.decode_nodes import decode_nodes
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import InputShape
+from tests.artefacts import build, bundle, content, listing, onnx_file, workspace
+from tests.building.plugin_machine import build_with_plugin, hide_libraries, host, install
+from tests.building.test_build import needs_rtx
+from tests.helpers import small_model
+from tests.plugin_library import library, make_library, needs_compiler
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(autouse=True)
+def _nothing_lies_about(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    hide_libraries(monkeypatch, tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that was built with the plugin on an Orin; do not change it."""
+    return build_with_plugin(tmp_path_factory.mktemp("planned") / "planned.nrd")
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return install(monkeypatch)
+
+
+def stages_of(target: Path, **changes: Any) -> tuple[dict[str, Any], str]:
+    """Build; return the facts and the line that says which form the engine got."""
+    lines: list[str] = []
+    facts = build(onnx_file(), target, on_stage=lines.append, **changes)
+    (line,) = (line for line in lines if line.startswith("building"))
+    return facts, line
+
+
+# --- what a build gets and records
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "10.16.1"])
+@pytest.mark.parametrize("decode", ["auto", "plugin"])
+def test_plugin_where_it_fits(decode: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = install(monkeypatch, version)
+    monkeypatch.setenv(VARIABLE, str(library()))
+    facts, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", decode=decode)
+    assert module.registry.loaded == [str(library())]
+    assert line == (
+        f"building the fp16 engine with tensorrt; decode as plugin: {library()}, version 0.1.0 for TensorRT 10.3.0"
+    )
+    assert json.loads(json.dumps(facts)) == read_bundle(tmp_path / "a.nrd").facts
+    assert facts["decode"] == "plugin"
+    assert facts["plugin"] == read_plugin(library()).facts("uint8")
+    assert facts["plugin"]["sha256"] == sha256_file(library())
+    assert [layer["kind"] for layer in facts["precision"]["layers"]].count("plugin_v3") == 1
+    assert " --builder tensorrt --decode plugin " in facts["command"]
+    assert str(library().parent) not in json.dumps(facts)  # nothing that depends on a place
+    model = onnx.load(tmp_path / "a.nrd" / ONNX_FILE)
+    assert [function.name for function in model.functions] == [MASK_OP]  # ONNX Runtime runs it still
+    assert facts["validation"]["runner"] == "onnxruntime" and facts["passed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"decode": "onnx"}, "--decode onnx"),
+        ({}, f"no plugin library was found: expected {LIBRARY}"),
+        ({"config": ConfigOptions(workspace_mib=64)}, "no plugin library was found"),
+    ],
+)
+def test_function_where_there_is_no_library(changes: dict[str, Any], why: str, trt: Any, tmp_path: Path) -> None:
+    facts, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", **changes)
+    assert f"decode as onnx: {why}" in line
+    assert (facts["decode"], facts["plugin"]) == ("onnx", None)
+    assert " --decode onnx " in facts["command"]
+    assert trt.registry.loaded == []
+    assert "plugin_v3" not in {layer["kind"] for layer in facts["precision"]["layers"]}
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_onnx_never_loads_and_never_gets_a_plugin(
+    registered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = install(monkeypatch, "10.16.1")
+    monkeypatch.setenv(VARIABLE, str(library()))
+    if registered:
+        build(onnx_file(), tmp_path / "p.nrd", builder="tensorrt", decode="plugin")
+    facts = build(onnx_file(), tmp_path / "a.nrd", builder="tensorrt", decode="onnx")
+    assert (facts["decode"], facts["plugin"]) == ("onnx", None)
+    assert "plugin_v3" not in {layer["kind"] for layer in facts["precision"]["layers"]}
+    assert len(module.registry.loaded) == registered
+
+
+UNFIT = [
+    ({"tensorrt": "11.1.0", "tensorrt_major": 11}, "expected a library built for TensorRT 10"),
+    ({"architectures": [90], "ptx": [90]}, r"compute capability 8\.7 \(sm_87\), got sm_90, compute_90"),
+    ({"cuda": "13.0"}, "CUDA 12.6 or older"),
+    ({"ops": ["NrdPatchDecode"]}, "without NrdPatchDecodeMask"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), UNFIT)
+@pytest.mark.parametrize("asked", ["auto", "plugin", "--plugin"])
+def test_library_that_does_not_fit(
+    asked: str, changes: dict[str, Any], words: str, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` says why it does without; who asks for the plugin, or for this library, gets an error."""
+    path = make_library(tmp_path / "lib" / LIBRARY, **changes)
+    target = tmp_path / "a.nrd"
+    if asked == "auto":
+        monkeypatch.setenv(VARIABLE, str(path))
+        facts, line = stages_of(target, builder="tensorrt")
+        assert facts["decode"] == "onnx"
+        assert re.search(words, line)
+    else:
+        options = {"decode": "plugin"} if asked == "plugin" else {}
+        with pytest.raises(PluginError, match=rf"^--.*{path}: .*{words}.*cmake -S plugins.*--decode onnx"):
+            build(onnx_file(), target, builder="tensorrt", plugin=path, **options)
+        assert not target.exists()
+    assert trt.registry.loaded == []
+
+
+def test_no_gpu_to_hold_the_library_against(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, device=None)
+    path = make_library(tmp_path / LIBRARY, architectures=[110], ptx=[])
+    assert build(onnx_file(), tmp_path / "a.nrd", builder="tensorrt", plugin=path)["decode"] == "plugin"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"builder": "tensorrt"},
+            rf"no plugin library was found: expected {LIBRARY} at .*cmake -S plugins -B plugins/build",
+        ),
+        ({"builder": "onnxruntime"}, "--decode plugin: ONNX Runtime builds no plan"),
+        pytest.param({"builder": "tensorrt-rtx"}, "--decode plugin: TensorRT-RTX loads no plugins", marks=needs_rtx),
+        (
+            {"builder": "tensorrt", "config": ConfigOptions(version_compatible=True)},
+            "a version-compatible plan may be run",
+        ),
+        ({"builder": "tensorrt", "plugin": Path("/absent.so")}, r"at /absent\.so \(--plugin\), got no such file"),
+    ],
+)
+def test_plugin_that_cannot_be_had_is_found_before_the_work(
+    changes: dict[str, Any], words: str, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "prepare", lambda request: pytest.fail("it is found too late"))
+    with pytest.raises(PluginError, match=words):
+        build(onnx_file(), tmp_path / "a.nrd", decode="plugin", **changes)
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("builder", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
+def test_library_is_not_ignored_in_silence(builder: str, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"^--plugin: .*--decode onnx"):
+        build(onnx_file(), tmp_path / "a.nrd", builder=builder, plugin=library())
+
+
+def test_options_that_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--plugin: expected --decode auto or plugin with it, got onnx"):
+        build(onnx_file(), tmp_path / "a.nrd", decode="onnx", plugin=library())
+
+
+def test_version_compatible_plans_take_the_function(trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(library()))
+    monkeypatch.setattr("nrd_trt.engine.compat.TensorRT._member", lambda self, enum, name: name)
+    monkeypatch.setattr("tests.engine.surface.enterprise.Builder.create_builder_config", lambda self: Config())
+    config = ConfigOptions(version_compatible=True)
+    facts, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", config=config)
+    assert facts["decode"] == "onnx" and "decode as onnx: a version-compatible plan" in line
+
+
+class Config:
+    """Takes any setting."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+def file_with(name: str, **constants: int) -> Path:
+    """The fp32 file with other constants on the decode node."""
+    model = onnx.load(onnx_file())
+    (node,) = decode_nodes(model)
+    for entry in node.attribute:
+        if entry.name in constants:
+            entry.i = constants[entry.name]
+    path = workspace() / name
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("decode", ["auto", "plugin"])
+def test_constants_that_the_kernels_are_not_written_for(
+    decode: str, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, lines = file_with("hidden.onnx", hidden=12), list[str]()
+    monkeypatch.setenv(VARIABLE, str(library()))
+    options: Any = {"builder": "tensorrt", "decode": decode, "on_stage": lines.append}
+    words = r"the kernels are not written for hidden 12 \(expected 8, 16 or 32\)"
+    if decode == "plugin":
+        with pytest.raises(PluginError, match=rf"--decode plugin: {words}; use --decode onnx"):
+            build(source, tmp_path / "a.nrd", **options)
+    else:
+        assert build(source, tmp_path / "a.nrd", **options)["decode"] == "onnx"
+        assert any("hidden 12" in line for line in lines)
+
+
+@pytest.fixture(scope="module")
+def baseline() -> Path:
+    """An ONNX file of a network without per-patch decode."""
+    exported = export_onnx(small_model(head="bilinear"), ExportOptions(shape=InputShape.static((64, 96))))
+    path = workspace() / "baseline.onnx"
+    path.write_bytes(select_outputs(exported, "mask").SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("decode", ["auto", "onnx", "plugin"])
+def test_network_without_the_decode(
+    decode: str, baseline: Path, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(library()))
+    if decode == "plugin":
+        with pytest.raises(PluginError, match="the head bilinear has no per-patch decode"):
+            build(baseline, tmp_path / "a.nrd", builder="tensorrt", decode=decode)
+        return
+    facts = build(baseline, tmp_path / "a.nrd", builder="tensorrt", decode=decode)
+    assert (facts["decode"], facts["plugin"]) == ("none", None)
+    assert "--decode" not in facts["command"]
+
+
+def test_two_builds_have_the_same_bytes_wherever_the_library_lies(trt: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        copied = tmp_path / name / LIBRARY
+        copied.write_bytes(library().read_bytes())
+        build(onnx_file(), tmp_path / name / "m.nrd", builder="tensorrt", decode="plugin", plugin=copied)
+    first, second = (content(tmp_path / name / "m.nrd") for name in ("a", "b"))
+    assert first == second
+
+
+def test_plan_that_can_run_here_is_validated_with_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host(monkeypatch)
+    seen: list[Any] = []
+
+    def stand_in(plan: bytes, built: Any, rebuild: str, **options: Any) -> OrtRunner:
+        seen.append((built["name"], rebuild, options["plugin"].path, options["mask_encoding"]))
+        return OrtRunner(onnx_file(), threads=1)
+
+    monkeypatch.setattr(build_module, "plan_runner", stand_in)
+    target = tmp_path / "a.nrd"
+    build(onnx_file(), target, builder="tensorrt", decode="plugin", plugin=library(), precision="fp32")
+    command = f"nrd-trt build {target} -o {target} --builder tensorrt --decode plugin --force"
+    assert seen == [("tensorrt", command, library(), "uint8")]
+
+
+# --- rebuilding from a bundle
+
+
+@pytest.mark.parametrize(("decode", "expected"), [("auto", "plugin"), ("plugin", "plugin"), ("onnx", "onnx")])
+@pytest.mark.parametrize("source", ["plugin", "onnx"])
+def test_rebuilding_honours_the_option(
+    source: str, decode: str, expected: str, planned: Path, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(library()))
+    start = planned if source == "plugin" else bundle("fp16")
+    facts = build(start, tmp_path / "b.nrd", builder="tensorrt", decode=decode)
+    assert (facts["decode"], facts["plugin"] is not None) == (expected, expected == "plugin")
+    assert f" --decode {expected} " in facts["command"]
+    for name in (ONNX_FILE, REFERENCE_FILE):
+        assert (tmp_path / "b.nrd" / name).read_bytes() == (start / name).read_bytes()

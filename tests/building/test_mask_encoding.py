@@ -1,0 +1,131 @@
+"""A bundle whose graph packs four pixels of the mask in one int32 is used like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from nrd_trt import open_bundle
+from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
+from nrd_trt.building.request import FormRequest
+from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
+from nrd_trt.errors import ConfigError
+from nrd_trt.inspection.inspect import inspect_path
+from nrd_trt.runtime import select
+from nrd_trt.runtime.select import make_runner
+from nrd_trt.validation.evaluate import EvaluateRequest, evaluate
+from nrd_trt.validation.validate import ValidateRequest, validate_bundle
+from tests.artefacts import SIZE, build, checkpoint, workspace
+from tests.building.plugin_machine import hide_libraries, host, install
+from tests.building.test_build import needs_rtx, scenes
+from tests.helpers import byte_images
+from tests.plugin_library import library, needs_compiler
+
+
+def made(encoding: Any, name: str, **changes: Any) -> Path:
+    """Build a bundle of the trained checkpoint with a mask encoding."""
+    target = workspace() / name
+    form = FormRequest(size=SIZE, mask_encoding=encoding, output=changes.pop("output", None))
+    build(checkpoint(), target, form=form, **{"precision": "fp32", "min_agreement": None, **changes})
+    return target
+
+
+@pytest.fixture(scope="module")
+def plain() -> Path:
+    return made(None, "encoding_plain.nrd")
+
+
+@pytest.fixture(scope="module")
+def packed() -> Path:
+    return made("u8x4", "encoding_packed.nrd")
+
+
+def test_build_records_and_proves_it(packed: Path, plain: Path) -> None:
+    facts, usual = read_bundle(packed).facts, read_bundle(plain).facts
+    assert (facts["model"]["mask_encoding"], usual["model"]["mask_encoding"]) == ("u8x4", "uint8")
+    assert " --mask-encoding u8x4 " in facts["command"] and "--mask-encoding" not in usual["command"]
+    assert facts["passed"] and facts["parity"]["agreement"] >= 0.9999
+    assert facts["validation"]["pixel_agreement"] == usual["validation"]["pixel_agreement"]
+    (output,) = onnx.load(packed / ONNX_FILE).graph.output
+    assert (output.name, output.type.tensor_type.elem_type) == ("mask", onnx.TensorProto.INT32)
+    references = [read_bundle(path).references() for path in (packed, plain)]
+    np.testing.assert_array_equal(references[0].masks, references[1].masks)
+
+
+def test_predictions_are_equal(packed: Path, plain: Path) -> None:
+    image = byte_images(5, 1, 50, 70)[0]
+    masks = []
+    for path in (packed, plain):
+        with open_bundle(path, runner="onnxruntime", threads=1) as predictor:
+            masks.append(predictor.predict(image))
+    assert masks[0].dtype == np.uint8 and len(np.unique(masks[0])) > 1
+    np.testing.assert_array_equal(masks[0], masks[1])
+
+
+def test_verbs_give_the_figures_of_the_plain_bundle(packed: Path, plain: Path, tmp_path: Path) -> None:
+    data = scenes(tmp_path / "data", 2, labels=True)
+    verdicts, figures = [], []
+    for path in (packed, plain):
+        verdicts.append(validate_bundle(ValidateRequest(bundle=path, threads=1, progress=False)).to_dict())
+        request = EvaluateRequest(target=path, data=data, runner="onnxruntime", threads=1, progress=False)
+        figures.append(evaluate(request).to_dict())
+    assert verdicts[0] == verdicts[1] and verdicts[0]["passed"]
+    assert figures[0] == figures[1] and figures[0]["miou"] is not None
+    (row,) = benchmark_targets(BenchmarkRequest(targets=[packed], runner="onnxruntime", runs=2, warmup=1, threads=1))
+    assert row["latency_ms"]["p50"] > 0
+
+
+def test_inspect_tells(packed: Path) -> None:
+    found = inspect_path(packed)
+    assert found["onnx"]["metadata"]["mask_encoding"] == "u8x4"
+    assert found["onnx"]["outputs"] == [{"name": "mask", "dtype": "int32", "shape": [1, 64, 24]}]
+
+
+@pytest.mark.parametrize("builder", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
+@pytest.mark.parametrize("output", ["mask", "both"])
+def test_rebuilt_from_the_bundle_and_built_with_both_outputs(output: str, builder: str, tmp_path: Path) -> None:
+    first = workspace() / f"encoding_{output}.nrd"
+    if not first.exists():
+        made("u8x4", first.name, output=output, precision="fp16", min_agreement=0.9)
+    facts = build(first, tmp_path / "b.nrd", builder=builder)
+    assert facts["model"]["mask_encoding"] == "u8x4" and facts["model"]["output"] == output
+    assert facts["validation"]["pixel_agreement"] >= 0.9
+    assert ("model.plan" in facts["files"]) == (builder != "onnxruntime")
+    assert facts["decode"] == "onnx"
+
+
+def test_logits_alone_have_no_mask_to_pack() -> None:
+    with pytest.raises(ConfigError, match=r"--mask-encoding u8x4: expected --output mask or both, got logits"):
+        FormRequest(mask_encoding="u8x4", output="logits")
+
+
+@pytest.mark.parametrize("kind", ["bundle", "ONNX file"])
+def test_encoding_of_a_file_is_fixed(kind: str, packed: Path, tmp_path: Path) -> None:
+    source = packed if kind == "bundle" else packed / ONNX_FILE
+    with pytest.raises(ConfigError, match=r"^--mask-encoding: fixed in an? " + kind):
+        build(source, tmp_path / "a.nrd", form=FormRequest(mask_encoding="uint8"))
+
+
+@needs_compiler
+def test_plan_with_the_plugin_is_unpacked_too(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan does not tell how its mask is encoded; the bundle does."""
+    hide_libraries(monkeypatch, tmp_path)
+    install(monkeypatch)
+    facts = build(packed, tmp_path / "a.nrd", builder="tensorrt", decode="plugin", plugin=library())
+    assert facts["plugin"]["mask_encoding"] == "u8x4"
+    host(monkeypatch)
+    seen: list[dict[str, Any]] = []
+    plan_runner = select.plan_runner
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append(options)
+        return plan_runner(*arguments, **options)
+
+    monkeypatch.setattr(select, "plan_runner", watched)
+    runner = make_runner(read_bundle(tmp_path / "a.nrd"), "tensorrt", plugin=library())
+    assert runner.mask_encoding == "u8x4"
+    assert [options["mask_encoding"] for options in seen] == ["u8x4"]

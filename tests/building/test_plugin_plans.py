@@ -1,0 +1,242 @@
+"""Plans that need the plugin library: how they are opened, by every verb, and what is said where they are not.
+
+Enterprise TensorRT, its GPU and the code in the library are doubles; files and ONNX Runtime are real.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nrd_trt import open_bundle
+from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
+from nrd_trt.decode.function import MASK_OP
+from nrd_trt.engine.bundle import PLAN_FILE, read_bundle
+from nrd_trt.engine.plugins import LIBRARY, VARIABLE
+from nrd_trt.errors import ConfigError, PluginError, RunnerError
+from nrd_trt.inspection import inspect as inspect_module
+from nrd_trt.inspection import plan_summary
+from nrd_trt.inspection.inspect import inspect_path
+from nrd_trt.runtime import select
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.runtime.select import make_runner
+from nrd_trt.runtime.trt_runner import TrtRunner
+from nrd_trt.validation.evaluate import EvaluateRequest, evaluate
+from nrd_trt.validation.validate import ValidateRequest, validate_bundle
+from tests.artefacts import bundle, checkpoint, onnx_file
+from tests.building.plugin_machine import ORIN, build_with_plugin, hide_libraries, host
+from tests.building.test_build import scenes
+from tests.helpers import byte_images
+from tests.plugin_library import library, needs_compiler
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(autouse=True)
+def _nothing_lies_about(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    hide_libraries(monkeypatch, tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that was built with the plugin on an Orin; do not change it."""
+    return build_with_plugin(tmp_path_factory.mktemp("planned") / "planned.nrd")
+
+
+# --- opening a plan with the plugin
+
+
+@pytest.mark.parametrize("runner", ["auto", "tensorrt"])
+@pytest.mark.parametrize("how", ["argument", "variable"])
+def test_library_is_loaded_before_the_plan(
+    how: str, runner: str, planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = host(monkeypatch)
+    if how == "variable":
+        monkeypatch.setenv(VARIABLE, str(library()))
+    made = make_runner(read_bundle(planned), runner, plugin=library() if how == "argument" else None)
+    assert type(made) is TrtRunner
+    assert module.registry.loaded == []  # constructors are cheap
+    for _ in range(2):
+        with made:  # the double's runtime refuses the plan where the creator is not registered
+            assert module.registry.loaded == [str(library())]
+
+
+def test_double_refuses_the_plan_without_the_library(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host(monkeypatch)
+    made = make_runner(read_bundle(planned), "tensorrt", plugin=library())
+    made._plugin = None  # type: ignore[attr-defined]
+    with pytest.raises(RunnerError, match="Cannot find plugin: NrdPatchDecodeMask"):
+        made.__enter__()
+
+
+OTHER = [
+    (2, None, r"built with another plugin library: expected SHA-256 .*kernel_revision: 1, found 2"),
+    (1, replace(ORIN, compute_capability="8.7", driver="11.4"), "CUDA 11.4 or older"),
+]
+
+
+@pytest.mark.parametrize(("revision", "device", "words"), OTHER)
+@pytest.mark.parametrize("runner", ["auto", "tensorrt"])
+def test_another_library_is_refused_with_what_to_do(
+    runner: str, revision: int, device: Any, words: str, planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = host(monkeypatch, device or ORIN)
+    with pytest.raises(PluginError, match=words) as caught:
+        make_runner(read_bundle(planned), runner, plugin=library(revision))
+    if revision == 2:
+        command = f"nrd-trt build {planned} -o {planned} --builder tensorrt --decode plugin --force"
+        assert str(caught.value).endswith(f"rebuild with: {command}")
+    assert module.registry.loaded == []
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_auto_takes_onnx_runtime_and_says_so(named: bool, planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host(monkeypatch)
+    if named:
+        monkeypatch.setenv(VARIABLE, str(library(2)))
+    why = "built with another plugin library" if named else "no plugin library was found"
+    with pytest.warns(UserWarning, match=f"the plan is not run, ONNX Runtime takes its place: .*{why}"):
+        assert type(make_runner(read_bundle(planned), "auto")) is OrtRunner
+    with pytest.raises(PluginError, match=why):
+        make_runner(read_bundle(planned), "tensorrt")
+
+
+def test_host_that_differs_says_how_to_rebuild_with_the_plugin(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host(monkeypatch, replace(ORIN, compute_capability="8.9"))
+    with pytest.raises(RunnerError, match=r"built for 8\.7, this is 8\.9.*--builder tensorrt --decode plugin --force"):
+        make_runner(read_bundle(planned), "tensorrt", plugin=library())
+
+
+def test_onnx_runtime_needs_no_library(planned: Path) -> None:
+    with open_bundle(planned, runner="onnxruntime") as predictor:
+        assert predictor.predict(byte_images(1, 1, 64, 96)[0]).shape == (64, 96)
+
+
+# --- the option on the other verbs
+
+
+def use(verb: str, path: Path, folder: Path, plugin: Path | None) -> Any:
+    """Call a verb on a bundle, by the plan."""
+    if verb == "predict":
+        return open_bundle(path, runner="tensorrt", plugin=plugin)
+    if verb == "validate":
+        return validate_bundle(ValidateRequest(bundle=path, runner="tensorrt", plugin=plugin, progress=False))
+    if verb == "benchmark":
+        return benchmark_targets(BenchmarkRequest(targets=[path], runner="tensorrt", plugin=plugin, runs=1, warmup=0))
+    request = EvaluateRequest(target=path, data=folder, runner="tensorrt", plugin=plugin, progress=False)
+    return evaluate(request)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scenes(tmp_path_factory.mktemp("data") / "data", 1, labels=True)
+
+
+VERBS = ["predict", "validate", "benchmark", "evaluate"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_hand_the_library_on(verb: str, planned: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host(monkeypatch)
+    seen: list[Any] = []
+
+    class Stop(Exception):
+        pass
+
+    def plan_runner(plan: Any, built: Any, rebuild: str, **options: Any) -> Any:
+        seen.append(options)
+        raise Stop
+
+    monkeypatch.setattr(select, "plan_runner", plan_runner)
+    with pytest.raises(Stop):
+        use(verb, planned, labelled, library())
+    assert [(options["plugin"].path, options["mask_encoding"]) for options in seen] == [(library(), "uint8")]
+    with pytest.raises(PluginError, match="another plugin library"):
+        use(verb, planned, labelled, library(2))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_library_for_a_plan_that_needs_none_is_refused(verb: str, labelled: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--plugin .*expected a bundle whose plan needs it"):
+        use(verb, bundle(), labelled, library())
+
+
+def test_library_is_not_ignored_in_silence(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"expected a bundle whose plan needs it and is run.*--runner onnxruntime"):
+        make_runner(read_bundle(planned), "onnxruntime", plugin=library())
+    host(monkeypatch, device=None)
+    with pytest.warns(UserWarning, match="is not used: this machine cannot run the plan"):
+        assert type(make_runner(read_bundle(planned), "auto", plugin=library())) is OrtRunner
+
+
+def test_library_for_a_checkpoint_is_refused(labelled: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--plugin: .* is a checkpoint, which needs none"):
+        evaluate(EvaluateRequest(target=checkpoint(), data=labelled, plugin=library()))
+    with pytest.raises(ConfigError, match=r"^--plugin .*: expected a bundle whose plan needs it, got none"):
+        benchmark_targets(BenchmarkRequest(targets=[checkpoint()], plugin=library(), size_hw=(64, 96)))
+
+
+# --- inspect
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = host(monkeypatch)
+    monkeypatch.setattr(plan_summary, "has_gpu", lambda: True)
+    monkeypatch.setattr(inspect_module, "has_gpu", lambda: True)
+    layers = [{"Name": f"decode_head/{MASK_OP}", "LayerType": "PluginV3", "Outputs": []}]
+    monkeypatch.setattr(
+        "nrd_trt.engine.loading.LoadedEngine.layer_information", lambda self: json.dumps({"Layers": layers})
+    )
+    return module
+
+
+def test_inspect_shows_the_facts_and_opens_the_plan(planned: Path, with_gpu: Any) -> None:
+    found = inspect_path(planned, plugin=library())
+    assert found["plugin"] == read_bundle(planned).facts["plugin"]
+    assert found["plan"]["opened"] is True
+    assert with_gpu.registry.loaded == [str(library())]
+
+
+@pytest.mark.parametrize("name", ["planned.nrd", PLAN_FILE])
+def test_inspect_without_the_library_tells_the_rest(name: str, planned: Path, with_gpu: Any) -> None:
+    found = inspect_path(planned if name != PLAN_FILE else planned / PLAN_FILE)
+    assert found["plan"]["opened"] is False
+    assert "no plugin library was found" in found["plan"]["why_not"]
+    assert found["plugin"]["file"] == LIBRARY and found["layers_from"] == "build"
+
+
+def test_inspect_with_another_library_is_an_error(planned: Path, with_gpu: Any) -> None:
+    with pytest.raises(PluginError, match="another plugin library"):
+        inspect_path(planned, plugin=library(2))
+
+
+def test_inspect_without_a_gpu_holds_the_library_against_the_record(
+    planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
+    monkeypatch.setattr(inspect_module, "has_gpu", lambda: False)
+    assert inspect_path(planned, plugin=library())["plan"]["opened"] is False
+    with pytest.raises(PluginError, match="another plugin library"):
+        inspect_path(planned, plugin=library(2))
+
+
+def test_inspect_of_a_plan_alone(planned: Path, with_gpu: Any, tmp_path: Path) -> None:
+    path = tmp_path / "alone.plan"
+    path.write_bytes((planned / PLAN_FILE).read_bytes())
+    found = inspect_path(path)
+    assert found["plugin"] is None and "Cannot find plugin" in found["plan"]["why_not"]
+    found = inspect_path(path, plugin=library())
+    assert found["plugin"] == {"layers": [f"decode_head/{MASK_OP}"]}
+    assert found["plan"]["opened"] is True
+
+
+def test_inspect_refuses_a_library_that_nothing_needs() -> None:
+    for path in (bundle(), onnx_file()):
+        with pytest.raises(ConfigError, match=r"^--plugin .*leave"):
+            inspect_path(path, plugin=library())

@@ -1,0 +1,236 @@
+"""The exported file: parity with PyTorch, names, sizes, and bytes that depend on nothing but the model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from nrd_trt.errors import ExportError, ShapeError
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.files import sha256_bytes
+from nrd_trt.graph.metadata import GraphFacts, read_facts, write_facts
+from nrd_trt.graph.tensors import copy_model
+from nrd_trt.model.network import Segmentor
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.runtime.torch_runner import TorchRunner
+from nrd_trt.specs import InputForm, InputShape
+from tests.conftest import REPOSITORY
+from tests.helpers import (
+    DYNAMIC,
+    SHAPES,
+    STATIC,
+    agreement,
+    cached_model,
+    cached_small_model,
+    exported,
+    feed,
+    small_export,
+    small_model,
+)  # fmt: skip
+
+FORMS: tuple[InputForm, ...] = ("uint8", "float")
+LOGITS = 1e-3
+"""Of their spread: batch norms are folded and sums run in another order. MobileNetV2 shows 4e-4, ResNets 1e-5."""
+
+
+def compare(model: Segmentor, graph: onnx.ModelProto, image: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Return the agreement of the masks, and the largest difference of the logits over their spread."""
+    form = read_facts(graph).input_form
+    with TorchRunner(model, form) as reference, OrtRunner(graph, threads=1) as runner:
+        expected, got = reference.infer(image), runner.infer(image)
+    assert len(np.unique(expected["mask"])) > 1  # one class everywhere would agree with anything of one class
+    difference = np.abs(got["logits"] - expected["logits"]).max() / expected["logits"].std()
+    return agreement(got["mask"], expected["mask"]), float(difference)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "classes", "form"),
+    [
+        ("resnetv1c18", 19, "uint8"),
+        ("resnetv1c18", 150, "float"),
+        ("mobilenetv2", 19, "float"),
+        ("mobilenetv2", 150, "uint8"),
+        ("resnetv1c50", 19, "uint8"),
+        ("resnetv1c50", 150, "float"),
+    ],
+)
+def test_parity_with_torch(encoder: str, classes: int, form: InputForm) -> None:
+    graph = exported(encoder, classes, form)
+    share, difference = compare(cached_model(encoder, classes), graph, feed(form, 1, 128, 256))
+    assert share >= 0.9999
+    assert difference <= LOGITS
+
+
+@pytest.mark.parametrize("changes", [{"head": "nrd_no_aspp"}, {"dilations": (1, 2, 3, 4)}, {"hidden": 8}], ids=str)
+def test_parity_of_variants(changes: dict[str, Any]) -> None:
+    model = small_model(**changes)
+    graph = export_onnx(model, ExportOptions(shape=STATIC, input_form="float"))
+    share, difference = compare(model, graph, feed("float", 1, 128, 256))
+    assert share >= 0.9999
+    assert difference <= LOGITS
+
+
+BASELINES: dict[str, dict[str, Any]] = {
+    "deeplabv3plus": {"head": "deeplabv3plus"},
+    "bilinear": {"head": "bilinear"},
+    "deeplabv3-d8": {"head": "deeplabv3", "output_stride": 8, "dilations": (1, 12, 24, 36)},
+    "deeplabv3plus-d8": {"head": "deeplabv3plus", "output_stride": 8, "dilations": (1, 12, 24, 36)},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("changes", BASELINES.values(), ids=BASELINES)
+def test_parity_of_baselines(changes: dict[str, Any], shape: str) -> None:
+    model = small_model(**changes)
+    graph = export_onnx(model, ExportOptions(shape=SHAPES[shape], input_form="uint8"))
+    facts = read_facts(graph)
+    assert facts.decode is None and facts.head == changes["head"] and facts.upsample == model.config.upsample
+    assert not graph.functions and {node.domain for node in graph.graph.node} == {""}
+    for size_hw in ((128, 256),) if shape == "static" else ((128, 256), (64, 320)):
+        share, difference = compare(model, graph, feed("uint8", 1, *size_hw))
+        assert share >= 0.9999
+        assert difference <= LOGITS
+
+
+def test_baseline_masks_enlarge_like_torch_and_take_the_lowest_index_of_a_tie() -> None:
+    model = small_model(head="bilinear")
+    model.decode_head.conv_seg.weight.data[5] = model.decode_head.conv_seg.weight.data[2]
+    model.decode_head.conv_seg.bias.data[[2, 5]] = 1e3  # both classes always win, by exactly the same logits
+    graph = export_onnx(model, ExportOptions(shape=STATIC, input_form="uint8"))
+    with OrtRunner(graph, threads=1) as runner:
+        assert (runner.infer(feed("uint8", 1, 128, 256))["mask"] == 2).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [(1, 64, 64), (2, 128, 256), (3, 96, 320), (1, 256, 64)], ids=str)
+def test_dynamic_sizes_and_batches(form: InputForm, size: tuple[int, int, int]) -> None:
+    share, difference = compare(cached_small_model(), small_export(form, "dynamic"), feed(form, *size))
+    assert share >= 0.9999
+    assert difference <= LOGITS
+
+
+def test_static_batch() -> None:
+    model = cached_small_model()
+    graph = export_onnx(model, ExportOptions(shape=InputShape.static((64, 96), batch=2), input_form="float"))
+    assert compare(model, graph, feed("float", 2, 64, 96))[0] >= 0.9999
+    with OrtRunner(graph, threads=1) as runner, pytest.raises(ShapeError, match="expected float32 2×3×64×96"):
+        runner.infer(feed("float", 1, 64, 96))
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "image", "mask", "logits"),
+    [
+        ("uint8", "static", [1, 128, 256, 3], [1, 128, 256], [1, 11, 32, 64]),
+        ("float", "static", [1, 3, 128, 256], [1, 128, 256], [1, 11, 32, 64]),
+        ("uint8", "dynamic", ["batch", "height", "width", 3], ["batch", "height", "width"], None),
+        ("float", "dynamic", ["batch", 3, "height", "width"], ["batch", "height", "width"], None),
+    ],
+)
+def test_names_and_types(form: InputForm, shape: str, image: list[Any], mask: list[Any], logits: Any) -> None:
+    graph = small_export(form, shape).graph
+
+    def described(entries: Any) -> list[tuple[str, int, list[Any]]]:
+        return [
+            (e.name, e.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in e.type.tensor_type.shape.dim])
+            for e in entries
+        ]
+
+    logits = logits or ["batch", 11, "height*1//4", "width*1//4"]
+    kind = TensorProto.UINT8 if form == "uint8" else TensorProto.FLOAT
+    assert described(graph.input) == [("image", kind, image)]
+    assert described(graph.output) == [("mask", TensorProto.UINT8, mask), ("logits", TensorProto.FLOAT, logits)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_file_is_valid_and_of_a_supported_opset(form: InputForm, shape: str) -> None:
+    model = small_export(form, shape)
+    onnx.checker.check_model(model, full_check=True)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    assert opsets[""] >= 19
+    assert opsets["nrd"] == 1
+    assert {entry.name for entry in model.functions} == {"NrdPatchDecode", "NrdPatchDecodeMask"}
+
+
+_EXPORT_AGAIN = """
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.files import sha256_bytes
+from tests.helpers import SHAPES, small_model
+for shape in SHAPES.values():
+    print(sha256_bytes(export_onnx(small_model(), ExportOptions(shape=shape)).SerializeToString()))
+"""
+
+
+def test_equal_bytes_from_another_process() -> None:
+    """Another process has another hash seed and other addresses."""
+    again = subprocess.run(
+        [sys.executable, "-c", _EXPORT_AGAIN], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert again == [sha256_bytes(small_export("uint8", shape).SerializeToString()) for shape in SHAPES]
+
+
+def test_equal_bytes_and_untouched_model() -> None:
+    model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    options = ExportOptions(shape=STATIC)
+    first = export_onnx(model, options).SerializeToString()
+    assert export_onnx(model, options).SerializeToString() == first
+    assert all(bool((before[name] == tensor).all()) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_path_and_no_trace_of_this_machine(shape: str) -> None:
+    model = copy_model(small_export("uint8", shape))
+    for tensor in model.graph.initializer:
+        assert not tensor.doc_string
+        assert tensor.data_location == TensorProto.DEFAULT
+        tensor.raw_data = b""  # any short word may stand in numbers
+    content = model.SerializeToString()
+    for word in (str(REPOSITORY), sys.prefix, "site-packages", ".py", 'File "', "stack_trace", "pkg.torch", "torch"):
+        assert word.encode() not in content, word
+
+
+def test_metadata_round_trip() -> None:
+    model = small_model(info={"channel_order": "bgr", "ignore_index": 11, "size_hw": (64, 96)})
+    facts = read_facts(export_onnx(model, ExportOptions(shape=DYNAMIC), checkpoint_sha256="ab" * 32))
+    assert facts == GraphFacts(
+        info=model.info, decode=model.config.decode, shape=DYNAMIC, input_form="uint8", output="both",
+        encoder="mobilenetv2", head="nrd", checkpoint_sha256="ab" * 32,
+    )  # fmt: skip
+    bare = onnx.ModelProto()
+    write_facts(bare, facts)
+    assert read_facts(bare) == facts
+
+
+@pytest.mark.parametrize("key", [None, "nrd_trt.decode", "nrd_trt.info"])
+def test_foreign_metadata_is_refused(key: str | None) -> None:
+    model = onnx.ModelProto()
+    if key is not None:
+        write_facts(model, read_facts(small_export()))
+        next(entry for entry in model.metadata_props if entry.key == key).value = '{"x": 1}'
+    with pytest.raises(ExportError, match=r"does not carry this toolkit's metadata.*nrd-trt export"):
+        read_facts(model)
+
+
+def test_nodes_are_named_after_modules_and_once_only() -> None:
+    graph = small_export().graph
+    names = [node.name for node in graph.node]
+    assert len(set(names)) == len(names)
+    modules = dict(cached_small_model().named_modules())
+    convolutions = [node.name.split("/") for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) > 50
+    assert all(kind == "Conv" and scope in modules for scope, kind in convolutions)
+    outputs = [name for node in graph.node for name in node.output]
+    assert len(set(outputs)) == len(outputs)
+
+
+def test_batch_norm_is_folded() -> None:
+    kinds = {node.op_type for node in small_export().graph.node}
+    assert "BatchNormalization" not in kinds
+    assert not any(".bn" in tensor.name or "cat_norm" in tensor.name for tensor in small_export().graph.initializer)

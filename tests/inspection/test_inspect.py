@@ -1,0 +1,359 @@
+"""`nrd-trt inspect` on ONNX files, bundles and plans, good and bad."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+from nrd_trt.cli.main import app
+from nrd_trt.engine import compat
+from nrd_trt.engine.bundle import FACTS_FILE, ONNX_FILE, PLAN_FILE, read_bundle
+from nrd_trt.errors import RunnerError
+from nrd_trt.files import sha256_file
+from nrd_trt.graph.metadata import read_facts, write_facts
+from nrd_trt.inspection import plan_summary
+from nrd_trt.inspection.inspect import inspect_path
+from nrd_trt.inspection.plan_summary import OpenedPlan, inspector_layers, open_plan, read_header
+from nrd_trt.specs import TensorSpec
+from tests.artefacts import SIZE_HW, bundle, copy_of, onnx_file, rewrite_facts, run_process
+from tests.helpers import DYNAMIC
+
+KEYS = {
+    "kind", "path", "bytes", "sha256", "layers", "layers_from", "types", "formats", "profiles", "precision", "plugin",
+    "onnx", "plan", "bundle",
+}  # fmt: skip
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed: pip install nrd-trt[rtx]"
+)
+WEIGHT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def invoke(*arguments: object) -> Any:
+    """Run the verb in this process."""
+    return CliRunner().invoke(app, ["inspect", *map(str, arguments)])
+
+
+def shown(*arguments: object) -> dict[str, Any]:
+    """Return the JSON object of a call that must succeed."""
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert found.keys() == KEYS
+    return found
+
+
+def rtx_bundle() -> Path:
+    return bundle("fp16", "tensorrt-rtx")
+
+
+# --- ONNX files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_onnx_file_of_each_precision(precision: str, tmp_path: Path) -> None:
+    path = Path(shutil.copy(bundle(precision) / ONNX_FILE, tmp_path / "m.onnx"))
+    model, found = onnx.load(path), shown(path)
+    assert (found["kind"], found["bytes"], found["sha256"]) == ("onnx", path.stat().st_size, sha256_file(path))
+    summary = found["onnx"]
+    assert summary["opset"]["ai.onnx"] == model.opset_import[0].version
+    assert summary["inputs"] == [{"name": "image", "dtype": "uint8", "shape": [1, *SIZE_HW, 3]}]
+    assert summary["outputs"] == [{"name": "mask", "dtype": "uint8", "shape": [1, *SIZE_HW]}]
+    assert summary["nodes"]["total"] == len(found["layers"]) == len(model.graph.node)
+    assert summary["nodes"]["by_op"]["Conv"] == sum(node.op_type == "Conv" for node in model.graph.node)
+    convolutions = {layer["type"] for layer in found["layers"] if layer["kind"] == "Conv"}
+    assert WEIGHT_TYPES[precision] in convolutions
+    assert "unknown" not in found["types"]
+    weights = summary["weights"][WEIGHT_TYPES[precision]]
+    assert weights["bytes"] == weights["elements"] * (4 if precision == "fp32" else 2)
+    assert weights["elements"] > 1_000_000
+    assert found["precision"]["asked"] == precision
+    assert summary["metadata"] == json.loads(json.dumps(read_facts(model).to_dict()))
+    assert found["profiles"] == [{"image": {which: [1, *SIZE_HW, 3] for which in ("min", "opt", "max")}}]
+
+
+def test_functions_and_plugin_nodes(tmp_path: Path) -> None:
+    summary = shown(onnx_file())["onnx"]
+    ((name, domain),) = {(function["name"], function["domain"]) for function in summary["functions"]}
+    (node,) = summary["plugin_nodes"]
+    assert (node["op"], node["domain"]) == (name, domain)
+    assert (node["attributes"]["num_classes"], node["attributes"]["plugin_namespace"]) == (11, "nrd")
+    assert len(node["attributes"]["x_table"]) == node["attributes"]["patch"]
+
+
+def test_dynamic_onnx_file(tmp_path: Path) -> None:
+    path, model = tmp_path / "m.onnx", onnx.load(onnx_file())
+    write_facts(model, replace(read_facts(model), shape=DYNAMIC))
+    for index, name in enumerate(("batch", "height", "width")):
+        model.graph.input[0].type.tensor_type.shape.dim[index].dim_param = name
+    onnx.save(model, path)
+    found = shown(path)
+    sizes = {"min": [1, 64, 64, 3], "opt": [2, 128, 256, 3], "max": [3, 256, 320, 3]}
+    assert found["profiles"] == [{"image": sizes}]
+    assert found["onnx"]["inputs"][0]["shape"] == ["batch", "height", "width", 3]
+    assert "image 1×64×64×3 to 3×256×320×3, best at 2×128×256×3" in invoke(path).stdout
+
+
+def test_onnx_file_of_another_tool(tmp_path: Path) -> None:
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", info[:1], info[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.save(model, tmp_path / "m.onnx")
+    found = shown(tmp_path / "m.onnx")
+    assert (found["onnx"]["metadata"], found["profiles"], found["types"]) == (None, None, {"float32": 1})
+    assert "another tool wrote this file" in invoke(tmp_path / "m.onnx").stdout
+
+
+# --- bundles ---------------------------------------------------------------------------------------------------------
+
+
+def test_bundle_without_a_plan() -> None:
+    path = bundle("fp16")
+    found, facts = shown(path), read_bundle(path).facts
+    assert (found["kind"], found["plan"], found["layers_from"]) == ("bundle", None, "onnx")
+    assert found["bundle"]["files"] == facts["files"]
+    assert found["bundle"]["sizes"] == {name: (path / name).stat().st_size for name in facts["files"]}
+    assert found["bundle"]["validation"] == facts["validation"]
+    assert found["precision"]["asked"] == "fp16"
+    assert "layers" not in found["bundle"]["precision"]
+    text = invoke(path).stdout
+    for part in ("ONNX Runtime: no plan", facts["command"].split()[2], "passed", "every hash", "Bicyclist", "float16"):
+        assert part in text
+
+
+@needs_rtx
+def test_bundle_with_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
+    path = rtx_bundle()
+    found, facts = shown(path), read_bundle(path).facts
+    assert found["layers"] == facts["precision"]["layers"]
+    assert (found["layers_from"], found["types"]["half"]) == ("build", facts["precision"]["found"]["half"])
+    plan = found["plan"]
+    assert (plan["flavour"], plan["opened"], plan["inputs"]) == ("tensorrt-rtx", False, None)
+    assert plan["version"] == facts["builder"]["version"] == importlib.metadata.version("tensorrt-rtx-cu13")
+    assert "no NVIDIA GPU" in plan["why_not"]
+    text = invoke(path).stdout
+    assert "before it fused layers" in text
+    assert "convolution" in text
+    assert facts["precision"]["layers"][0]["name"] not in text.splitlines()[-1]
+
+
+@needs_rtx
+def test_plan_inside_its_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
+    path = rtx_bundle() / PLAN_FILE
+    found = shown(path)
+    assert (found["kind"], found["path"], found["sha256"]) == ("plan", str(path), sha256_file(path))
+    assert found["bytes"] == path.stat().st_size
+    assert found["bundle"]["command"] == read_bundle(path.parent).facts["command"]
+
+
+@needs_rtx
+def test_plan_without_its_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
+    path = Path(shutil.copy(rtx_bundle() / PLAN_FILE, tmp_path / "other.engine"))
+    found = shown(path)
+    assert (found["kind"], found["bundle"], found["onnx"], found["layers"]) == ("plan", None, None, None)
+    assert (found["sha256"], found["bytes"]) == (sha256_file(path), path.stat().st_size)
+    text = invoke(path).stdout
+    assert sha256_file(path) in text
+    assert "give the bundle folder" in text
+
+
+@needs_rtx
+@pytest.mark.parametrize("layers", [False, True])
+def test_tables_fit_100_columns(layers: bool) -> None:
+    path = rtx_bundle()
+    done = run_process("inspect", path, *(["--layers"] if layers else []), COLUMNS="200")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in done.stdout.splitlines()[1:] if len(line) > 100] == []
+    names = [layer["name"] for layer in read_bundle(path).facts["precision"]["layers"]]
+    assert all(name in done.stdout for name in names) == layers
+
+
+# --- opening a plan --------------------------------------------------------------------------------------------------
+
+INSPECTED_10 = {
+    "Layers": [
+        {
+            "Name": "conv0",
+            "LayerType": "CaskConvolution",
+            "Outputs": [{"Name": "a", "Dimensions": [1, 8, 4, 4], "Format/Datatype": "Channel major FP16 format"}],
+        },
+        "reformat",
+    ],
+    "Bindings": ["image", "mask"],
+}
+INSPECTED_11 = {
+    "Layers": [
+        {
+            "Name": "conv0",
+            "LayerType": "CaskConvolution",
+            "Outputs": [{"Name": "a", "Format": "Channel major", "Datatype": "Half"}],
+        }
+    ],
+    "I/O Tensors": ["image", "mask"],
+}
+
+
+def test_layers_of_the_inspector() -> None:
+    first, second = inspector_layers(json.dumps(INSPECTED_10))
+    assert first == {
+        "name": "conv0",
+        "kind": "CaskConvolution",
+        "type": "half",
+        "format": "Channel major FP16 format",
+    }
+    assert (second["name"], second["type"], second["format"]) == ("reformat", "unknown", "unknown")
+    (layer,) = inspector_layers(json.dumps(INSPECTED_11))
+    assert (layer["type"], layer["format"]) == ("half", "Channel major")
+    assert inspector_layers("{}") == []
+
+
+class _Engine:
+    """What `TensorRT.deserialize` returns, with layers."""
+
+    device_memory_bytes = 5 << 20
+    closed = False
+
+    def __init__(self) -> None:
+        self.inputs = {"image": TensorSpec(name="image", dtype=np.dtype("uint8"), shape=(None, 64, 96, 3))}
+        self.outputs = {"mask": TensorSpec(name="mask", dtype=np.dtype("uint8"), shape=(None, 64, 96))}
+
+    def profile_range(self, name: str) -> tuple[tuple[int, ...], ...]:
+        return tuple((batch, 64, 96, 3) for batch in (1, 2, 4))
+
+    def layer_information(self) -> str:
+        return json.dumps(INSPECTED_10)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def runtime_giving(monkeypatch: pytest.MonkeyPatch, deserialize: Callable[..., Any]) -> None:
+    """Put a GPU and a runtime in place."""
+    runtime = SimpleNamespace(version="1.7.1.116", deserialize=deserialize)
+    monkeypatch.setattr(plan_summary, "has_gpu", lambda: True)
+    monkeypatch.setattr(compat, "load_runtime", lambda flavour: runtime)
+
+
+@needs_rtx
+def test_opened_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _Engine()
+    runtime_giving(monkeypatch, lambda plan, **_: engine)
+    found = shown(rtx_bundle())
+    assert engine.closed
+    assert (found["layers_from"], found["types"]) == ("plan", {"half": 1, "unknown": 1})
+    assert found["formats"] == {"Channel major FP16 format": 1, "unknown": 1}
+    assert found["profiles"][0]["image"]["max"] == [4, 64, 96, 3]
+    assert found["plan"]["opened_with"] == "tensorrt-rtx 1.7.1.116"
+    text = invoke(rtx_bundle()).stdout
+    assert "of the plan, as built" in text
+    assert "scratch memory   5.0 MiB" in text
+    assert "mask uint8 ?×64×96" in text
+
+
+@needs_rtx
+def test_plan_that_the_runtime_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(plan: bytes, **_: Any) -> None:
+        raise RunnerError("it was made for another GPU; rebuild with: nrd-trt build")
+
+    runtime_giving(monkeypatch, refuse)
+    found = shown(rtx_bundle())
+    assert (found["plan"]["opened"], "another GPU" in found["plan"]["why_not"]) == (False, True)
+
+
+def test_flavour_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plan_summary, "has_gpu", lambda: True)
+    monkeypatch.setitem(compat.RUNTIMES, "tensorrt", ("nrd_no_such_module", "trt"))
+    path = tmp_path / "a.plan"
+    path.write_bytes(b"ftrt" + bytes(20) + bytes([10, 3, 0, 30]) + bytes(100))
+    opened = open_plan(path, "tensorrt", rebuild="nrd-trt build")
+    assert isinstance(opened, str) and "pip install nrd-trt[trt]" in opened
+    assert (read_header(path).flavour, read_header(path).version) == ("tensorrt", "10.3.0.30")
+    assert not isinstance(opened, OpenedPlan)
+
+
+def test_header_of_another_form_tells_no_version(tmp_path: Path) -> None:
+    (tmp_path / "a.plan").write_bytes(b"ftrt\x01" + bytes(100))
+    assert read_header(tmp_path / "a.plan").version is None
+
+
+# --- bad inputs ------------------------------------------------------------------------------------------------------
+
+
+def damaged(name: str, folder: Path) -> Path:
+    """Make one bad input."""
+    path = folder / name
+    if name == "empty folder":
+        path.mkdir()
+    elif name.endswith(".nrd"):
+        copy_of(bundle("fp16"), path)
+        target = path / (FACTS_FILE if name == "facts.nrd" else ONNX_FILE)
+        changed = bytearray(target.read_bytes())
+        changed[len(changed) // 2] ^= 1
+        target.write_bytes(changed)
+    elif name == "half.onnx":
+        data = onnx_file().read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    elif name.startswith("empty"):
+        path.touch()
+    elif name == "short.plan":
+        path.write_bytes(b"vtrt" + bytes(10))
+    elif name.startswith("text"):
+        path.write_text("hello, I am a text\n" * 10)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "parts"),
+    [
+        ("absent.nrd ", "ConfigError", ["expected a bundle", "found none", "check the path"]),
+        ("facts.nrd", "BundleError", ["bundle.json", "ebuild"]),
+        ("model.nrd", "BundleError", ["model.onnx", "expected SHA-256", "rebuild with: nrd-trt build"]),
+        ("empty folder", "BundleError", ["expected a bundle folder", "check the path"]),
+        ("text.onnx", "ExportError", ["expected an ONNX file", "export it again"]),
+        ("text", "ExportError", ["expected an ONNX file", "export it again"]),
+        ("empty.onnx", "ExportError", ["expected an ONNX file", "export it again"]),
+        ("half.onnx", "ExportError", ["expected an ONNX file", "export it again"]),
+        ("text.plan", "BundleError", ["expected a TensorRT plan", "got b'hell'", "build it again"]),
+        ("empty.engine", "BundleError", ["expected a TensorRT plan", "(0 bytes)", "build it again"]),
+        ("short.plan", "BundleError", ["expected a TensorRT plan", "(14 bytes)", "build it again"]),
+    ],
+)
+def test_bad_inputs(name: str, kind: str, parts: list[str], tmp_path: Path) -> None:
+    path = damaged(name, tmp_path)
+    result = invoke(path, "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == kind
+    assert all(part in error["message"] for part in [str(path), *parts]), error["message"]
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_facts_of_another_version(tmp_path: Path) -> None:
+    path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
+    rewrite_facts(path, precision=...)
+    result = invoke(path)
+    assert result.exit_code == 2
+    assert "'precision'" in result.stderr and "rebuild the bundle" in result.stderr
+
+
+def test_inspect_changes_nothing(tmp_path: Path) -> None:
+    path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
+    before = {entry: (entry.stat().st_mtime_ns, sha256_file(entry)) for entry in path.iterdir()}
+    inspect_path(path)
+    assert {entry: (entry.stat().st_mtime_ns, sha256_file(entry)) for entry in path.iterdir()} == before

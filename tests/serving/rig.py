@@ -1,0 +1,167 @@
+"""A run with its server, inside this process: synthetic frames, the real engine, the real pipeline, a real socket."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from fractions import Fraction
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrd_trt.data.synthetic import street_clip
+from nrd_trt.engine.bundle import read_bundle
+from nrd_trt.errors import VideoError
+from nrd_trt.machine.readings import Reading
+from nrd_trt.runtime.engine_thread import EngineThread
+from nrd_trt.runtime.select import make_runner
+from nrd_trt.serving.background import running
+from nrd_trt.serving.device import DeviceWatch
+from nrd_trt.serving.hub import Hub
+from nrd_trt.video.frames import Frame, StreamInfo
+from nrd_trt.video.gate import Gate
+from nrd_trt.video.meters import Meters
+from nrd_trt.video.overlay import OverlayStyle, Painter
+from nrd_trt.video.pipeline import Pipeline
+from nrd_trt.video.segmenter import Segmenter
+from tests.artefacts import bundle
+
+for needed in ("fastapi", "uvicorn", "prometheus_client", "av"):
+    pytest.importorskip(needed, reason=f"needs {needed}: pip install nrd-trt[serve]")
+httpx = pytest.importorskip("httpx", reason="needs httpx: pip install nrd-trt[dev]")
+
+from nrd_trt.serving.access import Access  # noqa: E402 - only where FastAPI is
+from nrd_trt.serving.app import create_app  # noqa: E402
+from nrd_trt.serving.server import bind, serving  # noqa: E402
+from nrd_trt.serving.service import Service  # noqa: E402
+from nrd_trt.serving.uploads import Limits, Uploads  # noqa: E402
+
+SIZE_HW = (96, 128)
+
+
+@cache
+def street() -> tuple[np.ndarray, ...]:
+    """A second of a drive."""
+    return tuple(scene.image for scene in street_clip(7, SIZE_HW, frames=20, fps=20))
+
+
+class Street:
+    """A source that drives the same second again and again.
+
+    Args:
+        live: Whether it says that it is.
+        count: How many frames it has; None has no end.
+
+    Attributes:
+        silent: While set, no frame comes.
+        broken: While set, the next frame cannot be read.
+    """
+
+    reconnects = 0
+
+    def __init__(self, *, live: bool = False, count: int | None = None) -> None:
+        rate = Fraction(20)
+        self.info = StreamInfo(name="street", size_hw=SIZE_HW, rate=rate, time_base=1 / rate, frames=None, live=live)
+        self.silent, self.broken = threading.Event(), threading.Event()
+        self._stopped, self._count = threading.Event(), count
+
+    def __iter__(self) -> Iterator[Frame]:
+        index = 0
+        while not self._stopped.wait(0.08) and (self._count is None or index < self._count):
+            if self.broken.is_set():
+                raise VideoError("street: expected a frame, found roadworks; take another way.")
+            if not self.silent.is_set():
+                yield Frame(index=index, rgb=street()[index % 20], pts=index, duration=1, name=f"{index:06}")
+                index += 1
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def __enter__(self) -> Street:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Instrument:
+    """A probe with steady readings."""
+
+    source = "test"
+    notes: list[str] = []  # noqa: RUF012 - that of the contract
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def read(self) -> Reading:
+        return Reading(power_w=12.5, temperature_c=51.0)
+
+    glance = read
+
+    def close(self) -> None:
+        pass
+
+
+class Rig:
+    """Serves while entered.
+
+    Args:
+        source: What the run reads.
+        token: Of the server.
+        limits: Changes to those of uploads.
+    """
+
+    def __init__(self, source: Street | None = None, *, token: str | None = None, **limits: Any) -> None:
+        self.source = source or Street()
+        self.gate, self.meters = Gate(), Meters()
+        self.hub = Hub(self.gate)
+        opened = read_bundle(bundle())
+        fit = opened.facts["fit"]
+        self.segmenter = Segmenter(EngineThread(make_runner(opened, threads=1)), opened.graph, fit)
+        self.uploads = Uploads(replace(Limits(), **limits))
+        self._token, self._stack = token, ExitStack()
+
+    @property
+    def url(self) -> str:
+        return self.service.access.url.rstrip("/")
+
+    def __enter__(self) -> Rig:
+        with ExitStack() as stack:
+            listener = stack.enter_context(bind("127.0.0.1", 0))
+            stack.enter_context(self.segmenter)
+            device = stack.enter_context(DeviceWatch(Instrument()))
+            self.service = Service(
+                hub=self.hub,
+                gate=self.gate,
+                meters=self.meters,
+                segmenter=self.segmenter,
+                device=device,
+                uploads=self.uploads,
+                access=Access(host="127.0.0.1", port=listener.getsockname()[1], token=self._token),
+                bundle="street.nrd",
+            )
+            paint = Painter(self.segmenter.info, OverlayStyle())
+            pipeline = Pipeline(
+                self.source, self.segmenter, [self.hub], paint=paint, gate=self.gate, meters=self.meters
+            )
+            stack.enter_context(running(pipeline, self.hub))
+            stack.enter_context(serving(create_app(self.service), self.hub, listener))
+            stack.enter_context(self._connected())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _connected(self) -> Any:
+        """Make the client of the tests; it waits until the server answers, as the socket listens already."""
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+        return self.http

@@ -1,0 +1,209 @@
+"""Who may ask: token, host and origin, and what every answer carries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nrd_trt.errors import ConfigError
+from tests.serving.rig import Access, Rig, bind, httpx
+from tests.serving.waiting import until
+
+TOKEN = "a long enough secret".replace(" ", "-")
+
+
+@pytest.fixture(scope="module")
+def closed() -> Iterator[Rig]:
+    """A server that asks for a token."""
+    with Rig(token=TOKEN) as rig:
+        until(lambda: rig.hub.newest)
+        yield rig
+
+
+@pytest.fixture
+def stranger(closed: Rig) -> Iterator[Any]:
+    """A client that knows no token."""
+    with httpx.Client(base_url=closed.url, trust_env=False) as http:
+        yield http
+
+
+def kind(response: Any) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["type"]
+
+
+GUARDED = ["/status", "/frame", "/stream.mjpg", "/snapshot.png", "/metrics", "/openapi.json"]
+
+
+# --- token ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", GUARDED)
+def test_without_the_token_nothing_of_the_run_is_seen(stranger: Any, path: str) -> None:
+    assert kind(stranger.get(path)) == (401, "Unauthorised")
+
+
+@pytest.mark.parametrize("path", ["/control", "/segment"])
+def test_without_the_token_nothing_is_done(closed: Rig, stranger: Any, path: str) -> None:
+    assert kind(stranger.post(path, content=b'{"action": "pause"}')) == (401, "Unauthorised")
+    assert not closed.gate.paused
+
+
+@pytest.mark.parametrize(
+    "header", ["Bearer wrong-token", "Basic x", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}"]
+)
+def test_another_token_is_refused(stranger: Any, header: str) -> None:
+    assert kind(stranger.get("/status", headers={"Authorization": header})) == (401, "Unauthorised")
+
+
+def test_the_token_opens_as_header_and_for_players_in_the_address(closed: Rig, stranger: Any) -> None:
+    assert closed.http.get("/status").status_code == 200
+    assert stranger.get("/snapshot.png", params={"token": TOKEN}).status_code == 200
+    assert "set-cookie" not in stranger.get("/snapshot.png", params={"token": TOKEN}).headers
+
+
+def test_the_page_changes_the_token_for_a_cookie(closed: Rig, stranger: Any) -> None:
+    response = stranger.get("/", params={"token": TOKEN})
+    assert (response.status_code, response.headers["location"]) == (303, "/")
+    cookie = response.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert TOKEN not in cookie  # other servers of this machine are sent it too
+    assert str(closed.service.access.port) in cookie.partition("=")[0]
+    assert stranger.get("/status").status_code == 200  # the client keeps cookies
+    assert stranger.get("/").status_code == 200
+
+
+def test_a_wrong_token_gets_the_page_that_asks_for_one_and_no_cookie(stranger: Any) -> None:
+    response = stranger.get("/", params={"token": "wrong-token"})
+    assert response.status_code == 401
+    assert "set-cookie" not in response.headers
+    assert 'id="login"' in response.text
+
+
+def test_a_made_up_cookie_is_refused(closed: Rig, stranger: Any) -> None:
+    for value in ("x", TOKEN):
+        cookies = {"Cookie": f"{closed.service.access.cookie_name}={value}"}
+        assert kind(stranger.get("/status", headers=cookies)) == (401, "Unauthorised")
+
+
+def test_what_holds_nothing_of_the_run_is_open(stranger: Any) -> None:
+    assert stranger.get("/healthz").status_code == 200
+    assert stranger.get("/assets/main.js").status_code == 200
+    assert stranger.get("/docs").status_code == 200
+
+
+# --- host and origin -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "192.168.0.9", "", "[::1", "localhost.evil"]
+)
+def test_other_names_of_this_machine_are_refused(rig: Rig, host: str) -> None:
+    """A page of another site that lets its own name point here is of the same origin as far as browsers know."""
+    assert kind(rig.http.get("/status", headers={"Host": host})) == (403, "UnknownHost")
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:9000", "127.0.0.1:1", "[::1]:80", "LOCALHOST"])
+def test_this_machine_may_be_reached_by_its_own_names(rig: Rig, host: str) -> None:
+    """Another port is that of a tunnel."""
+    assert rig.http.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost"])
+@pytest.mark.parametrize("path", ["/control", "/segment"])
+def test_pages_of_other_sites_may_not_act(rig: Rig, path: str, origin: str) -> None:
+    response = rig.http.post(path, content=b'{"action": "pause"}', headers={"Origin": origin})
+    assert kind(response) == (403, "ForeignOrigin")
+    assert not rig.gate.paused
+
+
+@pytest.mark.parametrize("path", ["/stream.mjpg", "/frame", "/status"])
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_pages_of_other_sites_may_not_look(rig: Rig, path: str, site: str) -> None:
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    assert kind(rig.http.get(path, headers=headers)) == (403, "ForeignOrigin")
+
+
+def test_a_link_to_the_page_may_be_followed(rig: Rig) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert rig.http.get("/", headers=headers).status_code == 200
+    framed = {**headers, "Sec-Fetch-Dest": "iframe"}
+    assert rig.http.get("/", headers=framed).status_code == 403
+
+
+def test_whoever_shows_the_token_may_embed_the_stream(closed: Rig, stranger: Any) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    response = stranger.get("/snapshot.png", params={"token": TOKEN}, headers=headers)
+    assert response.status_code == 200
+    assert response.headers["cross-origin-resource-policy"] == "cross-origin"
+    assert closed.http.get("/", headers={}).headers["x-frame-options"] == "DENY"
+
+
+def test_own_pages_may_act(rig: Rig) -> None:
+    headers = {"Origin": rig.url, "Sec-Fetch-Site": "same-origin"}
+    assert rig.http.post("/control", json={"action": "resume"}, headers=headers).status_code == 200
+
+
+# --- headers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/status", "/nothing", "/assets/main.js", "/frame", "/metrics"])
+def test_every_answer_carries_the_headers(rig: Rig, path: str) -> None:
+    headers = rig.http.get(path).headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cache-control"] == "no-store"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert "server" not in headers
+
+
+def test_refusals_carry_the_headers_too(rig: Rig, stranger: Any) -> None:
+    for response in (stranger.get("/status"), rig.http.get("/", headers={"Host": "evil.example"})):
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+# --- rules ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "jetson.local"])
+def test_a_server_for_others_needs_a_token(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"--host .*: expected --token"):
+        Access(host=host, port=8000)
+    assert Access(host=host, port=8000, token="12345678").token
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_a_server_for_this_machine_needs_none(host: str) -> None:
+    assert Access(host=host, port=8000).token is None
+
+
+@pytest.mark.parametrize("token", ["", "short", "with spaces in it", "ümlauts-are-not", "line\nbreak-here"])
+def test_tokens_that_can_be_guessed_or_not_be_sent_are_refused(token: str) -> None:
+    with pytest.raises(ConfigError, match="--token: expected at least 8 printable"):
+        Access(host="127.0.0.1", port=8000, token=token)
+
+
+def test_a_server_for_others_knows_addresses_its_name_and_what_it_is_told() -> None:
+    """An address cannot be pointed elsewhere; any other name can."""
+    import socket
+
+    access = Access(host="0.0.0.0", port=8000, token="12345678", allowed_hosts=("Cam.example",))
+    for known in ("192.168.1.5", "::1", "localhost", socket.gethostname(), "cam.example", "127.0.0.1"):
+        assert access.knows_host(known), known
+    assert not access.knows_host("evil.example")
+    assert access.url == f"http://{socket.gethostname()}:8000/"
+    assert Access(host="::1", port=1).url == "http://[::1]:1/"
+
+
+def test_a_taken_port_is_named() -> None:
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port}: expected a port that is free on 127.0.0.1"):
+            bind("127.0.0.1", port)
+    with pytest.raises(ConfigError, match=r"--host no.such.invalid: expected an address of this machine"):
+        bind("no.such.invalid", 0)

@@ -1,0 +1,368 @@
+"""The routes, over a real socket, against a real run."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import threading
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nrd_trt.data.overlay import blend, colour
+from tests.serving.rig import SIZE_HW, Rig, Street, httpx, street
+from tests.serving.waiting import until
+
+Layers = tuple[np.ndarray, np.ndarray]
+
+
+def read_record(content: bytes) -> tuple[dict[str, Any], Layers | None]:
+    (length,) = struct.unpack(">I", content[:4])
+    header, rest = json.loads(content[4 : 4 + length]), content[4 + length :]
+    if header["layers"] is None:
+        assert rest == b""
+        return header, None
+    split = header["layers"]["image"]
+    image = np.asarray(Image.open(io.BytesIO(rest[:split])))
+    return header, (image, np.frombuffer(zlib.decompress(rest[split:]), np.uint8).reshape(image.shape[:2]))
+
+
+def frame_of(index: int) -> np.ndarray:
+    return street()[index % 20]
+
+
+def picture(response: httpx.Response) -> np.ndarray:
+    assert response.status_code == 200, response.text
+    return np.asarray(Image.open(io.BytesIO(response.content)).convert("RGB"))
+
+
+def paused(rig: Rig) -> Any:
+    """Stop the run and return the frame that stays."""
+    rig.gate.pause()
+    last = -1
+
+    def still() -> bool:
+        nonlocal last
+        before, last = last, rig.hub.newest.number if rig.hub.newest else 0
+        time.sleep(0.3)
+        return before == last
+
+    until(still)
+    assert rig.hub.newest is not None
+    return rig.hub.newest
+
+
+# --- watching ------------------------------------------------------------------------------------------------------
+
+
+def test_status_tells_source_model_and_figures(rig: Rig) -> None:
+    until(lambda: rig.meters.snapshot().fps is not None)
+    status = rig.http.get("/status").json()
+    assert status["source"] == {"name": "street", "size_hw": list(SIZE_HW), "rate": 20.0, "live": False}
+    assert (status["model"]["bundle"], status["model"]["runner"]) == ("street.nrd", "onnxruntime")
+    assert [one["name"] for one in status["model"]["classes"]] == list(rig.segmenter.info.class_names)
+    assert status["model"]["classes"][3] == {"index": 3, "name": "Road", "colour": [128, 64, 128]}
+    assert status["state"] == "running"
+    assert status["fps"] > 1
+    assert set(status["split_ms"]) == {"read", "preprocess", "infer", "smooth", "draw", "write"}
+    assert set(status["latency_ms"]) == {"p50", "p90", "p99"}
+    assert status["device"] == {"power_w": 12.5, "temperature_c": 51.0}
+    assert sum(status["shares"]) == pytest.approx(1, abs=0.001)
+
+
+def test_frames_carry_the_masks_of_the_engine(rig: Rig) -> None:
+    number = 0
+    for _ in range(3):
+        header, layers = read_record(rig.http.get("/frame", params={"after": number}).content)
+        assert layers is not None
+        image, mask = layers
+        assert header["number"] > number
+        number = header["number"]
+        original = frame_of(header["index"])
+        assert np.array_equal(mask, rig.segmenter.segment(original))
+        assert np.abs(image.astype(int) - original).mean() < 6
+        shares = np.bincount(mask.ravel(), minlength=11) / mask.size
+        assert header["shares"] == pytest.approx(shares, abs=1e-4)
+
+
+def test_a_viewer_that_has_seen_the_newest_frame_waits_for_another(rig: Rig) -> None:
+    shown = paused(rig)
+    start = time.monotonic()
+    header, layers = read_record(rig.http.get("/frame", params={"after": shown.number}).content)
+    assert layers is None
+    assert header["state"] == "paused"
+    assert header["number"] == shown.number
+    assert time.monotonic() - start > 0.8
+
+
+def test_a_viewer_that_knows_another_run_gets_the_newest_frame(rig: Rig) -> None:
+    """After a restart of the server the numbers begin again."""
+    header, layers = read_record(rig.http.get("/frame", params={"after": 10_000_000}).content)
+    assert layers is not None
+    assert header["number"] < 10_000_000
+
+
+def test_a_slow_viewer_skips_frames_and_delays_nobody(rig: Rig) -> None:
+    """One asks, sleeps, asks again; the other takes every frame that comes."""
+    numbers: dict[str, list[int]] = {"slow": [], "quick": []}
+
+    def watch(name: str, pause_s: float) -> None:
+        with httpx.Client(base_url=rig.url, trust_env=False) as http:
+            end, number = time.monotonic() + 1.6, 0
+            while time.monotonic() < end:
+                content = http.get("/frame", params={"after": number, "viewer": name}).content
+                number = read_record(content)[0]["number"]
+                numbers[name].append(number)
+                time.sleep(pause_s)
+
+    threads = [threading.Thread(target=watch, args=args) for args in (("slow", 0.5), ("quick", 0.0))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(numbers["quick"]) > 2.5 * len(numbers["slow"])
+    assert min(np.diff(numbers["slow"])) > 1
+    assert min(np.diff(numbers["quick"])) > 0
+    assert rig.hub.viewers >= 2
+
+
+def test_nothing_is_encoded_while_nobody_watches(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nrd_trt.serving import watching
+
+    encoded: list[int] = []
+    real = watching.encode_layers
+    monkeypatch.setattr(watching, "encode_layers", lambda *args: (encoded.append(1), real(*args))[1])
+    before = rig.meters.snapshot().frames
+    until(lambda: rig.meters.snapshot().frames > before + 5)
+    assert not encoded
+    rig.http.get("/frame")
+    assert len(encoded) == 1
+
+
+def test_snapshots_are_what_they_are_asked_to_be(rig: Rig) -> None:
+    shown = paused(rig)
+    rgb, mask, palette = shown.frame.frame.rgb, shown.frame.mask, rig.segmenter.info.palette
+    get = rig.http.get
+    assert np.array_equal(picture(get("/snapshot.png?view=image")), rgb)
+    assert np.array_equal(picture(get("/snapshot.png?view=mask")), colour(mask, palette))
+    assert np.array_equal(picture(get("/snapshot.png?opacity=0.25")), blend(rgb, mask, palette, 0.25))
+    both = np.concatenate((rgb, blend(rgb, mask, palette, 0.6)), axis=1)
+    assert np.array_equal(picture(get("/snapshot.png?view=side")), both)
+    only = np.where((mask == 3)[..., None], colour(mask, palette), 0)
+    assert np.array_equal(picture(get("/snapshot.png?view=mask&classes=3")), only)
+    assert not picture(get("/snapshot.png?view=mask&classes=")).any()
+
+
+@pytest.mark.parametrize("query", ["opacity=2", "opacity=nan", "view=x", "classes=a", "classes=300", "classes=²"])
+def test_odd_parameters_are_refused(rig: Rig, query: str) -> None:
+    response = rig.http.get(f"/snapshot.png?{query}")
+    assert response.status_code == 422
+    assert response.json()["error"]["type"] == "ConfigError"
+    assert query.partition("=")[0] in response.json()["error"]["message"]
+
+
+def test_the_stream_goes_on_for_players(rig: Rig) -> None:
+    with rig.http.stream("GET", "/stream.mjpg?view=side&opacity=0.5") as response:
+        assert response.headers["content-type"] == "multipart/x-mixed-replace; boundary=frame"
+        received = b""
+        for chunk in response.iter_raw():
+            received += chunk
+            if received.count(b"--frame") >= 4:
+                break
+    parts = received.split(b"--frame\r\n")[1:4]
+    for part in parts:
+        head, _, body = part.partition(b"\r\n\r\n")
+        assert b"Content-Type: image/jpeg" in head
+        assert Image.open(io.BytesIO(body[:-2])).size == (2 * SIZE_HW[1], SIZE_HW[0])
+    assert len(set(parts)) > 1
+
+
+# --- control -------------------------------------------------------------------------------------------------------
+
+
+def act(rig: Rig, action: str) -> httpx.Response:
+    return rig.http.post("/control", json={"action": action})
+
+
+def test_pause_step_resume(rig: Rig) -> None:
+    assert act(rig, "pause").json()["state"] == "paused"
+    before = paused(rig).number
+    assert rig.hub.newest is not None
+    act(rig, "step")
+    until(lambda: rig.hub.newest.number > before)  # type: ignore[union-attr]
+    time.sleep(0.4)
+    assert rig.hub.newest.number == before + 1
+    assert act(rig, "resume").json()["state"] == "running"
+    until(lambda: rig.hub.newest.number > before + 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"action": "explode"}', b"[" * 1000, b"\xff"])
+def test_other_commands_are_refused(rig: Rig, body: bytes) -> None:
+    response = rig.http.post("/control", content=body)
+    assert response.status_code == 422
+    assert "expected" in response.json()["error"]["message"]
+    assert not rig.gate.paused
+
+
+def test_long_commands_are_not_read(rig: Rig) -> None:
+    assert rig.http.post("/control", content=b"x" * 5000).status_code == 413
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_those_of_the_run(rig: Rig) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    until(lambda: rig.meters.snapshot().fps is not None)
+    response = rig.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    found = {family.name: family for family in text_string_to_metric_families(response.text)}
+    first = {name: family.samples[0].value for name, family in found.items() if family.samples}
+    assert 0 < first["nrd_trt_frames"] <= rig.meters.snapshot().frames
+    assert (first["nrd_trt_dropped_frames"], first["nrd_trt_reconnects"], first["nrd_trt_up"]) == (0, 0, 1)
+    assert (first["nrd_trt_power_watts"], first["nrd_trt_temperature_celsius"]) == (12.5, 51)
+    latency = {sample.name: sample.value for sample in found["nrd_trt_latency_seconds"].samples}
+    quantiles = [s.labels["quantile"] for s in found["nrd_trt_latency_seconds"].samples if s.labels]
+    assert quantiles == ["0.5", "0.9", "0.99"]
+    assert 0 < latency["nrd_trt_latency_seconds_sum"] / latency["nrd_trt_latency_seconds_count"] < 5
+    stages = {sample.labels["stage"]: sample.value for sample in found["nrd_trt_stage_seconds"].samples}
+    assert 0 < stages["infer"] < 5
+    shares = {sample.labels["name"]: sample.value for sample in found["nrd_trt_class_share"].samples}
+    assert set(shares) == set(rig.segmenter.info.class_names)
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_health_follows_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nrd_trt.serving import app
+
+    monkeypatch.setattr(app, "_SILENT_S", 0.5)
+    source = Street(live=True)
+    with Rig(source) as rig:
+        until(lambda: rig.hub.newest)
+        assert rig.http.get("/healthz").json() == {"healthy": True, "reason": None}
+        rig.gate.pause()
+        time.sleep(0.8)
+        assert rig.http.get("/healthz").status_code == 200  # it is meant to be silent
+        rig.gate.resume()
+        until(lambda: rig.hub.silent_s < 0.3)
+        source.silent.set()
+        until(lambda: rig.http.get("/healthz").status_code == 503)
+        assert rig.http.get("/healthz").json()["reason"].startswith("no frame for")
+        source.silent.clear()
+        until(lambda: rig.http.get("/healthz").status_code == 200)
+        source.broken.set()
+        until(lambda: rig.http.get("/healthz").status_code == 503)
+        assert rig.http.get("/healthz").json()["reason"] == "the run has failed"
+
+
+# --- ends ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_fails_says_why_and_keeps_its_last_frame() -> None:
+    source = Street()
+    with Rig(source) as rig:
+        until(lambda: rig.hub.newest)
+        with rig.http.stream("GET", "/stream.mjpg") as stream:
+            source.broken.set()
+            assert sum(len(chunk) for chunk in stream.iter_raw()) > 0  # and it ends
+        until(lambda: rig.hub.over)
+        status = rig.http.get("/status").json()
+        assert (status["state"], status["reason"]) == (
+            "failed",
+            "street: expected a frame, found roadworks; take another way.",
+        )
+        assert picture(rig.http.get("/snapshot.png")).shape == (*SIZE_HW, 3)
+        response = act(rig, "pause")
+        assert (response.status_code, response.json()["error"]["type"]) == (409, "RunIsOver")
+        segmented = rig.http.post("/segment?result=mask", content=png(frame_of(0)))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(segmented.content))), rig.segmenter.segment(frame_of(0)))
+
+
+def png(rgb: np.ndarray) -> bytes:
+    target = io.BytesIO()
+    Image.fromarray(rgb).save(target, "PNG")
+    return target.getvalue()
+
+
+def test_a_run_that_ends_says_so() -> None:
+    with Rig(Street(count=3)) as rig:
+        until(lambda: rig.hub.over)
+        status = rig.http.get("/status").json()
+        assert (status["state"], status["reason"], status["number"]) == ("ended", "the source has ended", 3)
+
+
+def test_before_the_first_frame_there_is_nothing_to_see() -> None:
+    source = Street()
+    source.silent.set()
+    with Rig(source) as rig:
+        assert rig.http.get("/status").json()["state"] == "starting"
+        assert rig.http.get("/snapshot.png").status_code == 503
+        header, layers = read_record(rig.http.get("/frame").content)
+        assert (header["number"], layers) == (0, None)
+
+
+def test_the_server_leaves_within_a_second_in_spite_of_viewers() -> None:
+    with Rig() as rig:
+        until(lambda: rig.hub.newest)
+        ends: list[float] = []
+
+        def watch(path: str) -> None:
+            try:
+                with httpx.Client(base_url=rig.url, trust_env=False) as http, http.stream("GET", path) as response:
+                    for _ in response.iter_raw():
+                        pass
+            except httpx.HTTPError:
+                pass
+            ends.append(time.monotonic())
+
+        rig.gate.pause()
+        paths = ("/stream.mjpg", "/stream.mjpg?view=mask", "/frame?after=1")
+        threads = [threading.Thread(target=watch, args=[path]) for path in paths]
+        for thread in threads:
+            thread.start()
+        until(lambda: rig.hub.viewers >= 3)
+        start = time.monotonic()
+    for thread in threads:
+        thread.join()
+    assert max(ends) - start < 0.9  # after a second the server would cut them off
+
+
+# --- pages ---------------------------------------------------------------------------------------------------------
+
+
+def test_pages_and_their_files_come_from_here(rig: Rig) -> None:
+    for path in ("/", "/docs"):
+        response = rig.http.get(path)
+        assert response.status_code == 200
+        assert "http://" not in response.text.replace("http://www.w3.org", "")
+        assert "https://" not in response.text
+    assert rig.http.get("/assets/main.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    assert rig.http.get("/assets/page.css").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["../app.py", "..%2fapp.py", "index.html", "x.js", "%2e%2e/%2e%2e/setup.cfg"])
+def test_no_other_file_is_served(rig: Rig, name: str) -> None:
+    response = rig.http.get(f"/assets/{name}")
+    assert response.status_code == 404
+    assert response.json()["error"]["type"] == "NotServed"
+
+
+def test_the_api_describes_itself(rig: Rig) -> None:
+    described = rig.http.get("/openapi.json").json()
+    expected = {"/status", "/frame", "/stream.mjpg", "/snapshot.png", "/control", "/segment", "/metrics", "/healthz"}
+    assert set(described["paths"]) == expected
+    for operations in described["paths"].values():
+        for operation in operations.values():
+            assert operation["description"]
+
+
+def test_unknown_paths_and_methods_have_the_form_of_all_errors(rig: Rig) -> None:
+    assert rig.http.get("/nothing").json()["error"]["type"] == "NotServed"
+    response = rig.http.get("/control")
+    assert (response.status_code, response.json()["error"]["type"]) == (405, "NotServed")

@@ -1,0 +1,465 @@
+"""The page in a browser: what it shows, every control, uploads, and what it does when something is wrong.
+
+Screenshots are kept under ``build/screenshots``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nrd_trt.data.overlay import blend, colour
+from tests.artefacts import REPOSITORY
+from tests.serving.hostile import bomb_png, clip, encoded, png_of_size
+from tests.serving.rig import SIZE_HW, Rig, Street, street
+from tests.serving.waiting import until
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install nrd-trt[dev]")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+SCREENSHOTS = REPOSITORY / "build" / "screenshots"
+CHROMIUM = next((path for path in map(Path, ("/usr/bin/chromium", "/usr/bin/google-chrome")) if path.exists()), None)
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+TOKEN = "a-long-enough-secret"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: no chromium or google-chrome in /usr/bin")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+class Watched:
+    """A page whose requests and complaints are kept."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self.url = page, url
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda message: self._heard(message.type, message.text))
+
+    def _heard(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning") and "willReadFrequently" not in text:  # these tests read the canvas
+            self.complaints.append(text)
+
+    def foreign(self) -> list[str]:
+        return [url for url in self.requests if not url.startswith((self.url, "blob:", "data:"))]
+
+    def number(self) -> int:
+        return int(self.page.evaluate("document.getElementById('picture').dataset.number ?? 0"))
+
+    def pixels(self) -> np.ndarray:
+        """The canvas as it is, (H, W, 3)."""
+        script = """() => {
+            const canvas = document.getElementById("picture");
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            return [canvas.height, canvas.width, Array.from(data)];
+        }"""
+        height, width, data = self.page.evaluate(script)
+        return np.array(data, np.uint8).reshape(height, width, 4)[..., :3]
+
+    def shot(self, name: str, *, whole: bool = False) -> None:
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=whole)
+
+    def state(self) -> str:
+        return str(self.page.inner_text("#state"))
+
+    def view(self, name: str) -> None:
+        self.page.click(f"#views >> text={name}")
+
+    def opacity(self, percent: int) -> None:
+        self.page.fill("#opacity", str(percent))
+
+
+@contextmanager
+def opened(browser: Browser, url: str, path: str = "/", **options: Any) -> Iterator[Watched]:
+    context = browser.new_context(**{"viewport": DESKTOP, **options})
+    context.set_default_timeout(10_000)
+    watched = Watched(context.new_page(), url)
+    watched.page.goto(url + path)
+    yield watched
+    context.close()
+    assert watched.foreign() == []
+
+
+@pytest.fixture(scope="module")
+def window(browser: Browser, shared_rig: Rig) -> Iterator[Watched]:
+    with opened(browser, shared_rig.url) as watched:
+        yield watched
+
+
+@pytest.fixture
+def page(window: Watched, rig: Rig) -> Iterator[Watched]:
+    """The page of the shared run, new and live; at the end nothing may have been complained about."""
+    window.page.reload()
+    until(lambda: window.number() > 0)
+    yield window
+    assert window.complaints == []
+
+
+def pause(page: Watched, rig: Rig) -> Any:
+    """Pause by the button and return the frame that stays, once the page shows it."""
+    page.page.click("#pause")
+    until(lambda: page.state() == "Paused")
+    until(lambda: _settled(page, rig))
+    assert rig.hub.newest is not None
+    return rig.hub.newest.frame
+
+
+def _settled(page: Watched, rig: Rig) -> bool:
+    before = rig.hub.newest
+    page.page.wait_for_timeout(300)
+    return before is rig.hub.newest and before is not None and page.number() == before.number
+
+
+# --- live ----------------------------------------------------------------------------------------------------------
+
+
+def test_frames_change_and_figures_come(page: Watched) -> None:
+    first, number = page.pixels(), page.number()
+    until(lambda: page.number() > number + 2)
+    assert (page.pixels() != first).any()
+    assert page.state() == "Live"
+    assert page.page.inner_text("#source") == "street"
+    until(lambda: page.page.locator("#tiles div").count() == 8)  # power and temperature too
+    assert page.page.locator("#charts figure").count() == 6
+    assert "12.5" in page.page.inner_text("#tiles")
+    page.page.wait_for_timeout(1500)
+    page.shot("desktop_light", whole=True)
+
+
+def test_views_and_opacity_are_those_of_the_server(page: Watched, rig: Rig) -> None:
+    """JPEG loses a little; the colours of the mask are exact."""
+    frame = pause(page, rig)
+    rgb, mask, palette = frame.frame.rgb, frame.mask, rig.segmenter.info.palette
+    page.view("Mask")
+    assert np.array_equal(page.pixels(), colour(mask, palette))
+    assert page.page.is_disabled("#opacity")
+    page.view("Overlay")
+    for percent in (0, 35, 100):
+        page.opacity(percent)
+        wanted = blend(rgb, mask, palette, percent / 100)
+        assert np.abs(page.pixels().astype(int) - wanted).mean() < 5, percent
+        assert page.page.inner_text("#opacity-value") == f"{percent} %"
+    assert np.array_equal(page.pixels(), colour(mask, palette))  # at 100 %
+    page.view("Side by side")
+    both = page.pixels()
+    assert both.shape == (SIZE_HW[0], 2 * SIZE_HW[1], 3)
+    assert np.abs(both[:, : SIZE_HW[1]].astype(int) - rgb).mean() < 5
+    assert np.array_equal(both[:, SIZE_HW[1] :], colour(mask, palette))
+    page.shot("side")
+
+
+def test_classes_can_be_hidden(page: Watched, rig: Rig) -> None:
+    frame = pause(page, rig)
+    road, coloured = frame.mask == 3, colour(frame.mask, rig.segmenter.info.palette)
+    assert 0.05 < road.mean() < 0.95
+    page.view("Mask")
+    page.page.click(".class >> text=Road")
+    assert np.array_equal(page.pixels(), np.where(road[..., None], 0, coloured))
+    page.page.click("#none")
+    assert not page.pixels().any()
+    page.page.click(".class >> text=Road")
+    assert np.array_equal(page.pixels(), np.where(road[..., None], coloured, 0))
+    page.page.click("#all")
+    assert np.array_equal(page.pixels(), coloured)
+    until(lambda: page.page.inner_text(".class:has-text('Road') b") == f"{100 * road.mean():.1f} %")
+
+
+def test_pause_holds_step_shows_one_more_and_resume_goes_on(page: Watched, rig: Rig) -> None:
+    pause(page, rig)
+    number = page.number()
+    page.page.wait_for_timeout(600)
+    assert page.number() == number
+    page.page.click("#step")
+    until(lambda: page.number() == number + 1)
+    page.page.wait_for_timeout(600)
+    assert page.number() == number + 1
+    page.shot("paused")
+    page.page.click("text=Resume")
+    until(lambda: page.number() > number + 4)
+    assert page.state() == "Live"
+
+
+def test_keys_do_what_the_page_says(page: Watched) -> None:
+    press = page.page.keyboard.press
+    press("2")
+    assert page.page.is_checked("[value=mask]")
+    press("3")
+    assert page.page.is_checked("[value=side]")
+    press("1")
+    press("Space")
+    until(lambda: page.state() == "Paused")
+    number = page.number()
+    press(".")
+    until(lambda: page.number() > number)
+    with page.page.expect_download() as download:
+        press("s")
+    assert download.value.suggested_filename.startswith("snapshot-")
+    press("Space")
+    until(lambda: page.state() == "Live")
+
+
+def test_everything_is_reached_by_tab(page: Watched) -> None:
+    reached = set()
+    for _ in range(40):
+        page.page.keyboard.press("Tab")
+        reached.add(page.page.evaluate("document.activeElement.id || document.activeElement.name || ''"))
+    assert {"opacity", "snapshot", "pause", "step", "all", "none", "file", "view"} <= reached
+
+
+def test_snapshot_is_the_picture_at_the_size_of_the_source(page: Watched, rig: Rig) -> None:
+    frame = pause(page, rig)
+    page.view("Mask")
+    page.page.click(".class >> text=Sky")
+    with page.page.expect_download() as download:
+        page.page.click("#snapshot")
+    image = np.asarray(Image.open(download.value.path()))
+    coloured = colour(frame.mask, rig.segmenter.info.palette)
+    assert np.array_equal(image, np.where((frame.mask == 0)[..., None], 0, coloured))
+
+
+def test_two_viewers_share_the_run(browser: Browser, page: Watched, rig: Rig) -> None:
+    with opened(browser, rig.url) as other:
+        until(lambda: other.number() > 0)
+        until(lambda: page.page.inner_text("#tiles div:has-text('Viewers') dd") == "2")
+        numbers = page.number(), other.number()
+        until(lambda: page.number() > numbers[0] and other.number() > numbers[1])
+        other.page.click("#pause")
+        until(lambda: page.state() == other.state() == "Paused")
+        other.view("Mask")
+        assert page.page.is_checked("[value=overlay]")  # the look is each viewer's own
+        page.page.click("#pause")
+        until(lambda: page.state() == other.state() == "Live")
+        assert other.complaints == []
+
+
+# --- uploads -------------------------------------------------------------------------------------------------------
+
+
+def upload(page: Watched, name: str, kind: str, content: bytes) -> None:
+    page.page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": content})
+
+
+def test_an_uploaded_image_gets_the_mask_of_the_engine(page: Watched, rig: Rig) -> None:
+    scene = street()[13]
+    upload(page, "street photo.png", "image/png", encoded(scene))
+    page.page.wait_for_selector("#banner:not([hidden])")
+    assert "street photo.png" in page.page.inner_text("#banner")
+    mask, palette = rig.segmenter.segment(scene), rig.segmenter.info.palette
+    page.view("Mask")
+    assert np.array_equal(page.pixels(), colour(mask, palette))
+    page.page.click(".class >> text=Road")
+    assert np.array_equal(page.pixels(), np.where((mask == 3)[..., None], 0, colour(mask, palette)))
+    page.page.click("#all")
+    page.view("Overlay")
+    page.opacity(50)
+    assert np.abs(page.pixels().astype(int) - blend(scene, mask, palette, 0.5)).mean() < 5
+    page.page.wait_for_timeout(300)
+    assert np.abs(page.pixels().astype(int) - blend(scene, mask, palette, 0.5)).mean() < 5  # live frames stay away
+    with page.page.expect_download() as download:
+        page.page.click("#keep-mask")
+    assert download.value.suggested_filename == "street photo_mask.png"
+    assert np.array_equal(np.asarray(Image.open(download.value.path())), mask)
+    page.shot("upload")
+    page.page.click("#back")
+    before = page.pixels()
+    until(lambda: (page.pixels() != before).any())
+
+
+def test_an_uploaded_clip_is_played(page: Watched, tmp_path: Path) -> None:
+    upload(page, "drive.mp4", "video/mp4", clip(tmp_path, list(street()[:10]), rate=10))
+    page.page.wait_for_selector("#clip:not([hidden])")
+    until(lambda: page.page.evaluate("document.getElementById('clip').videoWidth") == SIZE_HW[1])
+    assert page.page.evaluate("document.getElementById('clip').duration") == pytest.approx(1, abs=0.05)
+    with page.page.expect_download() as download:
+        page.page.click("#keep")
+    assert download.value.suggested_filename == "drive_overlay.mp4"
+    page.page.wait_for_timeout(200)
+    page.shot("clip")
+    page.page.click("#back")
+    assert page.page.is_hidden("#clip")
+
+
+def test_dropped_files_are_taken(page: Watched) -> None:
+    script = """(base64) => {
+        const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
+        const send = (kind) => document.body.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true }));
+        send("dragenter");
+        const shown = !document.getElementById("dropping").hidden;
+        send("drop");
+        return shown && document.getElementById("dropping").hidden;
+    }"""
+    import base64
+
+    assert page.page.evaluate(script, base64.b64encode(encoded(street()[0])).decode())
+    page.page.wait_for_selector("#banner:not([hidden])")
+    assert "dropped.png" in page.page.inner_text("#banner")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "told"),
+    [
+        ("bomb.png", lambda folder: bomb_png(), "expected at most 40 million pixels"),
+        ("notes.png", lambda folder: b"these are notes", "expected a JPEG, PNG, WebP or BMP image"),
+        ("huge.png", lambda folder: png_of_size(50_000, 50_000), "expected at most 40 million pixels"),
+        ("cut.mp4", lambda folder: clip(folder, list(street()[:6]))[:1500], "clip: expected a video"),
+        ("list.m3u8", lambda folder: b"#EXTM3U\nfile:///etc/passwd\n", "an MP4, MOV, MKV or WebM clip"),
+        ("list.ffconcat", lambda folder: b"ffconcat version 1.0\nfile a.mp4\n", "an MP4, MOV, MKV or WebM clip"),
+    ],
+)
+def test_hostile_uploads_are_refused_with_a_message(
+    browser: Browser, rig: Rig, tmp_path: Path, name: str, make: Callable[[Path], bytes], told: str
+) -> None:
+    with opened(browser, rig.url) as page:
+        until(lambda: page.number() > 0)
+        upload(page, name, "application/octet-stream", make(tmp_path))
+        page.page.wait_for_selector("#problem:not([hidden])")
+        assert told in page.page.inner_text("#problem")
+        assert page.page.is_hidden("#progress")
+        page.shot(f"refused_{name}")
+        number = page.number()
+        until(lambda: page.number() > number)
+        assert all("Failed to load resource" in complaint for complaint in page.complaints)  # the refusal itself
+
+
+def test_files_that_are_too_large_are_not_sent(browser: Browser) -> None:
+    with Rig(mib=1) as rig, opened(browser, rig.url) as page:
+        until(lambda: page.number() > 0)
+        upload(page, "large.png", "image/png", bytes((1 << 20) + 1))
+        page.page.wait_for_selector("#problem:not([hidden])")
+        assert "large.png is larger than 1 MiB" in page.page.inner_text("#problem")
+        assert not [url for url in page.requests if "/segment" in url]
+
+
+def test_an_upload_shows_its_progress_and_can_be_cancelled(
+    page: Watched, rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = rig.segmenter.segment
+    monkeypatch.setattr(rig.segmenter, "segment", lambda rgb: (time.sleep(0.1), real(rgb))[1])
+    upload(page, "drive.mp4", "video/mp4", clip(tmp_path, list(street()) * 5))
+    page.page.wait_for_selector("text=/Segmenting frame [1-9][0-9]* of 100/")
+    page.shot("progress", whole=True)
+    page.page.click("#cancel")
+    assert page.page.is_hidden("#progress")
+    until(lambda: rig.uploads.current is None)
+    assert page.page.is_hidden("#problem")
+
+
+# --- when something is wrong ---------------------------------------------------------------------------------------
+
+
+def test_without_the_token_the_page_asks_for_it(browser: Browser) -> None:
+    with Rig(token=TOKEN) as rig, opened(browser, rig.url, "/?token=wrong-token") as page:
+        page.page.wait_for_selector("#login:not([hidden])")
+        assert page.state() == "Token needed"
+        assert "not the token" in page.page.inner_text("#veil")
+        assert page.page.url == f"{rig.url}/"
+        assert page.number() == 0
+        page.shot("unauthorised")
+        page.page.fill("#token", TOKEN)
+        page.page.click("#login button")
+        until(lambda: page.number() > 0)
+        assert page.page.url == f"{rig.url}/"
+        assert page.state() == "Live"
+        assert page.page.is_hidden("#veil")
+
+
+def test_lost_and_failed_sources_are_told(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nrd_trt.serving import hub
+
+    monkeypatch.setattr(hub, "_SILENT_S", 0.3)
+    source = Street(live=True)
+    with Rig(source) as rig, opened(browser, rig.url, color_scheme="dark") as page:
+        until(lambda: page.number() > 0)
+        source.silent.set()
+        rig.hub.report("street: lost; opening it again")
+        until(lambda: page.state() == "Source lost")
+        until(lambda: "opening it again" in page.page.inner_text("#veil"))
+        page.shot("lost")
+        source.silent.clear()
+        until(lambda: page.state() == "Live" and page.page.is_hidden("#veil"))
+        source.broken.set()
+        until(lambda: page.state() == "Failed")
+        until(lambda: "roadworks" in page.page.inner_text("#veil"))
+        assert page.page.is_disabled("#pause")
+        page.shot("failed")
+
+
+def test_an_ended_run_keeps_its_last_frame(browser: Browser) -> None:
+    with Rig(Street(count=5)) as rig, opened(browser, rig.url) as page:
+        until(lambda: page.state() == "Ended")
+        until(lambda: page.number() == 5)
+        assert page.page.is_hidden("#veil")
+
+
+def test_a_server_that_went_away_is_told(browser: Browser) -> None:
+    with ExitStack() as stack:
+        rig = stack.enter_context(Rig())
+        page = stack.enter_context(opened(browser, rig.url))
+        until(lambda: page.number() > 0)
+        rig.__exit__(None, None, None)
+        until(lambda: page.state() == "Connecting")
+        assert page.state() == "Connecting"
+        page.shot("connecting")
+
+
+# --- forms ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [360, 390, 768])
+def test_nothing_sticks_out_sideways(browser: Browser, rig: Rig, width: int) -> None:
+    viewport = {"width": width, "height": PHONE["height"]}
+    with opened(browser, rig.url, viewport=viewport, has_touch=True, color_scheme="dark") as page:
+        until(lambda: page.number() > 0)
+        page.page.wait_for_timeout(1200)
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= width
+        page.page.tap("#views >> text=Side by side")
+        if width < 560:  # one below the other
+            assert page.pixels().shape == (2 * SIZE_HW[0], SIZE_HW[1], 3)
+        upload(page, "a photo with a very long name that does not fit.png", "image/png", encoded(street()[0]))
+        page.page.wait_for_selector("#banner:not([hidden])")
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= width
+        page.page.click("#back")
+        page.shot(f"phone_{width}", whole=True)
+        assert page.complaints == []
+
+
+def test_the_dark_page(browser: Browser, rig: Rig) -> None:
+    with opened(browser, rig.url, color_scheme="dark") as page:
+        until(lambda: page.number() > 0)
+        page.page.wait_for_timeout(1500)
+        background = page.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert max(int(level) for level in background.removeprefix("rgb(").removesuffix(")").split(",")) < 64
+        page.shot("desktop_dark")
+
+
+def test_the_api_page_lists_every_route(browser: Browser, rig: Rig) -> None:
+    with opened(browser, rig.url, "/docs") as page:
+        page.page.wait_for_selector("h3")
+        titles = page.page.locator("h3").all_inner_texts()
+        assert {"GET/status", "POST/segment", "POST/control", "GET/stream.mjpg"} <= set(titles)
+        assert "opacity" in page.page.inner_text("section:has-text('/snapshot.png')")
+        page.shot("api", whole=True)
+        assert page.complaints == []

@@ -1,0 +1,72 @@
+"""What viewers get: exact masks, the same colours as everywhere, records that can be taken apart."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nrd_trt.serving.pictures import Look, View, compose, encode_layers, mask_png, pack, shrink
+
+PALETTE = ((10, 20, 30), (200, 100, 50), (0, 250, 0))
+RNG = np.random.default_rng(3)
+RGB = RNG.integers(0, 256, (6, 9, 3), np.uint8)
+MASK = RNG.integers(0, 3, (6, 9), np.uint8)
+COLOURS = np.array(PALETTE, np.uint8)[MASK]
+
+
+def expected(look: Look) -> np.ndarray:
+    shown = np.isin(MASK, list(range(3) if look.classes is None else look.classes))[..., None]
+    if look.view == "mask":
+        return np.where(shown, COLOURS, 0)
+    overlay = np.where(shown, RGB * (1 - look.opacity) + COLOURS * look.opacity, RGB)
+    return {"image": RGB, "overlay": overlay, "side": np.concatenate((RGB, overlay), axis=1)}[look.view]
+
+
+@pytest.mark.parametrize("view", ["image", "overlay", "mask", "side"])
+@pytest.mark.parametrize("classes", [None, frozenset({0, 2}), frozenset()])
+@pytest.mark.parametrize("opacity", [0.0, 0.35, 1.0])
+def test_views(view: View, classes: frozenset[int] | None, opacity: float) -> None:
+    look = Look(view=view, opacity=opacity, classes=classes)
+    picture = compose(RGB, MASK, PALETTE, look)
+    assert picture.dtype == np.uint8
+    assert np.abs(picture.astype(float) - expected(look)).max() <= 1
+
+
+def test_the_image_is_not_written_to() -> None:
+    before = RGB.copy()
+    compose(RGB, MASK, PALETTE, Look(opacity=1.0))
+    assert np.array_equal(RGB, before)
+
+
+def test_index_png_keeps_indices_beyond_the_palette() -> None:
+    mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.open(io.BytesIO(mask_png(mask, PALETTE)))
+    assert image.mode == "P"
+    assert np.array_equal(np.asarray(image), mask)
+    assert (image.getpalette() or [])[:9] == [level for colour in PALETTE for level in colour]
+
+
+def test_shrinking_keeps_the_shape_and_invents_no_class() -> None:
+    rgb, mask = shrink(np.zeros((90, 160, 3), np.uint8), np.kron(MASK, np.ones((15, 18), np.uint8))[:90, :160], 80)
+    assert (rgb.shape, mask.shape) == ((45, 80, 3), (45, 80))
+    assert set(np.unique(mask)) <= {0, 1, 2}
+    assert shrink(RGB, MASK, 9) == (RGB, MASK) or shrink(RGB, MASK, 9)[0] is RGB
+
+
+def test_a_record_can_be_taken_apart() -> None:
+    layers = encode_layers(RGB, MASK, 100)
+    record = pack({"number": 5, "name": "Straße"}, layers)
+    (length,) = struct.unpack(">I", record[:4])
+    header, rest = json.loads(record[4 : 4 + length]), record[4 + length :]
+    assert (header["number"], header["name"], header["layers"]["size_hw"]) == (5, "Straße", [6, 9])
+    image, mask = rest[: header["layers"]["image"]], rest[header["layers"]["image"] :]
+    assert len(mask) == header["layers"]["mask"]
+    assert np.array_equal(np.frombuffer(zlib.decompress(mask), np.uint8).reshape(6, 9), MASK)
+    assert Image.open(io.BytesIO(image)).size == (9, 6)
+    assert json.loads(pack({}, None)[4:]) == {"layers": None}

@@ -1,0 +1,105 @@
+"""Files on a page: at their own pace, again from the start, and gone at once when told so."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from nrd_trt.serving.playback import Playback
+from nrd_trt.video.frames import Frame, StreamInfo
+
+RGB = np.zeros((2, 2, 3), np.uint8)
+
+
+class Clip:
+    """Frames at given times, in ticks of a hundredth of a second."""
+
+    reconnects = 3
+
+    def __init__(self, times: tuple[int, ...], *, live: bool = False) -> None:
+        self._times, self.opened, self.closed = times, 0, 0
+        self.info = StreamInfo(
+            name="x", size_hw=(2, 2), rate=Fraction(50), time_base=Fraction(1, 100), frames=len(times), live=live
+        )
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, pts in enumerate(self._times):
+            yield Frame(index=index, rgb=RGB, pts=pts, duration=2, name=str(index))
+
+    def stop(self) -> None:
+        pass
+
+    def __enter__(self) -> Clip:
+        self.opened += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed += 1
+
+
+def test_rounds_follow_each_other_without_a_gap() -> None:
+    clip = Clip((7, 9, 15))
+    with Playback(lambda: clip, loop=True) as playback:
+        assert playback.info.frames is None
+        frames = list(islice(playback, 7))
+    assert [frame.index for frame in frames] == list(range(7))
+    assert [frame.pts for frame in frames] == [7, 9, 15, 17, 19, 25, 27]
+    assert (clip.opened, clip.closed) == (3, 3)
+
+
+def test_without_loop_it_ends() -> None:
+    clip = Clip((0, 1))
+    with Playback(lambda: clip, loop=False) as playback:
+        assert playback.info.frames == 2
+        assert len(list(playback)) == 2
+
+
+def test_an_empty_file_ends_in_spite_of_looping() -> None:
+    with Playback(lambda: Clip(()), loop=True) as playback:
+        assert list(playback) == []
+
+
+def test_pace_is_that_of_the_file() -> None:
+    with Playback(lambda: Clip((0, 10, 30)), loop=False) as playback:
+        start = time.monotonic()
+        arrived = [time.monotonic() - start for _ in playback]
+    assert arrived[0] < 0.05
+    assert arrived[1] >= 0.09
+    assert arrived[2] >= 0.29
+    assert arrived[2] < 1
+
+
+def test_what_was_late_is_not_made_up_for() -> None:
+    """After a pause the clip goes on at its pace; it does not race."""
+    with Playback(lambda: Clip(tuple(range(0, 80, 10))), loop=False) as playback:
+        frames = iter(playback)
+        next(frames)
+        time.sleep(0.45)
+        start = time.monotonic()
+        for _ in range(5):
+            next(frames)
+    assert time.monotonic() - start >= 0.29
+
+
+def test_stop_ends_the_wait_for_the_pace() -> None:
+    with Playback(lambda: Clip((0, 100_000)), loop=True) as playback:
+        frames = iter(playback)
+        next(frames)
+        threading.Timer(0.1, playback.stop).start()
+        start = time.monotonic()
+        next(frames, None)
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("loop", [True, False])
+def test_live_frames_pass_as_they_come(loop: bool) -> None:
+    with Playback(lambda: Clip((0, 100_000), live=True), loop=loop) as playback:
+        assert [frame.pts for frame in playback] == [0, 100_000]
+        assert playback.reconnects == 3
+        assert playback.info.frames == 2

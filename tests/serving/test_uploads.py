@@ -1,0 +1,316 @@
+"""Uploads: what is right is segmented as anywhere else, what is hostile costs nothing and is told why."""
+
+from __future__ import annotations
+
+import base64
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nrd_trt.data.overlay import blend
+from nrd_trt.serving import uploads as uploads_module
+from tests.serving.hostile import bomb_png, clip, encoded, png_of_size, scan_bomb_jpeg, text_bomb_png
+from tests.serving.rig import Rig, httpx, street
+from tests.serving.test_api import read_record
+from tests.serving.waiting import until
+from tests.video.clips import av
+
+SCENE = street()[0]
+
+
+def refusal(response: Any) -> tuple[int, str]:
+    body = response.json()["error"]
+    assert body["message"].count("expected") == 1, body
+    return response.status_code, body["type"]
+
+
+# --- images --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
+def test_masks_are_those_of_the_engine(rig: Rig, kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    response = rig.http.post("/segment?result=mask", content=encoded(SCENE, kind, **options))
+    mask = Image.open(io.BytesIO(response.content))
+    assert mask.mode == "P"
+    assert np.array_equal(np.asarray(mask), rig.segmenter.segment(SCENE))
+
+
+def test_all_results_tell_the_same(rig: Rig) -> None:
+    body, expected = encoded(SCENE), rig.segmenter.segment(SCENE)
+    answer = rig.http.post("/segment", content=body).json()
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"])))), expected)
+    assert answer["size_hw"] == list(expected.shape)
+    assert answer["classes"] == list(rig.segmenter.info.class_names)
+    assert answer["shares"] == pytest.approx(np.bincount(expected.ravel(), minlength=11) / expected.size, abs=1e-4)
+    assert answer["latency_ms"] > 0
+    header, layers = read_record(rig.http.post("/segment?result=layers", content=body).content)
+    assert layers is not None
+    assert header["shares"] == answer["shares"]
+    assert np.array_equal(layers[1], expected)
+    overlay = rig.http.post("/segment?result=overlay&opacity=0.3", content=body)
+    shown = blend(SCENE, expected, rig.segmenter.info.palette, 0.3)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(overlay.content))), shown)
+
+
+def test_jpegs_stand_as_they_were_taken(rig: Rig) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise
+    turned = encoded(np.rot90(SCENE).copy(), "JPEG", exif=exif, quality=95)
+    answer = rig.http.post("/segment", content=turned).json()
+    assert answer["size_hw"] == list(SCENE.shape[:2])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_odd_images_are_read(rig: Rig, mode: str) -> None:
+    grey = Image.fromarray(SCENE).convert("L")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(SCENE).convert(mode)
+    target = io.BytesIO()
+    image.save(target, "JPEG" if mode == "CMYK" else "PNG")
+    answer = rig.http.post("/segment", content=target.getvalue()).json()
+    assert answer["size_hw"] == list(SCENE.shape[:2])
+    if mode in ("L", "I;16"):
+        expected = rig.segmenter.segment(np.asarray(grey.convert("RGB")))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"])))), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_of_animations_the_first_frame_counts(rig: Rig, kind: str) -> None:
+    first, second = Image.fromarray(SCENE), Image.fromarray(street()[10])
+    target = io.BytesIO()
+    first.save(target, kind, save_all=True, append_images=[second], **({"lossless": True} if kind == "WEBP" else {}))
+    response = rig.http.post("/segment?result=mask", content=target.getvalue())
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(response.content))), rig.segmenter.segment(SCENE))
+
+
+@pytest.mark.parametrize(
+    ("make", "status", "kind"),
+    [
+        (bomb_png, 422, "TooManyPixels"),
+        (lambda: png_of_size(50_000, 50_000), 422, "TooManyPixels"),
+        (lambda: png_of_size(2**31 - 1, 2**31 - 1), 422, "TooManyPixels"),
+        (lambda: png_of_size(9000, 9000), 422, "TooManyPixels"),
+        (text_bomb_png, 422, "UnreadableImage"),
+        (scan_bomb_jpeg, 422, "UnreadableImage"),
+        (lambda: png_of_size(64, 64, data=b"too little"), 422, "UnreadableImage"),
+        (lambda: png_of_size(0, 64), 422, "UnreadableImage"),
+        (lambda: encoded(SCENE)[:200], 422, "UnreadableImage"),
+        (lambda: encoded(SCENE, "JPEG")[:300], 422, "UnreadableImage"),
+        (lambda: b"\xff\xd8\xff" + bytes(100), 422, "UnreadableImage"),
+        (lambda: b"BM" + b"\xff" * 60, 422, "UnreadableImage"),
+        (lambda: b"RIFF\x20\0\0\0WEBP" + b"\xff" * 60, 422, "UnreadableImage"),
+        (lambda: encoded(SCENE, "GIF"), 415, "UnknownFormat"),
+        (lambda: encoded(SCENE, "TIFF"), 415, "UnknownFormat"),
+        (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "UnknownFormat"),
+        (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "UnknownFormat"),
+        (lambda: b"hello", 415, "UnknownFormat"),
+        (lambda: b"", 415, "UnknownFormat"),
+        (lambda: b"\0\0\0\x18ftypheic" + bytes(40), 415, "UnknownFormat"),
+    ],
+)
+def test_hostile_images_are_refused_quickly(rig: Rig, make: Callable[[], bytes], status: int, kind: str) -> None:
+    body = make()
+    start = time.monotonic()
+    assert refusal(rig.http.post("/segment", content=body)) == (status, kind)
+    assert time.monotonic() - start < 3
+    assert rig.http.get("/healthz").status_code == 200
+
+
+# --- clips ---------------------------------------------------------------------------------------------------------
+
+
+def decoded(content: bytes) -> tuple[list[np.ndarray], list[float]]:
+    with av.open(io.BytesIO(content)) as container:
+        frames = list(container.decode(video=0))
+    return [frame.to_ndarray(format="rgb24") for frame in frames], [float(frame.time) for frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.mov", "mpeg4"), ("a.mkv", "libx264"), ("a.webm", "libvpx")]
+)
+def test_clips_come_back_with_their_masks_and_times(rig: Rig, tmp_path: Path, name: str, codec: str) -> None:
+    frames = list(street()[:6])
+    body = clip(tmp_path, frames, name, codec, rate=10)
+    response = rig.http.post("/segment?opacity=0.5", content=body)
+    assert (response.status_code, response.headers["content-type"]) == (200, "video/mp4")
+    pictures, times = decoded(response.content)
+    assert np.allclose(np.array(times) - times[0], np.arange(6) / 10, atol=0.002)
+    originals, _ = decoded(body)
+    for original, picture in zip(originals, pictures, strict=True):
+        shown = blend(original, rig.segmenter.segment(original), rig.segmenter.info.palette, 0.5)
+        assert np.abs(picture.astype(int) - shown).mean() < 8
+
+
+def test_views_and_odd_sides_of_clips(rig: Rig, tmp_path: Path) -> None:
+    frames = [np.ascontiguousarray(frame[:75, :101]) for frame in street()[:2]]
+    body = clip(tmp_path, frames, pix_fmt="yuv444p")
+    pictures, _ = decoded(rig.http.post("/segment?view=side", content=body).content)
+    assert pictures[0].shape == (74, 202, 3)
+
+
+def truncated_mp4(folder: Path) -> bytes:
+    return clip(folder, list(street()[:6]))[:1500]
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize(
+    ("make", "status", "kind"),
+    [
+        (truncated_mp4, 422, "VideoError"),
+        (lambda folder: PLAYLIST, 415, "UnknownFormat"),
+        (lambda folder: b"ffconcat version 1.0\nfile /etc/passwd\n", 415, "UnknownFormat"),
+        # With the first bytes of a film they get as far as the demuxer, which is named and reads nothing else.
+        (lambda folder: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + PLAYLIST, 422, "VideoError"),
+        (lambda folder: b"\x1a\x45\xdf\xa3" + PLAYLIST, 422, "VideoError"),
+        (lambda folder: b"\0\0\0\x08moov" + bytes(4000), 422, "VideoError"),
+    ],
+)
+def test_hostile_clips_are_refused_quickly(
+    rig: Rig, tmp_path: Path, make: Callable[[Path], bytes], status: int, kind: str
+) -> None:
+    body = make(tmp_path)
+    start = time.monotonic()
+    response = rig.http.post("/segment", content=body)
+    assert refusal(response) == (status, kind)
+    assert "passwd" not in response.text
+    assert time.monotonic() - start < 3
+
+
+def test_only_the_named_containers_are_read(rig: Rig, tmp_path: Path) -> None:
+    """A transport stream that claims to be an MP4 gets no demuxer but that of MP4."""
+    stream = bytearray(clip(tmp_path, list(street()), "a.ts"))
+    stream[4:8] = b"skip"  # as old QuickTime files may begin
+    with av.open(io.BytesIO(stream)) as opened:
+        assert opened.format.name == "mpegts"
+    assert refusal(rig.http.post("/segment", content=bytes(stream))) == (422, "VideoError")
+
+
+def test_long_clips_are_refused_by_their_header_or_when_they_turn_out_to_be(tmp_path: Path) -> None:
+    frames = list(street()[:8])
+    mp4, webm = clip(tmp_path, frames, rate=4), clip(tmp_path, frames, "a.webm", "libvpx", rate=4)
+    with Rig(clip_frames=5) as rig:
+        for body in (mp4, webm):
+            assert refusal(rig.http.post("/segment", content=body)) == (422, "TooLongClip")
+    with Rig(clip_s=1.0) as rig:
+        for body in (mp4, webm):
+            assert refusal(rig.http.post("/segment", content=body)) == (422, "TooLongClip")
+
+
+def test_large_frames_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    with Rig(clip_pixels=96 * 128 - 1) as rig:
+        body = clip(tmp_path, list(street()[:2]))
+        assert refusal(rig.http.post("/segment", content=body)) == (422, "VideoError")
+
+
+def test_slow_work_is_given_up(tmp_path: Path) -> None:
+    with Rig(processing_s=0.01) as rig:
+        body = clip(tmp_path, list(street()[:20]))
+        assert refusal(rig.http.post("/segment", content=body)) == (504, "TooSlow")
+        assert rig.uploads.current is None
+
+
+def test_work_is_given_up_where_the_client_has_left(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = rig.segmenter.segment
+    monkeypatch.setattr(rig.segmenter, "segment", lambda rgb: (time.sleep(0.1), real(rgb))[1])
+    body = clip(tmp_path, list(street()) * 3)
+    with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=rig.url, timeout=0.6, trust_env=False) as http:
+        http.post("/segment?name=me", content=body)
+    start = time.monotonic()
+    until(lambda: rig.uploads.current is None)
+    assert time.monotonic() - start < 2
+
+
+def test_progress_is_told(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = rig.segmenter.segment
+    monkeypatch.setattr(rig.segmenter, "segment", lambda rgb: (time.sleep(0.05), real(rgb))[1])
+    body = clip(tmp_path, list(street()[:10]))
+    thread = threading.Thread(target=lambda: httpx.post(f"{rig.url}/segment?name=me", content=body, trust_env=False))
+    thread.start()
+    told = []
+    while thread.is_alive():
+        if job := rig.http.get("/status").json()["upload"]:
+            told.append(job)
+    thread.join()
+    assert {(job["name"], job["total"]) for job in told} >= {("me", 10)}
+    done = [job["done"] for job in told]
+    assert done == sorted(done)
+    assert len(set(done)) > 2
+
+
+# --- bodies and the queue ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    with Rig(mib=1, waiting=2, chunk_s=0.5) as rig:
+        yield rig
+
+
+def test_large_bodies_are_refused_by_what_they_announce(small: Rig) -> None:
+    assert refusal(small.http.post("/segment", content=bytes((1 << 20) + 1))) == (413, "TooLarge")
+
+
+def test_large_bodies_are_refused_while_they_stream_in(small: Rig) -> None:
+    """Nothing announces how long the body is, and its end never comes."""
+    port = small.service.access.port
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        head = f"POST /segment HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        for _ in range(17):
+            connection.sendall(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_bodies_that_stop_coming_are_given_up(small: Rig) -> None:
+    def stalling() -> Any:
+        yield b"\xff\xd8\xff"
+        time.sleep(1.5)
+        yield b"x"
+
+    assert refusal(small.http.post("/segment", content=stalling())) == (408, "Stalled")
+    until(lambda: small.uploads._inside == 0)
+
+
+def test_one_upload_at_a_time_and_a_short_queue(small: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, inside, most = small.segmenter.segment, [0], [0]
+
+    def slow(rgb: np.ndarray) -> np.ndarray:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.4)
+        inside[0] -= 1
+        return real(rgb)
+
+    monkeypatch.setattr(small.segmenter, "segment", slow)
+    body, statuses = encoded(SCENE), []
+
+    def send() -> None:
+        statuses.append(httpx.post(f"{small.url}/segment", content=body, trust_env=False, timeout=30).status_code)
+
+    threads = [threading.Thread(target=send) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200, 200, 429, 429, 429]
+    assert most == [1]
+    assert small.http.post("/segment", content=body).status_code == 200
+
+
+def test_kinds_go_by_first_bytes_alone() -> None:
+    assert uploads_module.kind_of(b"\x1a\x45\xdf\xa3webm") == "matroska"
+    assert uploads_module.kind_of(b"\0\0\0\x20ftypisom") == "mp4"
+    assert uploads_module.kind_of(b"RIFF\0\0\0\0WEBPVP8 ") == "image"

@@ -1,0 +1,169 @@
+"""Multiply-adds, parameters, activations: against the authors' figures, formulas, and hooks on a network that runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nrd_trt.errors import ConfigError, MissingDependencyError, ShapeError
+from nrd_trt.model.checkpoint import save_checkpoint
+from nrd_trt.model.config import NetworkConfig
+from nrd_trt.model.network import Segmentor
+from nrd_trt.model.recognise import CheckpointOptions
+from nrd_trt.training.complexity import count_cost, describe_complexity
+from nrd_trt.training.recipes import find_recipe
+from tests.helpers import SMALL, model_info, small_model
+
+SIZE_HW = (64, 96)
+PARTS = ["encoder", "aspp", "bottleneck", "guidance", "controller", "decode"]
+
+
+def network(**changes: object) -> NetworkConfig:
+    return NetworkConfig(**{**SMALL, **changes})
+
+
+def convolutions(model: Segmentor, size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Multiply-adds of the convolutions of a real forward pass, and the numbers that they write."""
+    macs, written = [], []
+
+    def count(module: nn.Conv2d, _: tuple[Tensor, ...], out: Tensor) -> None:
+        macs.append(out.numel() * module.weight[0].numel())
+        written.append(out.numel())
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    model(torch.zeros(1, 3, *size_hw))
+    return sum(macs), sum(written)
+
+
+# --- against the authors ---------------------------------------------------------------------------------------------
+
+
+def test_cityscapes_r50_has_the_figures_of_the_authors_code() -> None:
+    got = describe_complexity("cityscapes_r50", size_hw=(1024, 2048)).to_dict()
+    assert got["total_gmac"] == pytest.approx(234.2, rel=0.005)
+    assert list(got["parts"]) == PARTS
+    expected = dict(zip(PARTS, (180.8, 8.7, 24.2, 14.6, 5.8, 0.111), strict=True))
+    assert got["parts"] == pytest.approx(expected, rel=0.005)
+    assert got["decoder_gmac"] == pytest.approx(20.48, rel=0.005)
+    assert got["decoder_ratio"] == pytest.approx(0.269, rel=0.005)
+    assert got["dilated_ratio"] == pytest.approx(0.1086, rel=0.005)
+    assert (got["size"], got["encoder"], got["head"]) == ("1024x2048", "resnetv1c50", "nrd")
+
+
+def test_pascal_context_r101_has_the_published_figure() -> None:
+    got = describe_complexity("pascal_context_r101")
+    assert got.size_hw == (480, 480), "the recipe's own size"
+    assert got.to_dict()["total_gmac"] == pytest.approx(42.9, rel=0.005)
+
+
+def test_deeplabv3plus_decoder_on_cityscapes() -> None:
+    got = describe_complexity("cityscapes_r50", size_hw=(1024, 2048), head="deeplabv3plus")
+    assert got.to_dict()["decoder_gmac"] == pytest.approx(76.1, rel=0.005)
+    assert got.decoder_ratio == 1
+
+
+def test_dilated_deeplabv3_is_what_the_whole_is_compared_with() -> None:
+    options = CheckpointOptions(output_stride=8, dilations=(1, 12, 24, 36))
+    dilated = describe_complexity("camvid_r18", head="deeplabv3", options=options)
+    plain = describe_complexity("camvid_r18")
+    assert dilated.dilated_ratio == 1
+    assert plain.dilated_ratio == pytest.approx(plain.cost.total / dilated.cost.total)
+    strided = describe_complexity("camvid_r18", head="deeplabv3", options=CheckpointOptions(output_stride=32))
+    assert strided.cost.total < dilated.cost.total / 4
+    assert dilated.config.dilations == (1, 12, 24, 36)
+
+
+# --- against formulas and a real forward pass ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("classes", "hidden", "guidance"), [(11, 16, 16), (60, 8, 4), (19, 5, 7)])
+def test_every_product_of_nrd_is_counted(classes: int, hidden: int, guidance: int) -> None:
+    changes = {"num_classes": classes, "hidden": hidden, "guidance_channels": guidance}
+    cost = count_cost(network(**changes), model_info(classes), SIZE_HW)
+    pixels = SIZE_HW[0] * SIZE_HW[1] // 16
+    assert cost.macs["decode"] == pixels * ((2 + guidance) * hidden + hidden**2 + hidden * classes)
+    macs, written = convolutions(small_model(**changes), SIZE_HW)
+    assert cost.total == macs + cost.macs["decode"]
+    # Products of the decode: coordinates and guidance of the first layer apart, then the second layer and the logits.
+    assert cost.activation_bytes == 4 * (written + pixels * (3 * hidden + classes))
+
+
+@pytest.mark.parametrize("stride", [32, 8])
+@pytest.mark.parametrize("head", ["deeplabv3plus", "bilinear", "deeplabv3"])
+def test_every_product_of_a_baseline_is_counted(head: str, stride: int) -> None:
+    changes = {"head": head, "output_stride": stride}
+    cost = count_cost(network(**changes), model_info(11), SIZE_HW)
+    macs, written = convolutions(small_model(**changes), SIZE_HW)
+    assert cost.total == sum(cost.macs.values()) == macs
+    assert cost.activation_bytes == 4 * written
+    width, c1, encoder_c1 = 32, 48, 24
+    pixels = SIZE_HW[0] * SIZE_HW[1] // (16 if head == "deeplabv3plus" else stride**2)
+    plus = head == "deeplabv3plus"
+    refined = 9 * (width + c1) + (width + c1) * width + 9 * width + width * width if plus else 0
+    assert cost.macs["decode"] == pixels * (refined + width * 11)
+    assert cost.macs["guidance"] == (pixels * encoder_c1 * c1 if plus else 0)
+    assert cost.macs["controller"] == 0
+    context = SIZE_HW[0] * SIZE_HW[1] // stride**2
+    assert cost.macs["bottleneck"] == context * 9 * 5 * width * width
+
+
+def test_nrd_without_aspp_has_none() -> None:
+    cost = count_cost(network(head="nrd_no_aspp"), model_info(11), SIZE_HW)
+    assert (cost.macs["aspp"], cost.macs["bottleneck"]) == (0, 0)
+    assert cost.total == convolutions(small_model(head="nrd_no_aspp"), SIZE_HW)[0] + cost.macs["decode"]
+
+
+def test_parameters_leave_out_the_unused_classifier() -> None:
+    model = small_model()
+    unused = 32 * 11 + 11
+    cost = count_cost(network(), model_info(11), SIZE_HW)
+    assert cost.parameters == sum(parameter.numel() for parameter in model.parameters()) - unused
+    used = small_model(head="bilinear")
+    cost = count_cost(network(head="bilinear"), model_info(11), SIZE_HW)
+    assert cost.parameters == sum(parameter.numel() for parameter in used.parameters())
+
+
+# --- targets ---------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoint_and_its_recipe_agree(tmp_path: Path) -> None:
+    recipe = find_recipe("camvid_mobilenetv2")
+    save_checkpoint(Segmentor(recipe.config, recipe.info), tmp_path / "a.safetensors")
+    for size_hw in (None, SIZE_HW):
+        of_file = describe_complexity(str(tmp_path / "a.safetensors"), size_hw=size_hw)
+        assert of_file == describe_complexity("camvid_mobilenetv2", size_hw=size_hw)
+    assert of_file.size_hw == SIZE_HW
+
+
+def test_options_of_a_checkpoint_are_heeded(tmp_path: Path) -> None:
+    config = network(head="deeplabv3")
+    save_checkpoint(Segmentor(config, model_info(11)), tmp_path / "a.safetensors")
+    options = CheckpointOptions(output_stride=8)
+    got = describe_complexity(str(tmp_path / "a.safetensors"), size_hw=SIZE_HW, options=options)
+    assert got.cost == count_cost(replace(config, output_stride=8), model_info(11), SIZE_HW)
+    with pytest.raises(ConfigError, match=r"--head nrd: .*a\.safetensors is a checkpoint"):
+        describe_complexity(str(tmp_path / "a.safetensors"), head="nrd")
+
+
+def test_what_cannot_be_counted_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"absent\.pth: expected a checkpoint file or the name of a recipe \(city"):
+        describe_complexity("absent.pth")
+    with pytest.raises(ConfigError, match="head 'fcn': expected one of nrd, "):
+        describe_complexity("camvid_r18", head="fcn")
+    with pytest.raises(ConfigError, match="dilated encoder takes one of the other heads"):
+        describe_complexity("camvid_r18", options=CheckpointOptions(output_stride=8))
+    with pytest.raises(ShapeError, match="nearest valid size is 96x96"):
+        describe_complexity("camvid_r18", size_hw=(100, 100))
+
+
+def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingDependencyError, match=r"nrd-trt\[torch\]"):
+        describe_complexity("camvid_r18")

@@ -1,0 +1,163 @@
+"""Optimisers: which parameters each one takes, the rates, and Muon's arithmetic."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nrd_trt.model.network import Segmentor
+from nrd_trt.training.objective import Objective
+from nrd_trt.training.optimizers import Muon, make_optimizers, orthogonalised, set_rate
+from tests.training.conftest import tiny
+
+
+def random_matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def objective(**changes: Any) -> Objective:
+    recipe = tiny(**changes)
+    return Objective(Segmentor(recipe.config, recipe.info), recipe, None)
+
+
+# --- Muon's direction ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (144, 16), (48, 48), (1, 40), (40, 1)], ids=str)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_orthogonalised_has_singular_values_near_one(shape: tuple[int, int], scale: float) -> None:
+    left, values, right = torch.linalg.svd(random_matrix(*shape), full_matrices=False)
+    uneven = torch.logspace(0, -1.7, len(values))  # from 1 down to a fiftieth
+    result = orthogonalised(left * uneven @ right * scale)
+    assert result.shape == shape and result.dtype == torch.float32
+    found = torch.linalg.svdvals(result)
+    assert found.min() > 0.6 and found.max() < 1.25  # five steps of the quintic leave 0.68 to 1.14, rounding adds some
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (144, 16)], ids=str)
+def test_orthogonalised_keeps_the_singular_vectors(shape: tuple[int, int]) -> None:
+    matrix = random_matrix(*shape)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    inside = left.T @ orthogonalised(matrix) @ right.T
+    off_diagonal = inside - inside.diag().diag()
+    assert inside.diag().min() > 0.6
+    assert off_diagonal.abs().max() < 0.05  # bfloat16's rounding
+
+
+def test_orthogonalised_of_nothing_is_nothing() -> None:
+    assert not orthogonalised(torch.zeros(4, 9)).any()
+
+
+@pytest.mark.parametrize(("shape", "factor"), [((8, 2, 3, 3), 1.0), ((32, 2, 1, 1), 4.0)])
+def test_muon_steps(shape: tuple[int, ...], factor: float) -> None:
+    """Two steps against the formula; a tall matrix moves further by the root of its sides' ratio."""
+    start, *gradients = (random_matrix(shape[0], shape[1] * shape[2] * shape[3], seed) for seed in range(3))
+    kernel = nn.Parameter(start.view(shape).to(memory_format=torch.channels_last))
+    optimizer = Muon([kernel], lr=0.1, weight_decay=0.5)
+    expected, momentum = start, torch.zeros_like(start)
+    for gradient in gradients:
+        kernel.grad = gradient.view(shape)
+        optimizer.step()
+        momentum = 0.95 * momentum + 0.05 * gradient
+        direction = 0.05 * gradient + 0.95 * momentum
+        expected = expected * (1 - 0.1 * 0.5) - 0.1 * factor * orthogonalised(direction)
+        torch.testing.assert_close(kernel.detach().reshape(start.shape), expected, rtol=0, atol=2e-3)  # bfloat16 inside
+    assert ((kernel.detach().reshape(start.shape) - start * 0.95**2) * (gradients[0] + gradients[1])).sum() < 0
+
+
+def test_muon_leaves_kernels_without_a_gradient() -> None:
+    kernel = nn.Parameter(random_matrix(4, 9))
+    Muon([kernel], lr=0.1, weight_decay=0.5).step()
+    assert kernel.equal(random_matrix(4, 9))
+
+
+def test_muon_goes_on_from_its_state() -> None:
+    first = nn.Parameter(random_matrix(6, 18).view(6, 2, 3, 3))
+    optimizer = Muon([first], lr=0.1, weight_decay=0.01)
+    first.grad = random_matrix(6, 18, 1).view(6, 2, 3, 3)
+    optimizer.step()
+    set_rate([optimizer], 0.3)
+    second = nn.Parameter(first.detach().clone())
+    other = Muon([second], lr=7.0, weight_decay=7.0)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    fresh = nn.Parameter(first.detach().clone())
+    for kernel, used in ((first, optimizer), (second, other), (fresh, Muon([fresh], lr=0.03, weight_decay=0.01))):
+        kernel.grad = random_matrix(6, 18, 2).view(6, 2, 3, 3)
+        used.step()
+    assert first.equal(second)
+    assert not first.equal(fresh), "the momentum is part of the state"
+
+
+# --- who trains what -------------------------------------------------------------------------------------------------
+
+
+def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("frozen_stages", [0, 2])
+def test_every_trained_parameter_has_one_optimizer(kind: Any, frozen_stages: int) -> None:
+    model = objective(optimizer=kind, frozen_stages=frozen_stages)
+    optimizers = make_optimizers(tiny(optimizer=kind, frozen_stages=frozen_stages), model)
+    taken = [name for optimizer in optimizers for name in names_of(model, optimizer)]
+    assert sorted(taken) == sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    types = {"sgd": [torch.optim.SGD], "adamw": [torch.optim.AdamW], "muon": [torch.optim.AdamW, Muon]}
+    assert [type(optimizer) for optimizer in optimizers] == types[kind]
+
+
+def test_muon_takes_the_kernels_between_layers() -> None:
+    model = objective()
+    adamw, muon = make_optimizers(tiny(), model)
+    taken, left = names_of(model, muon), names_of(model, adamw)
+    assert {
+        "segmentor.backbone.layer2.0.conv.0.conv.weight",  # 1x1 that widens
+        "segmentor.backbone.layer7.0.conv.2.conv.weight",  # 1x1 that narrows
+        "segmentor.decode_head.bottleneck.conv.weight",  # 3x3
+        "segmentor.decode_head.aspp_modules.1.pointwise_conv.conv.weight",
+        "auxiliary_head.convs.0.conv.weight",
+    } <= taken
+    assert {
+        "segmentor.backbone.conv1.conv.weight",  # reads the image
+        "segmentor.backbone.layer2.0.conv.1.conv.weight",  # depthwise
+        "segmentor.backbone.layer2.0.conv.0.bn.weight",
+        "segmentor.decode_head.classifier.classifier.1.weight",  # outputs
+        "segmentor.decode_head.c1_bottleneck.1.conv.weight",
+        "auxiliary_head.conv_seg.weight",
+    } <= left
+    parameters = dict(model.named_parameters())
+    assert all(parameters[name].ndim == 4 for name in taken)
+
+
+def test_grouped_kernels_are_left_to_adamw() -> None:
+    model = nn.ModuleList([nn.Conv2d(8, 8, 3, groups=2, bias=False), nn.Conv2d(8, 8, 3, bias=False)])
+    adamw, muon = make_optimizers(tiny(), model)
+    assert (names_of(model, adamw), names_of(model, muon)) == ({"0.weight"}, {"1.weight"})
+
+
+def test_muon_without_a_kernel_is_adamw() -> None:
+    (only,) = make_optimizers(tiny(), nn.Conv2d(3, 8, 3))
+    assert isinstance(only, torch.optim.AdamW)
+
+
+def test_recipes_numbers_reach_the_optimizers() -> None:
+    model = objective()
+    recipe = tiny(lr=0.5, muon_lr=0.25, weight_decay=0.125)
+    for optimizer, peak in zip(make_optimizers(recipe, model), (0.5, 0.25), strict=True):
+        (group,) = optimizer.param_groups
+        assert (group["peak"], group["weight_decay"]) == (peak, 0.125)
+    (sgd,) = make_optimizers(replace(recipe, optimizer="sgd"), model)
+    assert (sgd.param_groups[0]["momentum"], sgd.param_groups[0]["weight_decay"]) == (0.9, 0.125)
+
+
+def test_rates_are_shares_of_each_peak() -> None:
+    optimizers = make_optimizers(tiny(lr=0.5, muon_lr=0.25), objective())
+    for share in (1.0, 0.5, 0.1):  # each from the peak, not from the one before
+        set_rate(optimizers, share)
+        assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == [0.5 * share, 0.25 * share]

@@ -1,0 +1,222 @@
+"""The files of a run: who may write into a folder, the state, the log and the picture."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from nrd_trt.errors import CheckpointError, ConfigError, MissingDependencyError
+from nrd_trt.training import record
+from nrd_trt.training.record import Log, clear_folder, prepare_folder, read_state, write_state
+from tests.training.conftest import tiny
+
+FILES = ("state.pt", "best.safetensors", "last.safetensors", "log.csv", "curves.png")
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_with_a_file_of_a_run_is_not_written_to(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("old")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=rf"{name}: already exists; give --resume, --force, or another folder"):
+        prepare_folder(tmp_path, resume=False, force=False)
+    assert (tmp_path / name).read_text() == "old"
+    prepare_folder(tmp_path, resume=False, force=True)
+    assert (tmp_path / name).read_text() == "old", "not before the new run can start"
+    clear_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_folders_are_made_and_others_may_be_used(tmp_path: Path) -> None:
+    prepare_folder(tmp_path / "a" / "b", resume=False, force=False)
+    (tmp_path / "a" / "b" / "notes.txt").write_text("mine")
+    prepare_folder(tmp_path / "a" / "b", resume=False, force=False)
+    assert (tmp_path / "a" / "b" / "notes.txt").is_file()
+
+
+def test_resuming_needs_a_state_and_keeps_the_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none: expected the folder of an earlier run.*leave out --resume"):
+        prepare_folder(tmp_path / "none", resume=True, force=False)
+    (tmp_path / "last.safetensors").write_text("weights whose state was deleted")
+    with pytest.raises(ConfigError, match=r"state\.pt: expected the state.*give --force in place of --resume"):
+        prepare_folder(tmp_path, resume=True, force=False)
+    (tmp_path / "state.pt").write_text("state")
+    prepare_folder(tmp_path, resume=True, force=False)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("files", [(), ("log.csv",), (".state.pt.1-0",)], ids=str)
+def test_what_was_killed_before_its_first_state_starts_again(files: tuple[str, ...], tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).write_text("")
+    prepare_folder(tmp_path, resume=True, force=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
+
+
+def test_resume_and_force_exclude_each_other(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_text("state")
+    with pytest.raises(ConfigError, match="--resume and --force exclude each other"):
+        prepare_folder(tmp_path, resume=True, force=True)
+    assert (tmp_path / "state.pt").exists()
+
+
+# --- the state -------------------------------------------------------------------------------------------------------
+
+
+def test_state_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    write_state(path, tiny(), 2, {"step": 3, "weights": {"a": torch.arange(4.0)}})
+    state = read_state(path, tiny(), 2)
+    assert state["step"] == 3 and state["weights"]["a"].tolist() == [0, 1, 2, 3]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_states_of_other_runs_name_the_differences(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    write_state(path, tiny(), 2, {})
+    with pytest.raises(ConfigError, match=r"state\.pt: the run has parts=2 \(got 4\); resume with the same values"):
+        read_state(path, tiny(), 4)
+    other = tiny(seed=5, lr=0.5, config=replace(tiny().config, hidden=8))
+    with pytest.raises(ConfigError) as caught:
+        read_state(path, other, 2)
+    message = str(caught.value)
+    assert "seed=0 (got 5)" in message and "lr=0.0015 (got 0.5)" in message and "'hidden': 8" in message
+    assert message.count("(got") == 3, "only what differs"
+
+
+def _truncated(path: Path) -> None:
+    write_state(path, tiny(), 1, {"weights": torch.zeros(5000)})
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def _code(path: Path) -> None:
+    torch.save({"recipe": "{}", "parts": 1, "x": Path("a")}, path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _truncated,
+        _code,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("no state"),
+        lambda path: torch.save([1, 2], path),
+        lambda path: torch.save({"step": 1}, path),
+        lambda path: torch.save({"recipe": "{", "parts": 1}, path),
+        lambda path: torch.save({"recipe": "{}"}, path),  # of the version before there were parts
+    ],
+    ids=["truncated", "objects", "empty", "text", "list", "no recipe", "no json", "no parts"],
+)
+def test_damaged_states_are_named(write: Any, tmp_path: Path) -> None:
+    write(tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt: not a readable training state \(.+\); start again with --f"):
+        read_state(tmp_path / "state.pt", tiny(), 1)
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def write_rows(path: Path, steps: range, *, resumed_at: int = 0) -> None:
+    with Log(path, resumed_at) as log:
+        for step in steps:
+            log.write(step, 1 / step, 0.5, 10.0 * step, 0.25 if step % 2 == 0 else None)
+
+
+def test_log_has_a_row_per_call_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    with Log(path, 0) as log:
+        log.write(20, 1.23456, 0.00123, 9.6, None)
+        log.write(40, 0.5, 1e-5, 21.0, 0.43219)
+        assert rows_of(path) == [
+            ["step", "loss", "lr", "seconds", "miou"],
+            ["20", "1.2346", "1.23e-03", "10", ""],
+            ["40", "0.5000", "1.00e-05", "21", "0.4322"],
+        ]
+
+
+def test_resumed_log_drops_the_rows_that_are_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    write_rows(path, range(1, 7))
+    write_rows(path, range(5, 8), resumed_at=4)
+    assert [row[0] for row in rows_of(path)] == ["step", "1", "2", "3", "4", "5", "6", "7"]
+    with Log(path, 4) as log:
+        assert log.seconds == 40.0  # the clock goes on from there
+    with Log(path, 0) as log:
+        assert log.seconds == 0.0
+
+
+def test_resumed_log_is_whole_before_the_first_new_row(tmp_path: Path) -> None:
+    """A run that is killed before it has logged anything must not lose what the one before it logged."""
+    path = tmp_path / "log.csv"
+    write_rows(path, range(1, 5))
+    unclosed = Log(path, 4)
+    assert [row[0] for row in rows_of(path)] == ["step", "1", "2", "3", "4"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["log.csv"]
+    unclosed.__exit__()
+
+
+@pytest.mark.parametrize("end", ["5,0.1", "\n"])
+def test_a_last_row_that_was_not_written_whole_is_dropped(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    write_rows(path, range(1, 5))
+    with path.open("a") as file:
+        file.write(end)
+    write_rows(path, range(5, 7), resumed_at=4)
+    assert [row[0] for row in rows_of(path)] == ["step", "1", "2", "3", "4", "5", "6"]
+
+
+def test_a_run_from_the_start_takes_nothing_from_an_old_log(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    write_rows(path, range(1, 5))
+    write_rows(path, range(1, 2))
+    assert len(rows_of(path)) == 2
+
+
+# --- the picture -----------------------------------------------------------------------------------------------------
+
+
+def colours(path: Path) -> set[tuple[int, int, int]]:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and picture.size == (960, 540)
+        found = picture.convert("RGB").getcolors(1 << 20)
+    return {colour for count, colour in found or [] if count > 50}  # type: ignore[misc]
+
+
+GREY, BLUE = (0x8A, 0x8F, 0x98), (0x1F, 0x5F, 0xBF)
+
+
+def test_picture_shows_loss_and_validation(tmp_path: Path) -> None:
+    with Log(tmp_path / "log.csv", 0) as log:
+        log.write(1, 2.0, 0.1, 1, None)
+        log.write(2, 1.0, 0.1, 2, None)
+        assert log.draw(tmp_path / "losses.png", "camvid_r18") is None
+        log.write(3, 0.9, 0.1, 3, 0.2)
+        log.write(4, 0.8, 0.1, 4, 0.6)
+        assert log.draw(tmp_path / "both.png", "camvid_r18, seed 0") is None
+    assert GREY in colours(tmp_path / "losses.png") and BLUE not in colours(tmp_path / "losses.png")
+    assert {GREY, BLUE} <= colours(tmp_path / "both.png")
+
+
+def test_without_matplotlib_there_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(module: str, *, extra: str, purpose: str) -> Any:
+        raise MissingDependencyError(f"{module} is absent; pip install nrd-trt[{extra}]")
+
+    monkeypatch.setattr(record, "require", absent)
+    with Log(tmp_path / "log.csv", 0) as log:
+        log.write(1, 2.0, 0.1, 1, 0.5)
+        note = log.draw(tmp_path / "curves.png", "title")
+    assert note == "curves.png was not drawn: matplotlib.figure is absent; pip install nrd-trt[plot]"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["log.csv"]

@@ -1,0 +1,214 @@
+"""Samples: which images a run sees, how they are mixed and read, and every bad file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nrd_trt.data.classes import CAMVID_CLASSES
+from nrd_trt.data.folders import IGNORE
+from nrd_trt.data.synthetic import Scene
+from nrd_trt.errors import ConfigError, ShapeError
+from nrd_trt.training import samples as samples_module
+from nrd_trt.training.recipes import Recipe
+from nrd_trt.training.samples import FIRST_SCENE, Samples
+from tests.training.conftest import SIZE, VOID, tiny, write_arrays, write_pair
+
+SYNTHETIC = Path("synthetic")
+OTHER = replace(tiny().info, class_names=tuple("abcdefghijk"))
+"""Eleven classes that are not CamVid's."""
+
+
+def flat(folder: Path, *labels: int) -> None:
+    """Write pictures of one colour and one class each."""
+    for index, label in enumerate(labels):
+        image = np.full((70, 100, 3), 100, np.uint8)
+        write_arrays(folder, str(index), image, np.full((70, 100), label, np.uint8))
+
+
+def classes_of(batch: tuple[np.ndarray, np.ndarray]) -> set[int]:
+    return set(np.unique(batch[1]).tolist()) - {IGNORE}
+
+
+# --- the sequence ----------------------------------------------------------------------------------------------------
+
+
+def test_samples_follow_the_seed(data: Path) -> None:
+    first, again = (Samples(tiny(), [data]).batch(3, 2) for _ in range(2))
+    other = Samples(tiny(seed=1), [data]).batch(3, 2)
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0])
+    assert (first[0].shape, first[0].dtype) == ((2, 3, 64, 64), np.float32)
+    assert (first[1].shape, first[1].dtype) == ((2, 64, 64), np.uint8)
+
+
+def test_a_sample_depends_on_its_number_and_not_on_its_batch(data: Path) -> None:
+    samples = Samples(tiny(), [data])
+    whole, parts = samples.batch(4, 4), [samples.batch(first, 2) for first in (6, 4)]
+    for kind in (0, 1):
+        assert np.array_equal(whole[kind], np.concatenate([parts[1][kind], parts[0][kind]]))
+        assert not np.array_equal(whole[kind][0], whole[kind][1])
+
+
+def test_scenes_are_mixed_in_at_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def scene(seed: int, size_hw: tuple[int, int]) -> Scene:
+        seeds.append(seed)
+        return Scene(image=np.zeros((*size_hw, 3), np.uint8), label=np.full(size_hw, 7, np.uint8))
+
+    monkeypatch.setattr(samples_module, "_scene", scene)
+    flat(tmp_path, 3, 3)
+    of_scenes = {}
+    for share in (0.0, 0.3, 1.0):
+        small = replace(tiny().augmentation, crop_hw=(32, 32))
+        samples = Samples(tiny(synthetic_share=share, augmentation=small), [tmp_path])
+        of_scenes[share] = sum(classes_of(samples.batch(index, 1)) == {7} for index in range(100))
+    assert of_scenes[0.0] == 0 and of_scenes[1.0] == 100
+    assert 20 <= of_scenes[0.3] <= 40
+    assert min(seeds) >= FIRST_SCENE, "scenes that other code uses must not be trained on"
+    assert len(set(seeds)) > 50
+
+
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
+def test_folders_are_mixed(tmp_path: Path) -> None:
+    flat(tmp_path / "a", 1, 1, 1)
+    flat(tmp_path / "b", 2, 2, 2)
+    samples = Samples(tiny(synthetic_share=0.0), [tmp_path / "a", tmp_path / "b"])
+    assert (len(samples.training), samples.validation_count()) == (4, 2)
+    assert classes_of(samples.batch(0, 20)) == {1, 2}
+    assert [set(samples.validation_sample(index)[1].flat) for index in (0, 1)] == [{1}, {2}]
+
+
+def test_a_folder_and_scenes(tmp_path: Path) -> None:
+    flat(tmp_path, 8, 8)
+    samples = Samples(tiny(synthetic_share=0.5), [tmp_path, SYNTHETIC])
+    assert samples.synthetic_share == 0.5
+    assert classes_of(samples.batch(0, 12)) > {8}
+    assert samples.validation_count() == 1, "validation is on the images alone"
+
+
+def test_scenes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = Samples(tiny(synthetic_share=0.0), [SYNTHETIC])
+    images, labels = samples.batch(0, 2)
+    assert len(classes_of((images, labels))) > 3
+    assert samples.validation_count() == 20
+    seeds = []
+    original = samples_module.street_scene
+    monkeypatch.setattr(
+        samples_module, "street_scene", lambda seed, size: (seeds.append(seed), original(seed, size))[1]
+    )
+    image, label = samples.validation_sample(0)
+    assert image.shape == (*SIZE, 3) and label.shape == SIZE
+    assert not np.array_equal(image, samples.validation_sample(19)[0])
+    assert max(seeds) < FIRST_SCENE, "validation scenes must not be among those trained on"
+    assert (samples.class_weights() == 1).all()  # nothing to count
+
+
+@pytest.mark.parametrize("data", [[SYNTHETIC], ["folder", SYNTHETIC], ["folder"]])
+def test_scenes_have_camvids_classes(data: list[Path | str], tmp_path: Path) -> None:
+    flat(tmp_path / "folder", 1, 1)
+    paths = [tmp_path / "folder" if path == "folder" else Path(path) for path in data]
+    with pytest.raises(ConfigError, match=r"recipe camvid_mobilenetv2: procedural scenes have the CamVid classes"):
+        Samples(tiny(info=OTHER), paths)
+    Samples(tiny(info=OTHER, synthetic_share=0.0), [tmp_path / "folder"])
+
+
+def test_scenes_next_to_a_folder_need_a_share(tmp_path: Path) -> None:
+    flat(tmp_path, 1, 1)
+    with pytest.raises(
+        ConfigError, match=r"--data synthetic .*share of procedural scenes is 0; give --synthetic-share"
+    ):
+        Samples(tiny(synthetic_share=0.0), [tmp_path, SYNTHETIC])
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_validation_samples_are_the_files_themselves(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_pair(tmp_path, seed)
+    image, label = Samples(tiny(), [tmp_path]).validation_sample(0)
+    assert image.shape == (70, 100, 3) and image.dtype == np.uint8
+    assert (label[:3] == IGNORE).all() and (label[3:] < VOID).all()
+
+
+def test_labels_that_count_from_one(tmp_path: Path) -> None:
+    label = np.repeat(np.array([0, 1, 11, 255], np.uint8), 25)[None].repeat(70, axis=0)
+    for stem in "ab":
+        write_arrays(tmp_path, stem, np.zeros((70, 100, 3), np.uint8), label)
+    info = replace(tiny().info, ignore_index=None)
+    reduced = Samples(tiny(info=info, reduce_zero_label=True), [tmp_path])
+    assert reduced.validation_sample(0)[1][0, ::25].tolist() == [IGNORE, 0, 10, IGNORE]
+    with pytest.raises(ConfigError, match=r"a\.png.*got \[11\]"):
+        Samples(tiny(info=info), [tmp_path]).validation_sample(0)
+
+
+def _corrupt_image(folder: Path) -> str:
+    (folder / "images" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    return r"images.1\.png: expected an image, cannot read it"
+
+
+def _corrupt_label(folder: Path) -> str:
+    path = folder / "labels" / "1.png"
+    path.write_bytes(path.read_bytes()[:60])
+    return r"labels.1\.png: expected a label PNG, cannot read it"
+
+
+def _other_size(folder: Path) -> str:
+    write_arrays(folder, "1", np.zeros((70, 100, 3), np.uint8), np.zeros((70, 99), np.uint8))
+    return r"labels.1\.png: expected the image's size 70x100, got 70x99"
+
+
+def _out_of_range(folder: Path) -> str:
+    write_arrays(folder, "1", np.zeros((70, 100, 3), np.uint8), np.full((70, 100), 12, np.uint8))
+    return r"labels.1\.png: expected class indices 0-10 .*got \[12\]"
+
+
+@pytest.mark.parametrize("spoil", [_corrupt_image, _corrupt_label, _other_size, _out_of_range])
+def test_bad_files_are_named(spoil: object, tmp_path: Path) -> None:
+    flat(tmp_path, 1, 1)
+    message = spoil(tmp_path)  # type: ignore[operator]
+    samples = Samples(tiny(synthetic_share=0.0), [tmp_path])
+    for use in (lambda: samples.batch(0, 1), samples.class_weights):
+        with pytest.raises((ConfigError, ShapeError), match=message):
+            use()
+
+
+# --- class weights ---------------------------------------------------------------------------------------------------
+
+
+def _weights(folder: Path, recipe: Recipe | None = None) -> np.ndarray:
+    return Samples(recipe or tiny(), [folder]).class_weights()
+
+
+def test_rare_classes_weigh_more(data: Path) -> None:
+    weights = _weights(data)
+    assert weights.shape == (11,) and weights.dtype == np.float32
+    assert weights.min() >= 0.4 and weights.max() <= 3.0
+    assert weights[CAMVID_CLASSES.index("Road")] < 1 < weights[CAMVID_CLASSES.index("SignSymbol")]
+
+
+def test_weights_are_roots_of_rarity_within_bounds(tmp_path: Path) -> None:
+    label = np.full((100, 100), VOID, np.uint8)
+    label[:1, :1], label[1:2, :25], label[2:3], label[3:7], label[7:57] = 0, 1, 2, 3, 4
+    for part in ("train", "val"):
+        write_arrays(tmp_path / part, "a", np.zeros((100, 100, 3), np.uint8), label)
+    # Shares 1 : 25 : 100 : 400 : 5000 pixels, the median is 100; classes without pixels and void weigh nothing in.
+    assert _weights(tmp_path).tolist() == pytest.approx([3.0, 2.0, 1.0, 0.5, 0.4, *[1.0] * 6])
+
+
+def test_only_some_labels_of_a_large_set_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples_module, "_COUNTED_LABELS", 3)
+    flat(tmp_path, *range(9))  # the first one is kept for validation
+    read = []
+    samples = Samples(tiny(), [tmp_path])
+    original = samples.read
+    monkeypatch.setattr(samples, "read", lambda pair: (read.append(pair[0].stem), original(pair))[1])
+    samples.class_weights()
+    assert read == ["1", "4", "7"]

@@ -1,0 +1,217 @@
+"""Figures against labels, each computed a second time by hand from `model.predict`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nrd_trt.cli.evaluate import table
+from nrd_trt.data.overlay import write_rgb
+from nrd_trt.data.synthetic import street_scene
+from nrd_trt.errors import CheckpointError, ConfigError, ShapeError
+from nrd_trt.model.checkpoint import load_model
+from nrd_trt.model.network import Segmentor
+from nrd_trt.model.recognise import CheckpointOptions
+from nrd_trt.validation.evaluate import EvaluateRequest, Evaluation, evaluate
+from tests.artefacts import SIZE_HW, bundle, checkpoint, trained_model
+
+SIZES_HW = [(50, 70), (64, 96), (131, 90)]  # none but the second is the network's
+Pairs = list[tuple[np.ndarray, np.ndarray]]
+
+
+def data_set(folder: Path, pairs: Pairs) -> Path:
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for index, (image, label) in enumerate(pairs):
+        write_rgb(folder / "images" / f"{index}.png", image)
+        Image.fromarray(label).save(folder / "labels" / f"{index}.png")
+    return folder
+
+
+def scenes(sizes_hw: list[tuple[int, int]]) -> Pairs:
+    drawn = [street_scene(index, size_hw) for index, size_hw in enumerate(sizes_hw)]
+    return [(scene.image, scene.label.copy()) for scene in drawn]
+
+
+def run(target: Path, data: Path, **changes: Any) -> Evaluation:
+    of_checkpoint = {} if target.suffix == ".nrd" else {"size_hw": SIZE_HW}
+    return evaluate(
+        EvaluateRequest(target=target, data=data, progress=False, threads=1, **{**of_checkpoint, **changes})
+    )
+
+
+def predicted(model: Segmentor, image: np.ndarray, fit: str) -> np.ndarray:
+    """The mask at the image's size, by Pillow and `model.predict` alone."""
+    (height, width), (h, w) = image.shape[:2], SIZE_HW
+    if fit == "resize":
+        fitted = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
+    else:
+        fitted = np.tile(np.rint(model.info.mean).astype(np.uint8), (h, w, 1))
+        fitted[:height, :width] = image
+    planes = (fitted.astype(np.float32) - np.float32(model.info.mean)) / np.float32(model.info.std)
+    mask = model.predict(torch.from_numpy(planes.transpose(2, 0, 1)[None].copy()))[0].numpy().astype(np.uint8)
+    if fit == "pad":
+        return mask[:height, :width]
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+
+
+def by_hand(model: Segmentor, pairs: Pairs, *, fit: str = "resize", ignored: tuple[int, ...] = (255, 11)) -> Any:
+    """Return the mIoU, the IoU of every class and the accuracy over all pixels of all images."""
+    masks = np.concatenate([predicted(model, image, fit).ravel() for image, _ in pairs])
+    labels = np.concatenate([label.ravel() for _, label in pairs])
+    counted = ~np.isin(labels, ignored)
+    masks, labels = masks[counted], labels[counted]
+    per_class = {}
+    for index, name in enumerate(model.info.class_names):
+        union = ((masks == index) | (labels == index)).sum()
+        per_class[name] = float(((masks == index) & (labels == index)).sum() / union) if union else None
+    present = [iou for iou in per_class.values() if iou is not None]
+    return float(np.mean(present)), per_class, float((masks == labels).mean())
+
+
+def check(got: Evaluation, expected: Any, images: int) -> None:
+    assert got.miou == pytest.approx(expected[0], rel=1e-12)
+    assert got.per_class_iou == pytest.approx(expected[1], rel=1e-12)
+    assert got.pixel_accuracy == pytest.approx(expected[2], rel=1e-12)
+    assert got.images == images
+
+
+# --- the figures -----------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_those_of_the_models_masks(tmp_path: Path) -> None:
+    pairs = scenes(SIZES_HW)
+    got = run(checkpoint(), data_set(tmp_path / "data", pairs))
+    check(got, by_hand(trained_model(), pairs), 3)
+    assert 0 < got.miou < 1  # type: ignore[operator]
+    assert 0 < got.pixel_accuracy < 1  # type: ignore[operator]
+    assert (got.runner, got.arithmetic, got.plan_run) == ("torch", "native", None)
+    means = [by_hand(trained_model(), [pair])[0] for pair in pairs]
+    assert abs(np.mean(means) - got.miou) > 1e-3, "one matrix over the data set, not a mean over the images"
+
+
+def test_bundle_and_checkpoint_agree(tmp_path: Path) -> None:
+    data = data_set(tmp_path / "data", scenes(SIZES_HW))
+    expected = run(checkpoint(), data)
+    for precision, arithmetic, tolerance in (("fp32", "native", 1e-3), ("fp16", "simulated", 1e-2)):
+        got = run(bundle(precision), data)
+        assert (got.runner, got.arithmetic, got.images) == ("onnxruntime", arithmetic, 3)
+        assert got.miou == pytest.approx(expected.miou, abs=tolerance)
+        assert got.pixel_accuracy == pytest.approx(expected.pixel_accuracy, abs=tolerance)
+        assert got.per_class_iou.keys() == expected.per_class_iou.keys()
+
+
+def test_padding_is_not_counted(tmp_path: Path) -> None:
+    pairs = scenes([(50, 70), (64, 96)])
+    data = data_set(tmp_path / "data", pairs)
+    expected = by_hand(trained_model(), pairs, fit="pad")
+    check(run(checkpoint(), data, fit="pad"), expected, 2)
+    assert expected != by_hand(trained_model(), pairs)
+    padded = run(bundle(fit="pad"), data)  # what the bundle was built with is its default
+    assert padded.miou == pytest.approx(expected[0], abs=1e-3)
+    assert run(bundle(), data, fit="pad") == padded
+
+
+def test_ignored_pixels_are_not_counted(tmp_path: Path) -> None:
+    pairs = scenes(SIZES_HW)
+    for _, label in pairs:
+        label[:20], label[20:25] = 255, 11
+    got = run(checkpoint(), data_set(tmp_path / "void", pairs))
+    check(got, by_hand(trained_model(), pairs), 3)
+    for _, label in pairs:
+        label[20:25] = 255
+    got = run(checkpoint(), data_set(tmp_path / "roads", pairs), ignore_index=3)
+    check(got, by_hand(trained_model(), pairs, ignored=(255, 3)), 3)
+    assert got.per_class_iou["Road"] in (None, 0.0)
+
+
+def test_classes_that_nobody_shows_are_null_and_no_figure_is_made_up(tmp_path: Path) -> None:
+    image, label = scenes([SIZE_HW])[0]
+    got = run(checkpoint(), data_set(tmp_path / "one", [(image, np.full_like(label, 3))]))
+    shown = {name for name, iou in got.per_class_iou.items() if iou is not None}
+    assert "Road" in shown and len(shown) < 11
+    assert got.miou == pytest.approx(sum(filter(None, got.per_class_iou.values())) / len(shown))
+    got = run(checkpoint(), data_set(tmp_path / "none", [(image, np.full_like(label, 255))]))
+    assert (got.miou, got.pixel_accuracy, set(got.per_class_iou.values())) == (None, None, {None})
+
+
+def test_size_and_options_of_a_checkpoint_are_heeded(tmp_path: Path) -> None:
+    pairs = scenes(SIZES_HW)
+    data = data_set(tmp_path / "data", pairs)
+    options = CheckpointOptions(dilations=(1, 1, 2, 3))
+    got = run(checkpoint(), data, checkpoint_options=options)
+    check(got, by_hand(load_model(checkpoint(), options), pairs), 3)
+    assert got.miou != run(checkpoint(), data).miou
+    own = run(checkpoint(), data, size_hw=None)
+    assert own == run(checkpoint(), data, size_hw=trained_model().info.size_hw)
+    assert own.miou != run(checkpoint(), data).miou
+
+
+def test_labels_may_lie_elsewhere(tmp_path: Path) -> None:
+    data = data_set(tmp_path / "data", scenes(SIZES_HW))
+    expected = run(checkpoint(), data)
+    (data / "labels").rename(tmp_path / "elsewhere")
+    assert run(checkpoint(), data, labels=tmp_path / "elsewhere") == expected
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [checkpoint, bundle])
+def test_labels_are_a_must(make: Any, tmp_path: Path) -> None:
+    data = data_set(tmp_path / "data", scenes([SIZE_HW]))
+    (data / "labels").rename(tmp_path / "elsewhere")
+    for folder in (data, data / "images"):
+        with pytest.raises(ConfigError, match="give --labels"):
+            run(make(), folder)
+    with pytest.raises(ConfigError, match=r"absent.*check --data"):
+        run(make(), tmp_path / "absent")
+
+
+@pytest.mark.parametrize("make", [checkpoint, bundle])
+def test_bad_labels_name_their_file(make: Any, tmp_path: Path) -> None:
+    pairs = scenes(SIZES_HW)
+    pairs[2][1][5, 5] = 12
+    with pytest.raises(ConfigError, match=r"labels/2\.png: expected class indices 0-10 .*got \[12\].*--ignore-index"):
+        run(make(), data_set(tmp_path / "range", pairs))
+    pairs[1] = (pairs[1][0], pairs[1][1][1:])
+    with pytest.raises(ShapeError, match=r"labels/1\.png: expected the image's size 64x96"):
+        run(make(), data_set(tmp_path / "size", pairs))
+
+
+def test_options_that_do_not_fit_the_target(tmp_path: Path) -> None:
+    data = data_set(tmp_path / "data", scenes([SIZE_HW]))
+    for runner in ("onnxruntime", "tensorrt", "tensorrt-rtx"):
+        with pytest.raises(ConfigError, match=rf"--runner {runner}: .*nrd-trt build .*safetensors"):
+            run(checkpoint(), data, runner=runner)
+    assert run(checkpoint(), data, runner="torch").runner == "torch"
+    assert run(bundle(), data, runner="onnxruntime").runner == "onnxruntime"
+    for target in (checkpoint(), bundle()):
+        with pytest.raises(ConfigError, match="--runner 'tvm': expected one of auto"):
+            run(target, data, runner="tvm")
+    with pytest.raises(ConfigError, match="a bundle holds no PyTorch model"):
+        run(bundle(), data, runner="torch")
+    for changes in ({"size_hw": SIZE_HW}, {"checkpoint_options": CheckpointOptions(output_stride=32)}):
+        with pytest.raises(ConfigError, match="are for checkpoints"):
+            run(bundle(), data, **changes)
+    with pytest.raises(ConfigError, match="output stride"):
+        run(checkpoint(), data, checkpoint_options=CheckpointOptions(output_stride=8))
+    with pytest.raises(ShapeError, match=r"--size: .*96x96"):
+        run(checkpoint(), data, size_hw=(100, 100))
+    with pytest.raises(CheckpointError, match="absent"):
+        run(tmp_path / "absent.pth", data)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="no TensorRT-RTX: pip install nrd-trt[rtx]"
+)
+def test_plan_that_was_not_run_is_mentioned(tmp_path: Path) -> None:
+    got = run(bundle(builder="tensorrt-rtx"), data_set(tmp_path / "data", scenes([SIZE_HW])))
+    assert got.plan_run is (got.runner == "tensorrt-rtx")
+    assert ("built but not run here" in "\n".join(table(got))) is (not got.plan_run)

@@ -1,0 +1,157 @@
+"""Faults planted in a bundle's file are caught, and the stage, the cause or the fact is named."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from pathlib import Path
+
+import onnx
+import pytest
+
+from nrd_trt.graph.metadata import with_precision
+from nrd_trt.specs import Precision
+from nrd_trt.validation.validate import ValidateRequest, Validation, validate_bundle
+from tests.artefacts import bundle, checkpoint, other_checkpoint, plant, read_facts_of, rewrite_facts
+from tests.faults import (
+    Change,
+    double,
+    double_one_row,
+    other_mean,
+    shift_coordinates,
+    swap_rgb,
+    transpose_w1_in_decode,
+    transpose_w1_in_theta,
+)
+
+
+def no_change(model: onnx.ModelProto) -> None:
+    """Change nothing."""
+
+
+# Fault -> precision of the bundle, first stage beyond tolerance, what the hints say.
+FAULTS: dict[str, tuple[Change, str, str, str]] = {
+    "swapped RGB": (swap_rgb, "fp32", "preprocessing", "red and blue are swapped"),
+    "swapped RGB, fp16": (swap_rgb, "fp16", "preprocessing", "red and blue are swapped"),
+    "mean in 0-1": (other_mean, "fp32", "preprocessing", "another mean or standard deviation"),
+    "off-centre coordinates": (shift_coordinates, "fp32", "logits", "off by +0.50 of a step along x and +0.50 along y"),
+    "off-centre coordinates, fp16": (shift_coordinates, "fp16", "logits", "off by +0.50 of a step along x"),
+    "W1 transposed in theta": (transpose_w1_in_theta, "fp32", "theta", "W1 is transposed"),
+    "W1 transposed in theta, fp16": (transpose_w1_in_theta, "fp16", "theta", "W1 is transposed"),
+    "W1 transposed in the decode": (transpose_w1_in_decode, "fp32", "logits", "decodes as if W1 is transposed"),
+    "scale ×2 in the stem": (double("backbone.conv1.conv.weight"), "fp32", "c1", "backbone.conv1.conv.weight (×2.00)"),
+    "scale ×2 behind C1": (
+        double("backbone.layer5.0.conv.1.conv.weight"),
+        "fp16",
+        "c4",
+        "backbone.layer5.0.conv.1.conv.weight (×2.00)",
+    ),
+    "scale ×2 of one channel": (double_one_row, "fp16", "c4", "backbone.layer5.1.conv.2.conv.weight (row 7)"),
+    "scale ×2 in the controller": (
+        double("decode_head.classifier.classifier.1.weight"),
+        "fp16",
+        "theta",
+        "decode_head.classifier.classifier.1.weight (×2.00)",
+    ),
+    "scale ×2 in the guidance": (
+        double("decode_head.c1_bottleneck.1.conv.weight"),
+        "bf16",
+        "guidance",
+        "decode_head.c1_bottleneck.1.conv.weight (×2.00)",
+    ),
+}
+
+
+def validated(path: Path, **changes: object) -> Validation:
+    """Validate with the stages; the gates of the masks hold nothing back."""
+    options = {"checkpoint": checkpoint(), "localise": True, "min_agreement": 0.0, "threads": 1, "progress": False}
+    return validate_bundle(ValidateRequest(**{"bundle": path, **options, **changes}))  # type: ignore[arg-type]
+
+
+@cache
+def sound(precision: str) -> Validation:
+    """Validate the bundle without a fault."""
+    return validated(bundle(precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_sound_file_is_within_every_tolerance(precision: str) -> None:
+    found = sound(precision)
+    assert found.localisation is not None
+    assert found.failures == []
+    assert found.localisation.first_beyond is None
+    assert [figures.stage for figures in found.localisation.stages] == [
+        "preprocessing", "c1", "c4", "theta", "guidance", "logits", "mask",
+    ]  # fmt: skip
+    assert all(figures.within for figures in found.localisation.stages)
+    assert found.localisation.arithmetic == ("native" if precision == "fp32" else "simulated")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught_and_named(fault: str, tmp_path: Path) -> None:
+    change, precision, stage, hint = FAULTS[fault]
+    found = validated(plant(bundle(precision), tmp_path / "faulty.nrd", change))
+    assert found.localisation is not None
+    assert found.localisation.first_beyond == stage
+    assert hint in "; ".join(found.localisation.hints)
+    assert not found.passed
+    assert any(stage.upper() in line.upper() for line in found.failures)
+    before = [figures.stage for figures in found.localisation.stages if figures.within]
+    assert all(figures in before for figures in _earlier(stage))
+
+
+def _earlier(stage: str) -> list[str]:
+    """Stages that a fault at `stage` leaves right."""
+    earlier = {"preprocessing": [], "c1": ["preprocessing"], "c4": ["preprocessing", "c1"]}
+    earlier["theta"] = [*earlier["c4"], "c4", "guidance"]
+    earlier["guidance"] = [*earlier["c4"], "c4", "theta"]
+    earlier["logits"] = [*earlier["theta"], "theta"]
+    return earlier[stage]
+
+
+@pytest.mark.parametrize("fault", ["swapped RGB", "off-centre coordinates", "W1 transposed in theta"])
+def test_the_gates_of_the_masks_alone_catch_a_fault_in_fp32(fault: str, tmp_path: Path) -> None:
+    path = plant(bundle("fp32"), tmp_path / "faulty.nrd", FAULTS[fault][0])
+    found = validated(path, localise=False, min_agreement=None)
+    assert any("pixel agreement" in line for line in found.failures)
+
+
+@pytest.mark.parametrize("metadata", ["fp16", "fp32"])
+def test_fp32_delivered_for_fp16_is_named(metadata: Precision, tmp_path: Path) -> None:
+    """The file is the fp32 one, the bundle was asked for fp16: masks agree perfectly, and that is the fault."""
+    path = plant(bundle("fp32"), tmp_path / "claims.nrd", lambda model: with_precision(model, metadata))
+    rewrite_facts(path, precision={**read_facts_of(path)["precision"], "asked": "fp16"})
+    found = validated(path, localise=False)
+    assert found.comparison.pixel_agreement == 1.0
+    assert any("precision fp16 is claimed and not delivered: convolutions are" in line for line in found.failures)
+    assert found.precision_found is not None
+    assert set(found.precision_found) == {"fp32"}
+
+
+def test_the_types_of_a_sound_file_are_found() -> None:
+    found = sound("fp16")
+    assert (found.precision_asked, found.passed) == ("fp16", True)
+    assert found.precision_found is not None
+    assert found.precision_found["fp16"] > 30
+
+
+def test_an_engine_of_another_checkpoint_is_named() -> None:
+    found = validated(bundle("fp32"), checkpoint=other_checkpoint())
+    assert found.checkpoint_matches is False
+    assert any("the checkpoint is not the one that the bundle was built from" in line for line in found.failures)
+    assert found.localisation is not None
+    assert found.localisation.first_beyond == "theta"
+    assert "1 of " in "; ".join(found.localisation.hints)
+    assert "decode_head.classifier.classifier.1.bias (row 762)" in "; ".join(found.localisation.hints)
+
+
+def test_coordinates_are_named_even_where_rounding_hides_them(tmp_path: Path) -> None:
+    path = plant(bundle("bf16"), tmp_path / "faulty.nrd", partial(shift_coordinates, steps=0.01))
+    found = validated(path, min_agreement=0.9).localisation
+    assert found is not None
+    assert all(figures.within for figures in found.stages)
+    assert found.first_beyond == "logits"
+    assert "off by +0.01 of a step along x" in found.hints[0]
+
+
+def test_planting_itself_is_no_fault(tmp_path: Path) -> None:
+    assert validated(plant(bundle("fp32"), tmp_path / "same.nrd", no_change)).passed
