@@ -1,0 +1,37 @@
+"""How a long run reports: a bar on stderr, and callbacks that a caller may give. Leaf module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+OnStage = Callable[[str], None]
+"""Receives one line when a stage begins."""
+
+OnMessage = Callable[[str, str], None]
+"""Receives TensorRT's messages as ``(severity, text)``."""
+
+
+def silent(*_: str) -> None:
+    """Ignore a report."""
+
+
+def bar(
+    items: Iterable[Item] | None = None, *, desc: str, unit: str, show: bool, total: int | None = None
+) -> tqdm[Item]:
+    """Wrap a loop in a bar on stderr that appears where the loop takes longer than two seconds.
+
+    Args:
+        items: What is iterated; None for a bar that is updated by hand.
+        desc: What is done.
+        unit: What is counted.
+        show: False hides the bar.
+        total: Number of items, where `items` does not tell.
+    """
+    options: dict[str, Any] = {} if total is None else {"total": total}
+    return tqdm(items, desc=desc, unit=unit, delay=2, file=sys.stderr, disable=not show, leave=False, **options)
