@@ -33,5 +33,5 @@ def bar(
         show: False hides the bar.
         total: Number of items, where `items` does not tell.
     """
-    options: dict[str, Any] = {} if total is None else {"total": total}
-    return tqdm(items, desc=desc, unit=unit, delay=2, file=sys.stderr, disable=not show, leave=False, **options)
+    given: Any = items
+    return tqdm(given, desc=desc, unit=unit, total=total, delay=2, file=sys.stderr, disable=not show, leave=False)
