@@ -42,8 +42,42 @@ test: install  ## Run the suite that needs no GPU
 test-all: install  ## Run it with every combination of encoder, precision and input form
 	$(PYTEST) -m "" $(ARGS)
 
-gpu-check: install  ## Every proof and benchmark that needs an NVIDIA GPU, into build/gpu-check/; exits 2 without one
-	$(BIN)/python scripts/gpu_check.py $(ARGS)
+# `make gpu-check GPU_PYTHON=python3` does with the packages that are there, where `make install` cannot run.
+GPU_PYTHON := $(BIN)/python
+GPU := build/gpu-check
+GPU_BUILD := plugins/build
+# $(call gpu_step,NAME,COMMAND): its output goes to NAME.txt; five minutes at most; 77 says that something is missing.
+gpu_step = echo "gpu-check: $(1)"; start=$$(date +%s); timeout 300 sh -c '$(2)' > $(GPU)/$(1).txt 2>&1; \
+	echo "$(1) $$? $$(($$(date +%s) - start))" >> $(GPU)/steps
+sanitize = tests=$(GPU_BUILD)/nrd_decode/tests; [ -x $$tests/test_kernels ] || { echo "no C++ tests"; exit 77; }; \
+	command -v compute-sanitizer || { echo "no compute-sanitizer"; exit 77; }; \
+	for test in "test_kernels --small" test_enqueue test_lifecycle test_contexts; do \
+		[ ! -x $$tests/$${test%% *} ] || compute-sanitizer --tool $(1) --error-exitcode 99 $(2) $$tests/$$test || \
+		{ status=$$?; grep "Device not supported" $(GPU)/$(1).txt && exit 77; exit $$status; }; done
+
+gpu-check: export PATH := $(PATH):/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer
+gpu-check: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+gpu-check: $(if $(GPU_PYTHON:$(BIN)/python=),,install)  ## Every proof and benchmark that needs an NVIDIA GPU, into build/gpu-check/; exits 2 without one
+	@rm -rf $(GPU) && mkdir -p $(GPU) && $(GPU_PYTHON) scripts/dev/gpu_results.py > $(GPU)/architecture
+	@$(call gpu_step,doctor,$(GPU_PYTHON) scripts/doctor.py --json > $(GPU)/doctor.json)
+	@$(call gpu_step,build,command -v nvcc || { echo "no nvcc"; exit 77; }; \
+		cmake -S plugins -B $(GPU_BUILD) -DCMAKE_CUDA_ARCHITECTURES=$$(cat $(GPU)/architecture) \
+		$(if $(TENSORRT_ROOT),-DTENSORRT_ROOT=$(TENSORRT_ROOT)) && cmake --build $(GPU_BUILD) --parallel $$(nproc))
+	@$(call gpu_step,ctest,ctest --test-dir $(GPU_BUILD) --output-on-failure --no-tests=error \
+		--output-junit $(abspath $(GPU))/ctest.xml)
+	@$(call gpu_step,pytest,$(GPU_PYTHON) -m pytest -m gpu -rs -W default --junitxml=$(GPU)/pytest.xml tests/gpu)
+	@$(call gpu_step,bench,$(GPU_BUILD)/nrd_decode_bench --quick --json $(GPU)/bench.json)
+	@$(call gpu_step,decode,$(GPU_PYTHON) scripts/benchmark.py --decode --quick --json --markdown $(GPU)/decode.md \
+		> $(GPU)/decode.json)
+	@$(foreach tool,racecheck initcheck synccheck,($(call gpu_step,$(tool),$(call sanitize,$(tool)))) &) \
+		$(call gpu_step,memcheck,$(call sanitize,memcheck,--leak-check full)); wait
+	@$(call gpu_step,bundle,runner=$$($(GPU_PYTHON) -c "from nrd_trt.engine.compat import installed_flavours as found; \
+		print(*found()[:1])") && [ "$$runner" ] || { echo "no TensorRT"; exit 77; }; \
+		$(GPU_PYTHON) scripts/build_engine.py nrd_trt/zoo/nrd_mobilenetv2_camvid.safetensors -o $(GPU)/demo.nrd \
+		--size 352x480 --precision fp16 --builder $$runner && \
+		$(GPU_PYTHON) scripts/benchmark.py $(GPU)/demo.nrd --runner $$runner --runs 200 --json > $(GPU)/bundle.json && \
+		$(GPU_PYTHON) scripts/benchmark_overlap.py $(GPU)/demo.nrd --runner $$runner --json > $(GPU)/overlap.json)
+	@$(GPU_PYTHON) scripts/dev/gpu_results.py $(GPU)
 
 check: install  ## Formatting, lint, rooms, types; what CI runs
 	$(BIN)/ruff format --check .

@@ -12,8 +12,11 @@ import onnx
 import torch
 
 from nrd_trt.data.classes import voc_palette
+from nrd_trt.engine.compat import installed_flavours
+from nrd_trt.errors import MissingDependencyError, RunnerError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import atomic_file
+from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import DecodeSpec, InputForm, InputShape, ModelInfo, Range
@@ -136,3 +139,16 @@ def random_decode_inputs(
     guidance = rng.standard_normal((batch, spec.guidance_channels, f * height, f * width))
     tables = rng.standard_normal((2, f))
     return tuple(array.astype(np.float32) for array in (theta, guidance, *tables))  # type: ignore[return-value]
+
+
+def missing_for_plans() -> str | None:
+    """Return in one line what keeps this machine from running plans on a GPU, or None where nothing does."""
+    lines = []
+    try:
+        if load_cuda().name != "cuda-python":
+            lines.append("no cuda-python: `pip install nrd-trt[cuda]`")
+    except (MissingDependencyError, RunnerError) as exc:
+        lines.append(str(exc))
+    if not installed_flavours():
+        lines.append("no TensorRT: `pip install nrd-trt[trt]` or `pip install nrd-trt[rtx]`")
+    return "; ".join(lines) or None

@@ -23,9 +23,8 @@ from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import InputForm, InputShape, Precision, Range
 from nrd_trt.validation.gates import Gates
-from scripts.gpu_check import missing
 from tests.artefacts import trained_model
-from tests.helpers import agreement, small_export
+from tests.helpers import agreement, missing_for_plans, small_export
 from tests.runtime import test_contract as contract
 
 # The contract of all runners, collected here with the `kind` and `runner` below.
@@ -41,7 +40,7 @@ from tests.runtime.test_contract import (  # noqa: F401
     test_use_outside_is_an_error,
 )
 
-_MISSING = missing()
+_MISSING = missing_for_plans()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_MISSING is not None, reason=f"needs a GPU: {_MISSING}")]
 
 SIZE_HW = (352, 480)

@@ -11,10 +11,10 @@ import pytest
 from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
-from scripts.gpu_check import missing
 from tests.gpu.test_on_device import GROWTH_BYTES, SHAPES, on_plan, plan, scenes
+from tests.helpers import missing_for_plans
 
-_MISSING = missing()
+_MISSING = missing_for_plans()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_MISSING is not None, reason=f"needs a GPU: {_MISSING}")]
 
 ROUNDS = 4

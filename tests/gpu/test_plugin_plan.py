@@ -17,14 +17,13 @@ from nrd_trt.engine.plugins import check_plugin, find_plugin, read_plugin
 from nrd_trt.errors import PluginError
 from nrd_trt.machine.cuda import probe_device
 from nrd_trt.specs import MaskEncoding, Precision
-from scripts.gpu_check import missing
 from tests.artefacts import build, checkpoint, workspace
-from tests.helpers import agreement
+from tests.helpers import agreement, missing_for_plans
 
 
 def _missing() -> str | None:
     """What keeps this machine from running plans with the plugin, or None."""
-    if (reason := missing()) is not None:
+    if (reason := missing_for_plans()) is not None:
         return f"needs a GPU: {reason}"
     if "tensorrt" not in installed_flavours():
         return "needs enterprise TensorRT, TensorRT-RTX loads no plugins: `pip install nrd-trt[trt]`"

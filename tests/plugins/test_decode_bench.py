@@ -17,9 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.gpu_check import markdown
-from tests.artefacts import REPOSITORY
-from tests.gpu_stand_ins import GPU, MACHINE
 from tests.plugins.host_library import PLUGINS
 
 HERE = Path(__file__).with_name("bench_on_cpu")
@@ -150,18 +147,6 @@ def test_cost_model(bench: dict[str, Any]) -> None:
         assert model["slope_us"] == pytest.approx(0.25)
         assert model["constant_us"] == pytest.approx(3.02)
         assert model["largest_residual"] < 1e-6
-
-
-def test_the_page_of_gpu_check_shows_it(bench: dict[str, Any]) -> None:
-    machine = {**MACHINE.describe_machine(GPU, REPOSITORY), "clocks_during_bench": None}
-    report = {"machine": machine, "date": "today", "seconds": 1.0, "passed": True, "parts": []}
-    report |= {"engine": None, "overlap": None}
-    page = markdown({**report, "bench": bench}, None)
-    rows = [line for line in page.splitlines() if "tensor_core_retained" in line]
-    assert len(rows) == 1 + sum(row["variant"] == "tensor_core_retained" for row in bench["rows"])  # and one model
-    assert "NaN" not in page
-    for title in ("Masks", "Memory formats and mask types", "fp32", "Logits", "Masks over the number of classes"):
-        assert f"### {title}\n" in page
 
 
 def test_natural_theta_has_few_mixed_cells(program: Path, tmp_path: Path) -> None:
