@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from nrd_trt.data.datasets import SYNTHETIC
-from nrd_trt.data.folders import IMAGE_SUFFIXES, list_images, read_image
+from nrd_trt.data.folders import IMAGE_SUFFIXES, list_images
+from nrd_trt.data.images import read_image
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.data.videos import VIDEO_SUFFIXES, VideoReader
 from nrd_trt.errors import CalibrationError, ConfigError

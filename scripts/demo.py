@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 from nrd_trt import open_bundle
 from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.data.classes import CAMVID_PALETTE
-from nrd_trt.data.folders import list_pairs, read_image
+from nrd_trt.data.folders import list_pairs
+from nrd_trt.data.images import read_image
 from nrd_trt.data.overlay import blend, write_mask, write_rgb
 from nrd_trt.data.synthetic import street_clip, street_scene
 from nrd_trt.runtime.predictor import Predictor

@@ -62,7 +62,7 @@ def _outputs(image: Path, folder: Path, *, overlay: bool) -> list[Path]:
 
 def _predict_one(predictor: Predictor, image: Path, targets: list[Path], opacity: float) -> float:
     """Segment one file and write its targets; return the latency in milliseconds, files excluded."""
-    from nrd_trt.data.folders import read_image
+    from nrd_trt.data.images import read_image
     from nrd_trt.data.overlay import blend, write_mask, write_rgb
 
     rgb = read_image(image)

@@ -1,11 +1,11 @@
-"""Images and labels on disk: listing, pairing by stem, reading. NumPy and Pillow only."""
+"""Images and labels on disk: listing, pairing by stem, reading labels. NumPy and Pillow only."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from nrd_trt.errors import ConfigError, ShapeError
 
@@ -58,19 +58,6 @@ def list_pairs(data: Path, labels: Path | None = None) -> list[tuple[Path, Path]
         shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         raise ConfigError(f"{folder}: {len(missing)} of {len(pairs)} images have no label ({shown}).")
     return pairs
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read an image as ``(H, W, 3) uint8 RGB``; the EXIF orientation is applied.
-
-    Raises:
-        ConfigError: The file is missing or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as exc:
-        raise ConfigError(f"{path}: expected an image, cannot read it ({exc}); remove or replace the file.") from exc
 
 
 def read_label(

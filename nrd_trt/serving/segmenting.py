@@ -13,10 +13,9 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from nrd_trt.serving.clips import overlay_clip
-from nrd_trt.serving.images import read_upload
 from nrd_trt.serving.pictures import Look, compose, encode_layers, mask_png, pack, png
 from nrd_trt.serving.service import Looked, Served, Service
-from nrd_trt.serving.uploads import Job, kind_of, read_body
+from nrd_trt.serving.uploads import Job, kind_of, read_body, read_upload
 from nrd_trt.video.overlay import class_shares
 
 router = APIRouter()

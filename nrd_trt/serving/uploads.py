@@ -11,13 +11,19 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import anyio.to_thread
+import numpy as np
 from starlette.requests import Request
 
+from nrd_trt.data.images import read_image
+from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.serving.problems import Refusal
 
 Kind = Literal["image", "mp4", "matroska"]
 Result = TypeVar("Result")
 
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_SCANS = 100
+"""Of a progressive JPEG: each costs a pass over all pixels and may be a few bytes long. Usual ones have about ten."""
 _STILL_IN_MP4 = (b"heic", b"heix", b"mif1", b"msf1", b"avif")
 _POLL_S = 0.25
 
@@ -169,6 +175,27 @@ def kind_of(body: bytes) -> Kind:
         got = "a HEIC or AVIF photo"
     wanted = "a JPEG, PNG, WebP or BMP image, or an MP4, MOV, MKV or WebM clip"
     raise Refusal(415, "UnknownFormat", f"upload: expected {wanted}, got {got}; convert it first.")
+
+
+def read_upload(body: bytes, most_pixels: int) -> np.ndarray:
+    """Read an uploaded image as `read_image` does, within limits.
+
+    Args:
+        body: JPEG, PNG, WebP or BMP.
+        most_pixels: Larger images are refused by their headers.
+
+    Raises:
+        Refusal: The image is damaged, of another format, or would take too much memory or time to decode.
+    """
+    if body.startswith(b"\xff\xd8") and body.count(b"\xff\xda") > _SCANS:
+        message = f"image: expected at most {_SCANS} scans, got a JPEG that takes hours to decode; save it anew."
+        raise Refusal(422, "UnreadableImage", message)
+    try:
+        return read_image(body, formats=_FORMATS, most_pixels=most_pixels)
+    except ShapeError as exc:
+        raise Refusal(422, "TooManyPixels", str(exc)) from exc
+    except ConfigError as exc:
+        raise Refusal(422, "UnreadableImage", str(exc)) from exc
 
 
 def _too_large(most: int) -> Refusal:

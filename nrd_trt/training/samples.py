@@ -15,7 +15,8 @@ import numpy as np
 from nrd_trt.data.augment import random_sample
 from nrd_trt.data.classes import CAMVID_CLASSES
 from nrd_trt.data.datasets import SYNTHETIC, Pair, Split, find_split
-from nrd_trt.data.folders import IGNORE, read_image, read_label
+from nrd_trt.data.folders import IGNORE, read_label
+from nrd_trt.data.images import read_image
 from nrd_trt.data.synthetic import Scene, street_scene
 from nrd_trt.errors import ConfigError
 from nrd_trt.training.recipes import Recipe

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nrd_trt.data.folders import default_labels, list_images, list_pairs, read_image, read_label
+from nrd_trt.data.folders import default_labels, list_images, list_pairs, read_label
+from nrd_trt.data.images import read_image
 from nrd_trt.data.preprocessing import fit_image
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import ConfigError

@@ -16,7 +16,7 @@ from PIL import Image
 from nrd_trt.calibration.feeds import Feed
 from nrd_trt.calibration.sources import open_source
 from nrd_trt.calibration.stream import CalibrationStream
-from nrd_trt.data.folders import read_image
+from nrd_trt.data.images import read_image
 from nrd_trt.data.preprocessing import fit_image
 from nrd_trt.errors import CalibrationError, ConfigError, MissingDependencyError, NrdTrtError, ShapeError, VideoError
 from nrd_trt.graph.metadata import GraphFacts, read_facts

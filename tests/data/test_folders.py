@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nrd_trt.data.folders import IGNORE, default_labels, list_images, list_pairs, read_image, read_label
+from nrd_trt.data.folders import IGNORE, default_labels, list_images, list_pairs, read_label
+from nrd_trt.data.images import read_image
 from nrd_trt.errors import ConfigError, ShapeError
 
 RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -94,36 +95,12 @@ def test_missing_label_folder(labels: str | None, tmp_path: Path) -> None:
         list_pairs(tmp_path, tmp_path / labels if labels else None)
 
 
-@pytest.mark.parametrize(("mode", "channels_equal"), [("RGB", False), ("L", True), ("RGBA", False), ("P", True)])
-def test_every_image_mode_reads_as_rgb(mode: str, channels_equal: bool, tmp_path: Path) -> None:
-    got = read_image(write(tmp_path / "a.png", RGB, mode))
-    assert (got.shape, got.dtype) == ((4, 6, 3), np.uint8)
-    assert (got[..., 0] == got[..., 2]).all() == channels_equal
-    assert np.array_equal(got, RGB) or mode in ("L", "P")
-
-
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn right by 90 degrees
-    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(RGB, -1))
-
-
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_unreadable_images_and_labels(content: bytes, tmp_path: Path) -> None:
+def test_unreadable_labels(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"a\.png: expected an image, cannot read it"):
-        read_image(path)
     with pytest.raises(ConfigError, match=r"a\.png: expected a label PNG, cannot read it"):
         read_label(path, num_classes=2, ignore_index=None)
-
-
-def test_truncated_image(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ConfigError, match=r"a\.png: expected an image"):
-        read_image(path)
 
 
 @pytest.mark.parametrize("palette", [False, True])

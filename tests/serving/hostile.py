@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from tests.data.pictures import encoded, png, png_chunk
 from tests.video.clips import write_clip
-
-
-def encoded(rgb: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
-    target = io.BytesIO()
-    Image.fromarray(rgb).save(target, kind, **options)
-    return target.getvalue()
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_of_size(width: int, height: int, *, data: bytes = b"") -> bytes:
     """A PNG whose header promises a size, and whose data are whatever they are."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = (png_chunk(b"IHDR", header), png_chunk(b"IDAT", zlib.compress(data)), png_chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), data)
 
 
 def bomb_png() -> bytes:

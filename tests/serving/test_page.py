@@ -17,7 +17,8 @@ from PIL import Image
 
 from nrd_trt.data.overlay import blend, colour
 from tests.artefacts import REPOSITORY
-from tests.serving.hostile import bomb_png, clip, encoded, png_of_size
+from tests.data.pictures import encoded
+from tests.serving.hostile import bomb_png, clip, png_of_size
 from tests.serving.rig import SIZE_HW, Rig, Street, street
 from tests.serving.waiting import until
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from nrd_trt.data.overlay import blend
 from nrd_trt.serving import uploads as uploads_module
-from tests.serving.hostile import bomb_png, clip, encoded, png_of_size, scan_bomb_jpeg, text_bomb_png
+from tests.data.pictures import encoded, readable, unreadable
+from tests.serving.hostile import bomb_png, clip, png_of_size, scan_bomb_jpeg, text_bomb_png
 from tests.serving.rig import Rig, httpx, street
 from tests.serving.test_api import read_record
 from tests.serving.waiting import until
@@ -35,10 +36,28 @@ def refusal(response: Any) -> tuple[int, str]:
 # --- images --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
-def test_masks_are_those_of_the_engine(rig: Rig, kind: str) -> None:
-    options = {"lossless": True} if kind == "WEBP" else {}
-    response = rig.http.post("/segment?result=mask", content=encoded(SCENE, kind, **options))
+ACCEPTED = (".png", ".jpg", ".webp", ".bmp")
+
+
+def test_images_are_read_as_everywhere(rig: Rig) -> None:
+    """The view "image" of an upload shows what was read of it."""
+    for name, (body, expected) in readable().items():
+        response = rig.http.post("/segment?result=overlay&view=image", content=body)
+        if name.endswith(ACCEPTED):
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(response.content))), expected), name
+        else:
+            assert refusal(response) == (415, "UnknownFormat"), name
+
+
+def test_images_that_cannot_be_read_are_refused(rig: Rig) -> None:
+    for name, body in unreadable().items():
+        known = name.endswith(ACCEPTED) and name not in ("empty.png", "text.png")
+        expected = (422, "UnreadableImage") if known else (415, "UnknownFormat")
+        assert refusal(rig.http.post("/segment", content=body)) == expected, name
+
+
+def test_masks_are_those_of_the_engine(rig: Rig) -> None:
+    response = rig.http.post("/segment?result=mask", content=encoded(SCENE))
     mask = Image.open(io.BytesIO(response.content))
     assert mask.mode == "P"
     assert np.array_equal(np.asarray(mask), rig.segmenter.segment(SCENE))
@@ -61,39 +80,6 @@ def test_all_results_tell_the_same(rig: Rig) -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(overlay.content))), shown)
 
 
-def test_jpegs_stand_as_they_were_taken(rig: Rig) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise
-    turned = encoded(np.rot90(SCENE).copy(), "JPEG", exif=exif, quality=95)
-    answer = rig.http.post("/segment", content=turned).json()
-    assert answer["size_hw"] == list(SCENE.shape[:2])
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
-def test_odd_images_are_read(rig: Rig, mode: str) -> None:
-    grey = Image.fromarray(SCENE).convert("L")
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    else:
-        image = Image.fromarray(SCENE).convert(mode)
-    target = io.BytesIO()
-    image.save(target, "JPEG" if mode == "CMYK" else "PNG")
-    answer = rig.http.post("/segment", content=target.getvalue()).json()
-    assert answer["size_hw"] == list(SCENE.shape[:2])
-    if mode in ("L", "I;16"):
-        expected = rig.segmenter.segment(np.asarray(grey.convert("RGB")))
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"])))), expected)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_of_animations_the_first_frame_counts(rig: Rig, kind: str) -> None:
-    first, second = Image.fromarray(SCENE), Image.fromarray(street()[10])
-    target = io.BytesIO()
-    first.save(target, kind, save_all=True, append_images=[second], **({"lossless": True} if kind == "WEBP" else {}))
-    response = rig.http.post("/segment?result=mask", content=target.getvalue())
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(response.content))), rig.segmenter.segment(SCENE))
-
-
 @pytest.mark.parametrize(
     ("make", "status", "kind"),
     [
@@ -104,18 +90,10 @@ def test_of_animations_the_first_frame_counts(rig: Rig, kind: str) -> None:
         (text_bomb_png, 422, "UnreadableImage"),
         (scan_bomb_jpeg, 422, "UnreadableImage"),
         (lambda: png_of_size(64, 64, data=b"too little"), 422, "UnreadableImage"),
-        (lambda: png_of_size(0, 64), 422, "UnreadableImage"),
-        (lambda: encoded(SCENE)[:200], 422, "UnreadableImage"),
-        (lambda: encoded(SCENE, "JPEG")[:300], 422, "UnreadableImage"),
         (lambda: b"\xff\xd8\xff" + bytes(100), 422, "UnreadableImage"),
-        (lambda: b"BM" + b"\xff" * 60, 422, "UnreadableImage"),
-        (lambda: b"RIFF\x20\0\0\0WEBP" + b"\xff" * 60, 422, "UnreadableImage"),
         (lambda: encoded(SCENE, "GIF"), 415, "UnknownFormat"),
-        (lambda: encoded(SCENE, "TIFF"), 415, "UnknownFormat"),
         (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "UnknownFormat"),
         (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "UnknownFormat"),
-        (lambda: b"hello", 415, "UnknownFormat"),
-        (lambda: b"", 415, "UnknownFormat"),
         (lambda: b"\0\0\0\x18ftypheic" + bytes(40), 415, "UnknownFormat"),
     ],
 )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nrd_trt.data.folders import list_images, read_image
+from nrd_trt.data.folders import list_images
+from nrd_trt.data.images import read_image
 from nrd_trt.data.videos import Picture, VideoFacts
 from nrd_trt.errors import ConfigError, VideoError
 
