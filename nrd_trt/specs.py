@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,6 +16,9 @@ STRIDE = 32
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 """Of a file. int8 means: the layers that a calibration covers in int8 with explicit Q/DQ, the rest in fp16."""
+
+Size = tuple[int, int]
+"""Height and width."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Fit = Literal["resize", "pad", "letterbox"]
@@ -39,33 +42,30 @@ def nearest_size(size_hw: tuple[int, int]) -> tuple[int, int]:
 
 
 def check_size(size_hw: tuple[int, int], *, what: str) -> None:
-    """Raise `ShapeError` unless both sides are positive multiples of 32."""
-    if all(n >= STRIDE and n % STRIDE == 0 for n in size_hw):
-        return
-    raise ShapeError(
-        f"{what}: expected height and width to be multiples of {STRIDE}, got {format_size(size_hw)}; "
-        f"the nearest valid size is {format_size(nearest_size(size_hw))}."
-    )
+    """Raise an error unless `size_hw` is height and width, both positive multiples of 32.
+
+    Args:
+        size_hw: What the caller gave.
+        what: What the message begins with: a parameter, ``"size="``, or a thing, ``"image "``.
+
+    Raises:
+        ConfigError: It is not a pair of whole numbers.
+        ShapeError: A side is not a multiple of 32; the message names the nearest valid size.
+    """
+    try:
+        height, width = map(operator.index, size_hw)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{what}{size_hw!r}: expected height and width such as (512, 1024).") from None
+    if not all(n >= STRIDE and n % STRIDE == 0 for n in (height, width)):
+        raise ShapeError(
+            f"{what}{format_size(size_hw)}: expected height and width to be multiples of {STRIDE}; "
+            f"the nearest valid size is {format_size(nearest_size(size_hw))}."
+        )
 
 
 def format_size(size_hw: tuple[int, int]) -> str:
     """Return ``"HxW"``."""
     return f"{size_hw[0]}x{size_hw[1]}"
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse ``"HxW"`` into multiples of 32.
-
-    Raises:
-        ConfigError: The text has another form.
-        ShapeError: A side is not a multiple of 32; the message names the nearest valid size.
-    """
-    match = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
-    if match is None:
-        raise ConfigError(f"size {text!r}: expected HEIGHTxWIDTH such as 512x1024.")
-    size_hw = (int(match[1]), int(match[2]))
-    check_size(size_hw, what=f"size {text!r}")
-    return size_hw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,23 @@ class Range:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
             raise ConfigError(f"range {self.min}:{self.opt}:{self.max}: expected 1 <= MIN <= OPT <= MAX.")
+
+    @classmethod
+    def of(cls, values: int | tuple[int, int, int], *, what: str) -> Range:
+        """Return the range of one value, or of the smallest, the usual and the largest.
+
+        Args:
+            values: One number or three.
+            what: What an error message begins with, such as ``"batch="``.
+
+        Raises:
+            ConfigError: The numbers are not one or three whole ones, or not in order.
+        """
+        try:
+            low, opt, high = map(operator.index, values if isinstance(values, tuple | list) else (values,) * 3)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{what}{values!r}: expected N or (MIN, OPT, MAX), whole numbers.") from None
+        return cls(min=low, opt=opt, max=high)
 
     @property
     def is_static(self) -> bool:
@@ -95,32 +112,51 @@ class InputShape:
     width: Range
 
     @classmethod
-    def static(cls, size_hw: tuple[int, int], batch: int = 1) -> InputShape:
+    def static(cls, size_hw: Size, batch: int | tuple[int, int, int] = 1) -> InputShape:
         """Return the shape with one allowed size."""
-        return cls(batch=_fixed(batch), height=_fixed(size_hw[0]), width=_fixed(size_hw[1]))
+        height, width = size_hw
+        return cls(
+            batch=Range.of(batch, what="batch="),
+            height=Range(min=height, opt=height, max=height),
+            width=Range(min=width, opt=width, max=width),
+        )
 
     @classmethod
-    def parse(cls, *, size: str | None, dynamic: str | None, batch: str, default: tuple[int, int]) -> InputShape:
-        """Build the shape from the command line's ``--size``, ``--dynamic`` and ``--batch``.
+    def of(
+        cls,
+        *,
+        size: Size | None = None,
+        dynamic: tuple[Size, Size, Size] | None = None,
+        batch: int | tuple[int, int, int] = 1,
+        default: Size,
+    ) -> InputShape:
+        """Return the shape that a caller asks for.
+
+        Args:
+            size: The only height and width, multiples of 32.
+            dynamic: The smallest, the usual and the largest height and width, in place of `size`.
+            batch: Images per call, or their smallest, usual and largest number.
+            default: Height and width where neither `size` nor `dynamic` is given.
 
         Raises:
-            ConfigError: Both sizes are given, or a text has another form.
+            ConfigError: Both sizes are given, a value has another form, or the three of a range are not in order.
             ShapeError: A size is not a multiple of 32.
         """
         if size is not None and dynamic is not None:
-            raise ConfigError("--size and --dynamic exclude each other; give one of them.")
-        low, opt, high = (default,) * 3
-        if size is not None:
-            low = opt = high = parse_size(size)
-        elif dynamic is not None:
-            parts = dynamic.split(":")
-            if len(parts) != 3:
-                raise ConfigError(f"--dynamic {dynamic!r}: expected MIN:OPT:MAX such as 256x512:512x1024:1024x2048.")
-            low, opt, high = (parse_size(part) for part in parts)
+            raise ConfigError("size= and dynamic= exclude each other; give one of them.")
+        if dynamic is None:
+            if size is not None:
+                check_size(size, what="size=")
+            return cls.static(size or default, batch)
+        if isinstance(dynamic, str) or len(dynamic) != 3:
+            raise ConfigError(f"dynamic={dynamic!r}: expected three sizes: the smallest, the usual and the largest.")
+        for one in dynamic:
+            check_size(one, what="dynamic=")
+        heights, widths = zip(*dynamic, strict=True)
         return cls(
-            batch=_parse_batch(batch),
-            height=Range(min=low[0], opt=opt[0], max=high[0]),
-            width=Range(min=low[1], opt=opt[1], max=high[1]),
+            batch=Range.of(batch, what="batch="),
+            height=Range.of(heights, what="dynamic="),
+            width=Range.of(widths, what="dynamic="),
         )
 
     @property
@@ -141,18 +177,6 @@ class InputShape:
     def from_dict(cls, data: Mapping[str, Mapping[str, int]]) -> InputShape:
         """Inverse of `to_dict`."""
         return cls(**{axis: Range(**data[axis]) for axis in ("batch", "height", "width")})
-
-
-def _fixed(value: int) -> Range:
-    return Range(min=value, opt=value, max=value)
-
-
-def _parse_batch(text: str) -> Range:
-    parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isdigit() for part in parts):
-        raise ConfigError(f"--batch {text!r}: expected N or MIN:OPT:MAX.")
-    numbers = [int(part) for part in parts]
-    return _fixed(numbers[0]) if len(numbers) == 1 else Range(min=numbers[0], opt=numbers[1], max=numbers[2])
 
 
 @dataclass(frozen=True, kw_only=True)

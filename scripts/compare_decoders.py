@@ -102,7 +102,7 @@ def time_side_by_side(checkpoints: Mapping[str, Path], size_hw: tuple[int, int],
     """Return median latencies in ONNX Runtime, called in turn."""
     bundles = {name: out / f"{name}_{format_size(size_hw)}.nrd" for name in checkpoints}
     for name, path in bundles.items():
-        form = FormRequest(size=format_size(size_hw))
+        form = FormRequest(size=size_hw)
         build_bundle(
             BuildRequest(
                 source=checkpoints[name], output=path, form=form, precision="fp32", builder="onnxruntime", force=True

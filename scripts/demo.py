@@ -55,7 +55,7 @@ def main() -> int:
         BuildRequest(
             source=source,
             output=FOLDER / "demo.nrd",
-            form=FormRequest(size="352x480"),
+            form=FormRequest(size=(352, 480)),
             precision="fp16",
             data=scenes,
             on_stage=lambda text: print(text, file=sys.stderr),

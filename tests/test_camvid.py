@@ -32,7 +32,7 @@ def test_fp16_bundle_passes_its_default_gates(frames: Path, tmp_path: Path) -> N
     request = BuildRequest(
         source=checkpoint(),
         output=target,
-        form=FormRequest(size="352x480"),
+        form=FormRequest(size=(352, 480)),
         precision="fp16",
         builder="onnxruntime",
         data=frames,

@@ -1,4 +1,4 @@
-"""Sizes, shapes and facts: parsers, ranges, messages."""
+"""Sizes, shapes and facts: ranges and messages."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ import numpy as np
 import pytest
 
 from nrd_trt.errors import ConfigError, NrdTrtError, ShapeError
-from nrd_trt.specs import DecodeSpec, InputShape, ModelInfo, Range, TensorSpec, nearest_size, parse_size
-
-
-@pytest.mark.parametrize(("text", "size"), [("512x1024", (512, 1024)), ("32X64", (32, 64)), (" 96x32 ", (96, 32))])
-def test_parse_size(text: str, size: tuple[int, int]) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "512", "512x", "x512", "512x1024x3", "-32x32", "512*512", "a32x32", "32.0x32"])
-def test_other_texts_are_no_size(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected HEIGHTxWIDTH"):
-        parse_size(text)
+from nrd_trt.specs import DecodeSpec, InputShape, ModelInfo, Range, TensorSpec, check_size, nearest_size
 
 
 @pytest.mark.parametrize(
-    ("text", "nearest"), [("100x200", "96x192"), ("0x64", "32x64"), ("1x1", "32x32"), ("500x1000", "512x992")]
+    ("size", "nearest"),
+    [((100, 200), "96x192"), ((0, 64), "32x64"), ((1, 1), "32x32"), ((500, 1000), "512x992"), ((64, -1), "64x32")],
 )
-def test_sizes_off_the_grid_name_the_nearest(text: str, nearest: str) -> None:
-    with pytest.raises(ShapeError, match=rf"{text}.*multiples of 32.*nearest valid size is {nearest}\."):
-        parse_size(text)
+def test_sizes_off_the_grid_name_the_nearest(size: tuple[int, int], nearest: str) -> None:
+    got = f"{size[0]}x{size[1]}"
+    with pytest.raises(ShapeError, match=rf"^size={got}: .*multiples of 32; the nearest valid size is {nearest}\.$"):
+        check_size(size, what="size=")
+
+
+@pytest.mark.parametrize("value", ["64x64", (64,), (64, 64, 3), (64.0, 64), 64, None])
+def test_other_values_are_no_size(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^size=.*: expected height and width such as \(512, 1024\)\.$"):
+        check_size(value, what="size=")
 
 
 def test_nearest_size_is_nearest() -> None:
@@ -44,24 +41,28 @@ def test_range_refuses(values: tuple[int, int, int]) -> None:
         Range(min=values[0], opt=values[1], max=values[2])
 
 
-def parse(**given: Any) -> InputShape:
-    return InputShape.parse(**{"size": None, "dynamic": None, "batch": "1", "default": (512, 1024), **given})
+def shape_of(**given: Any) -> InputShape:
+    return InputShape.of(**given, default=(512, 1024))
 
 
 def triples(shape: InputShape) -> list[tuple[int, int, int]]:
     return [(extent.min, extent.opt, extent.max) for extent in (shape.batch, shape.height, shape.width)]
 
 
+RANGE = ((32, 64), (64, 128), (96, 256))
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ({}, [(1, 1, 1), (512, 512, 512), (1024, 1024, 1024)]),
-        ({"size": "64x96", "batch": "4"}, [(4, 4, 4), (64, 64, 64), (96, 96, 96)]),
-        ({"dynamic": "32x64:64x128:96x256", "batch": "1:2:8"}, [(1, 2, 8), (32, 64, 96), (64, 128, 256)]),
+        ({"size": (64, 96), "batch": 4}, [(4, 4, 4), (64, 64, 64), (96, 96, 96)]),
+        ({"size": [64, 96]}, [(1, 1, 1), (64, 64, 64), (96, 96, 96)]),
+        ({"dynamic": RANGE, "batch": (1, 2, 8)}, [(1, 2, 8), (32, 64, 96), (64, 128, 256)]),
     ],
 )
-def test_parse_shape(given: dict[str, str], expected: list[tuple[int, int, int]]) -> None:
-    shape = parse(**given)
+def test_shape(given: dict[str, Any], expected: list[tuple[int, int, int]]) -> None:
+    shape = shape_of(**given)
     assert triples(shape) == expected
     assert shape.opt_hw == (expected[1][1], expected[2][1])
     assert InputShape.from_dict(json.loads(json.dumps(shape.to_dict()))) == shape
@@ -70,23 +71,24 @@ def test_parse_shape(given: dict[str, str], expected: list[tuple[int, int, int]]
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"size": "64x64", "dynamic": "32x32:32x32:64x64"}, "exclude each other"),
-        ({"dynamic": "32x32:64x64"}, "expected MIN:OPT:MAX"),
-        ({"dynamic": "64x64:32x32:96x96"}, "MIN <= OPT <= MAX"),
-        ({"dynamic": "33x32:64x64:96x96"}, "multiples of 32"),
-        ({"batch": "0"}, "1 <= MIN"),
-        ({"batch": "1:2"}, "expected N or MIN:OPT:MAX"),
-        ({"batch": "two"}, "expected N or MIN:OPT:MAX"),
-        ({"batch": "4:2:8"}, "MIN <= OPT <= MAX"),
+        ({"size": (64, 64), "dynamic": RANGE}, "^size= and dynamic= exclude each other"),
+        ({"dynamic": RANGE[:2]}, "^dynamic=.*expected three sizes"),
+        ({"dynamic": "32x64:64x128:96x256"}, "^dynamic=.*expected three sizes"),
+        ({"dynamic": ((64, 64), (32, 32), (96, 96))}, "MIN <= OPT <= MAX"),
+        ({"dynamic": ((33, 32), (64, 64), (96, 96))}, "^dynamic=33x32: .*multiples of 32"),
+        ({"batch": 0}, "1 <= MIN"),
+        ({"batch": (1, 2)}, r"^batch=\(1, 2\): expected N or \(MIN, OPT, MAX\)"),
+        ({"batch": "2"}, "^batch='2': expected N"),
+        ({"batch": (4, 2, 8)}, "MIN <= OPT <= MAX"),
     ],
 )
-def test_parse_shape_refuses(given: dict[str, str], message: str) -> None:
+def test_shape_refuses(given: dict[str, Any], message: str) -> None:
     with pytest.raises(NrdTrtError, match=message):
-        parse(**given)
+        shape_of(**given)
 
 
 def test_covers() -> None:
-    shape = parse(dynamic="32x64:64x128:96x256")
+    shape = shape_of(dynamic=RANGE)
     inside, outside = [(32, 64), (96, 256), (50, 100)], [(31, 64), (32, 63), (97, 64), (96, 257)]
     assert all(map(shape.covers, inside))
     assert not any(map(shape.covers, outside))

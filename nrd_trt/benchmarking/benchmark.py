@@ -165,7 +165,7 @@ def _checkpoint_target(path: Path, request: BenchmarkRequest, size_hw: tuple[int
     from nrd_trt.runtime.torch_runner import TorchRunner  # after `load_trained`, which tells of a missing PyTorch
 
     size_hw = size_hw or model.info.size_hw
-    check_size(size_hw, what="--size")
+    check_size(size_hw, what="size=")
     return _Target(
         name=path.name,
         runner=TorchRunner(model, threads=request.threads),

@@ -33,6 +33,7 @@ from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_command
 from nrd_trt.runtime.trt_runner import TrtRunner
+from nrd_trt.specs import format_size
 from nrd_trt.validation.gates import Gates
 from nrd_trt.validation.references import Recorder
 from nrd_trt.validation.validate import Validation, compare_with_progress
@@ -220,9 +221,9 @@ def _command(request: BuildRequest, graph: GraphFacts, builder: str, decode: Dec
         "--input": form.input_form,
         "--output": form.output,
         "--mask-encoding": form.mask_encoding,
-        "--size": form.size,
-        "--dynamic": form.dynamic,
-        "--batch": form.batch,
+        "--size": format_size(form.size) if form.size else None,
+        "--dynamic": ":".join(map(format_size, form.dynamic)) if form.dynamic else None,
+        "--batch": ":".join(map(str, form.batch)) if isinstance(form.batch, tuple) else form.batch,
         "--fit": request.fit,
         "--workspace-mib": config.workspace_mib,
         "--optimization-level": config.optimization_level,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting.precision import Calibration, Quantization
-from nrd_trt.specs import Fit, InputForm, InputShape, MaskEncoding, ModelInfo, Precision
+from nrd_trt.specs import Fit, InputForm, InputShape, MaskEncoding, ModelInfo, Precision, Size
 from nrd_trt.validation.samples import SampleSource
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FormRequest:
-    """Form of the exported file as asked for on the command line; None means the default."""
+    """Form of the exported file; None means the default."""
 
     input_form: InputForm | None = None
     output: str | None = None
     mask_encoding: MaskEncoding | None = None
-    size: str | None = None
-    dynamic: str | None = None
-    batch: str | None = None
+    size: Size | None = None
+    dynamic: tuple[Size, Size, Size] | None = None
+    batch: int | tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.mask_encoding == "u8x4" and self.output == "logits":
@@ -36,7 +36,8 @@ class FormRequest:
 
     def shape(self, default_hw: tuple[int, int]) -> InputShape:
         """Return the input shape; `default_hw` where no size is asked for."""
-        return InputShape.parse(size=self.size, dynamic=self.dynamic, batch=self.batch or "1", default=default_hw)
+        batch = 1 if self.batch is None else self.batch
+        return InputShape.of(size=self.size, dynamic=self.dynamic, batch=batch, default=default_hw)
 
     def given(self) -> list[str]:
         """Return the options that were given."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nrd_trt.cli import common
+from nrd_trt.cli.parse import parse_size
 
 
 def benchmark_command(
@@ -50,7 +51,6 @@ def benchmark_command(
     from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
     from nrd_trt.cli.decode_benchmark import run_decode_benchmark
     from nrd_trt.errors import ConfigError
-    from nrd_trt.specs import parse_size
 
     if decode:
         options = {"--compare": compare, "--batch": batch != 1, "--size": size, "--plugin": plugin, "--plot": plot}

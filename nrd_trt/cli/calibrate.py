@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nrd_trt.cli import common, groups, quantization
+from nrd_trt.cli.parse import parse_size
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.specs import DEFAULT_MEMORY_MB
 
@@ -94,8 +95,9 @@ def _exported(
     from nrd_trt.model import load_trained
 
     model = load_trained(source, options)
-    request = BuildRequest(source=source, output=source, form=FormRequest(size=size), threads=threads)
-    samples = samples_for(request, request.form.shape(model.info.size_hw), model.info)
+    form = FormRequest(size=parse_size(size) if size else None)
+    request = BuildRequest(source=source, output=source, form=form, threads=threads)
+    samples = samples_for(request, form.shape(model.info.size_hw), model.info)
     stages(f"exporting {model.config.encoder} to ONNX, fp32")
     exported = export_checkpoint(request, model, samples, "fp32")
     if not exported.parity.passed:

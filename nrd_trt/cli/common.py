@@ -7,7 +7,9 @@ is exactly one JSON object; everything else goes to stderr.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
+import re
 import sys
 import time
 import traceback
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.models import OptionInfo
 
 from nrd_trt.errors import ConfigError, NrdTrtError
 
@@ -33,12 +36,12 @@ def verb(command: Command) -> Command:
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
-        warnings.showwarning = _show_warning
+        warnings.showwarning = functools.partial(_show_warning, command)
         as_json = bool(kwargs.get("as_json"))
         try:
             command(*args, **kwargs)
         except NrdTrtError as exc:
-            _fail(type(exc).__name__, str(exc), BAD_INPUT, as_json)
+            _fail(type(exc).__name__, in_flags(str(exc), command), BAD_INPUT, as_json)
         except KeyboardInterrupt:
             _fail("Interrupted", "stopped by Ctrl-C; no output is half-written under its name", INTERRUPTED, as_json)
         except typer.Exit:
@@ -52,6 +55,23 @@ def verb(command: Command) -> Command:
             _fail(type(exc).__name__, message, INTERNAL_ERROR, as_json)
 
     return guarded  # type: ignore[return-value]
+
+
+def in_flags(message: str, command: Callable[..., None]) -> str:
+    """Name a verb's flags where a message of the library names its parameters.
+
+    ``size=64x96`` becomes ``--size 64x96``, ``force=True`` becomes ``--force``, and ``size=`` alone ``--size``.
+    """
+    flags: dict[str, str] = {}
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        for option in getattr(parameter.annotation, "__metadata__", ()):
+            if isinstance(option, OptionInfo):
+                declared = (option.default, *(option.param_decls or ()))  # Typer takes the first for the default
+                flags.update((name, text.split("/")[0]) for text in map(str, declared) if text.startswith("--"))
+    if not flags:
+        return message
+    named = rf"(?<![\w.])({'|'.join(flags)})=(True\b|(?=[^\s,;:.)]))?"
+    return re.sub(named, lambda found: flags[found[1]] + (" " if found[2] == "" else ""), message)
 
 
 def print_json(data: Any) -> None:
@@ -111,6 +131,7 @@ def _fail(kind: str, message: str, code: int, as_json: bool) -> None:
 
 
 def _show_warning(
+    command: Callable[..., None],
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -120,7 +141,7 @@ def _show_warning(
 ) -> None:
     """Show our own warnings as one line; those of libraries speak to developers, not to users."""
     if category is UserWarning and not {"nrd_trt", "calibration"}.isdisjoint(Path(filename).parts):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {in_flags(str(message), command)}", file=sys.stderr)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

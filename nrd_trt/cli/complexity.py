@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nrd_trt.cli import common, groups
-from nrd_trt.specs import parse_size
+from nrd_trt.cli.parse import parse_size
 
 
 def complexity_command(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nrd_trt.cli import common, groups
-from nrd_trt.specs import parse_size
+from nrd_trt.cli.parse import parse_size
 
 if TYPE_CHECKING:
     from nrd_trt.validation.evaluate import Evaluation

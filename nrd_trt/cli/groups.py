@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from nrd_trt.cli import common
-from nrd_trt.errors import ConfigError
+from nrd_trt.cli.parse import parse_batch, parse_dynamic, parse_numbers, parse_size, read_class_names
 from nrd_trt.model import require_torch
 from nrd_trt.specs import MASK_ENCODINGS
 
@@ -91,9 +91,9 @@ class FormOptions:
             input_form=common.choice("--input", self.input_form, ("uint8", "float")),
             output=common.choice("--output", self.output, ("mask", "logits", "both")),
             mask_encoding=common.choice("--mask-encoding", self.mask_encoding, MASK_ENCODINGS),
-            size=self.size,
-            dynamic=self.dynamic,
-            batch=self.batch,
+            size=parse_size(self.size) if self.size else None,
+            dynamic=parse_dynamic(self.dynamic) if self.dynamic else None,
+            batch=parse_batch(self.batch) if self.batch else None,
         )
 
 
@@ -108,7 +108,7 @@ class CheckpointFacts:
     patch: Annotated[int | None, typer.Option("--patch", min=1, help="f, side of a patch (default 8).")] = None
     dilations: common.Dilations = None
     output_stride: common.OutputStride = None
-    classes: Annotated[
+    class_names: Annotated[
         Path | None, typer.Option("--classes", metavar="FILE", help="Text file, one class name per line.")
     ] = None
     mean: Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="In 0-255 (default ImageNet's).")] = None
@@ -126,31 +126,10 @@ class CheckpointFacts:
             num_classes=self.num_classes,
             hidden=self.hidden,
             patch=self.patch,
-            dilations=_numbers("--dilations", self.dilations, int, 4),
+            dilations=parse_numbers("--dilations", self.dilations, int, 4) if self.dilations else None,
             output_stride=self.output_stride,
-            class_names=_class_names(self.classes),
-            mean=_numbers("--mean", self.mean, float, 3),
-            std=_numbers("--std", self.std, float, 3),
+            class_names=read_class_names(self.class_names) if self.class_names else None,
+            mean=parse_numbers("--mean", self.mean, float, 3) if self.mean else None,
+            std=parse_numbers("--std", self.std, float, 3) if self.std else None,
             bgr=True if self.bgr else None,
         )
-
-
-def _numbers(flag: str, text: str | None, kind: Callable[[str], Any], count: int) -> Any:
-    if text is None:
-        return None
-    try:
-        values = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != count:
-        raise ConfigError(f"{flag} {text!r}: expected {count} numbers separated by commas.")
-    return values
-
-
-def _class_names(path: Path | None) -> tuple[str, ...] | None:
-    if path is None:
-        return None
-    try:
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"--classes {path}: cannot read it ({exc}); expected one class name per line.") from exc

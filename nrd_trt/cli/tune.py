@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nrd_trt.cli import common, groups, quantization
+from nrd_trt.cli.parse import parse_size
 
 if TYPE_CHECKING:
     from nrd_trt.building.tune_record import Tuned
@@ -50,7 +51,7 @@ def tune_command(
     build = BuildRequest(
         source=checkpoint,
         output=output_path,
-        form=FormRequest(size=size),
+        form=FormRequest(size=parse_size(size) if size else None),
         quantization=calibrator.quantization(),
         calibration=calibrator.calibration(),
         builder=builder,

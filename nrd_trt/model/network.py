@@ -83,5 +83,5 @@ class Segmentor(nn.Module):
         """Compute the encoder's feature maps, strides 4 to the output stride; images as for a call."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ShapeError(f"images: expected (B, 3, H, W), got {tuple(images.shape)}.")
-        check_size((images.shape[2], images.shape[3]), what="images")
+        check_size((images.shape[2], images.shape[3]), what="images ")
         return self.backbone(images)  # type: ignore[no-any-return]

@@ -80,7 +80,7 @@ class TorchRunner(BaseRunner):
         if not image.size:
             raise ShapeError(f"torch: expected at least one image, got {image.shape}.")
         if self._form == "uint8":
-            check_size((image.shape[1], image.shape[2]), what="image")
+            check_size((image.shape[1], image.shape[2]), what="image ")
             image = normalise(image, self._model.info)
         with torch.inference_mode():
             images = torch.from_numpy(image).to(self._device)

@@ -120,7 +120,7 @@ def describe_complexity(
     require("torch", extra="torch", purpose="counting multiply-adds")
     config, info = _network(target, head, options)
     size_hw = size_hw or info.size_hw
-    check_size(size_hw, what="--size")
+    check_size(size_hw, what="size=")
     cost = count_cost(config, info, size_hw)
     plus = count_cost(replace(config, head="deeplabv3plus", output_stride=STRIDE), info, size_hw)
     dilated = count_cost(replace(config, head="deeplabv3", dilations=_DILATIONS_D8, output_stride=8), info, size_hw)

@@ -83,7 +83,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_size(self.augmentation.crop_hw, what=f"recipe {self.name}: crop_hw")
+        check_size(self.augmentation.crop_hw, what=f"recipe {self.name}: crop_hw=")
         if min(self.steps, self.batch, self.evaluations) < 1:
             raise ConfigError(
                 f"recipe {self.name}: expected steps, batch and evaluations >= 1, got {self.steps}, "

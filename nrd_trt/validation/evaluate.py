@@ -166,7 +166,7 @@ def _checkpoint(request: EvaluateRequest) -> _Subject:
         )
     model = load_trained(request.target, request.checkpoint_options)
     size_hw = request.size_hw or model.info.size_hw
-    check_size(size_hw, what="--size")
+    check_size(size_hw, what="size=")
     from nrd_trt.runtime.torch_runner import TorchRunner  # after `load_trained`, which tells of a missing PyTorch
 
     runner = TorchRunner(model, threads=request.threads)

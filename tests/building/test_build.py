@@ -86,7 +86,7 @@ def test_checkpoint_to_a_bundle_with_a_plan(tmp_path: Path) -> None:
         BuildRequest(
             source=checkpoint(),
             output=target,
-            form=FormRequest(size=SIZE),
+            form=FormRequest(size=SIZE_HW),
             min_agreement=LENIENT,
             progress=False,
             threads=1,
@@ -343,13 +343,13 @@ def test_two_builds_have_the_same_bytes(builder: str, tmp_path: Path) -> None:
     [
         ("input_form", "float", "--input"),
         ("output", "logits", "--output"),
-        ("size", "64x64", "--size"),
-        ("dynamic", "64x64:64x64:96x96", "--dynamic"),
-        ("batch", "2", "--batch"),
+        ("size", (64, 64), "--size"),
+        ("dynamic", ((64, 64), (64, 64), (96, 96)), "--dynamic"),
+        ("batch", 2, "--batch"),
     ],
 )
 @pytest.mark.parametrize("kind", ["an ONNX file", "a bundle"])
-def test_form_is_fixed_in_files(kind: str, field: str, value: str, flag: str, tmp_path: Path) -> None:
+def test_form_is_fixed_in_files(kind: str, field: str, value: Any, flag: str, tmp_path: Path) -> None:
     source = onnx_file() if kind == "an ONNX file" else bundle()
     with pytest.raises(ConfigError, match=f"^{flag}: fixed in {kind}"):
         build(source, tmp_path / "a.nrd", form=FormRequest(**{field: value}))
@@ -464,7 +464,7 @@ def test_parity_that_fails_marks_the_bundle(tmp_path: Path, monkeypatch: pytest.
 
     parity = export.Parity(max_abs=9.0, agreement=0.5, arithmetic="native", failures=("pixel agreement 0.5",))
     monkeypatch.setattr(export, "_parity", lambda *args: parity)
-    facts = build(untrained_checkpoint(11), tmp_path / "a.nrd", form=FormRequest(size=SIZE), precision="fp32")
+    facts = build(untrained_checkpoint(11), tmp_path / "a.nrd", form=FormRequest(size=SIZE_HW), precision="fp32")
     assert facts["validation"]["passed"] is True
     assert facts["passed"] is False
     assert facts["parity"]["failures"] == ["pixel agreement 0.5"]
@@ -573,7 +573,7 @@ def test_recorded_command_holds_every_option_that_changes_the_masks(tmp_path: Pa
         builder="auto",
         checkpoint_options=options,
         min_agreement=0.9,
-        form=FormRequest(size="64x96"),
+        form=FormRequest(size=(64, 96)),
     )
     words = facts["command"]
     for part in ("--mean 1.0,2.0,3.5", "--std 4.0,5.0,6.0", "--bgr", "--num-classes 11", "--min-agreement 0.9"):

@@ -19,7 +19,7 @@ from nrd_trt.runtime import select
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.validation.evaluate import EvaluateRequest, evaluate
 from nrd_trt.validation.validate import ValidateRequest, validate_bundle
-from tests.artefacts import SIZE, build, checkpoint, workspace
+from tests.artefacts import SIZE_HW, build, checkpoint, workspace
 from tests.building.plugin_machine import hide_libraries, host, install
 from tests.building.test_build import needs_rtx, scenes
 from tests.helpers import byte_images
@@ -29,7 +29,7 @@ from tests.plugin_library import library, needs_compiler
 def made(encoding: Any, name: str, **changes: Any) -> Path:
     """Build a bundle of the trained checkpoint with a mask encoding."""
     target = workspace() / name
-    form = FormRequest(size=SIZE, mask_encoding=encoding, output=changes.pop("output", None))
+    form = FormRequest(size=SIZE_HW, mask_encoding=encoding, output=changes.pop("output", None))
     build(checkpoint(), target, form=form, **{"precision": "fp32", "min_agreement": None, **changes})
     return target
 

@@ -30,7 +30,7 @@ from nrd_trt.graph.extremes import Extremes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.validation.validate import ValidateRequest, validate_bundle
-from tests.artefacts import REPOSITORY, SIZE, SIZE_HW, checkpoint
+from tests.artefacts import REPOSITORY, SIZE_HW, checkpoint
 
 FEW = (r"^backbone\.layer7", r"^decode_head\.bottleneck")
 """Four layers: enough for a ladder, quick enough for a test."""
@@ -47,7 +47,7 @@ def request_for(output: Path, **changes: Any) -> TuneRequest:
     build = BuildRequest(
         source=checkpoint(),
         output=output,
-        form=FormRequest(size=SIZE),
+        form=FormRequest(size=SIZE_HW),
         builder="onnxruntime",
         quantization=Quantization(measure=measured, include=FEW),
         min_agreement=0.9,

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from nrd_trt.cli.common import verb
+from nrd_trt.cli.common import in_flags, verb
 from nrd_trt.cli.groups import CheckpointFacts, flattened
 from nrd_trt.cli.main import VERBS
 from nrd_trt.cli.quantization import QuantizationOptions
@@ -81,3 +81,18 @@ def test_verbs_that_read_a_checkpoint_share_its_facts() -> None:
         assert set(inspect.signature(CheckpointFacts).parameters) < set(
             inspect.signature(flattened(VERBS[name])).parameters
         )
+
+
+@pytest.mark.parametrize(
+    ("verb", "message", "shown"),
+    [
+        ("build", "size=50x48: expected 64x64.", "--size 50x48: expected 64x64."),
+        ("build", "size= and dynamic= exclude each other", "--size and --dynamic exclude each other"),
+        ("build", "give force=True, or builder='tensorrt'.", "give --force, or --builder 'tensorrt'."),
+        ("build", "input_form='nchw', output=: fixed", "--input 'nchw', --output: fixed"),
+        ("build", "1 name, give class_names=", "1 name, give --classes"),
+        ("export", "resize=1 and info.size=2 of builder=x", "resize=1 and info.size=2 of builder=x"),
+    ],
+)
+def test_messages_name_flags_where_the_library_names_parameters(verb: str, message: str, shown: str) -> None:
+    assert in_flags(message, flattened(VERBS[verb])) == shown

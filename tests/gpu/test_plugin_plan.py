@@ -46,7 +46,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 @cache
 def bundle(decode: str, precision: Precision = "fp16", encoding: MaskEncoding = "uint8", dynamic: bool = False) -> Path:
     target = workspace() / f"{decode}-{precision}-{encoding}-{dynamic}.nrd"
-    size = {"dynamic": "256x320:352x480:384x512", "batch": "1:1:2"} if dynamic else {"size": "352x480"}
+    size = {"dynamic": ((256, 320), (352, 480), (384, 512)), "batch": (1, 1, 2)} if dynamic else {"size": SIZE_HW}
     form = FormRequest(mask_encoding=encoding, **size)
     changes = {"builder": "tensorrt", "decode": decode, "precision": precision, "min_agreement": None}
     build(checkpoint(), target, form=form, **changes)

@@ -37,7 +37,7 @@ def run(model: Path, checkpoint: Path, *arguments: object, **settings: str) -> s
 def both_float() -> Path:
     """Both outputs, float input, sizes open."""
     options = ExportOptions(
-        shape=InputShape.parse(size=None, dynamic="64x64:64x96:96x128", batch="1:2:2", default=(64, 96)),
+        shape=InputShape.of(dynamic=((64, 64), (64, 96), (96, 128)), batch=(1, 2, 2), default=(64, 96)),
         input_form="float",
     )
     return artefacts.write_model(export_onnx(artefacts.trained_model(), options), "both_float.onnx")

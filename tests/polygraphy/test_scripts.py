@@ -117,9 +117,7 @@ def test_scenes_come_in_the_models_form(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_images_of_a_folder_are_prepared_as_for_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Float input and a smallest batch of two: scaled, padded, normalised, repeated."""
-    options = ExportOptions(
-        shape=InputShape.parse(size="64x96", dynamic=None, batch="2", default=(64, 96)), input_form="float"
-    )
+    options = ExportOptions(shape=InputShape.static((64, 96), batch=2), input_form="float")
     model = artefacts.write_model(export_onnx(artefacts.trained_model(), options), "batch_of_two.onnx")
     rgb = street_scene(3, (48, 80)).image
     write_rgb(tmp_path / "a.png", rgb)
@@ -264,7 +262,7 @@ def test_margin_is_that_of_pytorch() -> None:
 
 def forms() -> list[Any]:
     fixed, batch = InputShape.static(artefacts.SIZE_HW), InputShape.static(artefacts.SIZE_HW, batch=2)
-    sizes = InputShape.parse(size=None, dynamic="64x64:64x96:96x128", batch="1:2:2", default=(64, 96))
+    sizes = InputShape.of(dynamic=((64, 64), (64, 96), (96, 128)), batch=(1, 2, 2), default=(64, 96))
     return [
         pytest.param(ExportOptions(shape=fixed), "mask", id="uint8 to mask"),
         pytest.param(ExportOptions(shape=batch, input_form="float"), "both", id="float to both"),
