@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ from nrd_trt.benchmarking.timers import Latency, peak_memory_mib, time_in_turn
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import is_bundle, read_bundle
 from nrd_trt.errors import ConfigError
-from nrd_trt.machine.device import Recorder, open_probe
-from nrd_trt.machine.host import host_facts, load_average
-from nrd_trt.machine.readings import DeviceLog
+from nrd_trt.machine.clocks import DeviceLog, DeviceMonitor, ProbedDevice, open_probe
+from nrd_trt.machine.host import host_facts, load_average, this_machine
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.mask_runner import MaskRunner
@@ -89,7 +88,7 @@ class _Run:
 
     latencies: Mapping[str, Latency]
     host: dict[str, Any]
-    probe_facts: dict[str, Any] | None
+    device: ProbedDevice | None
     log: DeviceLog | None
     notes: list[str]
     statements: list[dict[str, Any]]
@@ -181,9 +180,9 @@ def _scene(size_hw: tuple[int, int]) -> np.ndarray:
 
 def _measure(request: BenchmarkRequest, targets: Sequence[_Target]) -> _Run:
     """Enter every runner, time them in turn and watch host and device."""
-    host = {**host_facts(), "load_before": load_average()}
+    host = {**asdict(host_facts(this_machine())), "load_before": load_average()}
     with ExitStack() as stack:
-        recorder, facts, notes = _recorder(stack, targets)
+        monitor, device, notes = _monitor(stack, targets)
         calls = {}
         for index, target in enumerate(targets):
             choose_graph(target.runner, request.cuda_graph)
@@ -198,16 +197,16 @@ def _measure(request: BenchmarkRequest, targets: Sequence[_Target]) -> _Run:
         bar = stack.enter_context(_bar(request))
 
         def between() -> None:
-            if recorder is not None:
-                recorder.glance()
+            if monitor is not None:
+                monitor.glance()
             bar.update()
 
         latencies = time_in_turn(calls, warmup=request.warmup, runs=request.runs, between=between)
         return _Run(
             latencies=latencies,
             host={**host, "load_after": load_average()},
-            probe_facts=facts,
-            log=recorder.finish() if recorder is not None else None,
+            device=device,
+            log=monitor.finish() if monitor is not None else None,
             notes=notes,
             statements=[_statement(target.runner, request) for target in targets],
             target_notes=[_graph_notes(target.runner, request) for target in targets],
@@ -231,21 +230,21 @@ def _graph_notes(runner: BaseRunner, request: BenchmarkRequest) -> list[str]:
 
 
 def _statement(runner: BaseRunner, request: BenchmarkRequest) -> dict[str, Any]:
-    """Return what an entered runner's latency contains, and its memory on the device where it tells."""
-    memory = getattr(runner, "device_memory_mib", None)
-    return {**statement(runner, copies=request.copies), "device_memory_mib": memory}
+    """Return what an entered runner's latency contains."""
+    return {**statement(runner, copies=request.copies), "device_memory_mib": None}
 
 
-def _recorder(stack: ExitStack, targets: Sequence[_Target]) -> tuple[Recorder | None, dict[str, Any] | None, list[str]]:
+def _monitor(
+    stack: ExitStack, targets: Sequence[_Target]
+) -> tuple[DeviceMonitor | None, ProbedDevice | None, list[str]]:
     """Open the device's instrument where a target runs on one, with its facts and what there is to say about it."""
-    runner = next((target.runner for target in targets if on_device(target.runner)), None)
-    if runner is None:
+    if not any(on_device(target.runner) for target in targets):
         return None, None, []
-    probe, reason = open_probe(getattr(runner, "pci_bus_id", None))
+    probe, reason = open_probe()
     if probe is None:
         return None, None, [reason] if reason else []
     stack.callback(probe.close)
-    return Recorder(probe), {"source": probe.source, **probe.facts()}, probe.notes
+    return DeviceMonitor(probe), probe.device(), probe.notes
 
 
 def _results(request: BenchmarkRequest, targets: Sequence[_Target], run: _Run) -> list[dict[str, Any]]:
@@ -257,7 +256,7 @@ def _results(request: BenchmarkRequest, targets: Sequence[_Target], run: _Run) -
         row["notes"] += shared
     if len(rows) == 1:  # memory is the process's and the device's, whichever target asked for it
         rows[0]["peak_memory_mib"] = peak_memory_mib()
-        if rows[0]["device"] is not None and rows[0]["device_memory_mib"] is None and run.log is not None:
+        if rows[0]["device"] is not None and run.log is not None:
             rows[0]["device_memory_mib"] = run.log.memory_grown_mib
     return rows
 
@@ -278,8 +277,8 @@ def _row(request: BenchmarkRequest, target: _Target, run: _Run, index: int) -> d
         "ratio": None,
         "peak_memory_mib": None,
         "host": run.host,
-        "device": {**(run.probe_facts or {}), **run.log.to_dict()}
-        if run.log is not None and on_device(target.runner)
+        "device": {**asdict(run.device), **run.log.to_dict()}
+        if run.device is not None and run.log is not None and on_device(target.runner)
         else None,
         "doubtful": bool(marks),
         "notes": [*marks, *_notes(target, run), *run.target_notes[index]],

@@ -1,7 +1,7 @@
 """One timed call of a runner, with or without the copies of its arrays, with or without a CUDA graph.
 
 What a runner on a device offers beyond the Runner contract is found by attribute: ``infer_device`` and ``cuda_graph``
-of `nrd_trt.runtime.base.DeviceRunner`, and, where a runner tells them, ``device_memory_mib`` and ``pci_bus_id``.
+of `nrd_trt.runtime.base.DeviceRunner`.
 """
 
 from __future__ import annotations

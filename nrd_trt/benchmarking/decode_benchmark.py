@@ -14,8 +14,9 @@ import nrd_trt
 from nrd_trt.benchmarking.decode_floors import DecodeCase, Floors, fit_line, judge
 from nrd_trt.benchmarking.marks import device_marks
 from nrd_trt.data.synthetic import street_scene
-from nrd_trt.machine.device import Recorder, open_probe
-from nrd_trt.machine.host import nvidia_driver
+from nrd_trt.machine.clocks import DeviceMonitor, open_probe
+from nrd_trt.machine.gpu import kernel_driver
+from nrd_trt.machine.host import this_machine
 from nrd_trt.model import load_trained, require_torch
 from nrd_trt.specs import Precision
 from nrd_trt.zoo import checkpoint_path
@@ -79,10 +80,10 @@ class _Bench:
         self._gpu = bench.gpu_facts()
         self._notes: list[str] = []
         probe, reason = open_probe()
-        self._recorder = None
+        self._monitor = None
         if probe is not None:
             stack.callback(probe.close)
-            self._recorder = Recorder(probe)
+            self._monitor = DeviceMonitor(probe)
             self._notes += probe.notes
         elif reason:
             self._notes.append(reason)
@@ -91,10 +92,10 @@ class _Bench:
         self._bandwidth = statistics.median(self._tools.copy_bandwidth(replays=_BASELINE_REPLAYS))
         cases = [self._case(case) for case in chosen_cases(quick=self._request.quick)]
         lines = [self._line(over, classes) for over, classes in self._lines_wanted()]
-        log = self._recorder.finish() if self._recorder is not None else None
+        log = self._monitor.finish() if self._monitor is not None else None
         return {
             "gpu": self._gpu,
-            "driver": nvidia_driver(),
+            "driver": kernel_driver(this_machine()),
             "versions": {"nrd_trt": nrd_trt.__version__, "torch": self._gpu["torch"], "cuda": self._gpu["cuda"]},
             "command": self._request.command,
             "quick": self._request.quick,
@@ -198,8 +199,8 @@ class _Bench:
         return {**fit_line(over, points).to_dict(), "at": f"K={fixed}" if over == "pixels" else fixed}
 
     def _median(self, times: Sequence[float]) -> float:
-        if self._recorder is not None:
-            self._recorder.glance()
+        if self._monitor is not None:
+            self._monitor.glance()
         return statistics.median(times)
 
 

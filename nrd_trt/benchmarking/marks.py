@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nrd_trt.benchmarking.timers import Latency
-from nrd_trt.machine.readings import DeviceLog
+from nrd_trt.machine.clocks import DeviceLog
 
 _LOWEST_CLOCK_SHARE = 0.5
 _WIDEST_SPREAD = 1.5

@@ -28,7 +28,8 @@ from nrd_trt.errors import ConfigError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.taps import weight_types
-from nrd_trt.machine.cuda import DeviceFacts, probe_device
+from nrd_trt.machine.cuda import probe_device
+from nrd_trt.machine.gpu import Gpu
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_command
@@ -86,7 +87,7 @@ def plan_runner_here(request: BuildRequest, model: onnx.ModelProto) -> TrtRunner
 
 
 def _build(
-    request: BuildRequest, model: onnx.ModelProto, flavour: str, form: DecodeForm, device: DeviceFacts | None
+    request: BuildRequest, model: onnx.ModelProto, flavour: str, form: DecodeForm, device: Gpu | None
 ) -> Engine | None:
     """Build the plan, or nothing for ONNX Runtime."""
     if flavour == "onnxruntime":
@@ -155,14 +156,14 @@ def _validate(request: BuildRequest, prepared: Prepared, runner: BaseRunner) -> 
     return validation, recorder.recorded()
 
 
-def _builder_facts(request: BuildRequest, engine: Engine | None, device: DeviceFacts | None) -> dict[str, Any]:
+def _builder_facts(request: BuildRequest, engine: Engine | None, device: Gpu | None) -> dict[str, Any]:
     """Say what built the plan and what the plan depends on; TensorRT-RTX builds for GPUs that are not here."""
     facts: dict[str, Any] = {"name": "onnxruntime", "version": None, "compute_capabilities": [], **host_facts()}
     facts |= {"gpu": None, "driver": None, "version_compatible": False, "hardware_compatible": False}
     if engine is None:
         return facts
     capabilities = list(engine.compute_capabilities)
-    if engine.flavour == "tensorrt" and device is not None:
+    if engine.flavour == "tensorrt" and device is not None and device.compute_capability is not None:
         capabilities = [device.compute_capability]
     return {
         **facts,

@@ -13,7 +13,7 @@ from nrd_trt.engine.plugins import SUPPORTED, PluginLibrary, check_plugin, find_
 from nrd_trt.errors import ConfigError, PluginError
 from nrd_trt.graph.decode_nodes import decode_nodes, unsupported
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.machine.cuda import DeviceFacts
+from nrd_trt.machine.gpu import Gpu
 
 DECODES = ("auto", "plugin", "onnx")
 
@@ -37,7 +37,7 @@ class DecodeForm:
         return self.library.facts(mask_encoding) if self.library else None
 
 
-def look_for_plugin(request: BuildRequest, flavour: str, device: DeviceFacts | None) -> PluginLibrary | str:
+def look_for_plugin(request: BuildRequest, flavour: str, device: Gpu | None) -> PluginLibrary | str:
     """Find and check the library that a build may use, before anything else is done.
 
     Args:
@@ -65,8 +65,8 @@ def look_for_plugin(request: BuildRequest, flavour: str, device: DeviceFacts | N
         return why
     try:
         library = read_plugin(find_plugin(request.plugin))
-        capability, driver = (device.compute_capability, device.driver) if device else (None, None)
-        check_plugin(library, load_tensorrt(flavour), capability, driver)
+        capability, cuda = (device.compute_capability, device.cuda) if device else (None, None)
+        check_plugin(library, load_tensorrt(flavour), capability, cuda)
     except PluginError as exc:
         if asked:
             raise PluginError(f"{asked}: {exc} Or use --decode onnx, which draws the same masks.") from exc

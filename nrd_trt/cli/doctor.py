@@ -11,7 +11,7 @@ import typer
 from nrd_trt.cli import common
 
 if TYPE_CHECKING:
-    from nrd_trt.machine.doctor.report import Report
+    from nrd_trt.machine.doctor import DoctorReport
 
 _WIDEST = 100
 
@@ -22,17 +22,16 @@ def doctor_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Tell what this machine can do, and the command that supplies what is missing."""
-    from nrd_trt.machine.doctor.machine import this_machine
-    from nrd_trt.machine.doctor.report import examine
+    from nrd_trt.machine.doctor import doctor
 
-    report = examine(this_machine())
+    report = doctor()
     if as_json:
         common.print_json(report.to_dict())
     else:
         _print(report)
 
 
-def _print(report: Report) -> None:
+def _print(report: DoctorReport) -> None:
     width = max(60, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
     for row in report.rows:
         _print_row(row.status, row.name, row.found, row.remedy, width)

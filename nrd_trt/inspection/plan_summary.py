@@ -11,9 +11,9 @@ from typing import Any
 
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import BundleError, MissingDependencyError, RunnerError
-from nrd_trt.machine.doctor.gpu import find_graphics
-from nrd_trt.machine.doctor.jetson import find_jetson
-from nrd_trt.machine.doctor.machine import this_machine
+from nrd_trt.machine.gpu import find_graphics
+from nrd_trt.machine.host import this_machine
+from nrd_trt.machine.jetson import find_jetson
 
 _HEADER_BYTES = 28
 _TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}

@@ -10,34 +10,14 @@ import ctypes
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nrd_trt.errors import MissingDependencyError, RunnerError
+from nrd_trt.machine.gpu import Gpu, kernel_driver
+from nrd_trt.machine.host import this_machine
 from nrd_trt.optional import require
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceFacts:
-    """One GPU.
-
-    Attributes:
-        name: Marketing name.
-        compute_capability: ``"8.7"``.
-        driver: CUDA version that the driver supports, ``"12.6"``.
-        integrated: Whether CPU and GPU share memory (Jetson).
-        memory_bytes: Total device memory.
-        free_bytes: Free device memory now.
-    """
-
-    name: str
-    compute_capability: str
-    driver: str
-    integrated: bool
-    memory_bytes: int
-    free_bytes: int
 
 
 class Cuda(ABC):
@@ -52,7 +32,7 @@ class Cuda(ABC):
     has_graphs: bool
 
     @abstractmethod
-    def facts(self) -> DeviceFacts:
+    def facts(self) -> Gpu:
         """Describe the current device."""
 
     @abstractmethod
@@ -152,7 +132,7 @@ def _has_cuda_python() -> bool:
         return False
 
 
-def probe_device() -> DeviceFacts | None:
+def probe_device() -> Gpu | None:
     """Describe the GPU that engines would run on, or return None where there is none to use."""
     try:
         return load_cuda().facts()
@@ -172,14 +152,15 @@ class _CudaPython(Cuda):
             raise RunnerError("CUDA: no GPU is visible; check `nvidia-smi` and CUDA_VISIBLE_DEVICES.")
         self._call(self._rt.cudaFree, 0)  # creates the context, so that later errors are about later calls
 
-    def facts(self) -> DeviceFacts:
+    def facts(self) -> Gpu:
         properties = self._call(self._rt.cudaGetDeviceProperties, self._call(self._rt.cudaGetDevice))
         version = self._call(self._rt.cudaDriverGetVersion)
         free, total = self._call(self._rt.cudaMemGetInfo)
-        return DeviceFacts(
+        return Gpu(
             name=properties.name.decode(),
             compute_capability=f"{properties.major}.{properties.minor}",
-            driver=f"{version // 1000}.{version % 1000 // 10}",
+            driver=kernel_driver(this_machine()),
+            cuda=f"{version // 1000}.{version % 1000 // 10}",
             integrated=bool(properties.integrated),
             memory_bytes=int(total),
             free_bytes=int(free),
@@ -284,13 +265,14 @@ class _PyCuda(Cuda):
             ) from exc
         self._objects: dict[int, Any] = {}
 
-    def facts(self) -> DeviceFacts:
+    def facts(self) -> Gpu:
         attributes, version = self._drv.device_attribute, self._drv.get_driver_version()
         free, total = self._drv.mem_get_info()
-        return DeviceFacts(
+        return Gpu(
             name=self._device.name(),
             compute_capability=".".join(map(str, self._device.compute_capability())),
-            driver=f"{version // 1000}.{version % 1000 // 10}",
+            driver=kernel_driver(this_machine()),
+            cuda=f"{version // 1000}.{version % 1000 // 10}",
             integrated=bool(self._device.get_attribute(attributes.INTEGRATED)),
             memory_bytes=int(total),
             free_bytes=int(free),

@@ -1,21 +1,147 @@
-"""The host of a run: processor, cores and how busy it was. Standard library only."""
+"""The host: its files, commands and packages, and what they tell of its processor, memory and load.
+
+Everything else in this room looks at a machine through `Machine`; tests put recorded ones in place of `this_machine`.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-_CPUINFO = Path("/proc/cpuinfo")
-_DRIVER = Path("/proc/driver/nvidia/version")
-_BOARD = Path("/proc/device-tree/model")  # Arm kernels name the board and not the processor
+import nrd_trt
+from nrd_trt.engine.compat import installed_flavours
+
+_PARENT = Path(nrd_trt.__file__).resolve().parents[1]
+_CHECKOUT = _PARENT if (_PARENT / "setup.cfg").is_file() else None
+_TIMEOUT_S, _PYTHON_TIMEOUT_S = 30.0, 90.0  # PyTorch from a Jetson's flash takes its time
 
 
-def host_facts() -> dict[str, Any]:
-    """Return processor, machine type and the number of cores that this process may use."""
-    return {"cpu": cpu_model(), "machine": platform.machine(), "cores": available_cores()}
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A machine to look at.
+
+    Attributes:
+        run: Runs a command; returns its stdout, or its stderr where stdout is empty, whatever the exit status, and
+            None where there is no such command or it did not end in time.
+        version_of: Returns the version of an installed distribution, or None.
+        root: Where the file system begins.
+        environ: Environment variables.
+        folder: The current folder.
+        checkout: The repository, or None where the package runs from site-packages.
+        flavours: TensorRT flavours whose module can be found.
+        architecture: Such as ``"x86_64"`` or ``"aarch64"``.
+        cores: CPU cores that this process may use.
+        python: The interpreter.
+    """
+
+    run: Callable[[Sequence[str]], str | None]
+    version_of: Callable[[str], str | None]
+    root: Path = Path("/")
+    environ: Mapping[str, str] = field(default_factory=dict)
+    folder: Path = Path(".")
+    checkout: Path | None = None
+    flavours: tuple[str, ...] = ()
+    architecture: str = "x86_64"
+    cores: int = 1
+    python: str = "python3"
+
+    def read(self, path: str | Path) -> str:
+        """Return the text of a file such as ``"etc/os-release"``; it is empty where it cannot be read."""
+        try:
+            return (self.root / path).read_text(errors="replace").replace("\0", "\n")
+        except OSError:
+            return ""
+
+    def read_number(self, path: str | Path) -> int | None:
+        """Return the whole number that a file holds, or None."""
+        text = self.read(path).strip()
+        return int(text) if text.isdigit() else None
+
+    def first_version(self, *distributions: str) -> str | None:
+        """Return the version of the first of these distributions that is installed."""
+        return next((version for name in distributions if (version := self.version_of(name))), None)
+
+
+def this_machine() -> Machine:
+    """Return the machine that this process runs on."""
+    return Machine(
+        run=run_command,
+        version_of=installed_version,
+        environ=os.environ,
+        folder=Path.cwd(),
+        checkout=_CHECKOUT,
+        flavours=tuple(installed_flavours()),
+        architecture=platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        python=sys.executable,
+    )
+
+
+def run_command(command: Sequence[str], timeout_s: float | None = None) -> str | None:
+    """Run a command as `Machine.run` promises; a child Python finds this package too."""
+    if shutil.which(command[0]) is None:
+        return None
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONWARNINGS": "ignore"}
+    if _CHECKOUT is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH"))))
+    limit_s = _PYTHON_TIMEOUT_S if command[0] == sys.executable else _TIMEOUT_S
+    try:
+        done = subprocess.run(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s or limit_s,
+            env=environment,
+            errors="replace",
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.stdout.strip() else done.stderr
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """The processor of a machine.
+
+    Attributes:
+        cpu: Name of the processor or, where an Arm kernel names only that, of the board; None where neither is told.
+        machine: Such as ``"x86_64"`` or ``"aarch64"``.
+        cores: CPU cores that this process may use.
+    """
+
+    cpu: str | None
+    machine: str
+    cores: int
+
+
+def host_facts(machine: Machine) -> HostFacts:
+    """Return what is known of the processor."""
+    model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", machine.read("proc/cpuinfo"), re.MULTILINE)
+    cpu = (model[1] if model else machine.read("proc/device-tree/model")).strip()
+    return HostFacts(cpu=cpu or None, machine=machine.architecture, cores=machine.cores)
+
+
+def memory_mib(machine: Machine) -> tuple[float, float] | None:
+    """Return total and available memory in MiB, or None where the kernel does not tell; containers' limits apart."""
+    text = machine.read("proc/meminfo")
+    total, free = (re.search(rf"^{key}:\s+(\d+) kB", text, re.MULTILINE) for key in ("MemTotal", "MemAvailable"))
+    return (int(total[1]) / 1024, int(free[1]) / 1024) if total and free else None
 
 
 def load_average() -> float | None:
@@ -24,28 +150,3 @@ def load_average() -> float | None:
         return os.getloadavg()[0]
     except OSError:
         return None
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def cpu_model() -> str | None:
-    """Return the processor's name, on Arm the board's, or None where neither is told."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _text(_CPUINFO), re.MULTILINE)
-    name = found[1] if found else _text(_BOARD).rstrip("\0")
-    return name.strip() or platform.processor() or None
-
-
-def nvidia_driver() -> str | None:
-    """Return the version of the loaded NVIDIA driver, or None where there is none (or a Jetson's does not tell)."""
-    found = re.search(r"Kernel Module.*?\s(\d{3}\.[\d.]+)", _text(_DRIVER))
-    return found[1] if found else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

@@ -12,7 +12,7 @@ from nrd_trt.engine.compat import installed_flavours, load_runtime
 from nrd_trt.engine.host import Host, check_host, host_mismatches
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, find_plugin, read_plugin
 from nrd_trt.errors import ConfigError, PluginError, RunnerError
-from nrd_trt.machine.cuda import DeviceFacts, probe_device
+from nrd_trt.machine.cuda import probe_device
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -85,8 +85,8 @@ def bundle_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary |
     if bundle.facts["decode"] != "plugin":
         return None
     library, device = recorded_plugin(bundle, plugin), probe_device()
-    capability, driver = (device.compute_capability, device.driver) if device else (None, None)
-    check_plugin(library, load_runtime(bundle.facts["builder"]["name"]), capability, driver)
+    capability, cuda = (device.compute_capability, device.cuda) if device else (None, None)
+    check_plugin(library, load_runtime(bundle.facts["builder"]["name"]), capability, cuda)
     return library
 
 
@@ -149,7 +149,7 @@ def this_host(flavour: str) -> Host:
     Raises:
         MissingDependencyError: The flavour is not installed.
     """
-    device: DeviceFacts | None = probe_device()
+    device = probe_device()
     return Host(
         **host_facts(),
         builder=flavour,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from nrd_trt.machine.device import open_probe
-from nrd_trt.machine.readings import Probe, Reading
+from nrd_trt.machine.clocks import Probe, Reading, open_probe
 
 _EVERY_S = 2.0
 

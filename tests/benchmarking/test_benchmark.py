@@ -6,6 +6,7 @@ import ctypes
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from nrd_trt.benchmarking import device_call as device_calls
 from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
 from nrd_trt.cli.benchmark import table
 from nrd_trt.errors import ConfigError, RunnerError
-from nrd_trt.machine.readings import Reading
+from nrd_trt.machine.clocks import ProbedDevice, Reading
+from nrd_trt.machine.host import HostFacts
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
 from nrd_trt.specs import TensorSpec
 from tests.artefacts import bundle, checkpoint
@@ -63,8 +65,6 @@ class DeviceRunner(PlainDeviceRunner):
 
     looks = 1
     cuda_graph = True
-    device_memory_mib = 321.0
-    pci_bus_id = "0000:01:00.0"
 
     def infer_device(self, feed: Mapping[str, DeviceTensor], stream: int) -> dict[str, DeviceTensor]:
         if self.fails is not None:
@@ -114,18 +114,20 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 class FakeProbe:
-    source = "nvml"
+    """An instrument that finds 321 MiB more in use after its first look."""
 
     def __init__(self, *, clock_mhz: float = 1900.0, throttle: tuple[str, ...] = ()) -> None:
         self.notes: list[str] = []
         self.closed = False
+        self._used_mib = 100.0
         self._reading = Reading(clock_mhz=clock_mhz, clock_max_mhz=2000.0, power_w=70.0, throttle=throttle)
 
-    def facts(self) -> dict[str, Any]:
-        return {"name": "NVIDIA L4"}
+    def device(self) -> ProbedDevice:
+        return ProbedDevice(source="nvml", name="NVIDIA L4")
 
     def read(self) -> Reading:
-        return self._reading
+        used_mib, self._used_mib = self._used_mib, 421.0
+        return replace(self._reading, memory_used_mib=used_mib)
 
     glance = read
 
@@ -144,7 +146,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(time, "perf_counter", perf_counter)
     monkeypatch.setattr(pipeline, "load_average", lambda: 0.5)
-    monkeypatch.setattr(pipeline, "host_facts", lambda: {"cpu": "AMD EPYC", "machine": "x86_64", "cores": 2})
+    monkeypatch.setattr(pipeline, "host_facts", lambda _: HostFacts(cpu="AMD EPYC", machine="x86_64", cores=2))
     yield
 
 
@@ -155,7 +157,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
     def benchmark(*runners: BaseRunner, probe: Any = None, **options: Any) -> list[dict[str, Any]]:
         waiting = list(runners)
         monkeypatch.setattr(pipeline, "make_runner", lambda *_, **__: waiting.pop(0))
-        monkeypatch.setattr(pipeline, "open_probe", lambda bus_id: (probe, None if probe else f"no NVML for {bus_id}"))
+        monkeypatch.setattr(pipeline, "open_probe", lambda: (probe, None if probe else "no NVML"))
         targets = [bundle()] * len(runners)
         return benchmark_targets(BenchmarkRequest(targets=targets, **{"warmup": 1, "runs": 3, **options}))
 
@@ -275,7 +277,7 @@ def test_disturbed_device_is_marked_in_notes_and_table(probe: FakeProbe, words: 
 def test_absent_instruments_are_said(run: Run) -> None:
     (row,) = run(DeviceRunner(), probe=None, warmup=2)
     assert (row["device"], row["doubtful"]) == (None, False)
-    assert row["notes"] == ["no NVML for 0000:01:00.0"]
+    assert row["notes"] == ["no NVML"]
 
 
 def test_busy_host_is_marked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +311,7 @@ def test_simulated_arithmetic_and_a_plan_that_did_not_run(run: Run) -> None:
     ran = pipeline._Target(
         name="a", runner=DeviceRunner(), feed={}, size_hw=(32, 32), precision="fp16", plan_built=True
     )
-    nothing = pipeline._Run(latencies={}, host={}, probe_facts=None, log=None, notes=[], statements=[], target_notes=[])
+    nothing = pipeline._Run(latencies={}, host={}, device=None, log=None, notes=[], statements=[], target_notes=[])
     assert pipeline._notes(target, nothing) == ["the plan was built but not run here: these are pretender's figures"]
     assert pipeline._notes(ran, nothing) == []
 

@@ -11,17 +11,17 @@ import pytest
 from nrd_trt.building import build as build_module
 from nrd_trt.engine import plugins
 from nrd_trt.engine.plugins import VARIABLE
-from nrd_trt.machine.cuda import DeviceFacts
+from nrd_trt.machine.gpu import Gpu
 from nrd_trt.runtime import select, trt_runner
 from tests.artefacts import build, onnx_file
 from tests.engine.surface.enterprise import enterprise
 from tests.plugin_library import library
 from tests.runtime.fake_cuda import FakeCuda
 
-ORIN = DeviceFacts(name="Orin", compute_capability="8.7", driver="12.6", integrated=True, memory_bytes=2, free_bytes=1)
+ORIN = Gpu(name="Orin", compute_capability="8.7", cuda="12.6", integrated=True, memory_bytes=2, free_bytes=1)
 
 
-def install(patch: pytest.MonkeyPatch, version: str = "10.3.0", device: DeviceFacts | None = ORIN) -> Any:
+def install(patch: pytest.MonkeyPatch, version: str = "10.3.0", device: Gpu | None = ORIN) -> Any:
     """Let this machine have enterprise TensorRT and a GPU to build for; plans cannot be run here."""
     module = enterprise(version)
     patch.setitem(sys.modules, "tensorrt", module)
@@ -31,7 +31,7 @@ def install(patch: pytest.MonkeyPatch, version: str = "10.3.0", device: DeviceFa
     return module
 
 
-def host(patch: pytest.MonkeyPatch, device: DeviceFacts | None = ORIN, version: str = "10.3.0") -> Any:
+def host(patch: pytest.MonkeyPatch, device: Gpu | None = ORIN, version: str = "10.3.0") -> Any:
     """Let this machine be one that could run the plan."""
     module = install(patch, version)
     cuda = FakeCuda()

@@ -76,7 +76,7 @@ def test_double_refuses_the_plan_without_the_library(planned: Path, monkeypatch:
 
 OTHER = [
     (2, None, r"built with another plugin library: expected SHA-256 .*kernel_revision: 1, found 2"),
-    (1, replace(ORIN, compute_capability="8.7", driver="11.4"), "CUDA 11.4 or older"),
+    (1, replace(ORIN, compute_capability="8.7", cuda="11.4"), "CUDA 11.4 or older"),
 ]
 
 

@@ -29,8 +29,8 @@ def _missing() -> str | None:
         return "needs enterprise TensorRT, TensorRT-RTX loads no plugins: `pip install nrd-trt[trt]`"
     device = probe_device()
     try:
-        capability, driver = (device.compute_capability, device.driver) if device else (None, None)
-        check_plugin(read_plugin(find_plugin()), load_tensorrt("tensorrt"), capability, driver)
+        capability, cuda = (device.compute_capability, device.cuda) if device else (None, None)
+        check_plugin(read_plugin(find_plugin()), load_tensorrt("tensorrt"), capability, cuda)
     except PluginError as exc:
         return f"needs the plugin library: {exc}"
     return None

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nrd_trt.machine.doctor.machine import Machine
+from nrd_trt.machine.host import Machine
 
 PYTHON = "python3"
 QUERY = "nvidia-smi --query-gpu=name,memory.total,memory.free,compute_cap"
 OLD_QUERY = "nvidia-smi --query-gpu=name,memory.total,memory.free "
+TEGRASTATS = "sh -c timeout 5 tegrastats"
 CLOCKS = "nvidia-smi --query-gpu=clocks.sm"
 REASONS = "nvidia-smi --query-gpu=clocks_event_reasons.active"
 OLD_REASONS = "nvidia-smi --query-gpu=clocks_throttle_reasons.active"
@@ -32,6 +33,12 @@ def header(driver: str, cuda: str, form: str = "Driver Version: {driver}      CU
     """The first lines of nvidia-smi."""
     line = f"| NVIDIA-SMI {driver}              {form.format(driver=driver, cuda=cuda)}     |"
     return f"Sun Jun  7 08:16:57 2026\n+{'-' * 89}+\n{line}\n|{'-' * 41}+\n"
+
+
+def clock(now: int, lowest: int, highest: int) -> dict[str, str]:
+    """The files of a Jetson's GPU clock in sysfs, in Hz."""
+    values = {"cur": now, "min": lowest, "max": highest}
+    return {f"sys/class/devfreq/17000000.gpu/{name}_freq": f"{value}\n" for name, value in values.items()}
 
 
 def torch(version: str = "2.13.0+cpu", cuda: str | None = None, gpu: str | None = None) -> str:
@@ -56,13 +63,7 @@ ORIN: dict[str, Any] = {
         "nvcc --version": "Cuda compilation tools, release 12.6, V12.6.68\nBuild cuda_12.6.r12.6/compiler.34714021_0\n",
         "dpkg-query": "nvidia-jetpack\t6.2+b77\npython3-libnvinfer\t10.3.0.30-1+cuda12.5\n",
         "nvpmodel -q": "NV Power Mode: MAXN\n0\n",
-        "jetson_clocks --show": (
-            "SOC family:tegra234  Machine:NVIDIA Jetson AGX Orin Developer Kit\nOnline CPUs: 0-11\n"
-            "cpu0: Online=1 Governor=schedutil MinFreq=2201600 MaxFreq=2201600 CurrentFreq=2201600\n"
-            "GPU MinFreq=1300500000 MaxFreq=1300500000 CurrentFreq=1300500000\n"
-            "EMC MinFreq=204000000 MaxFreq=3199000000 CurrentFreq=3199000000 FreqOverride=1\n"
-        ),
-        "sh -c tegrastats": (
+        TEGRASTATS: (
             "04-11-2025 10:36:27 RAM 4321/62801MB (lfb 1759x4MB) SWAP 19/31400MB (cached 0MB) CPU [0%@729,0%@729] "
             "EMC_FREQ 0%@2133 GR3D_FREQ 0%@[0,0] VIC_FREQ 729 APE 174 CV0@-256C CPU@44.562C Tboard@32C tj@44.343C "
             "VDD_GPU_SOC 2340mW/2340mW VDD_CPU_CV 390mW/390mW VIN_SYS_5V0 4025mW/4025mW NC 0mW/0mW\n"
@@ -76,6 +77,7 @@ ORIN: dict[str, Any] = {
             "DATE: Wed Jan  8 01:49:37 UTC 2025\n# KERNEL_VARIANT: oot\n"
         ),
         "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
+        **clock(1300500000, 1300500000, 1300500000),
         "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0nvidia,tegra234\0",
         "proc/meminfo": MEMORY,
         "etc/os-release": UBUNTU,
@@ -89,7 +91,6 @@ THOR: dict[str, Any] = {
         QUERY: "NVIDIA Thor, [N/A], [N/A], 11.0\n",
         "dpkg-query": "nvidia-jetpack-dev\t7.0-b128\n",
         "nvpmodel -q": "NV Power Mode: 120W\n1\n",
-        "jetson_clocks --show": "Please run as root!\n",
         "ort": ORT,
     },
     "files": {
@@ -188,7 +189,6 @@ def recorded(
         root=root,
         folder=root,
         python=PYTHON,
-        runs_plans=True,
     )
     return replace(machine, **{**source["changes"], **changes})
 

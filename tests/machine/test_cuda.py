@@ -82,7 +82,7 @@ def test_pycuda_where_only_that_is_installed(monkeypatch: pytest.MonkeyPatch) ->
     loaded = load_cuda()
     assert (loaded.name, loaded.has_graphs) == ("pycuda", False)
     facts = loaded.facts()
-    assert (facts.name, facts.compute_capability, facts.driver, facts.integrated) == ("Orin", "8.7", "12.6", True)
+    assert (facts.name, facts.compute_capability, facts.cuda, facts.integrated) == ("Orin", "8.7", "12.6", True)
     with pytest.raises(RunnerError, match=r"CUDA graphs need cuda-python.*nrd-trt\[cuda\]"):
         loaded.begin_capture(0)
 

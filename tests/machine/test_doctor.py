@@ -68,7 +68,7 @@ def test_table_fits_100_columns(name: str | None, tmp_path: Path, capsys: pytest
         text = done.stdout
     else:
         from nrd_trt.cli.doctor import _print
-        from nrd_trt.machine.doctor.report import examine
+        from nrd_trt.machine.doctor import examine
 
         _print(examine(recorded(tmp_path, MACHINES[name])))
         text = capsys.readouterr().out

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from nrd_trt.errors import LateOutputError, RunnerError, ShapeError
-from nrd_trt.machine.cuda import Cuda, DeviceFacts, host_view
+from nrd_trt.machine.cuda import Cuda, host_view
+from nrd_trt.machine.gpu import Gpu
 from nrd_trt.specs import TensorSpec
 
 Work = Callable[[], None]
@@ -95,11 +96,12 @@ class FakeCuda(Cuda):
         """Names of the calls so far."""
         return [call[0] for call in self.calls]
 
-    def facts(self) -> DeviceFacts:
-        return DeviceFacts(
+    def facts(self) -> Gpu:
+        return Gpu(
             name="Fake GPU",
             compute_capability="8.7",
-            driver="12.6",
+            driver="540.4.0",
+            cuda="12.6",
             integrated=self.integrated,
             memory_bytes=1 << 33,
             free_bytes=1 << 32,

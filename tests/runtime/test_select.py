@@ -10,7 +10,7 @@ import pytest
 
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle, read_bundle
 from nrd_trt.errors import ConfigError, MissingDependencyError, RunnerError
-from nrd_trt.machine.cuda import DeviceFacts
+from nrd_trt.machine.gpu import Gpu
 from nrd_trt.runtime import select
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import make_runner
@@ -24,8 +24,8 @@ needs_rtx = pytest.mark.skipif(
 
 def device(monkeypatch: pytest.MonkeyPatch, capability: str | None) -> None:
     """Let this machine have a GPU of a compute capability, or none."""
-    facts = capability and DeviceFacts(
-        name="Fake", compute_capability=capability, driver="13.0", integrated=False, memory_bytes=2, free_bytes=1
+    facts = capability and Gpu(
+        name="Fake", compute_capability=capability, cuda="13.0", integrated=False, memory_bytes=2, free_bytes=1
     )
     monkeypatch.setattr(select, "probe_device", lambda: facts or None)
 

@@ -17,7 +17,7 @@ import pytest
 from nrd_trt.data.synthetic import street_clip
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import VideoError
-from nrd_trt.machine.readings import Reading
+from nrd_trt.machine.clocks import ProbedDevice, Reading
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.serving.background import running
@@ -92,11 +92,10 @@ class Street:
 class Instrument:
     """A probe with steady readings."""
 
-    source = "test"
     notes: list[str] = []  # noqa: RUF012 - that of the contract
 
-    def facts(self) -> dict[str, Any]:
-        return {}
+    def device(self) -> ProbedDevice:
+        return ProbedDevice(source="test")
 
     def read(self) -> Reading:
         return Reading(power_w=12.5, temperature_c=51.0)

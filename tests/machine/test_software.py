@@ -1,19 +1,21 @@
-"""The doctor's row on the plugin library: found, fits, does not fit, missing, and what to do about it."""
+"""The row on the plugin library, and the children that try packages and read libraries."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nrd_trt.engine.plugins import BUILD_COMMAND, LIBRARY, PluginInfo
-from nrd_trt.machine.doctor.machine import Row
-from nrd_trt.machine.doctor.plugin import read
-from nrd_trt.machine.doctor.report import examine
+from nrd_trt.machine.doctor import examine
+from nrd_trt.machine.findings import Row
+from nrd_trt.machine.host import run_command
+from nrd_trt.machine.software import Trial, read_library, try_flavour
 from tests.artefacts import environment
 from tests.machine.recorded import DESKTOP, H200, NO_GPU, ORIN, recorded, trial
 from tests.plugin_library import INFO, library, make_library, needs_compiler
@@ -57,13 +59,11 @@ def test_search_order(tmp_path: Path) -> None:
 def test_missing_where_tensorrt_could_use_it(machine: dict[str, Any], tmp_path: Path) -> None:
     found = row(tmp_path, machine, checkout=tmp_path, environ={"LD_LIBRARY_PATH": "/somewhere"})
     assert (found.status, found.remedy) == ("missing", BUILD_COMMAND)
-    for words in (
-        "NRD_TRT_PLUGIN",
-        str(tmp_path / "plugins" / "build" / LIBRARY),
-        f"/somewhere/{LIBRARY}",
-        "same masks",
-    ):
-        assert words in found.found
+    built = tmp_path / "plugins" / "build" / LIBRARY
+    assert f"(NRD_TRT_PLUGIN, {built}, /somewhere/{LIBRARY}, " in found.found and "same masks" in found.found
+    found = row(tmp_path, machine, environ={"NRD_TRT_PLUGIN": "/absent.so"})
+    assert (found.status, found.found) == ("missing", "NRD_TRT_PLUGIN=/absent.so: no such file")
+    assert found.remedy is not None and found.remedy.startswith("unset NRD_TRT_PLUGIN")
 
 
 @pytest.mark.parametrize("machine", [NO_GPU, DESKTOP], ids=["no gpu", "desktop"])
@@ -75,12 +75,6 @@ def test_nothing_is_missing_without_tensorrt(machine: dict[str, Any], tmp_path: 
     found = row(tmp_path, machine, environ={"NRD_TRT_PLUGIN": str(path)}, commands=told(path))
     assert (found.status, found.remedy) == ("n/a", None)
     assert "version 0.1.0 for TensorRT 10.3.0, CUDA 12.6, sm_75" in found.found and "not installed" in found.found
-
-
-def test_variable_that_names_nothing(tmp_path: Path) -> None:
-    found = row(tmp_path, ORIN, environ={"NRD_TRT_PLUGIN": "/absent.so"})
-    assert (found.status, found.found) == ("missing", "NRD_TRT_PLUGIN=/absent.so: no such file")
-    assert found.remedy is not None and found.remedy.startswith("unset NRD_TRT_PLUGIN")
 
 
 @pytest.mark.parametrize(
@@ -113,12 +107,12 @@ def test_broken_tensorrt_does_not_stop_the_row(tmp_path: Path) -> None:
     assert found.status == "ok"
 
 
-# --- the child
+# --- children
 
 
 @needs_compiler
 def test_child_reads_a_library() -> None:
-    command = [sys.executable, "-m", "nrd_trt.machine.doctor.plugin", str(library())]
+    command = [sys.executable, "-m", "nrd_trt.machine.software", str(library())]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     answer = json.loads(done.stdout)
     assert answer["error"] is None
@@ -133,5 +127,28 @@ def test_child_says_what_is_wrong(kind: str, tmp_path: Path) -> None:
         make_library(path, "")
     else:
         path.write_text("no library")
-    answer = read(str(path))
-    assert answer["info"] is None and str(path) in answer["error"]
+    answer = read_library(str(path))
+    assert answer.info is None and str(path) in (answer.error or "")
+
+
+def test_trial_of_a_flavour_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    found = try_flavour("tensorrt")
+    assert (found.version, found.builds) == (None, False)
+    assert "tensorrt" in (found.error or "")
+
+
+def test_trial_of_the_rtx_builder() -> None:
+    module = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install nrd-trt[rtx]")
+    made = Trial(version=module.__version__, builds=True)
+    assert try_flavour("tensorrt-rtx") == made
+    assert try_flavour("tensorrt-rtx", "8.9") == replace(made, knows_gpu=True)
+    assert try_flavour("tensorrt-rtx", "9.0") == replace(made, knows_gpu=False)
+
+
+def test_commands_that_are_missing_fail_or_hang() -> None:
+    assert run_command(["nrd-trt-no-such-command"]) is None
+    assert run_command(["sh", "-c", "sleep 30"], timeout_s=0.2) is None
+    assert run_command(["sh", "-c", "echo out; echo err >&2; exit 9"]) == "out\n"
+    assert run_command(["sh", "-c", "echo err >&2; exit 9"]) == "err\n"
+    assert run_command([sys.executable, "-c", "import nrd_trt; print(nrd_trt.__name__)"]) == "nrd_trt\n"

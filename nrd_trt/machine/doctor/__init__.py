@@ -1,1 +1,0 @@
-"""What this machine can do: probes of hardware, driver and packages, and the report that they add up to."""

@@ -1,0 +1,200 @@
+"""Rows of `nrd_trt.machine.doctor` on packages: Python's, TensorRT's flavours, the plugin library, those of video."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator
+
+from nrd_trt.engine.plugins import BUILD_COMMAND, VARIABLE, misfit, search_path
+from nrd_trt.machine.findings import Inventory, Row
+from nrd_trt.machine.gpu import DRIVER_OF_CUDA
+from nrd_trt.machine.host import Machine
+from nrd_trt.machine.software import Flavour, LibraryReading, ask
+
+TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "tensorrt-lean": "TensorRT lean runtime"}
+_REINSTALL_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
+
+
+def python_row(machine: Machine) -> Row:
+    """Say which Python runs this, on what."""
+    system = re.search(r'^PRETTY_NAME="?([^"\n]+)', machine.read("etc/os-release"), re.MULTILINE)
+    on = f"{system[1] if system else platform.system()}, {machine.architecture}"
+    return Row("Python", "ok", f"{platform.python_version()}, {machine.python}; {on}")
+
+
+def torch_row(have: Inventory) -> Row:
+    """Say which PyTorch is there and whether it sees the GPU."""
+    name, torch = "PyTorch", have.torch
+    if torch.version is None:
+        found = "not installed; needed to train, export and evaluate checkpoints, not to rebuild or run bundles"
+        return Row(name, "missing", found, "pip install 'nrd-trt[torch]'")
+    if torch.error:
+        return Row(name, "missing", f"{torch.version}, and cannot be imported: {torch.error}", _REINSTALL_TORCH)
+    found = f"{torch.version}, {f'CUDA {torch.cuda} build' if torch.cuda else 'CPU build'}"
+    if torch.available:
+        return Row(name, "ok", f"{found}, sees {torch.gpu}")
+    if not have.graphics.gpus:
+        return Row(name, "ok", f"{found}; CUDA not available (no GPU)")
+    if torch.cuda is None:
+        return Row(name, "limited", f"{found}; the GPU is not used", _REINSTALL_TORCH)
+    major = int(torch.cuda.split(".")[0])
+    if not have.graphics.supports(major):
+        remedy = f"a driver of branch {DRIVER_OF_CUDA.get(major, 580)} or newer (see Driver)"
+    else:
+        remedy = "python -c 'import torch; torch.zeros(1).cuda()'   (prints the reason)"
+    return Row(name, "limited", f"{found}; CUDA not available", remedy)
+
+
+def onnx_row(machine: Machine) -> Row:
+    """Say which onnx is there."""
+    version, script = machine.version_of("onnx"), machine.version_of("onnxscript")
+    if version is None:
+        return Row("ONNX", "missing", "not installed", "pip install nrd-trt")
+    if script is None and machine.version_of("torch"):
+        found = f"onnx {version}; onnxscript, which PyTorch's exporter imports, is not installed"
+        return Row("ONNX", "limited", found, "pip install 'nrd-trt[export]'")
+    return Row("ONNX", "ok", f"onnx {version}" + (f", onnxscript {script}" if script else ""))
+
+
+def ort_row(have: Inventory) -> Row:
+    """Say which ONNX Runtime is there."""
+    name, ort = "ONNX Runtime", have.ort
+    if ort.version is None:
+        return Row(name, "missing", "not installed", "pip install 'nrd-trt[ort]'")
+    if ort.error:
+        remedy = "pip install --force-reinstall 'onnxruntime>=1.23,<2'"
+        return Row(name, "missing", f"{ort.version}, and cannot be imported: {ort.error}", remedy)
+    providers = ", ".join(provider.removesuffix("ExecutionProvider") for provider in ort.providers)
+    return Row(name, "ok", f"{ort.version}, providers {providers}")
+
+
+def flavour_row(have: Inventory, flavour: Flavour) -> Row:
+    """Say what one flavour of TensorRT can do here."""
+    if not flavour.version:
+        return _absent_flavour(have, flavour)
+    name, lean = TITLES[flavour.name], flavour.name == "tensorrt-lean"
+    if flavour.why.startswith("installed, and cannot"):
+        return Row(name, "missing", f"{flavour.version} {flavour.why}", install_flavour(have, flavour.name))
+    runs = {True: "runs plans", False: "cannot run plans", None: "may not run plans"}[flavour.runs]
+    builds = "builds no plans by design" if lean else "builds plans" if flavour.builds else "cannot build plans"
+    found = f"{flavour.version}: {builds} here, {runs} here ({flavour.why})"
+    if flavour.runs is True and (flavour.builds or lean):
+        return Row(name, "ok", found)
+    some = flavour.runs is not False or flavour.builds
+    return Row(name, "limited" if some else "missing", found, _remedy_to_run(have, flavour))
+
+
+def _absent_flavour(have: Inventory, flavour: Flavour) -> Row:
+    name, found = TITLES[flavour.name], flavour.why
+    if flavour.name == "tensorrt-lean":
+        return Row(name, "n/a", f"{found}; only version-compatible plans could use it")
+    remedy = install_flavour(have, flavour.name)
+    if have.jetson is not None:
+        if flavour.name == "tensorrt-rtx":
+            return Row(name, "n/a", f"{found}; a Jetson's GPU is not among its targets")
+        if version := have.jetson.packages.get("python3-libnvinfer"):
+            found = f"apt installed python3-libnvinfer {version}, which this Python does not see"
+    elif flavour.name == "tensorrt" and not have.graphics.gpus:
+        found = f"{found}; it needs an NVIDIA GPU to build and to run"
+        remedy = f"on a machine with a GPU: {remedy}"
+    return Row(name, "missing", found, remedy)
+
+
+def install_flavour(have: Inventory, name: str) -> str:
+    """Return the command that installs a flavour, for the CUDA version that the driver supports."""
+    if have.jetson is not None and name == "tensorrt":
+        apt = "" if "python3-libnvinfer" in have.jetson.packages else "sudo apt install python3-libnvinfer && "
+        return f"{apt}/usr/bin/python3 -m venv --system-site-packages .venv && .venv/bin/pip install nrd-trt" + (
+            "   (never `pip install tensorrt` on JetPack 6)" if (have.jetson.l4t or "").startswith("36.") else ""
+        )
+    if have.graphics.cuda_major == 12:
+        return f"pip install {name}-cu12"
+    return f"pip install 'nrd-trt[{'rtx' if name == 'tensorrt-rtx' else 'trt'}]'"
+
+
+def _remedy_to_run(have: Inventory, flavour: Flavour) -> str:
+    if not have.graphics.gpus:
+        return "to run its plans: a machine with an NVIDIA GPU (see GPU)"
+    if not have.graphics.supports(flavour.cuda_major):
+        older = f", or: pip install {flavour.name}-cu12" if have.graphics.cuda_major == 12 else ""
+        return f"a newer driver (see Driver){older}"
+    if flavour.runs is not True:
+        return f"use TensorRT for this GPU: {install_flavour(have, 'tensorrt')}"
+    return "build with TensorRT's messages shown   (they say why no builder can be made)"
+
+
+def binding_row(have: Inventory) -> Row:
+    """Say which Python binding of CUDA is there; runners of plans copy through it."""
+    names = ("cuda-python", "cuda-bindings", "pycuda")
+    if found := [f"{name} {version}" for name in names if (version := have.machine.version_of(name))]:
+        return Row("CUDA binding", "ok", ", ".join(found))
+    if not have.graphics.gpus:
+        return Row("CUDA binding", "n/a", "not installed; nothing to use it with")
+    pin = "'cuda-python>=12.6,<13'" if (have.graphics.cuda_major or 13) < 13 else "'cuda-python>=13,<14'"
+    return Row("CUDA binding", "missing", "not installed", f"pip install {pin}")
+
+
+def plugin_row(have: Inventory) -> Row:
+    """Look for the plugin library where a build would, and compare it with TensorRT and the GPU."""
+    name, machine, tensorrt = "Plugin library", have.machine, have.flavours["tensorrt"]
+    cache = machine.run(["ldconfig", "-p"]) or machine.run(["/sbin/ldconfig", "-p"])
+    tried = search_path(machine.environ, machine.checkout, cache)
+    path = next((place for place in tried if place.is_file()), None)
+    if path is None:
+        if given := machine.environ.get(VARIABLE):
+            remedy = f"unset {VARIABLE}   (or set it to the library's path)"
+            return Row(name, "missing", f"{VARIABLE}={given}: no such file", remedy)
+        if tensorrt.version is None:
+            return Row(name, "n/a", "none; only TensorRT loads it, which is not installed")
+        places = ", ".join([VARIABLE, *map(str, tried), "the loader's path"])
+        found = f"none ({places}); engines decode with the function in the ONNX file, with the same masks"
+        return Row(name, "missing", found, BUILD_COMMAND)
+    answer = ask(machine, LibraryReading, "-m", "nrd_trt.machine.software", str(path))
+    if isinstance(answer, str) or answer.info is None:
+        problem = answer if isinstance(answer, str) else answer.error
+        return Row(name, "missing", f"{path}: it cannot be used: {problem}", BUILD_COMMAND)
+    info = answer.info
+    listed = " ".join([*(f"sm_{sm}" for sm in info.architectures), *(f"compute_{sm}" for sm in info.ptx)])
+    described = f"{path}, version {info.version} for TensorRT {info.tensorrt}, CUDA {info.cuda}, {listed}"
+    if tensorrt.version is None:
+        return Row(name, "n/a", f"{described}; TensorRT, which would load it, is not installed")
+    capability = have.graphics.gpus[0].compute_capability if have.graphics.gpus else None
+    if reason := misfit(info, tensorrt.version, capability, have.graphics.cuda):
+        return Row(name, "limited", f"{path} does not fit: {reason[0]}", reason[1])
+    return Row(name, "ok", f"{described}; a build with builder='tensorrt' uses it")
+
+
+def video_rows(machine: Machine) -> Iterator[Row]:
+    """Look at everything that frames of a video may come from or go to."""
+    if version := machine.version_of("av"):
+        yield Row("Video files, streams", "ok", f"PyAV {version}")
+    else:
+        found = "PyAV is not installed; folders of images need none"
+        yield Row("Video files, streams", "missing", found, "pip install 'nrd-trt[video]'")
+    yield _opencv_row(machine)
+    if gstreamer := re.search(r"version ([\d.]+)", machine.run(["gst-launch-1.0", "--version"]) or ""):
+        yield Row("GStreamer", "ok", f"gst-launch-1.0 {gstreamer[1]}")
+    else:
+        remedy = "sudo apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good"
+        yield Row("GStreamer", "missing", "no gst-launch-1.0; needed for pipelines, csi:// and jetson://", remedy)
+    packages = ("fastapi", "uvicorn", "prometheus_client")
+    if missing := [package for package in packages if machine.version_of(package) is None]:
+        yield Row("Web page", "missing", f"{', '.join(missing)} not installed", "pip install 'nrd-trt[serve]'")
+    else:
+        yield Row("Web page", "ok", f"FastAPI {machine.version_of('fastapi')}")
+
+
+def _opencv_row(machine: Machine) -> Row:
+    name = "Cameras, windows"
+    if version := machine.first_version("opencv-python", "opencv-contrib-python"):
+        return Row(name, "ok", f"OpenCV {version}")
+    if version := machine.first_version("opencv-python-headless", "opencv-contrib-python-headless"):
+        remedy = "pip uninstall opencv-python-headless && pip install opencv-python"
+        return Row(name, "limited", f"OpenCV {version} without windows; cameras work", remedy)
+    # JetPack's is no distribution that pip knows.
+    answer = (machine.run([machine.python, "-c", "import cv2; print(cv2.__version__)"]) or "").strip()
+    if re.fullmatch(r"[\d.]+\S*", answer):
+        return Row(name, "ok", f"OpenCV {answer} of the system")
+    found = "OpenCV is not installed; files, streams and GStreamer need none"
+    return Row(name, "missing", found, "pip install 'nrd-trt[camera]'")

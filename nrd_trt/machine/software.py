@@ -1,0 +1,209 @@
+"""Packages that the toolkit uses and what they can do here: PyTorch, ONNX Runtime, TensorRT, the plugin library.
+
+Installed versions come from their metadata. What a package must be asked itself is asked of a child process, since a
+broken one may end the process that imports it: ``python -m nrd_trt.machine.software tensorrt-rtx 8.9`` tries a flavour
+of TensorRT, ``python -m nrd_trt.machine.software FILE`` reads a plugin library.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from nrd_trt.engine.compat import ConfigOptions, load_tensorrt
+from nrd_trt.engine.plugins import PluginInfo, read_plugin
+from nrd_trt.errors import BuildError, ConfigError, MissingDependencyError, PluginError
+from nrd_trt.machine.gpu import DRIVER_OF_CUDA, Graphics
+from nrd_trt.machine.host import Machine
+
+DISTRIBUTIONS = {
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+    "tensorrt-lean": ("tensorrt-lean-cu13", "tensorrt-lean-cu12", "tensorrt-lean"),
+}
+"""Distributions that bring a flavour of TensorRT, the one for CUDA 13 first."""
+_OLDEST_RTX = (7, 5)
+
+_T = TypeVar("_T")
+_Package = TypeVar("_Package", bound="Package")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A package; `version` is None where it is absent, `error` says why it cannot be imported."""
+
+    version: str | None = None
+    error: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be imported."""
+        return self.version is not None and self.error is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torch(Package):
+    """PyTorch: the CUDA version of its build, whether it can use CUDA here, and the GPU that it sees."""
+
+    cuda: str | None = None
+    available: bool = False
+    gpu: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ort(Package):
+    """ONNX Runtime."""
+
+    providers: tuple[str, ...] = ()
+
+
+_QUESTIONS: Mapping[type[Package], str] = {
+    Torch: "import json, torch\n"
+    "there = torch.cuda.is_available()\n"
+    "print(json.dumps({'version': torch.__version__, 'cuda': torch.version.cuda, 'available': there,"
+    " 'gpu': torch.cuda.get_device_name() if there else None}))",
+    Ort: "import json, onnxruntime\n"
+    "print(json.dumps({'version': onnxruntime.__version__, 'providers': onnxruntime.get_available_providers()}))",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What happened when a flavour of TensorRT was imported and asked for a builder.
+
+    Attributes:
+        version: Its version, or None where it cannot be imported.
+        builds: Whether a builder could be made.
+        knows_gpu: Whether the GPU is among the targets that it builds for; None where it has no such list.
+        error: What went wrong.
+    """
+
+    version: str | None = None
+    builds: bool = False
+    knows_gpu: bool | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryReading:
+    """What a plugin library says of itself, or why it cannot be used; one of them is None."""
+
+    info: PluginInfo | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flavour:
+    """One flavour of TensorRT.
+
+    Attributes:
+        name: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"tensorrt-lean"``.
+        version: Installed version, or None.
+        cuda_major: Major version of CUDA that its packages are made for, or None where they do not tell.
+        builds: Whether a builder could be made.
+        runs: Whether this machine has what its plans need; None where that is not certain.
+        why: Reason for `runs` and `builds`, in words.
+    """
+
+    name: str
+    version: str | None = None
+    cuda_major: int | None = None
+    builds: bool = False
+    runs: bool | None = False
+    why: str = "not installed"
+
+
+def ask(machine: Machine, kind: type[_T], *arguments: str) -> _T | str:
+    """Return what a child interpreter prints as JSON on its last line, or what went wrong."""
+    lines = (machine.run([machine.python, *arguments]) or "").strip().splitlines()
+    if not lines:
+        return "it did not answer in time, or ended the process that imported it"
+    try:
+        return msgspec.json.decode(lines[-1], type=kind)
+    except (msgspec.DecodeError, UnicodeError):
+        return lines[-1]
+
+
+def find_package(machine: Machine, kind: type[_Package], *distributions: str) -> _Package:
+    """Look at a package that one of these distributions brings, and ask it where it is installed."""
+    version = machine.first_version(*distributions)
+    if version is None:
+        return kind()
+    answer = ask(machine, kind, "-c", _QUESTIONS[kind])
+    return kind(version=version, error=answer) if isinstance(answer, str) else answer
+
+
+def find_flavour(machine: Machine, name: str, graphics: Graphics) -> Flavour:
+    """Look at one flavour of TensorRT and try it where it is installed."""
+    version = machine.first_version(*DISTRIBUTIONS[name])
+    if version is None and name not in machine.flavours:
+        return Flavour(name=name)
+    major = next((n for n in (13, 12) if machine.version_of(f"{name}-cu{n}")), None)
+    found = Flavour(name=name, version=version, cuda_major=major)
+    if name == "tensorrt-lean":
+        return _judged(found, graphics, knows_gpu=None)
+    capability = graphics.gpus[0].compute_capability if graphics.gpus else None
+    answer = ask(machine, Trial, "-m", "nrd_trt.machine.software", name, *filter(None, [capability]))
+    if isinstance(answer, str) or answer.version is None:
+        error = answer if isinstance(answer, str) else answer.error
+        return replace(found, why=f"installed, and cannot be imported: {error}")
+    return _judged(replace(found, version=answer.version, builds=answer.builds), graphics, knows_gpu=answer.knows_gpu)
+
+
+def _judged(found: Flavour, graphics: Graphics, *, knows_gpu: bool | None) -> Flavour:
+    """Add whether plans of this flavour run here, and why."""
+    if not graphics.gpus:
+        return replace(found, runs=False, why="no NVIDIA GPU that can be used")
+    gpu, major = graphics.gpus[0], found.cuda_major
+    if major is not None and not graphics.supports(major):
+        branch = DRIVER_OF_CUDA.get(major, 580)
+        why = f"made for CUDA {major}, the driver supports {graphics.cuda}: driver {branch} or newer is needed"
+        return replace(found, runs=False, why=why)
+    if found.name == "tensorrt-rtx" and knows_gpu is False:
+        old = tuple(map(int, (gpu.compute_capability or "99.0").split("."))) < _OLDEST_RTX
+        why = f"compute capability {gpu.compute_capability} of {gpu.name} is not among its targets"
+        return replace(found, runs=False if old else None, why=why)
+    return replace(found, runs=True, why=f"on {gpu.name}")
+
+
+def try_flavour(flavour: str, compute_capability: str | None = None) -> Trial:
+    """Import a flavour of TensorRT and make a builder.
+
+    Args:
+        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        compute_capability: That of this machine's GPU, or None.
+    """
+    try:
+        tensorrt = load_tensorrt(flavour)
+    except (MissingDependencyError, BuildError) as exc:
+        return Trial(error=str(exc.__cause__ or exc))
+    try:
+        builder = tensorrt.builder(tensorrt.log(lambda severity, text: None))
+    except BuildError as exc:
+        return Trial(version=tensorrt.version, error=str(exc))
+    made = Trial(version=tensorrt.version, builds=True)
+    if flavour != "tensorrt-rtx" or not compute_capability:
+        return made
+    try:
+        tensorrt.config(builder, ConfigOptions(compute_capabilities=(compute_capability,)))
+    except ConfigError:
+        return replace(made, knows_gpu=False)
+    return replace(made, knows_gpu=True)
+
+
+def read_library(path: str) -> LibraryReading:
+    """Open a plugin library, which runs its code."""
+    try:
+        return LibraryReading(info=read_plugin(Path(path)).info)
+    except PluginError as exc:
+        return LibraryReading(error=str(exc))
+
+
+if __name__ == "__main__":
+    known = sys.argv[1] in DISTRIBUTIONS
+    print(msgspec.json.encode(try_flavour(*sys.argv[1:]) if known else read_library(sys.argv[1])).decode())

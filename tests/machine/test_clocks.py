@@ -1,0 +1,186 @@
+"""Instruments on doubles of NVML and on recorded boards, and the log of a run. No device is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nrd_trt.errors import MissingDependencyError
+from nrd_trt.machine import clocks
+from nrd_trt.machine.clocks import DeviceLog, DeviceMonitor, NvmlProbe, ProbedDevice, Reading, TegraProbe, open_probe
+from tests.machine.recorded import NO_GPU, ORIN, clock, recorded
+
+
+class NvmlError(Exception):
+    """What pynvml raises."""
+
+
+class FakeNvml:
+    """pynvml with one busy GPU, whose driver is older than the newer name of the reasons; `answers` are changed."""
+
+    NVMLError = NvmlError
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+
+    def __init__(self, *, gpus: int = 1, **answers: Any) -> None:
+        self.gpus, self.open = gpus, 0
+        self.asked: list[Any] = []
+        self.answers = {
+            "Name": "NVIDIA L4",
+            "ClockInfo": 1200,
+            "MaxClockInfo": 2040,
+            "PowerUsage": 71500,
+            "Temperature": 55,
+            "MemoryInfo": SimpleNamespace(used=512 << 20),
+            "CurrentClocksThrottleReasons": 0x44,
+            **answers,
+        }
+
+    def nvmlInit(self) -> None:
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        return self.gpus
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
+        if index >= self.gpus:
+            raise NvmlError("Invalid Argument")
+        self.asked.append(index)
+        return f"gpu{index}"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        self.asked.append(uuid)
+        return uuid
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.95.05"
+
+    def __getattr__(self, name: str) -> Any:
+        def answer(handle: str, *_: Any) -> Any:
+            found = self.answers.get(name.removeprefix("nvmlDeviceGet"))
+            if found is None:
+                raise NvmlError("Not Supported")
+            return found
+
+        return answer
+
+
+def nvml_probe(nvml: FakeNvml) -> NvmlProbe:
+    return NvmlProbe(nvml)  # type: ignore[arg-type]
+
+
+def test_nvml_reading() -> None:
+    probe = nvml_probe(FakeNvml())
+    assert probe.device() == ProbedDevice(source="nvml", name="NVIDIA L4", driver="580.95.05")
+    assert probe.read() == Reading(
+        clock_mhz=1200,
+        clock_max_mhz=2040,
+        power_w=71.5,
+        temperature_c=55,
+        memory_used_mib=512,
+        throttle=("power cap", "hardware thermal slowdown"),
+    )
+    assert probe.glance().clock_max_mhz is None
+
+
+def test_nvml_figures_that_a_gpu_does_not_tell_are_null() -> None:
+    """A Thor tells no memory, an older GeForce no throttle reasons."""
+    got = nvml_probe(FakeNvml(MemoryInfo=None, PowerUsage=None, CurrentClocksThrottleReasons=None)).read()
+    assert (got.memory_used_mib, got.power_w, got.throttle, got.temperature_c) == (None, None, (), 55)
+
+
+def test_newer_name_of_the_reasons_comes_first() -> None:
+    assert nvml_probe(FakeNvml(CurrentClocksEventReasons=0x20)).glance().throttle == ("software thermal slowdown",)
+
+
+@pytest.mark.parametrize(("visible", "asked"), [("2,0", 2), ("GPU-8f1c", "GPU-8f1c"), ("", 0)])
+def test_nvml_looks_at_the_gpu_in_use(visible: str, asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    nvml = FakeNvml(gpus=4)
+    probe = nvml_probe(nvml)
+    assert nvml.asked == [asked]
+    assert bool(probe.notes) == (not visible)  # which of four GPUs ran is then a guess
+    probe.close()
+    assert nvml.open == 0
+
+
+def test_failed_probe_is_closed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
+    nvml = FakeNvml()
+    with pytest.raises(NvmlError):
+        nvml_probe(nvml)
+    assert nvml.open == 0
+
+
+def test_absent_instruments_are_said_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: Any, **__: Any) -> Any:
+        raise MissingDependencyError("needs pynvml: pip install nrd-trt[gpu]")
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(clocks, "require", absent)
+    probe, reason = open_probe()
+    assert probe is None and reason is not None and "nrd-trt[gpu]" in reason
+    nvml = FakeNvml()
+    nvml.nvmlInit = lambda: (_ for _ in ()).throw(NvmlError("Driver Not Loaded"))  # type: ignore[method-assign]
+    monkeypatch.setattr(clocks, "require", lambda *_, **__: nvml)
+    probe, reason = open_probe()
+    assert probe is None and reason is not None and "Driver Not Loaded" in reason
+
+
+def test_jetson_is_read_by_its_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tegrastats").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    probe, reason = open_probe()
+    assert isinstance(probe, TegraProbe) and reason is None
+    probe.close()
+
+
+def test_board_is_read_and_over_current_during_the_run_noticed(tmp_path: Path) -> None:
+    counter = "sys/class/hwmon/hwmon1/oc1_event_cnt"
+    files = {counter: "3\n", **clock(1300500000, 306000000, 1300500000)}
+    probe = TegraProbe(recorded(tmp_path, ORIN, files=files))
+    assert probe.device() == ProbedDevice(
+        source="tegrastats", name="NVIDIA Jetson AGX Orin Developer Kit", power_mode="MAXN"
+    )
+    expected = {"clock_max_mhz": 1300.5, "power_w": 6.755, "temperature_c": 44.343, "memory_used_mib": 4321}
+    assert probe.read() == Reading(clock_mhz=0, **expected)  # tegrastats says that the GPU was off
+    (tmp_path / counter).write_text("4\n")
+    assert probe.read() == Reading(clock_mhz=0, throttle=("over-current protection",), **expected)
+    assert probe.glance() == Reading(clock_mhz=1300.5, clock_max_mhz=1300.5)
+
+
+def test_board_that_tells_nothing(tmp_path: Path) -> None:
+    probe = TegraProbe(recorded(tmp_path, NO_GPU))
+    assert probe.device() == ProbedDevice(source="tegrastats")
+    assert probe.read() == Reading()
+
+
+def test_log_of_a_run() -> None:
+    log = DeviceLog(
+        before=Reading(clock_mhz=210, clock_max_mhz=2000, memory_used_mib=100, throttle=("power cap",)),
+        during=[Reading(clock_mhz=value, memory_used_mib=300) for value in (1900, 1700, None)],
+        after=Reading(power_w=70.0, temperature_c=60.0, memory_used_mib=250, clock_mhz=1500, throttle=("b", "a")),
+    )
+    assert log.to_dict() == {
+        "clock_mhz": {"before": 210, "during": 1800, "after": 1500, "max": 2000},
+        "power_w": {"before": None, "during": None, "after": 70.0},
+        "temperature_c": {"before": None, "during": None, "after": 60.0},
+        "throttle": ["a", "b"],  # what throttled before the run has passed
+    }
+    assert log.memory_grown_mib == 200
+    assert DeviceLog(before=Reading(), during=(), after=log.after).memory_grown_mib is None
+
+
+def test_monitor_looks_at_most_every_fifth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(clocks.time, "monotonic", lambda: now[0])
+    monitor = DeviceMonitor(nvml_probe(FakeNvml()))
+    for step in range(10):
+        now[0] = step * 0.05
+        monitor.glance()
+    assert len(monitor.finish().during) == 3  # at 0, 0.2 and 0.4 s

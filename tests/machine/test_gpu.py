@@ -1,0 +1,123 @@
+"""Facts of GPUs and Jetson boards, from commands, files and lines in the shape that devices give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nrd_trt.machine.gpu import find_graphics, throttle_reasons
+from nrd_trt.machine.host import this_machine
+from nrd_trt.machine.jetson import GpuClock, gpu_clock, over_current_events, parse_tegrastats, read_tegrastats
+from tests.machine.recorded import DESKTOP, NO_GPU, QUERY, header, recorded
+
+OLD_QUERY = "nvidia-smi --query-gpu=name,memory.total,memory.free "
+# One line each in the shape of its release: fields, brackets, letter case and units are those of the device.
+ORIN_NANO_JP6 = (
+    "10-08-2026 04:35:02 RAM 6712/7620MB (lfb 12x4MB) SWAP 369/3810MB (cached 8MB) CPU [38%@1497,2%@729,off,off] "
+    "EMC_FREQ 61%@2133 GR3D_FREQ 99%@[612] NVDEC off VIC off APE 200 cpu@57.125C soc2@55.093C gpu@58.625C tj@58.312C "
+    "VDD_IN 16321mW/11204mW VDD_CPU_GPU_CV 7104mW/4944mW VDD_SOC 3120mW/3659mW"
+)
+AGX_ORIN_IDLE_JP6 = (
+    "04-11-2026 10:36:27 RAM 4321/62801MB (lfb 1759x4MB) SWAP 19/31400MB (cached 0MB) CPU [0%@729,0%@729] "
+    "EMC_FREQ 0%@2133 GR3D_FREQ 0%@[0,0] VIC_FREQ 729 APE 174 CV0@-256C CPU@44.562C Tboard@32C GPU@-256C tj@44.343C "
+    "VDD_GPU_SOC 2340mW/2340mW VDD_CPU_CV 390mW/390mW VIN_SYS_5V0 4025mW/4025mW NC 0mW/0mW"
+)
+AGX_ORIN_JP7 = (
+    "07-25-2026 09:08:28 RAM 20642/62817MB (lfb 1x2MB) CPU [23%@2201,10%@2201] EMC_FREQ 3%@3199 "
+    "GR3D_FREQ 0%@[1300,1290] NVENC0 off APE 174 cpu@52.968C/52.968C gpu@51.5C/53C tj@52.968C/53C "
+    "VDD_GPU_SOC 5190mW/5000mW/6000mW VIN_SYS_5V0 7210mW/7000mW/8000mW"
+)
+THOR_JP7 = (
+    "08-08-2026 21:00:39 RAM 8353/125749MB (lfb 31x4MB) CPU [90%@2601,off] EMC_FREQ 34%@4266 "
+    "GR3D_FREQ @[1574,1574,1574] NVENC0_FREQ @1691 VIC off cpu@58.25C/61.75C tj@66.625C/66.625C gpu@56.937C/66.625C "
+    "VDD_GPU 37939mW/8660mW/37939mW VDD_CPU_SOC_MSS 30059mW/12281mW/30059mW VIN_SYS_5V0 15486mW/7424mW/15486mW "
+    "VIN 124486mW/36487mW/124486mW"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "driver", "cuda"),
+    [
+        (header("550.40.07", "12.4"), "550.40.07", "12.4"),
+        (header("610.43.02", "13.3", "KMD Version: {driver}     CUDA UMD Version: {cuda}"), "610.43.02", "13.3"),
+        (header("540.3.0", "12.2", "Driver Version: N/A          CUDA Version: {cuda}"), None, "12.2"),
+        (header("580.105.06", "Not Found"), "580.105.06", None),
+    ],
+)
+def test_headers_of_nvidia_smi(text: str, driver: str | None, cuda: str | None, tmp_path: Path) -> None:
+    found = find_graphics(recorded(tmp_path, DESKTOP, commands={"nvidia-smi": text}), None)
+    (gpu,) = found.gpus
+    assert (found.driver, found.cuda) == (gpu.driver, gpu.cuda) == (driver, cuda)
+
+
+def test_driver_that_does_not_know_compute_cap(tmp_path: Path) -> None:
+    refused = 'Field "compute_cap" is not a valid field to query.\n'
+    machine = recorded(tmp_path, DESKTOP, commands={QUERY: refused, OLD_QUERY: "Tesla T4, 15109, 15000\n"})
+    (found,) = find_graphics(machine, None).gpus
+    assert (found.name, found.compute_capability, found.memory_bytes) == ("Tesla T4", None, 15109 << 20)
+
+
+def test_kernel_module_tells_the_driver(tmp_path: Path) -> None:
+    module = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build  (dvs-builder)\n"
+    machine = recorded(tmp_path, NO_GPU, files={"proc/driver/nvidia/version": module})
+    assert find_graphics(machine, None).driver == "580.82.07"
+
+
+@pytest.mark.parametrize(
+    ("mask", "names"),
+    [
+        (0x3, ()),  # idle, and clocks set by a user
+        (0x1 | 0x80, ("power brake",)),
+        (0x8 | 0x40, ("hardware slowdown", "hardware thermal slowdown")),
+        (0x4000, ("reason 0x4000",)),
+    ],
+)
+def test_throttle_reasons(mask: int, names: tuple[str, ...]) -> None:
+    assert throttle_reasons(mask) == names
+
+
+@pytest.mark.parametrize(
+    ("line", "clock_mhz", "power_w", "rails", "temperature_c", "memory"),
+    [
+        (ORIN_NANO_JP6, 612, 16.321, 0, 58.625, 6712),
+        (AGX_ORIN_IDLE_JP6, 0, 6.755, 3, 44.343, 4321),  # the GPU's sensor is off: the junction's is taken
+        (AGX_ORIN_JP7, 1300, 12.4, 2, 51.5, 20642),
+        (THOR_JP7, 1574, 124.486, 0, 56.937, 8353),  # VIN is the board; the other rails are behind it
+        ("GR3D_FREQ 12% RAM 1/2MB", None, None, 0, None, 1),  # a load is no clock
+        ("GR3D_FREQ 45%@318 GPU@37.5C", 318, None, 0, 37.5, None),
+        ("GR3D_FREQ @[N/A] gpu@-256C", None, None, 0, None, None),
+        ("", None, None, 0, None, None),
+    ],
+)
+def test_tegrastats_line(
+    line: str, clock_mhz: float | None, power_w: float | None, rails: int, temperature_c: float | None, memory: int
+) -> None:
+    got = parse_tegrastats(line)
+    assert (got.clock_mhz, got.power_w, got.rails) == (clock_mhz, pytest.approx(power_w), rails)
+    assert (got.temperature_c, got.memory_used_mib) == (temperature_c, memory)
+
+
+def test_one_line_is_read_of_a_command_that_goes_on_printing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tegrastats = tmp_path / "tegrastats"
+    tegrastats.write_text("#!/bin/sh\necho RAM 1/2MB\nwhile sleep 0.05; do echo RAM 2/2MB; done\n")
+    tegrastats.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert read_tegrastats(this_machine()).memory_used_mib == 1
+
+
+def test_gpu_clock_in_sysfs(tmp_path: Path) -> None:
+    other = {"sys/class/devfreq/13e00000.emc/cur_freq": "1\n"}
+    assert gpu_clock(recorded(tmp_path, NO_GPU, files=other)) == GpuClock()
+    for name in ("17000000.gpu", "17000000.ga10b", "gpu-gpc-0"):
+        folder = f"sys/class/devfreq/{name}"
+        machine = recorded(tmp_path / name, NO_GPU, files={**other, f"{folder}/cur_freq": "306000000\n"})
+        assert gpu_clock(machine) == GpuClock(now=306)
+        machine = recorded(tmp_path / name, NO_GPU, files={f"{folder}/max_freq": "1300500000\n"})
+        assert gpu_clock(machine) == GpuClock(now=306, highest=1300.5)
+
+
+def test_over_current_events_are_summed(tmp_path: Path) -> None:
+    assert over_current_events(recorded(tmp_path, NO_GPU)) is None
+    counters = {"sys/class/hwmon/hwmon1/oc1_event_cnt": "2\n", "sys/class/hwmon/hwmon4/oc3_event_cnt": "5\n"}
+    assert over_current_events(recorded(tmp_path, NO_GPU, files=counters)) == 7
