@@ -16,7 +16,7 @@ from nrd_trt.data.preprocessing import FittedImage, fit_image
 from nrd_trt.errors import ShapeError
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts
-from nrd_trt.runtime.mask_runner import network_feed
+from nrd_trt.runtime.graph_io import batch_feed
 from nrd_trt.specs import DEFAULT_IMAGES, Fit, InputShape
 
 
@@ -86,7 +86,7 @@ class CalibrationStream:
         while len(pixels) < self._batch:
             pixels.append(pixels[len(pixels) % len(names)])
         contents = [entry.content_hw for entry in fitted]
-        return Feed(network_feed(np.stack(pixels), self._facts), names, contents)
+        return Feed(batch_feed(np.stack(pixels), self._facts), names, contents)
 
     def _fitted(self) -> Iterator[FittedImage]:
         for name, rgb in zip(self.names, self._source, strict=True):

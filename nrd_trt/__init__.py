@@ -1,10 +1,12 @@
 """From a trained PyTorch NRD segmentation network to a checked TensorRT engine.
 
-The package imports nothing heavy: torch, onnx and TensorRT are loaded by the functions that need them.
+Every verb of the command line is a function here. The package imports nothing heavy: a function's room, and with it
+torch, onnx or TensorRT, is imported when the function is first asked for.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nrd_trt.errors import (
@@ -24,10 +26,9 @@ from nrd_trt.errors import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from nrd_trt.model.network import Segmentor
-    from nrd_trt.runtime.predictor import Predictor
+    from nrd_trt.model import load_model
+    from nrd_trt.runtime.engine import open_bundle
+    from nrd_trt.validation.evaluate import evaluate
 
 __version__ = "0.1.0"
 
@@ -46,53 +47,25 @@ __all__ = [
     "ShapeError",
     "VideoError",
     "__version__",
+    "evaluate",
     "load_model",
     "open_bundle",
 ]
 
-
-def load_model(path: str | Path, **options: Any) -> Segmentor:
-    """Load a trained NRD model from ``.pth`` or ``.safetensors``, in evaluation mode.
-
-    Args:
-        path: The checkpoint.
-        **options: Fields of `nrd_trt.model.checkpoint.CheckpointOptions`, e.g. ``num_classes=19``.
-
-    Returns:
-        The model: ``model(images (B, 3, H, W) float32 normalised)`` gives logits ``(B, K, f·H/32, f·W/32)`` and
-        ``model.predict(images)`` gives class indices ``(B, H, W) int64``.
-
-    Raises:
-        CheckpointError: The file is unreadable or holds another model.
-    """
-    from pathlib import Path
-
-    from nrd_trt.model import load_trained
-
-    return load_trained(Path(path), **options)
+_FUNCTIONS = {
+    "evaluate": "nrd_trt.validation.evaluate",
+    "load_model": "nrd_trt.model",
+    "open_bundle": "nrd_trt.runtime.engine",
+}
 
 
-def open_bundle(
-    path: str | Path, *, runner: str = "auto", threads: int | None = None, plugin: str | Path | None = None
-) -> Predictor:
-    """Open a bundle for prediction: ``open_bundle(path).predict(rgb (H, W, 3) uint8) -> (H, W) uint8``.
+def __getattr__(name: str) -> Any:
+    """Import a function's room when the function is first asked for."""
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module 'nrd_trt' has no attribute {name!r}")
+    function = globals()[name] = getattr(import_module(_FUNCTIONS[name]), name)
+    return function
 
-    Args:
-        path: A ``NAME.nrd`` folder.
-        runner: ``"auto"``, ``"onnxruntime"`` or ``"tensorrt"``.
-        threads: CPU threads; None leaves the choice to the backend.
-        plugin: Library of a plan that was built with ``--decode plugin``; None looks for it.
 
-    Returns:
-        A predictor; it may be used as a context manager and closes itself otherwise.
-
-    Raises:
-        BundleError: A file of the bundle was changed or is missing.
-        PluginError: The library asked for is not that of the build, or cannot be used here.
-    """
-    from pathlib import Path
-
-    from nrd_trt.runtime.predictor import Predictor
-
-    library = None if plugin is None else Path(plugin)
-    return Predictor(path, runner=runner, threads=threads, plugin=library)
+def __dir__() -> list[str]:
+    return __all__

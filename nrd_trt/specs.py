@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,6 +23,11 @@ Size = tuple[int, int]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Fit = Literal["resize", "pad", "letterbox"]
 InputForm = Literal["uint8", "float"]
+BuilderName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
+DecodeName = Literal["auto", "plugin", "onnx"]
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+RunnerName = Literal["auto", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+Quantizer = Literal["own", "modelopt"]
 
 MASK_ENCODINGS = ("uint8", "u8x4")
 MaskEncoding = Literal["uint8", "u8x4"]
@@ -33,6 +38,12 @@ DEFAULT_RECIPE = "percentile"
 """Of the four it agrees best with fp32 over both zoo networks (docs/precision.md); the differences are small."""
 DEFAULT_IMAGES = 100
 DEFAULT_MEMORY_MB = 2048.0
+
+
+def check_choice(parameter: str, value: object, choices: Any) -> None:
+    """Raise `ConfigError` unless `value` is one of the values of the Literal `choices`."""
+    if value not in get_args(choices):
+        raise ConfigError(f"{parameter}={value!r}: expected one of {', '.join(map(repr, get_args(choices)))}.")
 
 
 def nearest_size(size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -202,6 +213,21 @@ class TensorSpec:
             raise ShapeError(
                 f"tensor {self.name!r}: expected {self.dtype} {want}, got {dtype} {got}; convert it first."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """One layer of a network definition, before the builder fuses it with others.
+
+    Attributes:
+        name: Name of the layer, which is that of the file's node.
+        kind: Kind of layer, such as ``"convolution"``.
+        type: Type of its first output, such as ``"half"``; ``"none"`` without outputs.
+    """
+
+    name: str
+    kind: str
+    type: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from nrd_trt.calibration.selection import tensors_to_calibrate
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.tensors import copy_model
-from nrd_trt.runtime.mask_runner import network_feed
+from nrd_trt.runtime.graph_io import batch_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import DEFAULT_MEMORY_MB
 
@@ -82,7 +82,7 @@ def main() -> None:
 def _feeds(path: Path, count: int) -> Feeds:
     facts = read_facts(onnx.load(path))
     scenes = (street_scene(_FIRST_SEED + index, facts.shape.opt_hw).image for index in range(count))
-    return [network_feed(image[None], facts) for image in scenes]
+    return [batch_feed(image[None], facts) for image in scenes]
 
 
 def _run(model: onnx.ModelProto, kind: str, feeds: Feeds, threads: int, memory_mb: float) -> list[float]:

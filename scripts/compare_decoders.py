@@ -29,7 +29,7 @@ from nrd_trt.training.complexity import Complexity, describe_complexity
 from nrd_trt.training.loop import Execution, predict_mask, train
 from nrd_trt.training.recipes import ControllerInit, adapted, find_recipe
 from nrd_trt.training.record import LAST, LOG, STATE
-from nrd_trt.validation.evaluate import EvaluateRequest, evaluate
+from nrd_trt.validation.evaluate import evaluate
 
 # What is trained: head and controller_init of the recipe.
 DECODERS: dict[str, tuple[Head, ControllerInit]] = {
@@ -95,7 +95,7 @@ def train_one(args: argparse.Namespace, name: str, seed: int, folder: Path) -> N
 
 def score(folder: Path, data: Path) -> float:
     """Return the mIoU of the last weights on the validation frames."""
-    return evaluate(EvaluateRequest(target=folder / LAST, data=data / "val")).miou or 0.0
+    return evaluate(folder / LAST, data / "val").miou or 0.0
 
 
 def time_side_by_side(checkpoints: Mapping[str, Path], size_hw: tuple[int, int], out: Path) -> dict[str, float]:

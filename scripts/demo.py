@@ -25,7 +25,7 @@ from nrd_trt.data.folders import list_pairs
 from nrd_trt.data.images import read_image
 from nrd_trt.data.overlay import blend, write_mask, write_rgb
 from nrd_trt.data.synthetic import street_clip, street_scene
-from nrd_trt.runtime.predictor import Predictor
+from nrd_trt.runtime.engine import Engine
 from nrd_trt.specs import ModelInfo
 from nrd_trt.validation.validate import ValidateRequest, validate_bundle
 from nrd_trt.video.overlay import OverlayStyle
@@ -61,12 +61,13 @@ def main() -> int:
             on_stage=lambda text: print(text, file=sys.stderr),
         )
     )
+    record = bundle.to_dict()
     report = {
         "bundle": str(bundle.path),
-        "builder": bundle.facts["builder"],
-        "files": bundle.facts["files"],
-        "passed": bundle.facts["passed"],
-        "validation": bundle.facts["validation"],
+        "builder": record["builder"],
+        "files": record["files"],
+        "passed": record["passed"],
+        "validation": record["validation"],
         "camvid_validation": validate_on_camvid(bundle.path, source),
         "video": write_clip(bundle.path),
     }
@@ -126,7 +127,7 @@ def write_clip(bundle: Path) -> dict[str, Any]:
     return run_video(request).to_dict()
 
 
-def contact_sheet(predictor: Predictor, pictures: Sequence[np.ndarray]) -> np.ndarray:
+def contact_sheet(predictor: Engine, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Stack frames over their overlays, with a legend; ``(H, W, 3) uint8``."""
     info = predictor.info
     overlays = [blend(rgb, predictor.predict(rgb), info.palette, 0.65) for rgb in pictures]

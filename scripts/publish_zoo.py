@@ -21,7 +21,7 @@ from nrd_trt.training.complexity import Complexity, describe_complexity
 from nrd_trt.training.loop import predict_mask
 from nrd_trt.training.recipes import Recipe, find_recipe
 from nrd_trt.training.record import LAST, LOG
-from nrd_trt.validation.evaluate import EvaluateRequest, Evaluation, evaluate
+from nrd_trt.validation.evaluate import Evaluation, evaluate
 from nrd_trt.validation.masks import confusion_matrix, mean_iou, pixel_agreement
 
 ZOO = Path("nrd_trt/zoo")
@@ -49,7 +49,7 @@ def main() -> None:
         command=args.command,
         hours=float((args.run / LOG).read_text().split()[-1].split(",")[3]) / 3600,
         cost=describe_complexity(str(target)),
-        camvid=evaluate(EvaluateRequest(target=target, data=args.data / "val")),
+        camvid=evaluate(target, args.data / "val"),
         clip=evaluate_clip(model),
     )
     target.with_suffix(".md").write_text(card.text())

@@ -21,7 +21,7 @@ import onnx
 import torch
 
 from nrd_trt.building.build import BuildRequest, build_bundle
-from nrd_trt.engine.bundle import FACTS_FILE, ONNX_FILE, read_bundle
+from nrd_trt.engine.bundle import ONNX_FILE, RECORD_FILE, read_bundle
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import canonical_json, sha256_bytes, sha256_file
 from nrd_trt.graph.metadata import read_facts
@@ -133,7 +133,7 @@ def rewrite_facts(path: Path, **changes: Any) -> None:
 
 def read_facts_of(path: Path) -> dict[str, Any]:
     """Read a bundle's facts without checking any file."""
-    content: dict[str, Any] = json.loads((path / FACTS_FILE).read_bytes())
+    content: dict[str, Any] = json.loads((path / RECORD_FILE).read_bytes())
     del content["sha256"]
     return content
 
@@ -141,7 +141,7 @@ def read_facts_of(path: Path) -> dict[str, Any]:
 def _write_facts(path: Path, record: dict[str, Any]) -> None:
     content = {**record, "sha256": sha256_bytes(canonical_json(record))}
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    (path / FACTS_FILE).write_text(text)
+    (path / RECORD_FILE).write_text(text)
 
 
 def plant(source: Path, target: Path, change: Callable[[onnx.ModelProto], None]) -> Path:

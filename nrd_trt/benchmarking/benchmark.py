@@ -25,9 +25,9 @@ from nrd_trt.machine.clocks import DeviceLog, DeviceMonitor, ProbedDevice, open_
 from nrd_trt.machine.host import host_facts, load_average, this_machine
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import BaseRunner
-from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.select import make_runner
-from nrd_trt.specs import check_size, format_size
+from nrd_trt.specs import RunnerName, check_size, format_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class BenchmarkRequest:
     """
 
     targets: Sequence[Path]
-    runner: str = "auto"
+    runner: RunnerName = "auto"
     plugin: Path | None = None
     warmup: int = 3
     runs: int = 20
@@ -141,10 +141,10 @@ def _bundle_target(path: Path, request: BenchmarkRequest) -> _Target:
     if not shape.covers(size_hw):
         smallest, largest = (format_size((getattr(shape.height, k), getattr(shape.width, k))) for k in ("min", "max"))
         raise ConfigError(f"--size {format_size(size_hw)}: {path} was built for {smallest} to {largest}.")
-    needs_plugin = bundle.facts["decode"] == "plugin"
+    needs_plugin = bundle.record.decode == "plugin"
     plugin = request.plugin if needs_plugin or len(request.targets) == 1 else None
     runner = make_runner(bundle, request.runner, threads=request.threads, plugin=plugin)
-    feed = MaskRunner(runner, bundle.graph).feed(_scene(size_hw))
+    feed = image_feed(_scene(size_hw), bundle.graph)
     return _Target(
         name=path.name,
         runner=runner,

@@ -15,10 +15,10 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.runtime.base import DeviceRunner, Runner
-from nrd_trt.runtime.mask_runner import make_feed
+from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
 from nrd_trt.runtime.select import make_runner
-from nrd_trt.specs import format_size
+from nrd_trt.specs import RunnerName, format_size
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Outputs = dict[str, np.ndarray]
@@ -26,7 +26,7 @@ _SCENES = 4
 _WARM_UP = 3
 
 
-def benchmark_overlap(path: Path, runner: str, *, frames: int = 200, rounds: int = 5) -> dict[str, Any]:
+def benchmark_overlap(path: Path, runner: RunnerName, *, frames: int = 200, rounds: int = 5) -> dict[str, Any]:
     """Hold overlapped runs of a bundle's plan against plain ones, then time both in turn.
 
     Args:
@@ -44,7 +44,7 @@ def benchmark_overlap(path: Path, runner: str, *, frames: int = 200, rounds: int
     """
     bundle = read_bundle(path)
     size_hw = bundle.graph.shape.opt_hw
-    feeds = [make_feed(street_scene(seed, size_hw).image, bundle.graph) for seed in range(_SCENES)]
+    feeds = [image_feed(street_scene(seed, size_hw).image, bundle.graph) for seed in range(_SCENES)]
     with make_runner(bundle, runner) as entered:
         figures = compare(entered, feeds, frames=frames, rounds=rounds)
     shared = {"target": path.name, "runner": entered.name, "size": format_size(size_hw)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 
@@ -12,7 +12,7 @@ import nrd_trt
 from nrd_trt.building.decode_form import DecodeForm, choose_form, look_for_plugin
 from nrd_trt.building.request import BuildRequest, FormRequest
 from nrd_trt.building.sources import Prepared, prepare
-from nrd_trt.engine.builder import BuildOptions, Engine, build_engine
+from nrd_trt.engine.builder import BuildOptions, BuiltEngine, build_engine
 from nrd_trt.engine.bundle import (
     ONNX_FILE,
     PLAN_FILE,
@@ -20,11 +20,12 @@ from nrd_trt.engine.bundle import (
     Bundle,
     ReferenceSet,
     check_target,
-    host_facts,
     write_bundle,
 )
 from nrd_trt.engine.compat import installed_flavours, load_tensorrt
+from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError
+from nrd_trt.figures import Gates
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.taps import weight_types
@@ -32,23 +33,20 @@ from nrd_trt.machine.cuda import probe_device
 from nrd_trt.machine.gpu import Gpu
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_command
+from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_call
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import format_size
-from nrd_trt.validation.gates import Gates
+from nrd_trt.specs import BuilderName, Flavour, check_choice, format_size
 from nrd_trt.validation.references import Recorder
 from nrd_trt.validation.validate import Validation, compare_with_progress
 
 __all__ = ["BuildRequest", "FormRequest", "build_bundle", "plan_runner_here"]
-
-BUILDERS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
 def build_bundle(request: BuildRequest) -> Bundle:
     """Build a bundle and validate it.
 
     Returns:
-        The written bundle; ``facts["passed"]`` tells whether every gate holds.
+        The written bundle; its `passed` tells whether every gate holds.
 
     Raises:
         NrdTrtError: The input is bad, or a stage cannot be done; nothing is written.
@@ -61,7 +59,7 @@ def build_bundle(request: BuildRequest) -> Bundle:
     prepared = prepare(request)
     form = choose_form(request, library, prepared.model)
     engine = _build(request, prepared.model, flavour, form, device)
-    built = _builder_facts(request, engine, device)
+    built = _builder_record(request, engine, device)
     request.on_stage("validating the masks")
     validation, references = _validate(request, prepared, _runner(request, prepared.model, engine, built, form))
     files = {
@@ -71,7 +69,7 @@ def build_bundle(request: BuildRequest) -> Bundle:
     if engine is not None:
         files[PLAN_FILE] = engine.plan
     return write_bundle(
-        request.output, files, _facts(request, prepared, engine, built, form, validation), force=request.force
+        request.output, files, _record(request, prepared, engine, built, form, validation), force=request.force
     )
 
 
@@ -82,13 +80,17 @@ def plan_runner_here(request: BuildRequest, model: onnx.ModelProto) -> TrtRunner
         return None
     form = choose_form(request, look_for_plugin(request, flavour, device), model)
     engine = _build(request, model, flavour, form, device)
-    runner = _runner(request, model, engine, _builder_facts(request, engine, device), form)
+    runner = _runner(request, model, engine, _builder_record(request, engine, device), form)
     return runner if isinstance(runner, TrtRunner) else None
 
 
 def _build(
-    request: BuildRequest, model: onnx.ModelProto, flavour: str, form: DecodeForm, device: Gpu | None
-) -> Engine | None:
+    request: BuildRequest,
+    model: onnx.ModelProto,
+    flavour: Flavour | Literal["onnxruntime"],
+    form: DecodeForm,
+    device: Gpu | None,
+) -> BuiltEngine | None:
     """Build the plan, or nothing for ONNX Runtime."""
     if flavour == "onnxruntime":
         return None
@@ -107,26 +109,27 @@ def _build(
     return build_engine(model, options)
 
 
-def _choose_builder(request: BuildRequest) -> str:
+def _choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
     """Resolve ``auto`` and check that what was asked for can be had."""
-    if request.builder not in BUILDERS:
-        raise ConfigError(f"--builder {request.builder!r}: expected one of {', '.join(BUILDERS)}.")
-    builder = request.builder
-    if builder == "auto":
+    check_choice("builder", request.builder, BuilderName)
+    builder: Flavour | Literal["onnxruntime"]
+    if request.builder == "auto":
         builder = next(iter(installed_flavours()), "onnxruntime")
+    else:
+        builder = request.builder
     if builder != "tensorrt-rtx" and request.config.compute_capabilities:
-        raise ConfigError(f"--compute-capability: only --builder tensorrt-rtx builds for other GPUs, not {builder}.")
+        raise ConfigError(f"compute_capabilities=: only builder='tensorrt-rtx' builds for other GPUs, not {builder}.")
     if builder != "onnxruntime":
         load_tensorrt(builder)  # an absent builder is found before the export, not after it
     return builder
 
 
 def _runner(
-    request: BuildRequest, model: onnx.ModelProto, engine: Engine | None, built: Mapping[str, Any], form: DecodeForm
+    request: BuildRequest, model: onnx.ModelProto, engine: BuiltEngine | None, built: BuilderRecord, form: DecodeForm
 ) -> BaseRunner:
     """Run the plan where this machine can, else the same file in ONNX Runtime."""
     if engine is not None and can_run_plan(built):
-        rebuild = rebuild_command(request.output, engine.flavour, form.name)
+        rebuild = rebuild_call(request.output, engine.flavour, form.name)
         encoding = read_facts(model).mask_encoding
         return plan_runner(engine.plan, built, rebuild, plugin=form.library, mask_encoding=encoding)
     return OrtRunner(model, threads=request.threads)
@@ -156,60 +159,71 @@ def _validate(request: BuildRequest, prepared: Prepared, runner: BaseRunner) -> 
     return validation, recorder.recorded()
 
 
-def _builder_facts(request: BuildRequest, engine: Engine | None, device: Gpu | None) -> dict[str, Any]:
+def _builder_record(request: BuildRequest, engine: BuiltEngine | None, device: Gpu | None) -> BuilderRecord:
     """Say what built the plan and what the plan depends on; TensorRT-RTX builds for GPUs that are not here."""
-    facts: dict[str, Any] = {"name": "onnxruntime", "version": None, "compute_capabilities": [], **host_facts()}
-    facts |= {"gpu": None, "driver": None, "version_compatible": False, "hardware_compatible": False}
+    system, machine = platform.system().lower(), platform.machine()
     if engine is None:
-        return facts
-    capabilities = list(engine.compute_capabilities)
+        return BuilderRecord(
+            name="onnxruntime",
+            version=None,
+            compute_capabilities=(),
+            os=system,
+            machine=machine,
+            gpu=None,
+            driver=None,
+        )
+    capabilities, config = engine.compute_capabilities, request.config
     if engine.flavour == "tensorrt" and device is not None and device.compute_capability is not None:
-        capabilities = [device.compute_capability]
-    return {
-        **facts,
-        "name": engine.flavour,
-        "version": engine.version,
-        "compute_capabilities": capabilities,
-        "gpu": device.name if device else None,
-        "driver": device.driver if device else None,
-        "version_compatible": request.config.version_compatible,
-        "hardware_compatible": request.config.hardware_compatible,
-    }
+        capabilities = (device.compute_capability,)
+    return BuilderRecord(
+        name=engine.flavour,
+        version=engine.version,
+        compute_capabilities=capabilities,
+        os=system,
+        machine=machine,
+        gpu=device.name if device else None,
+        driver=device.driver if device else None,
+        cuda=device.cuda if device else None,
+        version_compatible=config.version_compatible,
+        hardware_compatible=config.hardware_compatible,
+        workspace_mib=config.workspace_mib,
+        optimization_level=config.optimization_level,
+    )
 
 
-def _facts(
+def _record(
     request: BuildRequest,
     prepared: Prepared,
-    engine: Engine | None,
-    built: dict[str, Any],
+    engine: BuiltEngine | None,
+    built: BuilderRecord,
     form: DecodeForm,
     validation: Validation,
-) -> dict[str, Any]:
+) -> BundleRecord:
     """Collect what ``bundle.json`` records; nothing depends on time or place, so equal builds are equal."""
-    graph = prepared.graph
-    parity = prepared.parity
-    return {
-        "nrd_trt": nrd_trt.__version__,
-        "checkpoint": prepared.checkpoint,
-        "calibration_sha256": prepared.calibration_sha256,
-        "plugin": form.facts(graph.mask_encoding),
-        "decode": form.name,
-        "builder": built,
-        "precision": {
-            "asked": graph.precision,
-            "found": engine.types_found if engine else None,
-            "kept_fp32": sorted(prepared.kept_fp32),
-            "kept_because": dict(sorted(prepared.kept_fp32.items())),
-            "int8_layers": list(prepared.int8_layers),
-            "layers": engine.layers if engine else [],
-        },
-        "model": graph.to_dict(),
-        "fit": prepared.fit,
-        "parity": parity.to_dict() if parity else None,
-        "validation": validation.to_dict(),
-        "passed": validation.passed and (parity is None or parity.passed),
-        "command": _command(request, graph, built["name"], form),
-    }
+    graph, parity = prepared.graph, prepared.parity
+    return BundleRecord(
+        nrd_trt=nrd_trt.__version__,
+        checkpoint=prepared.checkpoint,
+        calibration_sha256=prepared.calibration_sha256,
+        plugin=form.library.record(graph.mask_encoding) if form.library else None,
+        decode=form.name,
+        builder=built,
+        precision=PrecisionRecord(
+            asked=graph.precision,
+            found=engine.types_found if engine else None,
+            kept_fp32=tuple(sorted(prepared.kept_fp32)),
+            kept_because=dict(sorted(prepared.kept_fp32.items())),
+            int8_layers=tuple(prepared.int8_layers),
+            layers=engine.layers if engine else (),
+        ),
+        model=graph,
+        fit=prepared.fit,
+        parity=parity,
+        validation=validation.record(),
+        passed=validation.passed and (parity is None or parity.passed),
+        command=_command(request, graph, built.name, form),
+        exporter=prepared.exporter,
+    )
 
 
 def _command(request: BuildRequest, graph: GraphFacts, builder: str, decode: DecodeForm) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import onnx
 
@@ -31,10 +31,6 @@ class DecodeForm:
     name: Literal["plugin", "onnx", "none"]
     why: str
     library: PluginLibrary | None = None
-
-    def facts(self, mask_encoding: str) -> dict[str, Any] | None:
-        """Return what a bundle records of the plugin."""
-        return self.library.facts(mask_encoding) if self.library else None
 
 
 def look_for_plugin(request: BuildRequest, flavour: str, device: Gpu | None) -> PluginLibrary | str:

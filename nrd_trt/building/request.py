@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting.precision import Calibration, Quantization
-from nrd_trt.specs import Fit, InputForm, InputShape, MaskEncoding, ModelInfo, Precision, Size
+from nrd_trt.specs import BuilderName, Fit, InputForm, InputShape, MaskEncoding, ModelInfo, Precision, Size
 from nrd_trt.validation.samples import SampleSource
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class BuildRequest:
     precision: Precision | None = None
     quantization: Quantization | None = None
     calibration: Calibration | None = None
-    builder: str = "auto"
+    builder: BuilderName = "auto"
     decode: str = "auto"
     plugin: Path | None = None
     checkpoint: Path | None = None

@@ -12,8 +12,10 @@ import onnx
 
 from nrd_trt.building.request import BuildRequest, samples_for
 from nrd_trt.engine.bundle import is_bundle, read_bundle
+from nrd_trt.engine.record import CheckpointRecord, ExporterRecord
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.exporting.precision import Typed, derive_precision
+from nrd_trt.figures import Parity
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.model import load_trained
@@ -22,7 +24,7 @@ from nrd_trt.validation.references import Draw, StoredSamples, check_classes, on
 from nrd_trt.validation.samples import MEASURED_COUNT, SampleSource
 
 if TYPE_CHECKING:
-    from nrd_trt.exporting.export import Exported, Parity
+    from nrd_trt.exporting.export import Exported
     from nrd_trt.model.network import Segmentor
 
 DEFAULT_PRECISION: Precision = "fp16"
@@ -43,7 +45,8 @@ class Prepared:
         kept_fp32: Nodes kept in fp32, each with the reason.
         int8_layers: Layers that compute in int8.
         calibration_sha256: Of the images that ranges were measured on, where there were any.
-        parity: Of the export, where there was one.
+        parity: The exported file against PyTorch, where something was exported.
+        exporter: What wrote the ONNX file, where that is known.
     """
 
     model: onnx.ModelProto
@@ -52,11 +55,12 @@ class Prepared:
     reference_name: str
     drawn_by: str
     fit: Fit
-    checkpoint: dict[str, str | None] | None
+    checkpoint: CheckpointRecord | None
     kept_fp32: Mapping[str, str] = field(default_factory=dict)
     int8_layers: tuple[str, ...] = ()
     calibration_sha256: str | None = None
     parity: Parity | None = None
+    exporter: ExporterRecord | None = None
 
     @property
     def graph(self) -> GraphFacts:
@@ -79,6 +83,8 @@ def _from_checkpoint(request: BuildRequest) -> Prepared:
     precision = request.precision or DEFAULT_PRECISION
     _check_calibration(request, precision, "fp32")
     model = load_trained(request.source, request.checkpoint_options)
+    from nrd_trt.exporting.onnx_export import exporter_record
+
     samples = samples_for(request, request.form.shape(model.info.size_hw), model.info)
     request.on_stage(f"exporting {model.config.encoder} to ONNX, {precision}")
     exported = export_checkpoint(request, model, samples, precision)
@@ -89,7 +95,8 @@ def _from_checkpoint(request: BuildRequest) -> Prepared:
         reference_name="torch",
         drawn_by="torch",
         fit=samples.fit,
-        checkpoint={"name": request.source.name, "sha256": sha256_file(request.source)},
+        checkpoint=CheckpointRecord(name=request.source.name, sha256=sha256_file(request.source)),
+        exporter=exporter_record(),
         kept_fp32=exported.typed.kept_fp32,
         int8_layers=exported.typed.int8_layers,
         calibration_sha256=_calibration_sha256(request),
@@ -158,7 +165,7 @@ def _from_onnx(request: BuildRequest) -> Prepared:
         reference_name=name,
         drawn_by=name,
         fit=samples.fit,
-        checkpoint={"name": None, "sha256": graph.checkpoint_sha256},
+        checkpoint=CheckpointRecord(name=None, sha256=graph.checkpoint_sha256),
         kept_fp32=typed.kept_fp32,
         int8_layers=typed.int8_layers,
         calibration_sha256=_calibration_sha256(request),
@@ -190,7 +197,7 @@ def _from_bundle(request: BuildRequest) -> Prepared:
         raise ConfigError("--labels needs --data: labels are paired with images by name.")
     if request.fit is not None and request.checkpoint is None:
         raise ConfigError("--fit needs --checkpoint when rebuilding a bundle: its own inputs have the engine's size.")
-    fit: Fit = request.fit or bundle.facts["fit"]
+    fit: Fit = request.fit or bundle.record.fit
     samples: SampleSource | StoredSamples
     reference: Callable[[], AbstractContextManager[Draw]]
     if request.checkpoint is None:
@@ -206,10 +213,11 @@ def _from_bundle(request: BuildRequest) -> Prepared:
         reference_name=name,
         drawn_by=drawn_by,
         fit=fit,
-        checkpoint=bundle.facts["checkpoint"],
-        kept_fp32=bundle.facts["precision"]["kept_because"],
-        int8_layers=tuple(bundle.facts["precision"]["int8_layers"]),
-        calibration_sha256=bundle.facts["calibration_sha256"],
+        checkpoint=bundle.record.checkpoint,
+        kept_fp32=bundle.record.precision.kept_because,
+        int8_layers=bundle.record.precision.int8_layers,
+        calibration_sha256=bundle.record.calibration_sha256,
+        exporter=bundle.record.exporter,
     )
 
 

@@ -26,16 +26,17 @@ from nrd_trt.building.tune_state import TuneState
 from nrd_trt.engine.bundle import check_target
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting.precision import Calibration, Quantization, Ranges, apply_precision, nodes_to_keep
+from nrd_trt.figures import Gates
 from nrd_trt.files import check_absent, sha256_bytes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
 from nrd_trt.model import load_trained
-from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.engine import Engine
+from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
 from nrd_trt.validation.compare import Comparator, Comparison, Reference, Sample
-from nrd_trt.validation.gates import Gates
 from nrd_trt.validation.references import torch_reference
 from nrd_trt.validation.samples import MEASURED_COUNT, SampleSource
 
@@ -148,10 +149,9 @@ class _Judge:
     ) -> Comparison:
         """Run a file over the first `count` samples, or all of them."""
         comparator = Comparator(self._names)
-        with OrtRunner(model, threads=threads) as runner:
-            mask = MaskRunner(runner, read_facts(model))
+        with Engine(OrtRunner(model, threads=threads), read_facts(model)) as engine:
             for reference, sample in zip(self._references, self._bar(what, count), strict=False):
-                comparator.add(reference, mask(sample.image), sample)
+                comparator.add(reference, engine.mask(sample.image), sample)
         return comparator.result()
 
     def _bar(self, what: str, count: int | None) -> Iterator[Sample]:
@@ -265,7 +265,7 @@ def measure_latency(build: BuildRequest, model: onnx.ModelProto, samples: Sample
     if runner is None:
         return None
     with runner:
-        feed = MaskRunner(runner, read_facts(typed)).feed(samples.first(1)[0].image)
+        feed = image_feed(samples.first(1)[0].image, read_facts(typed))
         timed = time_in_turn({"plan": lambda: runner.infer(feed)}, warmup=_WARMUP, runs=_RUNS)
     return timed["plan"].p50
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from nrd_trt.building.ladder_plot import can_plot, write_ladder
 from nrd_trt.engine.bundle import Bundle
+from nrd_trt.figures import Gates
 from nrd_trt.files import atomic_file
-from nrd_trt.validation.gates import Gates
 
 
 @dataclass(frozen=True, kw_only=True)

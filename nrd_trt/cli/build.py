@@ -21,9 +21,7 @@ def build_command(
     output_path: Annotated[Path, typer.Option("-o", metavar="NAME.nrd", help="Where to write the bundle.")],
     precision: common.PrecisionOption = None,
     form: groups.FormOptions,
-    builder: Annotated[
-        str, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
-    ] = "auto",
+    builder: common.Builder = "auto",
     decode: Annotated[
         str,
         typer.Option(
@@ -129,10 +127,10 @@ def _config(
 def _finish(bundle: Bundle, *, as_json: bool) -> None:
     """Tell what was built; raise `typer.Exit` where a gate failed."""
     if as_json:
-        common.print_json({"path": str(bundle.path), **bundle.facts})
+        common.print_json(bundle.to_dict())
     else:
-        _print(bundle.path, bundle.facts)
-    if not bundle.facts["passed"]:
+        _print(bundle.path, bundle.record.to_dict())
+    if not bundle.passed:
         common.note(f"gate failed: {'; '.join(bundle.failures)}; the bundle is kept and marked as not passed")
         raise typer.Exit(common.GATE_FAILED)
 

@@ -7,9 +7,7 @@ is exactly one JSON object; everything else goes to stderr.
 from __future__ import annotations
 
 import functools
-import inspect
 import json
-import re
 import sys
 import time
 import traceback
@@ -19,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.models import OptionInfo
 
+from nrd_trt.cli.flags import flags_of, translated
 from nrd_trt.errors import ConfigError, NrdTrtError
+from nrd_trt.specs import BuilderName, RunnerName
 
 if TYPE_CHECKING:
     from nrd_trt.specs import Fit
@@ -33,15 +32,16 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 def verb(command: Command) -> Command:
     """Turn the exceptions of a verb into messages and exit codes."""
+    flags = flags_of(command)
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
-        warnings.showwarning = functools.partial(_show_warning, command)
+        warnings.showwarning = functools.partial(_show_warning, flags)
         as_json = bool(kwargs.get("as_json"))
         try:
             command(*args, **kwargs)
         except NrdTrtError as exc:
-            _fail(type(exc).__name__, in_flags(str(exc), command), BAD_INPUT, as_json)
+            _fail(type(exc).__name__, translated(str(exc), flags), BAD_INPUT, as_json)
         except KeyboardInterrupt:
             _fail("Interrupted", "stopped by Ctrl-C; no output is half-written under its name", INTERRUPTED, as_json)
         except typer.Exit:
@@ -55,23 +55,6 @@ def verb(command: Command) -> Command:
             _fail(type(exc).__name__, message, INTERNAL_ERROR, as_json)
 
     return guarded  # type: ignore[return-value]
-
-
-def in_flags(message: str, command: Callable[..., None]) -> str:
-    """Name a verb's flags where a message of the library names its parameters.
-
-    ``size=64x96`` becomes ``--size 64x96``, ``force=True`` becomes ``--force``, and ``size=`` alone ``--size``.
-    """
-    flags: dict[str, str] = {}
-    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-        for option in getattr(parameter.annotation, "__metadata__", ()):
-            if isinstance(option, OptionInfo):
-                declared = (option.default, *(option.param_decls or ()))  # Typer takes the first for the default
-                flags.update((name, text.split("/")[0]) for text in map(str, declared) if text.startswith("--"))
-    if not flags:
-        return message
-    named = rf"(?<![\w.])({'|'.join(flags)})=(True\b|(?=[^\s,;:.)]))?"
-    return re.sub(named, lambda found: flags[found[1]] + (" " if found[2] == "" else ""), message)
 
 
 def print_json(data: Any) -> None:
@@ -131,7 +114,7 @@ def _fail(kind: str, message: str, code: int, as_json: bool) -> None:
 
 
 def _show_warning(
-    command: Callable[..., None],
+    flags: Mapping[str, str],
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -141,7 +124,7 @@ def _show_warning(
 ) -> None:
     """Show our own warnings as one line; those of libraries speak to developers, not to users."""
     if category is UserWarning and not {"nrd_trt", "calibration"}.isdisjoint(Path(filename).parts):
-        print(f"warning: {in_flags(str(message), command)}", file=sys.stderr)
+        print(f"warning: {translated(str(message), flags)}", file=sys.stderr)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -168,7 +151,10 @@ FitOption = Annotated[
     str | None, typer.Option("--fit", metavar="resize|pad|letterbox", help="How images get the engine's size.")
 ]
 Runner = Annotated[
-    str, typer.Option("--runner", metavar="NAME", help="auto, torch, onnxruntime, tensorrt or tensorrt-rtx.")
+    RunnerName, typer.Option("--runner", metavar="NAME", help="auto, torch, onnxruntime, tensorrt or tensorrt-rtx.")
+]
+Builder = Annotated[
+    BuilderName, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
 ]
 Dilations = Annotated[
     str | None, typer.Option("--dilations", metavar="A,B,C,D", help="Of ASPP (default for NRD 1,3,6,9).")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(
-    target: Annotated[Path, typer.Argument(metavar="CKPT|NAME.nrd", help="A checkpoint or a bundle.")],
+    source: Annotated[Path, typer.Argument(metavar="CKPT|NAME.nrd", help="A checkpoint or a bundle.")],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")],
     labels: common.Labels = None,
     runner: common.Runner = "auto",
@@ -34,22 +34,20 @@ def evaluate_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Compare the masks of a checkpoint or a bundle with labels."""
-    from nrd_trt.validation.evaluate import EvaluateRequest, evaluate
+    from nrd_trt import evaluate
 
     evaluation = evaluate(
-        EvaluateRequest(
-            target=target,
-            data=data,
-            labels=labels,
-            ignore_index=ignore_index,
-            fit=common.fit_choice(fit),
-            size_hw=parse_size(size) if size else None,
-            checkpoint_options=groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).options(),
-            runner=runner,
-            plugin=plugin,
-            threads=threads,
-            progress=not quiet,
-        )
+        source,
+        data,
+        labels=labels,
+        ignore_index=ignore_index,
+        fit=common.fit_choice(fit),
+        size=parse_size(size) if size else None,
+        runner=runner,
+        plugin=plugin,
+        threads=threads,
+        progress=not quiet,
+        **groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).fields(),
     )
     if as_json:
         common.print_json(evaluation.to_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +63,7 @@ def export_command(
         "path": str(output_path),
         "sha256": sha256_file(output_path) if parity.passed else None,
         "opset": next(entry.version for entry in exported.model.opset_import if not entry.domain),
-        "parity": parity.to_dict(),
+        "parity": asdict(parity),
     }
     if as_json:
         common.print_json(result)

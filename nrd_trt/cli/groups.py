@@ -13,7 +13,7 @@ import typer
 
 from nrd_trt.cli import common
 from nrd_trt.cli.parse import parse_batch, parse_dynamic, parse_numbers, parse_size, read_class_names
-from nrd_trt.model import require_torch
+from nrd_trt.model import CheckpointFields, checkpoint_options
 from nrd_trt.specs import MASK_ENCODINGS
 
 if TYPE_CHECKING:
@@ -115,14 +115,9 @@ class CheckpointFacts:
     std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="In 0-255 (default ImageNet's).")] = None
     bgr: Annotated[bool, typer.Option("--bgr", help="The network reads BGR; mean and std are in that order.")] = False
 
-    def options(self) -> CheckpointOptions | None:
-        """Return them parsed, or None where none was given (so that no PyTorch is needed to say so)."""
-        if not any(value not in (None, False) for value in vars(self).values()):
-            return None
-        require_torch("reading checkpoints")
-        from nrd_trt.model.recognise import CheckpointOptions
-
-        return CheckpointOptions(
+    def fields(self) -> CheckpointFields:
+        """Return those that were given, parsed, as the functions of the library take them."""
+        found = CheckpointFields(
             num_classes=self.num_classes,
             hidden=self.hidden,
             patch=self.patch,
@@ -133,3 +128,8 @@ class CheckpointFacts:
             std=parse_numbers("--std", self.std, float, 3) if self.std else None,
             bgr=True if self.bgr else None,
         )
+        return {name: value for name, value in found.items() if value is not None}  # type: ignore[return-value]
+
+    def options(self) -> CheckpointOptions | None:
+        """Return them as one value, or None where none was given."""
+        return checkpoint_options(self.fields())

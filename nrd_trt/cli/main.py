@@ -17,6 +17,7 @@ from nrd_trt.cli.complexity import complexity_command
 from nrd_trt.cli.doctor import doctor_command
 from nrd_trt.cli.evaluate import evaluate_command
 from nrd_trt.cli.export import export_command
+from nrd_trt.cli.flags import flags_of
 from nrd_trt.cli.groups import flattened
 from nrd_trt.cli.inspect import inspect_command
 from nrd_trt.cli.predict import predict_command
@@ -49,6 +50,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "video": video_command,
     "serve": serve_command,
 }
+FLAGS = {name: flags_of(flattened(command)) for name, command in VERBS.items()}
 for name, command in VERBS.items():
     app.command(name)(verb(flattened(command)))
 

@@ -13,7 +13,7 @@ import typer
 from nrd_trt.cli import common
 
 if TYPE_CHECKING:
-    from nrd_trt.runtime.predictor import Predictor
+    from nrd_trt.runtime.engine import Engine
 
 
 def predict_command(
@@ -32,17 +32,17 @@ def predict_command(
 ) -> None:
     """Write a palette PNG mask of every image, at the image's size."""
     from nrd_trt.data.folders import list_images
-    from nrd_trt.runtime.predictor import Predictor
+    from nrd_trt.runtime.engine import open_bundle
 
     images = list_images(source) if source.is_dir() else [source]
     targets = [_outputs(image, output_path, overlay=overlay) for image in images]
     _check_targets(images, [path for paths in targets for path in paths], force=force)
-    with Predictor(bundle, runner=runner, threads=threads, plugin=plugin) as predictor:
+    with open_bundle(bundle, runner=runner, threads=threads, plugin=plugin) as engine:
         files, latencies = [], []
         for image, target in zip(images, targets, strict=True):
-            latencies.append(_predict_one(predictor, image, target, opacity))
+            latencies.append(_predict_one(engine, image, target, opacity))
             files += target
-        name, arithmetic = predictor.runner_name, predictor.arithmetic
+        name, arithmetic = engine.runner_name, engine.arithmetic
     latency = statistics.median(latencies)
     if as_json:
         common.print_json(
@@ -60,19 +60,19 @@ def _outputs(image: Path, folder: Path, *, overlay: bool) -> list[Path]:
     return [folder / f"{image.stem}{suffix}.png" for suffix in ("", "_overlay")[: 1 + overlay]]
 
 
-def _predict_one(predictor: Predictor, image: Path, targets: list[Path], opacity: float) -> float:
+def _predict_one(engine: Engine, image: Path, targets: list[Path], opacity: float) -> float:
     """Segment one file and write its targets; return the latency in milliseconds, files excluded."""
     from nrd_trt.data.images import read_image
     from nrd_trt.data.overlay import blend, write_mask, write_rgb
 
     rgb = read_image(image)
     start = time.perf_counter()
-    mask = predictor.predict(rgb)
+    mask = engine.predict(rgb)
     latency_ms = (time.perf_counter() - start) * 1000
     targets[0].parent.mkdir(parents=True, exist_ok=True)
-    write_mask(targets[0], mask, predictor.info.palette)
+    write_mask(targets[0], mask, engine.info.palette)
     for overlay in targets[1:]:
-        write_rgb(overlay, blend(rgb, mask, predictor.info.palette, opacity))
+        write_rgb(overlay, blend(rgb, mask, engine.info.palette, opacity))
     return latency_ms
 
 

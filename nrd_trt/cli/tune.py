@@ -27,9 +27,7 @@ def tune_command(
     max_miou_drop: common.MaxMiouDrop = None,
     min_agreement: common.MinAgreement = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where an earlier run stopped.")] = False,
-    builder: Annotated[
-        str, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
-    ] = "auto",
+    builder: common.Builder = "auto",
     size: common.Size = None,
     facts: groups.CheckpointFacts,
     force: common.Force = False,

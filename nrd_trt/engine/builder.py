@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,34 +28,35 @@ from nrd_trt.errors import BuildError
 from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.strip import only_functions, strip_functions
-from nrd_trt.specs import InputShape
+from nrd_trt.progress import OnMessage, silent
+from nrd_trt.specs import Flavour, InputShape, LayerRecord
 
 _TYPE_NAMES = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.BFLOAT16: "bf16"}
 _ASKED = {"fp32": "float", "fp16": "half", "bf16": "bf16", "int8": "half"}  # what a convolution puts out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class BuiltEngine:
     """A built plan.
 
     Attributes:
         plan: The serialised engine.
         flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        version: Of the builder.
-        layers: ``{name, kind, type}`` per layer of the network definition.
+        version: Version of the builder.
+        layers: Every layer of the network definition.
         compute_capabilities: Targets asked for; empty means the builder's default.
     """
 
     plan: bytes
-    flavour: str
+    flavour: Flavour
     version: str
-    layers: list[dict[str, str]]
+    layers: tuple[LayerRecord, ...]
     compute_capabilities: tuple[str, ...] = ()
 
     @property
     def types_found(self) -> dict[str, int]:
         """Number of layers per output type."""
-        return dict(sorted(Counter(layer["type"] for layer in self.layers).items()))
+        return dict(sorted(Counter(layer.type for layer in self.layers).items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +74,17 @@ class BuildOptions:
         on_message: Receives TensorRT's messages as ``(severity, text)``.
     """
 
-    flavour: str
+    flavour: Flavour
     config: ConfigOptions = field(default_factory=ConfigOptions)
     plugin: PluginLibrary | None = None
     timing_cache: Path | None = None
     gpu: str | None = None
     driver: str | None = None
     progress: bool = True
-    on_message: Callable[[str, str], None] = lambda severity, text: None
+    on_message: OnMessage = silent
 
 
-def build_engine(model: onnx.ModelProto, options: BuildOptions) -> Engine:
+def build_engine(model: onnx.ModelProto, options: BuildOptions) -> BuiltEngine:
     """Build a strongly typed plan; the types are those of the file.
 
     Args:
@@ -103,14 +104,14 @@ def build_engine(model: onnx.ModelProto, options: BuildOptions) -> Engine:
     network = tensorrt.network(builder)
     tensorrt.parse(network, _handed_over(model, tensorrt, options.plugin).SerializeToString(), log)
     tensorrt.record_errors(builder, network, log)
-    layers = tensorrt.layer_types(network)
+    layers = tensorrt.layers(network)
     check_types(model, layers, facts.precision)
     check_decode(model, tensorrt.plugin_layers(network), plugin=options.plugin is not None)
     config = tensorrt.config(builder, options.config)
     _add_profile(builder, config, facts)
     with _timing_cache(tensorrt, config, options):
         plan = _serialise(tensorrt, builder, network, config, options.progress, log)
-    return Engine(
+    return BuiltEngine(
         plan=plan,
         flavour=options.flavour,
         version=tensorrt.version,
@@ -119,19 +120,19 @@ def build_engine(model: onnx.ModelProto, options: BuildOptions) -> Engine:
     )
 
 
-def check_types(model: onnx.ModelProto, layers: list[dict[str, str]], precision: str) -> None:
+def check_types(model: onnx.ModelProto, layers: Sequence[LayerRecord], precision: str) -> None:
     """Raise `BuildError` unless every convolution of the network has the type that the file gives it.
 
     Args:
         model: The file.
-        layers: ``{name, kind, type}`` per layer, named after the file's nodes.
+        layers: Layers of the network, named after the file's nodes.
         precision: Asked for; at least one convolution must have it.
     """
     weights = {entry.name: _TYPE_NAMES.get(entry.data_type, "other") for entry in model.graph.initializer}
     scales = {node.output[0]: node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     wanted = {node.name: weights[scales.get(node.input[1], node.input[1])] for node in convolutions}
-    found = {layer["name"]: layer["type"] for layer in layers if layer["kind"] == "convolution"}
+    found = {layer.name: layer.type for layer in layers if layer.kind == "convolution"}
     wrong = [
         f"{name} ({kind}, got {found.get(name, 'none')})" for name, kind in wanted.items() if found.get(name) != kind
     ]
@@ -145,11 +146,11 @@ def check_types(model: onnx.ModelProto, layers: list[dict[str, str]], precision:
         _check_quantized(model, layers)
 
 
-def _check_quantized(model: onnx.ModelProto, layers: list[dict[str, str]]) -> None:
+def _check_quantized(model: onnx.ModelProto, layers: Sequence[LayerRecord]) -> None:
     """Raise `BuildError` unless the network quantises what the file quantises, and that is something."""
     for op, kind, element in (("QuantizeLinear", "quantize", "int8"), ("DequantizeLinear", "dequantize", "half")):
         asked = sum(node.op_type == op for node in model.graph.node)
-        found = sum(layer["kind"] == kind and layer["type"] == element for layer in layers)
+        found = sum(layer.kind == kind and layer.type == element for layer in layers)
         if found != asked or not asked:
             raise BuildError(
                 f"precision int8 was asked for and is not what the engine would get: expected {asked or 'some'} "
@@ -172,9 +173,9 @@ def check_decode(model: onnx.ModelProto, plugin_layers: list[str], *, plugin: bo
     if taken != wanted:
         form = "plugin" if plugin else "onnx"
         raise BuildError(
-            f"--decode {form} was asked for and is not what the engine would get: expected "
+            f"decode={form!r} was asked for and is not what the engine would get: expected "
             f"{', '.join(wanted) or 'no decode node'} to be run by a plugin, got {', '.join(taken) or 'none'}. "
-            f"Use --decode {'onnx' if plugin else 'plugin'}, or report this with the output of -v."
+            f"Use decode={'onnx' if plugin else 'plugin'!r}, or report this with TensorRT's messages."
         )
 
 
@@ -231,7 +232,7 @@ def _serialise(tensorrt: TensorRT, builder: Any, network: Any, config: Any, prog
     if plan is None:
         raise BuildError(
             f"{tensorrt.flavour} {tensorrt.version} could not build the engine{log.tail()}. "
-            "Try a smaller --size, a larger --workspace-mib, or -v for the builder's whole output."
+            "Try a smaller size=, a larger workspace_mib=, or read the builder's whole output."
         )
     return bytes(plan)
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from nrd_trt.engine.loading import LoadedEngine, load_engine
 from nrd_trt.engine.messages import MessageLog, PhaseMonitor, message_log, progress_monitor, stderr_message
 from nrd_trt.engine.timing_cache import TimingCacheKey
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.optional import require
+from nrd_trt.specs import Flavour, LayerRecord
 
 __all__ = [
     "FLAVOURS",
@@ -36,18 +37,18 @@ __all__ = [
     "version_numbers",
 ]
 
-FLAVOURS = {"tensorrt": ("tensorrt", "trt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+FLAVOURS: Mapping[str, tuple[str, str]] = {"tensorrt": ("tensorrt", "trt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 """Builders: module and extra by flavour; each runs its engines too."""
 
-RUNTIMES = {**FLAVOURS, "tensorrt-lean": ("tensorrt_lean", "trt")}
+RUNTIMES: dict[str, tuple[str, str]] = {**FLAVOURS, "tensorrt-lean": ("tensorrt_lean", "trt")}
 """What runs engines; the lean runtime those that are version compatible."""
 
 _PREFERS_PLUGIN_SINCE = (10, 7)
 
 
-def installed_flavours() -> list[str]:
+def installed_flavours() -> list[Flavour]:
     """Return the TensorRT flavours whose package is installed, enterprise first."""
-    return [name for name, (module, _) in FLAVOURS.items() if importlib.util.find_spec(module) is not None]
+    return [name for name in get_args(Flavour) if importlib.util.find_spec(FLAVOURS[name][0]) is not None]
 
 
 def load_tensorrt(flavour: str) -> TensorRT:
@@ -152,7 +153,7 @@ class TensorRT:
         except TypeError as exc:  # the bindings' word for a null pointer
             raise BuildError(
                 f"{self.flavour} {self.version} cannot create a builder on this machine{log.tail()}; enterprise "
-                "TensorRT needs an NVIDIA GPU and driver. Use --builder tensorrt-rtx or onnxruntime here."
+                "TensorRT needs an NVIDIA GPU and driver. Use builder='tensorrt-rtx' or 'onnxruntime' here."
             ) from exc
 
     def network(self, builder: Any) -> Any:
@@ -171,7 +172,7 @@ class TensorRT:
             errors = [_described(parser.get_error(index)) for index in range(parser.num_errors)]
             raise BuildError(
                 f"{self.flavour} {self.version} cannot parse the ONNX file: {'; '.join(errors) or log.tail()}. "
-                "Try --builder onnxruntime, or report it with the output of -v."
+                "Try builder='onnxruntime', or report it with TensorRT's messages."
             )
 
     def record_errors(self, builder: Any, network: Any, log: MessageLog) -> None:
@@ -229,9 +230,9 @@ class TensorRT:
         """Wrap a `PhaseMonitor` as this flavour's progress monitor."""
         return progress_monitor(self.trt, monitor)
 
-    def layer_types(self, network: Any) -> list[dict[str, str]]:
-        """Return name, kind and output type of every layer of a parsed network."""
-        return [_layer_record(network.get_layer(index)) for index in range(network.num_layers)]
+    def layers(self, network: Any) -> tuple[LayerRecord, ...]:
+        """Describe every layer of a parsed network."""
+        return tuple(_described_layer(network.get_layer(index)) for index in range(network.num_layers))
 
     def plugin_layers(self, network: Any) -> list[str]:
         """Return the names of the layers of a parsed network that plugins of the third interface run."""
@@ -248,7 +249,7 @@ class TensorRT:
         """Set the GPUs to build for; only TensorRT-RTX builds for GPUs that are not there."""
         if not hasattr(config, "set_compute_capability"):
             raise ConfigError(
-                f"--compute-capability: {self.flavour} builds for the GPU of this machine only; leave the option out."
+                f"compute_capabilities=: {self.flavour} builds for the GPU of this machine only; leave it out."
             )
         known = [name for name in self.trt.ComputeCapability.__members__ if name.startswith("SM")]
         config.num_compute_capabilities = len(capabilities)
@@ -256,7 +257,7 @@ class TensorRT:
             name = "SM" + capability.replace(".", "")
             if name not in known:
                 listed = ", ".join(f"{member[2:-1]}.{member[-1]}" for member in known)
-                raise ConfigError(f"--compute-capability {capability}: {self.flavour} {self.version} knows {listed}.")
+                raise ConfigError(f"compute_capabilities={capability}: {self.flavour} {self.version} knows {listed}.")
             config.set_compute_capability(self.trt.ComputeCapability.__members__[name], index)
 
 
@@ -283,9 +284,9 @@ class ConfigOptions:
 
     def __post_init__(self) -> None:
         if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise ConfigError(f"--workspace-mib: expected at least 1, got {self.workspace_mib}.")
+            raise ConfigError(f"workspace_mib={self.workspace_mib}: expected at least 1.")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise ConfigError(f"--optimization-level: expected 0 to 5, got {self.optimization_level}.")
+            raise ConfigError(f"optimization_level={self.optimization_level}: expected 0 to 5.")
         if self.hardware_compatible and self.same_compute_capability:
             raise ConfigError("hardware_compatible and same_compute_capability exclude each other; choose one of them.")
 
@@ -296,13 +297,9 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in leading[0].split(".")) if leading else ()
 
 
-def _layer_record(layer: Any) -> dict[str, str]:
-    """Return name, kind and output type of a layer."""
-    kind = "none"
-    if layer.num_outputs:
-        tensor = layer.get_output(0)
-        kind = tensor.dtype.name.lower()
-    return {"name": layer.name, "kind": layer.type.name.lower(), "type": kind}
+def _described_layer(layer: Any) -> LayerRecord:
+    kind = layer.get_output(0).dtype.name.lower() if layer.num_outputs else "none"
+    return LayerRecord(name=layer.name, kind=layer.type.name.lower(), type=kind)
 
 
 def _described(error: Any) -> str:

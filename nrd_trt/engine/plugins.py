@@ -7,7 +7,6 @@ A library runs as code as soon as it is opened, so it must come from a source th
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
 import shutil
@@ -18,9 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nrd_trt.engine.compat import TensorRT, version_numbers
+from nrd_trt.engine.record import PluginRecord
 from nrd_trt.errors import PluginError
 from nrd_trt.files import sha256_file
+from nrd_trt.specs import MaskEncoding
 
 LIBRARY = "libnrd_trt_plugin.so"
 VARIABLE = "NRD_TRT_PLUGIN"
@@ -71,13 +74,7 @@ class PluginInfo:
         Raises:
             ValueError: A value is missing or has another type.
         """
-        data = json.loads(text)
-        if not isinstance(data, dict):
-            raise ValueError("no JSON object")
-        values: dict[str, Any] = {key: _checked(data, key, str) for key in ("version", "tensorrt", "cuda")}
-        values |= {key: _checked(data, key, int) for key in ("tensorrt_major", "kernel_revision")}
-        values |= {key: _several(data, key, int) for key in ("architectures", "ptx")}
-        return cls(**values, ops=_several(data, "ops", str))
+        return msgspec.json.decode(text, type=cls)
 
     def runs_on(self, compute_capability: str, driver: str | None) -> bool:
         """Whether there is code for a GPU.
@@ -111,20 +108,20 @@ class PluginLibrary:
     sha256: str
     info: PluginInfo
 
-    def facts(self, mask_encoding: str) -> dict[str, Any]:
+    def record(self, mask_encoding: MaskEncoding) -> PluginRecord:
         """Return what a bundle records of it: nothing that depends on where it lies."""
         info = self.info
-        return {
-            "file": self.path.name,
-            "sha256": self.sha256,
-            "version": info.version,
-            "tensorrt": info.tensorrt,
-            "cuda": info.cuda,
-            "architectures": list(info.architectures),
-            "ptx": list(info.ptx),
-            "kernel_revision": info.kernel_revision,
-            "mask_encoding": mask_encoding,
-        }
+        return PluginRecord(
+            file=self.path.name,
+            sha256=self.sha256,
+            version=info.version,
+            tensorrt=info.tensorrt,
+            cuda=info.cuda,
+            architectures=info.architectures,
+            ptx=info.ptx,
+            kernel_revision=info.kernel_revision,
+            mask_encoding=mask_encoding,
+        )
 
 
 def find_plugin(given: Path | None = None) -> Path:
@@ -147,8 +144,8 @@ def find_plugin(given: Path | None = None) -> Path:
         places = f"{VARIABLE}, plugins/build of a checkout, LD_LIBRARY_PATH, ldconfig"
         raise PluginError(
             f"no plugin library was found: expected {LIBRARY} at {', '.join(map(str, tried)) or 'one place'} "
-            f"({'--plugin' if given is not None else places}), got no such file; build it in a checkout with: "
-            f"{BUILD_COMMAND}, or name it with --plugin FILE or {VARIABLE}."
+            f"({'plugin=' if given is not None else places}), got no such file; build it in a checkout with: "
+            f"{BUILD_COMMAND}, or name it with plugin= or {VARIABLE}."
         )
     return found.resolve()
 
@@ -243,34 +240,32 @@ def check_plugin(
     if not tensorrt.takes_plugins:
         raise PluginError(
             f"{library.path}: {tensorrt.flavour} loads no plugins, its parser would end the process; "
-            "use the decode in the ONNX file (--decode onnx) with it."
+            "use the decode in the ONNX file (decode='onnx') with it."
         )
     if found := misfit(library.info, tensorrt.version, compute_capability, driver):
         raise PluginError(f"{library.path}: {found[0]}; {found[1]}.")
 
 
-def check_recorded(library: PluginLibrary, recorded: Mapping[str, Any], *, bundle: str, rebuild: str) -> None:
+def check_recorded(library: PluginLibrary, recorded: PluginRecord, *, bundle: str, rebuild: str) -> None:
     """Raise `PluginError` unless a library is the one that a plan was built with.
 
     Args:
         library: Found on this machine.
-        recorded: ``plugin`` of the bundle's facts.
+        recorded: The library of the build.
         bundle: Its name, for the message.
         rebuild: The command that builds the plan again with this library.
     """
-    if library.sha256 == recorded["sha256"]:
+    if library.sha256 == recorded.sha256:
         return
-    found = library.facts(recorded["mask_encoding"])
-    others = [
-        f"{key}: {_text(recorded.get(key))}, found {_text(found[key])}"
-        for key in ("version", "tensorrt", "cuda", "architectures", "ptx", "kernel_revision")
-        if recorded.get(key) != found[key]
-    ]
+    found = library.record(recorded.mask_encoding)
+    names = ("version", "tensorrt", "cuda", "architectures", "ptx", "kernel_revision")
+    pairs = {name: (getattr(recorded, name), getattr(found, name)) for name in names}
+    others = [f"{name}: {_text(was)}, found {_text(now)}" for name, (was, now) in pairs.items() if was != now]
     raise PluginError(
         f"{library.path}: {bundle} was built with another plugin library: expected SHA-256 "
-        f"{recorded['sha256'][:12]}…, got {library.sha256[:12]}… "
+        f"{recorded.sha256[:12]}…, got {library.sha256[:12]}… "
         f"({'; '.join(others) or 'it says the same of itself'}). Give the library of the build "
-        f"(--plugin FILE or {VARIABLE}), or rebuild with: {rebuild}"
+        f"(plugin= or {VARIABLE}), or rebuild with: {rebuild}"
     )
 
 
@@ -317,20 +312,6 @@ def _loader_cache() -> str | None:
         return None
     done = subprocess.run([command, "-p"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     return done.stdout
-
-
-def _checked(data: Mapping[str, Any], key: str, kind: type) -> Any:
-    value = data.get(key)
-    if not isinstance(value, kind):
-        raise ValueError(f"{key}: {value!r}")
-    return value
-
-
-def _several(data: Mapping[str, Any], key: str, kind: type) -> tuple[Any, ...]:
-    values = _checked(data, key, list)
-    if not all(isinstance(value, kind) for value in values):
-        raise ValueError(f"{key}: {values!r}")
-    return tuple(values)
 
 
 def _text(value: Any) -> str:

@@ -3,53 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from nrd_trt.errors import ExportError
 from nrd_trt.exporting.precision import Calibration, Quantization, Typed, derive_precision
+from nrd_trt.figures import Gates, Parity
 from nrd_trt.files import atomic_file
 from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
-from nrd_trt.validation.gates import Gates
 
 if TYPE_CHECKING:
     from nrd_trt.exporting.onnx_export import ExportOptions
     from nrd_trt.model.network import Segmentor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """Exported file against PyTorch in fp32.
-
-    Attributes:
-        max_abs: Largest difference of a logit; None where one is not finite.
-        agreement: Share of mask pixels that agree, 0-1.
-        arithmetic: ``"native"`` or ``"simulated"``.
-        failures: Gates that do not hold; empty when the file passed.
-    """
-
-    max_abs: float | None
-    agreement: float
-    arithmetic: str
-    failures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every gate holds."""
-        return not self.failures
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {**asdict(self), "failures": list(self.failures)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +97,10 @@ def _parity(
 
     facts = read_facts(typed)
     differences, agreements = [], []
-    with TorchRunner(model, facts.input_form) as reference, OrtRunner(typed, threads=threads) as exported:
-        feeds = MaskRunner(exported, facts)
+    exported = OrtRunner(typed, threads=threads)
+    with TorchRunner(model, facts.input_form) as reference, exported:
         for image in images:
-            feed = feeds.feed(image)
+            feed = image_feed(image, facts)
             expected, got = reference.infer(feed), exported.infer(feed)
             differences.append(float(np.abs(expected["logits"] - got["logits"]).max()))
             agreements.append(float((expected["mask"] == got["mask"]).mean()))

@@ -10,6 +10,8 @@ import logging
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nrd_trt.decode import function
+from nrd_trt.engine.record import ExporterRecord
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.graph.metadata import GraphFacts, write_facts
 from nrd_trt.model.folding import LogitsAdapter, PatchAdapter
@@ -26,6 +29,8 @@ from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import STRIDE, InputForm, InputShape, MaskEncoding, ModelInfo, Range
 
 _IR_VERSION = 9  # the one that goes with opset 19
+REVISION = 1
+"""Counts the changes of this exporter that change a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +68,8 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
     config, info = model.config, model.info
     if options.mask_encoding != "uint8" and not config.is_nrd:
         raise ConfigError(
-            f"--mask-encoding {options.mask_encoding}: expected a network with per-patch decode, got the head "
-            f"{config.head}; leave the option out."
+            f"mask_encoding={options.mask_encoding!r}: expected a network with per-patch decode, got the head "
+            f"{config.head}; leave it out."
         )
     ending = _patch_ending(model, options.mask_encoding) if config.is_nrd else _logits_ending(model)
     network = _trace(ending.adapter, ending.tensors, options.shape)
@@ -97,6 +102,12 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
     except onnx.checker.ValidationError as exc:
         raise ExportError(f"the exported graph is not valid ONNX: {exc}") from exc
     return result
+
+
+def exporter_record() -> ExporterRecord:
+    """Describe what writes a file here and now."""
+    script = find_spec("onnxscript") and version("onnxscript")
+    return ExporterRecord(revision=REVISION, torch=torch.__version__, onnx=onnx.__version__, onnxscript=script or None)
 
 
 @dataclass(frozen=True, kw_only=True)

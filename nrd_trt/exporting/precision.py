@@ -14,7 +14,7 @@ from nrd_trt.graph.extremes import Extremes, out_of_range, read_extremes, with_e
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, choose_layers, insert_qdq, layers_in_int8, plan_quantization
-from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
 
@@ -153,8 +153,8 @@ def measure_extremes(
     """Run images and feeds through an fp32 file and return what was seen of every tensor."""
     extremes: dict[str, Extremes] = {}
     with OrtRunner(with_extremes(full, precision), threads=threads) as runner:
-        masks = MaskRunner(runner, read_facts(full))
-        for feed in chain(map(masks.feed, images), feeds):
+        facts = read_facts(full)
+        for feed in chain((image_feed(image, facts) for image in images), feeds):
             for name, seen in read_extremes(runner.infer(feed)).items():
                 extremes[name] = seen.merged(extremes[name]) if name in extremes else seen
     return extremes

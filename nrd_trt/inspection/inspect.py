@@ -12,10 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import nrd_trt
-from nrd_trt.engine.bundle import FACTS_FILE, PLAN_FILE, Bundle, is_bundle, read_bundle
+from nrd_trt.engine.bundle import PLAN_FILE, RECORD_FILE, Bundle, is_bundle, read_bundle
 from nrd_trt.engine.plugins import find_plugin, read_plugin
-from nrd_trt.errors import BundleError, ConfigError, MissingDependencyError, PluginError
+from nrd_trt.errors import ConfigError, MissingDependencyError, PluginError
 from nrd_trt.files import sha256_file
 from nrd_trt.inspection.onnx_summary import facts_of, load_onnx, profile_of, summarise_onnx
 from nrd_trt.inspection.plan_summary import OpenedPlan, PlanHeader, has_gpu, is_plan, open_plan, read_header
@@ -111,38 +110,32 @@ def _plugins_of(layers: list[dict[str, str]] | None) -> dict[str, Any] | None:
 
 def _bundle(path: Path, kind: str, plugin: Path | None, on_message: OnMessage) -> dict[str, Any]:
     """Tell of a bundle what it recorded, what its ONNX file holds, and its plan's inside where it can be opened."""
-    bundle = read_bundle(path)
-    try:
-        return _of_bundle(bundle, kind, plugin, on_message)
-    except (AttributeError, KeyError, TypeError) as exc:  # intact, and written by a version that records other facts
-        raise BundleError(
-            f"{path / FACTS_FILE}: expected the facts that nrd_trt {nrd_trt.__version__} records, got others "
-            f"({exc!r}); rebuild the bundle with `nrd-trt build`."
-        ) from exc
+    return _of_bundle(read_bundle(path), kind, plugin, on_message)
 
 
 def _of_bundle(bundle: Bundle, kind: str, plugin: Path | None, on_message: OnMessage) -> dict[str, Any]:
-    if plugin is not None and bundle.facts["decode"] != "plugin":
+    if plugin is not None and bundle.record.decode != "plugin":
         raise ConfigError(f"--plugin {plugin}: expected a bundle whose plan needs it, got {bundle.path}; leave it out.")
     summary = summarise_onnx(load_onnx(bundle.onnx_path))
     network = summary.pop("layers")
     plan = _plan_of(bundle, plugin, on_message)
-    facts = _without_layers(bundle.facts)
-    opened, recorded = plan and plan["layers"], bundle.facts["precision"]["layers"]
+    recorded_facts = bundle.record.to_dict()
+    facts = _without_layers(recorded_facts)
+    opened, recorded = plan and plan["layers"], recorded_facts["precision"]["layers"]
     layers = opened or recorded or network
     named = bundle.plan_path if kind == "plan" else None
     return {
         "kind": kind,
         "path": str(named or bundle.path),
         "bytes": named.stat().st_size if named else sum(size for _, size in _sizes(bundle)),
-        "sha256": bundle.facts["files"][PLAN_FILE] if named else sha256_file(bundle.path / FACTS_FILE),
+        "sha256": bundle.record.files[PLAN_FILE] if named else sha256_file(bundle.path / RECORD_FILE),
         "layers": layers,
         "layers_from": "plan" if opened else "build" if recorded else "onnx",
         "types": _types(layers),
         "formats": _formats(layers),
         "profiles": (plan["profiles"] if plan else None) or [profile_of(bundle.graph)],
         "precision": facts["precision"],
-        "plugin": bundle.facts["plugin"],
+        "plugin": facts["plugin"],
         "onnx": summary,
         "plan": {key: value for key, value in plan.items() if key != "layers"} if plan else None,
         "bundle": {**facts, "sizes": dict(_sizes(bundle)), "hashes_hold": True},
@@ -152,7 +145,7 @@ def _of_bundle(bundle: Bundle, kind: str, plugin: Path | None, on_message: OnMes
 def _plan_of(bundle: Bundle, plugin: Path | None, on_message: OnMessage) -> dict[str, Any] | None:
     if bundle.plan_path is None:
         return None
-    header, rebuild = read_header(bundle.plan_path), bundle.facts["command"]
+    header, rebuild = read_header(bundle.plan_path), bundle.record.command
     opened: OpenedPlan | str
     if plugin is not None:
         recorded_plugin(bundle, plugin)
@@ -184,7 +177,7 @@ def _file(path: Path) -> dict[str, Any]:
 
 
 def _sizes(bundle: Bundle) -> list[tuple[str, int]]:
-    return [(name, (bundle.path / name).stat().st_size) for name in sorted(bundle.facts["files"])]
+    return [(name, (bundle.path / name).stat().st_size) for name in sorted(bundle.record.files)]
 
 
 def _types(layers: list[dict[str, str]] | None) -> dict[str, int] | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.polygraphy.settings import PREFIX, ModelFacts, Settings, read_model, reported
-from nrd_trt.runtime.mask_runner import make_feed
+from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.validation.samples import SampleSource
 
 
@@ -34,7 +34,7 @@ class Feeds:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         with reported():
             for sample in islice(self._source, len(self)):
-                yield make_feed(sample.image, self._graph)
+                yield image_feed(sample.image, self._graph)
 
 
 @reported()

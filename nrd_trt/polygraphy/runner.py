@@ -15,7 +15,7 @@ from polygraphy.common import TensorMetadata
 
 from nrd_trt.errors import ConfigError, NrdTrtError
 from nrd_trt.graph.metadata import GraphFacts
-from nrd_trt.model import load_trained, require_torch
+from nrd_trt.model import load_model, require_torch
 from nrd_trt.polygraphy.settings import read_model, reported
 from nrd_trt.specs import InputForm, InputShape, MaskEncoding
 from nrd_trt.validation.references import check_classes
@@ -72,7 +72,7 @@ class NrdTorchRunner(BaseRunner):
 
         graph = self._graph()
         form = self._read_form(graph)
-        network = load_trained(self._checkpoint, **self._fields())
+        network = load_model(self._checkpoint, **self._fields())
         if graph is not None:
             check_classes(self._checkpoint, network, graph)
         self._runner = TorchRunner(network, form.input_form, logits="logits" in form.outputs).__enter__()

@@ -85,7 +85,7 @@ def read_model(path: Path) -> ModelFacts:
     """
     if folder := next((folder for folder in (path, path.parent) if is_bundle(folder)), None):
         bundle = read_bundle(folder)
-        return ModelFacts(graph=bundle.graph, fit=bundle.facts["fit"])
+        return ModelFacts(graph=bundle.graph, fit=bundle.record.fit)
     if path.suffix != ".onnx" or not path.is_file():
         found = "no such file" if not path.exists() else "another file"
         raise ConfigError(

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from nrd_trt.engine.bundle import PLAN_FILE, Bundle, host_facts
+from nrd_trt.engine.bundle import PLAN_FILE, Bundle
 from nrd_trt.engine.compat import installed_flavours, load_runtime
-from nrd_trt.engine.host import Host, check_host, host_mismatches
+from nrd_trt.engine.plan_host import PlanHost, check_host, host_mismatches
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, find_plugin, read_plugin
-from nrd_trt.errors import ConfigError, PluginError, RunnerError
+from nrd_trt.engine.record import BuilderRecord
+from nrd_trt.errors import BundleError, ConfigError, PluginError, RunnerError
 from nrd_trt.machine.cuda import probe_device
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import MaskEncoding
-
-RUNNERS = ("auto", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx")
+from nrd_trt.specs import MaskEncoding, RunnerName, check_choice
 
 
 def make_runner(
-    bundle: Bundle, runner: str = "auto", *, threads: int | None = None, plugin: Path | None = None
+    bundle: Bundle, runner: RunnerName = "auto", *, threads: int | None = None, plugin: Path | None = None
 ) -> BaseRunner:
     """Make the runner of a bundle.
 
@@ -41,26 +39,24 @@ def make_runner(
     Warns:
         UserWarning: ``"auto"`` takes ONNX Runtime because the plan's library cannot be had, or in spite of `plugin`.
     """
-    if runner not in RUNNERS:
-        raise ConfigError(f"--runner {runner!r}: expected one of {', '.join(RUNNERS)}.")
+    check_choice("runner", runner, RunnerName)
     if runner == "torch":
-        raise ConfigError("--runner torch: a bundle holds no PyTorch model; give the checkpoint instead.")
-    if plugin is not None and (bundle.facts["decode"] != "plugin" or runner == "onnxruntime"):
+        raise ConfigError("runner='torch': a bundle holds no PyTorch model; give the checkpoint instead.")
+    record = bundle.record
+    if plugin is not None and (record.decode != "plugin" or runner == "onnxruntime"):
         raise ConfigError(
-            f"--plugin {plugin}: expected a bundle whose plan needs it and is run, got {bundle.path} with the decode "
-            f"as {bundle.facts['decode']} and --runner {runner}; leave the option out."
+            f"plugin={plugin}: expected a bundle whose plan needs it and is run, got {bundle.path} with the decode "
+            f"as {record.decode} and runner={runner!r}; leave it out."
         )
-    built = bundle.facts["builder"]
     if runner in ("tensorrt", "tensorrt-rtx"):
         if bundle.plan_path is None:
             raise RunnerError(
-                f"--runner {runner}: {bundle.path} holds no plan; "
-                f"build one with: {rebuild_command(bundle.path, runner)}"
+                f"runner={runner!r}: {bundle.path} holds no plan; build one with: {rebuild_call(bundle.path, runner)}"
             )
-        rebuild = rebuild_command(bundle.path, runner, bundle.facts["decode"])
-        check_host(built, this_host(runner), plan=str(bundle.path / PLAN_FILE), rebuild=rebuild)
+        rebuild = rebuild_call(bundle.path, runner, record.decode)
+        check_host(record.builder, this_host(runner), plan=str(bundle.path / PLAN_FILE), rebuild=rebuild)
         return _plan_of(bundle, plugin)
-    if runner == "auto" and bundle.plan_path is not None and can_run_plan(built):
+    if runner == "auto" and bundle.plan_path is not None and can_run_plan(record.builder):
         try:
             return _plan_of(bundle, plugin)
         except PluginError as exc:
@@ -68,12 +64,12 @@ def make_runner(
                 raise
             warnings.warn(f"the plan is not run, ONNX Runtime takes its place: {exc}", stacklevel=2)
     elif plugin is not None:
-        warnings.warn(f"--plugin {plugin} is not used: this machine cannot run the plan.", stacklevel=2)
+        warnings.warn(f"plugin={plugin} is not used: this machine cannot run the plan.", stacklevel=2)
     return OrtRunner(bundle.onnx_path, threads=threads)
 
 
 def bundle_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary | None:
-    """Find the library that a bundle's plan needs and hold it against the build's; None where it needs none.
+    """Find the library that a bundle's plan needs and compare it with the build's; None where it needs none.
 
     Args:
         bundle: Opened.
@@ -82,11 +78,11 @@ def bundle_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary |
     Raises:
         PluginError: It is absent, does not fit TensorRT or the GPU here, or is not the one of the build.
     """
-    if bundle.facts["decode"] != "plugin":
+    if bundle.record.decode != "plugin":
         return None
     library, device = recorded_plugin(bundle, plugin), probe_device()
     capability, cuda = (device.compute_capability, device.cuda) if device else (None, None)
-    check_plugin(library, load_runtime(bundle.facts["builder"]["name"]), capability, cuda)
+    check_plugin(library, load_runtime(bundle.record.builder.name), capability, cuda)
     return library
 
 
@@ -99,16 +95,19 @@ def recorded_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary
 
     Raises:
         PluginError: It is absent, or not the one of the build.
+        BundleError: The bundle does not say which one it was.
     """
     library = read_plugin(find_plugin(plugin))
-    check_recorded(library, bundle.facts["plugin"], bundle=str(bundle.path), rebuild=_rebuild(bundle))
+    if bundle.record.plugin is None:
+        raise BundleError(f"{bundle.path}: expected the record of its plugin library, got none; rebuild the bundle.")
+    check_recorded(library, bundle.record.plugin, bundle=str(bundle.path), rebuild=_rebuild(bundle))
     return library
 
 
 def _plan_of(bundle: Bundle, plugin: Path | None) -> TrtRunner:
     return plan_runner(
         bundle.path / PLAN_FILE,
-        bundle.facts["builder"],
+        bundle.record.builder,
         _rebuild(bundle),
         plugin=bundle_plugin(bundle, plugin),
         mask_encoding=bundle.graph.mask_encoding,
@@ -116,17 +115,17 @@ def _plan_of(bundle: Bundle, plugin: Path | None) -> TrtRunner:
 
 
 def _rebuild(bundle: Bundle) -> str:
-    return rebuild_command(bundle.path, bundle.facts["builder"]["name"], bundle.facts["decode"])
+    return rebuild_call(bundle.path, bundle.record.builder.name, bundle.record.decode)
 
 
-def can_run_plan(built: Mapping[str, Any]) -> bool:
-    """Whether this machine can run a plan with these builder facts."""
-    return built["name"] in installed_flavours() and not host_mismatches(built, this_host(built["name"]))
+def can_run_plan(built: BuilderRecord) -> bool:
+    """Whether this machine can run a plan that was built so."""
+    return built.name in installed_flavours() and not host_mismatches(built, this_host(built.name))
 
 
 def plan_runner(
     plan: bytes | Path,
-    built: Mapping[str, Any],
+    built: BuilderRecord,
     rebuild: str,
     *,
     plugin: PluginLibrary | None = None,
@@ -135,23 +134,24 @@ def plan_runner(
     """Make the runner of a plan; only a version-compatible plan may run code on the host."""
     return TrtRunner(
         plan,
-        flavour=built["name"],
+        flavour=built.name,
         rebuild=rebuild,
-        host_code=bool(built.get("version_compatible")),
+        host_code=built.version_compatible,
         plugin=plugin,
         mask_encoding=mask_encoding,
     )
 
 
-def this_host(flavour: str) -> Host:
+def this_host(flavour: str) -> PlanHost:
     """Describe this machine as the place to run a plan of `flavour`.
 
     Raises:
         MissingDependencyError: The flavour is not installed.
     """
     device = probe_device()
-    return Host(
-        **host_facts(),
+    return PlanHost(
+        os=platform.system().lower(),
+        machine=platform.machine(),
         builder=flavour,
         version=load_runtime(flavour).version,
         gpu=device.name if device else None,
@@ -159,7 +159,7 @@ def this_host(flavour: str) -> Host:
     )
 
 
-def rebuild_command(bundle: Path, flavour: str, decode: str = "auto") -> str:
-    """Return the command that makes the plan of a bundle anew on the machine where it is run."""
-    plugin = " --decode plugin" if decode == "plugin" and flavour == "tensorrt" else ""
-    return f"nrd-trt build {bundle} -o {bundle} --builder {flavour}{plugin} --force"
+def rebuild_call(bundle: Path, builder: str, decode: str = "auto") -> str:
+    """Return the call that makes the plan of a bundle anew on the machine where it is run."""
+    plugin = ", decode='plugin'" if decode == "plugin" and builder == "tensorrt" else ""
+    return f"nrd_trt.build({str(bundle)!r}, {str(bundle)!r}, builder={builder!r}{plugin}, force=True)"

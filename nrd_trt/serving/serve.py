@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from nrd_trt.serving.page_run import Page, PageRequest, open_page
-from nrd_trt.specs import Fit
+from nrd_trt.specs import Fit, RunnerName
 from nrd_trt.video.open_segmenter import open_segmenter
 from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
@@ -41,7 +41,7 @@ class ServeRequest:
     source: str
     bundle: Path
     page: PageRequest = field(default_factory=PageRequest)
-    runner: str = "auto"
+    runner: RunnerName = "auto"
     plugin: Path | None = None
     threads: int | None = None
     fit: Fit | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from nrd_trt.figures import FlipPair, Flips, ImageFigures, MaskFigures
 from nrd_trt.validation.boundary import TOLERANCE_PX, BoundaryScore
-from nrd_trt.validation.flips import FlipPair, Flips, count_flips, flip_pairs
+from nrd_trt.validation.flips import count_flips, flip_pairs
 from nrd_trt.validation.masks import IGNORE, confusion_matrix, mean_iou, named_iou, named_values, pixel_agreement
 
 TIE_MARGIN = 1e-2
@@ -50,25 +50,6 @@ class Reference:
 
     mask: np.ndarray
     near_tie: np.ndarray | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFigures:
-    """How one image compares; fractions in 0-1.
-
-    Attributes:
-        name: Of the sample.
-        index: Its place among the samples, from 0.
-        pixel_agreement: Share of pixels with the same class; None where no pixel was compared.
-        flips: Pixels with another class.
-        far: Those not near a tie; None where the reference's logits are not known.
-    """
-
-    name: str
-    index: int
-    pixel_agreement: float | None
-    flips: int
-    far: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,17 +125,10 @@ class Comparison:
         """The images with the lowest agreement, the worst first; those without a flip are not among them."""
         return sorted((figures for figures in self.per_image if figures.flips), key=_badness)[:WORST_KEPT]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: the worst images instead of all, and no pictures."""
-        plain = {
-            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("per_image", "pictures")
-        }
-        return {
-            **plain,
-            "flips": asdict(self.flips),
-            "flip_pairs": [asdict(pair) for pair in self.flip_pairs],
-            "worst_images": [asdict(figures) for figures in self.worst_images],
-        }
+    def figures(self) -> MaskFigures:
+        """Return what a record keeps: the worst images instead of all, and no pictures."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("per_image", "pictures")}
+        return MaskFigures(**kept, worst_images=tuple(self.worst_images))
 
 
 class Comparator:

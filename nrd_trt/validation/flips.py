@@ -3,47 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from nrd_trt.figures import FlipPair, Flips
+
 PAIRS_KEPT = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flips:
-    """Pixels that the engine draws otherwise than the reference; shares are of all pixels compared.
-
-    Attributes:
-        pixels: Number of flipped pixels.
-        share: Their share.
-        near_tie: Those where the reference's two best logits are nearly equal; None where its logits are not known.
-        far: The others, which rounding does not explain; None likewise.
-        far_share: Their share; None likewise.
-    """
-
-    pixels: int
-    share: float | None
-    near_tie: int | None
-    far: int | None
-    far_share: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlipPair:
-    """Flips from one class to another.
-
-    Attributes:
-        reference: Class of the reference's mask.
-        engine: Class of the engine's mask.
-        pixels: Number of flipped pixels.
-        far: Those not near a tie; None where the reference's logits are not known.
-    """
-
-    reference: str
-    engine: str
-    pixels: int
-    far: int | None
 
 
 def count_flips(between: np.ndarray, near_tie: np.ndarray | None) -> Flips:

@@ -17,7 +17,7 @@ from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.taps import PREFIX, coordinate_tables, stored_weights, with_taps
 from nrd_trt.runtime.base import BaseRunner
-from nrd_trt.runtime.mask_runner import MaskRunner, mask_of_logits
+from nrd_trt.runtime.graph_io import first_mask, image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.validation.compare import Sample
 from nrd_trt.validation.hints import describe_channels, describe_pixels, describe_tables, describe_weights
@@ -153,8 +153,8 @@ def _check_kind(model: Segmentor, graph: GraphFacts) -> None:
     if got != expected:
         listed = [" ".join(map(str, kind)) for kind in (expected, got)]
         raise ConfigError(
-            f"--localise: expected a checkpoint of the bundle's kind ({listed[0]}), got {listed[1]}; two networks of "
-            "different kinds have no stages in common."
+            f"localise=True: expected a checkpoint of the bundle's kind ({listed[0]}), got {listed[1]}; two "
+            "networks of different kinds have no stages in common."
         )
 
 
@@ -162,13 +162,12 @@ def _tensors(model: Segmentor, runner: BaseRunner, graph: GraphFacts, image: np.
     """Return the stages of PyTorch and of the file for one image."""
     from nrd_trt.model.stages import predict_stages
 
-    feed = MaskRunner(runner, graph).feed(image)
+    feed = image_feed(image, graph)
     outputs = runner.infer(feed)
     got = {name.removeprefix(PREFIX): array[0] for name, array in outputs.items()}
     if graph.input_form == "float":
         got["preprocessing"] = feed["image"][0]
-    if "mask" not in got:
-        got["mask"] = mask_of_logits(got["logits"], graph.upsample)
+    got["mask"] = first_mask(outputs, graph)
     return predict_stages(model, image), got
 
 

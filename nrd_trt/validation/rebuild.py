@@ -5,7 +5,6 @@ A builder times its candidates for each layer on the device, so two builds may t
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -20,9 +19,10 @@ from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.files import sha256_bytes
 from nrd_trt.machine.cuda import probe_device
 from nrd_trt.runtime.base import BaseRunner
-from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import bundle_plugin, can_run_plan, plan_runner, rebuild_command
+from nrd_trt.runtime.select import bundle_plugin, can_run_plan, plan_runner, rebuild_call
+from nrd_trt.specs import Flavour
 from nrd_trt.validation.compare import Sample
 
 COMPARED_COUNT = 8
@@ -105,16 +105,16 @@ def rebuild_plans(
         BuildError: A build failed.
         PluginError: The plan needs a library that cannot be had.
     """
-    built = bundle.facts["builder"]
+    built = bundle.record.builder
     compared = list(islice(samples, COMPARED_COUNT))
-    if built["name"] == "onnxruntime":
+    if built.name == "onnxruntime":
         sessions = []
         for index in range(count):
             on_stage(f"session {index + 1} of {count} in ONNX Runtime")
             sessions.append(_masks(bundle, OrtRunner(bundle.onnx_path, threads=threads), compared))
         note = "the bundle has no plan; each build is a new session of ONNX Runtime on its file"
         return _result(bundle, count, sessions, len(compared), note)
-    options = _options(bundle, plugin, progress, on_message)
+    options = _options(bundle, built.name, plugin, progress, on_message)
     model, runs = onnx.load(bundle.onnx_path), can_run_plan(built)
     plans, types, masks = [], [], []
     version = None
@@ -125,7 +125,7 @@ def rebuild_plans(
         plans.append(sha256_bytes(engine.plan))
         types.append(engine.types_found)
         if runs:
-            rebuild = rebuild_command(bundle.path, options.flavour, bundle.facts["decode"])
+            rebuild = rebuild_call(bundle.path, options.flavour, bundle.record.decode)
             encoding = bundle.graph.mask_encoding
             runner = plan_runner(engine.plan, built, rebuild, plugin=options.plugin, mask_encoding=encoding)
             masks.append(_masks(bundle, runner, compared))
@@ -134,27 +134,23 @@ def rebuild_plans(
 
 
 def recorded_config(bundle: Bundle) -> ConfigOptions:
-    """Return the builder's settings of a bundle, from its facts and from the command that it records."""
-    built = bundle.facts["builder"]
-    words = shlex.split(bundle.facts["command"])
-
-    def number(flag: str) -> int | None:
-        return int(words[words.index(flag) + 1]) if flag in words else None
-
-    targets = tuple(built["compute_capabilities"]) if built["name"] == "tensorrt-rtx" else ()
+    """Return the settings that a bundle's plan was built with."""
+    built = bundle.record.builder
     return ConfigOptions(
-        workspace_mib=number("--workspace-mib"),
-        optimization_level=number("--optimization-level"),
-        version_compatible=built["version_compatible"],
-        hardware_compatible=built["hardware_compatible"],
-        compute_capabilities=targets,
+        workspace_mib=built.workspace_mib,
+        optimization_level=built.optimization_level,
+        version_compatible=built.version_compatible,
+        hardware_compatible=built.hardware_compatible,
+        compute_capabilities=built.compute_capabilities if built.name == "tensorrt-rtx" else (),
     )
 
 
-def _options(bundle: Bundle, plugin: Any, progress: bool, on_message: Callable[[str, str], None]) -> BuildOptions:
+def _options(
+    bundle: Bundle, flavour: Flavour, plugin: Any, progress: bool, on_message: Callable[[str, str], None]
+) -> BuildOptions:
     device = probe_device()
     return BuildOptions(
-        flavour=bundle.facts["builder"]["name"],
+        flavour=flavour,
         config=recorded_config(bundle),
         plugin=bundle_plugin(bundle, plugin),
         gpu=device.name if device else None,
@@ -165,9 +161,8 @@ def _options(bundle: Bundle, plugin: Any, progress: bool, on_message: Callable[[
 
 
 def _masks(bundle: Bundle, runner: BaseRunner, samples: list[Sample]) -> list[np.ndarray]:
-    with runner:
-        draw = MaskRunner(runner, bundle.graph)
-        return [draw(sample.image).copy() for sample in samples]
+    with Engine(runner, bundle.graph) as engine:
+        return [engine.mask(sample.image).copy() for sample in samples]
 
 
 def _result(
@@ -184,13 +179,13 @@ def _result(
         float(np.mean([(first == mask).mean() for first, mask in zip(masks[0], other, strict=True)]))
         for other in masks[1:]
     ]
-    recorded = bundle.facts["files"].get(PLAN_FILE)
+    recorded = bundle.record.files.get(PLAN_FILE)
     return Rebuilds(
-        builder=bundle.facts["builder"]["name"],
+        builder=bundle.record.builder.name,
         version=version,
         builds=count,
         plans=tuple(plans or ()),
-        same_as_bundle=plans.count(recorded) if plans else None,
+        same_as_bundle=sum(plan == recorded for plan in plans) if plans else None,
         types_found=tuple(types or ()),
         images=images,
         agreement=min(agreements) if agreements else None,

@@ -13,7 +13,7 @@ import onnx
 from nrd_trt.engine.bundle import MAX_REFERENCES, ReferenceSet
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.validation.compare import TIE_MARGIN, Reference, Sample
 
@@ -51,9 +51,8 @@ def torch_reference(model: Segmentor) -> Iterator[Draw]:
 @contextmanager
 def onnx_reference(model: onnx.ModelProto, threads: int | None = None) -> Iterator[Draw]:
     """Yield an fp32 ONNX file as a reference, for builds without a checkpoint."""
-    with OrtRunner(model, threads=threads) as runner:
-        mask = MaskRunner(runner, read_facts(model))
-        yield lambda sample: Reference(mask=mask(sample.image), near_tie=None)
+    with Engine(OrtRunner(model, threads=threads), read_facts(model)) as engine:
+        yield lambda sample: Reference(mask=engine.mask(sample.image), near_tie=None)
 
 
 class StoredSamples:

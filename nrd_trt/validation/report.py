@@ -276,26 +276,26 @@ def _rebuilds(validation: Validation) -> Html | None:
 
 
 def _precision(bundle: Bundle, validation: Validation) -> Html:
-    recorded = bundle.facts["precision"]
-    rows: list[list[Child]] = [["asked", str(recorded["asked"])]]
+    recorded = bundle.record.precision
+    rows: list[list[Child]] = [["asked", recorded.asked]]
     if validation.precision_found is not None:
         rows.append(["convolutions of the file, by type of their weights", _counted(validation.precision_found)])
-    layers = _counted(recorded["found"]) if recorded["found"] else "no plan was built"
+    layers = _counted(recorded.found) if recorded.found else "no plan was built"
     rows.append(["layers of the plan's network, by type", layers])
-    kept = recorded["kept_fp32"]
+    kept = recorded.kept_fp32
     rows.append(["kept in fp32 for their range", f"{len(kept)} nodes" if kept else "none"])
     listed = tag("p", tag("code", ", ".join(kept)), class_="small") if kept else None
     return section("Precision: asked and found", table([], rows), listed)
 
 
 def _environment(bundle: Bundle) -> Html:
-    built = bundle.facts["builder"]
+    built = bundle.record.builder
     rows: list[list[Child]] = [
         ["bundle", bundle.path.name],
         ["checkpoint", tag("code", str(bundle.graph.checkpoint_sha256 or "not recorded"))],
-        *([name, tag("code", digest)] for name, digest in sorted(bundle.facts["files"].items())),
-        ["built with", " ".join(str(built[key]) for key in ("name", "version", "gpu") if built[key])],
-        ["rebuild with", tag("code", bundle.facts["command"])],
+        *(list[Child]([name, tag("code", digest)]) for name, digest in sorted(bundle.record.files.items())),
+        ["built with", " ".join(filter(None, (built.name, built.version, built.gpu)))],
+        ["rebuild with", tag("code", bundle.record.command)],
         ["this machine", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"],
         ["packages", ", ".join(f"{name} {version}" for name, version in _versions().items())],
     ]

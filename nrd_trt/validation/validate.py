@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from tqdm import tqdm
 
 from nrd_trt.engine.bundle import Bundle, read_bundle
 from nrd_trt.errors import ConfigError
+from nrd_trt.figures import Gates, ValidationRecord
 from nrd_trt.files import check_absent, sha256_file
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.graph.taps import weight_types
 from nrd_trt.model import load_trained
+from nrd_trt.progress import bar
 from nrd_trt.runtime.base import BaseRunner
-from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import Fit
+from nrd_trt.specs import Fit, RunnerName
 from nrd_trt.validation.compare import WORST_KEPT, Comparison, Sample, compare
-from nrd_trt.validation.gates import Gates
 from nrd_trt.validation.localise import LOCALISED_COUNT, Localisation, localise
 from nrd_trt.validation.rebuild import Rebuilds, rebuild_plans
 from nrd_trt.validation.references import Draw, StoredSamples, check_classes, torch_reference
@@ -87,18 +86,29 @@ class Validation:
         """Whether every gate holds."""
         return not self.failures
 
+    def record(self) -> ValidationRecord:
+        """Return what a bundle keeps of it."""
+        return ValidationRecord(
+            **vars(self.comparison.figures()),
+            runner=self.runner,
+            arithmetic=self.arithmetic,
+            reference=self.reference,
+            samples=self.samples,
+            plan_run=self.plan_run,
+            checkpoint_matches=self.checkpoint_matches,
+            precision_asked=self.precision_asked,
+            precision_found=self.precision_found,
+            gates=self.gates,
+            failures=tuple(self.failures),
+            passed=self.passed,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; the comparison's figures are at the top level."""
-        apart = ("comparison", "gates", "localisation", "rebuilds")
-        rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in apart}
+        """Return plain values for JSON."""
         return {
-            **self.comparison.to_dict(),
-            **rest,
+            **self.record().to_dict(),
             "localisation": self.localisation.to_dict() if self.localisation else None,
             "rebuilds": self.rebuilds.to_dict() if self.rebuilds else None,
-            "gates": asdict(self.gates),
-            "failures": self.failures,
-            "passed": self.passed,
         }
 
 
@@ -112,18 +122,9 @@ def compare_with_progress(
     pictures: int = 0,
 ) -> Comparison:
     """Compare over samples with a bar on stderr where it takes longer than two seconds; keep the worst `pictures`."""
-    with runner:
-        bar = tqdm(
-            samples,
-            total=len(samples),
-            desc="validating",
-            unit="image",
-            delay=2,
-            file=sys.stderr,
-            disable=not progress,
-            leave=False,
-        )
-        return compare(bar, draw, MaskRunner(runner, graph), graph.info.class_names, pictures=pictures)
+    with Engine(runner, graph) as engine:
+        shown = bar(samples, desc="validating", unit="image", show=progress, total=len(samples))
+        return compare(shown, draw, engine.mask, graph.info.class_names, pictures=pictures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ class ValidateRequest:
     rebuild: int | None = None
     report: Path | None = None
     force: bool = False
-    runner: str = "auto"
+    runner: RunnerName = "auto"
     plugin: Path | None = None
     threads: int | None = None
     progress: bool = True
@@ -207,7 +208,7 @@ def validate_bundle(request: ValidateRequest) -> Validation:
         samples=samples.name,
         plan_run=plan_run,
         checkpoint_matches=_matches(bundle, request.checkpoint),
-        precision_asked=bundle.facts["precision"]["asked"],
+        precision_asked=bundle.record.precision.asked,
         precision_found=weight_types(file),
         localisation=_localise(request, bundle, file, model, samples, comparison, gates, plan_run),
         rebuilds=_rebuild(request, bundle, samples),
@@ -223,7 +224,7 @@ def _source(bundle: Bundle, request: ValidateRequest) -> SampleSource:
         labels=request.labels,
         shape=bundle.graph.shape,
         info=bundle.graph.info,
-        fit=request.fit or bundle.facts["fit"],
+        fit=request.fit or bundle.record.fit,
         ignore_index=request.ignore_index,
     )
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nrd_trt.data.preprocessing import check_fit
 from nrd_trt.engine.bundle import is_bundle, read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.runtime.select import make_runner
-from nrd_trt.specs import Fit, InputShape
+from nrd_trt.specs import Fit, InputShape, RunnerName
 from nrd_trt.video.segmenter import Segmenter
 
 
 def open_segmenter(
     path: Path,
     *,
-    runner: str = "auto",
+    runner: RunnerName = "auto",
     plugin: Path | None = None,
     threads: int | None = None,
     fit: Fit | None = None,
@@ -42,10 +41,12 @@ def open_segmenter(
         return _of_checkpoint(path, runner, plugin, threads, fit)
     bundle = read_bundle(path)
     made = make_runner(bundle, runner, threads=threads, plugin=plugin)
-    return Segmenter(EngineThread(made), bundle.graph, fit or check_fit(bundle.facts["fit"]))
+    return Segmenter(EngineThread(made), bundle.graph, fit or bundle.record.fit)
 
 
-def _of_checkpoint(path: Path, runner: str, plugin: Path | None, threads: int | None, fit: Fit | None) -> Segmenter:
+def _of_checkpoint(
+    path: Path, runner: RunnerName, plugin: Path | None, threads: int | None, fit: Fit | None
+) -> Segmenter:
     if runner not in ("auto", "torch") or plugin is not None:
         raise ConfigError(
             f"{path}: expected a bundle for --runner {runner} or --plugin, got a checkpoint, which runs in PyTorch; "

@@ -11,7 +11,7 @@ from typing import Any
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.serving.page_run import Page, PageRequest, open_page
-from nrd_trt.specs import Fit, ModelInfo, format_size
+from nrd_trt.specs import Fit, ModelInfo, RunnerName, format_size
 from nrd_trt.video.labels import LabelSink
 from nrd_trt.video.meters import Snapshot
 from nrd_trt.video.open_segmenter import open_segmenter
@@ -56,7 +56,7 @@ class VideoRequest:
     source: str
     sinks: tuple[str, ...]
     bundle: Path
-    runner: str = "auto"
+    runner: RunnerName = "auto"
     plugin: Path | None = None
     threads: int | None = None
     fit: Fit | None = None

@@ -11,7 +11,7 @@ import numpy as np
 from nrd_trt.data.preprocessing import FittedImage, fit_image
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.runtime.engine_thread import EngineThread, Pending
-from nrd_trt.runtime.mask_runner import make_feed, mask_of_logits
+from nrd_trt.runtime.graph_io import first_mask, image_feed
 from nrd_trt.specs import Fit, ModelInfo
 
 
@@ -73,7 +73,7 @@ class Segmenter:
     def prepare(self, rgb: np.ndarray) -> Prepared:
         """Bring an image to the engine's size and form."""
         fitted = fit_image(rgb, self.graph.shape, self.graph.info, self._fit)
-        return Prepared(fitted=fitted, feed=make_feed(fitted.image, self.graph))
+        return Prepared(fitted=fitted, feed=image_feed(fitted.image, self.graph))
 
     def begin(self, prepared: Prepared) -> Pending:
         """Queue a run; its result are the engine's outputs by name."""
@@ -81,9 +81,7 @@ class Segmenter:
 
     def mask(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the mask ``(h, w) uint8`` of the first image at the engine's size."""
-        if "mask" in outputs:
-            return np.asarray(outputs["mask"][0])
-        return mask_of_logits(outputs["logits"][0], self.graph.upsample)
+        return first_mask(outputs, self.graph)
 
     def __enter__(self) -> Segmenter:
         self._engine.__enter__()

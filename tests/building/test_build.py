@@ -21,7 +21,7 @@ from nrd_trt.building import sources
 from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.synthetic import street_scene
-from nrd_trt.engine.bundle import FACTS_FILE, ONNX_FILE, PLAN_FILE, REFERENCE_FILE, read_bundle
+from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, REFERENCE_FILE, read_bundle
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.errors import BuildError, BundleError, ConfigError, ExportError, MissingDependencyError, PluginError
 from nrd_trt.files import sha256_file
@@ -96,7 +96,7 @@ def test_checkpoint_to_a_bundle_with_a_plan(tmp_path: Path) -> None:
     )
     facts = read_bundle(target).facts
     assert facts == json.loads(json.dumps(made.facts))
-    assert listing(tmp_path) == ["city.nrd", *(f"city.nrd/{n}" for n in sorted([FACTS_FILE, *facts["files"]]))]
+    assert listing(tmp_path) == ["city.nrd", *(f"city.nrd/{n}" for n in sorted([RECORD_FILE, *facts["files"]]))]
     assert facts["files"].keys() == {ONNX_FILE, PLAN_FILE, REFERENCE_FILE}
     assert facts["checkpoint"] == {"name": checkpoint().name, "sha256": sha256_file(checkpoint())}
     assert facts["builder"]["name"] == ("tensorrt" if importlib.util.find_spec("tensorrt") else "tensorrt-rtx")

@@ -20,7 +20,7 @@ from nrd_trt.data.images import read_image
 from nrd_trt.data.preprocessing import fit_image
 from nrd_trt.errors import CalibrationError, ConfigError, MissingDependencyError, NrdTrtError, ShapeError, VideoError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.runtime.mask_runner import MaskRunner
+from nrd_trt.runtime.graph_io import MaskRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputForm, InputShape, Range
 from tests.calibration.images import folder_of, picture, video_of

@@ -23,7 +23,7 @@ import nrd_trt as package
 from nrd_trt.building import build as build_module
 from nrd_trt.cli.main import VERBS, app
 from nrd_trt.data.classes import CAMVID_CLASSES
-from nrd_trt.engine.bundle import FACTS_FILE, ONNX_FILE, PLAN_FILE, read_bundle
+from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.validation import gates
@@ -268,7 +268,7 @@ def test_build_prints_the_bundles_facts(nrd_trt: Invoke, tmp_path: Path) -> None
     assert found["builder"]["name"] == "onnxruntime"
     assert VALIDATION_KEYS <= found["validation"].keys()
     assert "validating" in result.stderr
-    assert listing(tmp_path) == ["a.nrd", *(f"a.nrd/{name}" for name in (FACTS_FILE, ONNX_FILE, "reference.npz"))]
+    assert listing(tmp_path) == ["a.nrd", *(f"a.nrd/{name}" for name in (RECORD_FILE, ONNX_FILE, "reference.npz"))]
 
 
 def test_build_speaks_to_people_too(nrd_trt: Invoke, tmp_path: Path) -> None:
@@ -684,7 +684,7 @@ def test_ignored_label_values(nrd_trt: Invoke, data: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["validate", "predict", "benchmark", "build", "evaluate"])
-@pytest.mark.parametrize("damage", [ONNX_FILE, "reference.npz", FACTS_FILE, "absent", "extra"])
+@pytest.mark.parametrize("damage", [ONNX_FILE, "reference.npz", RECORD_FILE, "absent", "extra"])
 def test_damaged_bundles(verb: str, damage: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     path = copy_of(bundle(), tmp_path / "bad.nrd")
     if damage == "absent":

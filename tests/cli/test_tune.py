@@ -13,7 +13,7 @@ from nrd_trt.building import tune as tune_module
 from nrd_trt.building.tune import TuneRequest
 from nrd_trt.building.tune_record import Tuned
 from nrd_trt.engine.bundle import Bundle, read_bundle
-from nrd_trt.validation.gates import Gates
+from nrd_trt.figures import Gates
 from tests.artefacts import SIZE, bundle, checkpoint
 from tests.cli.conftest import Invoke, one_object
 

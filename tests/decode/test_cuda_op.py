@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nrd_trt.decode import cuda_op, reference
 from nrd_trt.decode.cuda_op import find_fault, patch_decode, patch_decode_mask
 from nrd_trt.errors import ConfigError, ShapeError
-from nrd_trt.runtime.mask_runner import mask_of_logits
+from nrd_trt.runtime.graph_io import mask_of_logits
 from nrd_trt.specs import DecodeSpec
 from tests.helpers import cached_small_model, random_decode_inputs
 

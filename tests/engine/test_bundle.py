@@ -17,10 +17,10 @@ import pytest
 
 from nrd_trt.engine import bundle as module
 from nrd_trt.engine.bundle import (
-    FACTS_FILE,
     MAX_REFERENCES,
     ONNX_FILE,
     PLAN_FILE,
+    RECORD_FILE,
     REFERENCE_FILE,
     ReferenceSet,
     is_bundle,
@@ -79,7 +79,7 @@ def test_round_trip(path: Path) -> None:
         assert got.dtype == expected.dtype
         np.testing.assert_array_equal(got, expected)
     assert is_bundle(path)
-    assert listing(path.parent) == ["city.nrd", *(f"city.nrd/{name}" for name in sorted([*FILES, FACTS_FILE]))]
+    assert listing(path.parent) == ["city.nrd", *(f"city.nrd/{name}" for name in sorted([*FILES, RECORD_FILE]))]
 
 
 def test_written_and_opened_bundles_are_equal(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_two_writes_have_the_same_bytes(tmp_path: Path) -> None:
 
 def test_own_hash_is_over_the_canonical_rest(path: Path) -> None:
     """The definition of CLI.md, spelt out here once more."""
-    record = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
+    record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
     claimed = record.pop("sha256")
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert hashlib.sha256(text.encode()).hexdigest() == claimed
@@ -144,7 +144,7 @@ def test_changed_length_is_found(name: str, change: Callable[[bytes], bytes], pa
 
 def test_every_changed_byte_of_the_facts_is_found(path: Path) -> None:
     """Blanks and line ends included: 0x0A ^ 0x07 is a carriage return, which text files hide."""
-    file = path / FACTS_FILE
+    file = path / RECORD_FILE
     original = file.read_bytes()
     for position in range(len(original)):
         for flip in (0x07,) if position % 8 else (0x01, 0x07, 0x20, 0x80):
@@ -174,7 +174,7 @@ def test_every_changed_byte_of_the_facts_is_found(path: Path) -> None:
     ],
 )
 def test_edited_facts_are_found(change: Callable[[str], str], path: Path) -> None:
-    file = path / FACTS_FILE
+    file = path / RECORD_FILE
     original = file.read_text(encoding="utf-8")
     changed = change(original)
     assert changed != original
@@ -195,7 +195,7 @@ def test_edited_facts_with_a_right_hash_do_not_hide_a_changed_file(path: Path) -
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[1, 2]", "null", "3", '"text"', "{}", '{"sha256": "0"}', "\xff\xfe"])
 def test_facts_that_are_no_facts(text: str, path: Path) -> None:
-    (path / FACTS_FILE).write_bytes(text.encode("latin-1"))
+    (path / RECORD_FILE).write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleError, match=r"bundle\.json.*[Rr]ebuild"):
         read_bundle(path)
 
@@ -229,7 +229,7 @@ def test_facts_of_another_form_with_a_right_hash_are_an_error_of_the_bundle(
         read_bundle(path)
 
 
-@pytest.mark.parametrize("name", [*sorted(FILES), FACTS_FILE])
+@pytest.mark.parametrize("name", [*sorted(FILES), RECORD_FILE])
 def test_missing_file_is_found(name: str, path: Path) -> None:
     (path / name).unlink()
     with pytest.raises(BundleError, match=name.replace(".", r"\.")):
@@ -277,7 +277,7 @@ def test_force_replaces_the_whole_bundle(path: Path) -> None:
 
 
 def test_force_replaces_a_damaged_bundle(path: Path) -> None:
-    (path / FACTS_FILE).write_text("{")
+    (path / RECORD_FILE).write_text("{")
     write_bundle(path, FILES, FACTS, force=True)
     assert set(read_bundle(path).facts["files"]) == set(FILES)
 
@@ -303,7 +303,7 @@ def test_missing_parent_folder_is_said(tmp_path: Path) -> None:
 # --- full disk -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failing", [*sorted(FILES), FACTS_FILE])
+@pytest.mark.parametrize("failing", [*sorted(FILES), RECORD_FILE])
 @pytest.mark.parametrize("replacing", [True, False])
 def test_full_disk_leaves_what_was_there(
     failing: str, replacing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,13 +16,13 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.figures import Gates
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.machine.cuda import Cuda, host_view, load_cuda
 from nrd_trt.runtime.base import BaseRunner, DeviceRunner, DeviceTensor
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import InputForm, InputShape, Precision, Range
-from nrd_trt.validation.gates import Gates
 from tests.artefacts import trained_model
 from tests.helpers import agreement, missing_for_plans, small_export
 from tests.runtime import test_contract as contract

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from nrd_trt.cli.main import app
 from nrd_trt.engine import compat
-from nrd_trt.engine.bundle import FACTS_FILE, ONNX_FILE, PLAN_FILE, read_bundle
+from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.errors import RunnerError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts, write_facts
@@ -301,7 +301,7 @@ def damaged(name: str, folder: Path) -> Path:
         path.mkdir()
     elif name.endswith(".nrd"):
         copy_of(bundle("fp16"), path)
-        target = path / (FACTS_FILE if name == "facts.nrd" else ONNX_FILE)
+        target = path / (RECORD_FILE if name == "facts.nrd" else ONNX_FILE)
         changed = bytearray(target.read_bytes())
         changed[len(changed) // 2] ^= 1
         target.write_bytes(changed)

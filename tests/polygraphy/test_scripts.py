@@ -30,7 +30,7 @@ from nrd_trt.polygraphy.masks import MaskCompare
 from nrd_trt.polygraphy.results import NrdMaskResult, NrdMaskThreshold
 from nrd_trt.polygraphy.runner import NrdTorchRunner
 from nrd_trt.polygraphy.settings import PREFIX, Settings, read_model
-from nrd_trt.runtime.mask_runner import margin_of_logits
+from nrd_trt.runtime.graph_io import margin_of_logits
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.specs import InputShape
 from tests import artefacts

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 
 from nrd_trt.errors import ConfigError
+from nrd_trt.figures import Gates
 from nrd_trt.specs import PRECISIONS
-from nrd_trt.validation.gates import Gates
 
 DEFAULTS = {"fp32": (0.9999, 0.002), "fp16": (0.995, 0.002), "bf16": (0.98, 0.005), "int8": (0.97, 0.01)}
 

@@ -17,8 +17,8 @@ import pytest
 from nrd_trt.data.synthetic import street_clip
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import RunnerError, VideoError
+from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.runtime.engine_thread import EngineThread
-from nrd_trt.runtime.predictor import Predictor
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
 from nrd_trt.video.gate import Gate
@@ -165,7 +165,7 @@ def test_every_frame_comes_out_in_order_with_the_mask_of_a_single_image(segmente
     assert pipeline.run() == "complete"
     assert sink.indices == list(range(12))
     assert (sink.ending, pipeline.notes) == ("complete", ["ended complete"])
-    with Predictor(bundle(), runner="onnxruntime", threads=1) as predictor:
+    with open_bundle(bundle(), runner="onnxruntime", threads=1) as predictor:
         for frame, rgb in zip(sink.frames, pictures, strict=True):
             np.testing.assert_array_equal(frame.mask, predictor.predict(rgb))
             assert frame.unsmoothed is frame.mask

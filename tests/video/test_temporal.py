@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nrd_trt.errors import ConfigError
-from nrd_trt.runtime.mask_runner import mask_of_logits
+from nrd_trt.runtime.graph_io import mask_of_logits
 from nrd_trt.video.temporal import (
     FlickerMeter,
     Hysteresis,

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from nrd_trt.cli.main import app
 from nrd_trt.data.overlay import write_mask, write_rgb
 from nrd_trt.data.synthetic import street_clip
-from nrd_trt.runtime.predictor import Predictor
+from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.video.run import VideoRequest, run_video
 from nrd_trt.video.sources.open import open_source
 from tests.artefacts import bundle, checkpoint, command_line, environment, workspace
@@ -75,7 +75,7 @@ def check_same_frames(source: Path, target: Path) -> int:
 def check_masks_of_single_images(source: Path, masks: Path) -> int:
     """Masks in the folder against `Predictor` on the source's frames; return their number."""
     files = sorted(masks.iterdir())
-    with Predictor(bundle(), runner="onnxruntime", threads=1) as predictor, open_source(str(source)) as frames:
+    with open_bundle(bundle(), runner="onnxruntime", threads=1) as predictor, open_source(str(source)) as frames:
         for path, frame in zip(files, frames, strict=True):
             with Image.open(path) as image:
                 np.testing.assert_array_equal(np.asarray(image), predictor.predict(frame.rgb))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nrd_trt.engine.host import Host, check_host, host_mismatches
+from nrd_trt.engine.plan_host import Host, check_host, host_mismatches
 from nrd_trt.errors import RunnerError
 
 BUILT: dict[str, Any] = {

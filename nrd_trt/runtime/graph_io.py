@@ -1,47 +1,30 @@
-"""A runner seen as image in, mask out, whatever its input form, smallest batch and outputs. NumPy only."""
+"""What a graph reads and what its outputs mean: images to feeds, outputs to masks. NumPy only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.graph.metadata import GraphFacts
-from nrd_trt.runtime.base import Runner
 
 
-class MaskRunner:
-    """Callable ``(h, w, 3) uint8 RGB -> (h, w) uint8`` on an entered runner.
-
-    Args:
-        runner: Entered.
-        graph: Facts of the file that it runs.
-    """
-
-    def __init__(self, runner: Runner, graph: GraphFacts) -> None:
-        self._runner, self._graph = runner, graph
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Draw the mask of one image."""
-        outputs = self._runner.infer(self.feed(image))
-        if "mask" in outputs:
-            return np.asarray(outputs["mask"][0])
-        return mask_of_logits(outputs["logits"][0], self._graph.upsample)
-
-    def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the runner's feed for one image; it is repeated where the smallest batch is larger than one."""
-        return make_feed(image, self._graph)
-
-
-def make_feed(image: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
+def image_feed(image: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
     """Return the feed of a graph for one image ``(h, w, 3) uint8 RGB``, repeated where its smallest batch is larger."""
-    return network_feed(np.repeat(image[None], graph.shape.batch.min, axis=0), graph)
+    return batch_feed(np.repeat(image[None], graph.shape.batch.min, axis=0), graph)
 
 
-def network_feed(images: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
-    """Return the feed of a file for images ``(B, h, w, 3) uint8 RGB`` of a size that it accepts, in its input form."""
+def batch_feed(images: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
+    """Return the feed of a graph for images ``(B, h, w, 3) uint8 RGB`` of a size that it accepts, in its input form."""
     return {"image": images if graph.input_form == "uint8" else normalise(images, graph.info)}
+
+
+def first_mask(outputs: Mapping[str, np.ndarray], graph: GraphFacts) -> np.ndarray:
+    """Return the mask ``(h, w) uint8`` of the first image, drawn from the logits where the graph gives no masks."""
+    if "mask" in outputs:
+        return np.asarray(outputs["mask"][0])
+    return mask_of_logits(outputs["logits"][0], graph.upsample)
 
 
 def mask_of_logits(logits: np.ndarray, scale: int) -> np.ndarray:

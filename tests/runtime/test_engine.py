@@ -19,7 +19,7 @@ from nrd_trt.errors import BundleError, ConfigError, RunnerError, ShapeError
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.tensors import copy_model
-from nrd_trt.runtime.predictor import Predictor
+from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.runtime.select import RUNNERS, make_runner
 from nrd_trt.specs import Fit, InputForm, InputShape, Range
 from tests.artefacts import (
@@ -70,7 +70,7 @@ def test_fits_differ() -> None:
 
 
 def test_result_belongs_to_the_caller() -> None:
-    with Predictor(bundle(), threads=1) as predictor:
+    with open_bundle(bundle(), threads=1) as predictor:
         first = predictor.predict(picture(64, 96))
         kept = first.copy()
         first[:] = 77
@@ -80,7 +80,7 @@ def test_result_belongs_to_the_caller() -> None:
 
 def test_logits_bundle_predicts_the_same_masks() -> None:
     rgb = picture(61, 47)
-    masks = [Predictor(bundle(output=output), threads=1).predict(rgb) for output in ("mask", "logits", "both")]
+    masks = [open_bundle(bundle(output=output), threads=1).predict(rgb) for output in ("mask", "logits", "both")]
     assert (masks[0] == masks[1]).mean() > 0.999
     np.testing.assert_array_equal(masks[0], masks[2])
 
@@ -95,7 +95,7 @@ def test_dynamic_bundle_of_larger_batches(form: InputForm) -> None:
     path = workspace() / f"dynamic_{form}.nrd"
     build(source, path, precision="fp32")
     network = cached_small_model()
-    with Predictor(path, threads=1) as predictor:
+    with open_bundle(path, threads=1) as predictor:
         for size in ((64, 64), (96, 160), (100, 70)):
             rgb = picture(*size)
             fitted = fit_image(rgb, shape, network.info)
@@ -118,12 +118,12 @@ def test_dynamic_bundle_of_larger_batches(form: InputForm) -> None:
 )
 def test_what_is_no_rgb_image_is_refused(wrong: np.ndarray) -> None:
     with pytest.raises(ShapeError, match=r"expected \(H, W, 3\) uint8 RGB"):
-        Predictor(bundle(), threads=1).predict(wrong)
+        open_bundle(bundle(), threads=1).predict(wrong)
 
 
 def test_with_statement_closes_and_reuse_opens_again() -> None:
     rgb = picture(64, 96)
-    predictor = Predictor(bundle(), threads=1)
+    predictor = open_bundle(bundle(), threads=1)
     with predictor as entered:
         assert entered is predictor
         first = predictor.predict(rgb)
@@ -139,7 +139,7 @@ def test_with_statement_closes_and_reuse_opens_again() -> None:
 
 
 def test_error_inside_the_block_is_not_swallowed() -> None:
-    with pytest.raises(ZeroDivisionError), Predictor(bundle(), threads=1):
+    with pytest.raises(ZeroDivisionError), open_bundle(bundle(), threads=1):
         raise ZeroDivisionError
 
 
@@ -201,7 +201,7 @@ def test_unknown_fit_in_the_facts_is_refused(tmp_path: Path) -> None:
 
 def test_opening_is_cheap_and_the_runner_starts_with_the_first_image(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    predictor = Predictor(bundle(), threads=1)
+    predictor = open_bundle(bundle(), threads=1)
     start: Callable[[], object] = predictor._runner._open
 
     def counted() -> object:

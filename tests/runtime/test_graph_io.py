@@ -16,7 +16,7 @@ from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.runtime.base import Arithmetic
-from nrd_trt.runtime.mask_runner import MaskRunner, mask_of_logits
+from nrd_trt.runtime.graph_io import MaskRunner, mask_of_logits
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import DecodeSpec, InputForm, InputShape, Range, TensorSpec
 from tests.artefacts import SIZE_HW, both_outputs, trained_model

@@ -1,0 +1,224 @@
+"""What ``bundle.json`` records, as frozen dataclasses, and the one way between them and the file's bytes.
+
+A field that is added within a schema is optional, so that bundles of before stay readable and older versions pass over
+what they do not know. The schema number rises only where an older reader would misread a bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from nrd_trt.figures import Parity, ValidationRecord
+from nrd_trt.files import canonical_json, sha256_bytes
+from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.specs import Fit, LayerRecord, MaskEncoding, Precision
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """The checkpoint that a bundle comes from, as far as it is known."""
+
+    name: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExporterRecord:
+    """What wrote the ONNX file.
+
+    Attributes:
+        revision: Counts the changes of this toolkit's exporter that change a file.
+        torch: Version of PyTorch, whose exporter traced the network.
+        onnx: Version of onnx.
+        onnxscript: Version of onnxscript, which PyTorch's exporter uses.
+    """
+
+    revision: int
+    torch: str
+    onnx: str
+    onnxscript: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginRecord:
+    """The plugin library that a plan was built with; nothing here depends on where it lay.
+
+    Attributes:
+        file: Name of the file.
+        sha256: Hash of the file.
+        version: Version of the library.
+        tensorrt: Version of the TensorRT headers that it was built with.
+        cuda: Version of its CUDA toolkit.
+        architectures: GPUs that it holds machine code for, 87 for compute capability 8.7.
+        ptx: Architectures that it holds PTX for.
+        kernel_revision: Counts changes of the kernels.
+        mask_encoding: How the plan gives its mask.
+    """
+
+    file: str
+    sha256: str
+    version: str
+    tensorrt: str
+    cuda: str
+    architectures: tuple[int, ...]
+    ptx: tuple[int, ...]
+    kernel_revision: int
+    mask_encoding: MaskEncoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuilderRecord:
+    """What built the plan, and what of a machine the plan depends on.
+
+    Attributes:
+        name: ``"tensorrt"``, ``"tensorrt-rtx"``, or ``"onnxruntime"`` where there is no plan.
+        version: Version of the builder; None without a plan.
+        compute_capabilities: GPUs that the plan is for; empty for the builder's default.
+        os: ``"linux"``.
+        machine: ``"x86_64"`` or ``"aarch64"``.
+        gpu: Name of the GPU that was there, or None.
+        driver: Version of the NVIDIA driver, or None.
+        cuda: Newest CUDA version that the driver supports, or None.
+        version_compatible: Whether the plan loads in later TensorRT versions too.
+        hardware_compatible: Whether the plan loads on other Ampere or later GPUs.
+        workspace_mib: Scratch memory that a layer may use; None is the builder's choice.
+        optimization_level: Builder effort, 0-5; None is the builder's choice.
+    """
+
+    name: Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]
+    version: str | None
+    compute_capabilities: tuple[str, ...]
+    os: str
+    machine: str
+    gpu: str | None
+    driver: str | None
+    cuda: str | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionRecord:
+    """Precision asked for and found.
+
+    Attributes:
+        asked: Precision of the file.
+        found: Number of the plan's layers by output type; None without a plan.
+        kept_fp32: Nodes kept in fp32 for their range.
+        kept_because: The reason for each of them.
+        int8_layers: Layers that compute in int8.
+        layers: Every layer of the plan's network; empty without a plan.
+    """
+
+    asked: Precision
+    found: dict[str, int] | None
+    kept_fp32: tuple[str, ...]
+    kept_because: dict[str, str]
+    int8_layers: tuple[str, ...]
+    layers: tuple[LayerRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleRecord:
+    """Everything that a bundle tells of itself.
+
+    Attributes:
+        format: Number of the schema.
+        nrd_trt: Version of the toolkit that wrote it.
+        checkpoint: Where the weights come from; None where that is not known.
+        calibration_sha256: Hash of the images that ranges were measured on; None without any.
+        plugin: Library of a plan that decodes by plugin; None for others.
+        decode: What decodes the patches: the plugin, the function in the ONNX file, or nothing in other networks.
+        builder: What built the plan.
+        precision: What was asked for and found.
+        model: Facts of the ONNX file.
+        fit: How images are brought to the engine's size.
+        parity: The exported file against PyTorch; None where nothing was exported.
+        validation: The masks against the reference's.
+        passed: Whether every gate of validation and parity holds.
+        command: The call that builds the bundle again.
+        files: SHA-256 by file name.
+        exporter: What wrote the ONNX file; None where that is not known.
+    """
+
+    nrd_trt: str
+    checkpoint: CheckpointRecord | None
+    calibration_sha256: str | None
+    plugin: PluginRecord | None
+    decode: Literal["plugin", "onnx", "none"]
+    builder: BuilderRecord
+    precision: PrecisionRecord
+    model: GraphFacts
+    fit: Fit
+    parity: Parity | None
+    validation: ValidationRecord
+    passed: bool
+    command: str
+    files: dict[str, str] = field(default_factory=dict)
+    exporter: ExporterRecord | None = None
+    format: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+def write_record(record: BundleRecord) -> bytes:
+    """Return the bytes of ``bundle.json``: the record with its own SHA-256. Equal records give equal bytes."""
+    content = record.to_dict()
+    return _text({**content, "sha256": sha256_bytes(canonical_json(content))})
+
+
+def read_record(data: bytes) -> BundleRecord:
+    """Read the bytes of ``bundle.json``.
+
+    Raises:
+        ValueError: They are not those of a record of this schema, or were edited; the message says which.
+    """
+    try:
+        content = json.loads(data)
+        claimed = content.pop("sha256")
+        intact = sha256_bytes(canonical_json(content)) == claimed and data == _text({**content, "sha256": claimed})
+        schema = content.get("format")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise ValueError(f"not readable as the record of a bundle ({exc!r}); restore or rebuild the bundle") from exc
+    if not intact:
+        raise ValueError("its content does not match its own SHA-256: it was edited; restore or rebuild the bundle")
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        advice = "update it with `pip install --upgrade nrd-trt`" if newer else "rebuild the bundle with this version"
+        raise ValueError(f"expected schema {SCHEMA}, which this version of nrd_trt reads, got {schema}; {advice}")
+    try:
+        return msgspec.convert(_since_0_1_0(content), BundleRecord)
+    except (msgspec.ValidationError, TypeError) as exc:
+        raise ValueError(f"expected the record of a bundle, got something else ({exc}); rebuild the bundle") from exc
+
+
+def _since_0_1_0(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the builder's facts under today's names.
+
+    Version 0.1.0 wrote the CUDA version that the driver supports as ``driver``, and two settings of the builder only
+    into the command.
+    """
+    builder = content.get("builder")
+    if not isinstance(builder, dict) or "cuda" in builder:
+        return content
+    command = str(content.get("command"))
+    settings = {name: re.search(rf"-{name} (\d+)", command) for name in ("workspace-mib", "optimization-level")}
+    numbers = {name.replace("-", "_"): int(found[1]) for name, found in settings.items() if found}
+    return {**content, "builder": {**builder, "driver": None, "cuda": builder.get("driver"), **numbers}}
+
+
+def _text(content: dict[str, Any]) -> bytes:
+    """Return the file byte for byte, so that even a changed blank is found on reading."""
+    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,217 @@
+"""What a comparison of masks found, and the gates that it must hold: plain records that a bundle keeps. Leaf module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from nrd_trt.errors import ConfigError
+
+_MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.995, "bf16": 0.98, "int8": 0.97}
+_MAX_MIOU_DROP = {"fp32": 0.002, "fp16": 0.002, "bf16": 0.005, "int8": 0.01}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """The figures that an engine must reach before it is called done, fractions in 0-1.
+
+    Attributes:
+        min_agreement: Smallest share of pixels on which engine and reference agree.
+        max_miou_drop: Largest loss of mIoU against labels; checked where labels are given.
+    """
+
+    min_agreement: float
+    max_miou_drop: float
+
+    def __post_init__(self) -> None:
+        for name in ("min_agreement", "max_miou_drop"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name}={value}: expected a fraction in 0-1, e.g. 0.995 for 99.5 %.")
+
+    @classmethod
+    def of(cls, precision: str, min_agreement: float | None = None, max_miou_drop: float | None = None) -> Gates:
+        """Return the default gates of a precision, or what the user asks for."""
+        return cls(
+            min_agreement=_MIN_AGREEMENT[precision] if min_agreement is None else min_agreement,
+            max_miou_drop=_MAX_MIOU_DROP[precision] if max_miou_drop is None else max_miou_drop,
+        )
+
+    def failures(self, *, agreement: float | None, miou_drop: float | None) -> list[str]:
+        """Return one line per gate that does not hold; an agreement that could not be measured does not."""
+        lines = []
+        if agreement is None or not agreement >= self.min_agreement:  # NaN holds no gate
+            shown = "not measured" if agreement is None else f"{agreement:.6f}"
+            lines.append(f"pixel agreement {shown}, at least {self.min_agreement} needed")
+        if miou_drop is not None and not miou_drop <= self.max_miou_drop:
+            lines.append(f"mIoU drop {miou_drop:.6f}, at most {self.max_miou_drop} allowed")
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flips:
+    """Pixels that the engine draws otherwise than the reference; shares are of all pixels compared.
+
+    Attributes:
+        pixels: Number of flipped pixels.
+        share: Their share.
+        near_tie: Those where the reference's two best logits are nearly equal; None where its logits are not known.
+        far: The others, which rounding does not explain; None likewise.
+        far_share: Their share; None likewise.
+    """
+
+    pixels: int
+    share: float | None
+    near_tie: int | None
+    far: int | None
+    far_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlipPair:
+    """Flips from one class to another.
+
+    Attributes:
+        reference: Class in the reference's mask.
+        engine: Class in the engine's mask.
+        pixels: Number of flipped pixels.
+        far: Those not near a tie; None where the reference's logits are not known.
+    """
+
+    reference: str
+    engine: str
+    pixels: int
+    far: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFigures:
+    """How one image compares; fractions in 0-1.
+
+    Attributes:
+        name: Name of the sample.
+        index: Its place among the samples, from 0.
+        pixel_agreement: Share of pixels with the same class; None where no pixel was compared.
+        flips: Pixels with another class.
+        far: Those not near a tie; None where the reference's logits are not known.
+    """
+
+    name: str
+    index: int
+    pixel_agreement: float | None
+    flips: int
+    far: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFigures:
+    """Figures over all images, fractions in 0-1; None where they cannot be computed.
+
+    Attributes:
+        pixel_agreement: Share of pixels with the same class.
+        miou_between: mIoU of the engine's masks against the reference's.
+        miou_reference: mIoU of the reference against the labels.
+        miou_engine: mIoU of the engine against the labels.
+        tie_share: Share of the disagreeing pixels that are near a tie in the reference.
+        per_class_iou: IoU of the engine against the labels, by class name.
+        images: Number of images compared.
+        per_class_between: IoU of the engine's masks against the reference's, by class name.
+        per_class_reference: IoU of the reference against the labels, by class name.
+        boundary_between: Boundary F-score of the engine's masks against the reference's, mean over classes.
+        boundary_reference: Boundary F-score of the reference against the labels.
+        boundary_engine: Boundary F-score of the engine against the labels.
+        per_class_boundary: Boundary F-score of the engine's masks against the reference's, by class name.
+        boundary_tolerance_px: Distance up to which two outlines are the same.
+        flips: Pixels that differ, and how many of them no near tie excuses.
+        flip_pairs: Classes between which most pixels flipped.
+        worst_images: The images with the lowest agreement, the worst first; none without a flip.
+    """
+
+    pixel_agreement: float | None
+    miou_between: float | None
+    miou_reference: float | None
+    miou_engine: float | None
+    tie_share: float | None
+    per_class_iou: dict[str, float | None] | None
+    images: int
+    per_class_between: dict[str, float | None]
+    per_class_reference: dict[str, float | None] | None
+    boundary_between: float | None
+    boundary_reference: float | None
+    boundary_engine: float | None
+    per_class_boundary: dict[str, float | None]
+    boundary_tolerance_px: int
+    flips: Flips
+    flip_pairs: tuple[FlipPair, ...]
+    worst_images: tuple[ImageFigures, ...]
+
+    @property
+    def miou_drop(self) -> float | None:
+        """Loss of mIoU against the labels, or None without labels."""
+        if self.miou_reference is None or self.miou_engine is None:
+            return None
+        return self.miou_reference - self.miou_engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRecord(MaskFigures):
+    """The comparison of an engine with its reference, and the verdict.
+
+    Attributes:
+        runner: Backend that drew the engine's masks.
+        arithmetic: ``"native"`` or ``"simulated"``.
+        reference: What drew the reference: ``"torch"``, ``"onnx"`` or ``"stored"``.
+        samples: What was compared on, in words.
+        plan_run: Whether the plan itself ran; False where it was built but cannot run here.
+        checkpoint_matches: Whether the checkpoint compared with is the bundle's; None without a checkpoint.
+        precision_asked: What the file says that it is typed in; None where that was not looked at.
+        precision_found: Number of convolutions by the type of their weights in the file; None likewise.
+        gates: What the figures must reach.
+        failures: One line per gate that does not hold.
+        passed: Whether every gate holds.
+        localisation: None in a record; `nrd_trt.validate` fills it where it is asked to.
+        rebuilds: None in a record, likewise.
+    """
+
+    runner: str
+    arithmetic: str
+    reference: str
+    samples: str
+    plan_run: bool
+    checkpoint_matches: bool | None
+    precision_asked: str | None
+    precision_found: dict[str, int] | None
+    gates: Gates
+    failures: tuple[str, ...]
+    passed: bool
+    localisation: None = None
+    rebuilds: None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """An exported file against PyTorch in fp32.
+
+    Attributes:
+        max_abs: Largest difference of a logit; None where one is not finite.
+        agreement: Share of mask pixels that agree, 0-1.
+        arithmetic: ``"native"`` or ``"simulated"``.
+        failures: Gates that do not hold; empty when the file passed.
+    """
+
+    max_abs: float | None
+    agreement: float
+    arithmetic: str
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate holds."""
+        return not self.failures

@@ -1,0 +1,240 @@
+"""The one way from a file to masks: a bundle, a checkpoint or an ONNX file, opened and run on images.
+
+`Engine` runs one image after the other on the caller's thread. `nrd_trt.runtime.engine_thread.EngineThread` runs it on
+a thread of its own, where runs are begun before the ones ahead of them have ended.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nrd_trt.data.preprocessing import FittedImage, fit_image
+from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
+from nrd_trt.errors import ConfigError, ExportError
+from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.model import load_trained
+from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.graph_io import first_mask, image_feed
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.runtime.select import make_runner
+from nrd_trt.runtime.trt_runner import TrtRunner
+from nrd_trt.specs import Fit, InputShape, ModelInfo, RunnerName, check_choice, check_size
+
+if TYPE_CHECKING:
+    from nrd_trt.model.recognise import CheckpointOptions
+
+
+class Engine:
+    """A runner that takes images and gives masks.
+
+    The runner starts with the first image, or on entering a ``with`` block, and ends with the block or the object.
+
+    Args:
+        runner: Not entered.
+        graph: What the file that it runs says about itself.
+        fit: How images of other sizes are brought to the engine's size.
+        bundle: Where the file comes from a bundle.
+
+    Attributes:
+        runner: As given.
+        graph: As given.
+        fit: As given.
+        bundle: As given, or None.
+    """
+
+    def __init__(
+        self, runner: BaseRunner, graph: GraphFacts, *, fit: Fit = "resize", bundle: Bundle | None = None
+    ) -> None:
+        self.runner, self.graph, self.fit, self.bundle = runner, graph, fit, bundle
+        self._entered = False
+
+    @property
+    def info(self) -> ModelInfo:
+        """Class names, palette and preprocessing."""
+        return self.graph.info
+
+    @property
+    def runner_name(self) -> str:
+        """Name of the backend that runs."""
+        return self.runner.name
+
+    @property
+    def arithmetic(self) -> str:
+        """``"native"`` or ``"simulated"``; known once an image was run."""
+        return self.runner.arithmetic
+
+    @property
+    def plan_run(self) -> bool | None:
+        """Whether the bundle's plan itself runs; None where there is no plan."""
+        has_plan = self.bundle is not None and self.bundle.plan_path is not None
+        return isinstance(self.runner, TrtRunner) if has_plan else None
+
+    def predict(self, rgb: np.ndarray) -> np.ndarray:
+        """Segment one image.
+
+        Args:
+            rgb: ``(H, W, 3) uint8 RGB`` of any size.
+
+        Returns:
+            Class indices ``(H, W) uint8``, owned by the caller.
+
+        Raises:
+            ShapeError: `rgb` is no such array, or too large for an engine with ``fit="pad"``.
+            RunnerError: The backend failed.
+        """
+        fitted = self.fitted(rgb)
+        return fitted.restore(self.mask(fitted.image))
+
+    def fitted(self, rgb: np.ndarray) -> FittedImage:
+        """Bring an image ``(H, W, 3) uint8 RGB`` of any size to the engine's size."""
+        return fit_image(rgb, self.graph.shape, self.graph.info, self.fit)
+
+    def mask(self, image: np.ndarray) -> np.ndarray:
+        """Return the mask ``(h, w) uint8`` of an image ``(h, w, 3) uint8 RGB`` that has the engine's size."""
+        self.__enter__()
+        return first_mask(self.runner.infer(self.feed(image)), self.graph)
+
+    def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the runner's feed for an image ``(h, w, 3) uint8 RGB`` that has the engine's size."""
+        return image_feed(image, self.graph)
+
+    def __enter__(self) -> Engine:
+        if not self._entered:
+            self.runner.__enter__()
+            self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered = False
+        self.runner.__exit__(kind, error, trace)
+
+
+def open_bundle(
+    path: Path | str,
+    *,
+    runner: RunnerName = "auto",
+    threads: int | None = None,
+    plugin: Path | str | None = None,
+    fit: Fit | None = None,
+) -> Engine:
+    """Open a bundle for prediction: ``open_bundle(path).predict(rgb (H, W, 3) uint8) -> (H, W) uint8``.
+
+    Hashes are checked here; the runner starts with the first image, or on entering a ``with`` block.
+
+    Args:
+        path: A ``NAME.nrd`` folder.
+        runner: ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
+        threads: CPU threads; None leaves the choice to the backend.
+        plugin: Library of a plan that decodes by plugin; None looks for it.
+        fit: How images of other sizes are brought to the engine's size; None takes the bundle's way.
+
+    Returns:
+        An engine, which may be used as a context manager and closes itself otherwise.
+
+    Raises:
+        ConfigError: An argument is not known, or does not fit the bundle.
+        BundleError: A file of the bundle was changed or is missing.
+        PluginError: The library asked for is not that of the build, or cannot be used here.
+        RunnerError: The runner asked for cannot run the bundle here.
+    """
+    bundle = read_bundle(path)
+    if fit is not None:
+        check_choice("fit", fit, Fit)
+    made = make_runner(bundle, runner, threads=threads, plugin=None if plugin is None else Path(plugin))
+    return Engine(made, bundle.graph, fit=fit or bundle.record.fit, bundle=bundle)
+
+
+def open_engine(
+    path: Path,
+    *,
+    runner: RunnerName = "auto",
+    threads: int | None = None,
+    plugin: Path | None = None,
+    fit: Fit | None = None,
+    size_hw: tuple[int, int] | None = None,
+    options: CheckpointOptions | None = None,
+) -> Engine:
+    """Open a bundle, a checkpoint or an ONNX file for prediction.
+
+    Args:
+        path: A ``NAME.nrd`` folder; a checkpoint, which runs in PyTorch in fp32; or an ONNX file of this toolkit, which
+            runs in ONNX Runtime.
+        runner: See `open_bundle`; a checkpoint and an ONNX file have one each.
+        threads: CPU threads; None leaves the choice to the backend.
+        plugin: For bundles; see `open_bundle`.
+        fit: How images of other sizes are brought to the engine's size; None takes the bundle's way, or ``"resize"``.
+        size_hw: Size that a checkpoint runs at; None takes its own.
+        options: What the file of a checkpoint does not tell.
+
+    Raises:
+        ConfigError: There is no such file, or an argument does not fit it.
+        BundleError: The bundle is damaged.
+        CheckpointError: The checkpoint cannot be read or is of another kind.
+        ExportError: The ONNX file was not exported by this toolkit.
+        PluginError: The plan's library is not that of the build, or cannot be used here.
+        RunnerError: The runner asked for cannot run the bundle here.
+    """
+    check_choice("runner", runner, RunnerName)
+    if is_bundle(path) or path.suffix == ".nrd":
+        if size_hw is not None or options is not None:
+            raise ConfigError(
+                f"{path}: a bundle's size and network are fixed; leave size= and what describes a checkpoint out, or "
+                "give the checkpoint."
+            )
+        return open_bundle(path, runner=runner, threads=threads, plugin=plugin, fit=fit)
+    if plugin is not None:
+        raise ConfigError(f"plugin={plugin}: expected a bundle whose plan needs it, got {path}; leave it out.")
+    return (
+        _open_onnx(path, runner, threads, fit)
+        if path.suffix == ".onnx"
+        else _open_checkpoint(path, runner, threads, fit, size_hw, options)
+    )
+
+
+def _open_onnx(path: Path, runner: RunnerName, threads: int | None, fit: Fit | None) -> Engine:
+    import onnx
+
+    if runner not in ("auto", "onnxruntime"):
+        raise ConfigError(f"runner={runner!r}: an ONNX file runs in ONNX Runtime; build a bundle for other runners.")
+    try:
+        model = onnx.load(path)
+    except Exception as exc:  # protobuf's and onnx's errors have no common base
+        raise ExportError(f"{path}: expected an ONNX file, cannot read it ({exc}); export it again.") from exc
+    return Engine(OrtRunner(model, threads=threads), read_facts(model), fit=fit or "resize")
+
+
+def _open_checkpoint(
+    path: Path,
+    runner: RunnerName,
+    threads: int | None,
+    fit: Fit | None,
+    size_hw: tuple[int, int] | None,
+    options: CheckpointOptions | None,
+) -> Engine:
+    if runner not in ("auto", "torch"):
+        raise ConfigError(
+            f"runner={runner!r}: {path} is a checkpoint, which runs in PyTorch; build a bundle for other runners: "
+            f"nrd_trt.build({str(path)!r}, 'NAME.nrd')"
+        )
+    model = load_trained(path, options)
+    from nrd_trt.runtime.torch_runner import TorchRunner  # after `load_trained`, which tells of a missing PyTorch
+
+    size_hw = size_hw or model.info.size_hw
+    check_size(size_hw, what="size=")
+    graph = GraphFacts(
+        info=model.info,
+        decode=model.config.decode if model.config.is_nrd else None,
+        upsample=model.config.upsample,
+        shape=InputShape.static(size_hw),
+        input_form="uint8",
+        output="both",
+        encoder=model.config.encoder,
+        head=model.config.head,
+    )
+    return Engine(TorchRunner(model, threads=threads), graph, fit=fit or "resize")
