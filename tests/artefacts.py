@@ -117,7 +117,7 @@ def _bundle(precision: str, builder: str, output: str, fit: str) -> Path:
 def build(source: Path, target: Path, **changes: Any) -> dict[str, Any]:
     """Build quickly; return the bundle's facts."""
     defaults = {"builder": "onnxruntime", "min_agreement": LENIENT, "threads": 1, "progress": False}
-    return build_bundle(BuildRequest(source=source, output=target, **{**defaults, **changes})).facts
+    return build_bundle(BuildRequest(source=source, output=target, **{**defaults, **changes})).record.to_dict()
 
 
 def copy_of(source: Path, target: Path) -> Path:
@@ -127,7 +127,7 @@ def copy_of(source: Path, target: Path) -> Path:
 
 def rewrite_facts(path: Path, **changes: Any) -> None:
     """Edit values of a bundle's facts and make their own hash right again."""
-    record = {**read_bundle(path).facts, **changes}
+    record = {**read_bundle(path).record.to_dict(), **changes}
     _write_facts(path, {key: value for key, value in record.items() if value is not ...})
 
 

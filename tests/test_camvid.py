@@ -39,7 +39,7 @@ def test_fp16_bundle_passes_its_default_gates(frames: Path, tmp_path: Path) -> N
         progress=False,
         threads=1,
     )
-    facts = build_bundle(request).facts
+    facts = build_bundle(request).record.to_dict()
     validation = facts["validation"]
     assert facts["passed"] is True, (validation["failures"], facts["parity"])
     assert validation["gates"] == {"min_agreement": 0.995, "max_miou_drop": 0.002}

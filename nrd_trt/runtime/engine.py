@@ -184,7 +184,7 @@ def open_engine(
     if is_bundle(path) or path.suffix == ".nrd":
         if size_hw is not None or options is not None:
             raise ConfigError(
-                f"{path}: a bundle's size and network are fixed; leave size= and what describes a checkpoint out, or "
+                f"{path}: size and network are fixed in a bundle; leave size= and what describes a checkpoint out, or "
                 "give the checkpoint."
             )
         return open_bundle(path, runner=runner, threads=threads, plugin=plugin, fit=fit)

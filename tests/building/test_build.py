@@ -94,8 +94,8 @@ def test_checkpoint_to_a_bundle_with_a_plan(tmp_path: Path) -> None:
             on_message=lambda severity, text: messages.append(text),
         )
     )
-    facts = read_bundle(target).facts
-    assert facts == json.loads(json.dumps(made.facts))
+    facts = read_bundle(target).record.to_dict()
+    assert facts == json.loads(json.dumps(made.record.to_dict()))
     assert listing(tmp_path) == ["city.nrd", *(f"city.nrd/{n}" for n in sorted([RECORD_FILE, *facts["files"]]))]
     assert facts["files"].keys() == {ONNX_FILE, PLAN_FILE, REFERENCE_FILE}
     assert facts["checkpoint"] == {"name": checkpoint().name, "sha256": sha256_file(checkpoint())}
@@ -136,7 +136,7 @@ def test_checkpoint_option_belongs_to_other_sources(tmp_path: Path) -> None:
 @pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_onnx_file_with_its_checkpoint(precision: Precision, builder: str) -> None:
-    facts = read_bundle(bundle(precision, builder)).facts
+    facts = read_bundle(bundle(precision, builder)).record.to_dict()
     assert facts["precision"]["asked"] == facts["model"]["precision"] == precision
     assert facts["validation"]["reference"] == "torch"
     assert facts["validation"]["checkpoint_matches"] is True
@@ -231,11 +231,11 @@ def test_bundle_is_rebuilt_from_what_it_holds(builder: str, tmp_path: Path) -> N
     old = read_bundle(source)
     assert facts["validation"]["reference"] == "stored"
     assert facts["validation"]["images"] == len(old.references().images)
-    assert facts["validation"]["pixel_agreement"] == pytest.approx(old.facts["validation"]["pixel_agreement"])
-    assert facts["validation"]["tie_share"] == pytest.approx(old.facts["validation"]["tie_share"])
+    assert facts["validation"]["pixel_agreement"] == pytest.approx(old.record.validation.pixel_agreement)
+    assert facts["validation"]["tie_share"] == pytest.approx(old.record.validation.tie_share)
     for key in ("checkpoint", "model", "fit"):
-        assert json.loads(json.dumps(facts[key])) == old.facts[key]
-    assert facts["precision"]["kept_fp32"] == old.facts["precision"]["kept_fp32"]
+        assert json.loads(json.dumps(facts[key])) == old.record.to_dict()[key]
+    assert facts["precision"]["kept_fp32"] == old.record.to_dict()["precision"]["kept_fp32"]
     assert (facts["builder"]["name"], PLAN_FILE in facts["files"]) == (builder, builder != "onnxruntime")
     for name in (ONNX_FILE, REFERENCE_FILE):
         assert (tmp_path / "b.nrd" / name).read_bytes() == (source / name).read_bytes()
@@ -244,7 +244,7 @@ def test_bundle_is_rebuilt_from_what_it_holds(builder: str, tmp_path: Path) -> N
 def test_bundle_may_be_rebuilt_in_its_place(tmp_path: Path) -> None:
     target = Path(shutil.copytree(bundle("fp16"), tmp_path / "a.nrd"))
     build(target, target, force=True)
-    assert read_bundle(target).facts["command"].startswith("nrd-trt build a.nrd")
+    assert read_bundle(target).record.to_dict()["command"].startswith("nrd-trt build a.nrd")
     assert {name.split("/")[0] for name in listing(tmp_path)} == {"a.nrd"}
 
 
@@ -427,7 +427,7 @@ def test_force_on_a_folder_that_is_no_bundle_is_found_before_the_work(
 
 def test_bundle_that_fails_a_gate_is_kept_and_marked(tmp_path: Path) -> None:
     facts = build(onnx_file(), tmp_path / "a.nrd", precision="bf16", min_agreement=1.0)
-    opened = read_bundle(tmp_path / "a.nrd").facts
+    opened = read_bundle(tmp_path / "a.nrd").record.to_dict()
     for found in (facts, opened):
         assert found["passed"] is False
         assert found["validation"]["passed"] is False
@@ -524,7 +524,7 @@ def verdict(path: Path, **changes: Any) -> dict[str, Any]:
 
 def test_validation_of_the_stored_masks_repeats_the_builds() -> None:
     path = bundle("fp16")
-    got, built = verdict(path), read_bundle(path).facts["validation"]
+    got, built = verdict(path), read_bundle(path).record.to_dict()["validation"]
     assert (got["reference"], got["samples"], got["checkpoint_matches"]) == ("stored", "stored inputs", None)
     for key in ("pixel_agreement", "miou_between", "tie_share", "images", "arithmetic", "runner", "passed"):
         assert got[key] == built[key]

@@ -71,9 +71,9 @@ def test_plugin_where_it_fits(decode: str, version: str, tmp_path: Path, monkeyp
     assert line == (
         f"building the fp16 engine with tensorrt; decode as plugin: {library()}, version 0.1.0 for TensorRT 10.3.0"
     )
-    assert json.loads(json.dumps(facts)) == read_bundle(tmp_path / "a.nrd").facts
+    assert json.loads(json.dumps(facts)) == read_bundle(tmp_path / "a.nrd").record.to_dict()
     assert facts["decode"] == "plugin"
-    assert facts["plugin"] == read_plugin(library()).facts("uint8")
+    assert facts["plugin"] == read_plugin(library()).record("uint8")
     assert facts["plugin"]["sha256"] == sha256_file(library())
     assert [layer["kind"] for layer in facts["precision"]["layers"]].count("plugin_v3") == 1
     assert " --builder tensorrt --decode plugin " in facts["command"]

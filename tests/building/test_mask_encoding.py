@@ -17,7 +17,7 @@ from nrd_trt.errors import ConfigError
 from nrd_trt.inspection.inspect import inspect_path
 from nrd_trt.runtime import select
 from nrd_trt.runtime.select import make_runner
-from nrd_trt.validation.evaluate import EvaluateRequest, evaluate
+from nrd_trt.validation.evaluate import evaluate
 from nrd_trt.validation.validate import ValidateRequest, validate_bundle
 from tests.artefacts import SIZE_HW, build, checkpoint, workspace
 from tests.building.plugin_machine import hide_libraries, host, install
@@ -45,7 +45,7 @@ def packed() -> Path:
 
 
 def test_build_records_and_proves_it(packed: Path, plain: Path) -> None:
-    facts, usual = read_bundle(packed).facts, read_bundle(plain).facts
+    facts, usual = read_bundle(packed).record.to_dict(), read_bundle(plain).record.to_dict()
     assert (facts["model"]["mask_encoding"], usual["model"]["mask_encoding"]) == ("u8x4", "uint8")
     assert " --mask-encoding u8x4 " in facts["command"] and "--mask-encoding" not in usual["command"]
     assert facts["passed"] and facts["parity"]["agreement"] >= 0.9999
@@ -71,8 +71,7 @@ def test_verbs_give_the_figures_of_the_plain_bundle(packed: Path, plain: Path, t
     verdicts, figures = [], []
     for path in (packed, plain):
         verdicts.append(validate_bundle(ValidateRequest(bundle=path, threads=1, progress=False)).to_dict())
-        request = EvaluateRequest(target=path, data=data, runner="onnxruntime", threads=1, progress=False)
-        figures.append(evaluate(request).to_dict())
+        figures.append(evaluate(path, data, runner="onnxruntime", threads=1, progress=False).to_dict())
     assert verdicts[0] == verdicts[1] and verdicts[0]["passed"]
     assert figures[0] == figures[1] and figures[0]["miou"] is not None
     (row,) = benchmark_targets(BenchmarkRequest(targets=[packed], runner="onnxruntime", runs=2, warmup=1, threads=1))

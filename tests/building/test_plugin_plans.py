@@ -25,7 +25,7 @@ from nrd_trt.runtime import select
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.validation.evaluate import EvaluateRequest, evaluate
+from nrd_trt.validation.evaluate import evaluate
 from nrd_trt.validation.validate import ValidateRequest, validate_bundle
 from tests.artefacts import bundle, checkpoint, onnx_file
 from tests.building.plugin_machine import ORIN, build_with_plugin, hide_libraries, host
@@ -128,8 +128,7 @@ def use(verb: str, path: Path, folder: Path, plugin: Path | None) -> Any:
         return validate_bundle(ValidateRequest(bundle=path, runner="tensorrt", plugin=plugin, progress=False))
     if verb == "benchmark":
         return benchmark_targets(BenchmarkRequest(targets=[path], runner="tensorrt", plugin=plugin, runs=1, warmup=0))
-    request = EvaluateRequest(target=path, data=folder, runner="tensorrt", plugin=plugin, progress=False)
-    return evaluate(request)
+    return evaluate(path, folder, runner="tensorrt", plugin=plugin, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +175,7 @@ def test_library_is_not_ignored_in_silence(planned: Path, monkeypatch: pytest.Mo
 
 def test_library_for_a_checkpoint_is_refused(labelled: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--plugin: .* is a checkpoint, which needs none"):
-        evaluate(EvaluateRequest(target=checkpoint(), data=labelled, plugin=library()))
+        evaluate(checkpoint(), labelled, plugin=library())
     with pytest.raises(ConfigError, match=r"^--plugin .*: expected a bundle whose plan needs it, got none"):
         benchmark_targets(BenchmarkRequest(targets=[checkpoint()], plugin=library(), size_hw=(64, 96)))
 
@@ -198,7 +197,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_inspect_shows_the_facts_and_opens_the_plan(planned: Path, with_gpu: Any) -> None:
     found = inspect_path(planned, plugin=library())
-    assert found["plugin"] == read_bundle(planned).facts["plugin"]
+    assert found["plugin"] == read_bundle(planned).record.to_dict()["plugin"]
     assert found["plan"]["opened"] is True
     assert with_gpu.registry.loaded == [str(library())]
 

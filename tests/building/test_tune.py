@@ -66,8 +66,8 @@ def test_the_winner_holds_the_gates_and_its_bundle_passes_validation(tmp_path: P
     assert tuned.rungs[-1]["rejected"] == []
     assert len(tuned.sensitivity) == 4 and all(0 <= share < 0.1 for share in tuned.sensitivity.values())
     bundle = read_bundle(tmp_path / "tuned.nrd")
-    assert bundle.facts["precision"]["int8_layers"] == list(tuned.sensitivity)
-    assert "--calibration ranges.json" in bundle.facts["command"]
+    assert bundle.record.to_dict()["precision"]["int8_layers"] == list(tuned.sensitivity)
+    assert "--calibration ranges.json" in bundle.record.to_dict()["command"]
     assert validate_bundle(ValidateRequest(bundle=bundle.path, threads=1, progress=False)).passed
     record, picture = write_record(tuned, tmp_path / "tuned.nrd")
     assert json.loads(Path(record).read_text())["winner"] == "int8"
@@ -98,7 +98,7 @@ def test_a_gate_that_int8_misses_drops_the_most_sensitive_layers(
     ]
     assert tuned.winner not in (None, "int8")
     if tuned.winner and tuned.winner.startswith("int8 without"):
-        assert read_bundle(tmp_path / "second.nrd").facts["command"].count("--exclude") == int(tuned.winner.split()[2])
+        assert read_bundle(tmp_path / "second.nrd").record.command.count("--exclude") == int(tuned.winner.split()[2])
 
 
 @pytest.mark.parametrize("feeds", [None, lambda full: []], ids=["ranges", "images"])
@@ -113,7 +113,7 @@ def test_a_rung_that_is_not_faster_than_the_next_is_rejected(feeds: Feeds | None
     assert all("not faster than" in rung["rejected"][0] for rung in tuned.rungs[:-1])
     bundle = read_bundle(tmp_path / "tuned.nrd")
     assert bundle.graph.precision == "fp16"
-    assert ("--calibration some" in bundle.facts["command"]) == (feeds is not None), "ranges serve int8 only"
+    assert ("--calibration some" in bundle.record.to_dict()["command"]) == (feeds is not None), "ranges serve int8 only"
 
 
 def test_ladder_leaves_twice_as_many_of_the_worst_out_each_time() -> None:

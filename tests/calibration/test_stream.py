@@ -20,7 +20,7 @@ from nrd_trt.data.images import read_image
 from nrd_trt.data.preprocessing import fit_image
 from nrd_trt.errors import CalibrationError, ConfigError, MissingDependencyError, NrdTrtError, ShapeError, VideoError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.runtime.graph_io import MaskRunner
+from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputForm, InputShape, Range
 from tests.calibration.images import folder_of, picture, video_of
@@ -56,12 +56,11 @@ def test_stream_is_sized_repeatable_and_of_distinct_arrays(folder: Path) -> None
 def test_feeds_are_those_of_deployment(form: InputForm, folder: Path) -> None:
     model = small_export(form)
     facts = read_facts(model)
-    deployed = MaskRunner(OrtRunner(model), facts)
     for fit in ("resize", "pad", "letterbox"):
         stream = CalibrationStream(folder, facts, images=2, fit=fit)
         for name, feed in zip(stream.names, stream, strict=True):
             fitted = fit_image(read_image(folder / name), facts.shape, facts.info, fit)
-            expected = deployed.feed(fitted.image)
+            expected = image_feed(fitted.image, facts)
             assert feed.keys() == expected.keys()
             assert all((feed[key] == expected[key]).all() for key in expected)
             assert (feed.names, feed.contents_hw) == ((name,), (fitted.content_hw,))

@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import nrd_trt as package
+from nrd_trt import figures as gates
 from nrd_trt.building import build as build_module
 from nrd_trt.cli.main import VERBS, app
 from nrd_trt.data.classes import CAMVID_CLASSES
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.validation import gates
 from nrd_trt.validation import validate as validate_module
 from tests.artefacts import (
     SIZE,
@@ -263,7 +263,7 @@ def test_build_prints_the_bundles_facts(nrd_trt: Invoke, tmp_path: Path) -> None
     assert result.exit_code == 0, result.stderr
     found = one_object(result.stdout)
     assert found.pop("path") == str(target)
-    assert found == read_bundle(target).facts
+    assert found == read_bundle(target).record.to_dict()
     assert found["precision"]["asked"] == "fp16"  # the default
     assert found["builder"]["name"] == "onnxruntime"
     assert VALIDATION_KEYS <= found["validation"].keys()
@@ -286,7 +286,7 @@ def test_build_whose_gate_fails_keeps_the_bundle(nrd_trt: Invoke, tmp_path: Path
     assert result.exit_code == 1
     found = one_object(result.stdout)
     assert found["passed"] is False
-    assert read_bundle(target).facts["passed"] is False
+    assert read_bundle(target).record.to_dict()["passed"] is False
     assert "gate failed: pixel agreement" in result.stderr
     again = nrd_trt("validate", target, "--min-agreement", 1, "--json")
     assert again.exit_code == 1

@@ -11,7 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from nrd_trt.cli.common import in_flags, verb
+from nrd_trt.cli.common import verb
+from nrd_trt.cli.flags import flags_of, translated
 from nrd_trt.cli.groups import CheckpointFacts, flattened
 from nrd_trt.cli.main import VERBS
 from nrd_trt.cli.quantization import QuantizationOptions
@@ -95,4 +96,4 @@ def test_verbs_that_read_a_checkpoint_share_its_facts() -> None:
     ],
 )
 def test_messages_name_flags_where_the_library_names_parameters(verb: str, message: str, shown: str) -> None:
-    assert in_flags(message, flattened(VERBS[verb])) == shown
+    assert translated(message, flags_of(flattened(VERBS[verb]))) == shown

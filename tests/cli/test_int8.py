@@ -60,7 +60,7 @@ def test_ranges_measured_before_build_the_same_file(nrd_trt: Invoke, tmp_path: P
         assert result.exit_code == 0, result.stderr
     one, two = (read_bundle(tmp_path / f"{name}.nrd") for name in ("at_once", "in_two_steps"))
     assert one.onnx_path.read_bytes() == two.onnx_path.read_bytes()
-    assert one.facts["calibration_sha256"] == two.facts["calibration_sha256"]
+    assert one.record.to_dict()["calibration_sha256"] == two.record.to_dict()["calibration_sha256"]
 
 
 def test_ranges_of_another_model_are_refused(nrd_trt: Invoke, tmp_path: Path) -> None:
@@ -124,12 +124,12 @@ def test_the_recorded_command_builds_the_same_bundle(
     shutil.copy(onnx_file(), "m.onnx")
     options = ("--precision", precision, "--builder", "onnxruntime", "--calibration", data, "--seed", 3, *QUICK)
     assert nrd_trt("build", "m.onnx", "-o", "NAME.nrd", *options).exit_code == 0
-    facts = read_bundle(Path("NAME.nrd")).facts
+    facts = read_bundle(Path("NAME.nrd")).record.to_dict()
     assert f"--calibration {data.name} --images 3 --seed 3" in facts["command"]
     assert facts["calibration_sha256"] == CalibrationStream(data, read_facts(onnx.load("m.onnx"))).sha256
     again = shlex.split(facts["command"])
     assert nrd_trt(*again[1:], "--threads", 1).exit_code == 0
-    assert read_bundle(Path("NAME.nrd")).facts == facts
+    assert read_bundle(Path("NAME.nrd")).record.to_dict() == facts
 
 
 def test_an_int8_bundle_is_rebuilt_without_its_images(nrd_trt: Invoke, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_an_int8_bundle_is_rebuilt_without_its_images(nrd_trt: Invoke, tmp_path:
     result = nrd_trt("build", first, "-o", second, "--precision", "int8", *options[:-2])
     assert result.exit_code == 0, result.stderr
     one, two = read_bundle(first), read_bundle(second)
-    assert one.facts["calibration_sha256"] == two.facts["calibration_sha256"] is not None
+    assert one.record.to_dict()["calibration_sha256"] == two.record.to_dict()["calibration_sha256"] is not None
     assert one.onnx_path.read_bytes() == two.onnx_path.read_bytes()
 
 
@@ -166,4 +166,4 @@ def test_calibration_images_show_what_16_bits_would_lose(nrd_trt: Invoke, tmp_pa
     options = ("--precision", "fp16", "--builder", "onnxruntime", *QUICK)
     result = nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", "--calibration", "synthetic", *options)
     assert result.exit_code == 0, result.stderr
-    assert read_bundle(tmp_path / "a.nrd").facts["precision"]["kept_because"] == {}
+    assert read_bundle(tmp_path / "a.nrd").record.to_dict()["precision"]["kept_because"] == {}

@@ -114,7 +114,7 @@ def test_auto_says_that_the_plan_is_not_run(
 
 @needs_compiler
 def test_inspect_shows_the_library(nrd_trt: Invoke, planned: Path) -> None:
-    recorded = read_bundle(planned).facts["plugin"]
+    recorded = read_bundle(planned).record.to_dict()["plugin"]
     assert one_object(nrd_trt("inspect", planned, "--json").stdout)["plugin"] == recorded
     text = nrd_trt("inspect", planned).stdout
     for words in (f"{LIBRARY} 0.1.0, kernel revision 1", "for TensorRT 10.3.0, CUDA 12.6, sm_75", recorded["sha256"]):

@@ -42,7 +42,7 @@ def failed_bundle() -> Bundle:
     """One whose masks hold and whose parity does not."""
     built = read_bundle(bundle())
     parity: dict[str, Any] = {"max_abs": 1.0, "failures": ["pixel agreement 0.958740, at least 0.97 needed"]}
-    return replace(built, facts={**built.facts, "parity": parity, "passed": False})
+    return replace(built, facts={**built.record.to_dict(), "parity": parity, "passed": False})
 
 
 def test_a_short_run(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_short_run(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     assert found["files"][0] == str(tmp_path / "a.tune.json")
     record = json.loads((tmp_path / "a.tune.json").read_text())
     assert record == {key: value for key, value in found.items() if key not in ("path", "files")}
-    assert f"--calibration {data.name} --images 100" in read_bundle(target).facts["command"]
+    assert f"--calibration {data.name} --images 100" in read_bundle(target).record.to_dict()["command"]
 
 
 @pytest.mark.parametrize(("other", "same"), [("data", True), ("images", False), ("synthetic", False)])

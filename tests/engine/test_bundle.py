@@ -67,8 +67,8 @@ def path(tmp_path: Path) -> Path:
 def test_round_trip(path: Path) -> None:
     bundle = read_bundle(path)
     assert bundle.graph == GRAPH
-    assert {key: bundle.facts[key] for key in FACTS} == json.loads(json.dumps(FACTS))
-    assert bundle.facts["files"].keys() == FILES.keys()
+    assert {key: bundle.record.to_dict()[key] for key in FACTS} == json.loads(json.dumps(FACTS))
+    assert bundle.record.to_dict()["files"].keys() == FILES.keys()
     assert bundle.onnx_path.read_bytes() == FILES[ONNX_FILE]
     assert bundle.plan_path is not None
     assert bundle.plan_path.read_bytes() == FILES[PLAN_FILE]
@@ -87,7 +87,7 @@ def test_written_and_opened_bundles_are_equal(tmp_path: Path) -> None:
     opened = read_bundle(str(tmp_path / "city.nrd"))
     assert opened.graph == written.graph
     assert opened.path == written.path
-    assert opened.facts == json.loads(json.dumps(written.facts))
+    assert opened.record.to_dict() == json.loads(json.dumps(written.record.to_dict()))
 
 
 def test_bundle_without_a_plan(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_edited_facts_are_found(change: Callable[[str], str], path: Path) -> Non
 
 def test_edited_facts_with_a_right_hash_do_not_hide_a_changed_file(path: Path) -> None:
     rewrite_facts(path, passed=False)
-    assert read_bundle(path).facts["passed"] is False  # the hash does not sign; it finds damage
+    assert read_bundle(path).record.to_dict()["passed"] is False  # the hash does not sign; it finds damage
     for name in (ONNX_FILE, PLAN_FILE, REFERENCE_FILE):
         (path / name).write_bytes(FILES[name] + b"!")
         with pytest.raises(BundleError, match=name):
@@ -279,7 +279,7 @@ def test_force_replaces_the_whole_bundle(path: Path) -> None:
 def test_force_replaces_a_damaged_bundle(path: Path) -> None:
     (path / RECORD_FILE).write_text("{")
     write_bundle(path, FILES, FACTS, force=True)
-    assert set(read_bundle(path).facts["files"]) == set(FILES)
+    assert set(read_bundle(path).record.to_dict()["files"]) == set(FILES)
 
 
 def test_force_replaces_bundles_only(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from nrd_trt.engine import builder
-from nrd_trt.engine.builder import BuildOptions, Engine, build_engine, check_decode
+from nrd_trt.engine.builder import BuildOptions, BuiltEngine, build_engine, check_decode
 from nrd_trt.engine.compat import TensorRT
 from nrd_trt.engine.plugins import load_plugin, read_plugin
 from nrd_trt.errors import BuildError, ExportError, PluginError
@@ -50,12 +50,12 @@ def built_for(version: str) -> Path:
     return library(tensorrt="11.1.0" if version.startswith("11") else "10.3.0")
 
 
-def build(version: str, *, plugin: bool, output: str = "mask") -> Engine:
+def build(version: str, *, plugin: bool, output: str = "mask") -> BuiltEngine:
     chosen = read_plugin(built_for(version)) if plugin else None
     return build_engine(model(output), BuildOptions(flavour="tensorrt", plugin=chosen, progress=False))
 
 
-def plugin_layers(engine: Engine) -> list[str]:
+def plugin_layers(engine: BuiltEngine) -> list[str]:
     return [layer["name"] for layer in engine.layers if layer["kind"] == "plugin_v3"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nrd_trt.engine.plan_host import Host, check_host, host_mismatches
+from nrd_trt.engine.plan_host import PlanHost, check_host, host_mismatches
 from nrd_trt.errors import RunnerError
 
 BUILT: dict[str, Any] = {
@@ -62,11 +62,11 @@ VERSION = "TensorRT version: built for 10.13.2, this is 11.0.0"
     ],
 )
 def test_mismatches(built: dict[str, Any], here: dict[str, Any], expected: list[str]) -> None:
-    assert host_mismatches({**BUILT, **built}, Host(**{**HERE, **here})) == expected
+    assert host_mismatches({**BUILT, **built}, PlanHost(**{**HERE, **here})) == expected
 
 
 def test_error_names_every_difference_and_the_rebuild() -> None:
-    host = Host(
+    host = PlanHost(
         os="windows",
         machine="aarch64",
         builder="tensorrt-rtx",
@@ -84,4 +84,4 @@ def test_error_names_every_difference_and_the_rebuild() -> None:
 
 
 def test_a_fitting_host_is_no_error() -> None:
-    check_host(BUILT, Host(**HERE), plan="a", rebuild="b")
+    check_host(BUILT, PlanHost(**HERE), plan="a", rebuild="b")

@@ -144,13 +144,13 @@ def test_library_is_read() -> None:
     assert found.path == library()
     assert found.sha256 == sha256_file(library())
     assert json.loads(json.dumps(vars(found.info))) == INFO
-    assert found.facts("u8x4") == {
+    assert found.record("u8x4") == {
         "file": LIBRARY,
         "sha256": found.sha256,
         **{key: value for key, value in INFO.items() if key not in ("ops", "tensorrt_major")},
         "mask_encoding": "u8x4",
     }
-    assert str(library().parent) not in json.dumps(found.facts("uint8"))
+    assert str(library().parent) not in json.dumps(found.record("uint8"))
 
 
 @needs_compiler
@@ -268,10 +268,10 @@ def test_misfit_is_an_error_with_the_path() -> None:
 @needs_compiler
 def test_recorded_library_is_known_again(tmp_path: Path) -> None:
     found = read_plugin(library())
-    check_recorded(found, found.facts("uint8"), bundle="a.nrd", rebuild="rebuild it")
+    check_recorded(found, found.record("uint8"), bundle="a.nrd", rebuild="rebuild it")
     copy = tmp_path / "renamed.so"
     copy.write_bytes(library().read_bytes())
-    check_recorded(read_plugin(copy), found.facts("uint8"), bundle="a.nrd", rebuild="rebuild it")
+    check_recorded(read_plugin(copy), found.record("uint8"), bundle="a.nrd", rebuild="rebuild it")
 
 
 @needs_compiler
@@ -285,7 +285,7 @@ def test_recorded_library_is_known_again(tmp_path: Path) -> None:
     ],
 )
 def test_another_library_is_refused_with_what_differs(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    recorded = read_plugin(library()).facts("uint8")
+    recorded = read_plugin(library()).record("uint8")
     other = read_plugin(make_library(tmp_path / "o.so", source="int differs = 7;\n", **changes))
     with pytest.raises(PluginError) as caught:
         check_recorded(other, recorded, bundle="a.nrd", rebuild="rebuild it")

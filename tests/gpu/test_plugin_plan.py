@@ -61,7 +61,7 @@ def masks(path: Path, sizes: tuple[tuple[int, int], ...] = (SIZE_HW,)) -> list[n
 @pytest.mark.parametrize("encoding", ["uint8", "u8x4"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_build_passes_its_gates_on_the_plan_itself(precision: Precision, encoding: MaskEncoding) -> None:
-    facts = read_bundle(bundle("plugin", precision, encoding)).facts
+    facts = read_bundle(bundle("plugin", precision, encoding)).record.to_dict()
     assert facts["passed"] and facts["validation"]["plan_run"]
     assert (facts["decode"], facts["plugin"]["mask_encoding"]) == ("plugin", encoding)
 

@@ -121,7 +121,7 @@ def test_onnx_file_of_another_tool(tmp_path: Path) -> None:
 
 def test_bundle_without_a_plan() -> None:
     path = bundle("fp16")
-    found, facts = shown(path), read_bundle(path).facts
+    found, facts = shown(path), read_bundle(path).record.to_dict()
     assert (found["kind"], found["plan"], found["layers_from"]) == ("bundle", None, "onnx")
     assert found["bundle"]["files"] == facts["files"]
     assert found["bundle"]["sizes"] == {name: (path / name).stat().st_size for name in facts["files"]}
@@ -137,7 +137,7 @@ def test_bundle_without_a_plan() -> None:
 def test_bundle_with_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
     path = rtx_bundle()
-    found, facts = shown(path), read_bundle(path).facts
+    found, facts = shown(path), read_bundle(path).record.to_dict()
     assert found["layers"] == facts["precision"]["layers"]
     assert (found["layers_from"], found["types"]["half"]) == ("build", facts["precision"]["found"]["half"])
     plan = found["plan"]
@@ -157,7 +157,7 @@ def test_plan_inside_its_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     found = shown(path)
     assert (found["kind"], found["path"], found["sha256"]) == ("plan", str(path), sha256_file(path))
     assert found["bytes"] == path.stat().st_size
-    assert found["bundle"]["command"] == read_bundle(path.parent).facts["command"]
+    assert found["bundle"]["command"] == read_bundle(path.parent).record.to_dict()["command"]
 
 
 @needs_rtx
@@ -179,7 +179,7 @@ def test_tables_fit_100_columns(layers: bool) -> None:
     done = run_process("inspect", path, *(["--layers"] if layers else []), COLUMNS="200")
     assert (done.returncode, done.stderr) == (0, "")
     assert [line for line in done.stdout.splitlines()[1:] if len(line) > 100] == []
-    names = [layer["name"] for layer in read_bundle(path).facts["precision"]["layers"]]
+    names = [layer["name"] for layer in read_bundle(path).record.to_dict()["precision"]["layers"]]
     assert all(name in done.stdout for name in names) == layers
 
 

@@ -12,11 +12,12 @@ import torch
 from torch.nn import functional
 
 from nrd_trt.data.preprocessing import normalise
-from nrd_trt.errors import RunnerError, ShapeError
+from nrd_trt.errors import ShapeError
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.runtime.base import Arithmetic
-from nrd_trt.runtime.graph_io import MaskRunner, mask_of_logits
+from nrd_trt.runtime.engine import Engine
+from nrd_trt.runtime.graph_io import image_feed, mask_of_logits
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import DecodeSpec, InputForm, InputShape, Range, TensorSpec
 from tests.artefacts import SIZE_HW, both_outputs, trained_model
@@ -100,14 +101,14 @@ def test_mask_of_logits_at_its_edges_repeats_the_border() -> None:
 
 
 def test_uint8_feed_is_the_image() -> None:
-    feed = MaskRunner(Answering({}), facts()).feed(image())
+    feed = image_feed(image(), facts())
     assert feed.keys() == {"image"}
     assert feed["image"].dtype == np.uint8
     np.testing.assert_array_equal(feed["image"], image()[None])
 
 
 def test_float_feed_is_normalised() -> None:
-    feed = MaskRunner(Answering({}), facts("float")).feed(image())["image"]
+    feed = image_feed(image(), facts("float"))["image"]
     assert (feed.dtype, feed.shape) == (np.float32, (1, 3, 32, 64))
     np.testing.assert_array_equal(feed, normalise(image()[None], INFO))
     assert feed[0, 1, 5, 7] == pytest.approx((float(image()[5, 7, 1]) - 20) / 4)
@@ -115,7 +116,7 @@ def test_float_feed_is_normalised() -> None:
 
 @pytest.mark.parametrize("form", ["uint8", "float"])
 def test_smallest_batch_is_filled_with_the_image(form: InputForm) -> None:
-    feed = MaskRunner(Answering({}), facts(form, batch=3)).feed(image())["image"]
+    feed = image_feed(image(), facts(form, batch=3))["image"]
     assert len(feed) == 3
     for one in feed[1:]:
         np.testing.assert_array_equal(one, feed[0])
@@ -124,14 +125,14 @@ def test_smallest_batch_is_filled_with_the_image(form: InputForm) -> None:
 def test_mask_output_is_taken_before_logits() -> None:
     mask = np.random.default_rng(0).integers(0, 3, (2, 32, 64), dtype=np.uint8)
     runner = Answering({"mask": mask, "logits": np.full((2, 3, 8, 16), np.nan, np.float32)})
-    np.testing.assert_array_equal(MaskRunner(runner, facts(batch=2))(image()), mask[0])
+    np.testing.assert_array_equal(Engine(runner, facts(batch=2)).mask(image()), mask[0])
     assert len(runner.seen["image"]) == 2
 
 
 @pytest.mark.parametrize("upsample", [1, 2, 4, 8])
 def test_logits_are_enlarged_by_the_networks_factor(upsample: int) -> None:
     logits = np.random.default_rng(1).standard_normal((1, 3, 32 // upsample, 64 // upsample)).astype(np.float32)
-    got = MaskRunner(Answering({"logits": logits}), facts(upsample=upsample))(image())
+    got = Engine(Answering({"logits": logits}), facts(upsample=upsample)).mask(image())
     np.testing.assert_array_equal(got, mask_of_logits(logits[0], upsample))
     assert got.shape == (32, 64)
 
@@ -142,8 +143,8 @@ def test_mask_and_logits_of_the_trained_network_give_one_mask() -> None:
     masks = []
     for output in ("mask", "logits"):
         model = select_outputs(both_outputs(), output)
-        with OrtRunner(model, threads=1) as runner:
-            masks.append(MaskRunner(runner, replace(facts(), decode=trained_model().config.decode))(pixels))
+        with Engine(OrtRunner(model, threads=1), replace(facts(), decode=trained_model().config.decode)) as engine:
+            masks.append(engine.mask(pixels))
     network = trained_model()
     expected = network.predict(torch.from_numpy(normalise(pixels[None], network.info)))[0].numpy()
     for mask in masks:
@@ -152,10 +153,5 @@ def test_mask_and_logits_of_the_trained_network_give_one_mask() -> None:
 
 
 def test_image_of_another_size_is_refused() -> None:
-    with OrtRunner(both_outputs(), threads=1) as runner, pytest.raises(ShapeError, match="image"):
-        MaskRunner(runner, facts())(image())
-
-
-def test_runner_that_is_not_entered_is_refused() -> None:
-    with pytest.raises(RunnerError, match="not entered"):
-        MaskRunner(OrtRunner(both_outputs()), facts())(image())
+    with Engine(OrtRunner(both_outputs(), threads=1), facts()) as engine, pytest.raises(ShapeError, match="image"):
+        engine.mask(image())

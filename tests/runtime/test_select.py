@@ -34,7 +34,7 @@ def device(monkeypatch: pytest.MonkeyPatch, capability: str | None) -> None:
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle whose plan is for compute capability 8.6."""
     path = copy_of(bundle("fp16", "tensorrt-rtx"), tmp_path_factory.mktemp("select") / "planned.nrd")
-    rewrite_facts(path, builder={**read_bundle(path).facts["builder"], "compute_capabilities": ["8.6"]})
+    rewrite_facts(path, builder={**read_bundle(path).record.to_dict()["builder"], "compute_capabilities": ["8.6"]})
     return read_bundle(path)
 
 

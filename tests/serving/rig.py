@@ -120,7 +120,7 @@ class Rig:
         self.gate, self.meters = Gate(), Meters()
         self.hub = Hub(self.gate)
         opened = read_bundle(bundle())
-        fit = opened.facts["fit"]
+        fit = opened.record.to_dict()["fit"]
         self.segmenter = Segmenter(EngineThread(make_runner(opened, threads=1)), opened.graph, fit)
         self.uploads = Uploads(replace(Limits(), **limits))
         self._token, self._stack = token, ExitStack()

@@ -18,7 +18,7 @@ from nrd_trt.errors import CheckpointError, ConfigError, ShapeError
 from nrd_trt.model.checkpoint import load_model
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import CheckpointOptions
-from nrd_trt.validation.evaluate import EvaluateRequest, Evaluation, evaluate
+from nrd_trt.validation.evaluate import Evaluation, evaluate
 from tests.artefacts import SIZE_HW, bundle, checkpoint, trained_model
 
 SIZES_HW = [(50, 70), (64, 96), (131, 90)]  # none but the second is the network's
@@ -40,10 +40,8 @@ def scenes(sizes_hw: list[tuple[int, int]]) -> Pairs:
 
 
 def run(target: Path, data: Path, **changes: Any) -> Evaluation:
-    of_checkpoint = {} if target.suffix == ".nrd" else {"size_hw": SIZE_HW}
-    return evaluate(
-        EvaluateRequest(target=target, data=data, progress=False, threads=1, **{**of_checkpoint, **changes})
-    )
+    of_checkpoint = {} if target.suffix == ".nrd" else {"size": SIZE_HW}
+    return evaluate(target, data, progress=False, threads=1, **{**of_checkpoint, **changes})
 
 
 def predicted(model: Segmentor, image: np.ndarray, fit: str) -> np.ndarray:
@@ -197,13 +195,13 @@ def test_options_that_do_not_fit_the_target(tmp_path: Path) -> None:
             run(target, data, runner="tvm")
     with pytest.raises(ConfigError, match="a bundle holds no PyTorch model"):
         run(bundle(), data, runner="torch")
-    for changes in ({"size_hw": SIZE_HW}, {"checkpoint_options": CheckpointOptions(output_stride=32)}):
-        with pytest.raises(ConfigError, match="are for checkpoints"):
+    for changes in ({"size": SIZE_HW}, {"output_stride": 32}):
+        with pytest.raises(ConfigError, match="are fixed"):
             run(bundle(), data, **changes)
     with pytest.raises(ConfigError, match="output stride"):
-        run(checkpoint(), data, checkpoint_options=CheckpointOptions(output_stride=8))
+        run(checkpoint(), data, output_stride=8)
     with pytest.raises(ShapeError, match=r"^size=.*96x96"):
-        run(checkpoint(), data, size_hw=(100, 100))
+        run(checkpoint(), data, size=(100, 100))
     with pytest.raises(CheckpointError, match="absent"):
         run(tmp_path / "absent.pth", data)
 

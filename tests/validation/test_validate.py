@@ -158,9 +158,9 @@ def test_plans_are_built_again_and_compared() -> None:
     assert {file.name: file.read_bytes() for file in path.iterdir()} == kept
     assert stages == ["build 1 of 2 with tensorrt-rtx", "build 2 of 2 with tensorrt-rtx"]
     assert len(found.plans) == len(found.types_found) == 2
-    assert found.types_found[0] == opened.facts["precision"]["found"]
+    assert found.types_found[0] == opened.record.to_dict()["precision"]["found"]
     assert 1 <= found.distinct <= 2
-    assert found.same_as_bundle == found.plans.count(opened.facts["files"]["model.plan"])
+    assert found.same_as_bundle == found.plans.count(opened.record.to_dict()["files"]["model.plan"])
     if found.images == 0:
         assert found.agreement is None
         assert "this machine cannot run them" in found.note
@@ -171,7 +171,7 @@ def test_plans_are_built_again_and_compared() -> None:
 def test_the_recorded_settings_are_those_of_the_build(tmp_path: Path) -> None:
     path = copy_of(bundle(), tmp_path / "a.nrd")
     command = "nrd-trt build m.onnx -o NAME.nrd --workspace-mib 64 --optimization-level 2 --force"
-    built = {**read_bundle(path).facts["builder"], "name": "tensorrt-rtx", "compute_capabilities": ["8.6"]}
+    built = {**read_bundle(path).record.to_dict()["builder"], "name": "tensorrt-rtx", "compute_capabilities": ["8.6"]}
     rewrite_facts(path, command=command, builder={**built, "version_compatible": True})
     config = recorded_config(read_bundle(path))
     assert (config.workspace_mib, config.optimization_level, config.compute_capabilities) == (64, 2, ("8.6",))
