@@ -16,7 +16,7 @@ from nrd_trt.benchmarking.marks import device_marks
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.machine.clocks import DeviceMonitor, open_probe
 from nrd_trt.machine.gpu import kernel_driver
-from nrd_trt.machine.host import this_machine
+from nrd_trt.machine.host import Machine
 from nrd_trt.model import load_trained, require_torch
 from nrd_trt.specs import Precision
 from nrd_trt.zoo import checkpoint_path
@@ -95,7 +95,7 @@ class _Bench:
         log = self._monitor.finish() if self._monitor is not None else None
         return {
             "gpu": self._gpu,
-            "driver": kernel_driver(this_machine()),
+            "driver": kernel_driver(Machine()),
             "versions": {"nrd_trt": nrd_trt.__version__, "torch": self._gpu["torch"], "cuda": self._gpu["cuda"]},
             "command": self._request.command,
             "quick": self._request.quick,

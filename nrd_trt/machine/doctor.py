@@ -10,7 +10,7 @@ import nrd_trt
 from nrd_trt.machine import hardware_rows as hardware
 from nrd_trt.machine import package_rows as packages
 from nrd_trt.machine.findings import Ability, Inventory, Row, take_inventory
-from nrd_trt.machine.host import Machine, this_machine
+from nrd_trt.machine.host import Machine
 from nrd_trt.machine.software import Flavour
 
 _NO_TORCH = ("PyTorch is missing", "pip install 'nrd-trt[torch]'")
@@ -44,7 +44,7 @@ def doctor() -> DoctorReport:
     Commands such as ``nvidia-smi`` are asked, and heavy packages are imported in child processes, never in this one. It
     takes some seconds. What is missing is a finding, never an error.
     """
-    return examine(this_machine())
+    return examine(Machine())
 
 
 def examine(machine: Machine) -> DoctorReport:

@@ -187,7 +187,12 @@ def recorded(
         run=lambda command: _answer(known, command),
         version_of=installed.get,
         root=root,
+        environ={},
         folder=root,
+        checkout=None,
+        flavours=(),
+        architecture="x86_64",
+        cores=1,
         python=PYTHON,
     )
     return replace(machine, **{**source["changes"], **changes})
