@@ -19,7 +19,7 @@ from nrd_trt.decode.bench import Subject, random_inputs
 from nrd_trt.decode.cuda_op import VARIANTS, patch_decode, patch_decode_mask
 from nrd_trt.decode.extension import check_toolchain, load_extension
 from nrd_trt.errors import ConfigError, MissingDependencyError
-from nrd_trt.model.checkpoint import load_model
+from nrd_trt.model import load_model
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.specs import DecodeSpec
 from nrd_trt.zoo import checkpoint_path
