@@ -111,7 +111,7 @@ def _build(have: Inventory, flavour: Flavour) -> Ability:
     if flavour.builds:
         return Ability(name, True, f"{flavour.version} {f'on {gpus[0].name}' if gpus else 'without a GPU'}")
     if flavour.version is not None:
-        return Ability(name, False, flavour.why or "no builder can be made", "see its row above")
+        return Ability(name, False, flavour.why, "see its row above")
     absent = _absent(have, name, flavour)
     if flavour.name == "tensorrt" and not gpus:
         return Ability(name, False, "not installed, and no GPU", f"with a GPU: {absent.remedy}")

@@ -11,7 +11,7 @@ from nrd_trt.machine.host import Machine
 from nrd_trt.machine.jetson import GpuClock, gpu_clock, over_current_events, parse_tegrastats, read_tegrastats
 from tests.machine.recorded import DESKTOP, NO_GPU, QUERY, header, recorded
 
-OLD_QUERY = "nvidia-smi --query-gpu=name,memory.total,memory.free "
+OLD_QUERY = QUERY.removesuffix(",compute_cap")
 # One line each in the shape of its release: fields, brackets, letter case and units are those of the device.
 ORIN_NANO_JP6 = (
     "10-08-2026 04:35:02 RAM 6712/7620MB (lfb 12x4MB) SWAP 369/3810MB (cached 8MB) CPU [38%@1497,2%@729,off,off] "
