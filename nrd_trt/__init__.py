@@ -28,7 +28,9 @@ from nrd_trt.errors import (
 if TYPE_CHECKING:
     from nrd_trt.model import load_model
     from nrd_trt.runtime.engine import open_bundle
+    from nrd_trt.serving.serve import serve
     from nrd_trt.validation.evaluate import evaluate
+    from nrd_trt.video.segment_video import segment_video
 
 __version__ = "0.1.0"
 
@@ -50,12 +52,16 @@ __all__ = [
     "evaluate",
     "load_model",
     "open_bundle",
+    "segment_video",
+    "serve",
 ]
 
 _FUNCTIONS = {
     "evaluate": "nrd_trt.validation.evaluate",
     "load_model": "nrd_trt.model",
     "open_bundle": "nrd_trt.runtime.engine",
+    "segment_video": "nrd_trt.video.segment_video",
+    "serve": "nrd_trt.serving.serve",
 }
 
 

@@ -28,11 +28,8 @@ DecodeName = Literal["auto", "plugin", "onnx"]
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 RunnerName = Literal["auto", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 Quantizer = Literal["own", "modelopt"]
-
-Head = Literal["nrd", "nrd_no_aspp", "deeplabv3plus", "bilinear", "deeplabv3"]
-ControllerInit = Literal["released", "perceptron"]
-Device = Literal["auto", "cpu", "cuda"]
-Arithmetic = Literal["auto", "fp32", "bf16", "fp16"]
+View = Literal["overlay", "mask", "side"]
+PaletteName = Literal["model", "camvid", "cityscapes", "ade20k", "generated"]
 
 MASK_ENCODINGS = ("uint8", "u8x4")
 MaskEncoding = Literal["uint8", "u8x4"]

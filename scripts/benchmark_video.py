@@ -18,17 +18,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from nrd_trt.engine.bundle import read_bundle
-from nrd_trt.runtime.select import make_runner
-from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
-from nrd_trt.video.open_segmenter import open_segmenter
+from nrd_trt.runtime.engine import open_engine
+from nrd_trt.runtime.engine_thread import EngineThread
+from nrd_trt.video.frames import Ending, Frame, SegmentedFrame, Sink, Source, StreamInfo
 from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
-from nrd_trt.video.run import VideoRequest, run_video
-from nrd_trt.video.sinks.base import Ending, Sink
+from nrd_trt.video.segment_video import segment_video
 from nrd_trt.video.sinks.mp4 import Mp4Sink
-from nrd_trt.video.sources.base import Source
-from nrd_trt.video.sources.open import open_source
+from nrd_trt.video.sources.open_source import open_source
 
 _LOOK_EVERY = 250  # frames
 _KIB_PER_MIB = 1024
@@ -45,50 +42,44 @@ def main() -> None:
     parser.add_argument("--memory", type=int, metavar="FRAMES", help="watch memory over so many frames instead")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        request = VideoRequest(
-            source=args.clip,
-            sinks=(f"{folder}/overlay.mp4",),
-            bundle=args.bundle,
-            runner=args.runner,
-            threads=args.threads,
-            force=True,
-        )
+        target = Path(folder) / "overlay.mp4"
         if args.memory:
-            _watch_memory(request, args.memory)
+            _watch_memory(args, target)
         else:
-            _compare(request, args.rounds)
+            _compare(args, target)
 
 
-def _compare(request: VideoRequest, rounds: int) -> None:
+def _compare(args: argparse.Namespace, target: Path) -> None:
     rates: dict[str, list[float]] = {"bare": [], "null": [], "mp4": []}
-    for _ in range(rounds):
-        rates["bare"].append(_bare(request))
-        rates["null"].append(_whole(replace(request, sinks=("null",))))
-        rates["mp4"].append(_whole(request))
-    print(f"{request.bundle} on {request.source}: {rounds} rounds, medians (smallest-largest)")
+    for _ in range(args.rounds):
+        rates["bare"].append(_bare(args))
+        rates["null"].append(_whole(args, "null"))
+        rates["mp4"].append(_whole(args, target))
+    print(f"{args.bundle} on {args.clip}: {args.rounds} rounds, medians (smallest-largest)")
     for name, values in rates.items():
         shares = [value / bare for value, bare in zip(values, rates["bare"], strict=True)]
         print(f"  {name:<5}{_shown(values, 2)} frames/s, {_shown(shares, 3)} of bare inference in the same round")
 
 
-def _bare(request: VideoRequest) -> float:
+def _bare(args: argparse.Namespace) -> float:
     """Frames per second of the engine alone."""
-    segmenter = open_segmenter(request.bundle, runner=request.runner, threads=request.threads)
-    with open_source(request.source) as source:
-        feeds = [segmenter.prepare(frame.rgb).feed for frame in source]
-    with make_runner(read_bundle(request.bundle), request.runner, threads=request.threads) as runner:
-        runner.infer(feeds[0])
+    with open_engine(args.bundle, runner=args.runner, threads=args.threads) as engine:
+        with open_source(args.clip) as source:
+            feeds = [engine.feed(engine.fitted(frame.rgb).image) for frame in source]
+        engine.runner.infer(feeds[0])
         start = time.perf_counter()
         for feed in feeds:
-            runner.infer(feed)
+            engine.runner.infer(feed)
         return len(feeds) / (time.perf_counter() - start)
 
 
-def _whole(request: VideoRequest) -> float:
+def _whole(args: argparse.Namespace, sink: Path | str) -> float:
     """Frames per second from the first frame written to the last."""
-    rate = run_video(request).figures.fps
+    rate = segment_video(
+        args.clip, sink, args.bundle, runner=args.runner, threads=args.threads, force=True, progress=False
+    ).fps
     if rate is None:
-        raise SystemExit(f"{request.source}: expected more than one frame.")
+        raise SystemExit(f"{args.clip}: expected more than one frame.")
     return rate
 
 
@@ -97,7 +88,7 @@ def _shown(values: list[float], digits: int) -> str:
 
 
 class _Repeated:
-    """A clip played again and again, up to a number of frames; see `nrd_trt.video.sources.base.Source`."""
+    """A clip played again and again, up to a number of frames; see `nrd_trt.video.frames.Source`."""
 
     reconnects = 0
 
@@ -145,11 +136,12 @@ class _MemoryLog:
         """Nothing is open."""
 
 
-def _watch_memory(request: VideoRequest, frames: int) -> None:
-    source: Source = _Repeated(request.source, frames)
-    sinks: list[Sink] = [Mp4Sink(Path(request.sinks[0]), force=True, report=print), _MemoryLog()]
-    with open_segmenter(request.bundle, runner=request.runner, threads=request.threads) as segmenter:
-        Pipeline(source, segmenter, sinks, paint=Painter(segmenter.info, OverlayStyle(legend=True))).run()
+def _watch_memory(args: argparse.Namespace, target: Path) -> None:
+    source: Source = _Repeated(args.clip, args.memory)
+    sinks: list[Sink] = [Mp4Sink(target, force=True, report=print), _MemoryLog()]
+    engine = open_engine(args.bundle, runner=args.runner, threads=args.threads)
+    with EngineThread(engine) as thread:
+        Pipeline(source, thread, sinks, paint=Painter(engine.info, OverlayStyle(legend=True))).run()
 
 
 def _resident_mib() -> float:

@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from nrd_trt.runtime.engine import Engine
 from nrd_trt.specs import ModelInfo
 from nrd_trt.validation.validate import ValidateRequest, validate_bundle
 from nrd_trt.video.overlay import OverlayStyle
-from nrd_trt.video.run import VideoRequest, run_video
+from nrd_trt.video.segment_video import segment_video
 from nrd_trt.zoo import checkpoint_path
 
 FOLDER = Path("build/demo")
@@ -116,15 +115,11 @@ def write_clip(bundle: Path) -> dict[str, Any]:
     for index, scene in enumerate(street_clip(CLIP_SEED, SCENE_HW, frames=CLIP_FRAMES, fps=CLIP_FPS)):
         write_rgb(frames / "images" / f"{index:06}.png", scene.image)
         write_mask(frames / "labels" / f"{index:06}.png", scene.label, CAMVID_PALETTE)
-    request = VideoRequest(
-        source=str(frames),
-        sinks=(str(FOLDER / "overlay.mp4"),),
-        bundle=bundle,
-        rate=Fraction(CLIP_FPS),
-        labels=frames / "labels",
-        style=OverlayStyle(legend=True),
+    style = OverlayStyle(legend=True)
+    result = segment_video(
+        frames, FOLDER / "overlay.mp4", bundle, rate=CLIP_FPS, labels=frames / "labels", style=style, progress=False
     )
-    return run_video(request).to_dict()
+    return result.to_dict()
 
 
 def contact_sheet(predictor: Engine, pictures: Sequence[np.ndarray]) -> np.ndarray:

@@ -70,9 +70,8 @@ def build_command(
     from nrd_trt.engine.compat import stderr_message
 
     stages = common.Stages(quiet=quiet)
-    chosen_fit = common.fit_choice(fit)
     calibrator = quantization.calibrator_of(
-        calibration, options, precision=precision, fit=chosen_fit, threads=threads, progress=not quiet
+        calibration, options, precision=precision, fit=fit, threads=threads, progress=not quiet
     )
     request = BuildRequest(
         source=source,
@@ -89,7 +88,7 @@ def build_command(
         data=data,
         labels=labels,
         ignore_index=ignore_index,
-        fit=chosen_fit,
+        fit=fit,
         config=_config(workspace_mib, optimization_level, version_compatible, hardware_compatible, compute_capability),
         timing_cache=timing_cache,
         min_agreement=min_agreement,

@@ -48,7 +48,7 @@ def calibrate_command(
     model = _model(source, size, facts.options(), threads, stages)
     tensors = tensors_to_calibrate(model, recipe)
     stages(f"reading {data}")
-    stream = options.stream(data, read_facts(model), fit=common.fit_choice(fit), progress=not quiet)
+    stream = options.stream(data, read_facts(model), fit=fit, progress=not quiet)
     stages(f"calibrating {len(tensors)} tensors on {len(stream.names)} images, recipe {recipe.name}")
     memory_mb = options.memory_mb or DEFAULT_MEMORY_MB
     ranges = calibrate(model, stream, tensors, recipe, memory_mb=memory_mb, threads=threads, progress=not quiet)

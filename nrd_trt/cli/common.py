@@ -14,16 +14,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from nrd_trt.cli.flags import flags_of, translated
 from nrd_trt.errors import ConfigError, NrdTrtError
-from nrd_trt.specs import BuilderName, RunnerName
-
-if TYPE_CHECKING:
-    from nrd_trt.specs import Fit
+from nrd_trt.specs import BuilderName, Fit, RunnerName
 
 GATE_FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
 
@@ -147,9 +144,7 @@ Labels = Annotated[Path | None, typer.Option("--labels", metavar="DIR", help="In
 IgnoreIndex = Annotated[
     int | None, typer.Option("--ignore-index", min=0, max=255, help="Label value to ignore besides 255.")
 ]
-FitOption = Annotated[
-    str | None, typer.Option("--fit", metavar="resize|pad|letterbox", help="How images get the engine's size.")
-]
+FitOption = Annotated[Fit | None, typer.Option("--fit", help="How images are brought to the engine's size.")]
 Runner = Annotated[
     RunnerName, typer.Option("--runner", metavar="NAME", help="auto, torch, onnxruntime, tensorrt or tensorrt-rtx.")
 ]
@@ -174,11 +169,6 @@ MinAgreement = Annotated[
 MaxMiouDrop = Annotated[
     float | None, typer.Option("--max-miou-drop", metavar="0-1", help="Gate: loss of mIoU against labels.")
 ]
-
-
-def fit_choice(fit: str | None) -> Fit | None:
-    """Check ``--fit``."""
-    return choice("--fit", fit, ("resize", "pad", "letterbox"))  # type: ignore[no-any-return]
 
 
 def choice(flag: str, value: str | None, allowed: tuple[str, ...]) -> Any:

@@ -41,7 +41,7 @@ def evaluate_command(
         data,
         labels=labels,
         ignore_index=ignore_index,
-        fit=common.fit_choice(fit),
+        fit=fit,
         size=parse_size(size) if size else None,
         runner=runner,
         plugin=plugin,

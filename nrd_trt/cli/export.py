@@ -47,7 +47,7 @@ def export_command(
         form=form_request,
         checkpoint_options=options,
         data=data,
-        fit=common.fit_choice(fit),
+        fit=fit,
         threads=threads,
     )
     model = load_trained(checkpoint, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from typing import Annotated
 
@@ -41,8 +42,7 @@ def serve_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Show a camera, a stream or a clip with its masks on a web page, until Ctrl-C."""
-    from nrd_trt.serving.page_run import PageRequest
-    from nrd_trt.serving.serve import ServeRequest, serve_page
+    from nrd_trt.serving.serve import serve
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop lets go of camera and GPU too
 
@@ -53,21 +53,22 @@ def serve_command(
             common.note("the page asks for the token; /?token=… in the address answers it", quiet=quiet)
         common.note("Ctrl-C ends it", quiet=quiet)
 
-    request = ServeRequest(
-        source=source,
-        bundle=bundle,
-        page=PageRequest(
-            host=host, port=port, token=token, allowed_hosts=tuple(allow_host or ()), max_upload_mb=max_upload_mb
-        ),
+    serve(
+        source,
+        bundle,
+        host=host,
+        port=port,
+        token=token,
+        allow_host=allow_host or (),
+        max_upload_mb=max_upload_mb,
+        loop=loop,
+        smooth=smooth,
+        rate=rate_of(rate),
+        live=live,
+        fit=fit,
         runner=runner,
         plugin=plugin,
         threads=threads,
-        fit=common.fit_choice(fit),
-        rate=rate_of(rate),
-        live=live,
-        smooth=smooth,
-        loop=loop,
-        report=lambda line: common.note(line, quiet=quiet),
+        on_notice=functools.partial(common.note, quiet=quiet),
         on_ready=ready,
     )
-    serve_page(request)

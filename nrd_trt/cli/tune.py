@@ -42,10 +42,7 @@ def tune_command(
     from nrd_trt.engine.compat import stderr_message
 
     stages = common.Stages(quiet=quiet)
-    chosen_fit = common.fit_choice(fit)
-    calibrator = quantization.Calibrator(
-        calibration or str(data), ranges, fit=chosen_fit, threads=threads, progress=not quiet
-    )
+    calibrator = quantization.Calibrator(calibration or str(data), ranges, fit=fit, threads=threads, progress=not quiet)
     build = BuildRequest(
         source=checkpoint,
         output=output_path,
@@ -57,7 +54,7 @@ def tune_command(
         data=data,
         labels=labels,
         ignore_index=ignore_index,
-        fit=chosen_fit,
+        fit=fit,
         min_agreement=min_agreement,
         max_miou_drop=max_miou_drop,
         force=force,

@@ -51,7 +51,7 @@ def validate_command(
             data=data,
             labels=labels,
             ignore_index=ignore_index,
-            fit=common.fit_choice(fit),
+            fit=fit,
             min_agreement=min_agreement,
             max_miou_drop=max_miou_drop,
             localise=localise,

@@ -51,7 +51,7 @@ def find_split(data: Sequence[Path]) -> Split:
 def _layout(folder: Path) -> Callable[[Path], Split]:
     """Recognise the layout by the folders that only it has."""
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: expected a folder of labelled images, found none; check --data.")
+        raise ConfigError(f"{folder}: expected a folder of labelled images, found none; check the path.")
     layouts = {
         "leftImg8bit": _cityscapes,
         "annotations/training": _ade20k,
@@ -115,7 +115,7 @@ def _pascal_context(folder: Path) -> Split:
 def _complete(pairs: list[Pair], where: Path, what: str, hint: str) -> list[Pair]:
     """Return the pairs; raise `ConfigError` when there are none, or an image or a label does not exist."""
     if not pairs:
-        raise ConfigError(f"{where}: expected {what}, found none; check --data.")
+        raise ConfigError(f"{where}: expected {what}, found none; check the path.")
     missing = [path for pair in pairs for path in pair if not path.is_file()]
     if missing:
         raise ConfigError(f"{missing[0]}: expected a file, found none ({len(missing)} are missing); {hint}.")

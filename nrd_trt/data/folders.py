@@ -22,10 +22,10 @@ def list_images(data: Path) -> list[Path]:
     """
     folder = data / "images" if (data / "images").is_dir() else data
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: expected a folder of images, found none; check --data.")
+        raise ConfigError(f"{folder}: expected a folder of images, found none; check the path.")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise ConfigError(f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none; check --data.")
+        raise ConfigError(f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none; check the path.")
     return paths
 
 
@@ -51,7 +51,7 @@ def list_pairs(data: Path, labels: Path | None = None) -> list[tuple[Path, Path]
     images = list_images(data)
     folder = labels or default_labels(data)
     if folder is None or not folder.is_dir():
-        raise ConfigError(f"{folder or data / 'labels'}: expected a folder of label PNGs; give --labels.")
+        raise ConfigError(f"{folder or data / 'labels'}: expected a folder of label PNGs; give labels=DIR.")
     pairs = [(image, folder / f"{image.stem}.png") for image in images]
     missing = [label.name for _, label in pairs if not label.is_file()]
     if missing:
@@ -96,7 +96,7 @@ def read_label(
         raise ConfigError(
             f"{path}: expected class indices 0-{num_classes - 1} or ignored values (255"
             f"{'' if ignore_index is None else f', {ignore_index}'}), got {wrong.tolist()[:8]}; "
-            "name the ignored value with --ignore-index."
+            "name the ignored value with ignore_index=N."
         )
     return label
 

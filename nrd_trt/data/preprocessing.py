@@ -6,14 +6,15 @@ The exported graph's own preprocessing repeats `normalise` operation by operatio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from PIL import Image
 
-from nrd_trt.errors import ConfigError, ShapeError
+from nrd_trt.errors import ShapeError
 from nrd_trt.specs import STRIDE, Fit, InputShape, ModelInfo, format_size
 
-FITS: tuple[Fit, ...] = ("resize", "pad", "letterbox")
+FITS: tuple[Fit, ...] = get_args(Fit)
 
 
 def normalise(images: np.ndarray, info: ModelInfo) -> np.ndarray:
@@ -84,13 +85,6 @@ def fit_image(rgb: np.ndarray, shape: InputShape, info: ModelInfo, fit: Fit = "r
     return FittedImage(image=np.ascontiguousarray(content), content_hw=content_hw, original_hw=(height, width))
 
 
-def check_fit(fit: str) -> Fit:
-    """Return `fit` if it is a known way of fitting, else raise `ConfigError`."""
-    if fit not in FITS:
-        raise ConfigError(f"--fit {fit!r}: expected one of {', '.join(FITS)}.")
-    return fit
-
-
 def _engine_size(image_hw: tuple[int, int], shape: InputShape, fit: Fit) -> tuple[int, int]:
     """The size to run at: the only one, or the nearest multiple of 32 in range (never below the image for pad)."""
     sides = []
@@ -107,7 +101,7 @@ def _content_size(image_hw: tuple[int, int], engine_hw: tuple[int, int], fit: Fi
         if image_hw[0] > engine_hw[0] or image_hw[1] > engine_hw[1]:
             raise ShapeError(
                 f"image {format_size(image_hw)} is larger than the engine's {format_size(engine_hw)}; "
-                "use --fit letterbox or resize, or build a larger engine."
+                "use fit='letterbox' or fit='resize', or build a larger engine."
             )
         return image_hw
     scale = min(engine_hw[0] / image_hw[0], engine_hw[1] / image_hw[1])

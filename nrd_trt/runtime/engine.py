@@ -151,11 +151,11 @@ def open_bundle(
 
 
 def open_engine(
-    path: Path,
+    path: Path | str,
     *,
     runner: RunnerName = "auto",
     threads: int | None = None,
-    plugin: Path | None = None,
+    plugin: Path | str | None = None,
     fit: Fit | None = None,
     size_hw: tuple[int, int] | None = None,
     options: CheckpointOptions | None = None,
@@ -181,6 +181,7 @@ def open_engine(
         RunnerError: The runner asked for cannot run the bundle here.
     """
     check_choice("runner", runner, RunnerName)
+    path = Path(path)
     if is_bundle(path) or path.suffix == ".nrd":
         if size_hw is not None or options is not None:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""A runner on a thread of its own, for callers on any thread. NumPy only.
+"""An engine on a thread of its own, for callers on any thread, with runs that are begun and finished apart.
 
 CUDA contexts belong to threads and an execution context serves one run at a time, so a video and the uploads of a web
 page share an engine through one thread. On a runner that works on device memory, a run is begun while the one ahead of
@@ -19,7 +19,9 @@ from typing import Protocol
 import numpy as np
 
 from nrd_trt.errors import RunnerError
-from nrd_trt.runtime.base import DeviceRunner, Runner
+from nrd_trt.runtime.base import DeviceRunner
+from nrd_trt.runtime.engine import Engine
+from nrd_trt.runtime.graph_io import first_mask
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
 
 Outputs = dict[str, np.ndarray]
@@ -34,21 +36,27 @@ class Pending(Protocol):
 
 
 class EngineThread:
-    """Opens, runs and closes a runner on one thread.
+    """An engine whose runner is opened, run and closed on one thread; everything else may be called from any thread.
 
     Args:
-        runner: Not entered.
+        engine: Not entered; nobody else runs it meanwhile.
 
     Attributes:
-        runner: The same; its name and arithmetic are of interest.
+        engine: As given; what it says of itself, and `Engine.fitted` and `Engine.feed`, need no thread.
     """
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self._runner = engine, engine.runner
         self._lock = Lock()  # so that the last job of the thread is to leave the runner
         self._pool: ThreadPoolExecutor | None = None
         self._in_order: _InOrder | None = None
         self._release = ExitStack()
+
+    def predict(self, rgb: np.ndarray) -> np.ndarray:
+        """Segment one image ``(H, W, 3) uint8 RGB`` of any size; see `Engine.predict`."""
+        fitted = self.engine.fitted(rgb)
+        outputs = self.begin(self.engine.feed(fitted.image)).result()
+        return fitted.restore(first_mask(outputs, self.engine.graph))
 
     def begin(self, feed: Mapping[str, np.ndarray]) -> Pending:
         """Queue one run; its result, or its error, is that of what is returned.
@@ -58,16 +66,16 @@ class EngineThread:
         """
         with self._lock:
             if self._pool is None:
-                raise RunnerError(f"{self.runner.name}: not entered; use it inside a `with` block.")
+                raise RunnerError(f"{self._runner.name}: not entered; use it inside a `with` block.")
             if self._in_order is None:
-                return self._pool.submit(self.runner.infer, feed)
+                return self._pool.submit(self._runner.infer, feed)
             outcome: Future[Outputs] = Future()
             self._pool.submit(self._in_order.begin, feed, outcome)
             return _Overlapped(outcome, partial(self._finish, self._in_order, outcome))
 
     def __enter__(self) -> EngineThread:
         if self._pool is not None:
-            raise RunnerError(f"{self.runner.name}: already entered; leave it first or make a second one.")
+            raise RunnerError(f"{self._runner.name}: already entered; leave it first or make a second one.")
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nrd-engine")
         try:
             pool.submit(self._open).result()
@@ -91,9 +99,9 @@ class EngineThread:
     def _open(self) -> None:
         self._in_order = None
         with ExitStack() as stack:
-            stack.enter_context(self.runner)
-            if isinstance(self.runner, DeviceRunner):
-                self._in_order = _InOrder(stack.enter_context(OverlappedRunner(self.runner)))
+            stack.enter_context(self._runner)
+            if isinstance(self._runner, DeviceRunner):
+                self._in_order = _InOrder(stack.enter_context(OverlappedRunner(self._runner)))
                 stack.callback(self._in_order.finish_all)
             self._release = stack.pop_all()
 

@@ -46,10 +46,10 @@ class Access:
     """The rules of one server.
 
     Attributes:
-        host: That it is bound to.
-        port: That it is bound to.
-        token: Whoever asks must know it, or None where only this machine can reach the server.
-        allowed_hosts: Further names under which browsers may reach it.
+        host: Address that the server is bound to.
+        port: Port that the server is bound to.
+        token: Text that whoever asks must know, or None where only this machine can reach the server.
+        allow_host: Further names under which browsers may reach the server.
 
     Raises:
         ConfigError: Others can reach the server and there is no token, or the token can be guessed or not be sent.
@@ -58,19 +58,19 @@ class Access:
     host: str
     port: int
     token: str | None = None
-    allowed_hosts: tuple[str, ...] = ()
+    allow_host: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.token is None and not is_loopback(self.host):
             raise ConfigError(
-                f"--host {self.host}: expected --token where other machines can reach the server, got none; give "
-                "--token auto, or stay on 127.0.0.1."
+                f"host={self.host!r}: expected a token where other machines can reach the server, got none; give "
+                "token='auto', or stay on 127.0.0.1."
             )
         plain = self.token is None or (self.token.isascii() and self.token.isprintable() and " " not in self.token)
         if self.token is not None and (len(self.token) < _TOKEN_LENGTH or not plain):
             raise ConfigError(
-                f"--token: expected at least {_TOKEN_LENGTH} printable ASCII characters without spaces, got "
-                f"{len(self.token)}; --token auto makes one."
+                f"token=: expected at least {_TOKEN_LENGTH} printable ASCII characters without spaces, got "
+                f"{len(self.token)}; token='auto' makes one."
             )
 
     def at(self, port: int) -> Access:
@@ -79,7 +79,7 @@ class Access:
 
     @property
     def url(self) -> str:
-        """Where people find the page."""
+        """Address of the page."""
         any_address = _address(self.host) is not None and ipaddress.ip_address(self.host).is_unspecified
         name = socket.gethostname() if any_address else self.host
         return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
@@ -109,7 +109,7 @@ class Access:
     def knows_host(self, name: str) -> bool:
         """Whether a request may have come by this host name; an address cannot be pointed elsewhere."""
         name = name.lower().rstrip(".")
-        if name == "localhost" or name in {host.lower() for host in (self.host, *self.allowed_hosts)}:
+        if name == "localhost" or name in {host.lower() for host in (self.host, *self.allow_host)}:
             return True
         if is_loopback(self.host):
             return is_loopback(name)
@@ -144,14 +144,14 @@ class Guard:
     def _refusal(self, request: Request, shows_token: bool) -> Refusal | None:
         name = _host_name(request.headers.get("host", ""))
         if not self._access.knows_host(name):
-            message = f"host {name!r}: expected the name that the server was started with; start it with --allow-host."
+            message = f"host {name!r}: expected a name of the server; add it to allow_host."
             return Refusal(403, "UnknownHost", message)
         if _is_foreign(request) and not shows_token:
             return Refusal(403, "ForeignOrigin", "origin: expected a page of this server, got another site's; open it.")
         path = request.url.path
         if path in _OPEN_PATHS or path.startswith(_ASSETS) or self._access.admits(request):
             return None
-        message = "token: expected the one of --token as bearer or cookie, got none or another; open /?token=…."
+        message = "token: expected that of the server as bearer or cookie, got none or another; open /?token=…."
         return Refusal(401, "Unauthorised", message, {"WWW-Authenticate": "Bearer"})
 
     def _login(self, request: Request, shows_token: bool) -> Response | None:
@@ -191,12 +191,9 @@ def _is_foreign(request: Request) -> bool:
     if origin is not None and origin.partition("://")[2].lower() != request.headers.get("host", "").lower():
         return True
     site = request.headers.get("sec-fetch-site", "none")
-    return site not in ("none", "same-origin") and not _opens_page(request)
-
-
-def _opens_page(request: Request) -> bool:
-    mode = request.headers.get("sec-fetch-mode")
-    return request.method == "GET" and mode == "navigate" and request.headers.get("sec-fetch-dest") == "document"
+    mode, target = request.headers.get("sec-fetch-mode"), request.headers.get("sec-fetch-dest")
+    opens_page = request.method == "GET" and (mode, target) == ("navigate", "document")
+    return site not in ("none", "same-origin") and not opens_page
 
 
 def _with_headers(send: Send, *, embeddable: bool) -> Send:

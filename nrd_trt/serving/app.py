@@ -37,7 +37,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(watching.router, tags=["watch"])
     app.include_router(segmenting.router, tags=["segment"])
     _add_pages(app)
-    _add_figures(app, service)
+    _add_operation(app, service)
     answer_problems(app)
     app.add_middleware(Guard, access=service.access)
     return app
@@ -63,9 +63,8 @@ def _add_pages(app: FastAPI) -> None:
         return Response(assets[name], media_type=_TYPES["." + name.rpartition(".")[2]])
 
 
-def _add_figures(app: FastAPI, service: Service) -> None:
-    names = service.segmenter.info.class_names
-    registry = make_registry(service.hub, service.meters, service.device, names)
+def _add_operation(app: FastAPI, service: Service) -> None:
+    registry = make_registry(service)
 
     @app.get("/metrics", response_class=Response, tags=["operate"])
     async def metrics() -> Response:
@@ -75,15 +74,10 @@ def _add_figures(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", tags=["operate"])
     async def health() -> JSONResponse:
         """Whether frames flow: 200, or 503 with the reason."""
-        reason = _illness(service)
+        state, _ = service.hub.state
+        reason = None  # nothing private, as everybody may ask
+        if state in ("ended", "failed"):
+            reason = f"the run has {state}"
+        elif state != "paused" and service.hub.silent_s > _SILENT_S:
+            reason = f"no frame for {service.hub.silent_s:.0f} s"
         return JSONResponse({"healthy": reason is None, "reason": reason}, 200 if reason is None else 503)
-
-
-def _illness(service: Service) -> str | None:
-    """Why the run is not well; nothing private, as everybody may ask."""
-    state, _ = service.hub.state
-    if state in ("ended", "failed"):
-        return f"the run has {state}"
-    if state != "paused" and service.hub.silent_s > _SILENT_S:
-        return f"no frame for {service.hub.silent_s:.0f} s"
-    return None

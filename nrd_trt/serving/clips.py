@@ -14,11 +14,13 @@ import numpy as np
 
 from nrd_trt.data.overlay import Palette
 from nrd_trt.data.videos import Picture, VideoReader
+from nrd_trt.progress import silent
 from nrd_trt.serving.pictures import Look, compose
 from nrd_trt.serving.problems import Refusal
 from nrd_trt.serving.uploads import Job, Limits
-from nrd_trt.video.sinks.encoder import Mp4Encoder
+from nrd_trt.video.sinks.mp4 import Mp4Encoder
 
+ClipKind = Literal["mp4", "matroska"]
 Segment = Callable[[np.ndarray], np.ndarray]
 
 _DEMUXERS = {"mp4": "mov", "matroska": "matroska"}
@@ -31,7 +33,7 @@ _OPTIONS = {
 
 def overlay_clip(
     body: bytes,
-    kind: Literal["mp4", "matroska"],
+    kind: ClipKind,
     segment: Segment,
     palette: Palette,
     look: Look,
@@ -44,9 +46,9 @@ def overlay_clip(
         body: The file.
         kind: What it is by its first bytes.
         segment: From image to mask.
-        palette: Of the classes.
+        palette: One RGB triple per class.
         look: What is drawn.
-        limits: Of the clip.
+        limits: Size, length and number of frames that are taken.
         job: Told of every frame, and asked whether to go on.
 
     Returns:
@@ -57,10 +59,13 @@ def overlay_clip(
         Refusal: It is too long, took too long, or nobody waits for it.
     """
     target = io.BytesIO()
-    with closing(_open(body, kind, limits)) as reader:
+    opened = VideoReader(
+        io.BytesIO(body), name="clip", container=_DEMUXERS[kind], options=_OPTIONS, most_pixels=limits.clip_pixels
+    )
+    with closing(opened) as reader:
         job.total = reader.facts.frames
         facts = reader.facts
-        encoder = Mp4Encoder(target, time_base=facts.time_base, rate=facts.rate, live=False, report=lambda line: None)
+        encoder = Mp4Encoder(target, time_base=facts.time_base, rate=facts.rate, live=False, report=silent)
         try:
             for picture in _pictures(reader, limits):
                 job.check()
@@ -71,12 +76,6 @@ def overlay_clip(
         finally:
             encoder.close()
     return target.getvalue()
-
-
-def _open(body: bytes, kind: str, limits: Limits) -> VideoReader:
-    return VideoReader(
-        io.BytesIO(body), name="clip", container=_DEMUXERS[kind], options=_OPTIONS, most_pixels=limits.clip_pixels
-    )
 
 
 def _pictures(reader: VideoReader, limits: Limits) -> Iterator[Picture]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from nrd_trt.video.frames import SegmentedFrame, StreamInfo
-from nrd_trt.video.gate import Gate
-from nrd_trt.video.sinks.base import Ending
+from nrd_trt.video.frames import Ending, SegmentedFrame, StreamInfo
+from nrd_trt.video.pause import PauseSwitch
 
 State = Literal["starting", "running", "paused", "lost", "ended", "failed"]
 
@@ -28,7 +27,7 @@ class Shown:
 
     Attributes:
         number: From 1, without gaps.
-        frame: As the pipeline wrote it.
+        frame: The frame as the pipeline wrote it.
     """
 
     number: int
@@ -42,25 +41,25 @@ class Hub:
     nothing is encoded while nobody looks, and nothing twice.
 
     Args:
-        gate: Of the run.
+        pause: The switch that pauses the run.
 
     Attributes:
         info: What the source is, once it is open.
         newest: The last frame, or None before the first.
-        latency_sum_s: Over all frames.
+        latency_sum_s: Sum of the latencies of all frames.
         started: Set once the source is open, or the run has failed.
         closing: Whether the server shuts down, so that endless answers end.
     """
 
     shows_picture = False
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, pause: PauseSwitch) -> None:
         self.info: StreamInfo | None = None
         self.newest: Shown | None = None
         self.latency_sum_s = 0.0
         self.started = threading.Event()
         self.closing = False
-        self._gate = gate
+        self._pause = pause
         self._lock, self._making = threading.Lock(), threading.Lock()
         self._waiting: set[Callable[[], Any]] = set()
         self._made: tuple[int, dict[Hashable, Any]] = (0, {})
@@ -82,8 +81,8 @@ class Hub:
         with self._lock:
             number = self.newest.number + 1 if self.newest else 1
             self.newest = Shown(number=number, frame=frame)
-            self.latency_sum_s += frame.latency_s
             self._last_sign = time.monotonic()
+            self.latency_sum_s += self._last_sign - frame.arrived_s
             if self._last_sign - self._noticed_at > _SILENT_S:  # frames on their way may still come after a loss
                 self._notice = None
         self.wake()
@@ -128,7 +127,7 @@ class Hub:
         """How the run stands, and a sentence about it where there is one."""
         if self._over is not None:
             return self._over
-        if self._gate.paused:
+        if self._pause.paused:
             return "paused", None
         if self.newest is None:
             return "starting", self._notice

@@ -8,9 +8,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from nrd_trt.serving.device import DeviceWatch
-from nrd_trt.serving.hub import Hub
-from nrd_trt.video.meters import Meters, Snapshot
+from nrd_trt.serving.service import Service
+from nrd_trt.video.stats import RunStats
 
 _QUANTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
 _DEVICE = {
@@ -21,48 +20,44 @@ _DEVICE = {
 }
 
 
-def make_registry(hub: Hub, meters: Meters, device: DeviceWatch, class_names: tuple[str, ...]) -> CollectorRegistry:
+def make_registry(service: Service) -> CollectorRegistry:
     """Return a registry of its own, which holds the figures of one run and nothing of the process."""
     registry = CollectorRegistry()
-    registry.register(_Figures(hub, meters, device, class_names))
+    registry.register(_RunCollector(service))
     return registry
 
 
-class _Figures(Collector):
-    def __init__(self, hub: Hub, meters: Meters, device: DeviceWatch, class_names: tuple[str, ...]) -> None:
-        self._hub, self._meters, self._device, self._class_names = hub, meters, device, class_names
+class _RunCollector(Collector):
+    def __init__(self, service: Service) -> None:
+        self._service, self._hub = service, service.hub
 
     def collect(self) -> Iterable[Metric]:
-        snapshot = self._meters.snapshot()
-        yield _counter("frames", "Frames that were segmented.", snapshot.frames)
-        yield _counter("dropped_frames", "Frames of a live source that came too late.", snapshot.dropped)
-        yield _counter("reconnects", "How often a live source was opened again.", snapshot.reconnects)
-        yield _gauge("fps", "Frames per second, over the last frames.", snapshot.fps or 0.0)
+        stats, newest = self._service.stats.snapshot(), self._hub.newest
+        yield _counter("frames", "Frames that were segmented.", stats.frames)
+        yield _counter("dropped_frames", "Frames of a live source that came too late.", stats.dropped)
+        yield _counter("reconnects", "How often a live source was opened again.", stats.reconnects)
+        yield _gauge("fps", "Frames per second, over the last frames.", stats.fps or 0.0)
         yield _gauge("viewers", "Browsers and players that watch.", self._hub.viewers)
         yield _gauge("up", "1 while the run goes on, 0 once it has ended or failed.", float(not self._hub.over))
-        yield self._latency(snapshot)
-        seconds = {stage: ms / 1000 for stage, ms in snapshot.split_ms.items()}
+        yield self._latency(stats)
+        seconds = {stage: ms / 1000 for stage, ms in stats.split_ms.items()}
         yield _gauges("stage_seconds", "Mean time of a frame in each stage, over the last frames.", "stage", seconds)
-        yield from self._shares()
-        for name, value in (self._device.figures() or {}).items():
+        if newest is not None:
+            shares = {name: float(newest.frame.shares[i]) for i, name in enumerate(self._service.info.class_names)}
+            yield _gauges("class_share", "Share of the newest mask's pixels.", "name", shares)
+        for name, value in (self._service.device.figures() or {}).items():
             yield _gauge(*_DEVICE[name], value)
 
-    def _latency(self, snapshot: Snapshot) -> Metric:
+    def _latency(self, stats: RunStats) -> Metric:
         """A summary: the quantiles are those of the last frames, as clients of Prometheus do it."""
         metric = Metric("nrd_trt_latency_seconds", "From the arrival of a frame to the viewers.", "summary")
         for name, quantile in _QUANTILES.items():
-            if snapshot.latency_ms is not None:
-                metric.add_sample(metric.name, {"quantile": quantile}, snapshot.latency_ms[name] / 1000)
+            if stats.latency_ms is not None:
+                metric.add_sample(metric.name, {"quantile": quantile}, stats.latency_ms[name] / 1000)
         newest = self._hub.newest
         metric.add_sample(f"{metric.name}_count", {}, newest.number if newest else 0)
         metric.add_sample(f"{metric.name}_sum", {}, self._hub.latency_sum_s)
         return metric
-
-    def _shares(self) -> Iterable[Metric]:
-        newest = self._hub.newest
-        if newest is not None:
-            shares = {name: float(newest.frame.shares[index]) for index, name in enumerate(self._class_names)}
-            yield _gauges("class_share", "Share of the newest mask's pixels.", "name", shares)
 
 
 def _counter(name: str, text: str, value: float) -> Metric:

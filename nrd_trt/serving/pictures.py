@@ -26,7 +26,7 @@ class Look:
 
     Attributes:
         view: ``"side"`` is the image with the overlay on its right.
-        opacity: Of the mask in overlays, 0-1.
+        opacity: Opacity of the mask in overlays, 0-1.
         classes: Indices that are shown; None shows all.
     """
 
@@ -91,7 +91,7 @@ class Layers:
     """An image and its mask for a viewer that composes them itself.
 
     Attributes:
-        size_hw: Of both.
+        size_hw: Size of both.
         image: JPEG.
         mask: Class indices row by row, zlib-compressed: as small as a PNG and read without one's colour management.
     """

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import TracebackType
 
-from nrd_trt.video.frames import Frame, StreamInfo
-from nrd_trt.video.sources.base import Source
+from nrd_trt.video.frames import Frame, Source, StreamInfo
 
 
 class Playback:
@@ -45,17 +44,22 @@ class Playback:
             return
         index, before, following = 0, None, 0
         while True:
-            shift: int | None = None
+            info, shift = self._playing.info, None
+            usual = max(1, round(1 / (info.rate or 25) / info.time_base))
             for frame in self._playing:
                 if shift is None:
                     shift = following - frame.pts if index else 0
                 pts = frame.pts + shift
-                self._wait(0 if before is None else pts - before)
+                self._wait(0.0 if before is None else float((pts - before) * info.time_base))
                 yield replace(frame, index=index, pts=pts)
-                index, before, following = index + 1, pts, pts + (frame.duration or self._usual_step())
+                index, before, following = index + 1, pts, pts + (frame.duration or usual)
             if shift is None or not self._loop or self._stopped.is_set():
                 return
-            self._reopen()
+            self._playing.__exit__(None, None, None)
+            self._playing = self._open_source()
+            self._playing.__enter__()
+            if self._stopped.is_set():  # asked to stop in between
+                self._playing.stop()
 
     def stop(self) -> None:
         """End the iterator soon, also where it waits for its pace."""
@@ -71,19 +75,8 @@ class Playback:
     ) -> None:
         self._playing.__exit__(kind, error, trace)
 
-    def _wait(self, ticks: int) -> None:
+    def _wait(self, gap_s: float) -> None:
         """Wait until the next frame is due; what was late by more than a frame stays late."""
-        gap_s, now = float(ticks * self._playing.info.time_base), time.monotonic()
+        now = time.monotonic()
         self._due = max(self._due + gap_s, now - gap_s)
         self._stopped.wait(max(0.0, self._due - now))
-
-    def _usual_step(self) -> int:
-        info = self._playing.info
-        return max(1, round(1 / (info.rate or 25) / info.time_base))
-
-    def _reopen(self) -> None:
-        self._playing.__exit__(None, None, None)
-        self._playing = self._open_source()
-        self._playing.__enter__()
-        if self._stopped.is_set():  # asked to stop in between
-            self._playing.stop()

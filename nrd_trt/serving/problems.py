@@ -16,10 +16,10 @@ class Refusal(NrdTrtError):
     """A request is not served.
 
     Args:
-        status: Of HTTP.
-        kind: For programs, e.g. ``"TooLarge"``.
-        message: For people, in three parts.
-        headers: Of the answer.
+        status: HTTP status code.
+        kind: Name of the problem for programs, e.g. ``"TooLarge"``.
+        message: Sentence for the user, in three parts.
+        headers: Further headers of the answer.
     """
 
     def __init__(self, status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> None:

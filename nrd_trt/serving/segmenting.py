@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import time
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from nrd_trt.serving.clips import overlay_clip
+from nrd_trt.serving.clips import ClipKind, overlay_clip
 from nrd_trt.serving.pictures import Look, compose, encode_layers, mask_png, pack, png
 from nrd_trt.serving.service import Looked, Served, Service
 from nrd_trt.serving.uploads import Job, kind_of, read_body, read_upload
@@ -60,37 +58,23 @@ async def segment(
         return await service.uploads.work(request, Job(name=name), make)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Segmented:
-    rgb: np.ndarray
-    mask: np.ndarray
-    facts: dict[str, Any]
-
-
 def _image(service: Service, body: bytes, result: Result, look: Look, job: Job) -> Response:
     job.total = 1
-    done = _segmented(service, read_upload(body, service.uploads.limits.image_pixels))
-    palette = service.segmenter.info.palette
-    if result == "mask":
-        return Response(mask_png(done.mask, palette), media_type="image/png")
-    if result == "overlay":
-        return Response(png(compose(done.rgb, done.mask, palette, look)), media_type="image/png")
-    if result == "layers":
-        layers = encode_layers(done.rgb, done.mask, _LONGEST)
-        return Response(pack(done.facts, layers), media_type="application/octet-stream")
-    mask = base64.b64encode(mask_png(done.mask, palette)).decode()
-    return JSONResponse({**done.facts, "classes": service.segmenter.info.class_names, "mask": mask})
-
-
-def _segmented(service: Service, rgb: np.ndarray) -> _Segmented:
+    rgb, palette = read_upload(body, service.uploads.limits.image_pixels), service.info.palette
     start = time.perf_counter()
-    mask = service.segmenter.segment(rgb)
+    mask = service.engine.predict(rgb)
     latency_ms = (time.perf_counter() - start) * 1000
+    if result == "mask":
+        return Response(mask_png(mask, palette), media_type="image/png")
+    if result == "overlay":
+        return Response(png(compose(rgb, mask, palette, look)), media_type="image/png")
     facts = {"size_hw": mask.shape, "latency_ms": latency_ms, "shares": service.shares(class_shares(mask))}
-    return _Segmented(rgb=rgb, mask=mask, facts=facts)
+    if result == "layers":
+        return Response(pack(facts, encode_layers(rgb, mask, _LONGEST)), media_type="application/octet-stream")
+    encoded = base64.b64encode(mask_png(mask, palette)).decode()
+    return JSONResponse({**facts, "classes": service.info.class_names, "mask": encoded})
 
 
-def _clip(service: Service, body: bytes, kind: Literal["mp4", "matroska"], look: Look, job: Job) -> Response:
-    segmenter, limits = service.segmenter, service.uploads.limits
-    data = overlay_clip(body, kind, segmenter.segment, segmenter.info.palette, look, limits, job)
+def _clip(service: Service, body: bytes, kind: ClipKind, look: Look, job: Job) -> Response:
+    data = overlay_clip(body, kind, service.engine.predict, service.info.palette, look, service.uploads.limits, job)
     return Response(data, media_type="video/mp4")

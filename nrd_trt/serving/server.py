@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -31,7 +27,7 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as exc:
         raise ConfigError(
-            f"--host {host}: expected an address of this machine, got none ({exc}); try 0.0.0.0."
+            f"host={host!r}: expected an address of this machine, got none ({exc}); try 0.0.0.0."
         ) from exc
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -42,7 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as exc:
         listener.close()
         raise ConfigError(
-            f"--port {port}: expected a port that is free on {host}, got: {exc.strerror}; choose another one, "
+            f"port={port}: expected a port that is free on {host}, got: {exc.strerror}; choose another one, "
             "or 0 for any."
         ) from exc
     return listener
@@ -67,25 +63,6 @@ def make_server(app: FastAPI, hub: Hub) -> uvicorn.Server:
         timeout_graceful_shutdown=_GRACE_S,
     )
     return _Server(config, hub)
-
-
-@contextmanager
-def serving(app: FastAPI, hub: Hub, listener: socket.socket) -> Iterator[None]:
-    """Serve on a thread while the block lasts, for a run that has the main one.
-
-    Args:
-        app: The application.
-        hub: Its viewers are sent home at the end.
-        listener: Bound; closed by the caller.
-    """
-    server = make_server(app, hub)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="page")
-    thread.start()
-    try:
-        yield
-    finally:
-        server.handle_exit(signal.SIGINT, None)
-        thread.join()
 
 
 class _Server(uvicorn.Server):

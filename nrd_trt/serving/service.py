@@ -1,22 +1,162 @@
-"""What the application serves: one run and its engine."""
+"""What the application serves: one run and its engine, and how both stand."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import threading
+from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import Depends, Query, Request
 
 import nrd_trt
+from nrd_trt.machine.clocks import Probe, Reading, open_probe
+from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.serving.access import Access
-from nrd_trt.serving.device import DeviceWatch
-from nrd_trt.serving.hub import Hub, Shown
+from nrd_trt.serving.hub import Hub, Shown, State
 from nrd_trt.serving.pictures import Look, View
 from nrd_trt.serving.problems import Refusal
 from nrd_trt.serving.uploads import Uploads
-from nrd_trt.video.gate import Gate
-from nrd_trt.video.meters import Meters
-from nrd_trt.video.segmenter import Segmenter
+from nrd_trt.specs import ModelInfo
+from nrd_trt.video.pause import PauseSwitch
+from nrd_trt.video.stats import RunStats, StatsCollector
+
+_DEVICE_EVERY_S = 2.0
+_DEVICE_FIGURES = ("power_w", "temperature_c", "clock_mhz", "memory_used_mib")
+
+
+class DeviceWatch:
+    """Reads power and temperature of the device now and then on a thread of its own, while entered.
+
+    Args:
+        probe: The instrument, closed on leaving; None looks for one. Where there is none, nothing is read.
+    """
+
+    def __init__(self, probe: Probe | None = None) -> None:
+        self._reading: Reading | None = None
+        self._probe = probe
+        self._leaving = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def figures(self) -> dict[str, float] | None:
+        """Return what can be read, by name; None where nothing can."""
+        if self._reading is None:
+            return None
+        known = {name: value for name in _DEVICE_FIGURES if (value := getattr(self._reading, name)) is not None}
+        return known or None
+
+    def __enter__(self) -> DeviceWatch:
+        self._probe = probe = self._probe or open_probe()[0]
+
+        def watch(probe: Probe) -> None:
+            while not self._leaving.is_set():
+                self._reading = probe.read()
+                self._leaving.wait(_DEVICE_EVERY_S)
+            probe.close()
+
+        if probe is not None:
+            self._thread = threading.Thread(target=watch, args=[probe], name="device", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._leaving.set()
+        if self._thread is not None:
+            self._thread.join()
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadProgress:
+    """How far the upload at work is.
+
+    Attributes:
+        name: Name that its client gave it.
+        done: Frames that are finished.
+        total: Frames in all, where the file tells.
+    """
+
+    name: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveStatus(RunStats):
+    """What changes from frame to frame.
+
+    Attributes:
+        state: How the run stands.
+        reason: A sentence about the state where there is one.
+        number: Number of the frame shown, from 1; 0 before the first one.
+        index: Index of that frame in its source.
+        shares: Share of the frame's pixels per class, in 0-1, rounded for the wire.
+        viewers: Browsers and players that watch.
+        device: Power, temperature and the like, by name, as far as they can be read.
+        upload: The upload at work.
+    """
+
+    state: State
+    reason: str | None
+    number: int
+    index: int | None
+    shares: list[float] | None
+    viewers: int
+    device: dict[str, float] | None
+    upload: UploadProgress | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceStatus:
+    """The source of the run; ``rate`` is in frames per second, None where the source does not tell."""
+
+    name: str
+    size_hw: tuple[int, int]
+    rate: float | None
+    live: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassStatus:
+    """One class of the model; ``colour`` is an RGB triple in 0-255."""
+
+    index: int
+    name: str
+    colour: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStatus:
+    """The engine of the run."""
+
+    bundle: str
+    runner: str
+    arithmetic: str
+    classes: list[ClassStatus]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadLimits:
+    """Limits that the page tells before it sends a file: MiB of a file, seconds of a clip."""
+
+    mib: int
+    clip_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status(LiveStatus):
+    """Everything about the run.
+
+    Attributes:
+        version: Version of this package.
+        source: The source, once it is open.
+        model: The engine.
+        limits: Limits of uploads.
+    """
+
+    version: str
+    source: SourceStatus | None
+    model: ModelStatus
+    limits: UploadLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,69 +165,72 @@ class Service:
 
     Attributes:
         hub: Holds the newest frame.
-        gate: Pauses the run, for all viewers.
-        meters: Of the run.
-        segmenter: The one engine, for the run and for uploads.
-        device: Power and temperature.
-        uploads: Their queue.
+        pause: Pauses the run, for all viewers.
+        stats: Figures of the run.
+        engine: The one engine, for the run and for uploads.
+        device: Power and temperature of the device.
+        uploads: The queue of uploads.
         access: Who may ask.
-        bundle: Name of the bundle, for people.
+        bundle: Name of the bundle as the page shows it.
     """
 
     hub: Hub
-    gate: Gate
-    meters: Meters
-    segmenter: Segmenter
+    pause: PauseSwitch
+    stats: StatsCollector
+    engine: EngineThread
     device: DeviceWatch
     uploads: Uploads
     access: Access
     bundle: str
 
-    def live(self, shown: Shown | None = None) -> dict[str, Any]:
-        """Return what changes from frame to frame, for JSON; shares are those of `shown`, else of the newest frame."""
+    @property
+    def info(self) -> ModelInfo:
+        """Classes and colours of the model."""
+        return self.engine.engine.info
+
+    def live(self, shown: Shown | None = None) -> LiveStatus:
+        """Return what changes from frame to frame; shares are those of `shown`, else of the newest frame."""
         shown = shown or self.hub.newest
         state, reason = self.hub.state
         job = self.uploads.current
-        return {
-            "state": state,
-            "reason": reason,
-            "number": shown.number if shown else 0,
-            "index": shown.frame.frame.index if shown else None,
-            "shares": self.shares(shown.frame.shares) if shown else None,
-            **asdict(self.meters.snapshot()),
-            "viewers": self.hub.viewers,
-            "device": self.device.figures(),
-            "upload": {"name": job.name, "done": job.done, "total": job.total} if job else None,
-        }
+        return LiveStatus(
+            **vars(self.stats.snapshot()),
+            state=state,
+            reason=reason,
+            number=shown.number if shown else 0,
+            index=shown.frame.frame.index if shown else None,
+            shares=self.shares(shown.frame.shares) if shown else None,
+            viewers=self.hub.viewers,
+            device=self.device.figures(),
+            upload=UploadProgress(name=job.name, done=job.done, total=job.total) if job else None,
+        )
 
-    def status(self) -> dict[str, Any]:
-        """Return everything about the run, for JSON."""
-        info, limits, model = self.hub.info, self.uploads.limits, self.segmenter.info
-        return {
-            "version": nrd_trt.__version__,
-            "source": info
-            and {
-                "name": info.name,
-                "size_hw": info.size_hw,
-                "rate": float(info.rate) if info.rate else None,
-                "live": info.live,
-            },
-            "model": {
-                "bundle": self.bundle,
-                "runner": self.segmenter.runner_name,
-                "arithmetic": self.segmenter.arithmetic,
-                "classes": [
-                    {"index": index, "name": name, "colour": model.palette[index]}
+    def status(self) -> Status:
+        """Return everything about the run."""
+        info, limits, model, engine = self.hub.info, self.uploads.limits, self.info, self.engine.engine
+        source = None
+        if info is not None:
+            rate = float(info.rate) if info.rate else None
+            source = SourceStatus(name=info.name, size_hw=info.size_hw, rate=rate, live=info.live)
+        return Status(
+            **vars(self.live()),
+            version=nrd_trt.__version__,
+            source=source,
+            model=ModelStatus(
+                bundle=self.bundle,
+                runner=engine.runner_name,
+                arithmetic=engine.arithmetic,
+                classes=[
+                    ClassStatus(index=index, name=name, colour=model.palette[index])
                     for index, name in enumerate(model.class_names)
                 ],
-            },
-            "limits": {"mib": limits.mib, "clip_s": limits.clip_s},
-            **self.live(),
-        }
+            ),
+            limits=UploadLimits(mib=limits.mib, clip_s=limits.clip_s),
+        )
 
-    def shares(self, shares: Any) -> list[float]:
+    def shares(self, shares: np.ndarray) -> list[float]:
         """Return the shares ``(256,)`` of the model's classes, in 0-1, rounded for the wire."""
-        return [round(float(share), 5) for share in shares[: len(self.segmenter.info.class_names)]]
+        return [round(float(share), 5) for share in shares[: len(self.info.class_names)]]
 
 
 async def _service_of(request: Request) -> Service:

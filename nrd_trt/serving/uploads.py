@@ -33,13 +33,13 @@ class Limits:
     """What one upload may cost.
 
     Attributes:
-        mib: Of the body.
-        image_pixels: Of an image, by its header.
-        clip_pixels: Of a frame of a clip.
-        clip_frames: Of a clip.
-        clip_s: Length of a clip.
-        processing_s: From its turn to the answer.
-        chunk_s: Between two pieces of the body.
+        mib: Size of the body in MiB.
+        image_pixels: Pixels of an image, by its header.
+        clip_pixels: Pixels of a frame of a clip.
+        clip_frames: Frames of a clip.
+        clip_s: Length of a clip in seconds.
+        processing_s: Seconds from its turn to the answer.
+        chunk_s: Seconds between two pieces of the body.
         waiting: Uploads at a time, the one whose turn it is included.
     """
 
@@ -58,11 +58,11 @@ class Job:
     """One upload at work.
 
     Attributes:
-        name: That its client gave it, to find its progress.
+        name: Name that its client gave it, to find its progress.
         done: Frames that are finished.
         total: Frames in all, where the file tells.
-        deadline: By `time.monotonic`, once it is its turn.
-        left: Set where its client has gone.
+        deadline: Latest end by `time.monotonic`, once it is its turn.
+        left: Set when its client has gone.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Uploads:
     """The queue: one upload is worked on at a time, a few wait, more are turned away.
 
     Args:
-        limits: Of each.
+        limits: What each may cost.
 
     Attributes:
         limits: As given.
@@ -201,5 +201,5 @@ def read_upload(body: bytes, most_pixels: int) -> np.ndarray:
 def _too_large(most: int) -> Refusal:
     size = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most} bytes"
     return Refusal(
-        413, "TooLarge", f"body: expected at most {size}, got more; send a smaller one or raise --max-upload-mb."
+        413, "TooLarge", f"body: expected at most {size}, got more; send a smaller one or raise max_upload_mb."
     )

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Annotated, Any
 
 import anyio.to_thread
+import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from nrd_trt.serving.hub import Hub, Shown
 from nrd_trt.serving.pictures import Look, compose, encode_layers, jpeg, pack, png, shrink
 from nrd_trt.serving.problems import Refusal
-from nrd_trt.serving.service import Looked, Served, Service
+from nrd_trt.serving.service import LiveStatus, Looked, Served, Service, Status
 from nrd_trt.serving.uploads import read_body
 
 router = APIRouter()
@@ -29,7 +30,7 @@ _ACTIONS = ("pause", "resume", "step")
 
 
 @router.get("/status")
-async def status(service: Served) -> dict[str, Any]:
+async def status(service: Served) -> Status:
     """Everything about the run: source, model, classes, figures."""
     return service.status()
 
@@ -52,8 +53,10 @@ async def frame(
     shown = await service.hub.newer(after, _WAIT_S)
     layers = None
     if shown is not None:
-        layers = await _made(service.hub, shown, "layers", _layers)
-    return Response(pack(service.live(shown), layers), media_type="application/octet-stream")
+        layers = await _made(
+            service.hub, shown, "layers", lambda it: encode_layers(it.frame.frame.rgb, it.frame.mask, _LONGEST)
+        )
+    return Response(pack(asdict(service.live(shown)), layers), media_type="application/octet-stream")
 
 
 @router.get("/stream.mjpg", response_class=StreamingResponse)
@@ -72,7 +75,7 @@ async def snapshot(service: Served, look: Looked) -> Response:
     if shown is None:
         raise Refusal(503, "NoFrame", "snapshot: expected a frame, got none yet; try again once the run has begun.")
     # Asked for once in a while, and slow where frames are large: not in the way of those who watch.
-    data = await anyio.to_thread.run_sync(lambda: png(_picture(service, shown, look)), abandon_on_cancel=True)
+    data = await anyio.to_thread.run_sync(lambda: png(_composed(service, shown, look)), abandon_on_cancel=True)
     return Response(data, media_type="image/png")
 
 
@@ -89,12 +92,12 @@ async def snapshot(service: Served, look: Looked) -> Response:
         }
     },
 )
-async def control(service: Served, request: Request) -> dict[str, Any]:
+async def control(service: Served, request: Request) -> LiveStatus:
     """Pause, resume or step the run, for all viewers: `{"action": "pause"}`."""
     action = _action_of(await read_body(request, 1024))
     if service.hub.over:
         raise Refusal(409, "RunIsOver", f"{action}: expected a run that goes on, got one that is over; start anew.")
-    {"pause": service.gate.pause, "resume": service.gate.resume, "step": service.gate.step}[action]()
+    {"pause": service.pause.pause, "resume": service.pause.resume, "step": service.pause.step}[action]()
     service.hub.wake()
     return service.live()
 
@@ -117,7 +120,9 @@ async def _parts(service: Service, look: Look) -> AsyncIterator[bytes]:
         shown = await service.hub.newer(number, _WAIT_S)
         if shown is not None:
             number = shown.number
-            data = await _made(service.hub, shown, ("jpeg", look), lambda it: jpeg(_small(service, it, look)))
+            data = await _made(
+                service.hub, shown, ("jpeg", look), lambda it: jpeg(_composed(service, it, look, _LONGEST))
+            )
             length = str(len(data)).encode()
             yield b"--%b\r\nContent-Type: image/jpeg\r\nContent-Length: %b\r\n\r\n%b\r\n" % (_BOUNDARY, length, data)
         elif service.hub.over:
@@ -130,14 +135,9 @@ async def _made(hub: Hub, shown: Shown, key: Any, make: Callable[[Shown], Any]) 
     return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
 
 
-def _layers(shown: Shown) -> Any:
-    return encode_layers(shown.frame.frame.rgb, shown.frame.mask, _LONGEST)
-
-
-def _small(service: Service, shown: Shown, look: Look) -> Any:
-    rgb, mask = shrink(shown.frame.frame.rgb, shown.frame.mask, _LONGEST)
-    return compose(rgb, mask, service.segmenter.info.palette, look)
-
-
-def _picture(service: Service, shown: Shown, look: Look) -> Any:
-    return compose(shown.frame.frame.rgb, shown.frame.mask, service.segmenter.info.palette, look)
+def _composed(service: Service, shown: Shown, look: Look, longest: int | None = None) -> np.ndarray:
+    """Draw a frame as a viewer wants it, `longest` pixels on its longer side at most."""
+    rgb, mask = shown.frame.frame.rgb, shown.frame.mask
+    if longest is not None:
+        rgb, mask = shrink(rgb, mask, longest)
+    return compose(rgb, mask, service.info.palette, look)

@@ -1,11 +1,20 @@
-"""What travels along the pipeline. NumPy only."""
+"""What travels along the pipeline, and the contracts of who gives and who takes it. NumPy only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from types import TracebackType
+from typing import Literal, Protocol
 
 import numpy as np
+
+Report = Callable[[str], None]
+"""Receives one line that a user should know, e.g. that a stream was lost and is opened again."""
+
+Ending = Literal["complete", "stopped", "failed"]
+"""How a run ended: with its source, by request (Ctrl-C, a closed window), or with an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,12 +22,12 @@ class StreamInfo:
     """What a source knows of its frames before the first one.
 
     Attributes:
-        name: For people: the path, URL or camera. Passwords are left out.
-        size_hw: Of the first frame; later frames may differ.
+        name: Path, URL or camera as messages show it, without passwords.
+        size_hw: Size of the first frame; later frames may differ.
         rate: Frames per second as the source states them, or None where it does not.
         time_base: Seconds per tick of `Frame.pts`.
-        frames: How many there will be, or None where that is not known.
-        live: Frames arrive whether they are read or not: late ones are dropped, a lost source is opened again.
+        frames: Number of frames to come, or None where that is not known.
+        live: Whether frames arrive at their own pace: late ones are dropped, and a lost source is opened again.
     """
 
     name: str
@@ -34,11 +43,11 @@ class Frame:
     """One picture of a source.
 
     Attributes:
-        index: From 0, in the order of the source; a gap is a frame that was dropped.
+        index: Position in the source, from 0; a gap is a frame that was dropped.
         rgb: ``(H, W, 3) uint8 RGB``, shared by all stages: nobody writes to it.
         pts: When it is shown, in ticks of `StreamInfo.time_base`; grows from frame to frame.
-        duration: In ticks, or None where the source does not tell.
-        name: Stem for files made of it: the image's, or the index.
+        duration: Length in ticks, or None where the source does not tell.
+        name: Stem of the files made of it: that of the image, or the index.
     """
 
     index: int
@@ -53,12 +62,12 @@ class SegmentedFrame:
     """A frame with what was made of it.
 
     Attributes:
-        frame: As it was read.
+        frame: The frame as it was read.
         mask: ``(H, W) uint8`` class indices at the frame's size.
         unsmoothed: The same before smoothing; without smoothing the same array.
         picture: ``(H, W, 3) uint8 RGB``, or None where no sink shows one.
         shares: ``(256,)`` share of the mask's pixels per class index.
-        latency_s: From the arrival of the frame to the end of drawing.
+        arrived_s: When the frame was read, by `time.monotonic`.
     """
 
     frame: Frame
@@ -66,4 +75,87 @@ class SegmentedFrame:
     unsmoothed: np.ndarray
     picture: np.ndarray | None
     shares: np.ndarray
-    latency_s: float
+    arrived_s: float
+
+
+class Source(Protocol):
+    """Frames in order. The constructor is cheap; entering opens the source and tells what it is.
+
+    Entering, iterating and leaving may happen on different threads, one after the other.
+    """
+
+    @property
+    def reconnects(self) -> int:
+        """How often the source was lost and opened again; only live ones are."""
+        ...
+
+    @property
+    def info(self) -> StreamInfo:
+        """What is known of the frames; only once entered."""
+        ...
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the frames; each array is fresh.
+
+        Raises:
+            VideoError: A frame cannot be read, and trying again is of no use.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Ask for the end, from any thread: the iterator ends soon, also where it waits. May be called again."""
+        ...
+
+    def __enter__(self) -> Source:
+        """Open the source.
+
+        Raises:
+            VideoError: The source is not there or cannot be read; the message says what to do.
+            MissingDependencyError: Something that it needs is not installed.
+        """
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the source; may be called again."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes the frames of one run, on one thread.
+
+    Attributes:
+        shows_picture: Whether it reads `SegmentedFrame.picture`; where no sink does, nothing is drawn.
+    """
+
+    shows_picture: bool
+
+    def open(self, info: StreamInfo) -> None:
+        """Get ready.
+
+        Raises:
+            VideoError: The output cannot be written.
+            MissingDependencyError: Something that it needs is not installed.
+        """
+        ...
+
+    def write(self, frame: SegmentedFrame) -> None:
+        """Take the next frame.
+
+        Raises:
+            VideoError: The frame cannot be written.
+            EndOfRun: The viewer has closed the output.
+        """
+        ...
+
+    def close(self, ending: Ending) -> str | None:
+        """Finish the output; return one line for the user where it is not what was asked for.
+
+        Called once, also where opening failed.
+        """
+        ...
+
+
+class EndOfRun(Exception):
+    """A sink asks for the end of the run: not an error."""

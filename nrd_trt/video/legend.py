@@ -57,7 +57,11 @@ class Legend:
         mine = shares[self._shown]
         order = self._shown[np.argsort(-mine, kind="stable")][: np.count_nonzero(mine)]
         kept = order if len(order) <= fitting else order[: max(fitting - 1, 0)]
-        lines = [_Line(text=self._names[i], colour=self._palette[i], figure=_percent(shares[i])) for i in kept]
+        figures = ["<0.1 %" if shares[i] < 0.0005 else f"{100 * shares[i]:.1f} %" for i in kept]
+        lines = [
+            _Line(text=self._names[i], colour=self._palette[i], figure=figure)
+            for i, figure in zip(kept, figures, strict=True)
+        ]
         if len(kept) < len(order) and fitting > 0:
             lines.append(_Line(text=f"+{len(order) - len(kept)} more"))
         return lines
@@ -115,10 +119,6 @@ class _Layout:
         name_width = right - (self.font_px + self.width(_WIDEST) if line.figure else 0) - left
         name = _render(_cut(line.text, self.font_px, name_width), self.font_px)
         plate.paste(_WHITE, (left, top + (self.row - name.height) // 2), name)
-
-
-def _percent(share: float) -> str:
-    return "<0.1 %" if share < 0.0005 else f"{share:.1%}".replace("%", " %")
 
 
 @lru_cache(maxsize=1024)

@@ -1,24 +1,25 @@
-"""Pictures of masks on frames: overlay, class colours or both sides, with outlines and a legend. NumPy and Pillow."""
+"""Pictures of masks on frames: overlay, class colours or both sides, with outlines and a legend. NumPy and Pillow.
+
+Colours are the model's own, those of a data set, or ones made for any number of classes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
+from nrd_trt.data.classes import Palette, known_classes
 from nrd_trt.data.overlay import blend, colour
 from nrd_trt.errors import ConfigError, ShapeError
-from nrd_trt.specs import ModelInfo, format_size
+from nrd_trt.specs import ModelInfo, PaletteName, View, check_choice, format_size
 from nrd_trt.video.legend import Legend
-from nrd_trt.video.palettes import PALETTES, PaletteName, palette_of
-
-View = Literal["overlay", "mask", "side"]
-VIEWS: tuple[View, ...] = get_args(View)
 
 _OUTLINE = 255
 _WIDE_FROM = 480  # from this height on, a line of one pixel is too thin to see
+_SETS = {"camvid": 11, "cityscapes": 19, "ade20k": 150}
+_LIGHTNESS = (30, 90)  # of 0-100: darker and lighter colours are hard to tell from black and white
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,10 @@ class OverlayStyle:
 
     Attributes:
         view: ``"overlay"`` on the image, ``"mask"`` alone, or ``"side"``: image beside overlay, twice as wide.
-        opacity: Of the overlay, 0-1.
+        opacity: Opacity of the mask in the overlay, 0-1.
         contours: Whether the borders between classes are drawn, 1 or 2 pixels wide.
-        classes: Names or indices of the classes to colour; None colours all. What is not coloured keeps the image, and
-            is black in ``"mask"``.
+        show: Names or indices of the classes to colour; None colours all. What is not coloured keeps the image, and is
+            black in ``"mask"``.
         palette: Where the colours come from.
         legend: Whether colour, name and share of the classes stand in the upper left corner.
     """
@@ -38,18 +39,17 @@ class OverlayStyle:
     view: View = "overlay"
     opacity: float = 0.6
     contours: bool = False
-    classes: tuple[str | int, ...] | None = None
+    show: tuple[str | int, ...] | None = None
     palette: PaletteName = "model"
     legend: bool = False
 
     def __post_init__(self) -> None:
-        for what, value, known in (("view", self.view, VIEWS), ("palette", self.palette, PALETTES)):
-            if value not in known:
-                raise ConfigError(f"{what} {value!r}: expected one of {', '.join(known)}.")
+        check_choice("view", self.view, View)
+        check_choice("palette", self.palette, PaletteName)
         if not 0 <= self.opacity <= 1:
-            raise ConfigError(f"opacity: expected 0 to 1, got {self.opacity}.")
-        if self.classes is not None and not self.classes:
-            raise ConfigError("classes: expected at least one class, got none; leave it out to colour all.")
+            raise ConfigError(f"opacity={self.opacity}: expected 0 to 1; 0.6 is the usual one.")
+        if self.show is not None and not self.show:
+            raise ConfigError("show=(): expected at least one class, got none; leave it out to colour all.")
 
 
 class Painter:
@@ -65,9 +65,11 @@ class Painter:
 
     def __init__(self, info: ModelInfo, style: OverlayStyle) -> None:
         palette = palette_of(style.palette, info)
-        chosen = range(len(palette)) if style.classes is None else _indices(style.classes, info.class_names)
+        chosen = range(len(palette)) if style.show is None else _indices(style.show, info.class_names)
         self._style = style
-        self._shown = None if style.classes is None else np.isin(np.arange(256), chosen)
+        self._shown = None if style.show is None else np.isin(np.arange(256), chosen)
+        # All classes that are not shown get one index, so that no border runs between them.
+        self._outlined = None if self._shown is None else np.where(self._shown, np.arange(256), np.argmin(self._shown))
         self._palette = [rgb if index in chosen else (0, 0, 0) for index, rgb in enumerate(palette)]
         self._legend = Legend(info.class_names, palette, chosen) if style.legend else None
 
@@ -95,7 +97,8 @@ class Painter:
         else:
             picture = blend(rgb, mask, self._palette, self._style.opacity, shown=self._shown)
         if self._style.contours:
-            _outline(picture, mask if self._shown is None else _merged(mask, self._shown))
+            table = self._outlined
+            _outline(picture, mask if table is None else np.asarray(Image.fromarray(mask).point(table.tolist())))
         if self._legend is not None:
             self._legend.draw(picture, class_shares(mask) if shares is None else shares)
         return np.concatenate((rgb, picture), axis=1) if self._style.view == "side" else picture
@@ -106,24 +109,16 @@ def class_shares(mask: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(mask).histogram()) / mask.size  # half of np.bincount's time
 
 
-def _indices(classes: tuple[str | int, ...], names: tuple[str, ...]) -> list[int]:
+def _indices(wanted_classes: tuple[str | int, ...], names: tuple[str, ...]) -> list[int]:
     """Return the indices of classes given by name or index; a name of several classes stands for all of them."""
     found = []
-    for wanted in classes:
+    for wanted in wanted_classes:
         matching = [index for index, name in enumerate(names) if wanted in (name, index)]
         if not matching:
             known = ", ".join(f"{index} {name}" for index, name in enumerate(names))
-            raise ConfigError(
-                f"classes: expected names or indices of the model's classes, got {wanted!r}; it has {known}."
-            )
+            raise ConfigError(f"show={wanted!r}: expected names or indices of the model's classes; it has {known}.")
         found += matching
     return found
-
-
-def _merged(mask: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Give all classes that are not shown one index, so that no border runs between them."""
-    table = np.where(shown, np.arange(256), np.argmin(shown))
-    return np.asarray(Image.fromarray(mask).point(table.tolist()))
 
 
 def _outline(picture: np.ndarray, mask: np.ndarray) -> None:
@@ -136,3 +131,60 @@ def _outline(picture: np.ndarray, mask: np.ndarray) -> None:
         border[:-1] |= down
         border[:, :-1] |= right
     picture.reshape(-1, 3)[np.flatnonzero(border)] = _OUTLINE  # a third of the time of picture[border]
+
+
+def palette_of(name: PaletteName, info: ModelInfo) -> Palette:
+    """Return one colour per class: class i gets colour i of the palette.
+
+    Args:
+        name: The model's own colours, those of a data set, or generated ones.
+        info: Class names and the model's own colours.
+
+    Raises:
+        ConfigError: The palette has fewer colours than the model has classes.
+    """
+    count = len(info.class_names)
+    if name == "model":
+        return info.palette
+    if name == "generated":
+        return distinct_colours(count)
+    known = known_classes(_SETS[name])
+    colours = () if known is None else known[1]
+    if len(colours) < count:
+        raise ConfigError(
+            f"palette={name!r}: expected a colour for each of the {count} classes, got {len(colours)}; take model or "
+            "generated."
+        )
+    return colours[:count]
+
+
+def distinct_colours(count: int) -> Palette:
+    """Return colours that are easy to tell apart, the same ones every time.
+
+    Each colour is the one farthest in CIELAB from all before it, so that a longer palette starts with the shorter one.
+
+    Args:
+        count: Number of colours, 1-256.
+    """
+    levels = np.arange(0, 256, 17)
+    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _lab(rgb)
+    usable = (lab[:, 0] >= _LIGHTNESS[0]) & (lab[:, 0] <= _LIGHTNESS[1])
+    rgb, lab = rgb[usable], lab[usable]
+    chosen = [int(np.linalg.norm(lab[:, 1:], axis=1).argmax())]  # the most vivid one
+    distance = np.full(len(lab), np.inf)
+    while len(chosen) < count:
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
+        chosen.append(int(distance.argmax()))
+    return tuple((int(r), int(g), int(b)) for r, g, b in rgb[chosen])
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    """Turn sRGB ``(N, 3)`` in 0-255 into CIELAB (white D65): its distances are about those that eyes see."""
+    share = rgb / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / to_xyz.sum(1)
+    root = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    x, y, z = root.T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)

@@ -16,18 +16,16 @@ from typing import TypeVar
 
 import numpy as np
 
+from nrd_trt.data.preprocessing import FittedImage
 from nrd_trt.errors import VideoError
-from nrd_trt.runtime.engine_thread import Pending
-from nrd_trt.video.channel import Channel
-from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
-from nrd_trt.video.gate import Gate
-from nrd_trt.video.meters import Meters
+from nrd_trt.runtime.engine_thread import EngineThread, Pending
+from nrd_trt.runtime.graph_io import first_mask
+from nrd_trt.video.frames import Ending, EndOfRun, Frame, SegmentedFrame, Sink, Source, StreamInfo
 from nrd_trt.video.overlay import class_shares
-from nrd_trt.video.segmenter import Prepared, Segmenter
-from nrd_trt.video.sinks.base import Ending, EndOfRun, Sink
-from nrd_trt.video.sources.base import Source
+from nrd_trt.video.pause import PauseSwitch
+from nrd_trt.video.stats import StatsCollector
 from nrd_trt.video.temporal import FlickerMeter, NoSmoothing, Smoother, Stillness
-from nrd_trt.video.threads import Crew
+from nrd_trt.video.threads import Channel, StageThreads
 
 Paint = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """From image ``(H, W, 3) uint8``, mask ``(H, W) uint8`` and shares ``(256,)`` to a picture ``(H', W', 3) uint8``."""
@@ -43,25 +41,26 @@ Out = TypeVar("Out")
 @dataclass(frozen=True, kw_only=True)
 class _Arrived:
     frame: Frame
-    at: float  # by time.monotonic
+    arrived_s: float  # by time.monotonic
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Prepared:
+class _Fitted:
     arrived: _Arrived
-    prepared: Prepared
+    fitted: FittedImage
+    feed: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Running:
-    item: _Prepared
+class _Begun:
+    item: _Fitted
     outputs: Pending
     since: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Inferred:
-    item: _Prepared
+    item: _Fitted
     outputs: Mapping[str, np.ndarray]
 
 
@@ -72,60 +71,57 @@ class _Masked:
     unsmoothed: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Drawn:
-    arrived: _Arrived
-    segmented: SegmentedFrame
-
-
 class Pipeline:
     """One run from a source to its sinks.
 
     Args:
         source: Not entered: the run opens and closes it.
-        segmenter: Entered.
+        engine: Entered.
         sinks: All get every frame, in this order.
         paint: Draws for the sinks that show pictures.
-        smoother: Of masks.
-        gate: Pauses and steps the run.
-        meters: Collects its figures.
+        smoother: Smooths the masks; None leaves them as they are.
+        pause: Pauses and steps the run.
+        stats: Collects its figures.
 
     Attributes:
-        info: Of the source, once the run has opened it.
-        meters: Frame rate, latencies and time split; may be read while the run goes on.
-        flicker: Of the masks that the sinks get.
-        flicker_unsmoothed: Of the engine's masks.
+        info: What the source is, once the run has opened it.
+        stats: Frame rate, latencies and time split; may be read while the run goes on.
+        flicker: Flicker of the masks that the sinks get.
+        flicker_unsmoothed: Flicker of the engine's masks.
         notes: What the sinks had to say in the end, one line each.
-        interrupted: Whether Ctrl-C ended the run.
     """
 
     def __init__(
         self,
         source: Source,
-        segmenter: Segmenter,
+        engine: EngineThread,
         sinks: Sequence[Sink],
         *,
         paint: Paint,
         smoother: Smoother | None = None,
-        gate: Gate | None = None,
-        meters: Meters | None = None,
+        pause: PauseSwitch | None = None,
+        stats: StatsCollector | None = None,
     ) -> None:
-        self._source, self._segmenter, self._sinks = source, segmenter, sinks
+        self._source, self._thread, self._engine, self._sinks = source, engine, engine.engine, sinks
         self._paint = paint if any(sink.shows_picture for sink in sinks) else None
         self._smoother, self._still = smoother or NoSmoothing(), Stillness()
-        self._gate, self.meters = gate or Gate(), meters or Meters()
+        self._pause, self.stats = pause or PauseSwitch(), stats or StatsCollector()
         self.flicker, self.flicker_unsmoothed = FlickerMeter(), FlickerMeter()
         self.info: StreamInfo | None = None
         self.notes: list[str] = []
-        self.interrupted = False
-        self._crew = Crew(self._release)
+        self._stages = StageThreads(self._release)
         self._stopping = False
         self._shape: tuple[int, ...] = ()
 
     @property
     def failed_stage(self) -> str | None:
         """Name of the stage whose error ended the run, or None."""
-        return self._crew.failed
+        return self._stages.failed
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the run."""
+        return self._stages.interrupted
 
     def run(self, on_progress: Callable[[], None] = lambda: None) -> Ending:
         """Run until the source ends, a viewer closes its window, `stop`, Ctrl-C, or an error.
@@ -143,22 +139,27 @@ class Pipeline:
         """
         self._open()
         info = self._source.info
-        self._make_channels(live=info.live)
+        capacity = 1 if info.live else _CAPACITY
+        self._arrived: Channel[_Arrived] = Channel(capacity, drop_oldest=info.live)
+        self._fitted: Channel[_Fitted] = Channel(capacity, drop_oldest=info.live)
+        self._inferred: Channel[_Inferred] = Channel(capacity)
+        self._masked: Channel[_Masked] = Channel(capacity)
+        self._drawn: Channel[SegmentedFrame] = Channel(capacity)
         self.info = info
-        self._crew.start(
+        self._stages.start(
             {
                 "read": self._read,
-                "preprocess": lambda: self._map("preprocess", self._arrived, self._prepare, self._prepared),
+                "preprocess": lambda: self._map("preprocess", self._arrived, self._fit, self._fitted),
                 "infer": self._infer,
                 "smooth": lambda: self._map("smooth", self._inferred, self._smooth, self._masked),
                 "draw": lambda: self._map("draw", self._masked, self._draw, self._drawn),
                 "write": self._write,
             }
         )
-        self._crew.wait(on_progress, self._interrupt)
+        self._stages.wait(on_progress, self.stop)
         # A read that waits for the network inside FFmpeg ends by its own timeout and closes the source then. Sinks
         # get the time to finish their files.
-        self._crew.join(_STOP_WITHIN_S, last_within_s=_FINISH_WITHIN_S)
+        self._stages.join(_STOP_WITHIN_S, last_within_s=_FINISH_WITHIN_S)
         return "stopped" if self._stopping else "complete"
 
     def _open(self) -> None:
@@ -182,68 +183,49 @@ class Pipeline:
         """Ask for the end, from any thread: nothing more is begun, what the engine has begun is written."""
         self._stopping = True
         self._source.stop()
-        self._gate.release()
+        self._pause.release()
         if self.info is not None:
             self._arrived.end(discard=True)
-            self._prepared.end(discard=True)
-
-    def _interrupt(self) -> None:
-        self.interrupted = True
-        self.stop()
+            self._fitted.end(discard=True)
 
     def _release(self) -> None:
         """Wake every stage; none goes on."""
         self._source.stop()
-        self._gate.release()
+        self._pause.release()
         if self.info is not None:
-            for channel in (self._arrived, self._prepared, self._inferred, self._masked, self._drawn):
+            for channel in (self._arrived, self._fitted, self._inferred, self._masked, self._drawn):
                 channel.abort()
-
-    def _make_channels(self, *, live: bool) -> None:
-        """Make one channel after each stage but the last."""
-        capacity = 1 if live else _CAPACITY
-        self._arrived: Channel[_Arrived] = Channel(capacity, drop_oldest=live)
-        self._prepared: Channel[_Prepared] = Channel(capacity, drop_oldest=live)
-        self._inferred: Channel[_Inferred] = Channel(capacity)
-        self._masked: Channel[_Masked] = Channel(capacity)
-        self._drawn: Channel[_Drawn] = Channel(capacity)
 
     # --- stages, each on its thread ----------------------------------------------------------------------------------
 
     def _read(self) -> None:
         try:
-            frames = iter(self._source)
+            frames, waits = iter(self._source), not self._source.info.live
             while not self._stopping:
                 start = time.perf_counter()
                 frame = next(frames, None)
                 if frame is None:
                     break
-                self.meters.stage("read", time.perf_counter() - start)
-                self.meters.reconnects(self._source.reconnects)
-                if self._passes_gate() and not self._stopping:
-                    self.meters.drop(self._arrived.put(_Arrived(frame=frame, at=time.monotonic())))
+                self.stats.stage("read", time.perf_counter() - start)
+                self.stats.reconnects(self._source.reconnects)
+                if self._pause.lets_through(wait=waits) and not self._stopping:
+                    self.stats.drop(self._arrived.put(_Arrived(frame=frame, arrived_s=time.monotonic())))
             self._arrived.end()
         finally:
             self._source.__exit__(None, None, None)
-
-    def _passes_gate(self) -> bool:
-        """Wait at the gate; a live frame cannot wait and is let go."""
-        if self._source.info.live:
-            return self._gate.try_pass()
-        self._gate.wait()
-        return True
 
     def _map(self, name: str, items: Iterable[In], work: Callable[[In], Out], target: Channel[Out]) -> None:
         """Do one thing to every item."""
         for item in items:
             start = time.perf_counter()
             result = work(item)
-            self.meters.stage(name, time.perf_counter() - start)
-            self.meters.drop(target.put(result))
+            self.stats.stage(name, time.perf_counter() - start)
+            self.stats.drop(target.put(result))
         target.end()
 
-    def _prepare(self, arrived: _Arrived) -> _Prepared:
-        return _Prepared(arrived=arrived, prepared=self._segmenter.prepare(arrived.frame.rgb))
+    def _fit(self, arrived: _Arrived) -> _Fitted:
+        fitted = self._engine.fitted(arrived.frame.rgb)
+        return _Fitted(arrived=arrived, fitted=fitted, feed=self._engine.feed(fitted.image))
 
     def _infer(self) -> None:
         """Keep the engine busy: of a file, a run is queued before the one ahead of it has ended.
@@ -251,28 +233,24 @@ class Pipeline:
         With live sources that would only make frames older.
         """
         ahead = 0 if self._source.info.live else 1
-        running: deque[_Running] = deque()
+        begun: deque[_Begun] = deque()
         ended = 0.0
-        for item in self._prepared:
-            running.append(_Running(item=item, outputs=self._segmenter.begin(item.prepared), since=time.perf_counter()))
-            while running and (len(running) > ahead or not self._prepared.comes_within(_SOON_S)):
-                ended = self._finish(running.popleft(), ended)
+        for item in self._fitted:
+            begun.append(_Begun(item=item, outputs=self._thread.begin(item.feed), since=time.perf_counter()))
+            while begun and (len(begun) > ahead or not self._fitted.comes_within(_SOON_S)):
+                run = begun.popleft()
+                outputs = run.outputs.result()
+                last_ended, ended = ended, time.perf_counter()
+                self.stats.stage("infer", ended - max(run.since, last_ended))  # the engine does one run at a time
+                self._inferred.put(_Inferred(item=run.item, outputs=outputs))
         self._inferred.end()
 
-    def _finish(self, run: _Running, last_ended: float) -> float:
-        """Wait for a run, pass it on and return when it ended."""
-        outputs = run.outputs.result()
-        ended = time.perf_counter()
-        self.meters.stage("infer", ended - max(run.since, last_ended))  # the engine does one run at a time
-        self._inferred.put(_Inferred(item=run.item, outputs=outputs))
-        return ended
-
     def _smooth(self, inferred: _Inferred) -> _Masked:
-        fitted = inferred.item.prepared.fitted
+        fitted = inferred.item.fitted
         if fitted.image.shape != self._shape:
             self._shape = fitted.image.shape
             self._smoother.reset()
-        raw = self._segmenter.mask(inferred.outputs)
+        raw = first_mask(inferred.outputs, self._engine.graph)
         still = self._still(fitted.image)
         logits = inferred.outputs["logits"][0] if self._smoother.needs_logits else None
         mask = self._smoother(raw, logits, still)
@@ -283,20 +261,17 @@ class Pipeline:
         unsmoothed = restored if isinstance(self._smoother, NoSmoothing) else fitted.restore(raw)
         return _Masked(arrived=inferred.item.arrived, mask=restored, unsmoothed=unsmoothed)
 
-    def _draw(self, masked: _Masked) -> _Drawn:
+    def _draw(self, masked: _Masked) -> SegmentedFrame:
         frame, mask = masked.arrived.frame, masked.mask
         shares = class_shares(mask)
-        picture = None if self._paint is None else self._paint(frame.rgb, mask, shares)
-        latency_s = time.monotonic() - masked.arrived.at
-        segmented = SegmentedFrame(
+        return SegmentedFrame(
             frame=frame,
             mask=mask,
             unsmoothed=masked.unsmoothed,
-            picture=picture,
+            picture=None if self._paint is None else self._paint(frame.rgb, mask, shares),
             shares=shares,
-            latency_s=latency_s,
+            arrived_s=masked.arrived.arrived_s,
         )
-        return _Drawn(arrived=masked.arrived, segmented=segmented)
 
     def _write(self) -> None:
         """Give every frame to the sinks; they live on this thread, from opening to closing."""
@@ -306,12 +281,12 @@ class Pipeline:
             for sink in self._sinks:
                 opened.append(sink)
                 sink.open(self._source.info)
-            for drawn in self._drawn:
+            for frame in self._drawn:
                 start = time.perf_counter()
                 for sink in self._sinks:
-                    sink.write(drawn.segmented)
-                self.meters.stage("write", time.perf_counter() - start)
-                self.meters.written(time.monotonic() - drawn.arrived.at)
+                    sink.write(frame)
+                self.stats.stage("write", time.perf_counter() - start)
+                self.stats.written(frame.arrived_s)
             ending = "stopped" if self._stopping else "complete"
         except EndOfRun:
             self.stop()

@@ -114,7 +114,7 @@ class Hysteresis:
     frames.
 
     Args:
-        frames: In a row, 1-255.
+        frames: Frames in a row, 1-255.
     """
 
     needs_logits = False
@@ -151,8 +151,8 @@ class LogitsEma:
     where all did: what moves leaves no trail, and the logits behind it do not count.
 
     Args:
-        weight: Of a frame where the image is still, above 0 and up to 1.
-        upsample: From the logits' size to the mask's.
+        weight: Weight of a frame where the image is still, above 0 and up to 1.
+        upsample: Factor from the logits' size to the mask's.
     """
 
     needs_logits = True
@@ -168,7 +168,9 @@ class LogitsEma:
     def __call__(self, mask: np.ndarray, logits: np.ndarray | None, still: np.ndarray) -> np.ndarray:
         """Smooth the next mask; see `Smoother`."""
         if logits is None:
-            raise ConfigError(f"{self.name}: expected logits, got none; build the engine with `--output both`.")
+            raise ConfigError(
+                f"{self.name}: expected logits, got none; build the engine with the outputs mask and logits."
+            )
         if self._mean.shape != logits.shape:
             self._mean = logits.copy()
         else:
@@ -183,12 +185,12 @@ class LogitsEma:
 
 
 def parse_smoothing(text: str, *, has_logits: bool, upsample: int) -> Smoother:
-    """Make the smoother that ``--smooth`` names.
+    """Make the smoother that a text names.
 
     Args:
         text: ``none``, ``hysteresis[:FRAMES]`` or ``ema[:WEIGHT]``.
         has_logits: Whether the engine gives logits.
-        upsample: From the logits' size to the mask's.
+        upsample: Factor from the logits' size to the mask's.
 
     Raises:
         ConfigError: The text has another form, a number is out of its range, or the engine gives no logits to ema.
@@ -199,10 +201,10 @@ def parse_smoothing(text: str, *, has_logits: bool, upsample: int) -> Smoother:
         return Hysteresis(int(match[1] or HYSTERESIS_FRAMES))
     match = re.fullmatch(r"ema(?::(\d*\.?\d+))?", text)
     if match is None:
-        raise ConfigError(f"--smooth {text!r}: expected none, hysteresis, hysteresis:FRAMES, ema or ema:WEIGHT.")
+        raise ConfigError(f"smooth={text!r}: expected none, hysteresis, hysteresis:FRAMES, ema or ema:WEIGHT.")
     if not has_logits:
         raise ConfigError(
-            f"--smooth {text}: expected an engine that gives logits, got one that gives masks only; "
-            "build it with `--output both`, or take hysteresis."
+            f"smooth={text!r}: expected an engine that gives logits, got one that gives masks only; build it with the "
+            "outputs mask and logits, or take hysteresis."
         )
     return LogitsEma(float(match[1] or EMA_WEIGHT), upsample=upsample)

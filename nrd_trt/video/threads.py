@@ -1,24 +1,102 @@
-"""Threads that belong together: the first one that fails stops them all. Standard library only."""
+"""The threads of a run and the queues between them. Standard library only."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-
-from nrd_trt.video.channel import Broken
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
 
 _LOOK_EVERY_S = 0.1
 
+Item = TypeVar("Item")
 
-class Crew:
-    """One thread per stage of a run.
+
+class Broken(Exception):
+    """The run was given up: a stage that meets this just ends."""
+
+
+class Channel(Generic[Item]):
+    """A bounded queue from one thread to another that can be ended, emptied and broken.
+
+    Args:
+        capacity: Items held at most.
+        drop_oldest: Let `put` replace the oldest item where it would wait.
+    """
+
+    def __init__(self, capacity: int, *, drop_oldest: bool = False) -> None:
+        self._capacity, self._drop_oldest = capacity, drop_oldest
+        self._items: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._ended = self._broken = False
+
+    def put(self, item: Item) -> int:
+        """Add an item, waiting for room; return how many were dropped for it.
+
+        Raises:
+            Broken: `abort` was called, or the channel has ended.
+        """
+        with self._changed:
+            dropped = 0
+            if self._drop_oldest and len(self._items) >= self._capacity:
+                self._items.popleft()
+                dropped = 1
+            self._changed.wait_for(lambda: len(self._items) < self._capacity or self._ended or self._broken)
+            if self._ended or self._broken:
+                raise Broken
+            self._items.append(item)
+            self._changed.notify_all()
+            return dropped
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the items as they come, until the end.
+
+        Raises:
+            Broken: `abort` was called.
+        """
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._items or self._ended or self._broken)
+                if self._broken:
+                    raise Broken
+                if not self._items:
+                    return
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+
+    def comes_within(self, seconds: float) -> bool:
+        """Wait for an item, at most so long; return whether there is one to take."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._ended or self._broken, seconds)
+            return bool(self._items)
+
+    def end(self, *, discard: bool = False) -> None:
+        """Let nothing more in; what is held is still delivered, or with `discard` dropped."""
+        with self._changed:
+            self._ended = True
+            if discard:
+                self._items.clear()
+            self._changed.notify_all()
+
+    def abort(self) -> None:
+        """Wake both sides with `Broken`."""
+        with self._changed:
+            self._broken = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+class StageThreads:
+    """One thread per stage of a run; the first one that fails stops them all.
 
     Args:
         release: Wakes every stage after a failure, with `Broken` where it waits for another one.
 
     Attributes:
         failed: Name of the stage that failed first, or None.
+        interrupted: Whether Ctrl-C has ended the run.
     """
 
     def __init__(self, release: Callable[[], None]) -> None:
@@ -28,6 +106,7 @@ class Crew:
         self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
         self.failed: str | None = None
+        self.interrupted = False
 
     def start(self, stages: Mapping[str, Callable[[], None]]) -> None:
         """Start the stages; the run is over when the last one of them returns, or any one fails."""
@@ -46,17 +125,16 @@ class Crew:
             on_progress: Called on this thread about ten times a second.
             on_interrupt: Called on Ctrl-C; it should bring the end about. A second Ctrl-C is a failure.
         """
-        interrupted = False
         while not self._over.is_set():
             try:
                 self._over.wait(_LOOK_EVERY_S)
                 on_progress()
             except KeyboardInterrupt as exc:
-                if interrupted:
+                if self.interrupted:
                     self.fail("run", exc)
                 else:
+                    self.interrupted = True
                     on_interrupt()
-                interrupted = True
 
     def join(self, within_s: float, *, last_within_s: float) -> None:
         """Wait for the threads and raise the first error.

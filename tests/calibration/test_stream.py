@@ -114,7 +114,7 @@ def test_mixed_sizes_are_fitted(folder: Path, tmp_path: Path) -> None:
     assert sizes == {(64, 96), (192, 128)}
     batched = replace(DYNAMIC, batch=Range(min=2, opt=2, max=2))
     assert {array.shape for array in arrays(CalibrationStream(mixed, facts_of(shape=batched)))} == {(2, 128, 256, 3)}
-    with pytest.raises(ShapeError, match=r"tall.png: image 200x120 is larger than the engine's 128x256; use --fit"):
+    with pytest.raises(ShapeError, match=r"tall.png: image 200x120 is larger than the engine's 128x256; use fit="):
         CalibrationStream(mixed, facts_of(), fit="pad")
 
 

@@ -105,13 +105,13 @@ def test_no_such_folder(tmp_path: Path) -> None:
     touch(tmp_path, "file")
     for path in (tmp_path / "nowhere", tmp_path / "file"):
         with pytest.raises(
-            ConfigError, match=rf"{path.name}: expected a folder of labelled images, found none.*--data"
+            ConfigError, match=rf"{path.name}: expected a folder of labelled images, found none.*check the path"
         ):
             find_split([path])
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"{tmp_path.name}: expected images .*found none; check --data"):
+    with pytest.raises(ConfigError, match=rf"{tmp_path.name}: expected images .*found none; check the path"):
         find_split([tmp_path])
 
 
@@ -159,7 +159,11 @@ def test_missing_files_are_named(layout: object, gone: str, message: str, tmp_pa
             CITY[0].format("val", "ulm/ulm_9_9"),
             r"leftImg8bit/val: expected \*/\*_leftImg8bit\.png, found no",
         ),
-        (ade20k, ADE[0].format("validation", "ADE_3"), r"images/validation: expected images, found none; check --data"),
+        (
+            ade20k,
+            ADE[0].format("validation", "ADE_3"),
+            r"images/validation: expected images, found none",
+        ),
         (
             pascal_context,
             "ImageSets/SegmentationContext/val.txt",

@@ -59,7 +59,7 @@ def test_folders_without_images(prepare: Callable[[Path], object], tmp_path: Pat
     data = tmp_path / "data"
     data.mkdir()
     prepare(data)
-    with pytest.raises(ConfigError, match=r"data.*found none; check --data"):
+    with pytest.raises(ConfigError, match=r"data.*found none; check the path"):
         list_images(data)
 
 
@@ -91,7 +91,7 @@ def test_images_without_labels_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labels", [None, "nowhere"])
 def test_missing_label_folder(labels: str | None, tmp_path: Path) -> None:
     write(tmp_path / "a.png", RGB)
-    with pytest.raises(ConfigError, match="expected a folder of label PNGs; give --labels"):
+    with pytest.raises(ConfigError, match="expected a folder of label PNGs; give labels=DIR"):
         list_pairs(tmp_path, tmp_path / labels if labels else None)
 
 
@@ -122,7 +122,7 @@ def test_an_ignored_class_index_is_not_counted_either(tmp_path: Path) -> None:
 )
 def test_label_values_out_of_range(ignore_index: int | None, message: str, tmp_path: Path) -> None:
     path = write_label(tmp_path / "a.png", [[0, 11, 12, 255]])
-    with pytest.raises(ConfigError, match=rf"a\.png.*{message}; name the ignored value with --ignore-index"):
+    with pytest.raises(ConfigError, match=rf"a\.png.*{message}; name the ignored value with ignore_index=N"):
         read_label(path, num_classes=11, ignore_index=ignore_index)
 
 

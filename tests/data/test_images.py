@@ -19,7 +19,7 @@ from nrd_trt.calibration.sources import open_source
 from nrd_trt.cli.main import app
 from nrd_trt.data.images import read_image
 from nrd_trt.errors import ConfigError, ShapeError, VideoError
-from nrd_trt.video.sources.folder import FolderReader
+from nrd_trt.video.sources.open_source import FolderReader
 from tests.artefacts import bundle
 from tests.data.pictures import RGB, encoded, readable, unreadable
 

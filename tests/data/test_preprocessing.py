@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from nrd_trt.data.preprocessing import FITS, check_fit, fit_image, normalise
-from nrd_trt.errors import ConfigError, ShapeError
+from nrd_trt.data.preprocessing import FITS, fit_image, normalise
+from nrd_trt.errors import ShapeError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.specs import Fit, InputShape, Range
 from tests.helpers import STATIC, model_info, small_model
@@ -124,7 +124,7 @@ def test_restore_takes_the_nearest_class_and_leaves_padding_out() -> None:
 
 @pytest.mark.parametrize("shape", [InputShape.static((64, 96)), DYNAMIC])
 def test_pad_refuses_larger_images(shape: InputShape) -> None:
-    with pytest.raises(ShapeError, match=r"image 200x96 is larger than the engine's .*; use --fit letterbox or resize"):
+    with pytest.raises(ShapeError, match=r"image 200x96 is larger than the engine's .*; use fit='letterbox'"):
         fit_image(picture(200, 96), shape, INFO, "pad")
 
 
@@ -141,9 +141,3 @@ def test_pad_refuses_larger_images(shape: InputShape) -> None:
 def test_other_arrays_are_refused(image: np.ndarray) -> None:
     with pytest.raises(ShapeError, match=r"expected \(H, W, 3\) uint8 RGB"):
         fit_image(image, DYNAMIC, INFO)
-
-
-def test_check_fit() -> None:
-    assert [check_fit(fit) for fit in FITS] == ["resize", "pad", "letterbox"]
-    with pytest.raises(ConfigError, match=r"--fit 'crop'.*resize, pad, letterbox"):
-        check_fit("crop")

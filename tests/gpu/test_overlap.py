@@ -8,10 +8,12 @@ from collections import deque
 import numpy as np
 import pytest
 
+from nrd_trt.graph.metadata import read_facts
 from nrd_trt.machine.cuda import load_cuda
+from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
-from tests.gpu.test_on_device import GROWTH_BYTES, SHAPES, on_plan, plan, scenes
+from tests.gpu.test_on_device import GROWTH_BYTES, SHAPES, export, on_plan, plan, scenes
 from tests.helpers import missing_for_plans
 
 _MISSING = missing_for_plans()
@@ -52,7 +54,7 @@ def test_two_callers_share_the_engine() -> None:
     with on_plan(plan("dynamic")) as trt:
         wanted = [trt.infer({"image": image})["mask"] for image in images]
     right: dict[int, list[bool]] = {}
-    with EngineThread(on_plan(plan("dynamic"))) as engine:
+    with EngineThread(Engine(on_plan(plan("dynamic")), read_facts(export("dynamic")))) as engine:
 
         def work(caller: int) -> None:
             pending = deque([engine.begin({"image": images[0]})])

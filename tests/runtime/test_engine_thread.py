@@ -12,9 +12,11 @@ import pytest
 
 from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.engine_thread import EngineThread, Pending
 from nrd_trt.specs import TensorSpec
 from tests.runtime.bench import LARGE, SMALL, Bench, image, runner
+from tests.runtime.test_graph_io import facts
 
 WITHIN_S = 60.0
 SHAPES = (SMALL, LARGE, (1, 8, 8, 3))
@@ -50,6 +52,10 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     assert made.cuda.threads <= {"nrd-engine_0"}
 
 
+def on_thread(made: BaseRunner) -> EngineThread:
+    return EngineThread(Engine(made, facts()))
+
+
 def begin(engine: EngineThread, seed: int, shape: tuple[int, ...] = SMALL) -> Pending:
     return engine.begin({"image": image(shape, seed)})
 
@@ -80,7 +86,7 @@ def in_time(*work: Callable[[], None]) -> None:
 
 def test_a_runner_on_the_cpu_runs_one_by_one() -> None:
     doubler = Doubler()
-    with EngineThread(doubler) as engine:
+    with on_thread(doubler) as engine:
         pending = [engine.begin({"x": np.full(2, n, np.int32)}) for n in range(4)]
         assert [one.result()["y"].tolist() for one in pending] == [[0, 0], [2, 2], [4, 4], [6, 6]]
         with pytest.raises(ShapeError):
@@ -90,7 +96,7 @@ def test_a_runner_on_the_cpu_runs_one_by_one() -> None:
 
 def test_a_run_is_begun_while_the_one_ahead_goes_on(bench: Bench) -> None:
     """The order of a file's frames: two begun, and from then on one result and one begin in turn."""
-    with EngineThread(runner()) as engine:
+    with on_thread(runner()) as engine:
         ahead = begin(engine, 0)
         for seed in range(1, 8):
             following = begin(engine, seed)
@@ -104,7 +110,7 @@ def test_a_run_is_begun_while_the_one_ahead_goes_on(bench: Bench) -> None:
 
 def test_more_runs_than_slots_need_no_results_in_between(bench: Bench) -> None:
     def work() -> None:
-        with EngineThread(runner()) as engine:
+        with on_thread(runner()) as engine:
             pending = [begin(engine, seed) for seed in range(7)]
             for seed in (6, 0, 3, 5, 1, 2, 4):
                 check(pending[seed], seed)
@@ -113,7 +119,7 @@ def test_more_runs_than_slots_need_no_results_in_between(bench: Bench) -> None:
 
 
 def test_two_callers_share_the_engine(bench: Bench) -> None:
-    with EngineThread(runner()) as engine:
+    with on_thread(runner()) as engine:
 
         def caller(first: int) -> Callable[[], None]:
             def work() -> None:
@@ -133,7 +139,7 @@ def test_two_callers_share_the_engine(bench: Bench) -> None:
 
 def test_runs_that_nobody_asks_for_hold_up_no_other(bench: Bench) -> None:
     def work() -> None:
-        with EngineThread(runner()) as engine:
+        with on_thread(runner()) as engine:
             for seed in range(5):
                 begin(engine, seed)
             check(begin(engine, 5), 5)
@@ -143,7 +149,7 @@ def test_runs_that_nobody_asks_for_hold_up_no_other(bench: Bench) -> None:
 
 
 def test_an_error_is_that_of_its_own_run(bench: Bench) -> None:
-    with EngineThread(runner()) as engine:
+    with on_thread(runner()) as engine:
         good, wrong, more = begin(engine, 0), engine.begin({"image": image((5, 4, 8, 3))}), begin(engine, 1)
         for _ in range(2):
             with pytest.raises(ShapeError, match="expected at most"):
@@ -154,7 +160,7 @@ def test_an_error_is_that_of_its_own_run(bench: Bench) -> None:
 
 
 def test_leaving_finishes_what_was_begun(bench: Bench) -> None:
-    engine = EngineThread(runner())
+    engine = on_thread(runner())
     with engine:
         pending = [begin(engine, seed) for seed in range(3)]
     in_time(*[lambda one=one, seed=seed: check(one, seed) for seed, one in enumerate(pending)])
@@ -170,7 +176,7 @@ def test_a_runner_that_cannot_be_opened_leaves_nothing(bench: Bench, monkeypatch
     def fail(self: Any) -> int:
         raise RunnerError("CUDA: no events")
 
-    engine = EngineThread(runner())
+    engine = on_thread(runner())
     with monkeypatch.context() as patched:
         patched.setattr(type(bench.cuda), "create_event", fail)
         with pytest.raises(RunnerError, match="no events"):
@@ -181,7 +187,7 @@ def test_a_runner_that_cannot_be_opened_leaves_nothing(bench: Bench, monkeypatch
 
 
 def test_late_outputs_work(bench: Bench) -> None:
-    with EngineThread(runner()) as engine:
+    with on_thread(runner()) as engine:
         bench.engines[0].late = True
         pending = [begin(engine, seed) for seed in range(5)]
         for seed, one in enumerate(pending):
@@ -189,7 +195,7 @@ def test_late_outputs_work(bench: Bench) -> None:
 
 
 def test_opened_and_closed_many_times_leaves_nothing(bench: Bench) -> None:
-    engine = EngineThread(runner())
+    engine = on_thread(runner())
     for seed in range(50):
         with engine:
             begin(engine, seed)

@@ -25,7 +25,7 @@ def shared_rig() -> Iterator[Rig]:
 @pytest.fixture
 def rig(shared_rig: Rig) -> Iterator[Rig]:
     """The shared run, going on before and after."""
-    shared_rig.gate.resume()
+    shared_rig.pause.resume()
     until(lambda: shared_rig.hub.newest is not None)
     yield shared_rig
-    shared_rig.gate.resume()
+    shared_rig.pause.resume()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,20 +16,17 @@ import numpy as np
 import pytest
 
 from nrd_trt.data.synthetic import street_clip
-from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import VideoError
 from nrd_trt.machine.clocks import ProbedDevice, Reading
+from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.runtime.engine_thread import EngineThread
-from nrd_trt.runtime.select import make_runner
-from nrd_trt.serving.background import running
-from nrd_trt.serving.device import DeviceWatch
 from nrd_trt.serving.hub import Hub
+from nrd_trt.serving.serve import running
 from nrd_trt.video.frames import Frame, StreamInfo
-from nrd_trt.video.gate import Gate
-from nrd_trt.video.meters import Meters
 from nrd_trt.video.overlay import OverlayStyle, Painter
+from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
-from nrd_trt.video.segmenter import Segmenter
+from nrd_trt.video.stats import StatsCollector
 from tests.artefacts import bundle
 
 for needed in ("fastapi", "uvicorn", "prometheus_client", "av"):
@@ -37,8 +35,8 @@ httpx = pytest.importorskip("httpx", reason="needs httpx: pip install nrd-trt[de
 
 from nrd_trt.serving.access import Access  # noqa: E402 - only where FastAPI is
 from nrd_trt.serving.app import create_app  # noqa: E402
-from nrd_trt.serving.server import bind, serving  # noqa: E402
-from nrd_trt.serving.service import Service  # noqa: E402
+from nrd_trt.serving.server import bind, make_server  # noqa: E402
+from nrd_trt.serving.service import DeviceWatch, Service  # noqa: E402
 from nrd_trt.serving.uploads import Limits, Uploads  # noqa: E402
 
 SIZE_HW = (96, 128)
@@ -117,11 +115,9 @@ class Rig:
 
     def __init__(self, source: Street | None = None, *, token: str | None = None, **limits: Any) -> None:
         self.source = source or Street()
-        self.gate, self.meters = Gate(), Meters()
-        self.hub = Hub(self.gate)
-        opened = read_bundle(bundle())
-        fit = opened.record.to_dict()["fit"]
-        self.segmenter = Segmenter(EngineThread(make_runner(opened, threads=1)), opened.graph, fit)
+        self.pause, self.stats = PauseSwitch(), StatsCollector()
+        self.hub = Hub(self.pause)
+        self.engine = EngineThread(open_bundle(bundle(), threads=1))
         self.uploads = Uploads(replace(Limits(), **limits))
         self._token, self._stack = token, ExitStack()
 
@@ -132,24 +128,26 @@ class Rig:
     def __enter__(self) -> Rig:
         with ExitStack() as stack:
             listener = stack.enter_context(bind("127.0.0.1", 0))
-            stack.enter_context(self.segmenter)
+            stack.enter_context(self.engine)
             device = stack.enter_context(DeviceWatch(Instrument()))
             self.service = Service(
                 hub=self.hub,
-                gate=self.gate,
-                meters=self.meters,
-                segmenter=self.segmenter,
+                pause=self.pause,
+                stats=self.stats,
+                engine=self.engine,
                 device=device,
                 uploads=self.uploads,
                 access=Access(host="127.0.0.1", port=listener.getsockname()[1], token=self._token),
                 bundle="street.nrd",
             )
-            paint = Painter(self.segmenter.info, OverlayStyle())
-            pipeline = Pipeline(
-                self.source, self.segmenter, [self.hub], paint=paint, gate=self.gate, meters=self.meters
-            )
+            paint = Painter(self.service.info, OverlayStyle())
+            pipeline = Pipeline(self.source, self.engine, [self.hub], paint=paint, pause=self.pause, stats=self.stats)
             stack.enter_context(running(pipeline, self.hub))
-            stack.enter_context(serving(create_app(self.service), self.hub, listener))
+            server = make_server(create_app(self.service), self.hub)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="page")
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.handle_exit, signal.SIGINT, None)
             stack.enter_context(self._connected())
             self._stack = stack.pop_all()
         return self

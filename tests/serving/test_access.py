@@ -47,7 +47,7 @@ def test_without_the_token_nothing_of_the_run_is_seen(stranger: Any, path: str) 
 @pytest.mark.parametrize("path", ["/control", "/segment"])
 def test_without_the_token_nothing_is_done(closed: Rig, stranger: Any, path: str) -> None:
     assert kind(stranger.post(path, content=b'{"action": "pause"}')) == (401, "Unauthorised")
-    assert not closed.gate.paused
+    assert not closed.pause.paused
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_this_machine_may_be_reached_by_its_own_names(rig: Rig, host: str) -> No
 def test_pages_of_other_sites_may_not_act(rig: Rig, path: str, origin: str) -> None:
     response = rig.http.post(path, content=b'{"action": "pause"}', headers={"Origin": origin})
     assert kind(response) == (403, "ForeignOrigin")
-    assert not rig.gate.paused
+    assert not rig.pause.paused
 
 
 @pytest.mark.parametrize("path", ["/stream.mjpg", "/frame", "/status"])
@@ -172,7 +172,7 @@ def test_refusals_carry_the_headers_too(rig: Rig, stranger: Any) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "jetson.local"])
 def test_a_server_for_others_needs_a_token(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"--host .*: expected --token"):
+    with pytest.raises(ConfigError, match=r"host=.*: expected a token"):
         Access(host=host, port=8000)
     assert Access(host=host, port=8000, token="12345678").token
 
@@ -184,7 +184,7 @@ def test_a_server_for_this_machine_needs_none(host: str) -> None:
 
 @pytest.mark.parametrize("token", ["", "short", "with spaces in it", "ümlauts-are-not", "line\nbreak-here"])
 def test_tokens_that_can_be_guessed_or_not_be_sent_are_refused(token: str) -> None:
-    with pytest.raises(ConfigError, match="--token: expected at least 8 printable"):
+    with pytest.raises(ConfigError, match="token=: expected at least 8 printable"):
         Access(host="127.0.0.1", port=8000, token=token)
 
 
@@ -192,7 +192,7 @@ def test_a_server_for_others_knows_addresses_its_name_and_what_it_is_told() -> N
     """An address cannot be pointed elsewhere; any other name can."""
     import socket
 
-    access = Access(host="0.0.0.0", port=8000, token="12345678", allowed_hosts=("Cam.example",))
+    access = Access(host="0.0.0.0", port=8000, token="12345678", allow_host=("Cam.example",))
     for known in ("192.168.1.5", "::1", "localhost", socket.gethostname(), "cam.example", "127.0.0.1"):
         assert access.knows_host(known), known
     assert not access.knows_host("evil.example")
@@ -203,7 +203,7 @@ def test_a_server_for_others_knows_addresses_its_name_and_what_it_is_told() -> N
 def test_a_taken_port_is_named() -> None:
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"--port {port}: expected a port that is free on 127.0.0.1"):
+        with pytest.raises(ConfigError, match=f"port={port}: expected a port that is free on 127.0.0.1"):
             bind("127.0.0.1", port)
-    with pytest.raises(ConfigError, match=r"--host no.such.invalid: expected an address of this machine"):
+    with pytest.raises(ConfigError, match=r"host='no.such.invalid': expected an address of this machine"):
         bind("no.such.invalid", 0)

@@ -43,7 +43,7 @@ def picture(response: httpx.Response) -> np.ndarray:
 
 def paused(rig: Rig) -> Any:
     """Stop the run and return the frame that stays."""
-    rig.gate.pause()
+    rig.pause.pause()
     last = -1
 
     def still() -> bool:
@@ -61,11 +61,11 @@ def paused(rig: Rig) -> Any:
 
 
 def test_status_tells_source_model_and_figures(rig: Rig) -> None:
-    until(lambda: rig.meters.snapshot().fps is not None)
+    until(lambda: rig.stats.snapshot().fps is not None)
     status = rig.http.get("/status").json()
     assert status["source"] == {"name": "street", "size_hw": list(SIZE_HW), "rate": 20.0, "live": False}
     assert (status["model"]["bundle"], status["model"]["runner"]) == ("street.nrd", "onnxruntime")
-    assert [one["name"] for one in status["model"]["classes"]] == list(rig.segmenter.info.class_names)
+    assert [one["name"] for one in status["model"]["classes"]] == list(rig.engine.engine.info.class_names)
     assert status["model"]["classes"][3] == {"index": 3, "name": "Road", "colour": [128, 64, 128]}
     assert status["state"] == "running"
     assert status["fps"] > 1
@@ -84,7 +84,7 @@ def test_frames_carry_the_masks_of_the_engine(rig: Rig) -> None:
         assert header["number"] > number
         number = header["number"]
         original = frame_of(header["index"])
-        assert np.array_equal(mask, rig.segmenter.segment(original))
+        assert np.array_equal(mask, rig.engine.predict(original))
         assert np.abs(image.astype(int) - original).mean() < 6
         shares = np.bincount(mask.ravel(), minlength=11) / mask.size
         assert header["shares"] == pytest.approx(shares, abs=1e-4)
@@ -137,8 +137,8 @@ def test_nothing_is_encoded_while_nobody_watches(rig: Rig, monkeypatch: pytest.M
     encoded: list[int] = []
     real = watching.encode_layers
     monkeypatch.setattr(watching, "encode_layers", lambda *args: (encoded.append(1), real(*args))[1])
-    before = rig.meters.snapshot().frames
-    until(lambda: rig.meters.snapshot().frames > before + 5)
+    before = rig.stats.snapshot().frames
+    until(lambda: rig.stats.snapshot().frames > before + 5)
     assert not encoded
     rig.http.get("/frame")
     assert len(encoded) == 1
@@ -146,7 +146,7 @@ def test_nothing_is_encoded_while_nobody_watches(rig: Rig, monkeypatch: pytest.M
 
 def test_snapshots_are_what_they_are_asked_to_be(rig: Rig) -> None:
     shown = paused(rig)
-    rgb, mask, palette = shown.frame.frame.rgb, shown.frame.mask, rig.segmenter.info.palette
+    rgb, mask, palette = shown.frame.frame.rgb, shown.frame.mask, rig.engine.engine.info.palette
     get = rig.http.get
     assert np.array_equal(picture(get("/snapshot.png?view=image")), rgb)
     assert np.array_equal(picture(get("/snapshot.png?view=mask")), colour(mask, palette))
@@ -206,7 +206,7 @@ def test_other_commands_are_refused(rig: Rig, body: bytes) -> None:
     response = rig.http.post("/control", content=body)
     assert response.status_code == 422
     assert "expected" in response.json()["error"]["message"]
-    assert not rig.gate.paused
+    assert not rig.pause.paused
 
 
 def test_long_commands_are_not_read(rig: Rig) -> None:
@@ -219,12 +219,12 @@ def test_long_commands_are_not_read(rig: Rig) -> None:
 def test_metrics_are_those_of_the_run(rig: Rig) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
-    until(lambda: rig.meters.snapshot().fps is not None)
+    until(lambda: rig.stats.snapshot().fps is not None)
     response = rig.http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     found = {family.name: family for family in text_string_to_metric_families(response.text)}
     first = {name: family.samples[0].value for name, family in found.items() if family.samples}
-    assert 0 < first["nrd_trt_frames"] <= rig.meters.snapshot().frames
+    assert 0 < first["nrd_trt_frames"] <= rig.stats.snapshot().frames
     assert (first["nrd_trt_dropped_frames"], first["nrd_trt_reconnects"], first["nrd_trt_up"]) == (0, 0, 1)
     assert (first["nrd_trt_power_watts"], first["nrd_trt_temperature_celsius"]) == (12.5, 51)
     latency = {sample.name: sample.value for sample in found["nrd_trt_latency_seconds"].samples}
@@ -234,7 +234,7 @@ def test_metrics_are_those_of_the_run(rig: Rig) -> None:
     stages = {sample.labels["stage"]: sample.value for sample in found["nrd_trt_stage_seconds"].samples}
     assert 0 < stages["infer"] < 5
     shares = {sample.labels["name"]: sample.value for sample in found["nrd_trt_class_share"].samples}
-    assert set(shares) == set(rig.segmenter.info.class_names)
+    assert set(shares) == set(rig.engine.engine.info.class_names)
     assert sum(shares.values()) == pytest.approx(1)
 
 
@@ -246,10 +246,10 @@ def test_health_follows_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with Rig(source) as rig:
         until(lambda: rig.hub.newest)
         assert rig.http.get("/healthz").json() == {"healthy": True, "reason": None}
-        rig.gate.pause()
+        rig.pause.pause()
         time.sleep(0.8)
         assert rig.http.get("/healthz").status_code == 200  # it is meant to be silent
-        rig.gate.resume()
+        rig.pause.resume()
         until(lambda: rig.hub.silent_s < 0.3)
         source.silent.set()
         until(lambda: rig.http.get("/healthz").status_code == 503)
@@ -281,7 +281,7 @@ def test_a_run_that_fails_says_why_and_keeps_its_last_frame() -> None:
         response = act(rig, "pause")
         assert (response.status_code, response.json()["error"]["type"]) == (409, "RunIsOver")
         segmented = rig.http.post("/segment?result=mask", content=png(frame_of(0)))
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(segmented.content))), rig.segmenter.segment(frame_of(0)))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(segmented.content))), rig.engine.predict(frame_of(0)))
 
 
 def png(rgb: np.ndarray) -> bytes:
@@ -321,7 +321,7 @@ def test_the_server_leaves_within_a_second_in_spite_of_viewers() -> None:
                 pass
             ends.append(time.monotonic())
 
-        rig.gate.pause()
+        rig.pause.pause()
         paths = ("/stream.mjpg", "/stream.mjpg?view=mask", "/frame?after=1")
         threads = [threading.Thread(target=watch, args=[path]) for path in paths]
         for thread in threads:

@@ -151,7 +151,7 @@ def test_frames_change_and_figures_come(page: Watched) -> None:
 def test_views_and_opacity_are_those_of_the_server(page: Watched, rig: Rig) -> None:
     """JPEG loses a little; the colours of the mask are exact."""
     frame = pause(page, rig)
-    rgb, mask, palette = frame.frame.rgb, frame.mask, rig.segmenter.info.palette
+    rgb, mask, palette = frame.frame.rgb, frame.mask, rig.engine.engine.info.palette
     page.view("Mask")
     assert np.array_equal(page.pixels(), colour(mask, palette))
     assert page.page.is_disabled("#opacity")
@@ -172,7 +172,7 @@ def test_views_and_opacity_are_those_of_the_server(page: Watched, rig: Rig) -> N
 
 def test_classes_can_be_hidden(page: Watched, rig: Rig) -> None:
     frame = pause(page, rig)
-    road, coloured = frame.mask == 3, colour(frame.mask, rig.segmenter.info.palette)
+    road, coloured = frame.mask == 3, colour(frame.mask, rig.engine.engine.info.palette)
     assert 0.05 < road.mean() < 0.95
     page.view("Mask")
     page.page.click(".class >> text=Road")
@@ -235,7 +235,7 @@ def test_snapshot_is_the_picture_at_the_size_of_the_source(page: Watched, rig: R
     with page.page.expect_download() as download:
         page.page.click("#snapshot")
     image = np.asarray(Image.open(download.value.path()))
-    coloured = colour(frame.mask, rig.segmenter.info.palette)
+    coloured = colour(frame.mask, rig.engine.engine.info.palette)
     assert np.array_equal(image, np.where((frame.mask == 0)[..., None], 0, coloured))
 
 
@@ -266,7 +266,7 @@ def test_an_uploaded_image_gets_the_mask_of_the_engine(page: Watched, rig: Rig) 
     upload(page, "street photo.png", "image/png", encoded(scene))
     page.page.wait_for_selector("#banner:not([hidden])")
     assert "street photo.png" in page.page.inner_text("#banner")
-    mask, palette = rig.segmenter.segment(scene), rig.segmenter.info.palette
+    mask, palette = rig.engine.predict(scene), rig.engine.engine.info.palette
     page.view("Mask")
     assert np.array_equal(page.pixels(), colour(mask, palette))
     page.page.click(".class >> text=Road")
@@ -357,8 +357,8 @@ def test_files_that_are_too_large_are_not_sent(browser: Browser) -> None:
 def test_an_upload_shows_its_progress_and_can_be_cancelled(
     page: Watched, rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = rig.segmenter.segment
-    monkeypatch.setattr(rig.segmenter, "segment", lambda rgb: (time.sleep(0.1), real(rgb))[1])
+    real = rig.engine.predict
+    monkeypatch.setattr(rig.engine, "predict", lambda rgb: (time.sleep(0.1), real(rgb))[1])
     upload(page, "drive.mp4", "video/mp4", clip(tmp_path, list(street()) * 5))
     page.page.wait_for_selector("text=/Segmenting frame [1-9][0-9]* of 100/")
     page.shot("progress", whole=True)

@@ -60,15 +60,15 @@ def test_masks_are_those_of_the_engine(rig: Rig) -> None:
     response = rig.http.post("/segment?result=mask", content=encoded(SCENE))
     mask = Image.open(io.BytesIO(response.content))
     assert mask.mode == "P"
-    assert np.array_equal(np.asarray(mask), rig.segmenter.segment(SCENE))
+    assert np.array_equal(np.asarray(mask), rig.engine.predict(SCENE))
 
 
 def test_all_results_tell_the_same(rig: Rig) -> None:
-    body, expected = encoded(SCENE), rig.segmenter.segment(SCENE)
+    body, expected = encoded(SCENE), rig.engine.predict(SCENE)
     answer = rig.http.post("/segment", content=body).json()
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"])))), expected)
     assert answer["size_hw"] == list(expected.shape)
-    assert answer["classes"] == list(rig.segmenter.info.class_names)
+    assert answer["classes"] == list(rig.engine.engine.info.class_names)
     assert answer["shares"] == pytest.approx(np.bincount(expected.ravel(), minlength=11) / expected.size, abs=1e-4)
     assert answer["latency_ms"] > 0
     header, layers = read_record(rig.http.post("/segment?result=layers", content=body).content)
@@ -76,7 +76,7 @@ def test_all_results_tell_the_same(rig: Rig) -> None:
     assert header["shares"] == answer["shares"]
     assert np.array_equal(layers[1], expected)
     overlay = rig.http.post("/segment?result=overlay&opacity=0.3", content=body)
-    shown = blend(SCENE, expected, rig.segmenter.info.palette, 0.3)
+    shown = blend(SCENE, expected, rig.engine.engine.info.palette, 0.3)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(overlay.content))), shown)
 
 
@@ -126,7 +126,7 @@ def test_clips_come_back_with_their_masks_and_times(rig: Rig, tmp_path: Path, na
     assert np.allclose(np.array(times) - times[0], np.arange(6) / 10, atol=0.002)
     originals, _ = decoded(body)
     for original, picture in zip(originals, pictures, strict=True):
-        shown = blend(original, rig.segmenter.segment(original), rig.segmenter.info.palette, 0.5)
+        shown = blend(original, rig.engine.predict(original), rig.engine.engine.info.palette, 0.5)
         assert np.abs(picture.astype(int) - shown).mean() < 8
 
 
@@ -201,8 +201,8 @@ def test_slow_work_is_given_up(tmp_path: Path) -> None:
 
 
 def test_work_is_given_up_where_the_client_has_left(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = rig.segmenter.segment
-    monkeypatch.setattr(rig.segmenter, "segment", lambda rgb: (time.sleep(0.1), real(rgb))[1])
+    real = rig.engine.predict
+    monkeypatch.setattr(rig.engine, "predict", lambda rgb: (time.sleep(0.1), real(rgb))[1])
     body = clip(tmp_path, list(street()) * 3)
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=rig.url, timeout=0.6, trust_env=False) as http:
         http.post("/segment?name=me", content=body)
@@ -212,8 +212,8 @@ def test_work_is_given_up_where_the_client_has_left(rig: Rig, tmp_path: Path, mo
 
 
 def test_progress_is_told(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = rig.segmenter.segment
-    monkeypatch.setattr(rig.segmenter, "segment", lambda rgb: (time.sleep(0.05), real(rgb))[1])
+    real = rig.engine.predict
+    monkeypatch.setattr(rig.engine, "predict", lambda rgb: (time.sleep(0.05), real(rgb))[1])
     body = clip(tmp_path, list(street()[:10]))
     thread = threading.Thread(target=lambda: httpx.post(f"{rig.url}/segment?name=me", content=body, trust_env=False))
     thread.start()
@@ -263,7 +263,7 @@ def test_bodies_that_stop_coming_are_given_up(small: Rig) -> None:
 
 
 def test_one_upload_at_a_time_and_a_short_queue(small: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, inside, most = small.segmenter.segment, [0], [0]
+    real, inside, most = small.engine.predict, [0], [0]
 
     def slow(rgb: np.ndarray) -> np.ndarray:
         inside[0] += 1
@@ -272,7 +272,7 @@ def test_one_upload_at_a_time_and_a_short_queue(small: Rig, monkeypatch: pytest.
         inside[0] -= 1
         return real(rgb)
 
-    monkeypatch.setattr(small.segmenter, "segment", slow)
+    monkeypatch.setattr(small.engine, "predict", slow)
     body, statuses = encoded(SCENE), []
 
     def send() -> None:

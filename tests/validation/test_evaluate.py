@@ -15,7 +15,7 @@ from nrd_trt.cli.evaluate import table
 from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import CheckpointError, ConfigError, ShapeError
-from nrd_trt.model import load_model
+from nrd_trt.model.checkpoint import load_model
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import CheckpointOptions
 from nrd_trt.validation.evaluate import Evaluation, evaluate
@@ -166,9 +166,9 @@ def test_labels_are_a_must(make: Any, tmp_path: Path) -> None:
     data = data_set(tmp_path / "data", scenes([SIZE_HW]))
     (data / "labels").rename(tmp_path / "elsewhere")
     for folder in (data, data / "images"):
-        with pytest.raises(ConfigError, match="give --labels"):
+        with pytest.raises(ConfigError, match="give labels="):
             run(make(), folder)
-    with pytest.raises(ConfigError, match=r"absent.*check --data"):
+    with pytest.raises(ConfigError, match=r"absent.*check the path"):
         run(make(), tmp_path / "absent")
 
 

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 
 from nrd_trt.errors import ConfigError, MissingDependencyError
-from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
-from nrd_trt.video.sinks.base import Ending
+from nrd_trt.video.frames import Ending, Frame, SegmentedFrame, StreamInfo
 from nrd_trt.video.sinks.mp4 import Mp4Sink
 
 CLIP_BASE = Fraction(1, 30000)
@@ -30,7 +29,7 @@ STEADY: Ticks = [(1001 * index, 1001) for index in range(20)]
 def segmented(index: int, pts: int, duration: int | None, picture: np.ndarray) -> SegmentedFrame:
     mask = np.zeros(picture.shape[:2], np.uint8)
     frame = Frame(index=index, rgb=picture, pts=pts, duration=duration, name=f"{index:06}")
-    return SegmentedFrame(frame=frame, mask=mask, unsmoothed=mask, picture=picture, shares=np.zeros(256), latency_s=0.0)
+    return SegmentedFrame(frame=frame, mask=mask, unsmoothed=mask, picture=picture, shares=np.zeros(256), arrived_s=0.0)
 
 
 def flat(size_hw: tuple[int, int], colour: Sequence[int]) -> np.ndarray:

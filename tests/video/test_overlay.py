@@ -14,8 +14,7 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.specs import ModelInfo
 from nrd_trt.video import legend
-from nrd_trt.video.overlay import OverlayStyle, Painter, class_shares
-from nrd_trt.video.palettes import distinct_colours
+from nrd_trt.video.overlay import OverlayStyle, Painter, class_shares, distinct_colours
 
 INFO = ModelInfo(class_names=CAMVID_CLASSES, palette=CAMVID_PALETTE)
 SCENE = street_scene(3, (180, 240))
@@ -54,10 +53,10 @@ def test_a_mask_of_another_size_is_refused() -> None:
 # --- Classes and palettes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("classes", [("Car", "Road"), (8, 3), (3, "Car", "Car")])
-def test_only_the_chosen_classes_are_coloured(classes: tuple[str | int, ...]) -> None:
+@pytest.mark.parametrize("show", [("Car", "Road"), (8, 3), (3, "Car", "Car")])
+def test_only_the_chosen_classes_are_coloured(show: tuple[str | int, ...]) -> None:
     chosen = np.isin(SCENE.label, (3, 8))
-    overlay, mask = draw(classes=classes), draw(classes=classes, view="mask")
+    overlay, mask = draw(show=show), draw(show=show, view="mask")
     np.testing.assert_array_equal(overlay[~chosen], SCENE.image[~chosen])
     np.testing.assert_array_equal(overlay[chosen], draw()[chosen])
     assert not mask[~chosen].any()
@@ -66,8 +65,10 @@ def test_only_the_chosen_classes_are_coloured(classes: tuple[str | int, ...]) ->
 
 @pytest.mark.parametrize("unknown", ["car", "Cat", 11, -1])
 def test_unknown_classes_are_refused_with_the_known_ones(unknown: str | int) -> None:
-    with pytest.raises(ConfigError, match=rf"got '?{unknown}'?; it has 0 Sky, 1 Building, .*10 Bicyclist"):
-        draw(classes=("Car", unknown))
+    with pytest.raises(
+        ConfigError, match=rf"show='?{unknown}'?: expected .*; it has 0 Sky, 1 Building, .*10 Bicyclist"
+    ):
+        draw(show=("Car", unknown))
 
 
 def test_palettes_give_class_i_their_colour_i() -> None:
@@ -93,11 +94,11 @@ def test_generated_colours_are_far_apart(count: int, apart: float) -> None:
 @pytest.mark.parametrize(
     ("style", "message"),
     [
-        ({"view": "both"}, "view 'both': expected one of overlay, mask, side"),
-        ({"palette": "voc"}, "palette 'voc': expected one of model, camvid"),
-        ({"opacity": 1.1}, "opacity: expected 0 to 1, got 1.1"),
-        ({"opacity": float("nan")}, "opacity: expected 0 to 1"),
-        ({"classes": ()}, "classes: expected at least one class"),
+        ({"view": "both"}, "view='both': expected one of 'overlay', 'mask', 'side'"),
+        ({"palette": "voc"}, "palette='voc': expected one of 'model', 'camvid'"),
+        ({"opacity": 1.1}, "opacity=1.1: expected 0 to 1"),
+        ({"opacity": float("nan")}, "opacity=nan: expected 0 to 1"),
+        ({"show": ()}, "show=.*: expected at least one class"),
     ],
 )
 def test_invalid_styles_are_refused(style: dict[str, Any], message: str) -> None:
@@ -133,7 +134,7 @@ def test_outlines_are_two_pixels_wide_in_a_large_picture() -> None:
 
 def test_no_outline_runs_between_classes_that_are_not_coloured() -> None:
     mask = np.repeat(np.array([[0, 1, 1, 8, 3, 2]], np.uint8), 6, axis=0)
-    picture = Painter(INFO, OverlayStyle(contours=True, classes=("Car",)))(np.zeros((6, 6, 3), np.uint8), mask)
+    picture = Painter(INFO, OverlayStyle(contours=True, show=("Car",)))(np.zeros((6, 6, 3), np.uint8), mask)
     np.testing.assert_array_equal(np.flatnonzero((picture[3] == 255).all(axis=1)), [3, 4])
 
 
@@ -177,7 +178,7 @@ def test_the_legend_counts_the_mask_where_no_shares_are_given(lines: list[tuple[
 
 
 def test_the_legend_lists_only_the_chosen_classes(lines: list[tuple[str, str]]) -> None:
-    draw(legend=True, classes=("Car", "Road"))
+    draw(legend=True, show=("Car", "Road"))
     assert [name for name, _ in lines] == ["Road", "Car"]
 
 

@@ -15,16 +15,12 @@ import numpy as np
 import pytest
 
 from nrd_trt.data.synthetic import street_clip
-from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import RunnerError, VideoError
-from nrd_trt.runtime.engine import open_bundle
+from nrd_trt.runtime.engine import Engine, open_bundle
 from nrd_trt.runtime.engine_thread import EngineThread
-from nrd_trt.runtime.select import make_runner
-from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
-from nrd_trt.video.gate import Gate
+from nrd_trt.video.frames import Ending, EndOfRun, Frame, SegmentedFrame, StreamInfo
+from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
-from nrd_trt.video.segmenter import Segmenter
-from nrd_trt.video.sinks.base import Ending, EndOfRun
 from nrd_trt.video.temporal import Hysteresis
 from tests.artefacts import bundle
 
@@ -77,6 +73,7 @@ class Kept:
     def __init__(self, *, shows_picture: bool = False, on_write: Callable[[int], None] = lambda index: None) -> None:
         self.shows_picture, self._on_write = shows_picture, on_write
         self.frames: list[SegmentedFrame] = []
+        self.latencies_s: list[float] = []
         self.ending: Ending | None = None
 
     def open(self, info: StreamInfo) -> None:
@@ -85,6 +82,7 @@ class Kept:
     def write(self, frame: SegmentedFrame) -> None:
         self._on_write(frame.frame.index)
         self.frames.append(frame)
+        self.latencies_s.append(time.monotonic() - frame.arrived_s)
 
     def close(self, ending: Ending) -> str | None:
         self.ending = ending
@@ -131,15 +129,16 @@ def numbered(rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray) -> np.ndarra
     return rgb
 
 
-def make_segmenter(**slow: Any) -> Segmenter:
-    opened = read_bundle(bundle())
-    runner = make_runner(opened, "onnxruntime", threads=1)
-    return Segmenter(EngineThread(Slow(runner, **slow) if slow else runner), opened.graph, "resize")
+def on_thread(**slow: Any) -> EngineThread:
+    engine = open_bundle(bundle(), runner="onnxruntime", threads=1)
+    if slow:
+        engine = Engine(Slow(engine.runner, **slow), engine.graph)
+    return EngineThread(engine)
 
 
 @pytest.fixture
-def segmenter() -> Iterator[Segmenter]:
-    with make_segmenter() as entered:
+def engine() -> Iterator[EngineThread]:
+    with on_thread() as entered:
         yield entered
 
 
@@ -158,10 +157,10 @@ def no_thread_is_left() -> Iterator[None]:
     assert not left
 
 
-def test_every_frame_comes_out_in_order_with_the_mask_of_a_single_image(segmenter: Segmenter) -> None:
+def test_every_frame_comes_out_in_order_with_the_mask_of_a_single_image(engine: EngineThread) -> None:
     pictures, sink = clip(12), Kept()
     source = Pictures(pictures.__getitem__, 12)
-    pipeline = Pipeline(source, segmenter, [sink], paint=numbered)
+    pipeline = Pipeline(source, engine, [sink], paint=numbered)
     assert pipeline.run() == "complete"
     assert sink.indices == list(range(12))
     assert (sink.ending, pipeline.notes) == ("complete", ["ended complete"])
@@ -170,56 +169,56 @@ def test_every_frame_comes_out_in_order_with_the_mask_of_a_single_image(segmente
             np.testing.assert_array_equal(frame.mask, predictor.predict(rgb))
             assert frame.unsmoothed is frame.mask
             np.testing.assert_allclose(frame.shares, np.bincount(frame.mask.ravel(), minlength=256) / frame.mask.size)
-    figures = pipeline.meters.total()
+    figures = pipeline.stats.total()
     assert (figures.frames, figures.dropped) == (12, 0)
     assert all(figures.split_ms[stage] > 0 for stage in figures.split_ms)
     assert source.closed_by == "nrd-read"
 
 
-def test_pictures_are_drawn_only_where_a_sink_shows_them(segmenter: Segmenter) -> None:
+def test_pictures_are_drawn_only_where_a_sink_shows_them(engine: EngineThread) -> None:
     drawn: list[int] = []
 
     def paint(rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray) -> np.ndarray:
         drawn.append(1)
         return rgb
 
-    Pipeline(Pictures(plain, 2), segmenter, [Kept()], paint=paint).run()
+    Pipeline(Pictures(plain, 2), engine, [Kept()], paint=paint).run()
     assert drawn == []
     sinks = [Kept(), Kept(shows_picture=True)]
-    Pipeline(Pictures(plain, 2), segmenter, sinks, paint=paint).run()
+    Pipeline(Pictures(plain, 2), engine, sinks, paint=paint).run()
     assert len(drawn) == 2
     assert all(frame.picture is not None for sink in sinks for frame in sink.frames)
 
 
-def test_a_slow_sink_slows_a_file_down_and_loses_nothing(segmenter: Segmenter) -> None:
+def test_a_slow_sink_slows_a_file_down_and_loses_nothing(engine: EngineThread) -> None:
     sink = Kept(on_write=lambda index: time.sleep(0.02))
     source = Pictures(plain, 20)
-    Pipeline(source, segmenter, [sink], paint=numbered).run()
+    Pipeline(source, engine, [sink], paint=numbered).run()
     assert sink.indices == list(range(20))
 
 
-def test_little_is_read_ahead(segmenter: Segmenter) -> None:
+def test_little_is_read_ahead(engine: EngineThread) -> None:
     """Frames are large: a slow sink must not let them pile up."""
     ahead: list[int] = []
     source = Pictures(plain, 60)
     sink = Kept(on_write=lambda index: (time.sleep(0.005), ahead.append(source.read - index))[0])
-    Pipeline(source, segmenter, [sink], paint=numbered).run()
+    Pipeline(source, engine, [sink], paint=numbered).run()
     assert max(ahead) <= 20
 
 
-def test_a_live_source_drops_the_oldest_and_counts(segmenter: Segmenter) -> None:
-    with make_segmenter(seconds=0.05) as slow:
+def test_a_live_source_drops_the_oldest_and_counts(engine: EngineThread) -> None:
+    with on_thread(seconds=0.05) as slow:
         sink = Kept()
         source = Pictures(plain, 100, live=True, every_s=0.01)
         pipeline = Pipeline(source, slow, [sink], paint=numbered)
         pipeline.run()
-    figures = pipeline.meters.total()
+    figures = pipeline.stats.total()
     assert source.read == 100  # the camera was never kept waiting
     assert figures.frames == len(sink.frames) < 60
     assert figures.frames + figures.dropped == 100
     assert sink.indices == sorted(set(sink.indices))
     assert sink.indices[-1] == 99  # the newest one
-    assert max(frame.latency_s for frame in sink.frames) < 0.5
+    assert max(sink.latencies_s) < 0.5
 
 
 def failing(index: int) -> None:
@@ -243,7 +242,7 @@ def check_prompt_failure(run: Callable[[], object], error: type[BaseException], 
 
 
 @pytest.mark.parametrize("stage", ["read", "preprocess", "smooth", "draw", "write"])
-def test_a_stage_that_fails_on_frame_3_of_100_stops_all(segmenter: Segmenter, stage: str) -> None:
+def test_a_stage_that_fails_on_frame_3_of_100_stops_all(engine: EngineThread, stage: str) -> None:
     count = [0]
 
     class Smoother(Hysteresis):
@@ -262,7 +261,7 @@ def test_a_stage_that_fails_on_frame_3_of_100_stops_all(segmenter: Segmenter, st
         source = Pictures(lambda index: plain(index) if index != 3 else np.zeros((4, 4), np.uint8), 100)
     pipeline = Pipeline(
         source,
-        segmenter,
+        engine,
         [sink],
         paint=paint if stage == "draw" else numbered,
         smoother=Smoother(frames=2) if stage == "smooth" else None,
@@ -277,13 +276,13 @@ def test_a_stage_that_fails_on_frame_3_of_100_stops_all(segmenter: Segmenter, st
 
 
 def test_an_engine_that_fails_stops_all() -> None:
-    with make_segmenter(fails_at=3) as broken:
+    with on_thread(fails_at=3) as broken:
         pipeline = Pipeline(Pictures(plain, 100), broken, [Kept()], paint=numbered)
         check_prompt_failure(pipeline.run, RunnerError, "the engine is gone")
     assert pipeline.failed_stage == "infer"
 
 
-def test_a_failure_does_not_wait_for_a_camera_that_is_silent(segmenter: Segmenter) -> None:
+def test_a_failure_does_not_wait_for_a_camera_that_is_silent(engine: EngineThread) -> None:
     """As of a read that waits inside a library."""
     silent = threading.Event()
 
@@ -300,62 +299,62 @@ def test_a_failure_does_not_wait_for_a_camera_that_is_silent(segmenter: Segmente
     sink = Kept(on_write=fail_late)
     try:
         check_prompt_failure(
-            Pipeline(Pictures(plain, 100), segmenter, [sink], paint=numbered).run, ValueError, "broken on purpose"
+            Pipeline(Pictures(plain, 100), engine, [sink], paint=numbered).run, ValueError, "broken on purpose"
         )
-        pipeline = Pipeline(source, segmenter, [Kept(on_write=lambda index: failing(3))], paint=numbered)
+        pipeline = Pipeline(source, engine, [Kept(on_write=lambda index: failing(3))], paint=numbered)
         check_prompt_failure(pipeline.run, ValueError, "broken on purpose")
         assert source.closed_by is None  # nobody closes it under the reader's feet
     finally:
         silent.set()
 
 
-def test_a_full_disk_is_said_in_three_parts(segmenter: Segmenter) -> None:
+def test_a_full_disk_is_said_in_three_parts(engine: EngineThread) -> None:
     def full(index: int) -> None:
         raise OSError(28, "No space left on device")
 
-    pipeline = Pipeline(Pictures(plain, 100), segmenter, [Kept(on_write=full)], paint=numbered)
+    pipeline = Pipeline(Pictures(plain, 100), engine, [Kept(on_write=full)], paint=numbered)
     check_prompt_failure(pipeline.run, VideoError, "No space left on device.*check its folder and the free space")
 
 
-def test_all_sinks_are_closed_where_one_cannot_be_opened(segmenter: Segmenter) -> None:
+def test_all_sinks_are_closed_where_one_cannot_be_opened(engine: EngineThread) -> None:
     class Closed(Kept):
         def open(self, info: StreamInfo) -> None:
             raise VideoError("there is no display")
 
     first, second = Kept(), Closed()
-    pipeline = Pipeline(Pictures(plain, 100), segmenter, [first, second], paint=numbered)
+    pipeline = Pipeline(Pictures(plain, 100), engine, [first, second], paint=numbered)
     check_prompt_failure(pipeline.run, VideoError, "no display")
     assert (first.ending, second.ending) == ("failed", "failed")
 
 
-def test_one_sink_that_cannot_finish_does_not_ruin_the_others(segmenter: Segmenter) -> None:
+def test_one_sink_that_cannot_finish_does_not_ruin_the_others(engine: EngineThread) -> None:
     class Unfinished(Kept):
         def close(self, ending: Ending) -> str | None:
             raise OSError(28, "No space left on device")
 
     second = Kept()
-    pipeline = Pipeline(Pictures(plain, 4), segmenter, [Unfinished(), second], paint=numbered)
+    pipeline = Pipeline(Pictures(plain, 4), engine, [Unfinished(), second], paint=numbered)
     check_prompt_failure(pipeline.run, VideoError, "cannot be finished .*No space left")
     assert second.ending == "complete"
     assert len(second.frames) == 4
 
 
-def test_a_sink_that_takes_long_to_finish_gets_the_time(segmenter: Segmenter) -> None:
+def test_a_sink_that_takes_long_to_finish_gets_the_time(engine: EngineThread) -> None:
     class Slow(Kept):
         def close(self, ending: Ending) -> str | None:
             time.sleep(1.5)
             return super().close(ending)
 
     sink = Slow()
-    Pipeline(Pictures(plain, 2), segmenter, [sink], paint=numbered).run()
+    Pipeline(Pictures(plain, 2), engine, [sink], paint=numbered).run()
     assert sink.ending == "complete"
     failed = Slow(on_write=failing)
     with pytest.raises(ValueError, match="broken on purpose"):
-        Pipeline(Pictures(plain, 9), segmenter, [failed], paint=numbered).run()
+        Pipeline(Pictures(plain, 9), engine, [failed], paint=numbered).run()
     assert failed.ending == "failed"
 
 
-def test_ctrl_c_ends_an_opening_that_hangs(segmenter: Segmenter) -> None:
+def test_ctrl_c_ends_an_opening_that_hangs(engine: EngineThread) -> None:
     class Silent(Pictures):
         def __enter__(self) -> Pictures:
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -364,13 +363,13 @@ def test_ctrl_c_ends_an_opening_that_hangs(segmenter: Segmenter) -> None:
 
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        Pipeline(Silent(plain, 2), segmenter, [Kept()], paint=numbered).run()
+        Pipeline(Silent(plain, 2), engine, [Kept()], paint=numbered).run()
     assert time.monotonic() - start < PROMPTLY_S
 
 
-def test_ctrl_c_writes_what_is_on_its_way_and_ends(segmenter: Segmenter) -> None:
+def test_ctrl_c_writes_what_is_on_its_way_and_ends(engine: EngineThread) -> None:
     sink = Kept()
-    pipeline = Pipeline(Pictures(plain, None), segmenter, [sink], paint=numbered)
+    pipeline = Pipeline(Pictures(plain, None), engine, [sink], paint=numbered)
 
     def interrupt() -> None:
         if len(sink.frames) > 5 and not pipeline.interrupted:
@@ -385,7 +384,7 @@ def test_ctrl_c_writes_what_is_on_its_way_and_ends(segmenter: Segmenter) -> None
 
 
 def test_a_second_ctrl_c_gives_up() -> None:
-    with make_segmenter(seconds=0.3) as slow:
+    with on_thread(seconds=0.3) as slow:
         sink, interrupts = Kept(), iter((True, True))
         pipeline = Pipeline(Pictures(plain, None), slow, [sink], paint=numbered)
         with pytest.raises(KeyboardInterrupt):
@@ -393,33 +392,33 @@ def test_a_second_ctrl_c_gives_up() -> None:
     assert sink.ending == "failed"
 
 
-def test_a_viewer_that_closes_the_window_ends_the_run(segmenter: Segmenter) -> None:
+def test_a_viewer_that_closes_the_window_ends_the_run(engine: EngineThread) -> None:
     def close_at_4(index: int) -> None:
         if index == 4:
             raise EndOfRun
 
     sink = Kept(on_write=close_at_4)
-    pipeline = Pipeline(Pictures(plain, None), segmenter, [sink], paint=numbered)
+    pipeline = Pipeline(Pictures(plain, None), engine, [sink], paint=numbered)
     assert pipeline.run() == "stopped"
     assert (sink.indices, sink.ending, pipeline.interrupted) == ([0, 1, 2, 3], "stopped", False)
 
 
-def test_stop_from_another_thread(segmenter: Segmenter) -> None:
-    pipeline = Pipeline(Pictures(plain, None), segmenter, [Kept()], paint=numbered)
+def test_stop_from_another_thread(engine: EngineThread) -> None:
+    pipeline = Pipeline(Pictures(plain, None), engine, [Kept()], paint=numbered)
     threading.Timer(0.2, pipeline.stop).start()
     assert pipeline.run() == "stopped"
 
 
-def test_stop_before_the_run(segmenter: Segmenter) -> None:
-    pipeline = Pipeline(Pictures(plain, None), segmenter, [Kept()], paint=numbered)
+def test_stop_before_the_run(engine: EngineThread) -> None:
+    pipeline = Pipeline(Pictures(plain, None), engine, [Kept()], paint=numbered)
     pipeline.stop()
     assert pipeline.run() == "stopped"
 
 
-def test_pause_and_step(segmenter: Segmenter) -> None:
-    gate, sink = Gate(), Kept()
-    gate.pause()
-    pipeline = Pipeline(Pictures(plain, 5), segmenter, [sink], paint=numbered, gate=gate)
+def test_pause_and_step(engine: EngineThread) -> None:
+    pause, sink = PauseSwitch(), Kept()
+    pause.pause()
+    pipeline = Pipeline(Pictures(plain, 5), engine, [sink], paint=numbered, pause=pause)
     run = threading.Thread(target=pipeline.run)
     run.start()
 
@@ -431,49 +430,49 @@ def test_pause_and_step(segmenter: Segmenter) -> None:
         return len(sink.frames) == count
 
     assert settled(0)
-    gate.step()
+    pause.step()
     assert settled(1)
-    gate.resume()
+    pause.resume()
     run.join(5)
     assert sink.indices == list(range(5))
 
 
-def test_a_size_that_changes_midway_goes_through(segmenter: Segmenter) -> None:
+def test_a_size_that_changes_midway_goes_through(engine: EngineThread) -> None:
     sizes = [(60, 90), (60, 90), (33, 47), (120, 60)]
     sink = Kept()
     source = Pictures(lambda index: np.full((*sizes[index], 3), 90, np.uint8), len(sizes))
-    Pipeline(source, segmenter, [sink], paint=numbered, smoother=Hysteresis(frames=3)).run()
+    Pipeline(source, engine, [sink], paint=numbered, smoother=Hysteresis(frames=3)).run()
     assert [frame.mask.shape for frame in sink.frames] == sizes
 
 
-def test_smoothing_acts_on_the_masks_and_flicker_is_measured_before_and_after(segmenter: Segmenter) -> None:
+def test_smoothing_acts_on_the_masks_and_flicker_is_measured_before_and_after(engine: EngineThread) -> None:
     """Two pictures take turns: everything that changes class comes and goes; a class must come three times to stay."""
     first, second = clip(40)[0], clip(40)[39]
     dim = np.clip(first.astype(int) + 5, 0, 255).astype(np.uint8)  # still, by the threshold
     del second
     sink = Kept()
     source = Pictures(lambda index: dim if index % 2 else first, 12)
-    pipeline = Pipeline(source, segmenter, [sink], paint=numbered, smoother=Hysteresis(frames=3))
+    pipeline = Pipeline(source, engine, [sink], paint=numbered, smoother=Hysteresis(frames=3))
     pipeline.run()
     before, after = pipeline.flicker_unsmoothed.flicker, pipeline.flicker.flicker
     assert before is not None
     assert before > 0
     assert after == 0
-    masks = [segmenter.segment(picture) for picture in (first, dim)]
+    masks = [engine.predict(picture) for picture in (first, dim)]
     np.testing.assert_array_equal(sink.frames[1].unsmoothed, masks[1])
     np.testing.assert_array_equal(sink.frames[1].mask, masks[0])
 
 
-def test_uploads_share_the_engine_while_a_run_goes_on(segmenter: Segmenter) -> None:
+def test_uploads_share_the_engine_while_a_run_goes_on(engine: EngineThread) -> None:
     pictures = clip(3)
-    alone = [segmenter.segment(rgb) for rgb in pictures]
+    alone = [engine.predict(rgb) for rgb in pictures]
     sink = Kept()
-    pipeline = Pipeline(Pictures(lambda index: pictures[index % 3], 60), segmenter, [sink], paint=numbered)
+    pipeline = Pipeline(Pictures(lambda index: pictures[index % 3], 60), engine, [sink], paint=numbered)
     run = threading.Thread(target=pipeline.run)
     run.start()
     for _ in range(5):
         for rgb, mask in zip(pictures, alone, strict=True):
-            np.testing.assert_array_equal(segmenter.segment(rgb), mask)
+            np.testing.assert_array_equal(engine.predict(rgb), mask)
     run.join(20)
     assert len(sink.frames) == 60
     for frame in sink.frames:
@@ -483,18 +482,15 @@ def test_uploads_share_the_engine_while_a_run_goes_on(segmenter: Segmenter) -> N
 def test_padding_does_not_count_as_flicker() -> None:
     """The content never stands still here, the padding always does."""
     rng = np.random.default_rng(0)
-    opened = read_bundle(bundle())
-    runner = make_runner(opened, "onnxruntime", threads=1)
     source = Pictures(lambda index: rng.integers(0, 256, (64, 32, 3), np.uint8) // 128 * 255, 4)
-    with Segmenter(EngineThread(runner), opened.graph, "letterbox") as segmenter:
-        pipeline = Pipeline(source, segmenter, [Kept()], paint=numbered)
+    with EngineThread(open_bundle(bundle(), runner="onnxruntime", threads=1, fit="letterbox")) as engine:
+        pipeline = Pipeline(source, engine, [Kept()], paint=numbered)
         pipeline.run()
     assert pipeline.flicker.flicker is None or pipeline.flicker.flicker < 1
 
 
 def test_an_engine_thread_keeps_the_rules_of_a_runner() -> None:
-    opened = read_bundle(bundle())
-    engine = EngineThread(make_runner(opened, "onnxruntime", threads=1))
+    engine = on_thread()
     with pytest.raises(RunnerError, match="not entered"):
         engine.begin({})
     with engine, pytest.raises(RunnerError, match="already entered"):

@@ -11,11 +11,9 @@ import pytest
 from PIL import Image
 
 from nrd_trt.errors import ConfigError, MissingDependencyError
-from nrd_trt.video.sinks.base import EndOfRun
-from nrd_trt.video.sinks.folder import FolderSink
+from nrd_trt.video.frames import EndOfRun
 from nrd_trt.video.sinks.mp4 import Mp4Sink
-from nrd_trt.video.sinks.null import NullSink
-from nrd_trt.video.sinks.open import open_sink
+from nrd_trt.video.sinks.open_sink import FolderSink, NullSink, open_sink
 from nrd_trt.video.sinks.window import WindowSink
 from tests.helpers import model_info
 from tests.video.test_mp4 import segmented
@@ -60,7 +58,7 @@ def test_a_folder_of_one_kind(tmp_path: Path, kind: str, mode: str) -> None:
 
 def test_a_folder_with_files_needs_force(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="holds files already; give --force"):
+    with pytest.raises(ConfigError, match="holds files already; give force=True"):
         opened(str(tmp_path))
     files(opened(str(tmp_path), force=True), tmp_path)
     assert (tmp_path / "note.txt").read_text() == "mine"

@@ -319,7 +319,7 @@ def test_ema_of_other_weights_is_refused(weight: float) -> None:
 
 def test_ema_without_logits_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"ema:0\.5: expected logits, got none; build the engine with `--output both`"
+        ConfigError, match=r"ema:0\.5: expected logits, got none; build the engine with the outputs mask"
     ):
         LogitsEma(0.5, upsample=SCALE)(pixel(0), None, pixel(True, np.bool_))
 
@@ -346,7 +346,7 @@ def test_the_option_names_a_smoother(text: str, name: str, lag_frames: float, ne
 
 @pytest.mark.parametrize("text", ["", "None", "none:1", "hysteresis:", "hysteresis:2.5", "ema:", "ema:x", "ema:1.2.3"])
 def test_other_options_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"--smooth {text!r}: expected none, hysteresis, hysteresis:FRAMES, ema or"):
+    with pytest.raises(ConfigError, match=f"smooth={text!r}: expected none, hysteresis, hysteresis:FRAMES, ema or"):
         parse_smoothing(text, has_logits=True, upsample=SCALE)
 
 
@@ -357,6 +357,8 @@ def test_numbers_out_of_range_are_refused(text: str) -> None:
 
 
 def test_an_engine_without_logits_has_no_ema() -> None:
-    with pytest.raises(ConfigError, match=r"--smooth ema: expected an engine that gives logits.*`--output both`"):
+    with pytest.raises(
+        ConfigError, match=r"smooth='ema': expected an engine that gives logits.*outputs mask and logits"
+    ):
         parse_smoothing("ema", has_logits=False, upsample=SCALE)
     assert parse_smoothing("hysteresis", has_logits=False, upsample=SCALE).name == "hysteresis:2"

@@ -33,22 +33,22 @@ def open_camera(device: int | str, *, rate: Fraction | None = None, live: bool =
     if rate is not None:
         capture.set(cv2.CAP_PROP_FPS, float(rate))
     name = camera_name(device)
-    if not capture.isOpened():
-        capture.release()
-        raise VideoError(f"{name}: expected a camera that opens, {_present()}.")
-    return CaptureReader(capture, name=name, live=live)
+    if capture.isOpened():
+        return CaptureReader(capture, name=name, live=live)
+    capture.release()
+    devices = sorted((str(path) for path in Path("/dev").glob("video*")), key=lambda path: (len(path), path))
+    raise VideoError(
+        f"{name}: expected a camera that opens, this machine has {', '.join(devices)}; give one of them that no other "
+        "program uses."
+        if devices
+        else f"{name}: expected a camera that opens, this machine has no /dev/video*; plug one in, or pass it into the "
+        "container."
+    )
 
 
 def camera_name(device: int | str) -> str:
-    """Return what people call it."""
+    """Return the name of a camera in messages."""
     return f"camera {device}" if isinstance(device, int) else device
-
-
-def _present() -> str:
-    devices = sorted((str(path) for path in Path("/dev").glob("video*")), key=lambda path: (len(path), path))
-    if not devices:
-        return "this machine has no /dev/video*; plug one in, or pass it into the container (--device)"
-    return f"this machine has {', '.join(devices)}; give one of them that no other program uses"
 
 
 class CaptureReader:
@@ -56,9 +56,9 @@ class CaptureReader:
 
     Args:
         capture: Released with this object.
-        name: For messages.
+        name: Name of the camera in messages.
         live: See `VideoFacts`.
-        ends: Whether it may end; that of a camera is an error.
+        ends: Whether it may end; the end of a camera is an error.
 
     Raises:
         VideoError: There is no first picture.

@@ -92,7 +92,7 @@ class PipelineReader:
     Args:
         program: gst-launch-1.0.
         tokens: See `pipeline_tokens`.
-        name: For messages.
+        name: Name of the pipeline in messages.
         live: See `VideoFacts`.
         stopped: Ends a read that waits.
 
@@ -139,8 +139,13 @@ class PipelineReader:
             return False
 
     def _end_process(self) -> None:
+        """Ask the process to end, so that it frees its camera, and kill it where it does not."""
         self._pipe.close()
-        _end(self._process)
+        for ending in (signal.SIGINT, signal.SIGKILL):
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, ending)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_QUIT_S)
         self._said.close()
 
     def close(self) -> None:
@@ -169,16 +174,6 @@ def _start(command: list[str], stopped: threading.Event) -> tuple[subprocess.Pop
     finally:
         os.close(writing)
     return process, _Pipe(reading, stopped)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, so that it frees its camera, and kill it where it does not."""
-    for ending in (signal.SIGINT, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        os.killpg(process.pid, ending)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_QUIT_S)
 
 
 class _Pipe:

@@ -34,7 +34,7 @@ def csi_pipeline(
 
     Args:
         sensor: Its number.
-        size_hw: Of the pictures; the sensor's nearest mode is scaled to it.
+        size_hw: Size of the pictures, to which the sensor's nearest mode is scaled.
         rate: Frames per second.
         flip: ``flip-method`` of nvvidconv: 0 none, 1 a quarter turn anticlockwise, 2 a half turn, 3 clockwise.
     """

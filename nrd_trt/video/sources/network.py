@@ -19,7 +19,7 @@ def open_url(url: str, *, live: bool | None) -> VideoReader:
     """Open a stream; see `VideoReader`.
 
     Args:
-        url: Of one of the `SCHEMES`.
+        url: A URL of one of the `SCHEMES`.
         live: When None, what http and https deliver is live unless its duration is known.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nrd_trt.errors import MissingDependencyError, VideoError
-from nrd_trt.video.sources.open import open_source
+from nrd_trt.video.sources.open_source import open_source
 from tests.video.sources.cv2_stand_in import StandIn
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nrd_trt.video.sources.open import open_source
+from nrd_trt.video.sources.open_source import open_source
 from tests.video.clips import av
 
 _COLOURS = [(200, 30, 40), (20, 180, 60), (30, 60, 220), (128, 128, 128), (255, 255, 255), (0, 0, 0), (250, 220, 10)]

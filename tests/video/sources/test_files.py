@@ -18,7 +18,7 @@ from PIL import Image
 
 from nrd_trt.errors import MissingDependencyError, VideoError
 from nrd_trt.video.frames import Frame
-from nrd_trt.video.sources.open import open_source
+from nrd_trt.video.sources.open_source import open_source
 from tests.video.clips import av, grey_frames, number_of, street_frames, write_clip
 
 

@@ -17,7 +17,7 @@ from nrd_trt.errors import ConfigError, MissingDependencyError, VideoError
 from nrd_trt.video.sources import gstreamer
 from nrd_trt.video.sources.gstreamer import is_finite, pipeline_tokens
 from nrd_trt.video.sources.jetson import csi_pipeline, decoder_pipeline, file_pipeline, rtsp_pipeline
-from nrd_trt.video.sources.open import open_source
+from nrd_trt.video.sources.open_source import open_source
 from tests.video.clips import grey_frames, number_of, write_clip
 from tests.video.services import free_port, need_gstreamer, need_rtsp_server, rtsp_server
 from tests.video.sources.cv2_stand_in import StandIn

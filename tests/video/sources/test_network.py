@@ -19,7 +19,7 @@ from PIL import Image
 from nrd_trt.errors import VideoError
 from nrd_trt.video.frames import Frame
 from nrd_trt.video.sources import network
-from nrd_trt.video.sources.open import open_source
+from nrd_trt.video.sources.open_source import open_source
 from tests.video.clips import grey_frames, number_of, write_clip
 from tests.video.services import (
     free_port,

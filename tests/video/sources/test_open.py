@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from nrd_trt.errors import ConfigError, VideoError
-from nrd_trt.video.sources.open import open_source
+from nrd_trt.video.sources.open_source import open_source
 from tests.video.clips import grey_frames, write_clip
 from tests.video.services import http_files, need_gstreamer
 

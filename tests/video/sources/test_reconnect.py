@@ -13,7 +13,7 @@ import pytest
 
 from nrd_trt.data.videos import BrokenOffError, Picture, VideoFacts
 from nrd_trt.errors import VideoError
-from nrd_trt.video.sources import reconnect
+from nrd_trt.video.sources import reader
 from nrd_trt.video.sources.reader import ReaderSource
 
 
@@ -58,8 +58,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock.now_s += timeout or 0
         return self.is_set()
 
-    monkeypatch.setattr(reconnect, "time", clock)
-    monkeypatch.setattr(reconnect.random, "uniform", lambda low, high: 1.0)
+    monkeypatch.setattr(reader, "time", clock)
+    monkeypatch.setattr(reader.random, "uniform", lambda low, high: 1.0)
     monkeypatch.setattr(threading.Event, "wait", wait)
     return clock
 

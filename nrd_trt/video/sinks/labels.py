@@ -1,9 +1,9 @@
-"""Masks of a video against the labels of its frames."""
+"""Masks of a video compared with the labels of its frames."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,8 +11,24 @@ from nrd_trt.data.folders import read_label
 from nrd_trt.errors import ConfigError
 from nrd_trt.specs import ModelInfo
 from nrd_trt.validation.masks import confusion_matrix, mean_iou, named_iou
-from nrd_trt.video.frames import SegmentedFrame, StreamInfo
-from nrd_trt.video.sinks.base import Ending
+from nrd_trt.video.frames import Ending, SegmentedFrame, StreamInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelScores:
+    """How well the masks of a run agree with labels.
+
+    Attributes:
+        frames: Frames that had a label.
+        miou: Mean IoU over the classes present, in 0-1, or None where no pixel was counted.
+        miou_unsmoothed: The same of the engine's masks, without smoothing.
+        per_class_iou: IoU in 0-1 by class name; None for classes in neither side.
+    """
+
+    frames: int
+    miou: float | None
+    miou_unsmoothed: float | None
+    per_class_iou: dict[str, float | None]
 
 
 class LabelSink:
@@ -22,8 +38,8 @@ class LabelSink:
     order. Frames without a label are not counted.
 
     Args:
-        folder: Index PNGs.
-        info: Classes.
+        folder: Folder of index PNGs.
+        info: Classes of the model.
         ignore_index: A value that is not counted besides 255.
 
     Raises:
@@ -35,7 +51,7 @@ class LabelSink:
     def __init__(self, folder: Path, info: ModelInfo, *, ignore_index: int | None) -> None:
         self._labels = sorted(folder.glob("*.png"))
         if not self._labels:
-            raise ConfigError(f"--labels {folder}: expected a folder of index PNGs, found none; check the path.")
+            raise ConfigError(f"labels={folder}: expected a folder of index PNGs, found none; check the path.")
         self._folder, self._info, self._ignore_index = folder, info, ignore_index
         classes = len(info.class_names)
         self._smoothed, self._unsmoothed = (np.zeros((classes, classes), np.int64) for _ in range(2))
@@ -48,8 +64,12 @@ class LabelSink:
     def write(self, frame: SegmentedFrame) -> None:
         """Count a frame, where it has a label."""
         self._frames += 1
-        path = self._path(frame)
-        if path is None:
+        path, index = self._folder / f"{frame.frame.name}.png", frame.frame.index
+        if path.is_file():
+            self._by_order = False
+        elif self._by_order and index < len(self._labels):
+            path = self._labels[index]
+        else:
             return
         classes, (height, width) = len(self._info.class_names), frame.mask.shape
         label = read_label(path, num_classes=classes, ignore_index=self._ignore_index, image_hw=(height, width))
@@ -70,18 +90,11 @@ class LabelSink:
             f"{len(self._labels)}; mIoU was not measured."
         )
 
-    def figures(self) -> dict[str, Any]:
-        """Return mIoU with and without smoothing and IoU per class with it, fractions in 0-1 or None."""
-        return {
-            "frames": self._counted,
-            "miou": mean_iou(self._smoothed),
-            "miou_unsmoothed": mean_iou(self._unsmoothed),
-            "per_class_iou": named_iou(self._smoothed, self._info.class_names),
-        }
-
-    def _path(self, frame: SegmentedFrame) -> Path | None:
-        path = self._folder / f"{frame.frame.name}.png"
-        if path.is_file():
-            self._by_order = False
-            return path
-        return self._labels[frame.frame.index] if self._by_order and frame.frame.index < len(self._labels) else None
+    def scores(self) -> LabelScores:
+        """Return the scores of the frames so far."""
+        return LabelScores(
+            frames=self._counted,
+            miou=mean_iou(self._smoothed),
+            miou_unsmoothed=mean_iou(self._unsmoothed),
+            per_class_iou=named_iou(self._smoothed, self._info.class_names),
+        )

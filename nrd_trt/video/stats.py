@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 STAGES = ("read", "preprocess", "infer", "smooth", "draw", "write")
@@ -15,11 +14,11 @@ _PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class RunStats:
     """Figures of a run up to now.
 
     Attributes:
-        frames: Written so far.
+        frames: Frames written so far.
         dropped: Frames of a live source that were too late.
         reconnects: How often a live source was opened again.
         fps: Frames per second that were written, None before the second one.
@@ -36,7 +35,7 @@ class Snapshot:
     split_ms: dict[str, float]
 
 
-class Meters:
+class StatsCollector:
     """Collects the figures of one run; all methods may be called from any thread."""
 
     def __init__(self) -> None:
@@ -56,14 +55,14 @@ class Meters:
             self._sums[name] += seconds
             self._counts[name] += 1
 
-    def written(self, latency_s: float) -> None:
-        """Note that a frame has left the pipeline."""
+    def written(self, arrived_s: float) -> None:
+        """Note that a frame, which arrived at a time of `time.monotonic`, has left the pipeline."""
         now = time.monotonic()
         with self._lock:
             self._frames += 1
             self._first_written = self._first_written or now
             self._written.append(now)
-            self._latencies.append(latency_s)
+            self._latencies.append(now - arrived_s)
 
     def drop(self, count: int = 1) -> None:
         """Note frames that were too late."""
@@ -75,44 +74,33 @@ class Meters:
         with self._lock:
             self._reconnects = count
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> RunStats:
         """Return the figures of the last frames."""
         with self._lock:
             # A source that stands still must not show its last rate for ever.
-            rate = _rate(self._written, now=time.monotonic() - 1) if self._written else None
+            span = max(self._written[-1], time.monotonic() - 1) - self._written[0] if self._written else 0.0
             split = {stage: _mean_ms(sum(times), len(times)) for stage, times in self._recent.items()}
-            return self._snapshot(rate, split)
+            return self._stats(len(self._written), span, split)
 
-    def total(self) -> Snapshot:
+    def total(self) -> RunStats:
         """Return the figures of the whole run; latencies are those of the last frames."""
         with self._lock:
             span = self._written[-1] - self._first_written if self._written else 0.0
-            rate = (self._frames - 1) / span if span > 0 else None
-            return self._snapshot(rate, {stage: _mean_ms(self._sums[stage], self._counts[stage]) for stage in STAGES})
+            split = {stage: _mean_ms(self._sums[stage], self._counts[stage]) for stage in STAGES}
+            return self._stats(self._frames, span, split)
 
-    def _snapshot(self, fps: float | None, split_ms: dict[str, float]) -> Snapshot:
-        return Snapshot(
+    def _stats(self, frames: int, span_s: float, split_ms: dict[str, float]) -> RunStats:
+        ordered = sorted(self._latencies)
+        percentiles = {f"p{p}": ordered[math.ceil(p / 100 * len(ordered)) - 1] * 1000 for p in _PERCENTILES if ordered}
+        return RunStats(
             frames=self._frames,
             dropped=self._dropped,
             reconnects=self._reconnects,
-            fps=fps,
-            latency_ms=_percentiles_ms(self._latencies),
+            fps=(frames - 1) / span_s if frames > 1 and span_s > 0 else None,  # n moments are n-1 intervals
+            latency_ms=percentiles or None,
             split_ms=split_ms,
         )
 
 
-def _rate(moments: deque[float], *, now: float) -> float | None:
-    """Frames per second: n moments are n-1 intervals."""
-    span = max(moments[-1], now) - moments[0]
-    return (len(moments) - 1) / span if len(moments) > 1 and span > 0 else None
-
-
 def _mean_ms(total_s: float, count: int) -> float:
     return total_s / count * 1000 if count else 0.0
-
-
-def _percentiles_ms(values: Iterable[float]) -> dict[str, float] | None:
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    return {f"p{p}": ordered[math.ceil(p / 100 * len(ordered)) - 1] * 1000 for p in _PERCENTILES}

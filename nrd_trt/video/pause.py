@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 
 
-class Gate:
+class PauseSwitch:
     """Holds frames back while paused."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._paused = self._open_for_good = False
+        self._paused = self._released = False
         self._steps = 0
 
     @property
@@ -30,35 +30,31 @@ class Gate:
             self._changed.notify_all()
 
     def step(self) -> None:
-        """Let one more frame through; pauses first where needed."""
+        """Let one more frame through; pause first where needed."""
         with self._changed:
             self._paused = True
             self._steps += 1
             self._changed.notify_all()
 
     def release(self) -> None:
-        """Open for good: the run ends, and nothing must wait here."""
+        """Let everything through for good: the run ends, and nothing must wait here."""
         with self._changed:
-            self._open_for_good = True
+            self._released = True
             self._changed.notify_all()
 
-    def wait(self) -> None:
-        """Wait until a frame may pass."""
-        with self._changed:
-            self._changed.wait_for(self._may_pass)
-            self._take_step()
+    def lets_through(self, *, wait: bool) -> bool:
+        """Tell whether a frame may go on.
 
-    def try_pass(self) -> bool:
-        """Whether a frame may pass now; for live sources, whose frames cannot wait."""
+        Args:
+            wait: Wait until it may. Frames of a live source cannot: they are dropped while the run is paused.
+        """
         with self._changed:
-            passes = self._may_pass()
-            if passes:
-                self._take_step()
+            if wait:
+                self._changed.wait_for(self._open)
+            passes = self._open()
+            if self._paused and self._steps and passes:
+                self._steps -= 1
             return passes
 
-    def _may_pass(self) -> bool:
-        return not self._paused or self._steps > 0 or self._open_for_good
-
-    def _take_step(self) -> None:
-        if self._paused and self._steps:
-            self._steps -= 1
+    def _open(self) -> bool:
+        return not self._paused or self._steps > 0 or self._released
