@@ -22,7 +22,7 @@ def silent(*_: str) -> None:
 
 
 def bar(
-    items: Iterable[Item] | None = None, *, desc: str, unit: str, show: bool, total: int | None = None
+    items: Iterable[Item] | None = None, *, desc: str, unit: str, show: bool, total: int | None = None, done: int = 0
 ) -> tqdm[Item]:
     """Wrap a loop in a bar on stderr that appears where the loop takes longer than two seconds.
 
@@ -32,6 +32,9 @@ def bar(
         unit: What is counted.
         show: False hides the bar.
         total: Number of items, where `items` does not tell.
+        done: How many of them an earlier run has done.
     """
     given: Any = items
-    return tqdm(given, desc=desc, unit=unit, total=total, delay=2, file=sys.stderr, disable=not show, leave=False)
+    return tqdm(
+        given, desc=desc, unit=unit, total=total, initial=done, delay=2, file=sys.stderr, disable=not show, leave=False
+    )

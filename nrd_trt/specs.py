@@ -31,6 +31,11 @@ Quantizer = Literal["own", "modelopt"]
 View = Literal["overlay", "mask", "side"]
 PaletteName = Literal["model", "camvid", "cityscapes", "ade20k", "generated"]
 
+Head = Literal["nrd", "nrd_no_aspp", "deeplabv3plus", "bilinear", "deeplabv3"]
+ControllerInit = Literal["released", "perceptron"]
+Device = Literal["auto", "cpu", "cuda"]
+Arithmetic = Literal["auto", "fp32", "bf16", "fp16"]
+
 MASK_ENCODINGS = ("uint8", "u8x4")
 MaskEncoding = Literal["uint8", "u8x4"]
 """How a graph gives the mask: one byte per pixel, or four neighbours of a row in one int32, the first lowest."""

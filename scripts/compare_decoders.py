@@ -21,14 +21,14 @@ from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.data.overlay import blend, write_rgb
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.files import atomic_file
-from nrd_trt.model.checkpoint import load_model
-from nrd_trt.model.config import Head
+from nrd_trt.model import load_model
 from nrd_trt.optional import require
-from nrd_trt.specs import format_size
-from nrd_trt.training.complexity import Complexity, describe_complexity
-from nrd_trt.training.loop import Execution, predict_mask, train
-from nrd_trt.training.recipes import ControllerInit, adapted, find_recipe
+from nrd_trt.specs import ControllerInit, Head, format_size
+from nrd_trt.training.complexity import Complexity, complexity
+from nrd_trt.training.loop import predict_mask
+from nrd_trt.training.recipes import adapted, find_recipe
 from nrd_trt.training.record import LAST, LOG, STATE
+from nrd_trt.training.train import train
 from nrd_trt.validation.evaluate import evaluate
 
 # What is trained: head and controller_init of the recipe.
@@ -66,7 +66,7 @@ def main() -> None:
     scores = {key: score(folder, args.data) for key, folder in runs.items()}
     first = {name: runs[name, args.seeds[0]] / LAST for name in args.decoders}
     latencies = {size_hw: time_side_by_side(first, size_hw, args.out) for size_hw in SIZES_HW}
-    costs = {name: describe_complexity(str(path)) for name, path in first.items()}
+    costs = {name: complexity(path) for name, path in first.items()}
     rows = [
         Row(
             name=name,
@@ -89,8 +89,8 @@ def train_one(args: argparse.Namespace, name: str, seed: int, folder: Path) -> N
     recipe = adapted(find_recipe(args.recipe), head=head, seed=seed, steps=args.steps, evaluations=1)
     config = replace(recipe.config, channels=args.channels, controller_channels=args.channels)
     recipe = replace(recipe, config=config, controller_init=controller_init)
-    how = Execution(arithmetic=args.arithmetic, threads=1)
-    train(recipe, [args.data], folder, how, resume=(folder / STATE).is_file())
+    resume = (folder / STATE).is_file()
+    train(recipe, args.data, folder, arithmetic=args.arithmetic, threads=1, resume=resume)
 
 
 def score(folder: Path, data: Path) -> float:

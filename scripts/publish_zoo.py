@@ -14,10 +14,11 @@ import numpy as np
 from safetensors import safe_open
 
 from nrd_trt.data.synthetic import street_clip
-from nrd_trt.model.checkpoint import load_model, save_checkpoint
+from nrd_trt.model import load_model
+from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import format_size
-from nrd_trt.training.complexity import Complexity, describe_complexity
+from nrd_trt.training.complexity import Complexity, complexity
 from nrd_trt.training.loop import predict_mask
 from nrd_trt.training.recipes import Recipe, find_recipe
 from nrd_trt.training.record import LAST, LOG
@@ -48,7 +49,7 @@ def main() -> None:
         facts=facts,
         command=args.command,
         hours=float((args.run / LOG).read_text().split()[-1].split(",")[3]) / 3600,
-        cost=describe_complexity(str(target)),
+        cost=complexity(target),
         camvid=evaluate(target, args.data / "val"),
         clip=evaluate_clip(model),
     )

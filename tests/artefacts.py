@@ -26,7 +26,8 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import canonical_json, sha256_bytes, sha256_file
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.model.checkpoint import load_model, save_checkpoint
+from nrd_trt.model import load_model
+from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import InputShape
 from nrd_trt.zoo import checkpoint_path

@@ -22,7 +22,7 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import is_bundle, read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.machine.clocks import DeviceLog, DeviceMonitor, ProbedDevice, open_probe
-from nrd_trt.machine.host import host_facts, load_average, this_machine
+from nrd_trt.machine.host import Machine, host_facts, load_average
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.graph_io import image_feed
@@ -180,7 +180,7 @@ def _scene(size_hw: tuple[int, int]) -> np.ndarray:
 
 def _measure(request: BenchmarkRequest, targets: Sequence[_Target]) -> _Run:
     """Enter every runner, time them in turn and watch host and device."""
-    host = {**asdict(host_facts(this_machine())), "load_before": load_average()}
+    host = {**asdict(host_facts(Machine())), "load_before": load_average()}
     with ExitStack() as stack:
         monitor, device, notes = _monitor(stack, targets)
         calls = {}

@@ -49,7 +49,6 @@ def benchmark_command(
 ) -> None:
     """Time one image from RGB to mask; checkpoints run in eager PyTorch."""
     from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
-    from nrd_trt.cli.decode_benchmark import run_decode_benchmark
     from nrd_trt.errors import ConfigError
 
     if decode:
@@ -57,7 +56,7 @@ def benchmark_command(
         given = [name for name, value in options.items() if value]
         if targets or given or runner != "auto":
             raise ConfigError(f"--decode: its cases are fixed; leave out {', '.join(given) or 'targets and --runner'}.")
-        run_decode_benchmark(quick=quick, markdown=markdown, force=force, as_json=as_json, quiet=quiet)
+        _benchmark_decode(quick=quick, markdown=markdown, force=force, as_json=as_json, quiet=quiet)
         return
     if quick or markdown is not None:
         raise ConfigError("--quick and --markdown: expected together with --decode; add it or leave them out.")
@@ -88,6 +87,27 @@ def benchmark_command(
         typer.echo("\n".join(table(results)))
     if plot is not None:
         common.note(f"wrote {plot}", quiet=quiet)
+
+
+def _benchmark_decode(*, quick: bool, markdown: Path | None, force: bool, as_json: bool, quiet: bool) -> None:
+    """Measure, print and write; exit 1 where a kernel's results are wrong."""
+    from nrd_trt.benchmarking.decode import benchmark_decode
+    from nrd_trt.files import atomic_file, check_absent
+
+    if markdown is not None:
+        check_absent(markdown, force=force)
+    command = f"nrd-trt benchmark --decode{' --quick' if quick else ''}"
+    result = benchmark_decode(quick=quick, command=command, on_stage=lambda line: common.note(line, quiet=quiet))
+    if as_json:
+        common.print_json(result.to_dict())
+    else:
+        typer.echo(result.markdown().rstrip())
+    if markdown is not None:
+        with atomic_file(markdown) as temporary:
+            temporary.write_text(result.markdown(), encoding="utf-8")
+        common.note(f"wrote {markdown}", quiet=quiet)
+    if not result.passed:
+        raise typer.Exit(common.GATE_FAILED)
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nrd_trt.cli import common, groups
 from nrd_trt.cli.parse import parse_size
+from nrd_trt.specs import Head
+
+if TYPE_CHECKING:
+    from nrd_trt.training.complexity import Complexity
 
 
 def complexity_command(
-    target: Annotated[str, typer.Argument(metavar="CKPT|RECIPE", help="A checkpoint, or the name of a recipe.")],
+    source: Annotated[str, typer.Argument(metavar="CKPT|RECIPE", help="A checkpoint, or the name of a recipe.")],
     size: Annotated[
         str | None, typer.Option("--size", metavar="HxW", help="Of the input, multiples of 32 (default the model's).")
     ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--head",
-            metavar="NAME",
-            help="Instead of the recipe's: nrd, nrd_no_aspp, deeplabv3plus, bilinear, deeplabv3.",
-        ),
-    ] = None,
+    head: Annotated[Head | None, typer.Option("--head", help="Instead of the recipe's.")] = None,
     output_stride: common.OutputStride = None,
     dilations: common.Dilations = None,
     as_json: common.Json = False,
@@ -30,35 +27,32 @@ def complexity_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Count multiply-adds, parameters and activations of a network by part."""
-    from nrd_trt.training.complexity import describe_complexity
+    from nrd_trt.training.complexity import complexity
 
-    options = groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).options()
-    size_hw = parse_size(size) if size else None
-    result = describe_complexity(target, size_hw=size_hw, head=head, options=options).to_dict()
+    found = complexity(
+        source,
+        size=parse_size(size) if size else None,
+        head=head,
+        **groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).fields(),
+    )
     if as_json:
-        common.print_json(result)
+        common.print_json(found.to_dict())
     else:
-        typer.echo("\n".join(table(result)))
+        typer.echo("\n".join(table(found)))
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """Return the lines for people."""
-    total = result["total_gmac"]
-    lines = [f"{result['encoder']} with head {result['head']} at {result['size']}"]
-    lines += [
-        f"{name:<12} {gmac:>10.3f} GMAC {100 * gmac / total:>7.2f} %"
-        for name, gmac in (*result["parts"].items(), ("total", total))
-    ]
+def table(found: Complexity) -> list[str]:
+    """Return the lines to print."""
+    cost = found.cost
     return [
-        *lines,
-        f"{'parameters':<12} {result['parameters'] / 1e6:>10.3f} M",
-        f"{'activations':<12} {result['activation_bytes'] / 2**20:>10.1f} MiB in fp32, "
+        f"{found.config.encoder} with head {found.config.head} at {found.to_dict()['size']}",
+        *(
+            f"{name:<12} {macs / 1e9:>10.3f} GMAC {100 * macs / cost.total:>7.2f} %"
+            for name, macs in (*cost.macs.items(), ("total", cost.total))
+        ),
+        f"{'parameters':<12} {cost.parameters / 1e6:>10.3f} M",
+        f"{'activations':<12} {cost.activation_bytes / 2**20:>10.1f} MiB in fp32, "
         "written by convolutions and matrix products",
-        f"decoder {result['decoder_gmac']:.1f} GMAC, {_percent(result['decoder_ratio'])} of DeepLabV3+'s on the same "
-        "encoder",
-        f"whole network {_percent(result['dilated_ratio'])} of DeepLabV3 on the same encoder at stride 8",
+        f"decoder {cost.decoder / 1e9:.1f} GMAC, {100 * found.decoder_ratio:.1f} % of DeepLabV3+'s on the same encoder",
+        f"whole network {100 * found.dilated_ratio:.1f} % of DeepLabV3 on the same encoder at stride 8",
     ]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

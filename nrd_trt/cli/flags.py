@@ -37,7 +37,7 @@ def translated(message: str, flags: Mapping[str, str]) -> str:
     names = "|".join(map(re.escape, flags))
     if not names:
         return text
-    value = r"'[^']*'|[^\s:;,()']*"
+    value = r"'[^']*'|[^\s:;,()']*[^\s:;,()'.]|"  # the dot of a sentence is no part of it
     return re.sub(rf"(?<![\w.-])({names})=({value})", lambda found: _assigned(flags[found[1]], found[2]), text)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nrd_trt.cli import common
-from nrd_trt.model import require_torch
+from nrd_trt.specs import Arithmetic, ControllerInit, Device, Head
 
 
 def train_command(
@@ -23,13 +23,8 @@ def train_command(
             "or Pascal Context; 'synthetic' for procedural scenes. Several are mixed.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", metavar="DIR", help="Where to write the run.")],
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--head", metavar="NAME", help="Instead of the recipe's: nrd, deeplabv3plus, bilinear, deeplabv3."
-        ),
-    ] = None,
+    output: Annotated[Path, typer.Option("-o", metavar="DIR", help="Where to write the run.")],
+    head: Annotated[Head | None, typer.Option("--head", help="Instead of the recipe's.")] = None,
     output_stride: common.OutputStride = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the recipe's.")] = None,
@@ -41,17 +36,16 @@ def train_command(
         typer.Option("--synthetic-share", metavar="0-1", help="Share of procedural scenes, instead of the recipe's."),
     ] = None,
     controller_init: Annotated[
-        str | None,
-        typer.Option("--controller-init", help="released or perceptron (faster in short runs), for the recipe's."),
+        ControllerInit | None,
+        typer.Option("--controller-init", help="Instead of the recipe's; perceptron is faster in short runs."),
     ] = None,
     init_encoder: Annotated[
         Path | None,
         typer.Option("--init-encoder", metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[Device, typer.Option("--device", help="auto takes a GPU if there is one.")] = "auto",
     arithmetic: Annotated[
-        str,
-        typer.Option("--arithmetic", help="auto, fp32, bf16 or fp16; auto is bf16 on a GPU and fp32 on a CPU."),
+        Arithmetic, typer.Option("--arithmetic", help="auto is bf16 on a GPU and fp32 on a CPU.")
     ] = "auto",
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare batches.")] = 0,
     accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches per optimiser step.")] = 1,
@@ -66,40 +60,34 @@ def train_command(
 
     On several GPUs: torchrun --nproc-per-node N scripts/train.py with the same options.
     """
-    require_torch("training")
-    from nrd_trt.training.loop import Execution, train
-    from nrd_trt.training.recipes import adapted, find_recipe
+    from nrd_trt.training.train import train
 
     result = train(
-        adapted(
-            find_recipe(recipe),
-            head=head,
-            output_stride=output_stride,
-            steps=steps,
-            seed=seed,
-            evaluations=evaluations,
-            synthetic_share=synthetic_share,
-            controller_init=common.choice("--controller-init", controller_init, ("released", "perceptron")),
-        ),
+        recipe,
         data,
-        out,
-        Execution(
-            device=common.choice("--device", device, ("auto", "cpu", "cuda")),
-            arithmetic=common.choice("--arithmetic", arithmetic, ("auto", "fp32", "bf16", "fp16")),
-            workers=workers,
-            accumulate=accumulate,
-            threads=threads,
-            progress=not quiet,
-        ),
+        output,
+        head=head,
+        output_stride=output_stride,
+        steps=steps,
+        seed=seed,
+        evaluations=evaluations,
+        synthetic_share=synthetic_share,
+        controller_init=controller_init,
         init_encoder=init_encoder,
+        device=device,
+        arithmetic=arithmetic,
+        workers=workers,
+        accumulate=accumulate,
+        threads=threads,
         resume=resume,
         force=force,
+        progress=not quiet,
     )
     if int(os.environ.get("RANK", "0")):
         return  # one process of a run speaks for all
     for note in result.notes:
         common.note(note, quiet=quiet)
     if as_json:
-        common.print_json({"best_miou": result.best_miou, "checkpoint": str(result.checkpoint)})
+        common.print_json(result.to_dict())
     else:
         typer.echo(f"best mIoU {result.best_miou:.4f}: {result.checkpoint}")

@@ -43,8 +43,6 @@ for _schema in (
     f"launch_decode_mask(Tensor theta, Tensor guidance, Tensor(a!) mask, {_INPUTS}, int upsample, int variant, "
     "bool prune) -> ()",
     f"supports_variant(Tensor theta, {_CONSTANTS}, int upsample, int variant, bool mask) -> bool",
-    "launch_empty(Tensor theta, int patch) -> ()",
-    "clock_kilohertz(Tensor like) -> int",
 ):
     _operators.define(_schema)  # type: ignore[no-untyped-call]
 

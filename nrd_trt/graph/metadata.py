@@ -1,15 +1,16 @@
-"""What an ONNX file says about itself, so that a bare file can be built and run. onnx only."""
+"""What an ONNX file says about itself, so that a bare file can be built and run; onnx itself is not loaded."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-import onnx
+from typing import TYPE_CHECKING, Any
 
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.specs import MASK_ENCODINGS, DecodeSpec, InputForm, InputShape, MaskEncoding, ModelInfo, Precision
+
+if TYPE_CHECKING:
+    import onnx
 
 _PREFIX = "nrd_trt."
 

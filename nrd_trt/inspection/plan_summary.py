@@ -12,7 +12,7 @@ from typing import Any
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import BundleError, MissingDependencyError, RunnerError
 from nrd_trt.machine.gpu import find_graphics
-from nrd_trt.machine.host import this_machine
+from nrd_trt.machine.host import Machine
 from nrd_trt.machine.jetson import find_jetson
 
 _HEADER_BYTES = 28
@@ -130,7 +130,7 @@ def open_plan(
 
 def has_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU with a driver."""
-    machine = this_machine()
+    machine = Machine()
     return bool(find_graphics(machine, find_jetson(machine)).gpus)
 
 

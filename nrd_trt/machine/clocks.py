@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from nrd_trt.errors import MissingDependencyError
 from nrd_trt.machine.gpu import kernel_driver, throttle_reasons
-from nrd_trt.machine.host import Machine, this_machine
+from nrd_trt.machine.host import Machine
 from nrd_trt.machine.jetson import PowerMode, find_jetson, gpu_clock, over_current_events, power_mode, read_tegrastats
 from nrd_trt.optional import require
 
@@ -87,7 +87,7 @@ class Probe(Protocol):
 def open_probe() -> tuple[Probe | None, str | None]:
     """Return the instrument for the GPU in use, or None and a sentence about why there is none."""
     if shutil.which("tegrastats"):
-        return TegraProbe(this_machine()), None
+        return TegraProbe(Machine()), None
     try:
         nvml = require("pynvml", extra="gpu", purpose="reading clocks, power and throttling")
     except MissingDependencyError as exc:

@@ -16,12 +16,19 @@ import numpy as np
 
 from nrd_trt.errors import MissingDependencyError, RunnerError
 from nrd_trt.machine.gpu import Gpu, kernel_driver
-from nrd_trt.machine.host import this_machine
+from nrd_trt.machine.host import Machine
 from nrd_trt.optional import require
+
+_NO_GRAPHS = "CUDA graphs need cuda-python; install it with `pip install nrd-trt[cuda]`."
+_REMEDIES = {
+    "cudaErrorInsufficientDriver": "; the NVIDIA driver is absent or older than this CUDA, install or update it",
+    "cudaErrorNoDevice": "; no GPU is visible, check `nvidia-smi` and CUDA_VISIBLE_DEVICES",
+    "cudaErrorMemoryAllocation": "; the device is out of memory, close other programs or build a smaller size",
+}
 
 
 class Cuda(ABC):
-    """The CUDA calls that a runner needs, on the current device.
+    """The CUDA calls that a runner needs, on the current device; a binding without graphs leaves those methods out.
 
     Attributes:
         name: ``"cuda-python"`` or ``"pycuda"``.
@@ -91,25 +98,25 @@ class Cuda(ABC):
     def destroy_event(self, event: int) -> None:
         """Destroy an event."""
 
-    @abstractmethod
     def begin_capture(self, stream: int) -> None:
         """Record what is queued on a stream instead of running it."""
+        raise RunnerError(_NO_GRAPHS)
 
-    @abstractmethod
     def end_capture(self, stream: int) -> int:
         """Return an executable graph of what was recorded."""
+        raise RunnerError(_NO_GRAPHS)
 
-    @abstractmethod
     def abort_capture(self, stream: int) -> None:
         """Leave capture mode after a failure; what was recorded is dropped."""
+        raise RunnerError(_NO_GRAPHS)
 
-    @abstractmethod
     def launch_graph(self, graph: int, stream: int) -> None:
         """Queue a graph."""
+        raise RunnerError(_NO_GRAPHS)
 
-    @abstractmethod
     def destroy_graph(self, graph: int) -> None:
         """Destroy a graph."""
+        raise RunnerError(_NO_GRAPHS)
 
 
 def load_cuda() -> Cuda:
@@ -119,17 +126,12 @@ def load_cuda() -> Cuda:
         MissingDependencyError: Neither binding is installed.
         RunnerError: There is no usable GPU; the message says why.
     """
-    if _has_cuda_python() or importlib.util.find_spec("pycuda") is None:
-        return _CudaPython()
-    return _PyCuda()
-
-
-def _has_cuda_python() -> bool:
-    """Whether cuda-python is there; other packages, such as cuda-pathfinder, put modules below ``cuda`` too."""
     try:
-        return importlib.util.find_spec("cuda.bindings") is not None
-    except ModuleNotFoundError:
-        return False
+        return _CudaPython()
+    except MissingDependencyError:
+        if importlib.util.find_spec("pycuda") is None:
+            raise
+    return _PyCuda()
 
 
 def probe_device() -> Gpu | None:
@@ -159,7 +161,7 @@ class _CudaPython(Cuda):
         return Gpu(
             name=properties.name.decode(),
             compute_capability=f"{properties.major}.{properties.minor}",
-            driver=kernel_driver(this_machine()),
+            driver=kernel_driver(Machine()),
             cuda=f"{version // 1000}.{version % 1000 // 10}",
             integrated=bool(properties.integrated),
             memory_bytes=int(total),
@@ -241,7 +243,8 @@ class _CudaPython(Cuda):
         code, *values = function(*args)
         if code != self._rt.cudaError_t.cudaSuccess:
             text = self._rt.cudaGetErrorString(code)[1].decode()
-            raise RunnerError(f"CUDA: {function.__name__} failed with {code.name} ({text}){_remedy(code.name)}.")
+            remedy = _REMEDIES.get(code.name, "")
+            raise RunnerError(f"CUDA: {function.__name__} failed with {code.name} ({text}){remedy}.")
         return values[0] if len(values) == 1 else tuple(values)
 
 
@@ -271,7 +274,7 @@ class _PyCuda(Cuda):
         return Gpu(
             name=self._device.name(),
             compute_capability=".".join(map(str, self._device.compute_capability())),
-            driver=kernel_driver(this_machine()),
+            driver=kernel_driver(Machine()),
             cuda=f"{version // 1000}.{version % 1000 // 10}",
             integrated=bool(self._device.get_attribute(attributes.INTEGRATED)),
             memory_bytes=int(total),
@@ -331,35 +334,7 @@ class _PyCuda(Cuda):
     def destroy_event(self, event: int) -> None:
         del self._objects[event]
 
-    def begin_capture(self, stream: int) -> None:
-        raise RunnerError(_NO_GRAPHS)
-
-    def end_capture(self, stream: int) -> int:
-        raise RunnerError(_NO_GRAPHS)
-
-    def abort_capture(self, stream: int) -> None:
-        raise RunnerError(_NO_GRAPHS)
-
-    def launch_graph(self, graph: int, stream: int) -> None:
-        raise RunnerError(_NO_GRAPHS)
-
-    def destroy_graph(self, graph: int) -> None:
-        raise RunnerError(_NO_GRAPHS)
-
-
-_NO_GRAPHS = "CUDA graphs need cuda-python; install it with `pip install nrd-trt[cuda]`."
-
 
 def host_view(address: int, nbytes: int) -> np.ndarray:
     """Return host memory as a ``(nbytes,) uint8`` array that shares it."""
     return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (nbytes,))
-
-
-def _remedy(error: str) -> str:
-    """What to do about a CUDA error, by its name."""
-    remedies = {
-        "cudaErrorInsufficientDriver": "; the NVIDIA driver is absent or older than this CUDA, install or update it",
-        "cudaErrorNoDevice": "; no GPU is visible, check `nvidia-smi` and CUDA_VISIBLE_DEVICES",
-        "cudaErrorMemoryAllocation": "; the device is out of memory, close other programs or build a smaller size",
-    }
-    return remedies.get(error, "")

@@ -10,7 +10,7 @@ import nrd_trt
 from nrd_trt.machine import hardware_rows as hardware
 from nrd_trt.machine import package_rows as packages
 from nrd_trt.machine.findings import Ability, Inventory, Row, take_inventory
-from nrd_trt.machine.host import Machine, this_machine
+from nrd_trt.machine.host import Machine
 from nrd_trt.machine.software import Flavour
 
 _NO_TORCH = ("PyTorch is missing", "pip install 'nrd-trt[torch]'")
@@ -44,7 +44,7 @@ def doctor() -> DoctorReport:
     Commands such as ``nvidia-smi`` are asked, and heavy packages are imported in child processes, never in this one. It
     takes some seconds. What is missing is a finding, never an error.
     """
-    return examine(this_machine())
+    return examine(Machine())
 
 
 def examine(machine: Machine) -> DoctorReport:
@@ -111,7 +111,7 @@ def _build(have: Inventory, flavour: Flavour) -> Ability:
     if flavour.builds:
         return Ability(name, True, f"{flavour.version} {f'on {gpus[0].name}' if gpus else 'without a GPU'}")
     if flavour.version is not None:
-        return Ability(name, False, flavour.why or "no builder can be made", "see its row above")
+        return Ability(name, False, flavour.why, "see its row above")
     absent = _absent(have, name, flavour)
     if flavour.name == "tensorrt" and not gpus:
         return Ability(name, False, "not installed, and no GPU", f"with a GPU: {absent.remedy}")

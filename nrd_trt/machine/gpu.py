@@ -102,7 +102,7 @@ def kernel_driver(machine: Machine) -> str | None:
 
 def query(machine: Machine, fields: str) -> list[list[str]]:
     """Ask nvidia-smi for comma-separated fields; return the values per GPU, none where it does not know a field."""
-    output = machine.run(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]) or ""
+    output = machine.run(f"nvidia-smi --format=csv,noheader,nounits --query-gpu={fields}".split()) or ""
     rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
     return [row for row in rows if len(row) == fields.count(",") + 1]
 

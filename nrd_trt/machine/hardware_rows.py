@@ -12,7 +12,7 @@ from nrd_trt.machine.findings import Inventory, Row
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA, query, throttle_reasons
 from nrd_trt.machine.host import Machine, host_facts, memory_mib
 from nrd_trt.machine.jetson import PowerMode, TegraStats, gpu_clock, power_mode, read_tegrastats
-from nrd_trt.machine.package_rows import TITLES
+from nrd_trt.machine.package_rows import REINSTALL, TITLES
 from nrd_trt.zoo import checkpoint_path
 
 _NVCC_PLACES = ("usr/local/cuda/bin/nvcc", "opt/cuda/bin/nvcc")
@@ -89,7 +89,7 @@ def _install_driver(machine: Machine, branch: int) -> str:
 def toolkit_row(machine: Machine) -> Row:
     """Say which CUDA toolkit is there; only building the plugin library needs one."""
     name = "CUDA toolkit"
-    version = re.search(r"release (\d+\.\d+)(?:, V([\d.]+))?", machine.run(["nvcc", "--version"]) or "")
+    version = re.search(r"release (\d+\.\d+)(?:, V([\d.]+))?", machine.run(["nvcc", "-V"]) or "")
     if version:
         return Row(name, "ok", f"nvcc {version[2] or version[1]}")
     for place in _NVCC_PLACES:
@@ -225,8 +225,7 @@ def zoo_row(name: str = "nrd_mobilenetv2_camvid") -> Row:
     try:
         path = checkpoint_path(name)
     except ConfigError as exc:
-        remedy = "pip install --force-reinstall nrd-trt   (in a checkout: git lfs pull)"
-        return Row("Zoo checkpoint", "missing", str(exc), remedy)
+        return Row("Zoo checkpoint", "missing", str(exc), f"{REINSTALL} nrd-trt   (in a checkout: git lfs pull)")
     return Row("Zoo checkpoint", "ok", f"{name}, {_size(path.stat().st_size)}")
 
 

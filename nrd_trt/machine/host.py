@@ -1,6 +1,6 @@
 """The host: its files, commands and packages, and what they tell of its processor, memory and load.
 
-Everything else in this room looks at a machine through `Machine`; tests put recorded ones in place of `this_machine`.
+Everything else in this room looks at a machine through `Machine`; tests put recorded ones in its place.
 """
 
 from __future__ import annotations
@@ -22,67 +22,6 @@ from nrd_trt.engine.compat import installed_flavours
 _PARENT = Path(nrd_trt.__file__).resolve().parents[1]
 _CHECKOUT = _PARENT if (_PARENT / "setup.cfg").is_file() else None
 _TIMEOUT_S, _PYTHON_TIMEOUT_S = 30.0, 90.0  # PyTorch from a Jetson's flash takes its time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """A machine to look at.
-
-    Attributes:
-        run: Runs a command; returns its stdout, or its stderr where stdout is empty, whatever the exit status, and
-            None where there is no such command or it did not end in time.
-        version_of: Returns the version of an installed distribution, or None.
-        root: Where the file system begins.
-        environ: Environment variables.
-        folder: The current folder.
-        checkout: The repository, or None where the package runs from site-packages.
-        flavours: TensorRT flavours whose module can be found.
-        architecture: Such as ``"x86_64"`` or ``"aarch64"``.
-        cores: CPU cores that this process may use.
-        python: The interpreter.
-    """
-
-    run: Callable[[Sequence[str]], str | None]
-    version_of: Callable[[str], str | None]
-    root: Path = Path("/")
-    environ: Mapping[str, str] = field(default_factory=dict)
-    folder: Path = Path(".")
-    checkout: Path | None = None
-    flavours: tuple[str, ...] = ()
-    architecture: str = "x86_64"
-    cores: int = 1
-    python: str = "python3"
-
-    def read(self, path: str | Path) -> str:
-        """Return the text of a file such as ``"etc/os-release"``; it is empty where it cannot be read."""
-        try:
-            return (self.root / path).read_text(errors="replace").replace("\0", "\n")
-        except OSError:
-            return ""
-
-    def read_number(self, path: str | Path) -> int | None:
-        """Return the whole number that a file holds, or None."""
-        text = self.read(path).strip()
-        return int(text) if text.isdigit() else None
-
-    def first_version(self, *distributions: str) -> str | None:
-        """Return the version of the first of these distributions that is installed."""
-        return next((version for name in distributions if (version := self.version_of(name))), None)
-
-
-def this_machine() -> Machine:
-    """Return the machine that this process runs on."""
-    return Machine(
-        run=run_command,
-        version_of=installed_version,
-        environ=os.environ,
-        folder=Path.cwd(),
-        checkout=_CHECKOUT,
-        flavours=tuple(installed_flavours()),
-        architecture=platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        python=sys.executable,
-    )
 
 
 def run_command(command: Sequence[str], timeout_s: float | None = None) -> str | None:
@@ -113,6 +52,56 @@ def installed_version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A machine to look at, by default this one.
+
+    Attributes:
+        run: Runs a command; returns its stdout, or its stderr where stdout is empty, whatever the exit status, and
+            None where there is no such command or it did not end in time.
+        version_of: Returns the version of an installed distribution, or None.
+        root: Where the file system begins.
+        environ: Environment variables.
+        folder: The current folder.
+        checkout: The repository, or None where the package runs from site-packages.
+        flavours: TensorRT flavours whose module can be found.
+        architecture: Such as ``"x86_64"`` or ``"aarch64"``.
+        cores: CPU cores that this process may use.
+        python: The interpreter.
+    """
+
+    run: Callable[[Sequence[str]], str | None] = run_command
+    version_of: Callable[[str], str | None] = installed_version
+    root: Path = Path("/")
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    folder: Path = field(default_factory=Path.cwd)
+    checkout: Path | None = _CHECKOUT
+    flavours: Sequence[str] = field(default_factory=installed_flavours)
+    architecture: str = field(default_factory=platform.machine)
+    cores: int = field(
+        default_factory=lambda: (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+    )
+    python: str = sys.executable
+
+    def read(self, path: str | Path) -> str:
+        """Return the text of a file such as ``"etc/os-release"``; it is empty where it cannot be read."""
+        try:
+            return (self.root / path).read_text(errors="replace").replace("\0", "\n")
+        except OSError:
+            return ""
+
+    def read_number(self, path: str | Path) -> int | None:
+        """Return the whole number that a file holds, or None."""
+        text = self.read(path).strip()
+        return int(text) if text.isdigit() else None
+
+    def first_version(self, *distributions: str) -> str | None:
+        """Return the version of the first of these distributions that is installed."""
+        return next((version for name in distributions if (version := self.version_of(name))), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from nrd_trt.machine.host import Machine
 from nrd_trt.machine.software import Flavour, LibraryReading, ask
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "tensorrt-lean": "TensorRT lean runtime"}
-_REINSTALL_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
+REINSTALL = "pip install --force-reinstall"
+_REINSTALL_TORCH = f"{REINSTALL} torch --index-url https://download.pytorch.org/whl/cu130"
 
 
 def python_row(machine: Machine) -> Row:
@@ -63,7 +64,7 @@ def ort_row(have: Inventory) -> Row:
     if ort.version is None:
         return Row(name, "missing", "not installed", "pip install 'nrd-trt[ort]'")
     if ort.error:
-        remedy = "pip install --force-reinstall 'onnxruntime>=1.23,<2'"
+        remedy = f"{REINSTALL} 'onnxruntime>=1.23,<2'"
         return Row(name, "missing", f"{ort.version}, and cannot be imported: {ort.error}", remedy)
     providers = ", ".join(provider.removesuffix("ExecutionProvider") for provider in ort.providers)
     return Row(name, "ok", f"{ort.version}, providers {providers}")

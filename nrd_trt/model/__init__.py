@@ -65,9 +65,9 @@ def load_model(path: Path | str, **options: Unpack[CheckpointFields]) -> Segment
         ``model.predict(images)`` gives class indices ``(B, H, W) int64``.
 
     Raises:
-        CheckpointError: The file is unreadable or holds another model.
-        ConfigError: An option is not known.
         MissingDependencyError: PyTorch is not installed.
+        CheckpointError: The file is unreadable, holds other types than plain tensors, or another network.
+        ConfigError: An option is not known, or contradicts the checkpoint.
     """
     return load_trained(Path(path), checkpoint_options(options))
 
@@ -75,7 +75,7 @@ def load_model(path: Path | str, **options: Unpack[CheckpointFields]) -> Segment
 def load_trained(path: Path, options: CheckpointOptions | None = None) -> Segmentor:
     """Load a checkpoint as `load_model` does, with what the user says about it as one value."""
     require_torch("reading checkpoints")
-    from nrd_trt.model.checkpoint import load_model as read_checkpoint
+    from nrd_trt.model.checkpoint import load_checkpoint
     from nrd_trt.model.recognise import CheckpointOptions
 
-    return read_checkpoint(path, options or CheckpointOptions())
+    return load_checkpoint(path, options or CheckpointOptions())

@@ -33,22 +33,8 @@ _SHOWN = 10
 _FOREIGN = (AttributeError, SyntaxError, TypeError, ValueError)  # raised by metadata of other kinds than ours
 
 
-def load_model(path: str | Path, options: CheckpointOptions | None = None) -> Segmentor:
-    """Load a trained model in evaluation mode.
-
-    Args:
-        path: ``.pth`` or ``.safetensors``.
-        options: Overrides; see `CheckpointOptions`.
-
-    Returns:
-        The model on the CPU in float32. ``model(images (B, 3, H, W) float32 normalised)`` gives logits
-        ``(B, K, H/s, W/s)``, s = 4 for NRD; ``model.predict(images)`` gives ``(B, H, W) int64``.
-
-    Raises:
-        CheckpointError: The file is unreadable, holds other types than plain tensors, or another model.
-        ConfigError: An option contradicts the checkpoint.
-    """
-    path, options = Path(path), options or CheckpointOptions()
+def load_checkpoint(path: Path, options: CheckpointOptions) -> Segmentor:
+    """Load a trained network; see `nrd_trt.model.load_model`."""
     state, facts = _read(path)
     try:
         config = recognise({name: tuple(tensor.shape) for name, tensor in state.items()}, facts, options)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
-from nrd_trt.specs import STRIDE, DecodeSpec
+from nrd_trt.specs import STRIDE, DecodeSpec, Head, check_choice
 
-Head = Literal["nrd", "nrd_no_aspp", "deeplabv3plus", "bilinear", "deeplabv3"]
-HEADS: tuple[Head, ...] = get_args(Head)
 NRD_HEADS: tuple[Head, ...] = ("nrd", "nrd_no_aspp")
 GUIDANCE_STRIDE = 4
 """Stride of the encoder's first stage, from which NRD and DeepLabV3+ take detail."""
@@ -51,8 +48,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
             raise ConfigError(f"encoder {self.encoder!r}: expected one of {', '.join(ENCODERS)}.")
-        if self.head not in HEADS:
-            raise ConfigError(f"head {self.head!r}: expected one of {', '.join(HEADS)}.")
+        check_choice("head", self.head, Head)
         if not 2 <= self.num_classes <= 256:
             raise ConfigError(f"num_classes: expected 2 to 256 (the mask is uint8), got {self.num_classes}.")
         if self.output_stride not in OUTPUT_STRIDES:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from nrd_trt.decode.reference import upsample
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.model.baselines import BilinearHead, DeepLabV3PlusHead
-from nrd_trt.model.config import Head, NetworkConfig
+from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.model.nrd_head import NrdHead
-from nrd_trt.specs import ModelInfo, check_size
+from nrd_trt.specs import Head, ModelInfo, check_size
 
 AnyHead = NrdHead | DeepLabV3PlusHead | BilinearHead
 _HEADS: dict[Head, Callable[[NetworkConfig, tuple[int, ...]], AnyHead]] = {

@@ -14,10 +14,10 @@ from typing import Any
 
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.errors import CheckpointError, ConfigError
-from nrd_trt.model.config import Head, NetworkConfig
+from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.configs import nearest_config
 from nrd_trt.model.encoders import RESNETS
-from nrd_trt.specs import ModelInfo
+from nrd_trt.specs import Head, ModelInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
 

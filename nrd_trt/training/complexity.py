@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrd_trt.errors import ConfigError
-from nrd_trt.optional import require
-from nrd_trt.specs import STRIDE, ModelInfo, check_size, format_size
+from nrd_trt.model import CheckpointFields, load_model, require_torch
+from nrd_trt.specs import STRIDE, Head, ModelInfo, Size, check_size, format_size
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from nrd_trt.model.config import NetworkConfig
-    from nrd_trt.model.recognise import CheckpointOptions
 
 _DILATIONS_D8 = (1, 12, 24, 36)  # of mmseg's DeepLabV3 at output stride 8
 
@@ -67,7 +68,7 @@ class Complexity:
     Attributes:
         config: The network.
         size_hw: Size of its input.
-        cost: Of the network.
+        cost: Cost of the network.
         decoder_ratio: Multiply-adds of its decoder over those of DeepLabV3+'s, with the same encoder, classes and
             widths at output stride 32.
         dilated_ratio: Multiply-adds of the whole over those of DeepLabV3 with the same encoder, classes and width,
@@ -96,30 +97,31 @@ class Complexity:
         }
 
 
-def describe_complexity(
-    target: str,
+def complexity(
+    source: Path | str,
     *,
-    size_hw: tuple[int, int] | None = None,
-    head: str | None = None,
-    options: CheckpointOptions | None = None,
+    size: Size | None = None,
+    head: Head | None = None,
+    **options: Unpack[CheckpointFields],
 ) -> Complexity:
-    """Count what a checkpoint's or a recipe's network costs.
+    """Count what a checkpoint's or a recipe's network costs: multiply-adds, parameters and activations by part.
 
     Args:
-        target: Path of a checkpoint, else the name of a recipe.
-        size_hw: Size of the input, multiples of 32; the model's own when None.
+        source: Path of a checkpoint, else the name of a recipe.
+        size: Height and width of the input, multiples of 32; None takes the model's own.
         head: Takes the place of a recipe's head.
-        options: Of these the dilations and the output stride take the place of a recipe's.
+        **options: What the file of a checkpoint does not tell, as for `nrd_trt.load_model`. Of these, ``output_stride``
+            and ``dilations`` take the place of a recipe's.
 
     Raises:
         MissingDependencyError: PyTorch is not installed.
-        ConfigError: There is no such recipe, or the options do not fit the target.
+        ConfigError: There is no such recipe, or an argument does not fit the source.
         ShapeError: The size is not a multiple of 32.
         CheckpointError: The checkpoint is unreadable or of another kind.
     """
-    require("torch", extra="torch", purpose="counting multiply-adds")
-    config, info = _network(target, head, options)
-    size_hw = size_hw or info.size_hw
+    require_torch("counting multiply-adds")
+    config, info = _network(source, head, options)
+    size_hw = size or info.size_hw
     check_size(size_hw, what="size=")
     cost = count_cost(config, info, size_hw)
     plus = count_cost(replace(config, head="deeplabv3plus", output_stride=STRIDE), info, size_hw)
@@ -158,24 +160,25 @@ def count_cost(config: NetworkConfig, info: ModelInfo, size_hw: tuple[int, int])
     )
 
 
-def _network(target: str, head: str | None, options: CheckpointOptions | None) -> tuple[NetworkConfig, ModelInfo]:
-    from nrd_trt.model import load_trained
+def _network(source: Path | str, head: Head | None, options: CheckpointFields) -> tuple[NetworkConfig, ModelInfo]:
     from nrd_trt.training.recipes import RECIPES, adapted
 
-    if Path(target).is_file():
+    if Path(source).is_file():
         if head is not None:
-            raise ConfigError(f"--head {head}: {target} is a checkpoint, whose head is fixed; give a recipe's name.")
-        model = load_trained(Path(target), options)
+            raise ConfigError(f"head={head}: {source} is a checkpoint, whose head is fixed; give a recipe's name.")
+        model = load_model(source, **options)
         return model.config, model.info
-    if target not in RECIPES:
+    if source not in RECIPES:
         raise ConfigError(
-            f"{target}: expected a checkpoint file or the name of a recipe ({', '.join(RECIPES)}), found neither; "
+            f"{source}: expected a checkpoint file or the name of a recipe ({', '.join(RECIPES)}), found neither; "
             "check the path or the name."
         )
-    recipe = adapted(RECIPES[target], head=head, output_stride=options.output_stride if options else None)
-    if options is None or options.dilations is None:
-        return recipe.config, recipe.info
-    return replace(recipe.config, dilations=options.dilations), recipe.info
+    given = {name: value for name, value in options.items() if value is not None}
+    recipe = adapted(RECIPES[str(source)], head=head, output_stride=options.get("output_stride"))
+    dilations = options.get("dilations") or recipe.config.dilations
+    if unfit := sorted(given.keys() - {"output_stride", "dilations"}):
+        raise ConfigError(f"{unfit[0]}=: describes a checkpoint, {source} is a recipe; leave it out.")
+    return replace(recipe.config, dilations=dilations), recipe.info
 
 
 def _by_part(flops: Mapping[str, Mapping[Any, int]], root: str) -> dict[str, int]:

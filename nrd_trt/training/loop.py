@@ -13,21 +13,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from nrd_trt.data.preprocessing import fit_image, normalise
 from nrd_trt.errors import ConfigError, NrdTrtError
 from nrd_trt.model.checkpoint import load_encoder, save_checkpoint
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.nrd_head import NrdHead
-from nrd_trt.specs import Fit, InputShape
+from nrd_trt.progress import bar
+from nrd_trt.specs import Arithmetic, Device, Fit, InputShape, check_choice
 from nrd_trt.training.objective import Objective
 from nrd_trt.training.optimizers import make_optimizers, set_rate
 from nrd_trt.training.parallel import World, joined_world
@@ -45,10 +45,10 @@ from nrd_trt.training.record import (
     write_state,
 )
 from nrd_trt.training.samples import Samples
+from nrd_trt.training.train import TrainResult
 from nrd_trt.validation.masks import confusion_matrix, mean_iou
 
 Batch = tuple[Tensor, Tensor]
-Arithmetic = Literal["auto", "fp32", "bf16", "fp16"]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LOG_EVERY = 20
 _SAVE_EVERY = 200
@@ -59,87 +59,58 @@ class Execution:
     """How a run is computed; none of it changes what is learnt but for rounding.
 
     Attributes:
-        device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU where there is one.
+        device: ``"auto"`` takes a GPU if there is one.
         arithmetic: Types of the products: ``"auto"`` is bfloat16 on a GPU and float32 on a CPU.
         workers: Processes that prepare batches; 0 prepares them between the steps.
         accumulate: Micro-batches per optimiser step, on every process.
-        threads: CPU threads of PyTorch; its own choice when None.
-        progress: Show a progress bar on a terminal's stderr.
+        threads: CPU threads of PyTorch; None leaves the choice to PyTorch.
+        progress: Show a bar on stderr.
     """
 
-    device: str = "auto"
+    device: Device = "auto"
     arithmetic: Arithmetic = "auto"
     workers: int = 0
     accumulate: int = 1
     threads: int | None = None
     progress: bool = True
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """Outcome of a run.
-
-    Attributes:
-        best_miou: Highest validation mIoU of the run, in 0-1.
-        checkpoint: The weights that reached it.
-        notes: What the user should know, e.g. why a picture is missing.
-    """
-
-    best_miou: float
-    checkpoint: Path
-    notes: tuple[str, ...] = ()
+    def __post_init__(self) -> None:
+        check_choice("device", self.device, Device)
+        check_choice("arithmetic", self.arithmetic, Arithmetic)
+        for name, lowest in (("workers", 0), ("accumulate", 1), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ConfigError(f"{name}={value}: expected {lowest} or more.")
 
 
-def train(
+def run_recipe(
     recipe: Recipe,
     data: Sequence[Path],
-    out: Path,
-    how: Execution | None = None,
+    output: Path,
+    how: Execution,
     *,
-    init_encoder: Path | None = None,
-    resume: bool = False,
-    force: bool = False,
+    init_encoder: Path | None,
+    resume: bool,
+    force: bool,
 ) -> TrainResult:
-    """Train a network.
-
-    Under ``torchrun`` every process calls this with the same arguments; the first one writes the files.
-
-    Args:
-        recipe: What to train.
-        data: Labelled images; see `nrd_trt.training.samples.Samples`.
-        out: Folder to write, made if absent.
-        how: Device, types, processes.
-        init_encoder: Checkpoint whose encoder weights training starts from; random ones when None.
-        resume: Go on with the run in `out`, which must have had the same recipe and the same split of its batches.
-        force: Replace the run in `out`.
-
-    Returns:
-        The best validation mIoU and the checkpoint that reached it.
-
-    Raises:
-        ConfigError: The data are unusable or the loss not finite; or `out` holds a run and neither `resume` nor
-            `force` is given; or it holds another run than the one to resume; or the batch cannot be split.
-        ShapeError: A label has another size than its image.
-        CheckpointError: The run's state file or the encoder's checkpoint is unusable.
-    """
-    how = how or Execution()
+    """Do what `nrd_trt.training.train.train` describes, once its arguments are known."""
     samples = Samples(recipe, data)
     if how.threads is not None:
         torch.set_num_threads(how.threads)
     with joined_world(how.device) as world:
         if world.is_first:
-            prepare_folder(out, resume=resume, force=force)
-        run = _Run(recipe, samples, out, how, world)
-        if resume and (out / STATE).is_file():
+            prepare_folder(output, resume=resume, force=force)
+        run = _Run(recipe, samples, output, how, world)
+        if resume and (output / STATE).is_file():
             run.restore()
         elif init_encoder is not None:
             load_encoder(run.segmentor.backbone, init_encoder)
             run.average.load_state_dict(run.segmentor.state_dict())
         if force and world.is_first:
-            clear_folder(out)  # only now, when data, labels and encoder have been found usable
+            clear_folder(output)  # only now, when data, labels and encoder have been found usable
         world.barrier()
         notes = run.complete()
-    return TrainResult(best_miou=run.best, checkpoint=out / BEST, notes=notes)
+    return TrainResult(best_miou=run.best, checkpoint=output / BEST, notes=notes)
 
 
 def predict_mask(model: Segmentor, image: np.ndarray, fit: Fit = "resize") -> np.ndarray:
@@ -177,13 +148,13 @@ def micro_batch(recipe: Recipe, parts: int) -> int:
     if recipe.batch % parts:
         raise ConfigError(
             f"recipe {recipe.name}: expected the batch of {recipe.batch} to be a multiple of processes times "
-            f"--accumulate, got {parts} parts; change one of them."
+            f"accumulate=, got {parts} parts; change one of them."
         )
     if recipe.batch // parts < 2:
         raise ConfigError(
             f"recipe {recipe.name}: expected at least 2 crops per micro-batch, as batch norm after global pooling has "
-            f"no variance over one, got a batch of {recipe.batch} in {parts} parts; take fewer processes or a lower "
-            "--accumulate."
+            f"no variance over one, got a batch of {recipe.batch} in {parts} parts; take fewer processes or lower "
+            "accumulate=."
         )
     return recipe.batch // parts
 
@@ -223,19 +194,20 @@ class _Run:
             return ()
         notes: set[str] = set()
         losses: list[float] = []
-        shown = None if self.how.progress else True
-        bar = tqdm(total=self.recipe.steps, initial=self.step, unit="step", delay=2, disable=shown)
-        with bar, Log(self.out / LOG, self.step) as log:
+        shown: Any = bar(desc="training", unit="step", total=self.recipe.steps, done=self.step, show=self.how.progress)
+        with shown, Log(self.out / LOG, self.step) as log:
             start = time.monotonic() - log.seconds
             for loss, miou in self._steps():
                 losses.append(loss)
-                bar.update()
+                shown.update()
                 if miou is None and self.step % _LOG_EVERY:
                     continue
-                bar.set_postfix(loss=f"{loss:.3f}", best=f"{self.best:.3f}")
+                shown.set_postfix(loss=f"{loss:.3f}", best=f"{self.best:.3f}", refresh=False)
                 mean, losses = sum(losses) / len(losses), []
                 log.write(self.step, mean, self.recipe.lr_at(self.step - 1), time.monotonic() - start, miou)
-                if miou is not None and (note := log.draw(self.out / CURVES, _title(self.recipe))):
+                if miou is not None and (
+                    note := log.draw(self.out / CURVES, f"{self.recipe.name}, seed {self.recipe.seed}")
+                ):
                     notes.add(note)
         return tuple(notes)
 
@@ -262,7 +234,6 @@ class _Run:
             batch_size=None,
             sampler=indices,
             num_workers=self.how.workers,
-            collate_fn=_as_it_is,
             pin_memory=self.world.device.type == "cuda",
             generator=torch.Generator(),  # its own, so that the run's random state does not depend on workers
         )
@@ -327,7 +298,7 @@ class _Run:
         total = self.world.sum(torch.from_numpy(matrix).to(self.world.device))
         miou = mean_iou(total.cpu().numpy())
         if miou is None:
-            raise ConfigError("validation labels: expected pixels of some class, got ignored ones only; check --data.")
+            raise ConfigError("validation labels: expected pixels of some class, got ignored ones only; check data=.")
         if miou > self.best:
             self.best = miou
             self._write(BEST, miou)
@@ -388,11 +359,3 @@ class _Statistics:
         for tensor, before, total in zip(self.tensors, self._before, self._sums, strict=False):
             total += tensor / self._parts
             tensor.copy_(total if last else before)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-def _title(recipe: Recipe) -> str:
-    return f"{recipe.name}, seed {recipe.seed}"

@@ -62,7 +62,7 @@ def joined_world(device: str) -> Iterator[World]:
         ConfigError: A GPU is asked for and PyTorch sees none.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no GPU; install a CUDA build of it, or leave out --device.")
+        raise ConfigError("device='cuda': PyTorch sees no GPU; install a CUDA build of it, or leave out device=.")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     place = torch.device("cuda", local) if on_gpu else torch.device("cpu")

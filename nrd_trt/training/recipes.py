@@ -1,7 +1,7 @@
-"""Training recipes: every number that fixes a run besides the data. Owns the names of ``train --recipe``.
+"""Training recipes: every number that fixes a run besides the data, by name.
 
-The released recipes are those of the authors' configuration files (batch 16 over all GPUs, ImageNet encoder given with
-``--init-encoder``).
+The released recipes are those of the authors' configuration files (batch 16 over all GPUs, training starts from an
+ImageNet encoder).
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from nrd_trt.data.classes import known_classes
 from nrd_trt.errors import ConfigError
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.configs import CAMVID_INFO, KNOWN_CONFIGS
-from nrd_trt.specs import Fit, ModelInfo, check_size
-
-ControllerInit = Literal["released", "perceptron"]
+from nrd_trt.specs import ControllerInit, Fit, Head, ModelInfo, check_choice, check_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +23,7 @@ class Recipe:
     """One training run, apart from its data.
 
     Attributes:
-        name: What ``--recipe`` calls it.
+        name: Name that `find_recipe` knows it by.
         config: Shapes of the network.
         info: Classes and preprocessing; validation images are brought to ``info.size_hw``.
         augmentation: How samples are changed; its crops' sides are multiples of 32.
@@ -39,7 +37,7 @@ class Recipe:
         power: Exponent of the polynomial decay.
         warmup: Steps over which the learning rate rises linearly.
         warmup_ratio: Share of the learning rate that the first step has.
-        weight_decay: Of every parameter.
+        weight_decay: Weight decay of every parameter.
         clip_norm: Largest norm of the gradient; None leaves it.
         weigh_classes: Whether rare classes count more in the loss, by the root of their rarity.
         aux_weight: Weight of the auxiliary FCN head's loss; 0 trains without that head.
@@ -52,7 +50,7 @@ class Recipe:
         reduce_zero_label: Whether labels count classes from 1, with 0 for ignored pixels.
         fit: How validation images are brought to ``info.size_hw``.
         evaluations: How often to validate during the run, evenly spaced.
-        seed: Of the weights and of every sample.
+        seed: Seed of the initial weights and of every sample.
     """
 
     name: str
@@ -83,6 +81,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choice("controller_init", self.controller_init, ControllerInit)
         check_size(self.augmentation.crop_hw, what=f"recipe {self.name}: crop_hw=")
         if min(self.steps, self.batch, self.evaluations) < 1:
             raise ConfigError(
@@ -180,27 +179,27 @@ def find_recipe(name: str) -> Recipe:
         ConfigError: There is none; the message lists the known ones.
     """
     if name not in RECIPES:
-        raise ConfigError(f"recipe {name!r}: expected one of {', '.join(RECIPES)}; check --recipe.")
+        raise ConfigError(f"recipe={name!r}: expected one of {', '.join(RECIPES)}.")
     return RECIPES[name]
 
 
 def adapted(
     recipe: Recipe,
     *,
-    head: str | None = None,
+    head: Head | None = None,
     output_stride: int | None = None,
     steps: int | None = None,
     seed: int | None = None,
     evaluations: int | None = None,
     synthetic_share: float | None = None,
-    controller_init: str | None = None,
+    controller_init: ControllerInit | None = None,
 ) -> Recipe:
     """Return the recipe with the values that are not None in place of its own; the decay ends with the last step.
 
     Raises:
         ConfigError: A value is out of range.
     """
-    config = recipe.config if head is None else replace(recipe.config, head=head)  # type: ignore[arg-type]
+    config = recipe.config if head is None else replace(recipe.config, head=head)
     config = config if output_stride is None else config.with_stride(output_stride)
     changes = {
         "config": config,

@@ -27,19 +27,19 @@ def prepare_folder(out: Path, *, resume: bool, force: bool) -> None:
             from; or there is no folder to resume in.
     """
     if resume and force:
-        raise ConfigError("--resume and --force exclude each other; give one of them.")
+        raise ConfigError("resume= and force= exclude each other; give one of them.")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: expected a folder to write to, got a file; choose another name.")
     present = _present(out)
     if resume and not out.is_dir():
-        raise ConfigError(f"{out}: expected the folder of an earlier run, found none; leave out --resume.")
+        raise ConfigError(f"{out}: expected the folder of an earlier run, found none; leave out resume=.")
     # A run that was killed before its first state has written nothing but the head of its log: it starts again.
     if resume and out / STATE not in present and set(present) - {out / LOG}:
         raise ConfigError(
-            f"{out / STATE}: expected the state of an earlier run, found none; give --force in place of --resume."
+            f"{out / STATE}: expected the state of an earlier run, found none; give force=True in place of resume=."
         )
     if present and not (resume or force):
-        raise ConfigError(f"{present[0]}: already exists; give --resume, --force, or another folder.")
+        raise ConfigError(f"{present[0]}: already exists; give resume=True, force=True, or another folder.")
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -58,7 +58,7 @@ def write_state(path: Path, recipe: Recipe, parts: int, values: dict[str, Any]) 
 
     Args:
         path: Target; replaced.
-        recipe: Of the run.
+        recipe: The run's recipe.
         parts: Into how many parts a step's batch is split, over ranks and micro-batches.
         values: State of the run, tensors and plain values.
     """
@@ -79,7 +79,7 @@ def read_state(path: Path, recipe: Recipe, parts: int) -> dict[str, Any]:
     except Exception as exc:  # torch.load raises many types on damaged files
         first_line = (str(exc) or type(exc).__name__).splitlines()[0][:200]
         raise CheckpointError(
-            f"{path}: not a readable training state ({first_line}); start again with --force."
+            f"{path}: not a readable training state ({first_line}); start again with force=True."
         ) from exc
     if differences := _differences(stored, {**json.loads(_text(recipe)), "parts": parts}):
         raise ConfigError(f"{path}: the run has {differences}; resume with the same values.")

@@ -52,13 +52,13 @@ class Samples:
         self.training, self.validation = split.training, split.validation
         if len(folders) < len(data) and folders and not recipe.synthetic_share:
             raise ConfigError(
-                f"recipe {recipe.name}: --data {SYNTHETIC} was given next to folders, but the recipe's share of "
-                "procedural scenes is 0; give --synthetic-share."
+                f"recipe {recipe.name}: data={SYNTHETIC!r} was given next to folders, but the recipe's share of "
+                "procedural scenes is 0; give synthetic_share=."
             )
         if self.synthetic_share and recipe.info.class_names != CAMVID_CLASSES:
             raise ConfigError(
                 f"recipe {recipe.name}: procedural scenes have the CamVid classes, the recipe has others; "
-                "leave out --data synthetic, and give --synthetic-share 0."
+                "leave out data='synthetic', and give synthetic_share=0."
             )
 
     def read(self, pair: Pair) -> Sample:

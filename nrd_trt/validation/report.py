@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from nrd_trt.engine.bundle import Bundle
 from nrd_trt.files import atomic_file
+from nrd_trt.machine.host import installed_version
 from nrd_trt.specs import format_size
 from nrd_trt.validation.charts import agreement_plot, bars, error_bar
 from nrd_trt.validation.html import Child, Html, page, section, table, tag
@@ -297,19 +297,9 @@ def _environment(bundle: Bundle) -> Html:
         ["built with", " ".join(filter(None, (built.name, built.version, built.gpu)))],
         ["rebuild with", tag("code", bundle.record.command)],
         ["this machine", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"],
-        ["packages", ", ".join(f"{name} {version}" for name, version in _versions().items())],
+        ["packages", ", ".join(f"{name} {version}" for name in _PACKAGES if (version := installed_version(name)))],
     ]
     return section("Environment", table([], rows))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _glossary(validation: Validation) -> Html:

@@ -200,7 +200,6 @@ def test_complexity_of_the_dilated_network(nrd_trt: Invoke) -> None:
         (["camvid_r18", "--size", "500x480"], ["500x480", "512x480"]),
         (["camvid_r18", "--size", "big"], ["HEIGHTxWIDTH"]),
         (["camvid_r19"], ["camvid_r19", "camvid_r18", "check the path or the name"]),
-        (["camvid_r18", "--head", "fcn"], ["head 'fcn'", "deeplabv3plus"]),
         (["camvid_r18", "--output-stride", "8"], ["output stride"]),
         (["camvid_r18", "--dilations", "1,2"], ["--dilations '1,2'"]),
         (["absent.pth"], ["absent.pth"]),
@@ -208,6 +207,12 @@ def test_complexity_of_the_dilated_network(nrd_trt: Invoke) -> None:
 )
 def test_bad_complexity(arguments: list[str], expected: list[str], nrd_trt: Invoke, tmp_path: Path) -> None:
     check_refused(nrd_trt("complexity", *arguments, "--json"), tmp_path, [], *expected)
+
+
+def test_unknown_choice_is_refused_with_the_known_ones(nrd_trt: Invoke) -> None:
+    result = nrd_trt("complexity", "camvid_r18", "--head", "fcn")
+    assert result.exit_code == 2
+    assert "'fcn' is not one of" in result.stderr and "deeplabv3plus" in result.stderr
 
 
 def test_head_of_a_checkpoint_is_fixed(nrd_trt: Invoke, tmp_path: Path) -> None:

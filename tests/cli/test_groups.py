@@ -87,6 +87,7 @@ def test_verbs_that_read_a_checkpoint_share_its_facts() -> None:
 @pytest.mark.parametrize(
     ("verb", "message", "shown"),
     [
+        ("train", "leave out device=. Or data=a.b.", "leave out --device. Or --data a.b."),
         ("build", "size=50x48: expected 64x64.", "--size 50x48: expected 64x64."),
         ("build", "size= and dynamic= exclude each other", "--size and --dynamic exclude each other"),
         ("build", "give force=True, or builder='tensorrt'.", "give --force, or --builder 'tensorrt'."),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils import cpp_extension
 
+from nrd_trt.decode.bench import pitched
 from nrd_trt.decode.sources import kernel_sources
 from nrd_trt.files import atomic_file
 from tests import helpers
@@ -19,6 +22,13 @@ from tests import helpers
 HERE = Path(__file__).parent / "cuda_on_cpu"
 KERNELS = kernel_sources() / "nrd_decode"
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nchw": lambda tensor: tensor.clone(memory_format=torch.contiguous_format),
+    "channels_last": lambda tensor: tensor.clone(memory_format=torch.channels_last),
+    "pitch_8": pitched,
+}
+"""Copy ``(B, C, H, W)`` values into each layout that the kernels read as it lies."""
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

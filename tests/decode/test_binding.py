@@ -249,8 +249,6 @@ def test_what_the_bench_asks() -> None:
     assert supported == [True, True, True, True, False, False]  # a K this small has nothing to retain
     assert [torch.ops.nrd.supports_variant(theta, 19, 8, 16, 8, 4, v, True) for v in range(3)] == [True, True, False]
     assert not torch.ops.nrd.supports_variant(theta, 150, 16, 16, 8, 4, 4, False)  # logits are written at once
-    torch.ops.nrd.launch_empty(theta, 8)
-    assert torch.ops.nrd.clock_kilohertz(theta) == 1980000
 
 
 def test_compiles_against_the_headers_of_cuda(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from nrd_trt.errors import MissingDependencyError, PluginError
 from nrd_trt.specs import DecodeSpec
 from tests.decode.test_cuda_op import inputs, numbers
 
-NEEDED = {"decode_kernel.cu", "empty_kernel.cu", "binding.cpp"}
+NEEDED = {"decode_kernel.cu", "binding.cpp"}
 
 
 @pytest.fixture

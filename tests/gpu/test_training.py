@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nrd_trt.model.checkpoint import load_model
+from nrd_trt.model import load_model
+from nrd_trt.specs import Arithmetic
 from nrd_trt.training import loop
-from nrd_trt.training.loop import Arithmetic, Execution, train
+from nrd_trt.training.train import train
 from tests.training.conftest import data, logged, tiny  # noqa: F401
 
 pytestmark = [
@@ -21,8 +22,8 @@ pytestmark = [
 
 @pytest.mark.parametrize("arithmetic", ["fp32", "bf16", "fp16", "auto"])
 def test_loss_falls(arithmetic: Arithmetic, data: Path, tmp_path: Path) -> None:  # noqa: F811
-    how = Execution(device="cuda", arithmetic=arithmetic, workers=2, progress=False)
-    train(tiny(steps=60, evaluations=3, synthetic_share=0.0), [data], tmp_path, how)
+    recipe = tiny(steps=60, evaluations=3, synthetic_share=0.0)
+    train(recipe, data, tmp_path, device="cuda", arithmetic=arithmetic, workers=2, progress=False)
     losses = [float(row["loss"]) for row in logged(tmp_path)]
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < losses[0]
@@ -31,8 +32,8 @@ def test_loss_falls(arithmetic: Arithmetic, data: Path, tmp_path: Path) -> None:
 
 
 def test_resumed_run_reaches_the_same_loss(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    recipe, how = tiny(steps=6, evaluations=3), Execution(device="cuda", arithmetic="fp32", progress=False)
-    train(recipe, [data], tmp_path / "whole", how)
+    recipe, how = tiny(steps=6, evaluations=3), {"device": "cuda", "arithmetic": "fp32", "progress": False}
+    train(recipe, data, tmp_path / "whole", **how)
     advance = loop._Run.advance
 
     def interrupted(run: loop._Run, *arguments: object) -> float:
@@ -42,7 +43,7 @@ def test_resumed_run_reaches_the_same_loss(data: Path, tmp_path: Path, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop._Run, "advance", interrupted)
-        train(recipe, [data], tmp_path / "broken", how)
-    train(recipe, [data], tmp_path / "broken", how, resume=True)
+        train(recipe, data, tmp_path / "broken", **how)
+    train(recipe, data, tmp_path / "broken", **how, resume=True)
     whole, broken = (float(logged(tmp_path / name)[-1]["loss"]) for name in ("whole", "broken"))
     assert broken == pytest.approx(whole, rel=1e-3)  # kernels on a GPU add in an order of their own

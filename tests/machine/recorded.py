@@ -15,12 +15,11 @@ from typing import Any
 from nrd_trt.machine.host import Machine
 
 PYTHON = "python3"
-QUERY = "nvidia-smi --query-gpu=name,memory.total,memory.free,compute_cap"
-OLD_QUERY = "nvidia-smi --query-gpu=name,memory.total,memory.free "
+QUERY = "nvidia-smi --format=csv,noheader,nounits --query-gpu=name,memory.total,memory.free,compute_cap"
 TEGRASTATS = "sh -c timeout 5 tegrastats"
-CLOCKS = "nvidia-smi --query-gpu=clocks.sm"
-REASONS = "nvidia-smi --query-gpu=clocks_event_reasons.active"
-OLD_REASONS = "nvidia-smi --query-gpu=clocks_throttle_reasons.active"
+CLOCKS = "nvidia-smi --format=csv,noheader,nounits --query-gpu=clocks.sm"
+REASONS = "nvidia-smi --format=csv,noheader,nounits --query-gpu=clocks_event_reasons.active"
+OLD_REASONS = "nvidia-smi --format=csv,noheader,nounits --query-gpu=clocks_throttle_reasons.active"
 UBUNTU = 'PRETTY_NAME="Ubuntu 22.04.5 LTS"\nNAME="Ubuntu"\nID=ubuntu\nID_LIKE=debian\n'
 MEMORY = "MemTotal:       65870956 kB\nMemFree:        52000000 kB\nMemAvailable:   60102144 kB\n"
 PCI_GPU = {
@@ -60,7 +59,7 @@ ORIN: dict[str, Any] = {
     "commands": {
         "nvidia-smi": header("540.4.0", "12.6"),
         QUERY: "Orin (nvgpu), [N/A], [N/A], [N/A]\n",
-        "nvcc --version": "Cuda compilation tools, release 12.6, V12.6.68\nBuild cuda_12.6.r12.6/compiler.34714021_0\n",
+        "nvcc -V": "Cuda compilation tools, release 12.6, V12.6.68\nBuild cuda_12.6.r12.6/compiler.34714021_0\n",
         "dpkg-query": "nvidia-jetpack\t6.2+b77\npython3-libnvinfer\t10.3.0.30-1+cuda12.5\n",
         "nvpmodel -q": "NV Power Mode: MAXN\n0\n",
         TEGRASTATS: (
@@ -111,7 +110,7 @@ DESKTOP: dict[str, Any] = {
         QUERY: "NVIDIA GeForce RTX 4070, 12282, 11500, 8.9\n",
         CLOCKS: "2475, 3105, 10501, 186.42, 200.00, 64, P2\n",
         REASONS: "0x0000000000000001\n",
-        "nvcc --version": "Cuda compilation tools, release 13.0, V13.0.88\n",
+        "nvcc -V": "Cuda compilation tools, release 13.0, V13.0.88\n",
         "torch": torch("2.13.0+cu130", "13.0", "NVIDIA GeForce RTX 4070"),
         "ort": ORT,
         "trial tensorrt-rtx 8.9": trial("1.7.1.116", knows_gpu=True),
@@ -187,7 +186,12 @@ def recorded(
         run=lambda command: _answer(known, command),
         version_of=installed.get,
         root=root,
+        environ={},
         folder=root,
+        checkout=None,
+        flavours=(),
+        architecture="x86_64",
+        cores=1,
         python=PYTHON,
     )
     return replace(machine, **{**source["changes"], **changes})

@@ -1,4 +1,4 @@
-"""`nrd-trt doctor` on this machine, as a process: whatever is here, it looks, reports and exits 0."""
+"""`doctor` on this machine and its table: whatever is here, it looks, reports and exits 0."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.artefacts import environment, run_process
+from nrd_trt.cli.doctor import _print
+from nrd_trt.machine.doctor import DoctorReport, doctor, examine
+from tests.artefacts import environment
 from tests.machine.recorded import MACHINES, recorded
 
 NAMES = {
@@ -26,67 +27,43 @@ SUMMARY = [
 
 
 @pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
-    """The one JSON object of the real thing."""
-    done = run_process("doctor", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def report() -> DoctorReport:
+    return doctor()
 
 
-def test_every_named_thing_has_a_row(report: dict[str, Any]) -> None:
-    rows = report["capabilities"]
-    names = {row["name"] for row in rows}
+def test_every_named_thing_has_a_row(report: DoctorReport) -> None:
+    names = {row.name for row in report.rows}
     assert names >= NAMES
     assert all(name.startswith("GPU") for name in names - NAMES) and names - NAMES
-    assert all(row.keys() == {"name", "status", "found", "remedy"} for row in rows)
-    assert {row["status"] for row in rows} <= {"ok", "limited", "missing", "n/a"}
-    assert [row for row in rows if row["status"] in ("limited", "missing") and not row["remedy"]] == []
-
-
-def test_summary(report: dict[str, Any]) -> None:
-    assert [entry["name"] for entry in report["summary"]] == SUMMARY
-    possible = {entry["name"] for entry in report["summary"] if entry["possible"]}
+    assert {row.status for row in report.rows} <= {"ok", "limited", "missing", "n/a"}
+    assert [row for row in report.rows if row.status in ("limited", "missing") and not row.remedy] == []
+    assert [ability.name for ability in report.abilities] == SUMMARY
+    possible = {ability.name for ability in report.abilities if ability.possible}
     assert {"export", "build: onnxruntime", "run: torch", "run: onnxruntime"} <= possible
 
 
-def test_what_this_interpreter_knows_is_reported(report: dict[str, Any]) -> None:
+def test_what_this_interpreter_knows_is_reported(report: DoctorReport) -> None:
     import onnxruntime
     import torch
 
-    found = {row["name"]: row["found"] for row in report["capabilities"]}
+    found = {row.name: row.found for row in report.rows}
     assert found["PyTorch"].startswith(torch.__version__)
     assert found["ONNX Runtime"].startswith(onnxruntime.__version__)
     assert sys.executable in found["Python"]
 
 
 @pytest.mark.parametrize("name", [None, *MACHINES])
-def test_table_fits_100_columns(name: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if name is None:
-        done = run_process("doctor", COLUMNS="200")
-        assert (done.returncode, done.stderr) == (0, "")
-        text = done.stdout
-    else:
-        from nrd_trt.cli.doctor import _print
-        from nrd_trt.machine.doctor import examine
-
-        _print(examine(recorded(tmp_path, MACHINES[name])))
-        text = capsys.readouterr().out
-    long = [line for line in text.splitlines() if len(line) > 100 and len(line.split()[-1]) < 60]
-    assert long == []
+def test_table_fits_100_columns(
+    name: str | None, report: DoctorReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _print(report if name is None else examine(recorded(tmp_path, MACHINES[name])))
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if len(line) > 100 and len(line.split()[-1]) < 60] == []
     assert "What can be done here" in text
     assert sum(line.startswith(("yes", "no ")) for line in text.splitlines()) == len(SUMMARY)
 
 
-def test_no_command_on_the_path(tmp_path: Path) -> None:
-    done = run_process("doctor", "--json", PATH=str(tmp_path))
-    assert (done.returncode, done.stderr) == (0, "")
-    found = {row["name"]: row for row in json.loads(done.stdout)["capabilities"]}
-    assert found["CUDA toolkit"]["status"] in ("missing", "limited")
-    assert found["PyTorch"]["status"] != "missing"  # asked of the interpreter itself, which needs no PATH
-
-
-def test_looking_loads_nothing_heavy(tmp_path: Path) -> None:
+def test_json_without_a_command_on_the_path_and_nothing_heavy_loaded(report: DoctorReport, tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from nrd_trt.cli.main import app\n"
@@ -95,6 +72,13 @@ def test_looking_loads_nothing_heavy(tmp_path: Path) -> None:
         "heavy = {'torch', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)\n"
         "print(sorted(heavy), file=sys.stderr)"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path)
+    command, variables = [sys.executable, "-c", code], environment(PATH=str(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "[]\n")
+    told, expected = json.loads(done.stdout), report.to_dict()
+    assert told.keys() == {"nrd_trt", "capabilities", "summary"} and told["nrd_trt"] == expected["nrd_trt"]
+    assert {tuple(row) for row in told["capabilities"]} == {("name", "status", "found", "remedy")}
+    assert {tuple(ability) for ability in told["summary"]} == {("name", "possible", "why", "remedy")}
+    for row in expected["capabilities"]:  # asked of the interpreter itself, which needs no PATH
+        assert row in told["capabilities"] or not row["name"].startswith(("Py", "ONNX", "Zoo"))
+    assert {row["name"]: row["status"] for row in told["capabilities"]}["CUDA toolkit"] in ("missing", "limited")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from nrd_trt.machine.gpu import find_graphics, throttle_reasons
-from nrd_trt.machine.host import this_machine
+from nrd_trt.machine.host import Machine
 from nrd_trt.machine.jetson import GpuClock, gpu_clock, over_current_events, parse_tegrastats, read_tegrastats
 from tests.machine.recorded import DESKTOP, NO_GPU, QUERY, header, recorded
 
-OLD_QUERY = "nvidia-smi --query-gpu=name,memory.total,memory.free "
+OLD_QUERY = QUERY.removesuffix(",compute_cap")
 # One line each in the shape of its release: fields, brackets, letter case and units are those of the device.
 ORIN_NANO_JP6 = (
     "10-08-2026 04:35:02 RAM 6712/7620MB (lfb 12x4MB) SWAP 369/3810MB (cached 8MB) CPU [38%@1497,2%@729,off,off] "
@@ -103,7 +103,7 @@ def test_one_line_is_read_of_a_command_that_goes_on_printing(tmp_path: Path, mon
     tegrastats.write_text("#!/bin/sh\necho RAM 1/2MB\nwhile sleep 0.05; do echo RAM 2/2MB; done\n")
     tegrastats.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert read_tegrastats(this_machine()).memory_used_mib == 1
+    assert read_tegrastats(Machine()).memory_used_mib == 1
 
 
 def test_gpu_clock_in_sysfs(tmp_path: Path) -> None:

@@ -83,6 +83,12 @@ ROWS: dict[str, Expected] = {
         "CUDA toolkit": ("missing", "no nvcc", "cuda-downloads"),
         "CUDA binding": ("n/a", "nothing to use it with", None),
         "Clocks and power": ("n/a", "no GPU", None),
+        "Video files, streams": ("missing", "PyAV is not installed", "nrd-trt[video]"),
+        "Cameras, windows": ("missing", "OpenCV is not installed", "nrd-trt[camera]"),
+        "GStreamer": ("missing", "no gst-launch-1.0", "gstreamer1.0-tools"),
+        "Web page": ("missing", "fastapi, uvicorn, prometheus_client not installed", "nrd-trt[serve]"),
+        "Zoo checkpoint": ("ok", "nrd_mobilenetv2_camvid", None),
+        "CamVid": ("missing", "NRD_TRT_CAMVID is not set", "export NRD_TRT_CAMVID"),
     },
     "old driver": {
         "PyTorch": ("limited", "CUDA 13.0 build; CUDA not available", "branch 580 or newer"),
@@ -152,6 +158,9 @@ def without(machine: dict[str, Any], *versions: str) -> dict[str, Any]:
 
 
 UNRELEASED = {**ORIN, "files": {name: text for name, text in ORIN["files"].items() if "nv_tegra" not in name}}
+CGROUP = "sys/fs/cgroup/memory"
+NOT_FOR_IT = trial("1.7.1.116", knows_gpu=False)
+PAGE = {"fastapi": "0.165.0", "uvicorn": "0.54", "prometheus_client": "0.23"}
 RELEASE = "etc/nv_tegra_release"
 CLASS = "sys/bus/pci/devices/0000:01:00.0/class"
 NO_SMI = {"nvidia-smi": None, QUERY: None}
@@ -161,169 +170,126 @@ GSTREAMER = {"gst-launch-1.0 --version": "gst-launch-1.0 version 1.22.0\nGStream
 RAILS = "RAM 2448/7620MB (lfb 4x4MB) tj@49.5C VDD_IN 4812mW/4800mW VDD_CPU_GPU_CV 520mW/520mW VDD_SOC 1400mW/1400mW"
 NVLIB = "libnvinfer.so.10: cannot open shared object file"
 
-# A machine, its changes, a row, and what is expected of it.
-CASES: list[tuple[dict[str, Any], dict[str, Any], str, str, str, str | None]] = [
+GPU, DRIVER, CLOCK, POWER = "GPU", "Driver", "Clocks and power", "Power mode (nvpmodel)"
+JETPACK, RTX, LEAN, CAMERAS = "JetPack / L4T", "TensorRT-RTX", "TensorRT lean runtime", "Cameras, windows"
+
+# A machine, its changes, and what is expected of some rows.
+CASES: list[tuple[dict[str, Any], dict[str, Any], Expected]] = [
     # a GPU whose driver does not work
-    (DESKTOP, {"commands": NO_SMI}, "GPU", "missing", "is there and cannot be used", "nvidia-driver-580-open"),
-    (DESKTOP, {"commands": NO_SMI}, "Driver", "missing", "no driver answers", "nvidia-driver-580-open"),
-    (DESKTOP, {"commands": NO_SMI}, "TensorRT-RTX", "limited", "cannot run plans here", "see GPU"),
-    (DESKTOP, {"commands": MISMATCH}, "GPU", "missing", "version mismatch", "updated under a running kernel module"),
-    (NO_GPU, {"commands": MISMATCH}, "GPU", "missing", "no GPU that can be used: Failed", "sudo reboot"),
-    (
-        DESKTOP,
-        {"commands": {"nvidia-smi": SILENT, QUERY: ""}, "files": {"etc/os-release": "ID=fedora\n"}},
-        "GPU", "missing", "couldn't communicate", "https://www.nvidia.com/drivers",
-    ),
-    (
-        DESKTOP,
-        {"commands": MISMATCH, "files": {"proc/driver/nvidia/version": "NVRM: Kernel Module  580.82.07  Release\n"}},
-        "Driver", "limited", "580.82.07, CUDA version not told: Failed to initialize", "sudo reboot",
-    ),
-    (
-        DESKTOP, {"commands": NO_SMI, "files": {".dockerenv": ""}},
-        "Driver", "missing", "no driver answers", "docker run --gpus all",
-    ),
+    (DESKTOP, {"commands": NO_SMI}, {
+        GPU: ("missing", "is there and cannot be used", "nvidia-driver-580-open"),
+        DRIVER: ("missing", "no driver answers", "nvidia-driver-580-open"),
+        RTX: ("limited", "cannot run plans here", "see GPU"),
+    }),
+    (DESKTOP, {"commands": NO_SMI, "files": {".dockerenv": ""}}, {
+        DRIVER: ("missing", "no driver answers", "docker run --gpus all"),
+    }),
+    (DESKTOP, {"commands": MISMATCH, "files": {"proc/driver/nvidia/version": "Kernel Module  580.82.07  Release\n"}}, {
+        GPU: ("missing", "is there and cannot be used: Failed", "updated under a running kernel module"),
+        DRIVER: ("limited", "580.82.07, CUDA version not told: Failed to initialize", "sudo reboot"),
+    }),
+    (NO_GPU, {"commands": MISMATCH}, {GPU: ("missing", "no GPU that can be used: Failed", "sudo reboot")}),
+    (DESKTOP, {"commands": {"nvidia-smi": SILENT, QUERY: ""}, "files": {"etc/os-release": "ID=fedora\n"}}, {
+        GPU: ("missing", "couldn't communicate", "https://www.nvidia.com/drivers"),
+    }),
+    (NO_GPU, {"files": {**PCI_GPU, CLASS: "0x040300\n"}}, {GPU: ("missing", "no NVIDIA GPU", "none is needed")}),
     # the GPU
-    (NO_GPU, {"files": PCI_GPU}, "GPU", "missing", "is there and cannot be used", "install NVIDIA driver 580"),
-    (NO_GPU, {"files": {**PCI_GPU, CLASS: "0x040300\n"}}, "GPU", "missing", "no NVIDIA GPU", "none is needed"),
-    (
-        DESKTOP, {"environ": {"CUDA_VISIBLE_DEVICES": ""}},
-        "GPU", "limited", "hidden by CUDA_VISIBLE_DEVICES=''", "unset CUDA_VISIBLE_DEVICES",
-    ),
-    (DESKTOP, {"commands": {REASONS: "0x0000000000000000\n"}}, "Clocks and power", "ok", "; not throttled", None),
-    (
-        DESKTOP, {"commands": {REASONS: "0x00000000000000C8\n"}}, "Clocks and power", "limited",
-        "held back: hardware slowdown, hardware thermal slowdown, power brake", "let it cool",
-    ),
-    (DESKTOP, {"commands": {CLOCKS: None}}, "Clocks and power", "missing", "does not tell", "nvidia-smi -q"),
-    (
-        NO_GPU, {"files": {"usr/local/cuda/bin/nvcc": ""}},
-        "CUDA toolkit", "limited", "/usr/local/cuda/bin/nvcc, not on PATH", "export PATH=/usr/local/cuda/bin:$PATH",
-    ),
+    (DESKTOP, {"environ": {"CUDA_VISIBLE_DEVICES": ""}}, {
+        GPU: ("limited", "hidden by CUDA_VISIBLE_DEVICES=''", "unset CUDA_VISIBLE_DEVICES"),
+    }),
+    (DESKTOP, {"commands": {REASONS: "0x00000000000000C8\n"}}, {
+        CLOCK: ("limited", "held back: hardware slowdown, hardware thermal slowdown, power brake", "let it cool"),
+    }),
+    (DESKTOP, {"commands": {CLOCKS: None}}, {CLOCK: ("missing", "does not tell", "nvidia-smi -q")}),
+    (NO_GPU, {"files": {"usr/local/cuda/bin/nvcc": ""}}, {
+        "CUDA toolkit": ("limited", "/usr/local/cuda/bin/nvcc, not on PATH", "PATH=/usr/local/cuda/bin:$PATH"),
+    }),
     # Jetson boards
-    (
-        ORIN, {"files": {RELEASE: "# R36 (release), REVISION: 3.0, GCID: 36923193, BOARD: generic\n"}},
-        "JetPack / L4T", "limited", "L4T 36.3", "flash JetPack 6.2",
-    ),
-    (
-        ORIN, {"commands": {"dpkg-query": "dpkg-query: no packages found\n"}},
-        "JetPack / L4T", "limited", "JetPack 6.2; the JetPack packages", "sudo apt install nvidia-jetpack",
-    ),
-    (UNRELEASED, {}, "JetPack / L4T", "limited", "not readable", "--runtime nvidia"),
-    (ORIN, {"commands": NO_SMI}, "Driver", "ok", "part of L4T 36.4.3", None),
-    (ORIN, {"commands": NO_SMI}, "GPU", "ok", "GPU of NVIDIA Jetson AGX Orin Developer Kit, compute", None),
-    (ORIN, {"commands": NO_SMI}, "TensorRT", "ok", "runs plans here", None),
-    (
-        {**ORIN, "versions": {}}, {"flavours": ()},
-        "TensorRT", "missing", "python3-libnvinfer 10.3.0.30-1+cuda12.5, which this Python does not see", "/usr/bin/py",
-    ),
-    (
-        ORIN, {"commands": {"nvpmodel -q": "NVPM WARN: fan mode is not set!\nNV Power Mode: MODE_30W\n2\n"}},
-        "Power mode (nvpmodel)", "limited", "MODE_30W (mode 2)", "sudo nvpmodel -m 0",
-    ),
-    (ORIN, {"commands": {"nvpmodel -q": "NV Power Mode: MAXN\n"}}, "Power mode (nvpmodel)", "ok", "MAXN", None),
-    (
-        ORIN, {"commands": {"nvpmodel -q": None}},
-        "Power mode (nvpmodel)", "missing", "nvpmodel is not there", "sudo nvpmodel -q",
-    ),
-    (
-        ORIN, {"commands": {"nvpmodel -q": "NVPM ERROR: Error opening /var/lib/nvpmodel/status: 2\n"}},
-        "Power mode (nvpmodel)", "missing", "nvpmodel does not tell", "sudo nvpmodel -q",
-    ),
-    (
-        ORIN, {"files": clock(306000000, 306000000, 1300500000)},
-        "Clocks and power", "limited", "GPU 306 MHz of 306–1300; RAM 4321", "sudo jetson_clocks",
-    ),
-    (ORIN, {"commands": {TEGRASTATS: None}}, "Clocks and power", "ok", "GPU 1300 MHz of 1300–1300; held", None),
-    (
-        THOR, {"commands": {TEGRASTATS: RAILS}},
-        "Clocks and power", "limited", "RAM 2448 of 7620 MB, 50 °C, 4.8 W", "sudo jetson_clocks --show",
-    ),
-    (THOR, {"commands": {TEGRASTATS: "RAM 1/2MB"}}, "Clocks and power", "limited", "RAM 1 of 2 MB", "--show"),
+    (ORIN, {"files": {RELEASE: "# R36 (release), REVISION: 3.0, GCID: 36923193, BOARD: generic\n"}}, {
+        JETPACK: ("limited", "L4T 36.3", "flash JetPack 6.2"),
+    }),
+    (ORIN, {"commands": {"dpkg-query": "dpkg-query: no packages found\n"}}, {
+        JETPACK: ("limited", "JetPack 6.2; the JetPack packages", "sudo apt install nvidia-jetpack"),
+    }),
+    (UNRELEASED, {}, {JETPACK: ("limited", "not readable", "--runtime nvidia")}),
+    (ORIN, {"commands": NO_SMI}, {
+        DRIVER: ("ok", "part of L4T 36.4.3", None),
+        GPU: ("ok", "GPU of NVIDIA Jetson AGX Orin Developer Kit, compute capability 8.7", None),
+        "TensorRT": ("ok", "runs plans here", None),
+    }),
+    ({**ORIN, "versions": {}}, {"flavours": ()}, {
+        "TensorRT": ("missing", "python3-libnvinfer 10.3.0.30-1+cuda12.5, which this Python does not see", "venv"),
+    }),
+    (ORIN, {"commands": {"nvpmodel -q": "NVPM WARN: fan mode is not set!\nNV Power Mode: MODE_30W\n2\n"}}, {
+        POWER: ("limited", "MODE_30W (mode 2)", "sudo nvpmodel -m 0"),
+    }),
+    (ORIN, {"commands": {"nvpmodel -q": "NV Power Mode: MAXN\n"}}, {POWER: ("ok", "MAXN", None)}),
+    (ORIN, {"commands": {"nvpmodel -q": None}}, {POWER: ("missing", "nvpmodel is not there", "sudo nvpmodel -q")}),
+    (ORIN, {"commands": {"nvpmodel -q": "NVPM ERROR: Error opening /var/lib/nvpmodel/status: 2\n"}}, {
+        POWER: ("missing", "nvpmodel does not tell", "sudo nvpmodel -q"),
+    }),
+    (ORIN, {"files": clock(306000000, 306000000, 1300500000)}, {
+        CLOCK: ("limited", "GPU 306 MHz of 306–1300; RAM 4321", "sudo jetson_clocks"),
+    }),
+    (ORIN, {"commands": {TEGRASTATS: None}}, {CLOCK: ("ok", "GPU 1300 MHz of 1300–1300; held", None)}),
+    (THOR, {"commands": {TEGRASTATS: RAILS}}, {
+        CLOCK: ("limited", "RAM 2448 of 7620 MB, 50 °C, 4.8 W", "sudo jetson_clocks --show"),
+    }),
+    (THOR, {"commands": {TEGRASTATS: "RAM 1/2MB"}}, {CLOCK: ("limited", "RAM 1 of 2 MB", "--show")}),
     # packages
-    (
-        DESKTOP, {"commands": {"torch": torch()}},
-        "PyTorch", "limited", "the GPU is not used", "pip install --force-reinstall torch",
-    ),
-    (
-        DESKTOP, {"commands": {"torch": torch("2.13.0+cu130", "13.0")}},
-        "PyTorch", "limited", "CUDA 13.0 build; CUDA not available", "prints the reason",
-    ),
-    (
-        H200, {"commands": {"trial tensorrt 9.0": trial(None, builds=False, error=NVLIB)}},
-        "TensorRT", "missing", f"cannot be imported: {NVLIB}", "pip install 'nrd-trt[trt]'",
-    ),
-    (
-        H200, {"commands": {"trial tensorrt 9.0": trial("11.4.0.106", builds=False)}},
-        "TensorRT", "limited", "cannot build plans here, runs plans here", "messages",
-    ),
-    (
-        DESKTOP,
-        {
-            "commands": {
-                QUERY: "NVIDIA GeForce GTX 1080, 8192, 8000, 6.1\n",
-                "trial tensorrt-rtx 6.1": trial("1.7.1.116", knows_gpu=False),
-            }
-        },
-        "TensorRT-RTX", "limited", "cannot run plans here (compute capability 6.1", "nrd-trt[trt]",
-    ),
-    (
-        DESKTOP, {"commands": {"trial tensorrt-rtx 8.9": "A warning\n" + trial("9.9.9", knows_gpu=True)}},
-        "TensorRT-RTX", "ok", "9.9.9: builds plans", None,
-    ),
-    (
-        DESKTOP, {"versions": {"tensorrt-lean-cu13": "11.4.0.106"}},
-        "TensorRT lean runtime", "ok", "11.4.0.106: builds no plans by design here, runs plans here", None,
-    ),
-    (without(DESKTOP, "onnxscript"), {}, "ONNX", "limited", "onnxscript", "nrd-trt[export]"),
+    (DESKTOP, {"commands": {"torch": torch()}}, {
+        "PyTorch": ("limited", "the GPU is not used", "pip install --force-reinstall torch"),
+    }),
+    (DESKTOP, {"commands": {"torch": torch("2.13.0+cu130", "13.0")}}, {
+        "PyTorch": ("limited", "CUDA 13.0 build; CUDA not available", "prints the reason"),
+    }),
+    (H200, {"commands": {"trial tensorrt 9.0": trial(None, builds=False, error=NVLIB)}}, {
+        "TensorRT": ("missing", f"cannot be imported: {NVLIB}", "pip install 'nrd-trt[trt]'"),
+    }),
+    (H200, {"commands": {"trial tensorrt 9.0": trial("11.4.0.106", builds=False)}}, {
+        "TensorRT": ("limited", "cannot build plans here, runs plans here", "messages"),
+    }),
+    (DESKTOP, {"commands": {QUERY: "GeForce GTX 1080, 8192, 8000, 6.1\n", "trial tensorrt-rtx 6.1": NOT_FOR_IT}}, {
+        RTX: ("limited", "cannot run plans here (compute capability 6.1", "nrd-trt[trt]"),
+    }),
+    (DESKTOP, {"commands": {"trial tensorrt-rtx 8.9": "A warning\n" + trial("9.9.9", knows_gpu=True)}}, {
+        RTX: ("ok", "9.9.9: builds plans", None),
+    }),
+    (DESKTOP, {"versions": {"tensorrt-lean-cu13": "11.4.0.106"}}, {
+        LEAN: ("ok", "11.4.0.106: builds no plans by design here, runs plans here", None),
+    }),
+    (without(DESKTOP, "onnxscript"), {}, {"ONNX": ("limited", "onnxscript", "nrd-trt[export]")}),
     # video
-    (NO_GPU, {}, "Video files, streams", "missing", "PyAV is not installed", "nrd-trt[video]"),
-    (NO_GPU, {"versions": {"av": "18.1.0"}}, "Video files, streams", "ok", "PyAV 18.1.0", None),
-    (NO_GPU, {}, "Cameras, windows", "missing", "OpenCV is not installed", "nrd-trt[camera]"),
-    (NO_GPU, {"commands": {"cv2": "ImportError: …\n"}}, "Cameras, windows", "missing", "not installed", "camera"),
-    (NO_GPU, {"commands": {"cv2": "4.8.0\n"}}, "Cameras, windows", "ok", "OpenCV 4.8.0 of the system", None),
-    (NO_GPU, {"versions": {"opencv-python": "4.12.0"}}, "Cameras, windows", "ok", "OpenCV 4.12.0", None),
-    (
-        NO_GPU, {"versions": {"opencv-python-headless": "4.12.0"}},
-        "Cameras, windows", "limited", "without windows; cameras work", "pip install opencv-python",
-    ),
-    (NO_GPU, {}, "GStreamer", "missing", "no gst-launch-1.0", "gstreamer1.0-tools"),
-    (NO_GPU, {"commands": GSTREAMER}, "GStreamer", "ok", "gst-launch-1.0 1.22.0", None),
-    (
-        NO_GPU, {"versions": {"fastapi": "0.165.0", "uvicorn": "0.54"}},
-        "Web page", "missing", "prometheus_client not installed", "nrd-trt[serve]",
-    ),
-    (
-        NO_GPU, {"versions": {"fastapi": "0.165.0", "uvicorn": "0.54", "prometheus_client": "0.23"}},
-        "Web page", "ok", "FastAPI 0.165.0", None,
-    ),
+    (NO_GPU, {"commands": GSTREAMER, "versions": {**PAGE, "av": "18.1.0", "opencv-python": "4.12.0"}}, {
+        "Video files, streams": ("ok", "PyAV 18.1.0", None),
+        CAMERAS: ("ok", "OpenCV 4.12.0", None),
+        "GStreamer": ("ok", "gst-launch-1.0 1.22.0", None),
+        "Web page": ("ok", "FastAPI 0.165.0", None),
+    }),
+    (NO_GPU, {"commands": {"cv2": "ImportError: …\n"}}, {CAMERAS: ("missing", "not installed", "camera")}),
+    (NO_GPU, {"commands": {"cv2": "4.8.0\n"}}, {CAMERAS: ("ok", "OpenCV 4.8.0 of the system", None)}),
+    (NO_GPU, {"versions": {"opencv-python-headless": "4.12.0"}}, {
+        CAMERAS: ("limited", "without windows; cameras work", "pip install opencv-python"),
+    }),
     # the host
-    (
-        NO_GPU,
-        {"files": {"sys/fs/cgroup/memory.max": f"{4 << 30}\n", "sys/fs/cgroup/memory.current": f"{3 << 30}\n"}},
-        "Memory", "limited", "1.0 GiB free of 4.0 GiB", "swap",
-    ),
-    (NO_GPU, {"files": {"sys/fs/cgroup/memory.max": "max\n"}}, "Memory", "ok", "57.3 GiB free", None),
-    (NO_GPU, {"folder": Path("/absent")}, "Disk", "missing", "/absent", "cd to another folder"),
-    (NO_GPU, {}, "CamVid", "missing", "NRD_TRT_CAMVID is not set", "export NRD_TRT_CAMVID"),
-    (NO_GPU, {"checkout": Path("/absent/checkout")}, "CamVid", "missing", "not in /absent/shared", "NRD_TRT_CAMVID"),
-    (NO_GPU, {}, "Zoo checkpoint", "ok", "nrd_mobilenetv2_camvid", None),
-    (NO_GPU, {"files": {"etc/os-release": UBUNTU}}, "Python", "ok", "Ubuntu 22.04.5 LTS, x86_64", None),
-    (NO_GPU, {"files": {"proc/cpuinfo": "model name\t: AMD EPYC\n" * 2}}, "CPU", "ok", "2 cores, AMD EPYC", None),
+    (NO_GPU, {"files": {f"{CGROUP}.max": f"{4 << 30}\n", f"{CGROUP}.current": f"{3 << 30}\n"}}, {
+        "Memory": ("limited", "1.0 GiB free of 4.0 GiB", "swap"),
+    }),
+    (NO_GPU, {"files": {f"{CGROUP}.max": "max\n"}}, {"Memory": ("ok", "57.3 GiB free", None)}),
+    (NO_GPU, {"folder": Path("/absent")}, {"Disk": ("missing", "/absent", "cd to another folder")}),
+    (NO_GPU, {"checkout": Path("/absent/checkout")}, {"CamVid": ("missing", "not in /absent/shared", "export NRD")}),
+    (NO_GPU, {"files": {"etc/os-release": UBUNTU, "proc/cpuinfo": "model name\t: AMD EPYC\n" * 2}}, {
+        "Python": ("ok", "Ubuntu 22.04.5 LTS, x86_64", None),
+        "CPU": ("ok", "2 cores, AMD EPYC", None),
+    }),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("machine", "changes", "name", "status", "found", "remedy"), CASES)
-def test_row(
-    machine: dict[str, Any],
-    changes: dict[str, Any],
-    name: str,
-    status: str,
-    found: str,
-    remedy: str | None,
-    tmp_path: Path,
-) -> None:
-    check(row_of(examine(recorded(tmp_path, machine, **changes)), name), status, found, remedy)
+@pytest.mark.parametrize(("machine", "changes", "expected"), CASES)
+def test_rows(machine: dict[str, Any], changes: dict[str, Any], expected: Expected, tmp_path: Path) -> None:
+    report = examine(recorded(tmp_path, machine, **changes))
+    for name, (status, found, remedy) in expected.items():
+        check(row_of(report, name), status, found, remedy)
 
 
 @pytest.mark.parametrize(

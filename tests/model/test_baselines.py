@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 import nrd_trt
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.model.checkpoint import load_encoder, save_checkpoint
-from nrd_trt.model.config import HEADS, NRD_HEADS, NetworkConfig
+from nrd_trt.model.config import NRD_HEADS, NetworkConfig
 from nrd_trt.model.configs import expected_shapes
 from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import CheckpointOptions, recognise
+from nrd_trt.specs import Head
 from tests.helpers import keyed_model, model_info, small_model
 
+HEADS = get_args(Head)
 BASELINES = [head for head in HEADS if head not in NRD_HEADS]
 IMAGES = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 D8 = {"output_stride": 8, "dilations": (1, 12, 24, 36)}

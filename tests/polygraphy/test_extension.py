@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.model.checkpoint import load_model
+from nrd_trt.model import load_model
 from nrd_trt.specs import InputShape
 from tests import artefacts
 from tests.polygraphy.tool import IMAGES, MASKS, needs_polygraphy, polygraphy, tool_environment

@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 
 from nrd_trt.data.synthetic import street_scene
-from nrd_trt.training.loop import Execution, train
 from nrd_trt.training.recipes import RECIPES, Recipe
+from nrd_trt.training.train import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE = (64, 96)
-QUIET = Execution(progress=False)
 VOID = 11
 """Label of ignored pixels in CamVid."""
 
@@ -84,7 +83,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of `tiny`; read-only."""
     out = tmp_path_factory.mktemp("run")
-    train(tiny(), [data], out, QUIET)
+    train(tiny(), [data], out, progress=False)
     return out
 
 

@@ -14,8 +14,7 @@ from nrd_trt.errors import ConfigError, MissingDependencyError, ShapeError
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import CheckpointOptions
-from nrd_trt.training.complexity import count_cost, describe_complexity
+from nrd_trt.training.complexity import complexity, count_cost
 from nrd_trt.training.recipes import find_recipe
 from tests.helpers import SMALL, model_info, small_model
 
@@ -46,7 +45,7 @@ def convolutions(model: Segmentor, size_hw: tuple[int, int]) -> tuple[int, int]:
 
 
 def test_cityscapes_r50_has_the_figures_of_the_authors_code() -> None:
-    got = describe_complexity("cityscapes_r50", size_hw=(1024, 2048)).to_dict()
+    got = complexity("cityscapes_r50", size=(1024, 2048)).to_dict()
     assert got["total_gmac"] == pytest.approx(234.2, rel=0.005)
     assert list(got["parts"]) == PARTS
     expected = dict(zip(PARTS, (180.8, 8.7, 24.2, 14.6, 5.8, 0.111), strict=True))
@@ -58,24 +57,23 @@ def test_cityscapes_r50_has_the_figures_of_the_authors_code() -> None:
 
 
 def test_pascal_context_r101_has_the_published_figure() -> None:
-    got = describe_complexity("pascal_context_r101")
+    got = complexity("pascal_context_r101")
     assert got.size_hw == (480, 480), "the recipe's own size"
     assert got.to_dict()["total_gmac"] == pytest.approx(42.9, rel=0.005)
 
 
 def test_deeplabv3plus_decoder_on_cityscapes() -> None:
-    got = describe_complexity("cityscapes_r50", size_hw=(1024, 2048), head="deeplabv3plus")
+    got = complexity("cityscapes_r50", size=(1024, 2048), head="deeplabv3plus")
     assert got.to_dict()["decoder_gmac"] == pytest.approx(76.1, rel=0.005)
     assert got.decoder_ratio == 1
 
 
 def test_dilated_deeplabv3_is_what_the_whole_is_compared_with() -> None:
-    options = CheckpointOptions(output_stride=8, dilations=(1, 12, 24, 36))
-    dilated = describe_complexity("camvid_r18", head="deeplabv3", options=options)
-    plain = describe_complexity("camvid_r18")
+    dilated = complexity("camvid_r18", head="deeplabv3", output_stride=8, dilations=(1, 12, 24, 36))
+    plain = complexity("camvid_r18")
     assert dilated.dilated_ratio == 1
     assert plain.dilated_ratio == pytest.approx(plain.cost.total / dilated.cost.total)
-    strided = describe_complexity("camvid_r18", head="deeplabv3", options=CheckpointOptions(output_stride=32))
+    strided = complexity("camvid_r18", head="deeplabv3", output_stride=32)
     assert strided.cost.total < dilated.cost.total / 4
     assert dilated.config.dilations == (1, 12, 24, 36)
 
@@ -137,33 +135,34 @@ def test_checkpoint_and_its_recipe_agree(tmp_path: Path) -> None:
     recipe = find_recipe("camvid_mobilenetv2")
     save_checkpoint(Segmentor(recipe.config, recipe.info), tmp_path / "a.safetensors")
     for size_hw in (None, SIZE_HW):
-        of_file = describe_complexity(str(tmp_path / "a.safetensors"), size_hw=size_hw)
-        assert of_file == describe_complexity("camvid_mobilenetv2", size_hw=size_hw)
+        of_file = complexity(tmp_path / "a.safetensors", size=size_hw)
+        assert of_file == complexity("camvid_mobilenetv2", size=size_hw)
     assert of_file.size_hw == SIZE_HW
 
 
 def test_options_of_a_checkpoint_are_heeded(tmp_path: Path) -> None:
     config = network(head="deeplabv3")
     save_checkpoint(Segmentor(config, model_info(11)), tmp_path / "a.safetensors")
-    options = CheckpointOptions(output_stride=8)
-    got = describe_complexity(str(tmp_path / "a.safetensors"), size_hw=SIZE_HW, options=options)
+    got = complexity(tmp_path / "a.safetensors", size=SIZE_HW, output_stride=8)
     assert got.cost == count_cost(replace(config, output_stride=8), model_info(11), SIZE_HW)
-    with pytest.raises(ConfigError, match=r"--head nrd: .*a\.safetensors is a checkpoint"):
-        describe_complexity(str(tmp_path / "a.safetensors"), head="nrd")
+    with pytest.raises(ConfigError, match=r"head=nrd: .*a\.safetensors is a checkpoint"):
+        complexity(tmp_path / "a.safetensors", head="nrd")
 
 
 def test_what_cannot_be_counted_is_named() -> None:
     with pytest.raises(ConfigError, match=r"absent\.pth: expected a checkpoint file or the name of a recipe \(city"):
-        describe_complexity("absent.pth")
-    with pytest.raises(ConfigError, match="head 'fcn': expected one of nrd, "):
-        describe_complexity("camvid_r18", head="fcn")
+        complexity("absent.pth")
+    with pytest.raises(ConfigError, match="head='fcn': expected one of 'nrd', "):
+        complexity("camvid_r18", head="fcn")
     with pytest.raises(ConfigError, match="dilated encoder takes one of the other heads"):
-        describe_complexity("camvid_r18", options=CheckpointOptions(output_stride=8))
+        complexity("camvid_r18", output_stride=8)
+    with pytest.raises(ConfigError, match=r"^hidden=: describes a checkpoint, camvid_r18 is a recipe"):
+        complexity("camvid_r18", hidden=8)
     with pytest.raises(ShapeError, match="nearest valid size is 96x96"):
-        describe_complexity("camvid_r18", size_hw=(100, 100))
+        complexity("camvid_r18", size=(100, 100))
 
 
 def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=r"nrd-trt\[torch\]"):
-        describe_complexity("camvid_r18")
+        complexity("camvid_r18")

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.model.network import Segmentor
-from nrd_trt.training.loop import _Statistics, micro_batch, train
+from nrd_trt.training.loop import _Statistics, micro_batch
 from nrd_trt.training.objective import Objective
 from nrd_trt.training.parallel import World, joined_world
 from nrd_trt.training.samples import Samples
+from nrd_trt.training.train import train
 from tests.artefacts import environment
-from tests.training.conftest import QUIET, REPOSITORY, States, logged, tiny
+from tests.training.conftest import REPOSITORY, States, logged, tiny
 
 BATCH_OF_FOUR = {"batch": 4, "steps": 3, "evaluations": 3, "ema": 0.5}
 
@@ -33,7 +34,7 @@ BATCH_OF_FOUR = {"batch": 4, "steps": 3, "evaluations": 3, "ema": 0.5}
 
 def test_micro_batches_are_equal_parts() -> None:
     assert [micro_batch(tiny(batch=12), parts) for parts in (1, 2, 3, 6)] == [12, 6, 4, 2]
-    with pytest.raises(ConfigError, match=r"batch of 12 to be a multiple of processes times --accumulate, got 5 parts"):
+    with pytest.raises(ConfigError, match=r"batch of 12 to be a multiple of processes times accumulate=, got 5 parts"):
         micro_batch(tiny(batch=12), 5)
 
 
@@ -47,8 +48,8 @@ def test_single_crops_are_refused(batch: int, parts: int) -> None:
 
 def test_batches_that_cannot_be_split_leave_nothing_behind(data: Path, tmp_path: Path) -> None:
     for recipe, parts in ((tiny(batch=4), 3), (tiny(batch=4), 4)):
-        with pytest.raises(ConfigError, match="--accumulate"):
-            train(recipe, [data], tmp_path / "out", replace(QUIET, accumulate=parts))
+        with pytest.raises(ConfigError, match="accumulate="):
+            train(recipe, [data], tmp_path / "out", progress=False, accumulate=parts)
     assert not list(tmp_path.rglob("*.*"))
 
 
@@ -87,7 +88,7 @@ def test_accumulated_gradients_are_those_of_the_mean_loss(data: Path, tmp_path: 
     """One step of SGD without momentum's history: the change of a weight is its gradient times the rate."""
     recipe = tiny(**{**BATCH_OF_FOUR, "steps": 1, "evaluations": 1, "warmup": 0}, optimizer="sgd", weight_decay=0.0)
     recipe = replace(recipe, clip_norm=None, weigh_classes=False, ema=0.0)
-    train(recipe, [data], tmp_path, replace(QUIET, accumulate=2))
+    train(recipe, [data], tmp_path, progress=False, accumulate=2)
     torch.manual_seed(recipe.seed)
     objective = Objective(Segmentor(recipe.config, recipe.info), recipe, None).train()
     samples, losses = Samples(recipe, [data]), []
@@ -159,7 +160,7 @@ def test_two_processes_equal_two_micro_batches(data: Path, tmp_path: Path) -> No
         changes, "--recipe", "tiny", "--data", data, "-o", tmp_path / "two", "--threads", 1, "-q", "--json"
     )
     assert [code for code, _, _ in both] == [0, 0], both
-    train(tiny(name="tiny", **changes), [data], tmp_path / "one", replace(QUIET, accumulate=2))
+    train(tiny(name="tiny", **changes), [data], tmp_path / "one", progress=False, accumulate=2)
     one, two = (torch.load(tmp_path / folder / "state.pt") for folder in ("one", "two"))
     assert (two["step"], two["parts"]) == (3, 2)
     for kind in ("objective", "average", "optimizers"):
@@ -203,7 +204,7 @@ def test_a_world_of_one_that_torchrun_started(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_asked_for_must_be_there() -> None:
-    with pytest.raises(ConfigError, match="--device cuda: PyTorch sees no GPU; install"), joined_world("cuda"):
+    with pytest.raises(ConfigError, match="device='cuda': PyTorch sees no GPU; install"), joined_world("cuda"):
         pass
     with joined_world("auto") as world:
         assert world.device.type == "cpu" or os.environ.get("LOCAL_RANK")

@@ -26,7 +26,7 @@ FILES = ("state.pt", "best.safetensors", "last.safetensors", "log.csv", "curves.
 def test_a_folder_with_a_file_of_a_run_is_not_written_to(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=rf"{name}: already exists; give --resume, --force, or another folder"):
+    with pytest.raises(ConfigError, match=rf"{name}: already exists; give resume=True, force=True, or another folder"):
         prepare_folder(tmp_path, resume=False, force=False)
     assert (tmp_path / name).read_text() == "old"
     prepare_folder(tmp_path, resume=False, force=True)
@@ -43,10 +43,10 @@ def test_folders_are_made_and_others_may_be_used(tmp_path: Path) -> None:
 
 
 def test_resuming_needs_a_state_and_keeps_the_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none: expected the folder of an earlier run.*leave out --resume"):
+    with pytest.raises(ConfigError, match=r"none: expected the folder of an earlier run.*leave out resume="):
         prepare_folder(tmp_path / "none", resume=True, force=False)
     (tmp_path / "last.safetensors").write_text("weights whose state was deleted")
-    with pytest.raises(ConfigError, match=r"state\.pt: expected the state.*give --force in place of --resume"):
+    with pytest.raises(ConfigError, match=r"state\.pt: expected the state.*give force=True in place of resume="):
         prepare_folder(tmp_path, resume=True, force=False)
     (tmp_path / "state.pt").write_text("state")
     prepare_folder(tmp_path, resume=True, force=False)
@@ -63,7 +63,7 @@ def test_what_was_killed_before_its_first_state_starts_again(files: tuple[str, .
 
 def test_resume_and_force_exclude_each_other(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_text("state")
-    with pytest.raises(ConfigError, match="--resume and --force exclude each other"):
+    with pytest.raises(ConfigError, match="resume= and force= exclude each other"):
         prepare_folder(tmp_path, resume=True, force=True)
     assert (tmp_path / "state.pt").exists()
 
@@ -117,7 +117,9 @@ def _code(path: Path) -> None:
 )
 def test_damaged_states_are_named(write: Any, tmp_path: Path) -> None:
     write(tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match=r"state\.pt: not a readable training state \(.+\); start again with --f"):
+    with pytest.raises(
+        CheckpointError, match=r"state\.pt: not a readable training state \(.+\); start again with force=True"
+    ):
         read_state(tmp_path / "state.pt", tiny(), 1)
 
 

@@ -121,9 +121,7 @@ def test_scenes_have_camvids_classes(data: list[Path | str], tmp_path: Path) -> 
 
 def test_scenes_next_to_a_folder_need_a_share(tmp_path: Path) -> None:
     flat(tmp_path, 1, 1)
-    with pytest.raises(
-        ConfigError, match=r"--data synthetic .*share of procedural scenes is 0; give --synthetic-share"
-    ):
+    with pytest.raises(ConfigError, match=r"data='synthetic' .*share of procedural scenes is 0; give synthetic_share="):
         Samples(tiny(synthetic_share=0.0), [tmp_path, SYNTHETIC])
 
 

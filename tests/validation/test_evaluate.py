@@ -15,7 +15,7 @@ from nrd_trt.cli.evaluate import table
 from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import CheckpointError, ConfigError, ShapeError
-from nrd_trt.model.checkpoint import load_model
+from nrd_trt.model import load_model
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import CheckpointOptions
 from nrd_trt.validation.evaluate import Evaluation, evaluate

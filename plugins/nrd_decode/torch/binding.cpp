@@ -6,7 +6,6 @@
  * kernel can read them (NCHW or channels-last, dense or with a larger pitch); any other is copied first.
  */
 #include "../decode_kernel.h"
-#include "empty_kernel.h"
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
@@ -251,26 +250,6 @@ bool supportsVariant(at::Tensor const& theta, int64_t numClasses, int64_t hidden
                 : nrd::supportsLogits(shape, type, variantOf(variant));
 }
 
-//! A kernel that does nothing, on the grid that the decode of this theta has.
-void launchEmpty(at::Tensor const& theta, int64_t patch)
-{
-    c10::cuda::CUDAGuard const guard(theta.device());
-    nrd::DecodeProblem problem{};
-    problem.shape.patch = narrowed(patch, "patch");
-    problem.batch = narrowed(theta.size(0), "batch");
-    problem.rows = narrowed(theta.size(2), "h");
-    problem.columns = narrowed(theta.size(3), "w");
-    check(nrd::launchEmpty(problem, c10::cuda::getCurrentCUDAStream(theta.get_device())), "empty kernel");
-}
-
-//! The highest clock of the multiprocessors.
-int64_t clockKilohertz(at::Tensor const& like)
-{
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, cudaDevAttrClockRate, like.get_device()), "clock rate");
-    return value;
-}
-
 } // namespace
 
 // Their schemas are in nrd_trt/decode/extension.py.
@@ -279,6 +258,4 @@ TORCH_LIBRARY_IMPL(nrd, CUDA, library)
     library.impl("launch_decode", &launchDecode);
     library.impl("launch_decode_mask", &launchDecodeMask);
     library.impl("supports_variant", &supportsVariant);
-    library.impl("launch_empty", &launchEmpty);
-    library.impl("clock_kilohertz", &clockKilohertz);
 }

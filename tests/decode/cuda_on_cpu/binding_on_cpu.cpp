@@ -59,9 +59,4 @@ cudaError_t patchDecodeMask(
     return cudaSuccess;
 }
 
-cudaError_t launchEmpty(DecodeProblem const& problem, cudaStream_t)
-{
-    return countBlocks(problem) > 0 ? cudaSuccess : cudaErrorInvalidValue;
-}
-
 } // namespace nrd

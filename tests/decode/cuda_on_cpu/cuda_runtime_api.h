@@ -14,21 +14,10 @@ enum cudaStreamCaptureMode
     cudaStreamCaptureModeRelaxed = 2,
 };
 
-enum cudaDeviceAttr
-{
-    cudaDevAttrClockRate = 13,
-};
-
 using cudaStream_t = void*;
 
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*)
 {
-    return cudaSuccess;
-}
-
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int)
-{
-    *value = 1980000;
     return cudaSuccess;
 }
 

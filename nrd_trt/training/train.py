@@ -1,0 +1,121 @@
+"""The verb ``train`` as a function: one run from a recipe to its best checkpoint. PyTorch only on use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nrd_trt.model import require_torch
+from nrd_trt.specs import Arithmetic, ControllerInit, Device, Head
+
+if TYPE_CHECKING:
+    from nrd_trt.training.recipes import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Outcome of a run.
+
+    Attributes:
+        best_miou: Highest validation mIoU of the run, in 0-1.
+        checkpoint: The file of the weights that reached it.
+        notes: What the user should know, such as why there is no picture of the curves.
+    """
+
+    best_miou: float
+    checkpoint: Path
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"best_miou": self.best_miou, "checkpoint": str(self.checkpoint)}
+
+
+def train(
+    recipe: str | Recipe,
+    data: Path | str | Sequence[Path | str],
+    output: Path | str,
+    *,
+    head: Head | None = None,
+    output_stride: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    evaluations: int | None = None,
+    synthetic_share: float | None = None,
+    controller_init: ControllerInit | None = None,
+    init_encoder: Path | str | None = None,
+    device: Device = "auto",
+    arithmetic: Arithmetic = "auto",
+    workers: int = 0,
+    accumulate: int = 1,
+    threads: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a network and keep the checkpoint with the best validation mIoU.
+
+    Under ``torchrun`` every process calls this with the same arguments; the first one writes the files.
+
+    Args:
+        recipe: Name of a recipe in `nrd_trt.training.recipes.RECIPES`, or a recipe.
+        data: Folders of labelled images in a layout that `nrd_trt.data.datasets.find_split` knows, or ``"synthetic"``
+            for procedural street scenes. Several are mixed.
+        output: Folder to write, made if absent.
+        head: Takes the place of the recipe's head.
+        output_stride: Takes the place of the recipe's, with the dilations in proportion.
+        steps: Optimiser steps, in place of the recipe's.
+        seed: Takes the place of the recipe's.
+        evaluations: How often to validate, in place of the recipe's.
+        synthetic_share: Share in 0-1 of procedural scenes, in place of the recipe's.
+        controller_init: How the controller starts, in place of the recipe's; see `Recipe`.
+        init_encoder: Checkpoint whose encoder weights training starts from; None starts from random ones.
+        device: ``"auto"`` takes a GPU if there is one.
+        arithmetic: Types of the products; ``"auto"`` is bfloat16 on a GPU and float32 on a CPU.
+        workers: Processes that prepare batches; 0 prepares them between the steps.
+        accumulate: Micro-batches per optimiser step, on every process.
+        threads: CPU threads of PyTorch; None leaves the choice to PyTorch.
+        resume: Go on with the run in `output`, which must have had the same recipe and the same split of its batches.
+        force: Replace the run in `output`.
+        progress: Show a bar on stderr.
+
+    Returns:
+        The best validation mIoU and the checkpoint that reached it.
+
+    Raises:
+        MissingDependencyError: PyTorch is not installed.
+        ConfigError: An argument is invalid, the data are unusable or the loss is not finite; or `output` holds a run
+            and neither `resume` nor `force` is given; or it holds another run than the one to resume; or the batch
+            cannot be split.
+        ShapeError: A label has another size than its image.
+        CheckpointError: The run's state file or the encoder's checkpoint is unusable.
+    """
+    require_torch("training")
+    from nrd_trt.training.loop import Execution, run_recipe
+    from nrd_trt.training.recipes import adapted, find_recipe
+
+    chosen = adapted(
+        find_recipe(recipe) if isinstance(recipe, str) else recipe,
+        head=head,
+        output_stride=output_stride,
+        steps=steps,
+        seed=seed,
+        evaluations=evaluations,
+        synthetic_share=synthetic_share,
+        controller_init=controller_init,
+    )
+    how = Execution(
+        device=device,
+        arithmetic=arithmetic,
+        workers=workers,
+        accumulate=accumulate,
+        threads=threads,
+        progress=progress,
+    )
+    folders = [data] if isinstance(data, Path | str) else data
+    encoder = None if init_encoder is None else Path(init_encoder)
+    return run_recipe(
+        chosen, list(map(Path, folders)), Path(output), how, init_encoder=encoder, resume=resume, force=force
+    )
