@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nrd_trt.engine.plugins import BUILD_COMMAND, LIBRARY
 from nrd_trt.machine.doctor import DoctorReport, examine
 from nrd_trt.machine.findings import Row
 from nrd_trt.machine.hardware_rows import zoo_row
@@ -70,6 +71,7 @@ ROWS: dict[str, Expected] = {
     },
     "h200": {
         "TensorRT": ("ok", "11.4.0.106: builds plans here, runs plans here (on NVIDIA H200)", None),
+        "Plugin library": ("missing", "with the same masks", BUILD_COMMAND),
         "TensorRT-RTX": ("limited", "may not run plans here (compute capability 9.0", "pip install 'nrd-trt[trt]'"),
         "GPU 0": ("ok", "NVIDIA H200, compute capability 9.0, 140.4 GiB, 139.8 GiB free", None),
         "GPU 1": ("ok", "NVIDIA H200", None),
@@ -87,6 +89,7 @@ ROWS: dict[str, Expected] = {
         "Cameras, windows": ("missing", "OpenCV is not installed", "nrd-trt[camera]"),
         "GStreamer": ("missing", "no gst-launch-1.0", "gstreamer1.0-tools"),
         "Web page": ("missing", "fastapi, uvicorn, prometheus_client not installed", "nrd-trt[serve]"),
+        "Plugin library": ("n/a", "none; only TensorRT loads it", None),
         "Zoo checkpoint": ("ok", "nrd_mobilenetv2_camvid", None),
         "CamVid": ("missing", "NRD_TRT_CAMVID is not set", "export NRD_TRT_CAMVID"),
     },
@@ -172,6 +175,7 @@ NVLIB = "libnvinfer.so.10: cannot open shared object file"
 
 GPU, DRIVER, CLOCK, POWER = "GPU", "Driver", "Clocks and power", "Power mode (nvpmodel)"
 JETPACK, RTX, LEAN, CAMERAS = "JetPack / L4T", "TensorRT-RTX", "TensorRT lean runtime", "Cameras, windows"
+PLUGIN = "Plugin library"
 
 # A machine, its changes, and what is expected of some rows.
 CASES: list[tuple[dict[str, Any], dict[str, Any], Expected]] = [
@@ -259,6 +263,12 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], Expected]] = [
         LEAN: ("ok", "11.4.0.106: builds no plans by design here, runs plans here", None),
     }),
     (without(DESKTOP, "onnxscript"), {}, {"ONNX": ("limited", "onnxscript", "nrd-trt[export]")}),
+    (ORIN, {"environ": {"LD_LIBRARY_PATH": "/somewhere"}, "checkout": Path("/absent")}, {
+        PLUGIN: ("missing", f"(NRD_TRT_PLUGIN, /absent/plugins/build/{LIBRARY}, /somewhere/{LIBRARY}, ", BUILD_COMMAND),
+    }),
+    (ORIN, {"environ": {"NRD_TRT_PLUGIN": "/absent.so"}}, {
+        PLUGIN: ("missing", "NRD_TRT_PLUGIN=/absent.so: no such file", "unset NRD_TRT_PLUGIN"),
+    }),
     # video
     (NO_GPU, {"commands": GSTREAMER, "versions": {**PAGE, "av": "18.1.0", "opencv-python": "4.12.0"}}, {
         "Video files, streams": ("ok", "PyAV 18.1.0", None),

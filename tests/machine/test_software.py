@@ -7,29 +7,26 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nrd_trt.engine.plugins import BUILD_COMMAND, LIBRARY, PluginInfo
+from nrd_trt.errors import BuildError
+from nrd_trt.machine import software
 from nrd_trt.machine.doctor import examine
 from nrd_trt.machine.findings import Row
 from nrd_trt.machine.host import run_command
 from nrd_trt.machine.software import Trial, read_library, try_flavour
 from tests.artefacts import environment
-from tests.machine.recorded import DESKTOP, H200, NO_GPU, ORIN, recorded, trial
+from tests.machine.recorded import NO_GPU, ORIN, recorded, trial
 from tests.plugin_library import INFO, library, make_library, needs_compiler
 
 
-def row(root: Path, machine: dict[str, Any], **changes: Any) -> Row:
-    report = examine(recorded(root, machine, **changes))
-    (found,) = (row for row in report.rows if row.name == "Plugin library")
-    return found
-
-
-def told(path: Path, **changes: Any) -> dict[str, str]:
-    """What the child that reads a library prints, as a recorded command."""
-    return {f"trial {path}": json.dumps({"info": {**INFO, **changes}, "error": None}) + "\n"}
+def told(**changes: Any) -> str:
+    """What the child that reads a library prints."""
+    return json.dumps({"info": {**INFO, **changes}, "error": None}) + "\n"
 
 
 def place(path: Path) -> Path:
@@ -38,12 +35,17 @@ def place(path: Path) -> Path:
     return path
 
 
+def row(root: Path, machine: dict[str, Any], **changes: Any) -> Row:
+    report = examine(recorded(root, machine, **changes))
+    (found,) = (row for row in report.rows if row.name == "Plugin library")
+    return found
+
+
 def test_search_order(tmp_path: Path) -> None:
     given, built = place(tmp_path / "given.so"), place(tmp_path / "plugins" / "build" / LIBRARY)
     path, cached = place(tmp_path / "path" / LIBRARY), place(tmp_path / "cached" / LIBRARY)
     commands = {"ldconfig -p": f"\t{LIBRARY} (libc6,x86-64) => {cached}\n"}
-    for place_of in (given, built, path, cached):
-        commands |= told(place_of)
+    commands |= {f"trial {place_of}": told() for place_of in (given, built, path, cached)}
     environ = {"LD_LIBRARY_PATH": f"/nowhere:{path.parent}"}
     for changes, expected in (
         ({"environ": {**environ, "NRD_TRT_PLUGIN": str(given)}, "checkout": tmp_path}, given),
@@ -55,56 +57,40 @@ def test_search_order(tmp_path: Path) -> None:
         assert (found.status, found.found.split(",")[0], found.remedy) == ("ok", str(expected), None)
 
 
-@pytest.mark.parametrize("machine", [ORIN, H200], ids=["orin", "h200"])
-def test_missing_where_tensorrt_could_use_it(machine: dict[str, Any], tmp_path: Path) -> None:
-    found = row(tmp_path, machine, checkout=tmp_path, environ={"LD_LIBRARY_PATH": "/somewhere"})
-    assert (found.status, found.remedy) == ("missing", BUILD_COMMAND)
-    built = tmp_path / "plugins" / "build" / LIBRARY
-    assert f"(NRD_TRT_PLUGIN, {built}, /somewhere/{LIBRARY}, " in found.found and "same masks" in found.found
-    found = row(tmp_path, machine, environ={"NRD_TRT_PLUGIN": "/absent.so"})
-    assert (found.status, found.found) == ("missing", "NRD_TRT_PLUGIN=/absent.so: no such file")
-    assert found.remedy is not None and found.remedy.startswith("unset NRD_TRT_PLUGIN")
-
-
-@pytest.mark.parametrize("machine", [NO_GPU, DESKTOP], ids=["no gpu", "desktop"])
-def test_nothing_is_missing_without_tensorrt(machine: dict[str, Any], tmp_path: Path) -> None:
-    found = row(tmp_path, machine)
-    assert (found.status, found.remedy) == ("n/a", None)
-    assert found.found.startswith("none; only TensorRT loads it")
-    path = place(tmp_path / LIBRARY)
-    found = row(tmp_path, machine, environ={"NRD_TRT_PLUGIN": str(path)}, commands=told(path))
-    assert (found.status, found.remedy) == ("n/a", None)
-    assert "version 0.1.0 for TensorRT 10.3.0, CUDA 12.6, sm_75" in found.found and "not installed" in found.found
+NO_TENSORRT = {**ORIN["commands"], "trial tensorrt 8.7": trial(None, error="libnvinfer.so.10 is absent")}
+DESCRIBED = "version 0.1.0 for TensorRT 10.3.0, CUDA 12.6, sm_75"
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "remedy"),
+    ("machine", "answer", "status", "words", "remedy"),
     [
-        ({"tensorrt": "11.1.0", "tensorrt_major": 11}, "built for TensorRT 10 (10.3.0 is loaded)", "the headers"),
-        ({"architectures": [75, 90], "ptx": [90]}, "compute capability 8.7 (sm_87), got sm_75", "ARCHITECTURES=87"),
-        ({"cuda": "13.0"}, "CUDA 12.6 or older", "update the driver"),
+        (ORIN, told(), "ok", DESCRIBED, None),
+        ({**ORIN, "commands": NO_TENSORRT}, told(), "ok", DESCRIBED, None),
+        (NO_GPU, told(), "n/a", "; TensorRT, which would load it, is not installed", None),
+        (
+            ORIN, told(tensorrt="11.1.0", tensorrt_major=11),
+            "limited", "built for TensorRT 10 (10.3.0 is loaded)", "build it with the headers",
+        ),
+        (
+            ORIN, told(architectures=[75, 90], ptx=[90]),
+            "limited", "compute capability 8.7 (sm_87), got sm_75", "ARCHITECTURES=87",
+        ),
+        (ORIN, told(cuda="13.0"), "limited", "CUDA 12.6 or older", "update the driver"),
+        (
+            ORIN, json.dumps({"info": None, "error": "it is no library"}),
+            "missing", "it cannot be used: it is no library", BUILD_COMMAND,
+        ),
+        (ORIN, "Segmentation fault", "missing", "it cannot be used: Segmentation fault", BUILD_COMMAND),
+        (ORIN, "", "missing", "it cannot be used: it did not answer", BUILD_COMMAND),
     ],
-)
-def test_library_that_does_not_fit(changes: dict[str, Any], words: str, remedy: str, tmp_path: Path) -> None:
+)  # fmt: skip
+def test_library_that_is_found(
+    machine: dict[str, Any], answer: str, status: str, words: str, remedy: str | None, tmp_path: Path
+) -> None:
     path = place(tmp_path / LIBRARY)
-    found = row(tmp_path, ORIN, environ={"NRD_TRT_PLUGIN": str(path)}, commands=told(path, **changes))
-    assert (found.status, words in found.found) == ("limited", True), found
-    assert remedy in (found.remedy or "") and "cmake -S plugins" in (found.remedy or "")
-
-
-@pytest.mark.parametrize("answer", [json.dumps({"info": None, "error": "it is no library"}), "Segmentation fault", ""])
-def test_library_that_cannot_be_read(answer: str, tmp_path: Path) -> None:
-    path = place(tmp_path / LIBRARY)
-    found = row(tmp_path, ORIN, environ={"NRD_TRT_PLUGIN": str(path)}, commands={f"trial {path}": answer})
-    assert (found.status, found.remedy) == ("missing", BUILD_COMMAND)
-    assert found.found.startswith(f"{path}: it cannot be used: ")
-
-
-def test_broken_tensorrt_does_not_stop_the_row(tmp_path: Path) -> None:
-    path = place(tmp_path / LIBRARY)
-    commands = {**told(path), "trial tensorrt 8.7": trial(None, error="libnvinfer.so.10 is absent")}
-    found = row(tmp_path, ORIN, environ={"NRD_TRT_PLUGIN": str(path)}, commands=commands)
-    assert found.status == "ok"
+    found = row(tmp_path, machine, environ={"NRD_TRT_PLUGIN": str(path)}, commands={f"trial {path}": answer})
+    assert (found.status, words in found.found, remedy is None) == (status, True, found.remedy is None), found
+    assert (remedy or "") in (found.remedy or "")
 
 
 # --- children
@@ -136,6 +122,15 @@ def test_trial_of_a_flavour_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> N
     found = try_flavour("tensorrt")
     assert (found.version, found.builds) == (None, False)
     assert "tensorrt" in (found.error or "")
+
+
+def test_trial_of_a_flavour_that_makes_no_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def builder(log: object) -> None:
+        raise BuildError("no GPU")
+
+    fake = SimpleNamespace(version="10.3.0", log=lambda on_message: None, builder=builder)
+    monkeypatch.setattr(software, "load_tensorrt", lambda flavour: fake)
+    assert try_flavour("tensorrt", "8.7") == Trial(version="10.3.0", error="no GPU")
 
 
 def test_trial_of_the_rtx_builder() -> None:
