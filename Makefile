@@ -59,7 +59,7 @@ gpu-check: export PATH := $(PATH):/usr/local/cuda/bin:/usr/local/cuda/compute-sa
 gpu-check: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 gpu-check: $(if $(GPU_PYTHON:$(BIN)/python=),,install)  ## Every proof and benchmark that needs an NVIDIA GPU, into build/gpu-check/; exits 2 without one
 	@rm -rf $(GPU) && mkdir -p $(GPU) && $(GPU_PYTHON) scripts/dev/gpu_results.py > $(GPU)/architecture
-	@$(call gpu_step,doctor,$(GPU_PYTHON) scripts/doctor.py --json > $(GPU)/doctor.json)
+	@$(call gpu_step,doctor,$(GPU_PYTHON) -c "from nrd_trt.cli.main import run_verb; run_verb(\"doctor\")" --json > $(GPU)/doctor.json)
 	@$(call gpu_step,build,command -v nvcc || { echo "no nvcc"; exit 77; }; \
 		cmake -S plugins -B $(GPU_BUILD) -DCMAKE_CUDA_ARCHITECTURES=$$(cat $(GPU)/architecture) \
 		$(if $(TENSORRT_ROOT),-DTENSORRT_ROOT=$(TENSORRT_ROOT)) && cmake --build $(GPU_BUILD) --parallel $$(nproc))
@@ -76,7 +76,7 @@ gpu-check: $(if $(GPU_PYTHON:$(BIN)/python=),,install)  ## Every proof and bench
 		$(GPU_PYTHON) scripts/build_engine.py nrd_trt/zoo/nrd_mobilenetv2_camvid.safetensors -o $(GPU)/demo.nrd \
 		--size 352x480 --precision fp16 --builder $$runner && \
 		$(GPU_PYTHON) scripts/benchmark.py $(GPU)/demo.nrd --runner $$runner --runs 200 --json > $(GPU)/bundle.json && \
-		$(GPU_PYTHON) scripts/benchmark_overlap.py $(GPU)/demo.nrd --runner $$runner --json > $(GPU)/overlap.json)
+		$(GPU_PYTHON) scripts/dev/benchmark_overlap.py $(GPU)/demo.nrd --runner $$runner --json > $(GPU)/overlap.json)
 	@$(GPU_PYTHON) scripts/dev/gpu_results.py $(GPU)
 
 check: install  ## Formatting, lint, rooms, types; what CI runs
@@ -99,7 +99,7 @@ bench: install  ## Measure latency on this machine
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 
 check-resolution: install  ## Ask the package index whether Python 3.10, 3.11 and 3.12 can install this
-	scripts/check_resolution.sh
+	scripts/dev/check_resolution.sh
 
 clean:  ## Remove what was built; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache plugins/build

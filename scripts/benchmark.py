@@ -1,4 +1,4 @@
-"""Thin door to `nrd-trt benchmark`."""
+"""Run `nrd-trt benchmark`."""
 
 from nrd_trt.cli.main import run_verb
 

@@ -1,4 +1,4 @@
-"""Thin door to `nrd-trt build`."""
+"""Run `nrd-trt build`."""
 
 from nrd_trt.cli.main import run_verb
 

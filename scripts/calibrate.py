@@ -1,4 +1,4 @@
-"""Thin door to `nrd-trt calibrate`."""
+"""Run `nrd-trt calibrate`."""
 
 from nrd_trt.cli.main import run_verb
 

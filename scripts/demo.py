@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from nrd_trt import open_bundle
 from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.data.classes import CAMVID_PALETTE
 from nrd_trt.data.folders import list_pairs
 from nrd_trt.data.images import read_image
-from nrd_trt.data.overlay import blend, write_mask, write_rgb
+from nrd_trt.data.overlay import write_mask, write_rgb
 from nrd_trt.data.synthetic import street_clip, street_scene
 from nrd_trt.runtime.engine import Engine
-from nrd_trt.specs import ModelInfo
 from nrd_trt.validation.validate import ValidateRequest, validate_bundle
-from nrd_trt.video.overlay import OverlayStyle
+from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.segment_video import segment_video
 from nrd_trt.zoo import checkpoint_path
 
@@ -40,7 +38,6 @@ CLIP_SEED = 4
 CLIP_FRAMES = 30
 CLIP_FPS = 15
 CAMVID_STEP = 5
-LEGEND_HEIGHT = 22
 
 
 def main() -> int:
@@ -70,9 +67,9 @@ def main() -> int:
         "camvid_validation": validate_on_camvid(bundle.path, source),
         "video": write_clip(bundle.path),
     }
-    with open_bundle(bundle.path) as predictor:
+    with open_bundle(bundle.path) as engine:
         pictures = [read_image(path) for path in sorted((scenes / "images").iterdir())[:SHOWN]]
-        write_rgb(FOLDER / "overlay.png", contact_sheet(predictor, pictures))
+        write_rgb(FOLDER / "overlay.png", contact_sheet(engine, pictures))
     (FOLDER / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print_summary(report, time.perf_counter() - start)
     camvid = report["camvid_validation"]
@@ -122,24 +119,10 @@ def write_clip(bundle: Path) -> dict[str, Any]:
     return result.to_dict()
 
 
-def contact_sheet(predictor: Engine, pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Stack frames over their overlays, with a legend; ``(H, W, 3) uint8``."""
-    info = predictor.info
-    overlays = [blend(rgb, predictor.predict(rgb), info.palette, 0.65) for rgb in pictures]
-    rows = [np.hstack(list(pictures)), np.hstack(overlays)]
-    return np.vstack([*rows, legend(info, rows[0].shape[1])])
-
-
-def legend(info: ModelInfo, width: int) -> np.ndarray:
-    """Draw colour and name of every class in one line; ``(LEGEND_HEIGHT, width, 3) uint8``."""
-    image = Image.new("RGB", (width, LEGEND_HEIGHT), "white")
-    draw = ImageDraw.Draw(image)
-    cell = width // len(info.class_names)
-    for index, (name, colour) in enumerate(zip(info.class_names, info.palette, strict=True)):
-        left = index * cell + 4
-        draw.rectangle((left, 4, left + 14, LEGEND_HEIGHT - 5), fill=colour)
-        draw.text((left + 19, 5), name, fill="black")
-    return np.asarray(image)
+def contact_sheet(engine: Engine, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Stack frames over their overlays with a legend; ``(H, W, 3) uint8``."""
+    paint = Painter(engine.info, OverlayStyle(opacity=0.65, legend=True))
+    return np.vstack([np.hstack(list(pictures)), np.hstack([paint(rgb, engine.predict(rgb)) for rgb in pictures])])
 
 
 def print_summary(report: dict[str, Any], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Thin door to `nrd-trt export`."""
+"""Run `nrd-trt export`."""
 
 from nrd_trt.cli.main import run_verb
 

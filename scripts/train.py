@@ -1,4 +1,4 @@
-"""Thin door to `nrd-trt train`."""
+"""Run `nrd-trt train`."""
 
 from nrd_trt.cli.main import run_verb
 

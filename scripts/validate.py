@@ -1,4 +1,4 @@
-"""Thin door to `nrd-trt validate`."""
+"""Run `nrd-trt validate`."""
 
 from nrd_trt.cli.main import run_verb
 

@@ -1,4 +1,4 @@
-"""Thin door to `nrd-trt video`."""
+"""Run `nrd-trt video`."""
 
 from nrd_trt.cli.main import run_verb
 

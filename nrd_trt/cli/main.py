@@ -76,5 +76,5 @@ def main() -> None:
 
 
 def run_verb(name: str) -> None:
-    """Run one verb with the arguments of this process; the scripts in ``scripts/`` are such doors."""
+    """Run one verb with the arguments of this process; what the scripts in ``scripts/`` do."""
     app([name, *sys.argv[1:]])

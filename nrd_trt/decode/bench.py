@@ -110,7 +110,7 @@ def find_gpu() -> TorchGpu:
         name=properties.name,
         compute_capability=f"{properties.major}.{properties.minor}",
         l2_bytes=properties.L2_cache_size,
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         cuda=torch.version.cuda,
     )
 

@@ -56,7 +56,7 @@ class BuiltEngine:
     @property
     def types_found(self) -> dict[str, int]:
         """Number of layers per output type."""
-        return dict(sorted(Counter(layer.type for layer in self.layers).items()))
+        return dict(sorted(Counter(record.type for record in self.layers).items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def check_types(model: onnx.ModelProto, layers: Sequence[LayerRecord], precision
     scales = {node.output[0]: node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     wanted = {node.name: weights[scales.get(node.input[1], node.input[1])] for node in convolutions}
-    found = {layer.name: layer.type for layer in layers if layer.kind == "convolution"}
+    found = {record.name: record.type for record in layers if record.kind == "convolution"}
     wrong = [
         f"{name} ({kind}, got {found.get(name, 'none')})" for name, kind in wanted.items() if found.get(name) != kind
     ]
@@ -150,7 +150,7 @@ def _check_quantized(model: onnx.ModelProto, layers: Sequence[LayerRecord]) -> N
     """Raise `BuildError` unless the network quantises what the file quantises, and that is something."""
     for op, kind, element in (("QuantizeLinear", "quantize", "int8"), ("DequantizeLinear", "dequantize", "half")):
         asked = sum(node.op_type == op for node in model.graph.node)
-        found = sum(layer.kind == kind and layer.type == element for layer in layers)
+        found = sum(record.kind == kind and record.type == element for record in layers)
         if found != asked or not asked:
             raise BuildError(
                 f"precision int8 was asked for and is not what the engine would get: expected {asked or 'some'} "

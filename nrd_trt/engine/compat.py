@@ -1,8 +1,7 @@
 """The adapter that owns TensorRT: every difference between 10.3 … 11.x and TensorRT-RTX is held here.
 
 Features are detected by attribute. TensorRT is imported on use, here only; `nrd_trt.engine.messages` and
-`nrd_trt.engine.loading` get the module from here, `nrd_trt.engine.surface` lists every name that the three use, and
-nothing else in the package names a TensorRT version or enum.
+`nrd_trt.engine.loading` get the module from here, and nothing else in the package names a TensorRT version or enum.
 """
 
 from __future__ import annotations

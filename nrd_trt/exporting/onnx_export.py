@@ -107,7 +107,9 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
 def exporter_record() -> ExporterRecord:
     """Describe what writes a file here and now."""
     script = find_spec("onnxscript") and version("onnxscript")
-    return ExporterRecord(revision=REVISION, torch=torch.__version__, onnx=onnx.__version__, onnxscript=script or None)
+    return ExporterRecord(
+        revision=REVISION, torch=str(torch.__version__), onnx=onnx.__version__, onnxscript=script or None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.runtime.overlap import OverlappedRunner
 from nrd_trt.runtime.select import make_runner
-from scripts import benchmark_overlap
+from scripts.dev import benchmark_overlap
 from tests.artefacts import bundle
 from tests.runtime import fake_cuda
 from tests.runtime.bench import Bench, image, runner

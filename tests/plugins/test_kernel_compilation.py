@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import kernel_resources
-from scripts.kernel_resources import ARCHITECTURES, blocks_per_multiprocessor, compile_kernels, parse_resources
+from scripts.dev import kernel_resources
+from scripts.dev.kernel_resources import ARCHITECTURES, blocks_per_multiprocessor, compile_kernels, parse_resources
 from tests.plugins.host_library import PLUGINS
 
 NEEDS_NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc; install the CUDA toolkit")

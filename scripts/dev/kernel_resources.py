@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parent.parent / "plugins" / "nrd_decode" / "decode_kernel.cu"
+SOURCE = Path(__file__).resolve().parents[2] / "plugins" / "nrd_decode" / "decode_kernel.cu"
 ARCHITECTURES = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
 THREADS = 128
 REGISTERS_PER_SM = 65536

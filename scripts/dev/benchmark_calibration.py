@@ -1,7 +1,7 @@
 """Time calibration per pass against plain inference in ONNX Runtime, and compare the peak memory of processes.
 
-    python scripts/benchmark_calibration.py m.onnx --threads 2 --feeds 8 --rounds 5
-    python scripts/benchmark_calibration.py m.onnx --threads 2 --feeds 2 --memory
+    python scripts/dev/benchmark_calibration.py m.onnx --threads 2 --feeds 8 --rounds 5
+    python scripts/dev/benchmark_calibration.py m.onnx --threads 2 --feeds 2 --memory
 
 The file is an fp32 one of `nrd-trt export`. `plain` draws masks; `fetched` is the same session with every calibrated
 tensor among its outputs, which is what calibration needs at the least where nothing is reduced in the graph.

@@ -1,6 +1,6 @@
 """Train NRD and its baselines with one encoder and one schedule, and print the tables of ``docs/results.md``.
 
-    python scripts/compare_decoders.py --data CAMVID -o runs --plot docs/decoders.png --picture docs/masks.png
+    python scripts/dev/compare_decoders.py --data CAMVID -o runs --plot docs/decoders.png --picture docs/masks.png
 
 A run that is complete is not repeated; one that was interrupted goes on. Pictures show procedural scenes only.
 """

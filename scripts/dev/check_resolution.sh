@@ -2,9 +2,9 @@
 # Ask the package index whether each supported Python can install this package's requirements together.
 # Installs nothing. Left out: torch, whose local build exists for one Python, and tensorrt, a source package that
 # fetches its wheels from NVIDIA; tensorrt-rtx-cu13 is one too and stands here by the two wheels that it requires.
-# Usage: scripts/check_resolution.sh [PYTHON_VERSION…]
+# Usage: scripts/dev/check_resolution.sh [PYTHON_VERSION…]
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 python=.venv/bin/python
 [ -x "$python" ] || python=python3

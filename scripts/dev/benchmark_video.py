@@ -1,7 +1,7 @@
 """Compare the frame rate of whole video runs with bare inference on the same clip, and watch memory over many frames.
 
-    python scripts/benchmark_video.py r18.nrd clip.mp4 --threads 2 --rounds 5
-    python scripts/benchmark_video.py r18.nrd clip.mp4 --threads 2 --memory 5000
+    python scripts/dev/benchmark_video.py r18.nrd clip.mp4 --threads 2 --rounds 5
+    python scripts/dev/benchmark_video.py r18.nrd clip.mp4 --threads 2 --memory 5000
 
 `bare` runs the engine on frames that were read and prepared before; `null` is `nrd-trt video CLIP -o null`, and `mp4`
 the same with the overlay written as H.264. The three take turns in every round. With `--memory` the clip is played over

@@ -1,6 +1,6 @@
 """Store the last weights of a CamVid run in the zoo, in 16 bits, with a card of figures measured on what was stored.
 
-python scripts/publish_zoo.py RUN nrd_r18_camvid --data CAMVID --command "nrd-trt train …"
+python scripts/dev/publish_zoo.py RUN nrd_r18_camvid --data CAMVID --command "nrd-trt train …"
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Hold overlapped runs of a bundle's plan against plain ones, bit for bit, and compare their frames per second.
 
-    python scripts/benchmark_overlap.py model.nrd --runner tensorrt
+    python scripts/dev/benchmark_overlap.py model.nrd --runner tensorrt
 
 Copies between host and device are part of both. Exits 1 where an output differs.
 """

@@ -1,0 +1,413 @@
+"""Check that TensorRT's bindings have every name that the toolkit uses; needs pip, gcc and neither GPU nor TensorRT.
+
+The names are found in the sources of the adapter. The bindings are on PyPI and want nine C functions of libraries that
+are not; a stub that returns null gives them. Exit status: 0 every name is there or replaced, 1 a name is missing
+(named), 2 bindings cannot be had or imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from nrd_trt.engine.compat import load_tensorrt, version_numbers
+from nrd_trt.errors import NrdTrtError
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINE = ROOT / "nrd_trt" / "engine"
+OWNERS = tuple(ENGINE / f"{name}.py" for name in ("builder", "compat", "loading", "messages"))
+VERSIONS = ("10.3.0", "10.7.0", "10.9.0.34", "10.16.1.11", "11.0.0.114", "11.4.0.106")
+_CU13_SINCE = (10, 13, 2)
+_LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
+_SYMBOLS = (
+    "createInferBuilder_INTERNAL",
+    "createInferRefitter_INTERNAL",
+    "createInferRuntime_INTERNAL",
+    "createNvOnnxParserRefitter_INTERNAL",
+    "createNvOnnxParser_INTERNAL",
+    "getBuilderPluginRegistry",
+    "getNvOnnxParserVersion",
+    "getPluginRegistry",
+    "initLibNvInferPlugins",
+)
+
+
+class BindingsError(NrdTrtError):
+    """Bindings cannot be imported."""
+
+
+class NoBindingsError(BindingsError):
+    """Bindings cannot be had here: no package index, no wheel for this machine, or no C compiler."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bindings", nargs="+", metavar="VERSION", default=[], help=f"e.g. {' '.join(VERSIONS)}")
+    parser.add_argument("--rtx", action="store_true", help="check the installed tensorrt_rtx")
+    options = parser.parse_args(arguments)
+    if not options.bindings and not options.rtx:
+        parser.error("give --bindings VERSION … or --rtx")
+    try:
+        checked = {version: check_version(version) for version in options.bindings}
+        if options.rtx:
+            tensorrt = load_tensorrt("tensorrt-rtx")
+            found = read_surface(tensorrt.trt)
+            checked[f"rtx {tensorrt.version}"] = check_surface(found, tensorrt.flavour, tensorrt.version)
+    except NrdTrtError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    for version, findings in checked.items():
+        print(f"{version}: {sum(finding.state == 'present' for finding in findings)} of {len(findings)} uses are there")
+        for finding in findings:
+            if finding.state != "present":
+                print(f"  {finding.name} is {finding.state}: {finding.detail}")
+    return int(any(finding.state == "missing" for findings in checked.values() for finding in findings))
+
+
+def check_version(version: str) -> list[Finding]:
+    """Check the enterprise bindings of a version."""
+    return check_surface(read_version(version), "tensorrt", version)
+
+
+def read_version(version: str) -> dict[str, Any]:
+    """Read the surface of a version's bindings in a process of their own."""
+    module = "scripts.dev.check_tensorrt_surface"
+    code = f"import json, tensorrt, {module} as script; print(json.dumps(script.read_surface(tensorrt)))"
+    return dict(json.loads(run_with_bindings(version, ["-c", code])))
+
+
+def run_with_bindings(version: str, arguments: Sequence[str]) -> str:
+    """Run Python where ``import tensorrt`` finds the bindings of a version; return its output."""
+    folder = fetch_bindings(version)
+    paths = {"LD_LIBRARY_PATH": str(folder / "lib"), "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    result = subprocess.run(
+        [sys.executable, *arguments], env={**os.environ, **paths}, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise BindingsError(f"bindings {version}: {' '.join(arguments)[:60]} failed:\n{result.stderr[-2000:]}")
+    return result.stdout
+
+
+def fetch_bindings(version: str) -> Path:
+    """Return the folder with ``tensorrt/`` and the stub libraries of a version; download them on first use."""
+    cache = Path(os.environ.get("NRD_TRT_BINDINGS", ROOT / "build" / "tensorrt-bindings"))
+    tag = sys.implementation.cache_tag
+    target = cache / f"{version}-{tag}"
+    if not target.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            folder = Path(temporary) / target.name
+            _download(version, folder)
+            (wheel,) = folder.glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder)
+            wheel.unlink()
+            (folder / "tensorrt_bindings").rename(folder / "tensorrt")
+            _write_stubs(folder)
+            if not target.is_dir():  # another process may have been faster
+                folder.rename(target)
+    return target
+
+
+def _download(version: str, folder: Path) -> None:
+    """Download a wheel of the bindings for this Python and machine."""
+    packages = ["tensorrt-cu12-bindings"]
+    if version_numbers(version) >= _CU13_SINCE:
+        packages.append("tensorrt-cu13-bindings")
+    for package in packages:
+        wanted = ["--no-deps", "--only-binary=:all:", f"{package}=={version}"]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), *wanted]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode == 0:
+            return
+    raise NoBindingsError(
+        f"bindings {version}: no wheel for this Python and machine; see `pip download {' '.join(wanted)}`: "
+        f"{result.stderr.strip()[-400:]}"
+    )
+
+
+def _write_stubs(folder: Path) -> None:
+    """Write libraries under the names that the bindings want; each has all nine symbols and returns null."""
+    compiler = shutil.which(os.environ.get("CC", "gcc"))
+    if compiler is None:
+        raise NoBindingsError("the stub libraries need a C compiler: install gcc or set CC.")
+    binary = (folder / "tensorrt" / "tensorrt.so").read_bytes()
+    source = folder / "lib" / "stub.c"
+    source.parent.mkdir()
+    source.write_text("".join(f"void* {symbol}(void) {{ return 0; }}\n" for symbol in _SYMBOLS))
+    for library in _LIBRARIES:
+        name = re.search(rf"lib{library}\.so\.\d+".encode(), binary)
+        if name is None:
+            raise BindingsError(f"{folder}: the bindings do not want lib{library}; this script does not know them.")
+        output = str(source.parent / name[0].decode())
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", output, str(source)], check=True)
+
+
+# --- what we use
+
+_OBJECTS = {
+    "trt": "",
+    "builder": "Builder",
+    "cache": "ITimingCache",
+    "code": "ErrorCodeTRT",
+    "config": "IBuilderConfig",
+    "context": "IExecutionContext",
+    "engine": "ICudaEngine",
+    "error": "ParserError",
+    "inspector": "EngineInspector",
+    "kind": "DataType",
+    "layer": "ILayer",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "profile": "IOptimizationProfile",
+    "registry": "IPluginRegistry",
+    "runtime": "Runtime",
+    "severity": "ILogger.Severity",
+    "tensor": "ITensor",
+}
+_GIVES = {
+    "Builder.create_builder_config": "IBuilderConfig",
+    "Builder.create_network": "INetworkDefinition",
+    "Builder.create_optimization_profile": "IOptimizationProfile",
+    "IBuilderConfig.create_timing_cache": "ITimingCache",
+    "ICudaEngine.create_engine_inspector": "EngineInspector",
+    "ICudaEngine.create_execution_context": "IExecutionContext",
+    "ICudaEngine.get_tensor_dtype": "DataType",
+    "ILayer.get_output": "ITensor",
+    "ILayer.type": "LayerType",
+    "INetworkDefinition.get_layer": "ILayer",
+    "ITensor.dtype": "DataType",
+    "OnnxParser.get_error": "ParserError",
+    "Runtime.deserialize_cuda_engine": "ICudaEngine",
+    "get_plugin_registry": "IPluginRegistry",
+}
+_KINDS = {ast.Load: "read", ast.Store: "set"}
+
+Use = tuple[str, str, int | None]
+"""Name; ``read``, ``set``, ``call`` or ``override``; and the number of arguments, ``self`` not counted."""
+
+
+def used_names(source: str) -> dict[Use, int]:
+    """Return the TensorRT names of a source text, each with the first line that uses it."""
+    finder = _Finder()
+    finder.visit(ast.parse(source))
+    return finder.found
+
+
+class _Finder(ast.NodeVisitor):
+    def __init__(self) -> None:
+        self.found: dict[Use, int] = {}
+        self._objects = dict(_OBJECTS)
+        self._seen: set[int] = set()  # attributes that were counted with the call around them
+
+    def visit_Module(self, node: ast.Module) -> None:
+        for child in ast.walk(node):  # first, what is bound to names of its own choosing
+            if isinstance(child, ast.Assign) and (owner := self._type(child.value)):
+                self._objects.update((_plain(target), owner) for target in child.targets if _plain(target))
+        self.generic_visit(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        for base in node.bases:
+            owner = self._path(base)
+            for method in node.body if owner else ():
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                    self._add(f"{owner}.{method.name}", "override", len(method.args.args) - 1, method)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        count = len(node.args) + len(node.keywords)
+        looked_up = self._looked_up(node)
+        path = self._path(node.func)
+        if looked_up:
+            self._add(looked_up, "read", None, node)
+        elif path and path.split(".")[-1][0].isupper():  # a class: Builder(logger)
+            self._add(f"{path}.__init__", "call", count, node)
+        elif path:
+            self._seen.add(id(node.func))
+            unbound = path.endswith(".__init__")
+            self._add(path, "call", count - unbound, node)
+        self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        path = self._path(node)
+        is_class = path is not None and "." not in path and path[0].isupper()
+        if path and not is_class and id(node) not in self._seen:
+            self._add(path, _KINDS[type(node.ctx)], None, node)
+        self.generic_visit(node)
+
+    def _add(self, name: str, kind: str, arguments: int | None, node: ast.stmt | ast.expr) -> None:
+        self.found.setdefault((name, kind, arguments), node.lineno)
+
+    def _path(self, node: ast.expr) -> str | None:
+        """``"Builder.create_network"`` for an attribute of a known object or of the module."""
+        if not isinstance(node, ast.Attribute) or _plain(node) in self._objects:
+            return None
+        owner = self._type(node.value)
+        return None if owner is None else f"{owner}.{node.attr}".lstrip(".")
+
+    def _type(self, node: ast.expr) -> str | None:
+        """The class of an expression, the module itself, or None where it is nothing of TensorRT."""
+        if (name := _plain(node)) in self._objects:
+            return self._objects[name]
+        if isinstance(node, ast.Call):
+            path = self._path(node.func)
+            return path if path and path[0].isupper() and "." not in path else _GIVES.get(path or "")
+        path = self._path(node)
+        if path and all(part[0].isupper() for part in path.split(".")):
+            return path
+        return _GIVES.get(path or "")
+
+    def _looked_up(self, node: ast.Call) -> str | None:
+        """The name in ``getattr(x, "name")``, ``hasattr(x, "name")`` or ``self._member("Enum", "NAME")``."""
+        function, literals = _plain(node.func), [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
+        if function == "member" and len(literals) == 2:
+            return ".".join(literals)
+        if function in ("getattr", "hasattr") and literals and isinstance(node.args[1], ast.Constant):
+            owner = self._type(node.args[0])
+            return None if owner is None else f"{owner}.{literals[0]}".lstrip(".")
+        return None
+
+
+def _plain(node: ast.expr) -> str:
+    """``x`` for the names ``x``, ``self.x``, ``self._x`` and ``tensorrt.x``; else nothing."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "tensorrt"):
+        return node.attr.lstrip("_")
+    return ""
+
+
+@cache
+def surface() -> tuple[Use, ...]:
+    """Return every use of TensorRT in our sources; to look at a name counts where it is neither called nor set."""
+    uses = {use for path in OWNERS for use in used_names(path.read_text(encoding="utf-8"))}
+    more = {name for name, kind, _ in uses if kind != "read"}
+    return tuple(sorted((use for use in uses if use[1] != "read" or use[0] not in more), key=str))
+
+
+# --- what the bindings have
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replacement:
+    """What `nrd_trt.engine.compat` does where a name is absent.
+
+    Attributes:
+        flavour: Whose bindings may lack it.
+        before: The version that brought it; None where it never came.
+        instead: What happens then.
+    """
+
+    flavour: str
+    before: tuple[int, ...] | None
+    instead: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One name in the bindings of one version."""
+
+    name: str
+    state: Literal["present", "replaced", "missing"]
+    detail: str = ""
+
+
+_ONE_GPU = Replacement(
+    flavour="tensorrt", before=None, instead="compute_capabilities is refused: it builds for its GPU"
+)
+REPLACEMENTS: dict[str, Replacement] = {
+    "ComputeCapability.__members__": _ONE_GPU,
+    "IBuilderConfig.num_compute_capabilities": _ONE_GPU,
+    "IBuilderConfig.set_compute_capability": _ONE_GPU,
+    "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": Replacement(
+        flavour="tensorrt", before=(10, 9), instead="same_compute_capability is refused: AMPERE_PLUS is the only level"
+    ),
+}
+
+
+def read_surface(module: Any) -> dict[str, dict[str, Any]]:
+    """Look for every name of `surface` in imported bindings.
+
+    Returns:
+        For each name that is there, as JSON values: ``settable``, and ``arguments``, the ``[least, most]`` of every
+        signature in its docstring, or null where the docstring shows none.
+    """
+    found = {}
+    for name, kind, _ in surface():
+        owner_name, _, attribute = name.rpartition(".")
+        owner: Any = module
+        for part in owner_name.split(".") if owner_name else ():
+            owner = getattr(owner, part, None)
+        member = getattr(owner, attribute, None)
+        if member is None and not (kind == "override" and owner is not None and _is_called(owner, attribute)):
+            continue
+        text = f"{getattr(member, '__doc__', None) or ''}\n{owner.__doc__ if kind == 'override' else ''}"
+        settable = getattr(member, "fset", None) is not None
+        found[name] = {"settable": settable, "arguments": _signatures(attribute, text) or None}
+    return found
+
+
+def check_surface(found: Mapping[str, Mapping[str, Any]], flavour: str, version: str) -> list[Finding]:
+    """Judge what `read_surface` found in one version."""
+    return [_judge(use, found.get(use[0]), flavour, version_numbers(version)) for use in surface()]
+
+
+def _judge(use: Use, found: Mapping[str, Any] | None, flavour: str, version: tuple[int, ...]) -> Finding:
+    name, kind, arguments = use
+    if found is None:
+        known = REPLACEMENTS.get(name)
+        if known and known.flavour == flavour and (known.before is None or version < known.before):
+            return Finding(name=name, state="replaced", detail=known.instead)
+        return Finding(name=name, state="missing", detail="not in these bindings")
+    if kind == "set" and not found["settable"]:
+        return Finding(name=name, state="missing", detail="cannot be set")
+    signatures = found["arguments"]
+    if arguments is not None and signatures and not any(a <= arguments <= b for a, b in signatures):
+        return Finding(name=name, state="missing", detail=f"takes {signatures} arguments, not {arguments}")
+    return Finding(name=name, state="present")
+
+
+def _is_called(owner: type, name: str) -> bool:
+    """Whether the C++ side calls an override that is no attribute: the docstring or the library holds its name."""
+    library = getattr(sys.modules[owner.__module__], "__file__", None)
+    return name in (owner.__doc__ or "") or (library is not None and name.encode() in Path(library).read_bytes())
+
+
+def _signatures(name: str, text: str) -> list[list[int]]:
+    """Return least and most arguments of every ``name(self…)`` in a docstring, ``self`` not counted."""
+    ranges = []
+    for match in re.finditer(rf"^\s*(?:\d+\. |def )?{re.escape(name)}\((self\b.*)\)(?: ->.*|:)$", text, re.MULTILINE):
+        arguments = _split(match[1])[1:]
+        required = sum("=" not in argument for argument in arguments)
+        if [required, len(arguments)] not in ranges:
+            ranges.append([required, len(arguments)])
+    return ranges
+
+
+def _split(arguments: str) -> list[str]:
+    """Split at commas outside brackets."""
+    parts, depth = [""], 0
+    for character in arguments:
+        depth += (character in "([{<") - (character in ")]}>")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,0 @@
-"""Thin door to `nrd-trt doctor`."""
-
-from nrd_trt.cli.main import run_verb
-
-if __name__ == "__main__":
-    run_verb("doctor")
