@@ -35,7 +35,8 @@ def predict_command(
     from nrd_trt.runtime.engine import open_bundle
 
     images = list_images(source) if source.is_dir() else [source]
-    targets = [_outputs(image, output_path, overlay=overlay) for image in images]
+    suffixes = ("", "_overlay")[: 1 + overlay]
+    targets = [[output_path / f"{image.stem}{suffix}.png" for suffix in suffixes] for image in images]
     _check_targets(images, [path for paths in targets for path in paths], force=force)
     with open_bundle(bundle, runner=runner, threads=threads, plugin=plugin) as engine:
         files, latencies = [], []
@@ -53,11 +54,6 @@ def predict_command(
             f"{len(images)} masks in {output_path} (median {latency:.1f} ms per image, run by {name}, "
             f"{arithmetic} arithmetic)"
         )
-
-
-def _outputs(image: Path, folder: Path, *, overlay: bool) -> list[Path]:
-    """Return what is written for an image: the mask, then the overlay where one is wanted."""
-    return [folder / f"{image.stem}{suffix}.png" for suffix in ("", "_overlay")[: 1 + overlay]]
 
 
 def _predict_one(engine: Engine, image: Path, targets: list[Path], opacity: float) -> float:

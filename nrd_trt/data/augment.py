@@ -62,19 +62,15 @@ def random_sample(
     Returns:
         Image ``(3, *crop_hw) float32``, normalised, and label ``crop_hw uint8``.
     """
-    scale = rng.uniform(*how.scale_range) * _base_scale(label.shape, how.base_wh)
+    scale = rng.uniform(*how.scale_range)
+    if how.base_wh is not None:  # brings the picture just inside the two sides, in either orientation
+        scale *= min(max(how.base_wh) / max(label.shape), min(how.base_wh) / min(label.shape))
     image, label = _resized_window(image, label, how, scale, rng)
     if rng.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]
-    recolour = {"jitter": _jittered, "photometric": _photometric, "none": _unchanged}[how.colour]
-    return _padded(normalise(recolour(image, rng)[None], info)[0], label, how.crop_hw, rng)
-
-
-def _base_scale(size_hw: tuple[int, ...], base_wh: tuple[int, int] | None) -> float:
-    """Return the factor that brings a picture just inside the two sides, in either orientation."""
-    if base_wh is None:
-        return 1.0
-    return min(max(base_wh) / max(size_hw), min(base_wh) / min(size_hw))
+    if how.colour != "none":
+        image = (_jittered if how.colour == "jitter" else _photometric)(image, rng)
+    return _padded(normalise(image[None], info)[0], label, how.crop_hw, rng)
 
 
 def _resized_window(
@@ -96,10 +92,6 @@ def _largest_share(label: np.ndarray) -> float:
     """Return the share of counted pixels that the most frequent class holds; 1 where only one class is there."""
     counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
     return float(counts.max() / max(counts.sum(), 1)) if (counts > 0).sum() > 1 else 1.0
-
-
-def _unchanged(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return image
 
 
 def _jittered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

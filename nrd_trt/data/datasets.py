@@ -41,33 +41,27 @@ def find_split(data: Sequence[Path]) -> Split:
     Raises:
         ConfigError: A folder is missing or empty, or an image has no label.
     """
-    splits = [_layout(folder)(folder) for folder in data]
+    splits = [_split(folder) for folder in data]
     return Split(
         training=[pair for split in splits for pair in split.training],
         validation=[pair for split in splits for pair in split.validation],
     )
 
 
-def _layout(folder: Path) -> Callable[[Path], Split]:
-    """Recognise the layout by the folders that only it has."""
+def _split(folder: Path) -> Split:
+    """Recognise the layout of a data set by the folders that only it has."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: expected a folder of labelled images, found none; check the path.")
-    layouts = {
-        "leftImg8bit": _cityscapes,
-        "annotations/training": _ade20k,
-        "ImageSets/SegmentationContext": _pascal_context,
+    layouts: dict[str, tuple[Callable[[Path, str], list[Pair]], str, str]] = {
+        "leftImg8bit": (_cityscapes, "train", "val"),
+        "annotations/training": (_ade20k, "training", "validation"),
+        "ImageSets/SegmentationContext": (_pascal_context, "train", "val"),
     }
-    for mark, layout in layouts.items():
+    for mark, (pairs_of, training, validation) in layouts.items():
         if (folder / mark).is_dir():
-            return layout
-    return _camvid if (folder / "train").is_dir() and (folder / "val").is_dir() else _unsplit
-
-
-def _camvid(folder: Path) -> Split:
-    return Split(training=list_pairs(folder / "train"), validation=list_pairs(folder / "val"))
-
-
-def _unsplit(folder: Path) -> Split:
+            return Split(training=pairs_of(folder, training), validation=pairs_of(folder, validation))
+    if (folder / "train").is_dir() and (folder / "val").is_dir():  # CamVid
+        return Split(training=list_pairs(folder / "train"), validation=list_pairs(folder / "val"))
     pairs = list_pairs(folder)
     if len(pairs) < 2:
         raise ConfigError(f"{folder}: expected at least two labelled images, got {len(pairs)}; add more.")
@@ -76,40 +70,30 @@ def _unsplit(folder: Path) -> Split:
     )
 
 
-def _cityscapes(folder: Path) -> Split:
+def _cityscapes(folder: Path, part: str) -> list[Pair]:
     image_end, label_end = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
-
-    def pairs(part: str) -> list[Pair]:
-        images = sorted((folder / "leftImg8bit" / part).glob(f"*/*{image_end}"))
-        labels = folder / "gtFine" / part
-        found = [(path, labels / path.parent.name / (path.name.removesuffix(image_end) + label_end)) for path in images]
-        hint = "labelTrainIds are written by cityscapesscripts' createTrainIdLabelImgs"
-        return _complete(found, folder / "leftImg8bit" / part, f"*/*{image_end}", hint)
-
-    return Split(training=pairs("train"), validation=pairs("val"))
+    images, labels = folder / "leftImg8bit" / part, folder / "gtFine" / part
+    found = [
+        (path, labels / path.parent.name / (path.name.removesuffix(image_end) + label_end))
+        for path in sorted(images.glob(f"*/*{image_end}"))
+    ]
+    hint = "labelTrainIds are written by cityscapesscripts' createTrainIdLabelImgs"
+    return _complete(found, images, f"*/*{image_end}", hint)
 
 
-def _ade20k(folder: Path) -> Split:
-    def pairs(part: str) -> list[Pair]:
-        images = folder / "images" / part
-        paths = sorted(path for path in images.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        found = [(path, folder / "annotations" / part / f"{path.stem}.png") for path in paths]
-        return _complete(found, images, "images", "labels have the stem of their image")
-
-    return Split(training=pairs("training"), validation=pairs("validation"))
+def _ade20k(folder: Path, part: str) -> list[Pair]:
+    images, labels = folder / "images" / part, folder / "annotations" / part
+    paths = sorted(path for path in images.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = [(path, labels / f"{path.stem}.png") for path in paths]
+    return _complete(found, images, "images", "labels have the stem of their image")
 
 
-def _pascal_context(folder: Path) -> Split:
-    def pairs(part: str) -> list[Pair]:
-        listing = folder / "ImageSets" / "SegmentationContext" / f"{part}.txt"
-        stems = listing.read_text().split() if listing.is_file() else []
-        found = [
-            (folder / "JPEGImages" / f"{stem}.jpg", folder / "SegmentationClassContext" / f"{stem}.png")
-            for stem in stems
-        ]
-        return _complete(found, listing, "names of images", "labels are written by mmseg's convert_pascal_context")
-
-    return Split(training=pairs("train"), validation=pairs("val"))
+def _pascal_context(folder: Path, part: str) -> list[Pair]:
+    listing = folder / "ImageSets" / "SegmentationContext" / f"{part}.txt"
+    images, labels = folder / "JPEGImages", folder / "SegmentationClassContext"
+    stems = listing.read_text().split() if listing.is_file() else []
+    found = [(images / f"{stem}.jpg", labels / f"{stem}.png") for stem in stems]
+    return _complete(found, listing, "names of images", "labels are written by mmseg's convert_pascal_context")
 
 
 def _complete(pairs: list[Pair], where: Path, what: str, hint: str) -> list[Pair]:

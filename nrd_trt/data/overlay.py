@@ -1,4 +1,4 @@
-"""Masks as pictures: palette PNGs and overlays. NumPy and Pillow only."""
+"""Masks as pictures: index images and overlays. NumPy and Pillow only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Palette = Sequence[tuple[int, int, int]]
 
 def colour(mask: np.ndarray, palette: Palette) -> np.ndarray:
     """Return ``(H, W, 3) uint8 RGB`` of a mask ``(H, W) uint8``; indices beyond the palette are black."""
-    return np.array(_coloured(mask, palette))
+    return np.array(index_image(mask, palette).convert("RGB"))
 
 
 def blend(
@@ -27,13 +27,13 @@ def blend(
         rgb: ``(H, W, 3) uint8 RGB``.
         mask: ``(H, W) uint8``.
         palette: One RGB triple in 0-255 per class.
-        opacity: Of the mask, 0-1.
+        opacity: Opacity of the mask, 0-1.
         shown: ``(256,) bool``, the class indices that are laid over; elsewhere the image stays. None shows all.
 
     Returns:
         ``(H, W, 3) uint8 RGB``, owned by the caller, within one grey level of the exact blend.
     """
-    image, coloured = Image.fromarray(rgb), _coloured(mask, palette)
+    image, coloured = Image.fromarray(rgb), index_image(mask, palette).convert("RGB")
     if shown is not None:
         coloured.paste(image, mask=Image.fromarray(mask).point((~shown * 255).tolist(), "1"))
     return np.array(Image.blend(image, coloured, opacity))
@@ -41,7 +41,7 @@ def blend(
 
 def write_mask(path: Path, mask: np.ndarray, palette: Palette) -> None:
     """Write a mask ``(H, W) uint8`` as an index PNG with the palette, atomically."""
-    _write(path, _indexed(mask, palette))
+    _write(path, index_image(mask, palette))
 
 
 def write_rgb(path: Path, rgb: np.ndarray) -> None:
@@ -49,11 +49,8 @@ def write_rgb(path: Path, rgb: np.ndarray) -> None:
     _write(path, Image.fromarray(rgb))
 
 
-def _coloured(mask: np.ndarray, palette: Palette) -> Image.Image:
-    return _indexed(mask, palette).convert("RGB")
-
-
-def _indexed(mask: np.ndarray, palette: Palette) -> Image.Image:
+def index_image(mask: np.ndarray, palette: Palette) -> Image.Image:
+    """Return a mask ``(H, W) uint8`` as an index image; indices beyond the palette are black."""
     table = np.zeros((256, 3), np.uint8)  # a shorter one would make Pillow save fewer than 8 bits per pixel
     table[: len(palette)] = palette
     image = Image.fromarray(mask)

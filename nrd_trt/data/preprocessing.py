@@ -79,7 +79,7 @@ def fit_image(rgb: np.ndarray, shape: InputShape, info: ModelInfo, fit: Fit = "r
         content = np.asarray(Image.fromarray(rgb).resize(content_hw[::-1], Image.Resampling.BILINEAR))
     if content_hw != engine_hw:
         canvas = np.empty((*engine_hw, 3), np.uint8)
-        canvas[:] = _padding_colour(info)
+        canvas[:] = np.rint(info.mean if info.channel_order == "rgb" else info.mean[::-1]).astype(np.uint8)
         canvas[: content_hw[0], : content_hw[1]] = content
         content = canvas
     return FittedImage(image=np.ascontiguousarray(content), content_hw=content_hw, original_hw=(height, width))
@@ -107,8 +107,3 @@ def _content_size(image_hw: tuple[int, int], engine_hw: tuple[int, int], fit: Fi
     scale = min(engine_hw[0] / image_hw[0], engine_hw[1] / image_hw[1])
     height, width = (max(1, min(limit, round(side * scale))) for side, limit in zip(image_hw, engine_hw, strict=True))
     return height, width
-
-
-def _padding_colour(info: ModelInfo) -> np.ndarray:
-    mean = info.mean if info.channel_order == "rgb" else info.mean[::-1]
-    return np.rint(mean).astype(np.uint8)

@@ -114,7 +114,8 @@ class _World:
 def _world(seed: int) -> _World:
     rng = np.random.default_rng([seed])
     drive, road_m = (-1 if rng.random() < 0.7 else 1), rng.uniform(4.0, 5.6)
-    light = _light(rng)
+    haze = mix((0.80, 0.85, 0.90), (0.92, 0.88, 0.80), rng.random())
+    light = Light(sun_x=rng.uniform(-1, 1), sun=rng.random(), haze=haze, haze_m=rng.uniform(120, 500))
     return _World(
         seed=seed,
         drive=drive,
@@ -122,7 +123,12 @@ def _world(seed: int) -> _World:
         urban=rng.uniform(0.3, 1.0),
         green=rng.uniform(0.05, 0.5),
         traffic=rng.uniform(0.3, 1.0),
-        camera=_camera(rng, drive * road_m * 0.43),
+        camera=Camera(
+            x=drive * road_m * 0.43,
+            height=rng.uniform(1.25, 1.6),
+            horizon=rng.uniform(0.44, 0.57),
+            curve=rng.uniform(-0.0012, 0.0012),
+        ),
         light=light,
         backdrop=_backdrop(rng, road_m, light),
         exposure=rng.uniform(0.85, 1.3) if rng.random() < 0.85 else rng.uniform(0.4, 0.7),
@@ -130,16 +136,6 @@ def _world(seed: int) -> _World:
         grain=rng.uniform(0.004, 0.02),
         blur=rng.uniform(0.0, 0.5),
     )
-
-
-def _camera(rng: np.random.Generator, x: float) -> Camera:
-    height, horizon = rng.uniform(1.25, 1.6), rng.uniform(0.44, 0.57)
-    return Camera(x=x, height=height, horizon=horizon, curve=rng.uniform(-0.0012, 0.0012))
-
-
-def _light(rng: np.random.Generator) -> Light:
-    haze = mix((0.80, 0.85, 0.90), (0.92, 0.88, 0.80), rng.random())
-    return Light(sun_x=rng.uniform(-1, 1), sun=rng.random(), haze=haze, haze_m=rng.uniform(120, 500))
 
 
 def _backdrop(rng: np.random.Generator, road_m: float, light: Light) -> Backdrop:
@@ -163,7 +159,12 @@ def _paint(world: _World, size_hw: tuple[int, int], time_s: float) -> Canvas:
     draw_sky(canvas, world.backdrop, time_s)
     draw_skyline(canvas, world.backdrop)
     draw_ground(canvas, world.backdrop, world.speed * time_s)
-    for draw, item in _far_to_near(world, canvas, time_s):
+    found = []
+    for number, stream in enumerate(_streams(world)):
+        for item in _within_reach(world, number, stream, time_s):
+            if canvas.in_view(item.x, item.z + stream.depth):
+                found.append((item.z + stream.order, stream.draw, item))
+    for _, draw, item in sorted(found, key=lambda entry: -entry[0]):  # the order of streams decides between equals
         draw(canvas, item)
     return canvas
 
@@ -218,17 +219,6 @@ def _streams(world: _World) -> list[_Stream]:
         moving(draw=towards, spacing=26.0, sides=(-drive,), speed=-8.0, reach=(-5.6, 130)),
         moving(draw=ahead, spacing=22.0, sides=(drive,), speed=world.speed, reach=(8, 130)),
     ]
-
-
-def _far_to_near(world: _World, canvas: Canvas, time_s: float) -> list[tuple[objects.Drawer, objects.Item]]:
-    """Everything in view in painting order; things at the same distance keep the order of their streams."""
-    found = []
-    for number, stream in enumerate(_streams(world)):
-        for item in _within_reach(world, number, stream, time_s):
-            if canvas.in_view(item.x, item.z + stream.depth):
-                found.append((item.z + stream.order, stream.draw, item))
-    found.sort(key=lambda entry: -entry[0])
-    return [(draw, item) for _, draw, item in found]
 
 
 def _within_reach(world: _World, number: int, stream: _Stream, time_s: float) -> Iterator[objects.Item]:

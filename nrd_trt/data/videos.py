@@ -47,6 +47,11 @@ _REASONS = {
     "InvalidDataError": "FFmpeg finds none in it; check that it is complete, or convert it",
     "EOFError": "FFmpeg finds none in it; check that it is complete, or convert it",
 }
+_BROKEN_OFF = {
+    "InvalidDataError": "found damaged data; repair or cut the file",
+    "ExitError": "nothing came in time; check the sender and the network",
+    "TimeoutError": "nothing came in time; check the sender and the network",
+}
 
 
 class Readable(Protocol):
@@ -62,11 +67,12 @@ class VideoFacts:
     """What a reader knows before its first picture.
 
     Attributes:
-        size_hw: Of the first picture; later ones may differ.
+        size_hw: Size of the first picture; later ones may differ.
         rate: Pictures per second on average, or None where the video does not tell.
         time_base: Seconds per tick of `Picture.pts`.
-        frames: How many the video says that it has, or None.
-        live: Whether it comes at its own pace and has no end.
+        frames: Number of pictures that the video says it has, or None where it does not or has no end.
+        live: Whether pictures come at their own pace and have no end: late ones are dropped, a lost stream is opened
+            again.
     """
 
     size_hw: tuple[int, int]
@@ -84,7 +90,7 @@ class Picture:
         pts: When it is shown, in ticks of the reader's `time_base`; grows from picture to picture.
         duration: In ticks, or None where it is not known.
         rgb: Converts: ``() -> (H, W, 3) uint8 RGB``, a fresh array.
-        name: Of its file, where each picture has one.
+        name: Stem of its file, where each picture has one.
     """
 
     pts: int
@@ -97,7 +103,7 @@ class BrokenOffError(VideoError):
     """A video ends before its end.
 
     Args:
-        name: Of the video.
+        name: Name of the video in messages.
         frame: The first one that is missing.
         reason: What happened and what to do.
     """
@@ -114,11 +120,11 @@ class VideoReader:
 
     Args:
         video: Path, URL or an open file.
-        name: For messages; the path when None.
+        name: Name in messages; the path when None.
         live: Whether data that cannot be decoded is passed over and delay kept low, at the price of speed; None decides
             by whether the duration is unknown.
         container: FFmpeg's name of the format, where it is known.
-        options: Of FFmpeg's format and protocol.
+        options: Options of FFmpeg's format and protocol.
         timeout_s: For opening and for each read; None waits.
         most_pixels: Larger pictures are refused before they are decoded.
 
@@ -186,7 +192,11 @@ class VideoReader:
         size = self._first.height, self._first.width
         size_hw = size[::-1] if _quarter_turns(self._first) % 2 else size
         return VideoFacts(
-            size_hw=size_hw, rate=rate, time_base=time_base, frames=stream.frames or None, live=self._live
+            size_hw=size_hw,
+            rate=rate,
+            time_base=time_base,
+            frames=None if self._live else stream.frames or None,
+            live=self._live,
         )
 
     def _video_stream(self) -> VideoStream:
@@ -240,7 +250,7 @@ class VideoReader:
                 count += len(frames)
                 yield from frames
         except (self._av.FFmpegError, OSError) as exc:
-            raise BrokenOffError(self.name, count, _interruption(exc)) from exc
+            raise BrokenOffError(self.name, count, _BROKEN_OFF.get(type(exc).__name__) or _reason(exc)) from exc
         if cut:
             raise BrokenOffError(self.name, count, "found the file cut off there; copy it again")
 
@@ -264,14 +274,6 @@ def _reason(exc: Exception) -> str:
         if kind.__name__ in _REASONS:
             return _REASONS[kind.__name__]
     return f"FFmpeg says: {getattr(exc, 'strerror', None) or type(exc).__name__}"
-
-
-def _interruption(exc: Exception) -> str:
-    return {
-        "InvalidDataError": "found damaged data; repair or cut the file",
-        "ExitError": "nothing came in time; check the sender and the network",
-        "TimeoutError": "nothing came in time; check the sender and the network",
-    }.get(type(exc).__name__) or _reason(exc)
 
 
 _Times = Callable[[int | None, int | None], tuple[int, int | None]]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from nrd_trt.data.overlay import Palette, blend
+from nrd_trt.data.overlay import Palette, blend, index_image
 
 View = Literal["overlay", "mask", "side", "image"]
 
@@ -79,11 +79,7 @@ def png(rgb: np.ndarray) -> bytes:
 
 def mask_png(mask: np.ndarray, palette: Palette) -> bytes:
     """Encode a mask ``(H, W) uint8`` as an index PNG with the palette."""
-    image = Image.fromarray(mask)
-    # A short palette would make Pillow write fewer than 8 bits per pixel and cut larger indices.
-    flat = [level for colour in palette for level in colour]
-    image.putpalette(flat + [0] * (768 - len(flat)))
-    return _saved(image, format="PNG", compress_level=2)
+    return _saved(index_image(mask, palette), format="PNG", compress_level=2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from types import TracebackType
 from typing import Literal, Protocol
 
 import numpy as np
+
+from nrd_trt.data.videos import VideoFacts
 
 Report = Callable[[str], None]
 """Receives one line that a user should know, e.g. that a stream was lost and is opened again."""
@@ -18,24 +19,14 @@ Ending = Literal["complete", "stopped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamInfo:
+class StreamInfo(VideoFacts):
     """What a source knows of its frames before the first one.
 
     Attributes:
         name: Path, URL or camera as messages show it, without passwords.
-        size_hw: Size of the first frame; later frames may differ.
-        rate: Frames per second as the source states them, or None where it does not.
-        time_base: Seconds per tick of `Frame.pts`.
-        frames: Number of frames to come, or None where that is not known.
-        live: Whether frames arrive at their own pace: late ones are dropped, and a lost source is opened again.
     """
 
     name: str
-    size_hw: tuple[int, int]
-    rate: Fraction | None
-    time_base: Fraction
-    frames: int | None
-    live: bool
 
 
 @dataclass(frozen=True, kw_only=True)

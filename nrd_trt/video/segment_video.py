@@ -22,6 +22,7 @@ from nrd_trt.video.sinks.labels import LabelScores, LabelSink
 from nrd_trt.video.sinks.mp4 import partial_of
 from nrd_trt.video.sinks.open_sink import FORMS, open_sink, target_of
 from nrd_trt.video.sources.open_source import open_source
+from nrd_trt.video.stats import RunStats
 from nrd_trt.video.temporal import parse_smoothing
 
 
@@ -39,20 +40,14 @@ class SmoothingUsed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoResult:
-    """How a run went.
+class VideoResult(RunStats):
+    """How a run went: the figures of the whole run, and these.
 
     Attributes:
-        frames: Frames written.
-        fps: Frames per second from the first frame written to the last; None for fewer than two.
-        dropped: Frames of a live source that came too late.
-        split_ms: Mean time of a frame in each stage; stages run at the same time.
         flicker: Share of the pixels, 0-1, that changed class where the image did not, in the masks written; None where
             no pixel stood still.
         flicker_unsmoothed: The same share in the engine's masks.
         smoothing: How masks were smoothed.
-        latency_ms: ``p50``, ``p90``, ``p99`` from the arrival of a frame to the end of writing, over the last frames.
-        reconnects: How often a live source was lost and opened again.
         source_fps: Frame rate that the source states, or None.
         size_hw: Size of the first frame.
         complete: Whether the source was read to its end.
@@ -64,15 +59,9 @@ class VideoResult:
         interrupted: Whether Ctrl-C ended the run.
     """
 
-    frames: int
-    fps: float | None
-    dropped: int
-    split_ms: dict[str, float]
     flicker: float | None
     flicker_unsmoothed: float | None
     smoothing: SmoothingUsed
-    latency_ms: dict[str, float] | None
-    reconnects: int
     source_fps: float | None
     size_hw: tuple[int, int]
     complete: bool
@@ -158,17 +147,12 @@ def segment_video(
     with EngineThread(engine) as thread:
         pipeline = Pipeline(opened, thread, writing, paint=paint, smoother=smoother)
         complete = _run(pipeline, shown)
-    stats, stream = pipeline.stats.total(), opened.info
+    stream = opened.info
     return VideoResult(
-        frames=stats.frames,
-        fps=stats.fps,
-        dropped=stats.dropped,
-        split_ms=stats.split_ms,
+        **vars(pipeline.stats.total()),
         flicker=pipeline.flicker.flicker,
         flicker_unsmoothed=pipeline.flicker_unsmoothed.flicker,
         smoothing=SmoothingUsed(name=smoother.name, lag_frames=smoother.lag_frames),
-        latency_ms=stats.latency_ms,
-        reconnects=stats.reconnects,
         source_fps=None if stream.rate is None else float(stream.rate),
         size_hw=stream.size_hw,
         complete=complete,

@@ -36,10 +36,14 @@ def open_url(url: str, *, live: bool | None) -> VideoReader:
     try:
         return VideoReader(url, name=redacted(url), live=live, options=options, timeout_s=_TIMEOUT_S)
     except VideoError as exc:
-        if isinstance(exc.__cause__, OSError) and (host := urlsplit(url).hostname) and not _known(host):
-            raise VideoError(
-                f"{redacted(url)}: expected a video, no host is called {host}; check the name and the network."
-            ) from exc
+        host = urlsplit(url).hostname
+        if isinstance(exc.__cause__, OSError) and host:
+            try:
+                socket.getaddrinfo(host, None)
+            except (OSError, UnicodeError):
+                raise VideoError(
+                    f"{redacted(url)}: expected a video, no host is called {host}; check the name and the network."
+                ) from exc
         raise
 
 
@@ -48,11 +52,3 @@ def redacted(text: str) -> str:
     text = re.sub(r"(?<=://)[^\s!\"']*@", "", text)
     text = re.sub(r"(://[^\s?!\"']*)\?[^\s!\"']+", r"\1?…", text)
     return re.sub(r"(user-(?:id|pw)=)(\"[^\"]*\"|'[^']*'|\S+)", r"\1…", text)
-
-
-def _known(host: str) -> bool:
-    try:
-        socket.getaddrinfo(host, None)
-    except (OSError, UnicodeError):
-        return False
-    return True

@@ -86,14 +86,7 @@ class ReaderSource:
                 reader, partial(self._open, self._stopped), name=self._name, stopped=self._stopped, report=self._report
             )
         self._played, self._frames = reader, self._play(reader)
-        self._info = StreamInfo(
-            name=self._name,
-            size_hw=facts.size_hw,
-            rate=facts.rate,
-            time_base=facts.time_base,
-            frames=None if facts.live else facts.frames,
-            live=facts.live,
-        )
+        self._info = StreamInfo(name=self._name, **vars(facts))
         return self
 
     def __iter__(self) -> Iterator[Frame]:
