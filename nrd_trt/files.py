@@ -50,7 +50,7 @@ def canonical_json(data: Any) -> bytes:
 def check_absent(path: Path, *, force: bool) -> None:
     """Raise `ConfigError` when `path` exists and `force` is off, or when its folder does not exist."""
     if path.exists() and not force:
-        raise ConfigError(f"{path}: already exists; give --force to replace it or choose another name.")
+        raise ConfigError(f"{path}: already exists; give force=True to replace it or choose another name.")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: the folder {path.parent} does not exist; create it first.")
 

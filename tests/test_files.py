@@ -169,7 +169,7 @@ def test_check_absent(tmp_path: Path) -> None:
     (tmp_path / "there").write_text("")
     check_absent(tmp_path / "new", force=False)
     check_absent(tmp_path / "there", force=True)
-    with pytest.raises(ConfigError, match=r"there: already exists; give --force"):
+    with pytest.raises(ConfigError, match=r"there: already exists; give force=True"):
         check_absent(tmp_path / "there", force=False)
     with pytest.raises(ConfigError, match=r"the folder .*no does not exist"):
         check_absent(tmp_path / "no" / "new", force=True)

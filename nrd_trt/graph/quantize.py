@@ -77,7 +77,7 @@ def choose_layers(
         and not any(_compiled(pattern).search(name) for pattern in exclude)
     ]
     if not chosen:
-        raise ConfigError("the layer patterns leave no layer for int8; loosen --exclude, or build fp16.")
+        raise ConfigError("the layer patterns leave no layer for int8; loosen exclude=, or build fp16.")
     return tuple(chosen)
 
 

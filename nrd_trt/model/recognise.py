@@ -115,12 +115,12 @@ def _baseline(
     output_stride = options.output_stride or facts.get("output_stride")
     if dilations is None or output_stride is None:
         unknown = [
-            flag for flag, value in (("--output-stride", output_stride), ("--dilations", dilations)) if value is None
+            name for name, value in (("output_stride=", output_stride), ("dilations=", dilations)) if value is None
         ]
         raise CheckpointError(
             f"a {head} network whose file does not say how it is dilated: strided and dilated (D8) networks have the "
-            f"same tensors and draw different masks; give {' and '.join(unknown)} (mmseg's D8: --output-stride 8 "
-            "--dilations 1,12,24,36)."
+            f"same tensors and draw different masks; give {' and '.join(unknown)} (mmseg's D8: output_stride=8 "
+            "dilations=1,12,24,36)."
         )
     classes, channels = shapes["decode_head.conv_seg.weight"][:2]
     c1 = shapes.get("decode_head.c1_bottleneck.conv.weight")
@@ -180,7 +180,7 @@ def _classes_and_hidden(
     if not hidden or hidden < 1 or hidden * (4 + m + hidden + classes) + classes != theta:
         raise CheckpointError(
             f"the controller predicts {theta} parameters per patch with {m} guidance channels, which does not fit "
-            f"K = {classes} classes and d = {hidden} hidden channels; give --num-classes and --hidden."
+            f"K = {classes} classes and d = {hidden} hidden channels; give num_classes= and hidden=."
         )
     return int(classes), int(hidden)
 
@@ -189,11 +189,11 @@ def describe(classes: int, facts: Mapping[str, Any], options: CheckpointOptions)
     """Collect names, colours and preprocessing: option, then file, then the known sets.
 
     Raises:
-        ConfigError: ``--classes`` names another number of classes.
+        ConfigError: ``class_names`` names another number of classes.
     """
     found = dict(facts.get("info", {}))
     if options.class_names is not None and len(options.class_names) != classes:
-        raise ConfigError(f"--classes: expected {classes} names, got {len(options.class_names)}.")
+        raise ConfigError(f"class_names=: expected {classes} names, got {len(options.class_names)}.")
     names: Sequence[str] | None = options.class_names or found.get("class_names")
     palette = found.get("palette")
     if names is not None and len(names) != classes:
@@ -201,7 +201,7 @@ def describe(classes: int, facts: Mapping[str, Any], options: CheckpointOptions)
         names = None
     known = known_classes(classes)
     if names is None and known is None:
-        warnings.warn(f"no class names for {classes} classes; using class_0 …, give --classes", stacklevel=4)
+        warnings.warn(f"no class names for {classes} classes; using class_0 …, give class_names=", stacklevel=4)
     names = names or (known[0] if known else [f"class_{index}" for index in range(classes)])
     if palette is None or len(palette) != classes:
         palette = known[1] if known else voc_palette(classes)

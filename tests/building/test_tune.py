@@ -145,7 +145,7 @@ def test_an_earlier_record_is_replaced_only_with_force_or_by_the_run_that_wrote_
     output, earlier = tmp_path / "tuned.nrd", tmp_path / f"tuned.tune.{kind}"
     earlier.write_text("mine")
     for resume in (False, True):  # there is no state to resume
-        with pytest.raises(ConfigError, match=rf"tuned\.tune\.{kind}: already exists; give --force"):
+        with pytest.raises(ConfigError, match=rf"tuned\.tune\.{kind}: already exists; give force=True"):
             tune(request_for(output, resume=resume))
     (tmp_path / "tuned.nrd.tune-state.json").write_text(json.dumps({"key": "other", "sensitivity": {}, "rungs": {}}))
     with pytest.raises(ConfigError, match="got that of others"):  # beyond the check

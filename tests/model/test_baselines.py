@@ -225,18 +225,20 @@ def test_mmseg_config_tells_the_dilation(backbone: str, encoder: str, output_str
 @pytest.mark.parametrize(
     ("config", "asked"),
     [
-        (None, "--output-stride and --dilations"),
-        ("model = dict(type='EncoderDecoder')", "--output-stride and --dilations"),
-        ("no python (", "--output-stride and --dilations"),
-        ("encoder = dict(dilations=(1, 1, 2, 4))", "--output-stride and --dilations"),
-        (mmseg_config(RESNET_D8, "dropout_ratio=0.1"), "--dilations"),
-        (mmseg_config("type='OtherNet', strides=(1, 2, 1, 1)"), "--output-stride"),
+        (None, "output_stride= and dilations="),
+        ("model = dict(type='EncoderDecoder')", "output_stride= and dilations="),
+        ("no python (", "output_stride= and dilations="),
+        ("encoder = dict(dilations=(1, 1, 2, 4))", "output_stride= and dilations="),
+        (mmseg_config(RESNET_D8, "dropout_ratio=0.1"), "dilations="),
+        (mmseg_config("type='OtherNet', strides=(1, 2, 1, 1)"), "output_stride="),
     ],
 )
 def test_baselines_that_do_not_tell_are_not_guessed(config: str | None, asked: str, tmp_path: Path) -> None:
     model = small(**D8)
     path = write_mmseg(tmp_path / "m.pth", model, config)
-    with pytest.raises(CheckpointError, match=rf"m\.pth: a deeplabv3 network .*; give {asked} \(mmseg's D8: --output"):
+    with pytest.raises(
+        CheckpointError, match=rf"m\.pth: a deeplabv3 network .*; give {asked} \(mmseg's D8: output_stride="
+    ):
         nrd_trt.load_model(path)
     assert same_network(nrd_trt.load_model(path, **D8), model)
 

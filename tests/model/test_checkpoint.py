@@ -232,7 +232,7 @@ def test_classes_and_hidden_from_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"num_classes": 18}, {"num_classes": 19, "hidden": 16}, {"hidden": 7}])
 def test_classes_that_do_not_fit_ask_for_the_options(options: dict[str, int], tmp_path: Path) -> None:
     torch.save(without(state_of(small_model(num_classes=19, hidden=8)), *CONV_SEG), tmp_path / "m.pth")
-    with pytest.raises(CheckpointError, match=r"m\.pth.*give --num-classes and --hidden"):
+    with pytest.raises(CheckpointError, match=r"m\.pth.*give num_classes= and hidden="):
         nrd_trt.load_model(tmp_path / "m.pth", **options)
 
 
@@ -382,7 +382,7 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
 
 def test_wrong_number_of_class_names(tmp_path: Path) -> None:
     torch.save(state_of(cached_small_model()), tmp_path / "m.pth")
-    with pytest.raises(ConfigError, match=r"--classes: expected 11 names, got 2"):
+    with pytest.raises(ConfigError, match=r"class_names=: expected 11 names, got 2"):
         nrd_trt.load_model(tmp_path / "m.pth", class_names=("a", "b"))
 
 

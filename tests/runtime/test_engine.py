@@ -53,7 +53,7 @@ def test_mask_has_the_images_size_and_the_networks_classes(size: tuple[int, int]
     rgb = picture(*size)
     predictor = nrd_trt.open_bundle(bundle(fit=fit), threads=1)
     if fit == "pad" and size == (151, 203):
-        with pytest.raises(ShapeError, match="--fit letterbox or resize"):
+        with pytest.raises(ShapeError, match="fit='letterbox' or fit='resize'"):
             predictor.predict(rgb)
         return
     before = rgb.copy()

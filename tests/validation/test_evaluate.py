@@ -176,7 +176,7 @@ def test_labels_are_a_must(make: Any, tmp_path: Path) -> None:
 def test_bad_labels_name_their_file(make: Any, tmp_path: Path) -> None:
     pairs = scenes(SIZES_HW)
     pairs[2][1][5, 5] = 12
-    with pytest.raises(ConfigError, match=r"labels/2\.png: expected class indices 0-10 .*got \[12\].*--ignore-index"):
+    with pytest.raises(ConfigError, match=r"labels/2\.png: expected class indices 0-10 .*got \[12\].*ignore_index="):
         run(make(), data_set(tmp_path / "range", pairs))
     pairs[1] = (pairs[1][0], pairs[1][1][1:])
     with pytest.raises(ShapeError, match=r"labels/1\.png: expected the image's size 64x96"):

@@ -205,7 +205,7 @@ def test_nothing_is_made_where_no_frame_came(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.mp4", "a.partial.mp4"])
 def test_existing_files_are_kept_without_force(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")
-    with pytest.raises(ConfigError, match=rf"{name}: already exists; give --force"):
+    with pytest.raises(ConfigError, match=rf"{name}: already exists; give force=True"):
         Mp4Sink(tmp_path / "a.mp4", force=False, report=print)
     Mp4Sink(tmp_path / "a.mp4", force=True, report=print)
     assert (tmp_path / name).read_text() == "precious"  # until there is something to replace it with
