@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nrd_trt.engine.record import BundleRecord, read_record, write_record
+from nrd_trt.engine.record import MAX_BYTES, BundleRecord, read_record, write_record
 from nrd_trt.errors import BundleError
 from nrd_trt.files import atomic_folder, check_absent, sha256_bytes, sha256_file
 from nrd_trt.graph.metadata import GraphFacts
@@ -25,13 +25,13 @@ MAX_REFERENCES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSet:
-    """Inputs and the masks that the reference drew for them, all at the engine's size.
+    """Inputs and the reference's masks of them, all at the engine's size.
 
     Attributes:
         images: ``(N, h, w, 3) uint8 RGB``, N at most 8.
         masks: ``(N, h, w) uint8``.
         near_ties: ``(N, h, w) bool``; all False where the reference's logits were not known.
-        source: ``"torch"`` or ``"onnx"``: what drew the masks.
+        source: What drew the masks, ``"torch"`` or ``"onnx"``.
     """
 
     images: np.ndarray
@@ -49,16 +49,29 @@ class ReferenceSet:
 
     @classmethod
     def from_file(cls, path: Path) -> ReferenceSet:
-        """Inverse of `to_bytes`."""
-        with np.load(path) as data:
-            return cls(
-                images=data["images"], masks=data["masks"], near_ties=data["near_ties"], source=str(data["source"])
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            BundleError: It is something else, or its arrays do not belong together.
+        """
+        try:
+            with np.load(io.BytesIO(path.read_bytes())) as data:  # NumPy leaves a damaged file open
+                images, masks, near_ties, source = (data[name] for name in ("images", "masks", "near_ties", "source"))
+        except Exception as exc:  # zipfile's, zlib's and NumPy's errors have no common base
+            raise BundleError(f"{path}: expected stored inputs and masks, got {exc!r}; rebuild the bundle.") from exc
+        kinds = [(array.dtype.name, array.shape) for array in (images, masks, near_ties)]
+        size = images.shape[:3]
+        if kinds != [("uint8", (*size, 3)), ("uint8", size), ("bool", size)] or not 0 < len(images) <= MAX_REFERENCES:
+            raise BundleError(
+                f"{path}: expected images (N, h, w, 3) uint8 with masks uint8 and near ties bool of their size, N from "
+                f"1 to {MAX_REFERENCES}, got {kinds}; rebuild the bundle."
             )
+        return cls(images=images, masks=masks, near_ties=near_ties, source=str(source))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A bundle whose hashes hold.
+    """An opened bundle; its hashes hold.
 
     Attributes:
         path: The folder.
@@ -91,9 +104,8 @@ class Bundle:
     @property
     def failures(self) -> list[str]:
         """Gates that did not hold when the bundle was built, in words; those of the export's parity say so."""
-        parity = self.record.parity
-        of_parity = [f"parity of the export: {failure}" for failure in (parity.failures if parity else ())]
-        return [*self.record.validation.failures, *of_parity]
+        parity = self.record.parity.failures if self.record.parity else ()
+        return [*self.record.validation.failures, *(f"parity of the export: {failure}" for failure in parity)]
 
     def references(self) -> ReferenceSet:
         """Read the stored inputs and masks."""
@@ -142,14 +154,16 @@ def read_bundle(path: str | Path) -> Bundle:
     """Open a bundle and check every hash.
 
     Raises:
-        BundleError: It is no bundle, or a file was changed, added or removed; the message names it.
+        BundleError: It is no bundle, its record is of another schema, or a file was changed, added or removed; the
+            message names the file.
     """
     path = Path(path)
     file = path / RECORD_FILE
     if not file.is_file():
         raise BundleError(f"{path}: expected a bundle folder with {RECORD_FILE}, found none; check the path.")
     try:
-        record = read_record(file.read_bytes())
+        with file.open("rb") as opened:
+            record = read_record(opened.read(MAX_BYTES + 1))
     except ValueError as exc:
         raise BundleError(f"{file}: {exc}.") from exc
     _check_files(path, record.files, record.command)
@@ -163,6 +177,10 @@ def is_bundle(path: Path) -> bool:
 
 def _check_files(path: Path, expected: Mapping[str, str], command: str) -> None:
     """Raise `BundleError` unless the folder holds these files with these hashes and nothing else."""
+    if absent := {ONNX_FILE, REFERENCE_FILE} - expected.keys():
+        raise BundleError(
+            f"{path / RECORD_FILE}: expected hashes of {' and '.join(sorted(absent))}, got none; rebuild it."
+        )
     present = {entry.name for entry in path.iterdir()} - {RECORD_FILE}
     if present != expected.keys():
         raise BundleError(

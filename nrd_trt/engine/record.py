@@ -1,6 +1,6 @@
 """What ``bundle.json`` records, as frozen dataclasses, and the one way between them and the file's bytes.
 
-A field that is added within a schema is optional, so that bundles of before stay readable and older versions pass over
+Fields that are added within a schema are optional: older bundles stay readable, and older versions of the toolkit skip
 what they do not know. The schema number rises only where an older reader would misread a bundle.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -19,11 +19,15 @@ from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.specs import Fit, LayerRecord, MaskEncoding, Precision
 
 SCHEMA = 1
+MAX_BYTES = 16 << 20
+"""Size of the largest record that is read; that of a network with a thousand layers has a hundredth of it."""
+
+ComputeCapability = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+$")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """The checkpoint that a bundle comes from, as far as it is known."""
+    """Name and SHA-256 of the checkpoint that a bundle comes from, as far as they are known."""
 
     name: str | None
     sha256: str | None
@@ -48,7 +52,7 @@ class ExporterRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PluginRecord:
-    """The plugin library that a plan was built with; nothing here depends on where it lay.
+    """The plugin library that a plan was built with; nothing here depends on its folder.
 
     Attributes:
         file: Name of the file.
@@ -75,7 +79,7 @@ class PluginRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class BuilderRecord:
-    """What built the plan, and what of a machine the plan depends on.
+    """What built the plan, with what settings, and the facts of a machine that the plan depends on.
 
     Attributes:
         name: ``"tensorrt"``, ``"tensorrt-rtx"``, or ``"onnxruntime"`` where there is no plan.
@@ -94,7 +98,7 @@ class BuilderRecord:
 
     name: Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]
     version: str | None
-    compute_capabilities: tuple[str, ...]
+    compute_capabilities: tuple[ComputeCapability, ...]
     os: str
     machine: str
     gpu: str | None
@@ -108,7 +112,7 @@ class BuilderRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionRecord:
-    """Precision asked for and found.
+    """Precision that was asked for, and types that were found.
 
     Attributes:
         asked: Precision of the file.
@@ -183,32 +187,33 @@ def read_record(data: bytes) -> BundleRecord:
     """Read the bytes of ``bundle.json``.
 
     Raises:
-        ValueError: They are not those of a record of this schema, or were edited; the message says which.
+        ValueError: They are not a record of this schema, or were edited; the message says which.
     """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"expected at most {MAX_BYTES} bytes, got more; restore or rebuild the bundle")
     try:
         content = json.loads(data)
-        claimed = content.pop("sha256")
+        claimed, schema = content.pop("sha256"), content["format"]
         intact = sha256_bytes(canonical_json(content)) == claimed and data == _text({**content, "sha256": claimed})
-        schema = content.get("format")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ValueError(f"not readable as the record of a bundle ({exc!r}); restore or rebuild the bundle") from exc
-    if not intact:
-        raise ValueError("its content does not match its own SHA-256: it was edited; restore or rebuild the bundle")
-    if schema != SCHEMA:
+    if schema != SCHEMA or isinstance(schema, bool):
         newer = isinstance(schema, int) and schema > SCHEMA
         advice = "update it with `pip install --upgrade nrd-trt`" if newer else "rebuild the bundle with this version"
-        raise ValueError(f"expected schema {SCHEMA}, which this version of nrd_trt reads, got {schema}; {advice}")
+        raise ValueError(f"expected schema {SCHEMA}, which this version of nrd_trt reads, got {schema!r}; {advice}")
+    if not intact:
+        raise ValueError("its content does not match its own SHA-256: it was edited; restore or rebuild the bundle")
     try:
-        return msgspec.convert(_since_0_1_0(content), BundleRecord)
-    except (msgspec.ValidationError, TypeError) as exc:
+        return msgspec.convert(_from_0_1_0(content), BundleRecord)
+    except ValueError as exc:
         raise ValueError(f"expected the record of a bundle, got something else ({exc}); rebuild the bundle") from exc
 
 
-def _since_0_1_0(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with the builder's facts under today's names.
+def _from_0_1_0(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of version 0.1.0 in today's form; records of later versions are returned as they are.
 
-    Version 0.1.0 wrote the CUDA version that the driver supports as ``driver``, and two settings of the builder only
-    into the command.
+    Version 0.1.0 wrote the CUDA version that the driver supports as ``driver``, and two settings of the builder into
+    the command only.
     """
     builder = content.get("builder")
     if not isinstance(builder, dict) or "cuda" in builder:

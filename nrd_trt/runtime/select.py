@@ -1,14 +1,14 @@
-"""Which runner a bundle gets on this machine. Backends are imported on use."""
+"""Which runner a bundle gets on this machine, and whether a plan fits it. Backends are imported on use."""
 
 from __future__ import annotations
 
 import platform
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle
-from nrd_trt.engine.compat import installed_flavours, load_runtime
-from nrd_trt.engine.plan_host import PlanHost, check_host, host_mismatches
+from nrd_trt.engine.compat import installed_flavours, load_runtime, version_numbers
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, find_plugin, read_plugin
 from nrd_trt.engine.record import BuilderRecord
 from nrd_trt.errors import BundleError, ConfigError, PluginError, RunnerError
@@ -154,7 +154,6 @@ def this_host(flavour: str) -> PlanHost:
         machine=platform.machine(),
         builder=flavour,
         version=load_runtime(flavour).version,
-        gpu=device.name if device else None,
         compute_capability=device.compute_capability if device else None,
     )
 
@@ -163,3 +162,54 @@ def rebuild_call(bundle: Path, builder: str, decode: str = "auto") -> str:
     """Return the call that makes the plan of a bundle anew on the machine where it is run."""
     plugin = ", decode='plugin'" if decode == "plugin" and builder == "tensorrt" else ""
     return f"nrd_trt.build({str(bundle)!r}, {str(bundle)!r}, builder={builder!r}{plugin}, force=True)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanHost:
+    """The facts of a machine that a plan depends on; None where one cannot be told.
+
+    Attributes:
+        os: ``"linux"``.
+        machine: ``"x86_64"`` or ``"aarch64"``.
+        builder: ``"tensorrt"`` or ``"tensorrt-rtx"``: the flavour that would run the plan.
+        version: Version of that flavour.
+        compute_capability: Compute capability of the GPU, such as ``"8.7"``.
+    """
+
+    os: str
+    machine: str
+    builder: str
+    version: str | None
+    compute_capability: str | None
+
+
+def host_mismatches(built: BuilderRecord, host: PlanHost) -> list[str]:
+    """Return one line per fact in which a host differs from what a plan was built for; empty when it fits."""
+    pairs = [
+        ("operating system", built.os, host.os),
+        ("machine", built.machine, host.machine),
+        ("builder", built.name, host.builder),
+    ]
+    if not built.version_compatible and host.version is not None:
+        pairs.append(("TensorRT version", built.version or "none", host.version))
+    if host.compute_capability is not None and not _runs_on(built, host.compute_capability):
+        wanted = " or ".join(built.compute_capabilities) + (" or later" if built.hardware_compatible else "")
+        pairs.append(("compute capability", wanted, host.compute_capability))
+    lines = [f"{name}: built for {wanted}, this is {got}" for name, wanted, got in pairs if wanted != got]
+    return lines if host.compute_capability is not None else [*lines, "no GPU that could run it was found"]
+
+
+def check_host(built: BuilderRecord, host: PlanHost, *, plan: str, rebuild: str) -> None:
+    """Raise `RunnerError` that names every fact in which a plan does not fit this machine, and how to rebuild it."""
+    if lines := host_mismatches(built, host):
+        raise RunnerError(f"{plan}: this machine cannot run the plan: {'; '.join(lines)}. Rebuild it with: {rebuild}")
+
+
+def _runs_on(built: BuilderRecord, capability: str) -> bool:
+    """Whether a plan that was built so runs on a GPU of a compute capability."""
+    targets = built.compute_capabilities
+    if not targets:  # TensorRT-RTX's default: every GPU that it supports
+        return True
+    if built.hardware_compatible:
+        return version_numbers(capability) >= min(map(version_numbers, targets))
+    return capability in targets

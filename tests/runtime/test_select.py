@@ -4,113 +4,165 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nrd_trt.engine.bundle import PLAN_FILE, Bundle, read_bundle
+from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, Bundle
 from nrd_trt.errors import ConfigError, MissingDependencyError, RunnerError
-from nrd_trt.machine.gpu import Gpu
 from nrd_trt.runtime import select
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import make_runner
+from nrd_trt.runtime.select import PlanHost, check_host, host_mismatches, make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from tests.artefacts import bundle, copy_of, rewrite_facts, run_process
+from nrd_trt.specs import RunnerName
+from tests.artefacts import bundle, run_process
+from tests.engine.records import BUILDER, record
+from tests.runtime.bench import Bench
 
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="no TensorRT-RTX: pip install nrd-trt[rtx]"
+RTX = {**BUILDER, "name": "tensorrt-rtx"}
+FILES = {ONNX_FILE: "0", PLAN_FILE: "0"}
+PLANNED = Bundle(path=Path("city.nrd"), record=record(decode="onnx", builder=RTX, files=FILES))
+UNPLANNED = Bundle(path=Path("city.nrd"), record=record(decode="onnx", files={ONNX_FILE: "0"}))
+HERE = PlanHost(os="linux", machine="x86_64", builder="tensorrt-rtx", version="10.13.2", compute_capability="8.6")
+NO_GPU = "no GPU that could run it was found"
+VERSION = "TensorRT version: built for 10.13.2, this is 11.0.0"
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "expected"),
+    [
+        ({}, {}, []),
+        ({}, {"os": "windows"}, ["operating system: built for linux, this is windows"]),
+        ({}, {"machine": "aarch64"}, ["machine: built for x86_64, this is aarch64"]),
+        ({}, {"builder": "tensorrt"}, ["builder: built for tensorrt-rtx, this is tensorrt"]),
+        ({}, {"version": "11.0.0"}, [VERSION]),
+        ({}, {"version": None}, []),
+        ({"version_compatible": True}, {"version": "11.0.0"}, []),
+        ({}, {"compute_capability": None}, [NO_GPU]),
+        ({"compute_capabilities": []}, {"compute_capability": None}, [NO_GPU]),
+        ({"compute_capabilities": []}, {"compute_capability": "12.0"}, []),
+        ({}, {"compute_capability": "8.9"}, ["compute capability: built for 8.6, this is 8.9"]),
+        ({"compute_capabilities": ["8.6", "8.9"]}, {"compute_capability": "8.9"}, []),
+        (
+            {"compute_capabilities": ["8.6", "8.9"]},
+            {"compute_capability": "12.0"},
+            ["compute capability: built for 8.6 or 8.9, this is 12.0"],
+        ),
+        ({"hardware_compatible": True}, {"compute_capability": "8.6"}, []),
+        ({"hardware_compatible": True, "compute_capabilities": ["9.0"]}, {"compute_capability": "12.0"}, []),
+        (
+            {"hardware_compatible": True, "compute_capabilities": ["10.0"]},
+            {"compute_capability": "9.0"},
+            ["compute capability: built for 10.0 or later, this is 9.0"],
+        ),
+        (
+            {},
+            {"os": "windows", "version": "11.0.0", "compute_capability": None},
+            ["operating system: built for linux, this is windows", VERSION, NO_GPU],
+        ),
+    ],
 )
+def test_what_of_a_machine_does_not_fit(built: dict[str, Any], here: dict[str, Any], expected: list[str]) -> None:
+    facts, host = record(builder={**RTX, **built}).builder, replace(HERE, **here)
+    assert host_mismatches(facts, host) == expected
+    if not expected:
+        check_host(facts, host, plan="a.plan", rebuild="the call")
+    else:
+        with pytest.raises(RunnerError) as caught:
+            check_host(facts, host, plan="a.plan", rebuild="the call")
+        listed = "; ".join(expected)
+        assert str(caught.value) == f"a.plan: this machine cannot run the plan: {listed}. Rebuild it with: the call"
 
 
-def device(monkeypatch: pytest.MonkeyPatch, capability: str | None) -> None:
-    """Let this machine have a GPU of a compute capability, or none."""
-    facts = capability and Gpu(
-        name="Fake", compute_capability=capability, cuda="13.0", integrated=False, memory_bytes=2, free_bytes=1
-    )
-    monkeypatch.setattr(select, "probe_device", lambda: facts or None)
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that makes this machine one of another GPU, with other flavours installed."""
+
+    def put(capability: str | None, flavours: tuple[str, ...] = ("tensorrt-rtx",)) -> None:
+        monkeypatch.setattr(select, "this_host", lambda flavour: replace(HERE, compute_capability=capability))
+        monkeypatch.setattr(select, "installed_flavours", lambda: list(flavours))
+
+    return put
 
 
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle whose plan is for compute capability 8.6."""
-    path = copy_of(bundle("fp16", "tensorrt-rtx"), tmp_path_factory.mktemp("select") / "planned.nrd")
-    rewrite_facts(path, builder={**read_bundle(path).record.to_dict()["builder"], "compute_capabilities": ["8.6"]})
-    return read_bundle(path)
-
-
-@needs_rtx
-@pytest.mark.parametrize(("capability", "expected"), [(None, OrtRunner), ("8.6", TrtRunner), ("8.9", OrtRunner)])
+@pytest.mark.parametrize(
+    ("capability", "flavours", "expected"),
+    [
+        (None, ("tensorrt-rtx",), OrtRunner),
+        ("8.6", ("tensorrt-rtx",), TrtRunner),
+        ("8.9", ("tensorrt-rtx",), OrtRunner),
+        ("8.6", (), OrtRunner),
+    ],
+)
 def test_auto_takes_the_plan_where_it_runs(
-    planned: Bundle, monkeypatch: pytest.MonkeyPatch, capability: str | None, expected: type
+    machine: Any, capability: str | None, flavours: tuple[str, ...], expected: type
 ) -> None:
-    device(monkeypatch, capability)
-    runner = make_runner(planned, "auto")
+    machine(capability, flavours)
+    runner = make_runner(PLANNED, "auto")
     assert type(runner) is expected
     assert runner.name == ("tensorrt-rtx" if expected is TrtRunner else "onnxruntime")
+    assert type(make_runner(PLANNED, "onnxruntime")) is OrtRunner
+    assert type(make_runner(UNPLANNED, "auto")) is OrtRunner
 
 
-@needs_rtx
-def test_plan_by_name(planned: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    device(monkeypatch, "8.6")
-    assert type(make_runner(planned, "tensorrt-rtx")) is TrtRunner
-    device(monkeypatch, "8.9")
+def test_plan_by_name(machine: Any) -> None:
+    machine("8.6")
+    assert type(make_runner(PLANNED, "tensorrt-rtx")) is TrtRunner
+    machine("8.9")
     with pytest.raises(RunnerError) as caught:
-        make_runner(planned, "tensorrt-rtx")
-    path = planned.path
+        make_runner(PLANNED, "tensorrt-rtx")
     assert str(caught.value) == (
-        f"{path / PLAN_FILE}: this machine cannot run the plan: compute capability: built for 8.6, this is 8.9. "
-        f"Rebuild it with: nrd-trt build {path} -o {path} --builder tensorrt-rtx --force"
+        f"city.nrd/{PLAN_FILE}: this machine cannot run the plan: compute capability: built for 8.6, this is 8.9. "
+        "Rebuild it with: nrd_trt.build('city.nrd', 'city.nrd', builder='tensorrt-rtx', force=True)"
     )
-    device(monkeypatch, None)
-    with pytest.raises(RunnerError, match=r"no GPU that could run it was found\. Rebuild it with: nrd-trt build"):
-        make_runner(planned, "tensorrt-rtx")
+    machine(None)
+    with pytest.raises(RunnerError, match=rf"{NO_GPU}\. Rebuild it with: nrd_trt\.build"):
+        make_runner(PLANNED, "tensorrt-rtx")
 
 
-@needs_rtx
-def test_onnxruntime_by_name_in_spite_of_a_plan(planned: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    device(monkeypatch, "8.6")
-    assert type(make_runner(planned, "onnxruntime")) is OrtRunner
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="enterprise TensorRT is installed here")
+def test_a_flavour_that_is_not_installed() -> None:
+    with pytest.raises(MissingDependencyError, match=r"running tensorrt engines needs .*nrd-trt\[trt\]"):
+        make_runner(PLANNED, "tensorrt")
 
 
-@needs_rtx
-def test_a_flavour_that_is_not_installed(planned: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    device(monkeypatch, "8.6")
-    monkeypatch.setattr(select, "installed_flavours", list)
-    assert type(make_runner(planned, "auto")) is OrtRunner
-    if importlib.util.find_spec("tensorrt") is None:
-        with pytest.raises(MissingDependencyError, match=r"running tensorrt engines needs .*nrd-trt\[trt\]"):
-            make_runner(planned, "tensorrt")
-
-
-@needs_rtx
-def test_plan_by_name_without_a_gpu_exits_2(planned: Bundle, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="no TensorRT-RTX: pip install nrd-trt[rtx]"
+)
+def test_plan_by_name_without_a_gpu_exits_2() -> None:
     """A process of its own that sees no GPU, on any machine."""
-    result = run_process("validate", planned.path, "--runner", "tensorrt-rtx", "--json", CUDA_VISIBLE_DEVICES="")
+    path = bundle("fp16", "tensorrt-rtx")
+    result = run_process("validate", path, "--runner", "tensorrt-rtx", "--json", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 2, result.stderr
     error = json.loads(result.stdout)["error"]
     assert error["type"] == "RunnerError"
     assert "no GPU" in error["message"] and "--builder tensorrt-rtx --force" in error["message"]
 
 
-def test_bundle_without_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    device(monkeypatch, "8.6")
-    opened = read_bundle(bundle())
-    assert type(make_runner(opened, "auto")) is OrtRunner
-    with pytest.raises(
-        RunnerError, match=r"holds no plan; build one with: nrd-trt build .* --builder tensorrt --force"
-    ):
-        make_runner(opened, "tensorrt")
-
-
 @pytest.mark.parametrize(
-    ("name", "message"), [("torch", "give the checkpoint"), ("tvm", "expected one of auto, torch")]
+    ("name", "error", "words"),
+    [
+        ("torch", ConfigError, "runner='torch': .*give the checkpoint"),
+        ("tvm", ConfigError, "runner='tvm': expected one of 'auto', 'torch'"),
+        ("tensorrt", RunnerError, r"runner='tensorrt': city\.nrd holds no plan; build one with: nrd_trt\.build\(.*"),
+        ("tensorrt-rtx", RunnerError, r"holds no plan; .*builder='tensorrt-rtx', force=True\)"),
+    ],
 )
-def test_other_names(name: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        make_runner(read_bundle(bundle()), name)
+def test_runners_that_a_bundle_without_a_plan_has_not(name: RunnerName, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make_runner(UNPLANNED, name)
+
+
+@pytest.mark.parametrize("runner", ["auto", "onnxruntime"])
+def test_a_library_for_a_bundle_that_needs_none(runner: RunnerName) -> None:
+    with pytest.raises(ConfigError, match=r"plugin=a\.so: expected a bundle whose plan needs it .*leave it out"):
+        make_runner(PLANNED, runner, plugin=Path("a.so"))
 
 
 @pytest.mark.parametrize("host_code", [False, True])
-def test_only_version_compatible_plans_run_host_code(host_code: bool) -> None:
-    runner = select.plan_runner(b"", {"name": "tensorrt", "version_compatible": host_code}, "rebuild")
-    assert runner._host_code is host_code
+def test_only_version_compatible_plans_run_host_code(host_code: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch)
+    with select.plan_runner(b"plan", record(builder={**BUILDER, "version_compatible": host_code}).builder, "rebuild"):
+        assert bench.asked == [(b"plan", {"host_code": host_code, "rebuild": "rebuild"})]
