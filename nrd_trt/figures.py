@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,11 @@ from nrd_trt.errors import ConfigError
 
 _MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.995, "bf16": 0.98, "int8": 0.97}
 _MAX_MIOU_DROP = {"fp32": 0.002, "fp16": 0.002, "bf16": 0.005, "int8": 0.01}
+
+
+def json_values(record: object) -> Any:
+    """Return a dataclass as JSON gives it back: lists in place of tuples."""
+    return json.loads(json.dumps(msgspec.to_builtins(record)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +196,9 @@ class ValidationRecord(MaskFigures):
     rebuilds: None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
+        """Return the values of the JSON object."""
+        values: dict[str, Any] = json_values(self)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import onnx
 import torch
 
 from nrd_trt.building.build import BuildRequest, build_bundle
-from nrd_trt.engine.bundle import ONNX_FILE, RECORD_FILE, read_bundle
+from nrd_trt.engine.bundle import ONNX_FILE, RECORD_FILE
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import canonical_json, sha256_bytes, sha256_file
 from nrd_trt.graph.metadata import read_facts
@@ -128,7 +128,7 @@ def copy_of(source: Path, target: Path) -> Path:
 
 def rewrite_facts(path: Path, **changes: Any) -> None:
     """Edit values of a bundle's facts and make their own hash right again."""
-    record = {**read_bundle(path).record.to_dict(), **changes}
+    record = {**read_facts_of(path), **changes}
     _write_facts(path, {key: value for key, value in record.items() if value is not ...})
 
 

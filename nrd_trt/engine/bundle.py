@@ -112,7 +112,7 @@ class Bundle:
         return ReferenceSet.from_file(self.path / REFERENCE_FILE)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: the path and the record."""
+        """Return the values of the JSON object: the path and the record."""
         return {"path": str(self.path), **self.record.to_dict()}
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from nrd_trt.figures import Parity, ValidationRecord
+from nrd_trt.figures import Parity, ValidationRecord, json_values
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.specs import Fit, LayerRecord, MaskEncoding, Precision
@@ -172,9 +172,9 @@ class BundleRecord:
     format: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
+        """Return the values of the JSON object."""
+        values: dict[str, Any] = json_values(self)
+        return values
 
 
 def write_record(record: BundleRecord) -> bytes:

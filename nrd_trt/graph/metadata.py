@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrd_trt.errors import ConfigError, ExportError
@@ -51,6 +52,20 @@ class GraphFacts:
                 "shape": InputShape.from_dict(data["shape"]),
             }
         )
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file; what it says is not checked.
+
+    Raises:
+        ExportError: It is absent or no ONNX file.
+    """
+    import onnx
+
+    try:
+        return onnx.load(path)
+    except Exception as exc:  # protobuf's and onnx's errors have no common base
+        raise ExportError(f"{path}: expected an ONNX file, cannot read it ({exc}); export it again.") from exc
 
 
 def write_facts(model: onnx.ModelProto, facts: GraphFacts) -> None:

@@ -15,40 +15,39 @@ import numpy as np
 from nrd_trt.data.preprocessing import FittedImage, fit_image
 from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError, ExportError
-from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.graph.metadata import GraphFacts, load_onnx, read_facts
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.graph_io import first_mask, image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import Fit, InputShape, ModelInfo, RunnerName, check_choice, check_size
+from nrd_trt.specs import Fit, InputShape, ModelInfo, RunnerName, Size, check_choice, check_size
 
 if TYPE_CHECKING:
     from nrd_trt.model.recognise import CheckpointOptions
 
 
 class Engine:
-    """A runner that takes images and gives masks.
+    """A runner that takes images and gives masks; not to be shared by threads.
 
-    The runner starts with the first image, or on entering a ``with`` block, and ends with the block or the object.
+    The runner starts with the first image, or on entering a ``with`` block. It ends with the block, or with the process
+    where there is none.
 
     Args:
-        runner: Not entered.
+        runner: Not entered yet.
         graph: What the file that it runs says about itself.
         fit: How images of other sizes are brought to the engine's size.
-        bundle: Where the file comes from a bundle.
+        bundle: The bundle that the file belongs to, or None.
 
-    Attributes:
-        runner: As given.
-        graph: As given.
-        fit: As given.
-        bundle: As given, or None.
+    Raises:
+        ConfigError: `fit` is not known.
     """
 
     def __init__(
         self, runner: BaseRunner, graph: GraphFacts, *, fit: Fit = "resize", bundle: Bundle | None = None
     ) -> None:
+        check_choice("fit", fit, Fit)
         self.runner, self.graph, self.fit, self.bundle = runner, graph, fit, bundle
         self._entered = False
 
@@ -131,11 +130,11 @@ def open_bundle(
         path: A ``NAME.nrd`` folder.
         runner: ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
         threads: CPU threads; None leaves the choice to the backend.
-        plugin: Library of a plan that decodes by plugin; None looks for it.
-        fit: How images of other sizes are brought to the engine's size; None takes the bundle's way.
+        plugin: Library of a plan that decodes by plugin; None searches for it.
+        fit: How images of other sizes are brought to the engine's size; None takes what the bundle was built with.
 
     Returns:
-        An engine, which may be used as a context manager and closes itself otherwise.
+        An engine, which is a context manager: leaving its ``with`` block frees what the runner holds.
 
     Raises:
         ConfigError: An argument is not known, or does not fit the bundle.
@@ -144,10 +143,8 @@ def open_bundle(
         RunnerError: The runner asked for cannot run the bundle here.
     """
     bundle = read_bundle(path)
-    if fit is not None:
-        check_choice("fit", fit, Fit)
     made = make_runner(bundle, runner, threads=threads, plugin=None if plugin is None else Path(plugin))
-    return Engine(made, bundle.graph, fit=fit or bundle.record.fit, bundle=bundle)
+    return Engine(made, bundle.graph, fit=bundle.record.fit if fit is None else fit, bundle=bundle)
 
 
 def open_engine(
@@ -157,7 +154,7 @@ def open_engine(
     threads: int | None = None,
     plugin: Path | str | None = None,
     fit: Fit | None = None,
-    size_hw: tuple[int, int] | None = None,
+    size: Size | None = None,
     options: CheckpointOptions | None = None,
 ) -> Engine:
     """Open a bundle, a checkpoint or an ONNX file for prediction.
@@ -167,75 +164,67 @@ def open_engine(
             runs in ONNX Runtime.
         runner: See `open_bundle`; a checkpoint and an ONNX file have one each.
         threads: CPU threads; None leaves the choice to the backend.
-        plugin: For bundles; see `open_bundle`.
-        fit: How images of other sizes are brought to the engine's size; None takes the bundle's way, or ``"resize"``.
-        size_hw: Size that a checkpoint runs at; None takes its own.
+        plugin: See `open_bundle`; for bundles only.
+        fit: How images of other sizes are brought to the engine's size; None takes what a bundle was built with, and
+            ``"resize"`` for other files.
+        size: Height and width that a checkpoint runs at, multiples of 32; None takes its own.
         options: What the file of a checkpoint does not tell.
 
     Raises:
-        ConfigError: There is no such file, or an argument does not fit it.
+        ConfigError: An argument is not known, or does not fit the file.
+        ShapeError: `size` is not a multiple of 32.
         BundleError: The bundle is damaged.
-        CheckpointError: The checkpoint cannot be read or is of another kind.
-        ExportError: The ONNX file was not exported by this toolkit.
+        CheckpointError: The checkpoint is absent, unreadable or of another kind.
+        ExportError: The ONNX file is absent or was not exported by this toolkit.
         PluginError: The plan's library is not that of the build, or cannot be used here.
         RunnerError: The runner asked for cannot run the bundle here.
     """
     check_choice("runner", runner, RunnerName)
     path = Path(path)
-    if is_bundle(path) or path.suffix == ".nrd":
-        if size_hw is not None or options is not None:
-            raise ConfigError(
-                f"{path}: size and network are fixed in a bundle; leave size= and what describes a checkpoint out, or "
-                "give the checkpoint."
-            )
+    holds_bundle, holds_onnx = is_bundle(path) or path.suffix == ".nrd", path.suffix == ".onnx"
+    if (holds_bundle or holds_onnx) and not (size is None and options is None):
+        raise ConfigError(
+            f"{path}: size and network are fixed in {'a bundle' if holds_bundle else 'an ONNX file'}; leave size= and "
+            "what describes a checkpoint out, or give the checkpoint."
+        )
+    if holds_bundle:
         return open_bundle(path, runner=runner, threads=threads, plugin=plugin, fit=fit)
     if plugin is not None:
         raise ConfigError(f"plugin={plugin}: expected a bundle whose plan needs it, got {path}; leave it out.")
-    return (
-        _open_onnx(path, runner, threads, fit)
-        if path.suffix == ".onnx"
-        else _open_checkpoint(path, runner, threads, fit, size_hw, options)
-    )
+    own: RunnerName = "onnxruntime" if holds_onnx else "torch"
+    if runner not in ("auto", own):
+        raise ConfigError(
+            f"runner={runner!r}: {path} runs by runner={own!r} only; build a bundle for other runners: "
+            f"nrd_trt.build({str(path)!r}, 'NAME.nrd')"
+        )
+    made, graph = _open_onnx(path, threads) if holds_onnx else _open_checkpoint(path, threads, size, options)
+    return Engine(made, graph, fit="resize" if fit is None else fit)
 
 
-def _open_onnx(path: Path, runner: RunnerName, threads: int | None, fit: Fit | None) -> Engine:
-    import onnx
-
-    if runner not in ("auto", "onnxruntime"):
-        raise ConfigError(f"runner={runner!r}: an ONNX file runs in ONNX Runtime; build a bundle for other runners.")
+def _open_onnx(path: Path, threads: int | None) -> tuple[BaseRunner, GraphFacts]:
+    model = load_onnx(path)
     try:
-        model = onnx.load(path)
-    except Exception as exc:  # protobuf's and onnx's errors have no common base
-        raise ExportError(f"{path}: expected an ONNX file, cannot read it ({exc}); export it again.") from exc
-    return Engine(OrtRunner(model, threads=threads), read_facts(model), fit=fit or "resize")
+        return OrtRunner(model, threads=threads), read_facts(model)
+    except ExportError as exc:
+        raise ExportError(f"{path}: {exc}") from exc
 
 
 def _open_checkpoint(
-    path: Path,
-    runner: RunnerName,
-    threads: int | None,
-    fit: Fit | None,
-    size_hw: tuple[int, int] | None,
-    options: CheckpointOptions | None,
-) -> Engine:
-    if runner not in ("auto", "torch"):
-        raise ConfigError(
-            f"runner={runner!r}: {path} is a checkpoint, which runs in PyTorch; build a bundle for other runners: "
-            f"nrd_trt.build({str(path)!r}, 'NAME.nrd')"
-        )
+    path: Path, threads: int | None, size: Size | None, options: CheckpointOptions | None
+) -> tuple[BaseRunner, GraphFacts]:
     model = load_trained(path, options)
     from nrd_trt.runtime.torch_runner import TorchRunner  # after `load_trained`, which tells of a missing PyTorch
 
-    size_hw = size_hw or model.info.size_hw
-    check_size(size_hw, what="size=")
+    size = size or model.info.size_hw
+    check_size(size, what="size=")
     graph = GraphFacts(
         info=model.info,
         decode=model.config.decode if model.config.is_nrd else None,
         upsample=model.config.upsample,
-        shape=InputShape.static(size_hw),
+        shape=InputShape.static(size),
         input_form="uint8",
         output="both",
         encoder=model.config.encoder,
         head=model.config.head,
     )
-    return Engine(TorchRunner(model, threads=threads), graph, fit=fit or "resize")
+    return TorchRunner(model, threads=threads), graph

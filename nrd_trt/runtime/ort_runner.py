@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from nrd_trt.errors import RunnerError
-from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.metadata import load_onnx, read_facts
 from nrd_trt.graph.rounding import simulate_rounding
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import BaseRunner
@@ -47,7 +47,7 @@ class OrtRunner(BaseRunner):
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         ort = require("onnxruntime", extra="ort", purpose="running ONNX files on the CPU")
-        model = onnx.load(self._model) if isinstance(self._model, Path) else self._model
+        model = load_onnx(self._model) if isinstance(self._model, Path) else self._model
         facts = read_facts(model)
         precision, self.mask_encoding = facts.precision, facts.mask_encoding
         self.arithmetic = "native" if precision == "fp32" else "simulated"

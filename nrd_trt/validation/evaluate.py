@@ -93,7 +93,7 @@ def evaluate(
         threads=threads,
         plugin=None if plugin is None else Path(plugin),
         fit=fit,
-        size_hw=size,
+        size=size,
         options=checkpoint_options(options),
     )
     samples = SampleSource(

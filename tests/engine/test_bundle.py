@@ -222,7 +222,9 @@ def test_stored_arrays_that_do_not_belong_together(changes: dict[str, Any], tmp_
         ReferenceSet.from_file(file)
 
 
-@pytest.mark.parametrize("data", [b"", b"masks", REFERENCES.to_bytes()[:-30], REFERENCES.to_bytes().replace(b"m", b"n")])
+@pytest.mark.parametrize(
+    "data", [b"", b"masks", REFERENCES.to_bytes()[:-30], REFERENCES.to_bytes().replace(b"m", b"n")]
+)
 def test_what_stores_no_masks(data: bytes, tmp_path: Path) -> None:
     (tmp_path / REFERENCE_FILE).write_bytes(data)
     with pytest.raises(BundleError, match=rf"{REFERENCE_FILE}: expected stored inputs and masks, got .*; rebuild"):

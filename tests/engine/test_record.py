@@ -194,7 +194,7 @@ def test_every_changed_byte_is_found() -> None:
     original = write_record(record())
     for position, byte in enumerate(original):
         for flip in (0x07, (0x01, 0x20, 0x80)[position % 3]) if position % 8 == 0 else (0x07,):
-            with pytest.raises(ValueError, match="rebuild the bundle|expected schema"):
+            with pytest.raises(ValueError, match=r"rebuild the bundle|expected schema"):
                 read_record(original[:position] + bytes([byte ^ flip]) + original[position + 1 :])
 
 

@@ -1,11 +1,12 @@
-"""A bundle as its user sees it: any image in, a mask of its size out."""
+"""Any file in, an engine out; any image in, a mask of its size out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,24 +15,28 @@ import torch
 import nrd_trt
 from nrd_trt.data.preprocessing import FITS, fit_image, normalise
 from nrd_trt.data.synthetic import street_scene
-from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
-from nrd_trt.errors import BundleError, ConfigError, RunnerError, ShapeError
-from nrd_trt.graph.metadata import read_facts, write_facts
+from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, Bundle
+from nrd_trt.errors import BundleError, CheckpointError, ConfigError, ExportError, RunnerError, ShapeError
+from nrd_trt.files import sha256_file
+from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.tensors import copy_model
-from nrd_trt.runtime.engine import open_bundle
-from nrd_trt.runtime.select import make_runner
-from nrd_trt.specs import Fit, InputForm, InputShape, Range
+from nrd_trt.model.recognise import CheckpointOptions
+from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.runtime.trt_runner import TrtRunner
+from nrd_trt.specs import Fit, InputForm, InputShape, Range, RunnerName, TensorSpec
 from tests.artefacts import (
     SIZE_HW,
-    build,
     bundle,
+    checkpoint,
     copy_of,
+    onnx_file,
+    read_facts_of,
     rewrite_facts,
     trained_model,
-    workspace,
-    write_model,
 )
+from tests.engine.records import record
 from tests.helpers import cached_small_model, small_export
 
 
@@ -86,21 +91,18 @@ def test_logits_bundle_predicts_the_same_masks() -> None:
 
 
 @pytest.mark.parametrize("form", ["uint8", "float"])
-def test_dynamic_bundle_of_larger_batches(form: InputForm) -> None:
+def test_dynamic_file_of_larger_batches(form: InputForm) -> None:
     """Sizes within the range are run as they are, and one image fills a batch of two."""
-    model = copy_model(small_export(form, "dynamic"))
-    shape = read_facts(model).shape
-    write_facts(model, replace(read_facts(model), shape=replace(shape, batch=Range(min=2, opt=2, max=3))))
-    source = write_model(select_outputs(model, "mask"), f"dynamic_{form}.onnx")
-    path = workspace() / f"dynamic_{form}.nrd"
-    build(source, path, precision="fp32")
+    model = select_outputs(small_export(form, "dynamic"), "mask")
+    facts = read_facts(model)
+    shape = replace(facts.shape, batch=Range(min=2, opt=2, max=3))
     network = cached_small_model()
-    with open_bundle(path, threads=1) as predictor:
+    with Engine(OrtRunner(model, threads=1), replace(facts, shape=shape)) as engine:
         for size in ((64, 64), (96, 160), (100, 70)):
             rgb = picture(*size)
             fitted = fit_image(rgb, shape, network.info)
             assert fitted.image.shape[:2] == (round(size[0] / 32) * 32, max(64, round(size[1] / 32) * 32))
-            got = predictor.predict(rgb)
+            got = engine.predict(rgb)
             expected = network.predict(torch.from_numpy(normalise(fitted.image[None], network.info)))[0]
             assert got.shape == size
             assert (got == fitted.restore(expected.numpy().astype(np.uint8))).mean() > 0.995
@@ -123,19 +125,19 @@ def test_what_is_no_rgb_image_is_refused(wrong: np.ndarray) -> None:
 
 def test_with_statement_closes_and_reuse_opens_again() -> None:
     rgb = picture(64, 96)
-    predictor = open_bundle(bundle(), threads=1)
-    with predictor as entered:
-        assert entered is predictor
-        first = predictor.predict(rgb)
+    engine = open_bundle(bundle(), threads=1)
+    with engine as entered:
+        assert entered is engine
+        first = engine.predict(rgb)
     with pytest.raises(RunnerError, match="not entered"):
-        predictor._runner.infer({})
-    np.testing.assert_array_equal(predictor.predict(rgb), first)
-    with predictor:  # already running
-        np.testing.assert_array_equal(predictor.predict(rgb), first)
-    with predictor:
-        np.testing.assert_array_equal(predictor.predict(rgb), first)
-    predictor.__exit__(None, None, None)
-    predictor.__exit__(None, None, None)
+        engine.runner.infer({})
+    np.testing.assert_array_equal(engine.predict(rgb), first)
+    with engine:  # already running
+        np.testing.assert_array_equal(engine.predict(rgb), first)
+    with engine:
+        np.testing.assert_array_equal(engine.predict(rgb), first)
+    engine.__exit__(None, None, None)
+    engine.__exit__(None, None, None)
 
 
 def test_error_inside_the_block_is_not_swallowed() -> None:
@@ -143,73 +145,179 @@ def test_error_inside_the_block_is_not_swallowed() -> None:
         raise ZeroDivisionError
 
 
+class Counting(BaseRunner):
+    """A runner that gives an empty mask and counts how often it starts and ends."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts = self.ends = 0
+
+    def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        self.starts += 1
+        image = TensorSpec(name="image", dtype=np.dtype(np.uint8), shape=(1, 32, 64, 3))
+        return {"image": image}, {}
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"mask": np.zeros((1, 32, 64), np.uint8)}
+
+    def _close(self) -> None:
+        self.ends += 1
+
+
+def test_the_runner_starts_with_the_first_image_and_once() -> None:
+    runner = Counting()
+    engine = Engine(runner, record().model)
+    assert runner.starts == 0
+    for _ in range(2):
+        engine.predict(picture(64, 96))
+    assert (runner.starts, runner.ends) == (1, 0)
+    for _ in range(2):
+        with engine:
+            pass
+    assert (runner.starts, runner.ends) == (2, 2)
+
+
+def test_a_runner_that_cannot_start_may_be_asked_again() -> None:
+    class Broken(Counting):
+        def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+            if super()._open() and self.starts == 1:
+                raise RunnerError("no memory")
+            return super()._open()
+
+    engine = Engine(Broken(), record().model)
+    with pytest.raises(RunnerError, match="no memory"):
+        engine.predict(picture(32, 64))
+    assert engine.predict(picture(32, 64)).shape == (32, 64)
+
+
 def test_facts_for_the_user() -> None:
-    predictor = nrd_trt.open_bundle(str(bundle("fp16")), threads=1)
-    assert predictor.info == trained_model().info
-    assert predictor.runner_name == "onnxruntime"
-    predictor.predict(picture(64, 96))
-    assert predictor.arithmetic == "simulated"
+    engine = nrd_trt.open_bundle(str(bundle("fp16")), threads=1)
+    assert engine.info == trained_model().info
+    assert (engine.runner_name, engine.plan_run) == ("onnxruntime", None)
+    engine.predict(picture(64, 96))
+    assert engine.arithmetic == "simulated"
     with nrd_trt.open_bundle(bundle()) as exact:
         assert exact.arithmetic == "native"
 
 
-# --- choosing the runner ---------------------------------------------------------------------------------------------
+def test_whether_the_plan_runs() -> None:
+    planned = Bundle(path=Path("a.nrd"), record=record(files={PLAN_FILE: "0"}))
+    by_plan = TrtRunner(b"", flavour="tensorrt", rebuild="rebuild it")
+    assert Engine(by_plan, planned.graph, bundle=planned).plan_run is True
+    assert Engine(Counting(), planned.graph, bundle=planned).plan_run is False
+    assert Engine(Counting(), planned.graph).plan_run is None
 
 
-@pytest.mark.parametrize("runner", ["auto", "onnxruntime"])
-def test_runners_of_this_machine(runner: str) -> None:
-    assert make_runner(read_bundle(bundle()), runner).name == "onnxruntime"
+# --- every kind of file ----------------------------------------------------------------------------------------------
+
+KINDS: Mapping[str, Callable[[], Path]] = {"bundle": bundle, "checkpoint": checkpoint, "onnx": onnx_file}
+
+
+def test_every_kind_of_file_gives_one_mask() -> None:
+    rgb, masks = picture(61, 47), {}
+    for kind, path in KINDS.items():
+        size = SIZE_HW if kind == "checkpoint" else None
+        with open_engine(str(path()), threads=1, size=size) as engine:
+            assert (engine.graph.shape, engine.fit) == (InputShape.static(SIZE_HW), "resize")
+            masks[kind] = engine.predict(rgb)
+            assert engine.runner_name == ("torch" if kind == "checkpoint" else "onnxruntime")
+            assert (engine.bundle is None) == (kind != "bundle")
+    np.testing.assert_array_equal(masks["bundle"], masks["onnx"])
+    assert (masks["bundle"] == masks["checkpoint"]).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fit_that_is_given_is_taken(kind: str) -> None:
+    rgb, size = picture(48, 61), SIZE_HW if kind == "checkpoint" else None
+    with open_engine(KINDS[kind](), threads=1, size=size, fit="letterbox") as engine:
+        assert (engine.predict(rgb) == torch_mask(rgb, "letterbox")).mean() > 0.999
+    with pytest.raises(ConfigError, match="fit='stretch': expected one of 'resize', "):
+        open_engine(KINDS[kind](), size=size, fit="stretch")  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_takes_its_own_size_and_what_is_said_of_it() -> None:
+    engine = open_engine(checkpoint(), options=CheckpointOptions(mean=(1.0, 2.0, 3.0)))
+    assert engine.graph.shape == InputShape.static(trained_model().info.size_hw)
+    assert engine.info.mean == (1.0, 2.0, 3.0)
+
+
+def written(name: str, data: bytes) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return write
+
+
+def folder(name: str) -> Callable[[Path], Path]:
+    def make(parent: Path) -> Path:
+        (parent / name).mkdir()
+        return parent / name
+
+    return make
 
 
 @pytest.mark.parametrize(
-    ("runner", "error", "match"),
+    ("source", "error", "words"),
     [
-        ("torch", ConfigError, "give the checkpoint instead"),
-        ("tensorrt", RunnerError, "--runner tensorrt: .*holds no plan; build one with: .*--builder tensorrt "),
-        (
-            "tensorrt-rtx",
-            RunnerError,
-            "--runner tensorrt-rtx: .*holds no plan; build one with: .*--builder tensorrt-rtx",
-        ),
-        ("cuda", ConfigError, "expected one of 'auto', "),
+        (lambda tmp: tmp / "absent.nrd", BundleError, "absent.nrd: expected a bundle folder"),
+        (lambda tmp: tmp / "absent.onnx", ExportError, "absent.onnx: expected an ONNX file, cannot read it"),
+        (lambda tmp: tmp / "absent.pth", CheckpointError, "absent.pth: expected a checkpoint file, found none"),
+        (lambda tmp: tmp / "absent", CheckpointError, "absent: expected a checkpoint file, found none"),
+        (folder("photos"), CheckpointError, "photos: expected a checkpoint file, found none"),
+        (folder("photos.nrd"), BundleError, "photos.nrd: expected a bundle folder with bundle.json, found none"),
+        (folder("photos.onnx"), ExportError, "photos.onnx: expected an ONNX file"),
+        (written("a.onnx", b"some text\n"), ExportError, "a.onnx: expected an ONNX file, cannot read it"),
+        (written("a.onnx", b""), ExportError, "a.onnx: the ONNX file does not carry this toolkit's metadata"),
+        (written("a.pth", b"some text\n"), CheckpointError, "a.pth: "),
+        (written("a.nrd", b""), BundleError, "a.nrd: expected a bundle folder"),
     ],
 )
-def test_other_runners_say_why_not(runner: str, error: type[Exception], match: str) -> None:
-    with pytest.raises(error, match=match):
+def test_what_cannot_be_opened(
+    source: Callable[[Path], Path], error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error) as caught:
+        open_engine(source(tmp_path))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "words"),
+    [
+        ("bundle", {"runner": "torch"}, "runner='torch': a bundle holds no PyTorch model; give the checkpoint"),
+        ("bundle", {"runner": "cuda"}, "runner='cuda': expected one of 'auto', "),
+        ("bundle", {"size": (64, 96)}, "size and network are fixed in a bundle; leave size= "),
+        ("bundle", {"options": CheckpointOptions(num_classes=3)}, "size and network are fixed in a bundle"),
+        ("bundle", {"plugin": "a.so"}, "plugin=a.so: expected a bundle whose plan needs it"),
+        ("checkpoint", {"runner": "onnxruntime"}, r"runner='onnxruntime': .* runs by runner='torch' only; build a"),
+        ("checkpoint", {"plugin": "a.so"}, "plugin=a.so: expected a bundle whose plan needs it"),
+        ("checkpoint", {"size": (64, 100)}, "size=64x100: expected height and width to be multiples of 32"),
+        ("checkpoint", {"size": "64x96"}, "size='64x96': expected height and width such as"),
+        ("onnx", {"runner": "tensorrt"}, r"runner='tensorrt': .*\.onnx runs by runner='onnxruntime' only; build a"),
+        ("onnx", {"runner": "cuda"}, "runner='cuda': expected one of 'auto', "),
+        ("onnx", {"size": (64, 96)}, "size and network are fixed in an ONNX file; leave size= "),
+        ("onnx", {"plugin": "a.so"}, "plugin=a.so: expected a bundle whose plan needs it"),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_named(kind: str, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises((ConfigError, ShapeError), match=words):
+        open_engine(KINDS[kind](), **arguments)
+
+
+@pytest.mark.parametrize("runner", ["tensorrt", "tensorrt-rtx"])
+def test_a_plan_that_a_bundle_has_not(runner: RunnerName) -> None:
+    call = rf"nrd_trt\.build\('{bundle()}', '{bundle()}', builder='{runner}', force=True\)"
+    with pytest.raises(RunnerError, match=rf"runner='{runner}': .*holds no plan; build one with: {call}"):
         nrd_trt.open_bundle(bundle(), runner=runner)
 
 
-# --- damaged bundles -------------------------------------------------------------------------------------------------
-
-
-def test_damaged_bundle_is_refused_on_opening(tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_refused_on_opening_and_on_use(tmp_path: Path) -> None:
     path = copy_of(bundle(), tmp_path / "a.nrd")
-    file = path / ONNX_FILE
-    changed = bytearray(file.read_bytes())
-    changed[len(changed) // 2] ^= 1
-    file.write_bytes(changed)
+    (path / ONNX_FILE).write_bytes(b"no ONNX file")
     with pytest.raises(BundleError, match=ONNX_FILE):
         nrd_trt.open_bundle(path)
-
-
-def test_unknown_fit_in_the_facts_is_refused(tmp_path: Path) -> None:
-    path = copy_of(bundle(), tmp_path / "a.nrd")
-    rewrite_facts(path, fit="stretch")
-    with pytest.raises((BundleError, ConfigError), match="stretch"):
-        nrd_trt.open_bundle(path)
-
-
-def test_opening_is_cheap_and_the_runner_starts_with_the_first_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-    predictor = open_bundle(bundle(), threads=1)
-    start: Callable[[], object] = predictor._runner._open
-
-    def counted() -> object:
-        opened.append("open")
-        return start()
-
-    monkeypatch.setattr(predictor._runner, "_open", counted)
-    assert opened == []
-    for _ in range(2):
-        predictor.predict(picture(64, 96))
-    assert opened == ["open"]
+    rewrite_facts(path, files={**read_facts_of(path)["files"], ONNX_FILE: sha256_file(path / ONNX_FILE)})
+    with pytest.raises(ExportError, match=rf"{ONNX_FILE}: expected an ONNX file"), nrd_trt.open_bundle(path):
+        pass
