@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -187,15 +186,6 @@ class InputShape:
         height, width = size_hw
         return self.height.min <= height <= self.height.max and self.width.min <= width <= self.width.max
 
-    def to_dict(self) -> dict[str, dict[str, int]]:
-        """Return plain numbers for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Mapping[str, int]]) -> InputShape:
-        """Inverse of `to_dict`."""
-        return cls(**{axis: Range(**data[axis]) for axis in ("batch", "height", "width")})
-
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
@@ -304,25 +294,3 @@ class ModelInfo:
             raise ConfigError(f"mean/std: expected three numbers each and std > 0, got {self.mean} and {self.std}.")
         if self.channel_order not in ("rgb", "bgr"):
             raise ConfigError(f"channel_order: expected 'rgb' or 'bgr', got {self.channel_order!r}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ModelInfo:
-        """Inverse of `to_dict`; lists from JSON become tuples."""
-        return cls(
-            class_names=tuple(data["class_names"]),
-            palette=tuple((int(r), int(g), int(b)) for r, g, b in data["palette"]),
-            mean=_triple(data["mean"]),
-            std=_triple(data["std"]),
-            channel_order=data["channel_order"],
-            ignore_index=data["ignore_index"],
-            size_hw=(int(data["size_hw"][0]), int(data["size_hw"][1])),
-        )
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    first, second, third = (float(value) for value in values)
-    return first, second, third

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -65,7 +67,7 @@ def test_shape(given: dict[str, Any], expected: list[tuple[int, int, int]]) -> N
     shape = shape_of(**given)
     assert triples(shape) == expected
     assert shape.opt_hw == (expected[1][1], expected[2][1])
-    assert InputShape.from_dict(json.loads(json.dumps(shape.to_dict()))) == shape
+    assert msgspec.convert(json.loads(json.dumps(asdict(shape))), InputShape) == shape
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ INFO: dict[str, Any] = {"class_names": ("a", "b"), "palette": ((0, 1, 2), (3, 4,
 
 def test_model_info_round_trip() -> None:
     info = ModelInfo(**INFO, mean=(1.5, 2.5, 3.5), channel_order="bgr", ignore_index=1, size_hw=(64, 96))
-    assert ModelInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+    assert msgspec.convert(json.loads(json.dumps(asdict(info))), ModelInfo) == info
 
 
 @pytest.mark.parametrize(

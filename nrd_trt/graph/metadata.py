@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nrd_trt.errors import ConfigError, ExportError
-from nrd_trt.specs import MASK_ENCODINGS, DecodeSpec, InputForm, InputShape, MaskEncoding, ModelInfo, Precision
+import msgspec
+
+from nrd_trt.errors import ExportError
+from nrd_trt.specs import DecodeSpec, InputForm, InputShape, MaskEncoding, ModelInfo, Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -32,26 +34,9 @@ class GraphFacts:
     upsample: int = 4  # from the logits' size to the mask's
     mask_encoding: MaskEncoding = "uint8"
 
-    def __post_init__(self) -> None:
-        if self.mask_encoding not in MASK_ENCODINGS:  # of a later version: read as plain bytes the masks would be wrong
-            expected = " or ".join(MASK_ENCODINGS)
-            raise ConfigError(f"mask_encoding: expected {expected}, got {self.mask_encoding!r}; export it again.")
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**asdict(self), "info": self.info.to_dict(), "shape": self.shape.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> GraphFacts:
-        """Inverse of `to_dict`."""
-        return cls(
-            **{
-                **data,
-                "info": ModelInfo.from_dict(data["info"]),
-                "decode": None if data["decode"] is None else DecodeSpec(**data["decode"]),
-                "shape": InputShape.from_dict(data["shape"]),
-            }
-        )
+        return asdict(self)
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -85,10 +70,10 @@ def read_facts(model: onnx.ModelProto) -> GraphFacts:
         entry.key.removeprefix(_PREFIX): entry.value for entry in model.metadata_props if entry.key.startswith(_PREFIX)
     }
     try:
-        return GraphFacts.from_dict({key: json.loads(value) for key, value in found.items()})
-    except (KeyError, TypeError, ValueError) as exc:
+        return msgspec.convert({key: msgspec.json.decode(value) for key, value in found.items()}, GraphFacts)
+    except (ValueError, RecursionError) as exc:
         raise ExportError(
-            f"the ONNX file does not carry this toolkit's metadata ({exc!r}); export it with `nrd-trt export`."
+            f"the ONNX file does not carry this toolkit's metadata ({exc}); export it again with nrd_trt.export."
         ) from exc
 
 

@@ -11,9 +11,11 @@ import json
 import pickle
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,13 +26,14 @@ from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.files import atomic_file
 from nrd_trt.model.mmseg import mmseg_facts
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import CheckpointOptions, describe, nearest, recognise
+from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, StoredInfo, describe, nearest, recognise
 
 _INFO_KEY = "nrd_trt.info"
 _CONFIG_KEY = "nrd_trt.config"
 _UNUSED = "decode_head.conv_seg."  # by an NRD head
 _SHOWN = 10
-_FOREIGN = (AttributeError, SyntaxError, TypeError, ValueError)  # raised by metadata of other kinds than ours
+# Raised by metadata of other kinds than ours.
+_FOREIGN = (AttributeError, RecursionError, SyntaxError, TypeError, ValueError)
 
 
 def load_checkpoint(path: Path, options: CheckpointOptions) -> Segmentor:
@@ -38,11 +41,9 @@ def load_checkpoint(path: Path, options: CheckpointOptions) -> Segmentor:
     state, facts = _read(path)
     try:
         config = recognise({name: tuple(tensor.shape) for name, tensor in state.items()}, facts, options)
-        info = describe(config.num_classes, facts, options)
+        info = describe(config.num_classes, facts.info, options)
     except (CheckpointError, ConfigError) as exc:
         raise type(exc)(f"{path}: {exc}") from exc
-    except _FOREIGN as exc:
-        raise CheckpointError(_foreign_message(path, exc)) from exc
     model = Segmentor(config, info)
     _check_tensors(path, state, model)
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()}, strict=False)
@@ -89,7 +90,7 @@ def save_checkpoint(
     """
     config = model.config
     metadata = dict(extra or {})
-    metadata[_INFO_KEY] = json.dumps(model.info.to_dict())
+    metadata[_INFO_KEY] = json.dumps(asdict(model.info))
     metadata[_CONFIG_KEY] = json.dumps(
         {
             "num_classes": config.num_classes,
@@ -112,8 +113,8 @@ def save_checkpoint(
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors under their plain names, and whatever the file says besides."""
+def _read(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
+    """Return the tensors under their plain names, and what the file tells besides."""
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a checkpoint file, found none; check the path.")
     if path.suffix == ".safetensors":
@@ -124,7 +125,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: t for name, t in state.items() if not name.startswith("auxiliary_head.")}, facts
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -132,13 +133,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(f"{path}: not a readable safetensors file ({exc}); fetch or export it again.") from exc
     try:
-        facts = {key: json.loads(metadata[key]) for key in (_INFO_KEY, _CONFIG_KEY) if key in metadata}
-    except ValueError as exc:
+        info = msgspec.json.decode(metadata.get(_INFO_KEY, "{}"), type=StoredInfo)
+        facts = msgspec.json.decode(metadata.get(_CONFIG_KEY, "{}"), type=StoredFacts)
+    except _FOREIGN as exc:
         raise CheckpointError(_foreign_message(path, exc)) from exc
-    return tensors, {"info": facts.get(_INFO_KEY, {}), **facts.get(_CONFIG_KEY, {})}
+    return tensors, replace(facts, info=info)
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
     try:
         with torch.serialization.safe_globals(_numpy_types()):
             data = torch.load(path, map_location="cpu", weights_only=True)

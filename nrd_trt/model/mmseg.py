@@ -8,6 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from nrd_trt.model.recognise import StoredFacts
+
 # Per kind of encoder: the stride before its stages, its own strides, and the dilations of each output stride.
 _RESNET = (4, (1, 2, 2, 2), {32: (1, 1, 1, 1), 16: (1, 1, 1, 2), 8: (1, 1, 2, 4)})
 _MOBILENET = (
@@ -19,12 +23,14 @@ _MOBILENET = (
 _FORM = ("strides", "dilations", "contract_dilation", "style", "multi_grid")
 
 
-def mmseg_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
+def mmseg_facts(meta: Mapping[str, Any]) -> StoredFacts:
     """Read classes, palette, normalisation, output stride and dilations, as far as they are there.
 
-    Returns:
-        Keys ``info, dilations, output_stride``; or ``unsupported``, a message, in place of the last where the encoder's
-        convolutions are strided or dilated in a way that this toolkit does not build.
+    Where the encoder's convolutions are strided or dilated in a way that this toolkit does not build, ``unsupported``
+    says so in place of the output stride.
+
+    Raises:
+        msgspec.ValidationError: A value has another type than mmseg writes.
     """
     text = str(meta.get("config", ""))
     info: dict[str, Any] = {}
@@ -34,7 +40,8 @@ def mmseg_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
         info["class_names"] = list(names)
     if palette:
         info["palette"] = [list(map(int, colour)) for colour in palette]
-    return {"info": {**info, **_normalisation(text)}, **_dilation(_model(text))}
+    found = {"info": {**info, **_normalisation(text)}, **_dilation(_model(text))}
+    return msgspec.convert(found, StoredFacts)
 
 
 def _normalisation(text: str) -> dict[str, Any]:

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.configs import nearest_config
 from nrd_trt.model.encoders import RESNETS
-from nrd_trt.specs import Head, ModelInfo
+from nrd_trt.specs import STRIDE, Head, ModelInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _CONTROLLER = "decode_head.classifier.classifier"
-_RELEASED_DILATIONS, _RELEASED_STRIDE = (1, 3, 6, 9), 32
+_RELEASED_DILATIONS = (1, 3, 6, 9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +40,56 @@ class CheckpointOptions:
     bgr: bool | None = None
 
 
-def recognise(shapes: Shapes, facts: Mapping[str, Any], options: CheckpointOptions) -> NetworkConfig:
+@dataclass(frozen=True, kw_only=True)
+class StoredInfo:
+    """The fields of `ModelInfo` that a checkpoint file tells; None for those that it does not."""
+
+    class_names: tuple[str, ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    channel_order: Literal["rgb", "bgr"] | None = None
+    ignore_index: int | None = None
+    size_hw: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFacts:
+    """What a checkpoint file tells besides its tensors; None for what it does not.
+
+    Attributes:
+        info: Classes and preprocessing.
+        num_classes: K.
+        hidden: d, width of the per-patch perceptron.
+        patch: f, side of a patch.
+        dilations: Dilations of the four ASPP branches.
+        output_stride: Stride of the encoder's last stage.
+        unsupported: Why the network cannot be loaded.
+    """
+
+    info: StoredInfo = StoredInfo()
+    num_classes: int | None = None
+    hidden: int | None = None
+    patch: int | None = None
+    dilations: tuple[int, int, int, int] | None = None
+    output_stride: int | None = None
+    unsupported: str | None = None
+
+
+def recognise(shapes: Shapes, facts: StoredFacts, options: CheckpointOptions) -> NetworkConfig:
     """Return the configuration of a checkpoint.
 
     Args:
         shapes: Names and shapes of its tensors.
-        facts: Its metadata: ``num_classes, hidden, patch, dilations, output_stride``, as far as they are known;
-            ``unsupported`` says why it cannot be loaded.
-        options: Win over the metadata.
+        facts: Its metadata.
+        options: What the user says; wins over the metadata.
 
     Raises:
         CheckpointError: It is no network of this toolkit, or shapes and metadata leave it open which one.
         ConfigError: A value is not supported.
     """
-    if unsupported := facts.get("unsupported"):
-        raise CheckpointError(unsupported)
+    if facts.unsupported is not None:
+        raise CheckpointError(facts.unsupported)
     encoder = _encoder(shapes)
     if "decode_head.cat_norm.weight" in shapes or f"{_CONTROLLER}.1.weight" in shapes:
         return _nrd(encoder, shapes, facts, options)
@@ -68,7 +103,7 @@ def recognise(shapes: Shapes, facts: Mapping[str, Any], options: CheckpointOptio
     return _baseline(encoder, baseline, shapes, facts, options)
 
 
-def _nrd(encoder: str | None, shapes: Shapes, facts: Mapping[str, Any], options: CheckpointOptions) -> NetworkConfig:
+def _nrd(encoder: str | None, shapes: Shapes, facts: StoredFacts, options: CheckpointOptions) -> NetworkConfig:
     head: Head = "nrd" if "decode_head.bottleneck.conv.weight" in shapes else "nrd_no_aspp"
     guidance = "decode_head.c1_bottleneck.1.conv.weight" if head == "nrd" else "decode_head.c1_bottleneck.conv.weight"
     needed = (f"{_CONTROLLER}.0.conv.weight", f"{_CONTROLLER}.1.weight", guidance, "decode_head.cat_norm.weight")
@@ -93,9 +128,9 @@ def _nrd(encoder: str | None, shapes: Shapes, facts: Mapping[str, Any], options:
         controller_channels=controller,
         hidden=hidden,
         guidance_channels=m,
-        patch=options.patch or facts.get("patch", 8),
-        dilations=options.dilations or tuple(facts.get("dilations", _RELEASED_DILATIONS)),
-        output_stride=options.output_stride or facts.get("output_stride", _RELEASED_STRIDE),
+        patch=options.patch or facts.patch or 8,
+        dilations=options.dilations or facts.dilations or _RELEASED_DILATIONS,
+        output_stride=options.output_stride or facts.output_stride or STRIDE,
         **widths,
     )
 
@@ -109,10 +144,10 @@ def _baseline_head(shapes: Shapes) -> Head | None:
 
 
 def _baseline(
-    encoder: str, head: Head, shapes: Shapes, facts: Mapping[str, Any], options: CheckpointOptions
+    encoder: str, head: Head, shapes: Shapes, facts: StoredFacts, options: CheckpointOptions
 ) -> NetworkConfig:
-    dilations = options.dilations or facts.get("dilations")
-    output_stride = options.output_stride or facts.get("output_stride")
+    dilations = options.dilations or facts.dilations
+    output_stride = options.output_stride or facts.output_stride
     if dilations is None or output_stride is None:
         unknown = [
             name for name, value in (("output_stride=", output_stride), ("dilations=", dilations)) if value is None
@@ -130,7 +165,7 @@ def _baseline(
         head=head,
         channels=channels,
         c1_channels=c1[0] if c1 else NetworkConfig.c1_channels,
-        dilations=tuple(dilations),
+        dilations=dilations,
         output_stride=output_stride,
     )
 
@@ -162,12 +197,12 @@ def _encoder(shapes: Shapes) -> str | None:
 
 
 def _classes_and_hidden(
-    shapes: Shapes, facts: Mapping[str, Any], options: CheckpointOptions, *, m: int, theta: int
+    shapes: Shapes, facts: StoredFacts, options: CheckpointOptions, *, m: int, theta: int
 ) -> tuple[int, int]:
     """Solve P = (2+m)d + d + d² + d + dK + K for what is not known of K and d."""
     conv_seg = shapes.get("decode_head.conv_seg.weight")
-    classes = options.num_classes or (conv_seg[0] if conv_seg else facts.get("num_classes"))
-    hidden = options.hidden or facts.get("hidden")
+    classes = options.num_classes or (conv_seg[0] if conv_seg else facts.num_classes)
+    hidden = options.hidden or facts.hidden
     if classes is None:
         d = hidden or 16
         fixed = d * (4 + m + d)
@@ -185,29 +220,30 @@ def _classes_and_hidden(
     return int(classes), int(hidden)
 
 
-def describe(classes: int, facts: Mapping[str, Any], options: CheckpointOptions) -> ModelInfo:
+def describe(classes: int, stored: StoredInfo, options: CheckpointOptions) -> ModelInfo:
     """Collect names, colours and preprocessing: option, then file, then the known sets.
 
     Raises:
         ConfigError: ``class_names`` names another number of classes.
     """
-    found = dict(facts.get("info", {}))
     if options.class_names is not None and len(options.class_names) != classes:
         raise ConfigError(f"class_names=: expected {classes} names, got {len(options.class_names)}.")
-    names: Sequence[str] | None = options.class_names or found.get("class_names")
-    palette = found.get("palette")
+    names, palette, known = options.class_names or stored.class_names, stored.palette, known_classes(classes)
     if names is not None and len(names) != classes:
         warnings.warn(f"the checkpoint names {len(names)} classes but has {classes}; names ignored", stacklevel=4)
         names = None
-    known = known_classes(classes)
     if names is None and known is None:
         warnings.warn(f"no class names for {classes} classes; using class_0 …, give class_names=", stacklevel=4)
-    names = names or (known[0] if known else [f"class_{index}" for index in range(classes)])
+    names = names or (known[0] if known else tuple(f"class_{index}" for index in range(classes)))
     if palette is None or len(palette) != classes:
         palette = known[1] if known else voc_palette(classes)
-    given = {"mean": options.mean, "std": options.std}
-    if options.bgr is not None:
-        given["channel_order"] = "bgr" if options.bgr else "rgb"  # type: ignore[assignment]
-    defaults = ModelInfo(class_names=tuple(names), palette=tuple(map(tuple, palette))).to_dict()
-    chosen = {key: value for key, value in given.items() if value is not None}
-    return ModelInfo.from_dict({**defaults, **found, "class_names": names, "palette": palette, **chosen})
+    order = stored.channel_order if options.bgr is None else "bgr" if options.bgr else "rgb"
+    chosen: dict[str, Any] = {
+        "mean": options.mean or stored.mean,
+        "std": options.std or stored.std,
+        "channel_order": order,
+        "ignore_index": stored.ignore_index,
+        "size_hw": stored.size_hw,
+    }
+    told = {name: value for name, value in chosen.items() if value is not None}
+    return ModelInfo(class_names=names, palette=palette, **told)

@@ -39,6 +39,7 @@ from nrd_trt.training.record import (
     LOG,
     STATE,
     Log,
+    RunState,
     clear_folder,
     prepare_folder,
     read_state,
@@ -307,31 +308,29 @@ class _Run:
     def save(self) -> None:
         """Write the latest weights, and the state to resume from."""
         if self.world.is_first:
-            write_state(self.out / STATE, self.recipe, self.parts, self._state())
+            state = RunState(
+                step=self.step,
+                best=self.best,
+                objective=self.objective.state_dict(),
+                average=self.average.state_dict(),
+                optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+                scaler=self.scaler.state_dict(),
+                torch_rng=torch.get_rng_state(),
+            )
+            write_state(self.out / STATE, self.recipe, self.parts, state)
         self._write(LAST, None)
         self.world.barrier()
 
     def restore(self) -> None:
         """Take up the state that `save` wrote; raise `ConfigError` if it belongs to another run."""
         state = read_state(self.out / STATE, self.recipe, self.parts)
-        self.objective.load_state_dict(state["objective"])
-        self.average.load_state_dict(state["average"])
-        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+        self.objective.load_state_dict(state.objective)
+        self.average.load_state_dict(state.average)
+        for optimizer, stored in zip(self.optimizers, state.optimizers, strict=True):
             optimizer.load_state_dict(stored)
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["torch_rng"])
-        self.step, self.best = state["step"], state["best"]
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "best": self.best,
-            "objective": self.objective.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": self.scaler.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-        }
+        self.scaler.load_state_dict(state.scaler)
+        torch.set_rng_state(state.torch_rng)
+        self.step, self.best = state.step, state.best
 
     def _write(self, name: str, miou: float | None) -> None:
         facts = {"recipe": self.recipe.name, "step": str(self.step), "seed": str(self.recipe.seed)}

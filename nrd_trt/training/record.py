@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nrd_trt.errors import CheckpointError, ConfigError, MissingDependencyError
 from nrd_trt.files import atomic_file
@@ -17,6 +18,29 @@ from nrd_trt.training.recipes import Recipe
 
 BEST, LAST, STATE, LOG, CURVES = "best.safetensors", "last.safetensors", "state.pt", "log.csv", "curves.png"
 _COLUMNS = ("step", "loss", "lr", "seconds", "miou")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What a run goes on from.
+
+    Attributes:
+        step: Optimiser steps made.
+        best: Highest validation mIoU so far; -1 before the first validation.
+        objective: State dict of the network with its auxiliary head.
+        average: State dict of the averaged network.
+        optimizers: State dicts of the optimisers.
+        scaler: State dict of the gradient scaler.
+        torch_rng: State of PyTorch's generator on the CPU.
+    """
+
+    step: int
+    best: float
+    objective: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizers: list[dict[str, Any]]
+    scaler: dict[str, Any]
+    torch_rng: Tensor
 
 
 def prepare_folder(out: Path, *, resume: bool, force: bool) -> None:
@@ -53,20 +77,20 @@ def _present(out: Path) -> list[Path]:
     return [out / name for name in (STATE, BEST, LAST, LOG, CURVES) if (out / name).exists()]
 
 
-def write_state(path: Path, recipe: Recipe, parts: int, values: dict[str, Any]) -> None:
+def write_state(path: Path, recipe: Recipe, parts: int, state: RunState) -> None:
     """Write what resuming needs, atomically.
 
     Args:
         path: Target; replaced.
         recipe: The run's recipe.
         parts: Into how many parts a step's batch is split, over ranks and micro-batches.
-        values: State of the run, tensors and plain values.
+        state: State of the run.
     """
     with atomic_file(path) as temporary:
-        torch.save({"recipe": _text(recipe), "parts": parts, **values}, temporary)
+        torch.save({"recipe": _text(recipe), "parts": parts, **vars(state)}, temporary)
 
 
-def read_state(path: Path, recipe: Recipe, parts: int) -> dict[str, Any]:
+def read_state(path: Path, recipe: Recipe, parts: int) -> RunState:
     """Read what `write_state` wrote.
 
     Raises:
@@ -74,26 +98,23 @@ def read_state(path: Path, recipe: Recipe, parts: int) -> dict[str, Any]:
         ConfigError: It belongs to another recipe, or to another split of the batch.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        stored = {**json.loads(state["recipe"]), "parts": state["parts"]}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        stored = {**json.loads(content["recipe"]), "parts": content["parts"]}
+        state = RunState(**{field.name: content[field.name] for field in fields(RunState)})
     except Exception as exc:  # torch.load raises many types on damaged files
         first_line = (str(exc) or type(exc).__name__).splitlines()[0][:200]
         raise CheckpointError(
             f"{path}: not a readable training state ({first_line}); start again with force=True."
         ) from exc
-    if differences := _differences(stored, {**json.loads(_text(recipe)), "parts": parts}):
-        raise ConfigError(f"{path}: the run has {differences}; resume with the same values.")
-    return state  # type: ignore[no-any-return]
+    asked = {**json.loads(_text(recipe)), "parts": parts}
+    if differing := [key for key in sorted(stored.keys() | asked.keys()) if stored.get(key) != asked.get(key)]:
+        listed = ", ".join(f"{key}={stored.get(key)} (got {asked.get(key)})" for key in differing)
+        raise ConfigError(f"{path}: the run has {listed}; resume with the same values.")
+    return state
 
 
 def _text(recipe: Recipe) -> str:
     return json.dumps(asdict(recipe), sort_keys=True)
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Say in which values a stored recipe differs from the one asked for."""
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return ", ".join(f"{key}={old.get(key)} (got {new.get(key)})" for key in keys)
 
 
 class Log:

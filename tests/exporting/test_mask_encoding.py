@@ -97,7 +97,9 @@ def test_facts_follow_the_outputs(output: str, encoding: str) -> None:
 
 @pytest.mark.parametrize("head", ["deeplabv3", "bilinear"])
 def test_network_without_the_decode_has_no_packed_mask(head: str) -> None:
-    with pytest.raises(ConfigError, match=rf"--mask-encoding u8x4: expected .* per-patch decode, got the head {head};"):
+    with pytest.raises(
+        ConfigError, match=rf"^mask_encoding='u8x4': expected .* per-patch decode, got the head {head};"
+    ):
         export_onnx(small_model(head=head), ExportOptions(shape=STATIC, mask_encoding="u8x4"))
 
 
@@ -106,7 +108,7 @@ def test_encoding_of_a_later_version_is_refused() -> None:
     model = copy_model(small_export())
     (entry,) = (entry for entry in model.metadata_props if entry.key == "nrd_trt.mask_encoding")
     entry.value = '"u4x8"'
-    with pytest.raises(ExportError, match="expected uint8 or u8x4, got 'u4x8'"):
+    with pytest.raises(ExportError, match=r"'u4x8'.*mask_encoding"):
         read_facts(model)
 
 

@@ -214,7 +214,7 @@ def test_foreign_metadata_is_refused(key: str | None) -> None:
     if key is not None:
         write_facts(model, read_facts(small_export()))
         next(entry for entry in model.metadata_props if entry.key == key).value = '{"x": 1}'
-    with pytest.raises(ExportError, match=r"does not carry this toolkit's metadata.*nrd-trt export"):
+    with pytest.raises(ExportError, match=r"does not carry this toolkit's metadata.*with nrd_trt\.export"):
         read_facts(model)
 
 

@@ -18,7 +18,7 @@ from nrd_trt.model.config import NRD_HEADS, NetworkConfig
 from nrd_trt.model.configs import expected_shapes
 from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import CheckpointOptions, recognise
+from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, recognise
 from nrd_trt.specs import Head
 from tests.helpers import keyed_model, model_info, small_model
 
@@ -200,7 +200,7 @@ def test_baselines_are_read_off_shapes_and_facts(head: Any, output_stride: int, 
         encoder=encoder, num_classes=19, head=head, channels=96, c1_channels=12 if head == "deeplabv3plus" else 48,
         output_stride=output_stride, dilations=(1, 2, 3, 4),
     )  # fmt: skip
-    facts = {"output_stride": output_stride, "dilations": [1, 2, 3, 4]}
+    facts = StoredFacts(output_stride=output_stride, dilations=(1, 2, 3, 4))
     assert recognise(expected_shapes(config), facts, CheckpointOptions()) == config
 
 

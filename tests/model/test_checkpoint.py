@@ -25,7 +25,7 @@ from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.configs import KNOWN_CONFIGS, expected_shapes, nearest_config
 from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import CheckpointOptions, recognise
+from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, recognise
 from tests.helpers import cached_small_model, small_model
 
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -121,7 +121,7 @@ def test_half_storage_refuses_overflow(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["nrd", "nrd_no_aspp"])
 def test_configuration_is_read_off_the_shapes(encoder: str, head: Any) -> None:
     config = NetworkConfig(encoder=encoder, num_classes=19, head=head, channels=96, controller_channels=48, hidden=8)
-    assert recognise(expected_shapes(config), {}, CheckpointOptions()) == config
+    assert recognise(expected_shapes(config), StoredFacts(), CheckpointOptions()) == config
 
 
 def test_no_aspp_round_trip(tmp_path: Path) -> None:

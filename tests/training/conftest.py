@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from PIL import Image
 
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.training.recipes import RECIPES, Recipe
+from nrd_trt.training.record import RunState
 from nrd_trt.training.train import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -91,26 +93,22 @@ class States:
     """Stands in for the writing of a run's state: keeps copies of what it was given."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.kept: list[dict[str, Any]] = []
+        self.kept: list[RunState] = []
         monkeypatch.setattr("nrd_trt.training.loop.write_state", self._keep)
 
-    def _keep(self, path: Path, recipe: Recipe, parts: int, values: dict[str, Any]) -> None:
-        copies = {
-            name: {key: tensor.clone() for key, tensor in values[name].items()} for name in ("objective", "average")
-        }
-        self.kept.append({**values, **copies})
+    def _keep(self, path: Path, recipe: Recipe, parts: int, state: RunState) -> None:
+        self.kept.append(copy.deepcopy(state))
 
     def network(self, index: int) -> dict[str, torch.Tensor]:
         """The trained weights of the state of this index, under the names of the averaged ones."""
-        state = self.kept[index]["objective"]
+        state = self.kept[index].objective
         return {
             name.removeprefix("segmentor."): tensor for name, tensor in state.items() if name.startswith("segmentor.")
         }
 
     def average(self, index: int) -> dict[str, torch.Tensor]:
         """The averaged weights of the state of this index."""
-        found: dict[str, torch.Tensor] = self.kept[index]["average"]
-        return found
+        return self.kept[index].average
 
 
 @pytest.fixture

@@ -13,9 +13,18 @@ from PIL import Image
 
 from nrd_trt.errors import CheckpointError, ConfigError, MissingDependencyError
 from nrd_trt.training import record
-from nrd_trt.training.record import Log, clear_folder, prepare_folder, read_state, write_state
+from nrd_trt.training.record import Log, RunState, clear_folder, prepare_folder, read_state, write_state
 from tests.training.conftest import tiny
 
+STATE = RunState(
+    step=3,
+    best=0.5,
+    objective={"a": torch.arange(5000.0)},
+    average={},
+    optimizers=[{"lr": 0.1}],
+    scaler={},
+    torch_rng=torch.arange(4, dtype=torch.uint8),
+)
 FILES = ("state.pt", "best.safetensors", "last.safetensors", "log.csv", "curves.png")
 
 
@@ -73,15 +82,16 @@ def test_resume_and_force_exclude_each_other(tmp_path: Path) -> None:
 
 def test_state_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
-    write_state(path, tiny(), 2, {"step": 3, "weights": {"a": torch.arange(4.0)}})
+    write_state(path, tiny(), 2, STATE)
     state = read_state(path, tiny(), 2)
-    assert state["step"] == 3 and state["weights"]["a"].tolist() == [0, 1, 2, 3]
+    assert (state.step, state.best, state.optimizers, state.scaler) == (3, 0.5, [{"lr": 0.1}], {})
+    assert state.objective["a"].equal(STATE.objective["a"]) and state.torch_rng.equal(STATE.torch_rng)
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_states_of_other_runs_name_the_differences(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
-    write_state(path, tiny(), 2, {})
+    write_state(path, tiny(), 2, STATE)
     with pytest.raises(ConfigError, match=r"state\.pt: the run has parts=2 \(got 4\); resume with the same values"):
         read_state(path, tiny(), 4)
     other = tiny(seed=5, lr=0.5, config=replace(tiny().config, hidden=8))
@@ -93,7 +103,7 @@ def test_states_of_other_runs_name_the_differences(tmp_path: Path) -> None:
 
 
 def _truncated(path: Path) -> None:
-    write_state(path, tiny(), 1, {"weights": torch.zeros(5000)})
+    write_state(path, tiny(), 1, STATE)
     path.write_bytes(path.read_bytes()[:9000])
 
 
@@ -112,8 +122,9 @@ def _code(path: Path) -> None:
         lambda path: torch.save({"step": 1}, path),
         lambda path: torch.save({"recipe": "{", "parts": 1}, path),
         lambda path: torch.save({"recipe": "{}"}, path),  # of the version before there were parts
+        lambda path: torch.save({"recipe": "{}", "parts": 1, "step": 3}, path),
     ],
-    ids=["truncated", "objects", "empty", "text", "list", "no recipe", "no json", "no parts"],
+    ids=["truncated", "objects", "empty", "text", "list", "no recipe", "no json", "no parts", "no weights"],
 )
 def test_damaged_states_are_named(write: Any, tmp_path: Path) -> None:
     write(tmp_path / "state.pt")
