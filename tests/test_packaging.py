@@ -65,7 +65,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
     planted = {"nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md"}
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/serving/page").iterdir()}
-    assert held == modules | zoo | page | planted | {"nrd_trt/py.typed"} | _kernel_files()
+    template = {"nrd_trt/validation/report.html.j2"}
+    assert held == modules | zoo | page | template | planted | {"nrd_trt/py.typed"} | _kernel_files()
 
 
 def _modules() -> set[str]:

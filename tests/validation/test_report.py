@@ -1,0 +1,91 @@
+"""The page of a validation: its charts, and what few runs have; test_validate.py renders whole runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from nrd_trt.engine.bundle import read_bundle
+from nrd_trt.figures import ImageFigures
+from nrd_trt.validation.localise import Localisation
+from nrd_trt.validation.rebuild import Rebuilds
+from nrd_trt.validation.report import error_share, plot_scale, render_report
+from nrd_trt.validation.stages import StageFigures
+from nrd_trt.validation.validate import ValidateRequest, Validation, validate_bundle
+from tests.artefacts import bundle
+
+EVIL = '<script>alert("x")</script>&\''
+
+
+@pytest.mark.parametrize(
+    ("error", "share"), [(0.0, 0.0), (1e-9, 0.0), (0.01, 0.5), (1.0, 0.75), (1e9, 1.0), (math.inf, 1.0)]
+)
+def test_an_error_is_drawn_around_its_tolerance(error: float, share: float) -> None:
+    assert error_share(error, 0.01) == pytest.approx(share)
+    assert error_share(error, 0.0) == (1.0 if error else 0.0)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.999999, 0.5, 0.0])
+@pytest.mark.parametrize("gate", [0.0, 0.995, 1.0])
+def test_the_axis_holds_every_agreement_and_the_gate(value: float, gate: float) -> None:
+    low, ticks = plot_scale([ImageFigures(name="one", index=0, pixel_agreement=value, flips=0, far=None)], gate)
+    assert 0 <= low <= min(value, gate) and low < 1
+    assert 2 <= len(ticks) <= 6
+    assert ticks[0] == (1, "1." + "0" * (len(ticks[0][1]) - 2))
+    assert all(low - 1e-9 <= tick <= 1 and float(text) == pytest.approx(tick) for tick, text in ticks)
+    assert len({text for _, text in ticks}) == len(ticks)
+
+
+@pytest.fixture(scope="module")
+def validation() -> Validation:
+    return validate_bundle(ValidateRequest(bundle=bundle(), threads=1, progress=False))
+
+
+def test_every_text_is_escaped(validation: Validation) -> None:
+    found = validation.comparison
+    images = tuple(replace(image, name=EVIL) for image in found.per_image)
+    evil = replace(validation, samples=EVIL, comparison=replace(found, per_image=images))
+    page = render_report(read_bundle(bundle()), evil)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page.split("<circle")[1]
+
+
+def test_plans_values_that_are_not_finite_and_unknown_ties(validation: Validation) -> None:
+    stages = (
+        StageFigures(stage="c1", error=math.inf, tolerance=1e-3, not_finite=7),
+        StageFigures(stage="theta", error=1e-5, tolerance=1e-3, worst_channel=4, worst_channel_error=0.0),
+    )
+    stages = (stages[0], replace(stages[1], channel_tolerance=0.01))
+    localised = Localisation(
+        stages=stages, first_beyond="c1", hints=("a hint",), arithmetic="native", note="all ran", images=("one",)
+    )
+    rebuilds = Rebuilds(
+        builder="tensorrt",
+        version="11.4",
+        builds=2,
+        plans=("a" * 64, "b" * 64),
+        same_as_bundle=1,
+        types_found=({"fp16": 3}, {"fp16": 2, "fp32": 1}),
+        images=0,
+        agreement=None,
+        note="plans cannot run here",
+    )
+    flips = replace(validation.comparison.flips, pixels=1234, share=0.5, near_tie=None, far=None, far_share=None)
+    made = replace(
+        validation,
+        localisation=localised,
+        rebuilds=rebuilds,
+        comparison=replace(validation.comparison, flips=flips),
+    )
+    page = " ".join(render_report(read_bundle(bundle()), made).split())
+    for words in (
+        "7 values not finite",
+        '<p class="hint">a hint</p>',
+        'width="37.5" height="10"',  # two decades below the tolerance
+        "There are 2 different plans, 1 of 2 are the bundle's, byte for byte.",
+        "<td><code>aaaaaaaaaaaaaaaa…</code></td><td>3 fp16</td>",
+        "1 234 pixels differ (50.000 %); the reference's logits are not known",
+    ):
+        assert words in page, words
