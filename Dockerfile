@@ -11,7 +11,7 @@ FROM ${BASE}
 ARG EXTRAS=gpu,plot
 
 WORKDIR /opt/nrd_trt
-COPY setup.cfg pyproject.toml README.md LICENSE ./
+COPY setup.cfg setup.py pyproject.toml README.md LICENSE ./
 COPY nrd_trt nrd_trt
 COPY calibration calibration
 COPY plugins plugins

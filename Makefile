@@ -26,7 +26,7 @@ help:  ## List the targets
 install: $(STAMP)  ## Make .venv with everything for work on this machine
 
 # PyTorch comes first and from its own index, so that no later requirement chooses another build of it.
-$(STAMP): setup.cfg pyproject.toml
+$(STAMP): setup.cfg setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)

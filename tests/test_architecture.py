@@ -25,7 +25,7 @@ TORCH_ROOMS = (
 _MODULES = """
 import pkgutil, nrd_trt
 names = [module.name for module in pkgutil.walk_packages(nrd_trt.__path__, "nrd_trt.")]
-names = [name for name in names if not name.startswith(("nrd_trt._plugins", "nrd_trt.polygraphy"))]
+names = [name for name in names if not name.startswith("nrd_trt.polygraphy")]
 """
 
 

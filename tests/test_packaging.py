@@ -87,7 +87,7 @@ def test_calibration_is_a_room_of_the_installed_package(wheel: zipfile.ZipFile, 
 
 def test_editable_install_sees_the_same_files(tmp_path: Path) -> None:
     """What `pip install --editable` maps, read from the wheel that it makes; the link serves imports of a checkout."""
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, tmp_path)
     skip = shutil.ignore_patterns("__pycache__")
     for name in ("nrd_trt", "calibration", "plugins"):
@@ -134,7 +134,7 @@ def test_kernels_compile_from_the_wheel_alone(wheel: zipfile.ZipFile, tmp_path: 
 
 def test_installed_package_finds_its_kernels(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
-    code = "from nrd_trt.decode.sources import kernel_sources; print(kernel_sources())"
+    code = "from nrd_trt.decode.extension import kernel_sources; print(kernel_sources())"
     command = [sys.executable, "-c", code]
     run = partial(
         subprocess.run, command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True

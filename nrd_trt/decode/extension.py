@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from nrd_trt.decode.sources import kernel_sources
 from nrd_trt.errors import MissingDependencyError, NrdTrtError, PluginError
 from nrd_trt.optional import require
 
@@ -32,6 +31,9 @@ _CUDA_FLAGS = [
     *("-U__CUDA_NO_HALF_OPERATORS__", "-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_HALF2_OPERATORS__"),
     "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
 ]
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PLACES = (_PACKAGE.parent / "plugins", _PACKAGE / "_plugins")  # of a checkout; of an installed package
+_NEEDED = "nrd_decode/decode_kernel.h"
 _LONGEST_LOG = 2000
 _DEFAULT_HOME = "/usr/local/cuda"
 
@@ -64,6 +66,19 @@ def load_extension() -> None:
                 _outcome.append(_failure())
     if (failure := _outcome[0]) is not None:
         raise type(failure)(str(failure)) from failure
+
+
+def kernel_sources() -> Path:
+    """Return the folder ``plugins`` of this checkout, or the copy of its kernels in the installed package.
+
+    Raises:
+        PluginError: Neither is there.
+    """
+    for place in _PLACES:
+        if (place / _NEEDED).is_file():
+            return place
+    tried = " or ".join(str(place / _NEEDED) for place in _PLACES)
+    raise PluginError(f"kernel sources: expected {tried}, found neither; reinstall nrd-trt or use a whole checkout.")
 
 
 def compile_flags(architectures: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import cpp_extension
 
 from nrd_trt.decode.bench import pitched
-from nrd_trt.decode.sources import kernel_sources
+from nrd_trt.decode.extension import kernel_sources
 from nrd_trt.files import atomic_file
 from tests import helpers
 

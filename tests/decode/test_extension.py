@@ -11,10 +11,16 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from nrd_trt.decode import extension, sources
+from nrd_trt.decode import extension
 from nrd_trt.decode.cuda_op import _logits_on_cuda, _mask_on_cuda
-from nrd_trt.decode.extension import build_and_load, check_toolchain, extension_name, load_extension, source_files
-from nrd_trt.decode.sources import kernel_sources
+from nrd_trt.decode.extension import (
+    build_and_load,
+    check_toolchain,
+    extension_name,
+    kernel_sources,
+    load_extension,
+    source_files,
+)
 from nrd_trt.errors import MissingDependencyError, PluginError
 from nrd_trt.specs import DecodeSpec
 from tests.decode.test_cuda_op import inputs, numbers
@@ -120,7 +126,7 @@ def test_a_cache_that_cannot_be_written_is_named(folder: Path, cache: Path) -> N
 
 
 def test_missing_sources_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sources, "_PLACES", (tmp_path / "one", tmp_path / "two"))
+    monkeypatch.setattr(extension, "_PLACES", (tmp_path / "one", tmp_path / "two"))
     with pytest.raises(PluginError, match=r"expected .*one/nrd_decode.* or .*two/nrd_decode.*reinstall"):
         kernel_sources()
 
