@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nrd_trt.runtime.engine import open_bundle
     from nrd_trt.serving.serve import serve
     from nrd_trt.validation.evaluate import evaluate
+    from nrd_trt.validation.validate import validate
     from nrd_trt.video.segment_video import segment_video
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "open_bundle",
     "segment_video",
     "serve",
+    "validate",
 ]
 
 _FUNCTIONS = {
@@ -62,6 +64,7 @@ _FUNCTIONS = {
     "open_bundle": "nrd_trt.runtime.engine",
     "segment_video": "nrd_trt.video.segment_video",
     "serve": "nrd_trt.serving.serve",
+    "validate": "nrd_trt.validation.validate",
 }
 
 

@@ -162,6 +162,93 @@ class MaskFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageFigures:
+    """How one stage of a network compares with the same stage of the checkpoint.
+
+    Attributes:
+        stage: Name of the stage.
+        error: Error of the whole tensor as a share; of the mask the share of pixels that differ; None where a value is
+            not finite.
+        tolerance: Largest error allowed.
+        worst_channel: Channel with the largest error; None for the mask.
+        worst_channel_error: Its error.
+        channel_tolerance: Largest error allowed of a channel.
+        max_abs: Largest difference of a value; None for the mask.
+        not_finite: Number of values that are NaN or infinite.
+        within: Whether every tolerance holds.
+    """
+
+    stage: str
+    error: float | None
+    tolerance: float
+    worst_channel: int | None = None
+    worst_channel_error: float | None = None
+    channel_tolerance: float | None = None
+    max_abs: float | None = None
+    not_finite: int = 0
+    within: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localisation:
+    """The stages in order, and where the first goes wrong.
+
+    Attributes:
+        first_beyond: The first stage beyond its tolerance; ``"plan"`` where only the plan's masks are; None where all
+            are within.
+        hints: What the difference looks like, where that is known.
+        arithmetic: Arithmetic of the file's run: ``"native"`` or ``"simulated"``.
+        note: What was run, as a sentence.
+        images: Names of the images compared.
+        stages: Figures of every stage that the network has.
+    """
+
+    first_beyond: str | None
+    hints: tuple[str, ...]
+    arithmetic: str
+    note: str
+    images: tuple[str, ...]
+    stages: tuple[StageFigures, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilds:
+    """How alike several builds of one file are.
+
+    Attributes:
+        builder: What built them; for ``"onnxruntime"`` a build is a session and there is no plan.
+        version: Version of the builder.
+        builds: Number of builds.
+        plans: SHA-256 of each plan; empty without plans.
+        same_as_bundle: How many of the plans are the bundle's, byte for byte; None without plans.
+        types_found: Layers by type of each build; empty without plans.
+        images: How many images the masks were drawn of; 0 where the plans cannot run here.
+        agreement: Smallest share of equal pixels between the first build and another; None likewise.
+        note: What was and was not run, as a sentence.
+        distinct_plans: Number of different plans.
+    """
+
+    builder: str
+    version: str | None
+    builds: int
+    plans: tuple[str, ...]
+    same_as_bundle: int | None
+    types_found: tuple[dict[str, int], ...]
+    images: int
+    agreement: float | None
+    note: str
+    distinct_plans: int
+
+    def failure(self, min_agreement: float) -> str | None:
+        """Return one line where two builds draw different masks, or do not have the same types."""
+        if self.agreement is not None and not self.agreement >= min_agreement:
+            return f"builds of one file agree on {self.agreement:.6f} of the pixels, at least {min_agreement} needed"
+        if any(found != self.types_found[0] for found in self.types_found):
+            return "builds of one file have layers of different types"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidationRecord(MaskFigures):
     """The comparison of an engine with its reference, and the verdict.
 
@@ -177,8 +264,8 @@ class ValidationRecord(MaskFigures):
         gates: What the figures must reach.
         failures: One line per gate that does not hold.
         passed: Whether every gate holds.
-        localisation: None in a record; `nrd_trt.validate` fills it where it is asked to.
-        rebuilds: None in a record, likewise.
+        localisation: Where the stages part from the checkpoint's, where that was asked for; None in a bundle.
+        rebuilds: Builds of the same file, likewise.
     """
 
     runner: str
@@ -192,8 +279,8 @@ class ValidationRecord(MaskFigures):
     gates: Gates
     failures: tuple[str, ...]
     passed: bool
-    localisation: None = None
-    rebuilds: None = None
+    localisation: Localisation | None = None
+    rebuilds: Rebuilds | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the JSON object."""

@@ -24,7 +24,7 @@ from nrd_trt.data.images import read_image
 from nrd_trt.data.overlay import write_mask, write_rgb
 from nrd_trt.data.synthetic import street_clip, street_scene
 from nrd_trt.runtime.engine import Engine
-from nrd_trt.validation.validate import ValidateRequest, validate_bundle
+from nrd_trt.validation.validate import validate
 from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.segment_video import segment_video
 from nrd_trt.zoo import checkpoint_path
@@ -100,7 +100,7 @@ def validate_on_camvid(bundle: Path, checkpoint: Path) -> dict[str, Any] | None:
         for path, kind in zip(pair, ("images", "labels"), strict=True):
             shutil.copy(path, frames / kind / path.name)
     print("validating on CamVid frames", file=sys.stderr)
-    return validate_bundle(ValidateRequest(bundle=bundle, checkpoint=checkpoint, data=frames)).to_dict()
+    return validate(bundle, checkpoint=checkpoint, data=frames).to_dict()
 
 
 def write_clip(bundle: Path) -> dict[str, Any]:

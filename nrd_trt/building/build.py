@@ -26,18 +26,17 @@ from nrd_trt.engine.compat import installed_flavours, load_tensorrt
 from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Gates
-from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.graph.taps import weight_types
 from nrd_trt.machine.cuda import probe_device
 from nrd_trt.machine.gpu import Gpu
 from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_call
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import BuilderName, Flavour, check_choice, format_size
-from nrd_trt.validation.references import Recorder
-from nrd_trt.validation.validate import Validation, compare_with_progress
+from nrd_trt.validation.references import ReferenceCollector
+from nrd_trt.validation.validate import Validation, compare_with_progress, judge
 
 __all__ = ["BuildRequest", "FormRequest", "build_bundle", "plan_runner_here"]
 
@@ -138,25 +137,21 @@ def _runner(
 def _validate(request: BuildRequest, prepared: Prepared, runner: BaseRunner) -> tuple[Validation, ReferenceSet]:
     """Compare the model's masks with the reference's; return the verdict and the masks to store."""
     graph = prepared.graph
-    with prepared.reference() as draw:
-        recorder = Recorder(draw, prepared.drawn_by)
-        comparison = compare_with_progress(prepared.samples, recorder, runner, graph, progress=request.progress)
-    matches = None
-    if request.checkpoint is not None:
-        matches = sha256_file(request.checkpoint) == graph.checkpoint_sha256
-    validation = Validation(
-        comparison=comparison,
+    engine = Engine(runner, graph)
+    with prepared.reference() as reference:
+        collector = ReferenceCollector(reference, prepared.drawn_by)
+        comparison = compare_with_progress(prepared.samples, collector, engine, progress=request.progress)
+    validation = judge(
+        comparison,
+        engine,
+        prepared.model,
         gates=Gates.of(graph.precision, request.min_agreement, request.max_miou_drop),
-        runner=runner.name,
-        arithmetic=runner.arithmetic,
         reference=prepared.reference_name,
         samples=prepared.samples.name,
-        plan_run=isinstance(runner, TrtRunner),
-        checkpoint_matches=matches,
         precision_asked=graph.precision,
-        precision_found=weight_types(prepared.model),
+        checkpoint=request.checkpoint,
     )
-    return validation, recorder.recorded()
+    return validation, collector.collected()
 
 
 def _builder_record(request: BuildRequest, engine: BuiltEngine | None, device: Gpu | None) -> BuilderRecord:

@@ -20,7 +20,8 @@ from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.model import load_trained
 from nrd_trt.specs import Fit, Precision
-from nrd_trt.validation.references import Draw, StoredSamples, check_classes, onnx_reference, torch_reference
+from nrd_trt.validation.compare import ReferenceFn
+from nrd_trt.validation.references import StoredSamples, check_classes, onnx_reference, torch_reference
 from nrd_trt.validation.samples import MEASURED_COUNT, SampleSource
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Prepared:
 
     model: onnx.ModelProto
     samples: SampleSource | StoredSamples
-    reference: Callable[[], AbstractContextManager[Draw]]
+    reference: Callable[[], AbstractContextManager[ReferenceFn]]
     reference_name: str
     drawn_by: str
     fit: Fit
@@ -174,7 +175,7 @@ def _from_onnx(request: BuildRequest) -> Prepared:
 
 def _checkpoint_reference(
     request: BuildRequest, checkpoint: Path, graph: GraphFacts
-) -> Callable[[], AbstractContextManager[Draw]]:
+) -> Callable[[], AbstractContextManager[ReferenceFn]]:
     model = load_trained(checkpoint, request.checkpoint_options)
     check_classes(checkpoint, model, graph)
     return lambda: torch_reference(model)
@@ -199,7 +200,7 @@ def _from_bundle(request: BuildRequest) -> Prepared:
         raise ConfigError("--fit needs --checkpoint when rebuilding a bundle: its own inputs have the engine's size.")
     fit: Fit = request.fit or bundle.record.fit
     samples: SampleSource | StoredSamples
-    reference: Callable[[], AbstractContextManager[Draw]]
+    reference: Callable[[], AbstractContextManager[ReferenceFn]]
     if request.checkpoint is None:
         samples = StoredSamples(bundle.references())
         reference, name, drawn_by = samples.reference, "stored", samples.source

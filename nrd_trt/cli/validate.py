@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nrd_trt.cli import common
+
+if TYPE_CHECKING:
+    from nrd_trt.figures import Localisation, Rebuilds
+    from nrd_trt.validation.validate import Validation
 
 
 def validate_command(
@@ -39,94 +44,90 @@ def validate_command(
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
 ) -> None:
-    """Compare an engine's masks with the reference and hold the figures against the gates."""
+    """Compare an engine's masks with the reference, and the figures with the gates."""
+    from nrd_trt import validate
     from nrd_trt.engine.messages import stderr_message
-    from nrd_trt.validation.validate import ValidateRequest, validate_bundle
+    from nrd_trt.progress import silent
 
     stages = common.Stages(quiet=quiet)
-    validation = validate_bundle(
-        ValidateRequest(
-            bundle=bundle,
-            checkpoint=checkpoint,
-            data=data,
-            labels=labels,
-            ignore_index=ignore_index,
-            fit=fit,
-            min_agreement=min_agreement,
-            max_miou_drop=max_miou_drop,
-            localise=localise,
-            rebuild=rebuild,
-            report=report,
-            force=force,
-            runner=runner,
-            plugin=plugin,
-            threads=threads,
-            progress=not quiet,
-            on_stage=stages,
-            on_message=stderr_message if verbose else lambda severity, text: None,
-        )
+    validation = validate(
+        bundle,
+        checkpoint=checkpoint,
+        data=data,
+        labels=labels,
+        ignore_index=ignore_index,
+        fit=fit,
+        min_agreement=min_agreement,
+        max_miou_drop=max_miou_drop,
+        localise=localise,
+        rebuild=rebuild,
+        report=report,
+        force=force,
+        runner=runner,
+        plugin=plugin,
+        threads=threads,
+        progress=not quiet,
+        on_stage=stages,
+        on_message=stderr_message if verbose else silent,
     )
     stages.end()
-    result = validation.to_dict()
     if as_json:
-        common.print_json(result)
+        common.print_json(validation.to_dict())
     else:
-        _print(result)
+        typer.echo("\n".join(_lines(validation)))
     if not validation.passed:
         common.note(f"gate failed: {'; '.join(validation.failures)}")
         raise typer.Exit(common.GATE_FAILED)
 
 
-def _print(result: dict[str, Any]) -> None:
-    fraction, flips = common.fraction, result["flips"]
+def _lines(found: Validation) -> Iterator[str]:
+    """Yield the text without ``--json``."""
+    fraction = common.fraction
     rows = [
-        ("images", f"{result['images']} {result['samples']}, reference: {common.reference_name(result['reference'])}"),
-        ("run by", f"{result['runner']}, {result['arithmetic']} arithmetic"),
-        ("pixel agreement", f"{fraction(result['pixel_agreement'])} (gate {result['gates']['min_agreement']})"),
-        ("flips not near a tie", f"{fraction(flips['far_share'])} of the pixels"),
-        ("near-tie share of flips", fraction(result["tie_share"])),
-        ("mIoU between", fraction(result["miou_between"])),
-        ("mIoU reference", fraction(result["miou_reference"])),
-        ("mIoU engine", fraction(result["miou_engine"])),
-        ("boundary F between", f"{fraction(result['boundary_between'])} (within {result['boundary_tolerance_px']} px)"),
+        ("images", f"{found.images} {found.samples}, reference: {common.reference_name(found.reference)}"),
+        ("run by", f"{found.runner}, {found.arithmetic} arithmetic"),
+        ("pixel agreement", f"{fraction(found.pixel_agreement)} (gate {found.gates.min_agreement})"),
+        ("flips not near a tie", f"{fraction(found.flips.far_share)} of the pixels"),
+        ("near-tie share of flips", fraction(found.tie_share)),
+        ("mIoU between", fraction(found.miou_between)),
+        ("mIoU reference", fraction(found.miou_reference)),
+        ("mIoU engine", fraction(found.miou_engine)),
+        ("boundary F between", f"{fraction(found.boundary_between)} (within {found.boundary_tolerance_px} px)"),
     ]
     for name, value in rows:
-        typer.echo(f"{name:<24} {value}")
-    for name, value in (result["per_class_iou"] or {}).items():
-        typer.echo(f"  IoU {name:<20} {fraction(value)}")
-    for pair in result["flip_pairs"][:3]:
-        far = "" if pair["far"] is None else f", {pair['far']} not near a tie"
-        typer.echo(f"  flipped {pair['reference']} -> {pair['engine']}: {pair['pixels']} pixels{far}")
-    for image in result["worst_images"][:3]:
-        typer.echo(f"  worst image {image['name']}: {fraction(image['pixel_agreement'])}")
-    _print_stages(result["localisation"])
-    _print_rebuilds(result["rebuilds"])
-    typer.echo("passed" if result["passed"] else "NOT PASSED")
+        yield f"{name:<24} {value}"
+    for name, iou in (found.per_class_iou or {}).items():
+        yield f"  IoU {name:<20} {fraction(iou)}"
+    for pair in found.flip_pairs[:3]:
+        far = "" if pair.far is None else f", {pair.far} not near a tie"
+        yield f"  flipped {pair.reference} -> {pair.engine}: {pair.pixels} pixels{far}"
+    for image in found.worst_images[:3]:
+        yield f"  worst image {image.name}: {fraction(image.pixel_agreement)}"
+    if found.localisation is not None:
+        yield from _stage_lines(found.localisation)
+    if found.rebuilds is not None:
+        yield from _rebuild_lines(found.rebuilds)
+    yield "passed" if found.passed else "NOT PASSED"
 
 
-def _print_stages(found: dict[str, Any] | None) -> None:
-    if found is None:
-        return
-    typer.echo(f"stages ({found['note']})")
-    for stage in found["stages"]:
-        error = "not finite" if stage["error"] is None else f"{stage['error']:.2e}"
+def _stage_lines(found: Localisation) -> Iterator[str]:
+    yield f"stages ({found.note})"
+    for stage in found.stages:
+        error = "not finite" if stage.error is None else f"{stage.error:.2e}"
         channel = ""
-        if stage["worst_channel"] is not None:
-            allowed = f"of {stage['channel_tolerance']:g}"
-            channel = f"  worst channel {stage['worst_channel']}: {stage['worst_channel_error']:.2e} {allowed}"
-        verdict = "ok    " if stage["within"] else "BEYOND"
-        typer.echo(f"  {stage['stage']:<14} {verdict} {error} of {stage['tolerance']:g}{channel}")
-    typer.echo(f"  first beyond: {found['first_beyond'] or 'none'}")
-    for hint in found["hints"]:
-        typer.echo(f"    {hint}")
+        if stage.worst_channel is not None:
+            allowed = f"of {stage.channel_tolerance:g}"
+            channel = f"  worst channel {stage.worst_channel}: {stage.worst_channel_error:.2e} {allowed}"
+        verdict = "ok    " if stage.within else "BEYOND"
+        yield f"  {stage.stage:<14} {verdict} {error} of {stage.tolerance:g}{channel}"
+    yield f"  first beyond: {found.first_beyond or 'none'}"
+    yield from (f"    {hint}" for hint in found.hints)
 
 
-def _print_rebuilds(found: dict[str, Any] | None) -> None:
-    if found is None:
-        return
-    typer.echo(f"builds: {found['builds']} with {found['builder']} ({found['note']})")
-    if found["plans"]:
-        alike = "all plans equal" if found["distinct_plans"] == 1 else f"{found['distinct_plans']} different plans"
-        typer.echo(f"  {alike}, {found['same_as_bundle']} of {found['builds']} the bundle's, byte for byte")
-    if found["agreement"] is not None:
-        typer.echo(f"  agreement between builds {common.fraction(found['agreement'])} on {found['images']} images")
+def _rebuild_lines(found: Rebuilds) -> Iterator[str]:
+    yield f"builds: {found.builds} with {found.builder} ({found.note})"
+    if found.plans:
+        alike = "all plans equal" if found.distinct_plans == 1 else f"{found.distinct_plans} different plans"
+        yield f"  {alike}, {found.same_as_bundle} of {found.builds} the bundle's, byte for byte"
+    if found.agreement is not None:
+        yield f"  agreement between builds {common.fraction(found.agreement)} on {found.images} images"

@@ -115,7 +115,7 @@ class Engine:
 
 
 def open_bundle(
-    path: Path | str,
+    path: Path | str | Bundle,
     *,
     runner: RunnerName = "auto",
     threads: int | None = None,
@@ -127,7 +127,7 @@ def open_bundle(
     Hashes are checked here; the runner starts with the first image, or on entering a ``with`` block.
 
     Args:
-        path: A ``NAME.nrd`` folder.
+        path: A ``NAME.nrd`` folder, or a bundle that `nrd_trt.build` returned.
         runner: ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
         threads: CPU threads; None leaves the choice to the backend.
         plugin: Library of a plan that decodes by plugin; None searches for it.
@@ -142,7 +142,7 @@ def open_bundle(
         PluginError: The library asked for is not that of the build, or cannot be used here.
         RunnerError: The runner asked for cannot run the bundle here.
     """
-    bundle = read_bundle(path)
+    bundle = path if isinstance(path, Bundle) else read_bundle(path)
     made = make_runner(bundle, runner, threads=threads, plugin=None if plugin is None else Path(plugin))
     return Engine(made, bundle.graph, fit=bundle.record.fit if fit is None else fit, bundle=bundle)
 

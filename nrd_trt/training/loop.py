@@ -47,7 +47,7 @@ from nrd_trt.training.record import (
 )
 from nrd_trt.training.samples import Samples
 from nrd_trt.training.train import TrainResult
-from nrd_trt.validation.masks import confusion_matrix, mean_iou
+from nrd_trt.validation.metrics import confusion_matrix, mean_iou
 
 Batch = tuple[Tensor, Tensor]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -13,7 +13,7 @@ from nrd_trt.model import checkpoint_options
 from nrd_trt.progress import bar
 from nrd_trt.runtime.engine import Engine, open_engine
 from nrd_trt.specs import Fit, RunnerName
-from nrd_trt.validation.masks import confusion_matrix, mean_iou, named_iou, pixel_agreement
+from nrd_trt.validation.metrics import confusion_matrix, mean_iou, named_iou, pixel_agreement
 from nrd_trt.validation.samples import SampleSource
 
 if TYPE_CHECKING:

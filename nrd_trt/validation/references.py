@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +15,10 @@ from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.validation.compare import TIE_MARGIN, Reference, Sample
+from nrd_trt.validation.compare import TIE_MARGIN, Reference, ReferenceFn, Sample
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
-
-Draw = Callable[[Sample], Reference]
 
 
 def check_classes(checkpoint: Path, model: Segmentor, graph: GraphFacts) -> None:
@@ -34,22 +32,22 @@ def check_classes(checkpoint: Path, model: Segmentor, graph: GraphFacts) -> None
 
 
 @contextmanager
-def torch_reference(model: Segmentor) -> Iterator[Draw]:
+def torch_reference(model: Segmentor) -> Iterator[ReferenceFn]:
     """Yield the trained model in fp32 as a reference."""
     from nrd_trt.runtime.torch_runner import TorchRunner
 
     with TorchRunner(model, margin=True) as runner:
 
-        def draw(sample: Sample) -> Reference:
+        def predict(sample: Sample) -> Reference:
             outputs = runner.infer({"image": sample.image[None]})
             near_tie = outputs["margin"][0] <= TIE_MARGIN * outputs["logits"].std()
             return Reference(mask=outputs["mask"][0], near_tie=near_tie)
 
-        yield draw
+        yield predict
 
 
 @contextmanager
-def onnx_reference(model: onnx.ModelProto, threads: int | None = None) -> Iterator[Draw]:
+def onnx_reference(model: onnx.ModelProto, threads: int | None = None) -> Iterator[ReferenceFn]:
     """Yield an fp32 ONNX file as a reference, for builds without a checkpoint."""
     with Engine(OrtRunner(model, threads=threads), read_facts(model)) as engine:
         yield lambda sample: Reference(mask=engine.mask(sample.image), near_tie=None)
@@ -60,60 +58,55 @@ class StoredSamples:
 
     Attributes:
         name: What the samples are, for records.
-        source: What drew the masks: ``"torch"`` or ``"onnx"``.
+        source: What predicted the masks: ``"torch"`` or ``"onnx"``.
     """
 
     name = "stored inputs"
 
     def __init__(self, references: ReferenceSet) -> None:
         self.source = references.source
-        self._references = references
-        self._samples = [
+        ties = references.near_ties if self.source == "torch" else [None] * len(references.masks)
+        masks = (Reference(mask=mask, near_tie=near) for mask, near in zip(references.masks, ties, strict=True))
+        images = (
             Sample(image=image, restore=np.asarray, name=f"stored input {index}")
             for index, image in enumerate(references.images)
-        ]
+        )
+        self._pairs = list(zip(images, masks, strict=True))
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._pairs)
 
     def __iter__(self) -> Iterator[Sample]:
-        return iter(self._samples)
+        return (sample for sample, _ in self._pairs)
 
     @contextmanager
-    def reference(self) -> Iterator[Draw]:
+    def reference(self) -> Iterator[ReferenceFn]:
         """Yield the stored masks as a reference for these samples."""
-        index = {id(sample): position for position, sample in enumerate(self._samples)}
-        ties_known = self.source == "torch"
-
-        def draw(sample: Sample) -> Reference:
-            stored, position = self._references, index[id(sample)]
-            return Reference(mask=stored.masks[position], near_tie=stored.near_ties[position] if ties_known else None)
-
-        yield draw
+        masks = {id(sample): reference for sample, reference in self._pairs}
+        yield lambda sample: masks[id(sample)]
 
 
-class Recorder:
+class ReferenceCollector:
     """Wraps a reference and keeps the first images of one size with their masks, for the bundle."""
 
-    def __init__(self, draw: Draw, source: str) -> None:
-        self._draw, self._source = draw, source
+    def __init__(self, reference: ReferenceFn, source: str) -> None:
+        self._reference, self._source = reference, source
         self._kept: list[tuple[np.ndarray, Reference]] = []
 
     def __call__(self, sample: Sample) -> Reference:
-        """Draw the reference of a sample and keep it if there is room."""
-        reference = self._draw(sample)
+        """Return the reference of a sample, and keep it if there is room."""
+        reference = self._reference(sample)
         same_size = not self._kept or self._kept[0][0].shape == sample.image.shape
         if len(self._kept) < MAX_REFERENCES and same_size:
             self._kept.append((sample.image, reference))
         return reference
 
-    def recorded(self) -> ReferenceSet:
+    def collected(self) -> ReferenceSet:
         """Return what was kept."""
+        ties = [np.zeros(r.mask.shape, bool) if r.near_tie is None else r.near_tie for _, r in self._kept]
         return ReferenceSet(
             images=np.stack([image for image, _ in self._kept]),
             masks=np.stack([reference.mask for _, reference in self._kept]),
-            near_ties=np.stack(
-                [np.zeros(r.mask.shape, bool) if r.near_tie is None else r.near_tie for _, r in self._kept]
-            ),
+            near_ties=np.stack(ties),
             source=self._source,
         )

@@ -66,7 +66,7 @@ def render_report(bundle: Bundle, validation: Validation) -> str:
         titles=TITLES,
         pictures=[
             (picture.figures, _views(picture, bundle.graph.info.palette))
-            for picture in validation.comparison.pictures
+            for picture in validation.pictures
             if picture.figures.flips
         ],
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -74,11 +74,11 @@ def render_report(bundle: Bundle, validation: Validation) -> str:
     )
 
 
-def error_share(error: float, tolerance: float) -> float:
+def error_share(error: float | None, tolerance: float) -> float:
     """Return how much of its bar an error fills, 0-1: logarithmic, and half of it at the tolerance."""
     if error == 0:
         return 0.0
-    if not math.isfinite(error) or tolerance <= 0:
+    if error is None or tolerance <= 0:
         return 1.0
     return max(0.0, min(1.0, 0.5 + math.log10(error / tolerance) / (2 * _DECADES)))
 

@@ -45,7 +45,7 @@ class SampleSource:
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.data is None:
-            raise ConfigError("--labels needs --data: labels are paired with images by name.")
+            raise ConfigError("labels= needs data=: labels are paired with images by name.")
         self._paths()  # so that an empty folder is found before any work is done
 
     @property

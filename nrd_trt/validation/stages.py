@@ -1,4 +1,4 @@
-"""Where a network and another form of it part: their tensors stage by stage, each held against a tolerance. NumPy only.
+"""Where a network and another form of it part: the errors of their tensors, stage by stage. NumPy only.
 
 The error of a stage is the root mean square of the difference over the standard deviation of the reference: a share,
 whatever the stage's unit. It is taken of the whole tensor, and of every channel against that channel's own spread, so
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nrd_trt.figures import StageFigures
+
 STAGES = ("preprocessing", "c1", "c4", "theta", "guidance", "logits", "mask")
 """In the order of the data; a network without per-patch decode has neither theta nor guidance."""
 TITLES = {
@@ -25,47 +27,15 @@ TITLES = {
     "mask": "mask",
 }
 _TINY = float(np.finfo(np.float32).tiny)  # where the reference is constant
-_QUIET = 0.1  # a channel that varies less than this share of the tensor is held against that share of it
+_QUIET = 0.1  # a channel that varies less than this share of the tensor is compared with that share of it
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageFigures:
-    """How one stage compares.
+class StageTolerance:
+    """Largest errors allowed in a precision: of a whole tensor, and of its worst channel."""
 
-    Attributes:
-        stage: One of `STAGES`.
-        error: Of the whole tensor, a share; of the mask the share of pixels that differ. Infinite where a value is not
-            finite.
-        tolerance: Largest error allowed.
-        worst_channel: Of the largest error; None for the mask.
-        worst_channel_error: Its error.
-        channel_tolerance: Largest error allowed of a channel.
-        max_abs: Largest difference of a value; None for the mask.
-        not_finite: Values that are NaN or infinite.
-    """
-
-    stage: str
-    error: float
-    tolerance: float
-    worst_channel: int | None = None
-    worst_channel_error: float | None = None
-    channel_tolerance: float | None = None
-    max_abs: float | None = None
-    not_finite: int = 0
-
-    @property
-    def within(self) -> bool:
-        """Whether every tolerance holds."""
-        channel = self.worst_channel_error is None or self.channel_tolerance is None
-        return self.error <= self.tolerance and (
-            channel or self.worst_channel_error <= self.channel_tolerance  # type: ignore[operator]
-        )
-
-    def to_dict(self) -> dict[str, float | int | str | bool | None]:
-        """Return plain values for JSON, which has no infinity: null stands for it."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in plain.items()}
-        return {**finite, "within": self.within}
+    tensor: float
+    channel: float
 
 
 class StageMeter:
@@ -94,7 +64,7 @@ class StageMeter:
         self._values += want.shape[1]
         self._max_abs = max(self._max_abs, float(np.abs(difference).max(initial=0.0)))
 
-    def figures(self, stage: str, *, tolerance: float, channel_tolerance: float) -> StageFigures:
+    def figures(self, stage: str, tolerance: StageTolerance) -> StageFigures:
         """Return the figures over all images."""
         channels, values = len(self._squares), max(self._values, 1)
         mean = self._sum / values
@@ -103,25 +73,19 @@ class StageMeter:
         scale = np.maximum(spread, max(_QUIET * total, _TINY))
         by_channel = np.sqrt(self._squares / values) / scale
         worst = int(by_channel.argmax())
+        worst_error = float(by_channel[worst])
         error = math.sqrt(self._squares.sum() / values / channels) / max(total, _TINY)
         return StageFigures(
             stage=stage,
-            error=math.inf if self._not_finite else error,
-            tolerance=tolerance,
+            error=None if self._not_finite else error,
+            tolerance=tolerance.tensor,
             worst_channel=worst,
-            worst_channel_error=float(by_channel[worst]),
-            channel_tolerance=channel_tolerance,
+            worst_channel_error=worst_error,
+            channel_tolerance=tolerance.channel,
             max_abs=self._max_abs,
             not_finite=self._not_finite,
+            within=not self._not_finite and error <= tolerance.tensor and worst_error <= tolerance.channel,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageTolerance:
-    """Largest errors allowed in a precision: of a whole tensor, and of its worst channel."""
-
-    tensor: float
-    channel: float
 
 
 def first_beyond(figures: Mapping[str, StageFigures]) -> str | None:

@@ -23,7 +23,7 @@ from nrd_trt.training.loop import predict_mask
 from nrd_trt.training.recipes import Recipe, find_recipe
 from nrd_trt.training.record import LAST, LOG
 from nrd_trt.validation.evaluate import Evaluation, evaluate
-from nrd_trt.validation.masks import confusion_matrix, mean_iou, pixel_agreement
+from nrd_trt.validation.metrics import confusion_matrix, mean_iou, pixel_agreement
 
 ZOO = Path("nrd_trt/zoo")
 CLIP_SEEDS = range(4)

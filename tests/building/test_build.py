@@ -28,9 +28,8 @@ from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.model.recognise import CheckpointOptions
 from nrd_trt.specs import Precision
-from nrd_trt.validation.compare import Reference, Sample
-from nrd_trt.validation.references import Draw
-from nrd_trt.validation.validate import ValidateRequest, validate_bundle
+from nrd_trt.validation.compare import Reference, ReferenceFn, Sample
+from nrd_trt.validation.validate import validate
 from tests.artefacts import (
     LENIENT,
     SIZE,
@@ -265,7 +264,7 @@ def test_data_for_a_bundle_needs_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--data needs --checkpoint"):
         build(bundle(), tmp_path / "b.nrd", data=data)
     with pytest.raises(ConfigError, match="--data needs --checkpoint"):
-        validate_bundle(ValidateRequest(bundle=bundle(), data=data))
+        validate(bundle(), data=data)
 
 
 def test_damaged_bundle_is_not_built_from(tmp_path: Path) -> None:
@@ -292,13 +291,13 @@ from pathlib import Path
 import numpy as np
 import nrd_trt
 from nrd_trt.building.build import BuildRequest, build_bundle
-from nrd_trt.validation.validate import ValidateRequest, validate_bundle
+from nrd_trt.validation.validate import validate
 
 source, onnx_file, target, builder = sys.argv[1:]
 for index, path in enumerate((source, onnx_file)):
     output = Path(target, f"{index}.nrd")
     build_bundle(BuildRequest(source=Path(path), output=output, builder=builder, progress=False, min_agreement=0.9))
-    verdict = validate_bundle(ValidateRequest(bundle=output, progress=False, min_agreement=0.9))
+    verdict = validate(output, progress=False, min_agreement=0.9)
     assert verdict.passed, verdict
     mask = nrd_trt.open_bundle(output).predict(np.zeros((50, 70, 3), np.uint8))
     assert mask.shape == (50, 70) and mask.dtype == np.uint8
@@ -396,7 +395,7 @@ def test_labels_without_data_are_not_ignored_in_silence(kind: str, tmp_path: Pat
         if kind == "bundle":
             build(bundle(), tmp_path / "a.nrd", labels=labels)
         else:
-            validate_bundle(ValidateRequest(bundle=bundle(), labels=labels))
+            validate(bundle(), labels=labels)
 
 
 @needs_rtx
@@ -440,7 +439,7 @@ def test_default_gate_of_fp16(flipped: float, passed: bool, tmp_path: Path, monk
     """The reference is the file's own mask with a planted share of other pixels."""
 
     @contextmanager
-    def planted(model: onnx.ModelProto, threads: int | None = None) -> Iterator[Draw]:
+    def planted(model: onnx.ModelProto, threads: int | None = None) -> Iterator[ReferenceFn]:
         with plain(typed, threads) as draw:
 
             def changed(sample: Sample) -> Reference:
@@ -518,8 +517,7 @@ def test_fit_is_recorded_and_used(fit: Any, tmp_path: Path) -> None:
 
 
 def verdict(path: Path, **changes: Any) -> dict[str, Any]:
-    request = ValidateRequest(bundle=path, **{"min_agreement": LENIENT, "threads": 1, "progress": False, **changes})
-    return validate_bundle(request).to_dict()
+    return validate(path, **{"min_agreement": LENIENT, "threads": 1, "progress": False, **changes}).to_dict()
 
 
 def test_validation_of_the_stored_masks_repeats_the_builds() -> None:

@@ -18,7 +18,7 @@ from nrd_trt.inspection.inspect import inspect_path
 from nrd_trt.runtime import select
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.validation.evaluate import evaluate
-from nrd_trt.validation.validate import ValidateRequest, validate_bundle
+from nrd_trt.validation.validate import validate
 from tests.artefacts import SIZE_HW, build, checkpoint, workspace
 from tests.building.plugin_machine import hide_libraries, host, install
 from tests.building.test_build import needs_rtx, scenes
@@ -70,7 +70,7 @@ def test_verbs_give_the_figures_of_the_plain_bundle(packed: Path, plain: Path, t
     data = scenes(tmp_path / "data", 2, labels=True)
     verdicts, figures = [], []
     for path in (packed, plain):
-        verdicts.append(validate_bundle(ValidateRequest(bundle=path, threads=1, progress=False)).to_dict())
+        verdicts.append(validate(path, threads=1, progress=False).to_dict())
         figures.append(evaluate(path, data, runner="onnxruntime", threads=1, progress=False).to_dict())
     assert verdicts[0] == verdicts[1] and verdicts[0]["passed"]
     assert figures[0] == figures[1] and figures[0]["miou"] is not None

@@ -26,7 +26,7 @@ from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.validation.evaluate import evaluate
-from nrd_trt.validation.validate import ValidateRequest, validate_bundle
+from nrd_trt.validation.validate import validate
 from tests.artefacts import bundle, checkpoint, onnx_file
 from tests.building.plugin_machine import ORIN, build_with_plugin, hide_libraries, host
 from tests.building.test_build import scenes
@@ -125,7 +125,7 @@ def use(verb: str, path: Path, folder: Path, plugin: Path | None) -> Any:
     if verb == "predict":
         return open_bundle(path, runner="tensorrt", plugin=plugin)
     if verb == "validate":
-        return validate_bundle(ValidateRequest(bundle=path, runner="tensorrt", plugin=plugin, progress=False))
+        return validate(path, runner="tensorrt", plugin=plugin, progress=False)
     if verb == "benchmark":
         return benchmark_targets(BenchmarkRequest(targets=[path], runner="tensorrt", plugin=plugin, runs=1, warmup=0))
     return evaluate(path, folder, runner="tensorrt", plugin=plugin, progress=False)

@@ -29,7 +29,7 @@ from nrd_trt.exporting.precision import Calibration, Feeds, Quantization, measur
 from nrd_trt.graph.extremes import Extremes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.validation.validate import ValidateRequest, validate_bundle
+from nrd_trt.validation.validate import validate
 from tests.artefacts import REPOSITORY, SIZE_HW, checkpoint
 
 FEW = (r"^backbone\.layer7", r"^decode_head\.bottleneck")
@@ -68,7 +68,7 @@ def test_the_winner_holds_the_gates_and_its_bundle_passes_validation(tmp_path: P
     bundle = read_bundle(tmp_path / "tuned.nrd")
     assert bundle.record.to_dict()["precision"]["int8_layers"] == list(tuned.sensitivity)
     assert "--calibration ranges.json" in bundle.record.to_dict()["command"]
-    assert validate_bundle(ValidateRequest(bundle=bundle.path, threads=1, progress=False)).passed
+    assert validate(bundle.path, threads=1, progress=False).passed
     record, picture = write_record(tuned, tmp_path / "tuned.nrd")
     assert json.loads(Path(record).read_text())["winner"] == "int8"
     assert Path(picture).read_bytes().startswith(b"\x89PNG")

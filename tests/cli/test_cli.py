@@ -27,7 +27,6 @@ from nrd_trt.data.classes import CAMVID_CLASSES
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.validation import validate as validate_module
 from tests.artefacts import (
     SIZE,
     bundle,
@@ -810,18 +809,18 @@ def test_bad_images_to_predict(kind: str, nrd_trt: Invoke, data: Path, tmp_path:
 
 
 def test_operating_system_errors_exit_2(nrd_trt: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied", "a.nrd")
 
-    monkeypatch.setattr(validate_module, "validate_bundle", refuse)
+    monkeypatch.setattr(package, "validate", refuse)
     check_refused(nrd_trt("validate", bundle(), "--json"), tmp_path, [], "Permission denied", "free space")
 
 
 def test_internal_error_exits_70(nrd_trt: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(validate_module, "validate_bundle", fail)
+    monkeypatch.setattr(package, "validate", fail)
     result = nrd_trt("validate", bundle(), "--json")
     assert result.exit_code == 70
     assert "internal error: ZeroDivisionError: planted" in result.stderr
@@ -835,10 +834,10 @@ def test_internal_error_exits_70(nrd_trt: Invoke, monkeypatch: pytest.MonkeyPatc
 
 
 def test_interrupt_exits_130(nrd_trt: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(validate_module, "validate_bundle", interrupt)
+    monkeypatch.setattr(package, "validate", interrupt)
     result = nrd_trt("validate", bundle())
     assert (result.exit_code, result.stdout) == (130, "")
     assert "Ctrl-C" in result.stderr

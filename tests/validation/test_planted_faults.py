@@ -10,7 +10,7 @@ import pytest
 
 from nrd_trt.graph.metadata import with_precision
 from nrd_trt.specs import Precision
-from nrd_trt.validation.validate import ValidateRequest, Validation, validate_bundle
+from nrd_trt.validation.validate import Validation, validate
 from tests.artefacts import bundle, checkpoint, other_checkpoint, plant, read_facts_of, rewrite_facts
 from tests.faults import (
     Change,
@@ -64,7 +64,7 @@ FAULTS: dict[str, tuple[Change, str, str, str]] = {
 def validated(path: Path, **changes: object) -> Validation:
     """Validate with the stages; the gates of the masks hold nothing back."""
     options = {"checkpoint": checkpoint(), "localise": True, "min_agreement": 0.0, "threads": 1, "progress": False}
-    return validate_bundle(ValidateRequest(**{"bundle": path, **options, **changes}))  # type: ignore[arg-type]
+    return validate(path, **{**options, **changes})  # type: ignore[arg-type]
 
 
 @cache
@@ -121,7 +121,7 @@ def test_fp32_delivered_for_fp16_is_named(metadata: Precision, tmp_path: Path) -
     path = plant(bundle("fp32"), tmp_path / "claims.nrd", lambda model: with_precision(model, metadata))
     rewrite_facts(path, precision={**read_facts_of(path)["precision"], "asked": "fp16"})
     found = validated(path, localise=False)
-    assert found.comparison.pixel_agreement == 1.0
+    assert found.pixel_agreement == 1.0
     assert any("precision fp16 is claimed and not delivered: convolutions are" in line for line in found.failures)
     assert found.precision_found is not None
     assert set(found.precision_found) == {"fp32"}

@@ -10,7 +10,7 @@ import numpy as np
 from nrd_trt.data.folders import read_label
 from nrd_trt.errors import ConfigError
 from nrd_trt.specs import ModelInfo
-from nrd_trt.validation.masks import confusion_matrix, mean_iou, named_iou
+from nrd_trt.validation.metrics import confusion_matrix, mean_iou, named_iou
 from nrd_trt.video.frames import Ending, SegmentedFrame, StreamInfo
 
 

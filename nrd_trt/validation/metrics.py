@@ -1,18 +1,70 @@
-"""How well the outlines of classes agree: the boundary F-score over a data set. NumPy only."""
+"""Mask metrics from one confusion matrix, and the boundary F-score over a data set. NumPy only."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from nrd_trt.validation.masks import IGNORE
+IGNORE = 255
 
-TOLERANCE_PX = 2
+BOUNDARY_TOLERANCE_PX = 2
 """How far apart, in pixels of the image, two outlines may be and still be the same one. Logits have stride 4: within
 half of their cell a displacement comes from the enlargement, beyond it from the network."""
 
 _WORD = 64
+
+
+def confusion_matrix(reference: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count pixels by (reference class, mask class).
+
+    Args:
+        reference: Integer class indices of any shape; 255 is not counted.
+        mask: Integer class indices, same shape.
+        num_classes: K.
+
+    Returns:
+        ``(K, K) int64``; rows are the reference.
+    """
+    counted = reference != IGNORE
+    pairs = reference[counted].astype(np.int64) * num_classes + mask[counted]
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def iou_per_class(matrix: np.ndarray) -> np.ndarray:
+    """Return intersection over union per class, ``(K,) float64`` in 0-1; NaN for classes in neither side."""
+    hits = np.diag(matrix).astype(np.float64)
+    union = matrix.sum(0) + matrix.sum(1) - hits
+    iou: np.ndarray = np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    return iou
+
+
+def mean_iou(matrix: np.ndarray) -> float | None:
+    """Return the mean over the classes present, in 0-1; None where no pixel was counted."""
+    return _mean_present(iou_per_class(matrix))
+
+
+def pixel_agreement(matrix: np.ndarray) -> float | None:
+    """Return the share of counted pixels on the diagonal, in 0-1; None where no pixel was counted."""
+    total = matrix.sum()
+    return float(np.trace(matrix) / total) if total else None
+
+
+def named_iou(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
+    """Return ``{class name: IoU or None}``; None for classes present in neither side."""
+    return named_values(iou_per_class(matrix), class_names)
+
+
+def named_values(values: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
+    """Return ``{class name: value or None}`` of figures ``(K,)`` in which NaN stands for none."""
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, values, strict=True)}
+
+
+def _mean_present(values: np.ndarray) -> float | None:
+    """Return the mean of the figures that are not NaN."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else None
 
 
 class BoundaryScore:
@@ -24,10 +76,10 @@ class BoundaryScore:
 
     Args:
         num_classes: K, at most 256.
-        tolerance_px: See `TOLERANCE_PX`.
+        tolerance_px: See `BOUNDARY_TOLERANCE_PX`.
     """
 
-    def __init__(self, num_classes: int, tolerance_px: int = TOLERANCE_PX) -> None:
+    def __init__(self, num_classes: int, tolerance_px: int = BOUNDARY_TOLERANCE_PX) -> None:
         self.tolerance_px = tolerance_px
         self._reference_hits, self._reference_all = (np.zeros(num_classes, np.int64) for _ in range(2))
         self._mask_hits, self._mask_all = (np.zeros(num_classes, np.int64) for _ in range(2))
@@ -62,9 +114,7 @@ class BoundaryScore:
 
     def mean(self) -> float | None:
         """Return the mean over the classes present; None where there is no outline at all."""
-        score = self.per_class()
-        present = score[~np.isnan(score)]
-        return float(present.mean()) if present.size else None
+        return _mean_present(self.per_class())
 
 
 def _outline(mask: np.ndarray, counted: np.ndarray) -> np.ndarray:
