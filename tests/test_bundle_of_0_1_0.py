@@ -14,7 +14,7 @@ from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.files import sha256_file
 from nrd_trt.inspection.inspect import inspect_path
 from nrd_trt.runtime.engine import open_bundle
-from nrd_trt.validation.validate import ValidateRequest, validate_bundle
+from nrd_trt.validation.validate import validate
 from tests.artefacts import build
 
 ARCHIVE = Path(__file__).parent / "data_0_1_0" / "city.nrd.tar.xz"
@@ -50,10 +50,10 @@ def test_it_predicts_and_validates_as_it_did(path: Path) -> None:
         masks = [engine.predict(image) for image in stored.images]
     record = read_bundle(path).record
     assert np.mean(masks == stored.masks) == pytest.approx(record.validation.pixel_agreement)
-    validation = validate_bundle(ValidateRequest(bundle=path, min_agreement=0.98, threads=1, progress=False))
+    validation = validate(path, min_agreement=0.98, threads=1, progress=False)
     assert validation.passed
     assert (validation.reference, validation.plan_run) == ("stored", False)
-    assert validation.comparison.pixel_agreement == pytest.approx(record.validation.pixel_agreement)
+    assert validation.pixel_agreement == pytest.approx(record.validation.pixel_agreement)
 
 
 @pytest.mark.parametrize("builder", ["onnxruntime", "tensorrt-rtx"])

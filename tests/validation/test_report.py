@@ -8,12 +8,9 @@ from dataclasses import replace
 import pytest
 
 from nrd_trt.engine.bundle import read_bundle
-from nrd_trt.figures import ImageFigures
-from nrd_trt.validation.localise import Localisation
-from nrd_trt.validation.rebuild import Rebuilds
+from nrd_trt.figures import ImageFigures, Localisation, Rebuilds, StageFigures
 from nrd_trt.validation.report import error_share, plot_scale, render_report
-from nrd_trt.validation.stages import StageFigures
-from nrd_trt.validation.validate import ValidateRequest, Validation, validate_bundle
+from nrd_trt.validation.validate import Validation, validate
 from tests.artefacts import bundle
 
 EVIL = '<script>alert("x")</script>&\''
@@ -40,13 +37,12 @@ def test_the_axis_holds_every_agreement_and_the_gate(value: float, gate: float) 
 
 @pytest.fixture(scope="module")
 def validation() -> Validation:
-    return validate_bundle(ValidateRequest(bundle=bundle(), threads=1, progress=False))
+    return validate(bundle(), threads=1, progress=False)
 
 
 def test_every_text_is_escaped(validation: Validation) -> None:
-    found = validation.comparison
-    images = tuple(replace(image, name=EVIL) for image in found.per_image)
-    evil = replace(validation, samples=EVIL, comparison=replace(found, per_image=images))
+    images = tuple(replace(image, name=EVIL) for image in validation.per_image)
+    evil = replace(validation, samples=EVIL, per_image=images)
     page = render_report(read_bundle(bundle()), evil)
     assert "<script" not in page
     assert "&lt;script&gt;" in page.split("<circle")[1]
@@ -72,13 +68,8 @@ def test_plans_values_that_are_not_finite_and_unknown_ties(validation: Validatio
         agreement=None,
         note="plans cannot run here",
     )
-    flips = replace(validation.comparison.flips, pixels=1234, share=0.5, near_tie=None, far=None, far_share=None)
-    made = replace(
-        validation,
-        localisation=localised,
-        rebuilds=rebuilds,
-        comparison=replace(validation.comparison, flips=flips),
-    )
+    flips = replace(validation.flips, pixels=1234, share=0.5, near_tie=None, far=None, far_share=None)
+    made = replace(validation, localisation=localised, rebuilds=rebuilds, flips=flips)
     page = " ".join(render_report(read_bundle(bundle()), made).split())
     for words in (
         "7 values not finite",
