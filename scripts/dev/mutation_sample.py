@@ -1,0 +1,153 @@
+"""Change the product in a seeded sample of places, one at a time, and count how many changes the tests notice.
+
+First: coverage run --rcfile scripts/dev/coverage.ini -m pytest -n auto --dist loadfile, then coverage combine, which
+records the tests that run each line. Each mutant is judged by those tests, in a copy of the checkout; a survivor is one
+that all of them pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from coverage import CoverageData
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("nrd_trt", "calibration", "plugins", "scripts", "tests", "setup.cfg", "pyproject.toml", "README.md", "docs")
+MOST_TESTS = 40
+TIMEOUT_S = 300
+COMPARISONS = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.In: "not in",
+               ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"}  # fmt: skip
+ARITHMETIC = {ast.Add: "-", ast.Sub: "+", ast.Mult: "//", ast.FloorDiv: "*", ast.Div: "*", ast.Mod: "*"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """One change: the text of a node of one file, and what takes its place."""
+
+    path: Path
+    line: int
+    start: int
+    end: int
+    text: str
+
+
+def mutants_of(path: Path) -> Iterator[Mutant]:
+    """Yield every change of a file that this script knows."""
+    source = path.read_text(encoding="utf-8")
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line.encode()))
+    for node in ast.walk(ast.parse(source)):
+        replacement = _replacement(node)
+        if replacement is not None and isinstance(node, ast.expr):
+            first = starts[node.lineno - 1] + node.col_offset
+            last = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
+            yield Mutant(path=path.relative_to(ROOT), line=node.lineno, start=first, end=last, text=replacement)
+
+
+def _replacement(node: ast.AST) -> str | None:
+    """Return another expression in the place of a node, or None where nothing is changed."""
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        other = COMPARISONS[type(node.ops[0])]
+        return f"({ast.unparse(node.left)} {other} {ast.unparse(node.comparators[0])})"
+    if isinstance(node, ast.BoolOp):
+        word = " or " if isinstance(node.op, ast.And) else " and "
+        return f"({word.join(f'({ast.unparse(value)})' for value in node.values)})"
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return f"({ast.unparse(node.operand)})"
+    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC and not _is_text(node):
+        return f"(({ast.unparse(node.left)}) {ARITHMETIC[type(node.op)]} ({ast.unparse(node.right)}))"
+    if isinstance(node, ast.IfExp):
+        return f"({ast.unparse(node.orelse)})"
+    if isinstance(node, ast.Constant) and type(node.value) in (int, bool):
+        return repr(not node.value) if isinstance(node.value, bool) else repr(node.value + 1)
+    return None
+
+
+def _is_text(node: ast.BinOp) -> bool:
+    parts = (node.left, node.right)
+    return any(isinstance(part, ast.JoinedStr) or isinstance(getattr(part, "value", None), str) for part in parts)
+
+
+def tests_of(data: CoverageData, mutant: Mutant) -> list[str]:
+    """Return the tests that run the changed line, as arguments of pytest; a few of each file where they are many."""
+    measured = next((name for name in data.measured_files() if name.endswith(f"/{mutant.path}")), None)
+    contexts = data.contexts_by_lineno(measured).get(mutant.line, []) if measured else []
+    tests = sorted({context for context in contexts if context.startswith("tests.")})
+    found = []
+    for name in tests:
+        module, _, function = name.rpartition(".")
+        while module and not (file := ROOT / f"{module.replace('.', '/')}.py").is_file():
+            module, _, outer = module.rpartition(".")
+            function = f"{outer}::{function}"
+        if module:
+            found.append(f"{file.relative_to(ROOT)}::{function}")
+    random.Random(str(mutant)).shuffle(found)
+    return found[:MOST_TESTS]
+
+
+def survives(mutant: Mutant, tests: list[str], copy: Path) -> bool:
+    """Apply a mutant to the copy, run the tests, and undo it."""
+    target = copy / mutant.path
+    original = target.read_bytes()
+    target.write_bytes(original[: mutant.start] + mutant.text.encode() + original[mutant.end :])
+    try:
+        compile(target.read_bytes(), str(target), "exec")
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", *tests]
+        done = subprocess.run(
+            command,
+            cwd=copy,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            timeout=TIMEOUT_S,
+        )
+        return done.returncode == 0
+    except (SyntaxError, subprocess.TimeoutExpired):
+        return False
+    finally:
+        target.write_bytes(original)
+
+
+def main() -> int:
+    """Draw the sample, judge each mutant, print the survivors and the share that was killed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=60, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--data", type=Path, default=ROOT / "build/coverage/.coverage", metavar="FILE")
+    args = parser.parse_args()
+    data = CoverageData(str(args.data))
+    data.read()
+    files = sorted([*(ROOT / "nrd_trt").rglob("*.py"), *(ROOT / "calibration").rglob("*.py")])
+    files = [path for path in files if (ROOT / "nrd_trt/calibration") not in path.parents]
+    every = [mutant for path in files for mutant in mutants_of(path)]
+    sample = random.Random(args.seed).sample(every, args.count)
+    survivors, killed = [], 0
+    with tempfile.TemporaryDirectory(prefix="nrd_trt-mutants-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
+        (copy / "nrd_trt/calibration").exists() or (copy / "nrd_trt/calibration").symlink_to("../calibration")
+        for number, mutant in enumerate(sample, 1):
+            tests = tests_of(data, mutant)
+            lives = not tests or survives(mutant, tests, copy)
+            killed += not lives
+            verdict = "survives" + ("" if tests else ", no test runs it") if lives else "killed"
+            print(f"{number:3} {verdict:26} {mutant.path}:{mutant.line}: {mutant.text[:80]}", flush=True)
+            survivors += [mutant] if lives else []
+    print(f"{killed} of {len(sample)} killed ({killed / len(sample):.0%}), seed {args.seed}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
