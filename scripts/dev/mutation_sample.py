@@ -69,8 +69,8 @@ def _replacement(node: ast.AST) -> str | None:
         return f"(({ast.unparse(node.left)}) {ARITHMETIC[type(node.op)]} ({ast.unparse(node.right)}))"
     if isinstance(node, ast.IfExp):
         return f"({ast.unparse(node.orelse)})"
-    if isinstance(node, ast.Constant) and type(node.value) in (int, bool):
-        return repr(not node.value) if isinstance(node.value, bool) else repr(node.value + 1)
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return repr(not node.value if isinstance(node.value, bool) else node.value + 1)
     return None
 
 
@@ -136,8 +136,7 @@ def main() -> int:
         copy = Path(folder)
         for name in COPIED:
             source = ROOT / name
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
-        (copy / "nrd_trt/calibration").exists() or (copy / "nrd_trt/calibration").symlink_to("../calibration")
+            shutil.copytree(source, copy / name, symlinks=True) if source.is_dir() else shutil.copy(source, copy)
         for number, mutant in enumerate(sample, 1):
             tests = tests_of(data, mutant)
             lives = not tests or survives(mutant, tests, copy)
