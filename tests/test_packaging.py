@@ -29,7 +29,7 @@ _PIXELS = {".png", ".jpg", ".jpeg", ".npz", ".npy", ".mp4"}
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel of a copy of this checkout: a build leaves files, and takes up those of earlier ones."""
+    """The wheel that an sdist gives. A copy is built: a build leaves files, and takes up those of earlier ones."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     skip = shutil.ignore_patterns("__pycache__", "build")
@@ -43,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     (source / "calibration/notes.txt").touch()
     for planted in ("nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md", *beside):
         (source / planted).touch()
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = folder.glob("*.whl")
