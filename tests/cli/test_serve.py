@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.artefacts import bundle, command_line, environment, run_process
+from tests.artefacts import bundle, command_line, environment
 from tests.cli.conftest import Invoke
+from tests.serving.waiting import until
 from tests.video.clips import street_frames, write_clip
 
 httpx = pytest.importorskip("httpx", reason="needs httpx: pip install nrd-trt[dev]")
@@ -46,29 +47,28 @@ def started(*arguments: object, **changes: str) -> Iterator[tuple[subprocess.Pop
         process.communicate()
 
 
-@pytest.mark.parametrize(
-    "ending", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)], ids=["int", "term", "twice"]
-)
-def test_it_serves_until_it_is_stopped(drive: Path, ending: tuple[signal.Signals, ...]) -> None:
+def stopped(process: subprocess.Popen[str], *signals: signal.Signals) -> str:
+    """End it and return what it said on stderr."""
+    start = time.monotonic()
+    for each in signals:
+        process.send_signal(each)
+    process.wait(timeout=10)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    assert process.returncode == 130, errors
+    assert time.monotonic() - start < 5.0  # 0.4 s on an idle machine
+    assert "Traceback" not in errors
+    return errors
+
+
+def test_it_serves_until_it_is_stopped_twice(drive: Path) -> None:
     with started(drive, "--bundle", bundle()) as (process, url):
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url), url
-        numbers = [httpx.get(f"{url}status", trust_env=False).json()["number"]]
         with httpx.stream("GET", f"{url}stream.mjpg", trust_env=False, timeout=10) as stream:
             next(stream.iter_raw())
-            end = time.monotonic() + 20
-            while numbers[-1] < 8 and time.monotonic() < end:  # the clip has four frames: it has begun again
-                numbers.append(httpx.get(f"{url}status", trust_env=False).json()["number"])
-            start = time.monotonic()
-            for each in ending:
-                process.send_signal(each)
-            process.wait(timeout=10)
-        took = time.monotonic() - start
-        assert process.stderr is not None
-        errors = process.stderr.read()
-        assert process.returncode == 130, errors
-        assert numbers[-1] >= 8
-        assert took < 5.0  # 0.4 s on an idle machine
-        assert "Traceback" not in errors
+            # The clip has four frames: it has begun again.
+            until(lambda: httpx.get(f"{url}status", trust_env=False).json()["number"] >= 8)
+            errors = stopped(process, signal.SIGINT, signal.SIGINT)
         assert "Ctrl-C" in errors
 
 
@@ -80,8 +80,7 @@ def test_a_token_that_it_makes_is_printed(drive: Path) -> None:
         with httpx.Client(trust_env=False, follow_redirects=True) as http:
             assert http.get(url).url == plain
             assert http.get(f"{plain}status").status_code == 200
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=10)
+        assert stopped(process, signal.SIGINT) == "error: stopped by Ctrl-C; no output is half-written under its name\n"
 
 
 def test_a_token_that_it_is_given_is_not_printed(drive: Path) -> None:
@@ -89,15 +88,11 @@ def test_a_token_that_it_is_given_is_not_printed(drive: Path) -> None:
     with started(drive, "--bundle", bundle(), "--no-loop", NRD_TRT_TOKEN=secret) as (process, url):
         assert httpx.get(f"{url}status", trust_env=False).status_code == 401
         headers = {"Authorization": f"Bearer {secret}"}
-        end, state = time.monotonic() + 20, ""
-        while state != "ended" and time.monotonic() < end:
-            state = httpx.get(f"{url}status", headers=headers, trust_env=False).json()["state"]
-        assert state == "ended"  # and the page is still there
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=10)
+        # The page is still there when the run has ended.
+        until(lambda: httpx.get(f"{url}status", headers=headers, trust_env=False).json()["state"] == "ended")
+        errors = stopped(process, signal.SIGTERM)
         assert process.stdout is not None
-        assert process.stderr is not None
-        assert secret not in url + process.stdout.read() + process.stderr.read()
+        assert secret not in url + process.stdout.read() + errors
 
 
 def test_a_taken_port_is_bad_input(nrd_trt: Invoke, drive: Path) -> None:
@@ -128,16 +123,9 @@ def test_options_that_cannot_be_are_bad_input(nrd_trt: Invoke, drive: Path, opti
     assert message in result.stderr
 
 
-def test_a_source_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
-    result = run_process("serve", tmp_path / "no.mp4", "--bundle", bundle(), "--port", 0)
-    assert result.returncode == 2
-    assert "no.mp4: expected" in result.stderr
-    assert result.stdout == ""
-
-
-def test_a_source_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_is_told_at_once(nrd_trt: Invoke, tmp_path: Path) -> None:
     (tmp_path / "notes.mp4").write_text("these are notes")
-    result = run_process("serve", tmp_path / "notes.mp4", "--bundle", bundle(), "--port", 0)
-    assert result.returncode == 2
-    assert "notes.mp4: expected a video" in result.stderr
-    assert "Traceback" not in result.stderr
+    for name, told in (("no.mp4", "no.mp4: expected"), ("notes.mp4", "notes.mp4: expected a video")):
+        result = nrd_trt("serve", tmp_path / name, "--bundle", bundle(), "--port", 0)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert told in result.stderr

@@ -20,7 +20,7 @@ from nrd_trt.errors import VideoError
 from nrd_trt.machine.clocks import ProbedDevice, Reading
 from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.runtime.engine_thread import EngineThread
-from nrd_trt.serving.hub import Hub
+from nrd_trt.serving.hub import Hub, Shown
 from nrd_trt.serving.serve import running
 from nrd_trt.video.frames import Frame, StreamInfo
 from nrd_trt.video.overlay import OverlayStyle, Painter
@@ -28,6 +28,7 @@ from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.stats import StatsCollector
 from tests.artefacts import bundle
+from tests.serving.waiting import until
 
 for needed in ("fastapi", "uvicorn", "prometheus_client", "av"):
     pytest.importorskip(needed, reason=f"needs {needed}: pip install nrd-trt[serve]")
@@ -70,7 +71,7 @@ class Street:
 
     def __iter__(self) -> Iterator[Frame]:
         index = 0
-        while not self._stopped.wait(0.08) and (self._count is None or index < self._count):
+        while not self._stopped.wait(0.05) and (self._count is None or index < self._count):
             if self.broken.is_set():
                 raise VideoError("street: expected a frame, found roadworks; take another way.")
             if not self.silent.is_set():
@@ -85,6 +86,17 @@ class Street:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+class CountedSwitch(PauseSwitch):
+    """Counts the frames that it lets through, so that a test knows when all of them have been written."""
+
+    passed = 0
+
+    def lets_through(self, *, wait: bool) -> bool:
+        passes = super().lets_through(wait=wait)
+        self.passed += passes
+        return passes
 
 
 class Instrument:
@@ -115,11 +127,18 @@ class Rig:
 
     def __init__(self, source: Street | None = None, *, token: str | None = None, **limits: Any) -> None:
         self.source = source or Street()
-        self.pause, self.stats = PauseSwitch(), StatsCollector()
+        self.pause, self.stats = CountedSwitch(), StatsCollector()
         self.hub = Hub(self.pause)
         self.engine = EngineThread(open_bundle(bundle(), threads=1))
         self.uploads = Uploads(replace(Limits(), **limits))
         self._token, self._stack = token, ExitStack()
+
+    def paused(self) -> Shown:
+        """Stop the run and return the frame that stays."""
+        self.pause.pause()
+        until(lambda: self.hub.newest and self.hub.newest.number == self.pause.passed)
+        assert self.hub.newest is not None
+        return self.hub.newest
 
     @property
     def url(self) -> str:
