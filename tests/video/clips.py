@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,14 @@ from nrd_trt.data.synthetic import street_clip
 av = pytest.importorskip("av", reason="needs PyAV: pip install nrd-trt[video]")
 
 
+@cache
+def _street(size_hw: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    return tuple(scene.image for scene in street_clip(7, size_hw, frames=20))
+
+
 def street_frames(count: int, size_hw: tuple[int, int] = (64, 96)) -> list[np.ndarray]:
-    return [scene.image for scene in street_clip(7, size_hw, frames=count)]
+    """A second of a drive, as often as it takes; read-only."""
+    return [_street(size_hw)[index % 20] for index in range(count)]
 
 
 def grey_frames(count: int, size_hw: tuple[int, int] = (64, 96)) -> list[np.ndarray]:

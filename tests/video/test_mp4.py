@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pytest
 
-from nrd_trt.errors import ConfigError, MissingDependencyError
+from nrd_trt.errors import ConfigError, MissingDependencyError, VideoError
 from nrd_trt.video.frames import Ending, Frame, SegmentedFrame, StreamInfo
 from nrd_trt.video.sinks.mp4 import Mp4Sink
 
@@ -112,8 +112,7 @@ def test_the_rate_in_the_file_is_exact(tmp_path: Path, rate: Fraction) -> None:
 def test_any_size_is_kept(tmp_path: Path, size: tuple[int, int], form: str) -> None:
     write(tmp_path / "a.mp4", STEADY[:3], pictures=[flat(size, (200, 30, 90))] * 3)
     video, frames = read(tmp_path / "a.mp4")
-    assert (video.codec, video.size_hw) == ("h264", size)
-    assert frames[0].format.name == form
+    assert (video.codec, video.size_hw, frames[0].format.name) == ("h264", size, form)
 
 
 @pytest.mark.parametrize(("size", "matrix"), [((48, 64), 6), ((720, 64), 1)])
@@ -181,10 +180,17 @@ def test_a_pyav_without_the_encoder_is_named_at_once(tmp_path: Path, monkeypatch
         Mp4Sink(tmp_path / "a.mp4", force=False, report=print)
 
 
-def test_a_folder_of_that_name_is_refused_at_once(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").mkdir()
-    with pytest.raises(ConfigError, match="found a folder"):
+def test_what_is_there_already_is_kept(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.partial.mp4"):
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(ConfigError, match=rf"{name}: already exists; give .*force"):
+            Mp4Sink(tmp_path / "a.mp4", force=False, report=print)
         Mp4Sink(tmp_path / "a.mp4", force=True, report=print)
+        assert (tmp_path / name).read_text() == "precious"  # until there is something to replace it with
+        (tmp_path / name).unlink()
+    (tmp_path / "b.mp4").mkdir()
+    with pytest.raises(ConfigError, match="found a folder"):
+        Mp4Sink(tmp_path / "b.mp4", force=True, report=print)
 
 
 def test_what_was_written_is_whole_after_ctrl_c_and_partial_after_a_failure(tmp_path: Path) -> None:
@@ -197,18 +203,16 @@ def test_what_was_written_is_whole_after_ctrl_c_and_partial_after_a_failure(tmp_
     assert len(shown(tmp_path / "failed.partial.mp4")) == 7
 
 
-def test_nothing_is_made_where_no_frame_came(tmp_path: Path) -> None:
+def test_nothing_is_made_where_no_frame_came_and_nothing_written_where_no_file_can_be(tmp_path: Path) -> None:
     assert write(tmp_path / "a.mp4", []) is None
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["a.mp4", "a.partial.mp4"])
-def test_existing_files_are_kept_without_force(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("precious")
-    with pytest.raises(ConfigError, match=rf"{name}: already exists; give force=True"):
-        Mp4Sink(tmp_path / "a.mp4", force=False, report=print)
-    Mp4Sink(tmp_path / "a.mp4", force=True, report=print)
-    assert (tmp_path / name).read_text() == "precious"  # until there is something to replace it with
+    sink = Mp4Sink(tmp_path / "a.mp4", force=False, report=print)
+    with pytest.raises(VideoError, match="expected an open file and a drawn picture"):
+        sink.write(segmented(0, 0, 1, flat((4, 4), (0, 0, 0))))
+    assert sink.close("failed") is None
+    (tmp_path / "a.partial.mp4").mkdir()
+    with pytest.raises(VideoError, match=r"a\.mp4: cannot be written"):
+        sink.open(StreamInfo(name="", size_hw=(4, 4), rate=None, time_base=CLIP_BASE, frames=None, live=False))
 
 
 def test_a_killed_process_leaves_a_file_that_plays(tmp_path: Path) -> None:

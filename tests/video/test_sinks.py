@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nrd_trt.errors import ConfigError, MissingDependencyError
+from nrd_trt.errors import ConfigError, MissingDependencyError, VideoError
 from nrd_trt.video.frames import EndOfRun
 from nrd_trt.video.sinks.mp4 import Mp4Sink
 from nrd_trt.video.sinks.open_sink import FolderSink, NullSink, open_sink
@@ -35,25 +37,21 @@ def files(sink: FolderSink, folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_plain_folder_gets_index_masks(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "masks"
-    assert files(opened(str(folder)), folder) == ["000000.png", "000001.png"]
-    with Image.open(folder / "000000.png") as image:
-        assert (image.mode, image.size) == ("P", (8, 6))
-
-
-def test_with_overlay_it_gets_pictures_too(tmp_path: Path) -> None:
-    names = files(opened(str(tmp_path), overlay=True), tmp_path)
-    assert names == ["000000.png", "000000_overlay.png", "000001.png", "000001_overlay.png"]
-    with Image.open(tmp_path / "000000_overlay.png") as image:
-        assert (image.mode, image.size) == ("RGB", (8, 6))
-
-
-@pytest.mark.parametrize(("kind", "mode"), [("masks", "P"), ("overlays", "RGB")])
-def test_a_folder_of_one_kind(tmp_path: Path, kind: str, mode: str) -> None:
-    assert files(opened(f"{kind}:{tmp_path}"), tmp_path) == ["000000.png", "000001.png"]
-    with Image.open(tmp_path / "000001.png") as image:
-        assert image.mode == mode
+def test_a_folder_gets_masks_pictures_or_both(tmp_path: Path) -> None:
+    masks, pictures = ["000000.png", "000001.png"], ["000000_overlay.png", "000001_overlay.png"]
+    for text, overlay, names, mode in (
+        ("{}", False, masks, "P"),
+        ("{}", True, sorted(masks + pictures), "P"),
+        ("masks:{}", False, masks, "P"),
+        ("overlays:{}", False, masks, "RGB"),
+    ):
+        folder = tmp_path / "new" / f"{len(list(tmp_path.glob('new/*')))}"
+        assert files(opened(text.format(folder), overlay=overlay), folder) == names
+        with Image.open(folder / "000001.png") as image:
+            assert (image.mode, image.size) == (mode, (8, 6))
+        if overlay:
+            with Image.open(folder / "000000_overlay.png") as image:
+                assert (image.mode, image.size) == ("RGB", (8, 6))
 
 
 def test_a_folder_with_files_needs_force(tmp_path: Path) -> None:
@@ -76,16 +74,10 @@ def test_forms(tmp_path: Path) -> None:
         assert isinstance(opened(str(tmp_path / name)), Mp4Sink)
     (tmp_path / "a.folder").mkdir()
     assert isinstance(opened(str(tmp_path / "a.folder")), FolderSink)
-
-
-@pytest.mark.parametrize("text", ["a.avi", "clip.mkv", "picture.png"])
-def test_other_kinds_of_files_are_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match=r"expected NAME\.mp4, a folder"):
-        opened(str(tmp_path / text))
-
-
-def test_a_missing_folder_is_named_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the folder .*nowhere does not exist"):
+    for name in ("a.avi", "clip.mkv", "picture.png"):
+        with pytest.raises(ConfigError, match=r"expected NAME\.mp4, a folder"):
+            opened(str(tmp_path / name))
+    with pytest.raises(ConfigError, match=r"the folder .*nowhere does not exist"):  # before anything runs
         opened(str(tmp_path / "nowhere" / "a.mp4"))
 
 
@@ -98,6 +90,7 @@ class Cv2:
     def __init__(self, gui: str) -> None:
         self.gui, self.key, self.visible = gui, -1, 1.0
         self.shown: list[np.ndarray] = []
+        self.waits: list[int] = []
 
     def getBuildInformation(self) -> str:
         return f"General configuration\n  GUI:                           {self.gui}\n    GTK+: YES\n"
@@ -110,6 +103,7 @@ class Cv2:
 
     def waitKey(self, milliseconds: int) -> int:
         assert milliseconds >= 1  # 0 would wait for ever
+        self.waits.append(milliseconds)
         return self.key
 
     def getWindowProperty(self, title: str, what: int) -> float:
@@ -127,14 +121,29 @@ def cv2(monkeypatch: pytest.MonkeyPatch) -> Cv2:
 
 
 def test_a_window_shows_bgr_and_closes(cv2: Cv2) -> None:
-    sink = WindowSink()
+    sink = opened("window")
     sink.open(STREAM)
     picture = np.zeros((4, 4, 3), np.uint8)
     picture[..., 0] = 200
-    sink.write(segmented(0, 0, 1, picture))
+    start = time.monotonic()
+    for index in range(3):
+        sink.write(segmented(index, index, 1, picture))
     assert cv2.shown[0][0, 0].tolist() == [0, 0, 200]
+    # The last picture is due two fifteenths of a second after the first one.
+    assert cv2.waits[0] == 1 and cv2.waits[-1] == pytest.approx(2000 / 15 - (time.monotonic() - start) * 1000, abs=30)
+    with pytest.raises(VideoError, match="expected a drawn picture"):
+        sink.write(replace(segmented(0, 0, 1, picture), picture=None))
     sink.close("complete")
     assert cv2.title == ""
+
+
+def test_a_window_without_a_display_is_an_error(cv2: Cv2) -> None:
+    def refuse(title: str, flags: int) -> None:
+        raise cv2.error("cannot open display")
+
+    cv2.namedWindow = refuse  # type: ignore[method-assign]
+    with pytest.raises(VideoError, match=r"a window cannot be shown \(cannot open display\); is there a display"):
+        WindowSink().open(STREAM)
 
 
 @pytest.mark.parametrize("how", ["q", "esc", "button"])
@@ -147,13 +156,8 @@ def test_a_window_that_is_closed_ends_the_run(cv2: Cv2, how: str) -> None:
         sink.write(segmented(0, 0, 1, np.zeros((4, 4, 3), np.uint8)))
 
 
-def test_an_opencv_without_windows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", Cv2("NONE"))  # type: ignore[arg-type]
-    with pytest.raises(MissingDependencyError, match="headless build"):
-        WindowSink()
-
-
-def test_no_opencv_at_all_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)  # type: ignore[arg-type]
-    with pytest.raises(MissingDependencyError, match=r"nrd-trt\[camera\]"):
-        WindowSink()
+def test_an_opencv_without_windows_or_none_at_all_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, told in ((Cv2("NONE"), "headless build"), (None, r"nrd-trt\[camera\]")):
+        monkeypatch.setitem(sys.modules, "cv2", module)  # type: ignore[arg-type]
+        with pytest.raises(MissingDependencyError, match=told):
+            WindowSink()

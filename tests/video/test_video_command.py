@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import time
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import nrd_trt
 from nrd_trt.cli.main import app
 from nrd_trt.data.overlay import write_mask, write_rgb
 from nrd_trt.data.synthetic import street_clip
+from nrd_trt.errors import ConfigError
 from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.video.frames import SegmentedFrame
-from nrd_trt.video.segment_video import segment_video
+from nrd_trt.video.overlay import OverlayStyle
 from nrd_trt.video.sinks.mp4 import Mp4Sink
 from nrd_trt.video.sources.open_source import open_source
 from tests.artefacts import bundle, checkpoint, command_line, environment, workspace
+from tests.serving.waiting import until
 from tests.video.clips import street_frames, write_clip
 from tests.video.test_mp4 import read, shown
 
@@ -88,45 +92,73 @@ def test_a_clip_comes_out_with_its_frames_rate_and_size_and_with_the_right_masks
     found = facts(clip, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks")
     assert check_same_frames(clip, tmp_path / "out.mp4") == FRAMES
     assert check_masks_of_single_images(clip, tmp_path / "masks") == FRAMES
-    assert (found["frames"], found["dropped"], found["complete"], found["size"]) == (FRAMES, 0, True, "60x90")
-    assert found["source_fps"] == pytest.approx(30000 / 1001)
+    assert found == {
+        "frames": FRAMES,
+        "dropped": 0,
+        "reconnects": 0,
+        "complete": True,
+        "size": "60x90",
+        "source_fps": pytest.approx(30000 / 1001),
+        "smoothing": {"name": "none", "lag_frames": 0},
+        "labels": None,
+        "outputs": [str(tmp_path / "out.mp4"), str(tmp_path / "masks")],
+        "notes": [],
+        "runner": "onnxruntime",
+        "arithmetic": "native",
+        **{name: found[name] for name in ("fps", "flicker", "flicker_unsmoothed", "split_ms", "latency_ms")},
+    }
     assert found["fps"] > 0
     assert list(found["split_ms"]) == ["read", "preprocess", "infer", "smooth", "draw", "write"]
-    assert 0 <= found["flicker"] <= 1
-    assert (found["runner"], found["arithmetic"]) == ("onnxruntime", "native")
+    assert list(found["latency_ms"]) == ["p50", "p90", "p99"]
+    assert 0 <= found["flicker"] == found["flicker_unsmoothed"] <= 1
+
+
+def test_from_python_it_is_a_function_with_a_typed_result(tmp_path: Path, labelled: Path) -> None:
+    notices: list[str] = []
+    result = nrd_trt.segment_video(
+        labelled, [tmp_path / "out.mp4", "null"], bundle(), rate=25, labels=labelled / "labels", ignore_index=3,
+        style=OverlayStyle(view="mask"), threads=1, progress=False, on_notice=notices.append,
+    )  # fmt: skip
+    assert (result.frames, result.dropped, result.complete, result.size_hw) == (6, 0, True, SIZE_HW)
+    assert result.labels is not None and result.labels.frames == 6
+    assert result.to_dict()["labels"] == asdict(result.labels)
+    assert set(result.to_dict()) == set(facts(labelled, "-o", "null"))
+    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
+    assert read(tmp_path / "out.mp4")[0].rate == 25
+    assert notices == []
+    with pytest.raises(ConfigError, match=r"rate=0: expected frames per second above 0"):
+        nrd_trt.segment_video(labelled, "null", bundle(), rate=0)
+    with pytest.raises(ConfigError, match=rf"sinks='page': .*nrd_trt.serve\('{labelled}', '.*\.nrd'\)"):
+        nrd_trt.segment_video(labelled, "page", bundle())
 
 
 def test_the_real_clip(tmp_path: Path, camvid: Path) -> None:
     source = camvid / "val_0016E5_15fps.mp4"
     if not source.is_file():
         pytest.skip(f"no {source.name} beside the CamVid folders")
-    facts(source, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks")
-    assert check_same_frames(source, tmp_path / "out.mp4") == 101
-    assert check_masks_of_single_images(source, tmp_path / "masks") == 101
-
-
-def test_variable_frame_rates_are_kept(tmp_path: Path) -> None:
-    source = write_clip(tmp_path / "in.mp4", street_frames(6, SIZE_HW), rate=15, pts=[0, 1000, 1500, 4000, 4200, 9000])
     facts(source, "-o", tmp_path / "out.mp4")
-    assert check_same_frames(source, tmp_path / "out.mp4") == 6
+    assert check_same_frames(source, tmp_path / "out.mp4") == 101
 
 
-@pytest.mark.parametrize("fit", ["resize", "letterbox"])
-def test_an_odd_size_comes_back_exactly(tmp_path: Path, fit: str) -> None:
-    frames = [frame[:47, :63] for frame in street_frames(3, SIZE_HW)]
+def test_odd_sizes_and_variable_frame_rates_are_kept(tmp_path: Path) -> None:
+    frames = [frame[:47, :63] for frame in street_frames(6, SIZE_HW)]
     source = write_clip(tmp_path / "in.mkv", frames, codec="ffv1", pix_fmt="bgr0")
-    facts(source, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks", "--fit", fit)
+    facts(source, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks", "--fit", "letterbox")
     assert read(tmp_path / "out.mp4")[0].size_hw == (47, 63)
     with Image.open(tmp_path / "masks" / "000000.png") as image:
         assert image.size == (63, 47)
+    source = write_clip(tmp_path / "in.mp4", street_frames(6, SIZE_HW), rate=15, pts=[0, 1000, 1500, 4000, 4200, 9000])
+    facts(source, "-o", tmp_path / "times.mp4")
+    assert check_same_frames(source, tmp_path / "times.mp4") == 6
 
 
 def test_a_folder_plays_at_the_rate_asked_for_and_keeps_names(tmp_path: Path, labelled: Path) -> None:
+    Image.fromarray(street_frames(1, SIZE_HW)[0]).save(labelled / "images" / "f00.jpg")  # the stem of another
     facts(labelled, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks", "--rate", "30000/1001", "--overlay")
     written, frames = read(tmp_path / "out.mp4")
-    assert (written.rate, len(frames)) == (Fraction(30000, 1001), 6)
+    assert (written.rate, len(frames)) == (Fraction(30000, 1001), 7)
     names = sorted(path.name for path in (tmp_path / "masks").iterdir())
-    assert names[:2] == ["f00.png", "f00_overlay.png"]
+    assert names[:5] == ["f00.jpg.png", "f00.jpg_overlay.png", "f00.png.png", "f00.png_overlay.png", "f01.png"]
 
 
 def test_labels_give_miou_with_and_without_smoothing(tmp_path: Path, labelled: Path) -> None:
@@ -141,36 +173,18 @@ def test_labels_give_miou_with_and_without_smoothing(tmp_path: Path, labelled: P
     assert f"mIoU {without['labels']['miou']:.4f} on 6 labelled frames" in text
 
 
-def test_labels_of_a_clip_go_by_order_where_names_do_not_fit(tmp_path: Path, labelled: Path) -> None:
+def test_labels_of_a_clip_go_by_order_where_names_do_not_fit(tmp_path: Path, labelled: Path, clip: Path) -> None:
     frames = [scene.image for scene in street_clip(3, SIZE_HW, frames=6)]
-    source = write_clip(tmp_path / "in.mp4", frames, codec="libx264rgb", pix_fmt="rgb24", options={"qp": "0"})
-    by_order = facts(source, "-o", "null", "--labels", labelled / "labels")["labels"]
-    assert by_order == facts(labelled, "-o", "null", "--labels", labelled / "labels")["labels"]
-
-
-def test_labels_go_by_order_too_where_the_file_tells_no_count(tmp_path: Path, labelled: Path) -> None:
-    frames = [scene.image for scene in street_clip(3, SIZE_HW, frames=6)]
-    source = write_clip(tmp_path / "in.mkv", frames, codec="ffv1", pix_fmt="bgr0")
-    assert facts(source, "-o", "null", "--labels", labelled / "labels")["labels"]["frames"] == 6
+    by_name = facts(labelled, "-o", "null", "--labels", labelled / "labels")["labels"]
+    for name, codec, pix_fmt in (("in.mp4", "libx264rgb", "rgb24"), ("in.mkv", "ffv1", "bgr0")):
+        options = {"qp": "0"} if codec == "libx264rgb" else {}  # Matroska tells no number of frames
+        source = write_clip(tmp_path / name, frames, codec=codec, pix_fmt=pix_fmt, options=options)
+        assert facts(source, "-o", "null", "--labels", labelled / "labels")["labels"] == by_name
     (labelled / "labels" / "f05.png").unlink()
-    found = facts(source, "-o", "null", "--labels", labelled / "labels")
-    assert (found["labels"]["frames"], found["labels"]["miou"]) == (0, None)
-    assert "as many as the 6 frames, got 5" in found["notes"][0]
-
-
-def test_images_of_one_stem_give_two_masks(tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("a.png", "a.jpg", "b.png"):
-        Image.fromarray(street_frames(1, SIZE_HW)[0]).save(folder / name)
-    facts(folder, "-o", tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg.png", "a.png.png", "b.png"]
-
-
-def test_labels_of_something_else_are_said_to_be_unused(tmp_path: Path, labelled: Path, clip: Path) -> None:
-    found = facts(clip, "-o", "null", "--labels", labelled / "labels")
-    assert found["labels"]["miou"] is None
-    assert "expected labels with the names of frames" in found["notes"][0]
+    for other, count in ((source, 6), (clip, FRAMES)):
+        found = facts(other, "-o", "null", "--labels", labelled / "labels")
+        assert (found["labels"]["frames"], found["labels"]["miou"]) == (0, None)
+        assert f"as many as the {count} frames, got 5" in found["notes"][0]
 
 
 def test_ema_runs_on_a_bundle_with_logits_and_is_refused_without(clip: Path) -> None:
@@ -219,7 +233,7 @@ def test_views_and_style_change_the_picture(tmp_path: Path, clip: Path) -> None:
         (["{clip}", "-o", ""], "expected NAME.mp4"),
         (["{clip}", "-o", "null", "--show", "²"], "²"),
         (["{clip}", "-o", "null", "--smooth", "magic"], "magic"),
-        (["{clip}", "-o", "null", "--rate", "0"], "--rate 0"),
+        (["{clip}", "-o", "null", "--rate", "slow"], "--rate 'slow': expected frames per second such as 25"),
         (["{clip}", "-o", "null", "--view", "sideways"], "--view"),
         (["{clip}", "-o", "null", "--show", "Dragon"], "Dragon"),
         (["{clip}", "-o", "null", "--labels", "/nowhere"], "expected a folder of index PNGs"),
@@ -243,17 +257,12 @@ def test_bad_input_ends_with_2_and_a_line(tmp_path: Path, clip: Path, arguments:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_a_failed_run_left_can_be_read_but_not_replaced_meanwhile(tmp_path: Path, clip: Path) -> None:
-    source = tmp_path / "a.partial.mp4"
-    source.write_bytes(clip.read_bytes())
-    result = video(source, "-o", tmp_path / "a.mp4", "--force")
-    assert result.exit_code == 2
-    assert source.read_bytes() == clip.read_bytes()
-    facts(source, "-o", tmp_path / "b.mp4")
-
-
-def test_an_existing_output_needs_force(tmp_path: Path, clip: Path) -> None:
-    target = tmp_path / "out.mp4"
+def test_outputs_are_replaced_with_force_only_and_never_while_they_are_read(tmp_path: Path, clip: Path) -> None:
+    target, left = tmp_path / "a.mp4", tmp_path / "a.partial.mp4"
+    left.write_bytes(clip.read_bytes())  # by a run that failed
+    assert video(left, "-o", target, "--force").exit_code == 2
+    assert left.read_bytes() == clip.read_bytes()
+    facts(left, "-o", tmp_path / "b.mp4")
     target.write_text("precious")
     result = video(clip, "-o", target)
     assert (result.exit_code, target.read_text()) == (2, "precious")
@@ -276,14 +285,12 @@ def long_clip() -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_a_file_that_plays(tmp_path: Path, long_clip: Path, how: signal.Signals) -> None:
+def test_being_stopped_leaves_a_file_that_plays(tmp_path: Path, long_clip: Path) -> None:
+    """SIGTERM is taken for Ctrl-C."""
     process = started(long_clip, "-o", tmp_path / "out.mp4", "--json")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out.partial.mp4").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(how)
+    until(lambda: (tmp_path / "out.partial.mp4").exists(), 60)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
@@ -324,7 +331,7 @@ def test_memory_stays_flat_over_5000_frames(tmp_path: Path, monkeypatch: pytest.
             seen[frame.frame.index] = int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
     monkeypatch.setattr("nrd_trt.video.sinks.mp4.Mp4Sink", Watched)
-    assert segment_video(source, tmp_path / "out.mp4", bundle(), threads=1, progress=False).frames == 5000
+    assert nrd_trt.segment_video(source, tmp_path / "out.mp4", bundle(), threads=1, progress=False).frames == 5000
     early = max(mib for frame, mib in seen.items() if 1000 <= frame < 2000)
     late = max(mib for frame, mib in seen.items() if frame >= 4000)
     assert late - early < 8, (early, late)

@@ -66,16 +66,9 @@ def counted_by_ffprobe(path: Path) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def test_count_agrees_with_ffprobe(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "clip.mp4", street_frames(25), codec="libx264")
-    assert len(frames_of(path)) == counted_by_ffprobe(path) == 25
-
-
-def test_count_of_a_recording_agrees_with_ffprobe(camvid: Path) -> None:
-    clips = list(camvid.glob("*.mp4"))
-    if not clips:
-        pytest.skip(f"no clip in {camvid}")
-    for clip in clips:
+def test_count_agrees_with_ffprobe(tmp_path: Path, camvid: Path) -> None:
+    drawn = write_clip(tmp_path / "clip.mp4", street_frames(25), codec="libx264")
+    for clip in (drawn, *camvid.glob("*.mp4")):
         assert len(frames_of(clip)) == counted_by_ffprobe(clip)
 
 
@@ -247,19 +240,8 @@ def test_folder_is_played(tmp_path: Path, inside: str) -> None:
     assert (info.size_hw, info.rate, info.frames, info.live) == ((40, 60), Fraction(25, 2), 3, False)
     assert [frame.name for frame in frames] == ["frame_0", "frame_1", "frame_2"]
     assert [frame.pts * info.time_base for frame in frames] == [0, Fraction(2, 25), Fraction(4, 25)]
-    assert [(frame.rgb.shape[:2], int(frame.rgb[0, 0, 0])) for frame in frames] == [
-        ((40, 60), 0),
-        ((50, 70), 50),
-        ((40, 60), 100),
-    ]
-
-
-def test_images_of_a_folder_stand_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    Image.fromarray(marked()).save(tmp_path / "a.jpg", exif=exif)
-    (frame,) = frames_of(tmp_path)
-    assert frame.rgb.shape == (96, 64, 3) and frame.rgb[0, -1].min() > 200 > frame.rgb[0, 0].max()
+    levels = [(frame.rgb.shape[:2], int(frame.rgb[0, 0, 0])) for frame in frames]
+    assert levels == [((40, 60), 0), ((50, 70), 50), ((40, 60), 100)]
 
 
 def test_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:

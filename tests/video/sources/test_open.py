@@ -17,43 +17,34 @@ from tests.video.clips import grey_frames, write_clip
 from tests.video.services import http_files, need_gstreamer
 
 
-@pytest.mark.parametrize("text", ["clip", "ftp://host/a.mp4", "csi://left", "jetson://", "", "-1"])
-def test_other_texts_are_refused_with_the_forms(text: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        open_source(text)
-    assert str(caught.value).startswith(f"{text!r}: expected ")
-    for form in ("video file", "folder of images", "/dev/video0", "rtsp://", "'… ! …'", "csi://0", "jetson://FILE"):
-        assert form in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["clip.mp4", "drive/", "/dev/vide0", "rtsp:/host/a"])
-def test_paths_to_nothing(text: str) -> None:
-    with pytest.raises(VideoError, match=f"{text}: expected a video or a folder, there is none; check the path"):
-        open_source(text)
-
-
-def test_passwords_are_not_repeated() -> None:
+def test_other_texts_are_refused_with_the_forms(tmp_path: Path) -> None:
+    for text in ("clip", "ftp://host/a.mp4", "csi://left", "jetson://", "", "-1"):
+        with pytest.raises(ConfigError) as caught:
+            open_source(text)
+        assert str(caught.value).startswith(f"{text!r}: expected ")
+        for form in ("video file", "folder of images", "/dev/video0", "rtsp://", "'… ! …'", "csi://0", "jetson://FILE"):
+            assert form in str(caught.value)
+    for text in ("clip.mp4", "drive/", "/dev/vide0", "rtsp:/host/a"):
+        with pytest.raises(VideoError, match=f"{text}: expected a video or a folder, there is none; check the path"):
+            open_source(text)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match="got one image, give its folder"):
+        open_source(str(tmp_path / "a.png"))
     with pytest.raises(ConfigError) as caught:
         open_source("rstp://me:secret@host/a")
     assert "secret" not in str(caught.value)
 
 
-def test_one_image_is_no_video(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(ConfigError, match="got one image, give its folder"):
-        open_source(str(tmp_path / "a.png"))
-
-
 def test_options_that_do_not_go_with_a_source(tmp_path: Path) -> None:
     path = str(write_clip(tmp_path / "clip.mp4", grey_frames(2)))
-    with pytest.raises(ConfigError, match="expected no rate, got 10"):
+    with pytest.raises(ConfigError, match=r"rate=10: expected none for .*clip.mp4"):
         open_source(path, rate=10)
     for text in (path, str(tmp_path)):
-        with pytest.raises(ConfigError, match="expected a camera or a stream for live"):
+        with pytest.raises(ConfigError, match="live=True: expected a camera or a stream"):
             open_source(text, live=True)
         open_source(text, live=False)
     for rate in (0, -1, 1001, float("nan")):
-        with pytest.raises(ConfigError, match="expected frames per second above 0"):
+        with pytest.raises(ConfigError, match=f"rate={rate}: expected frames per second above 0"):
             open_source(str(tmp_path), rate=rate)
 
 
@@ -70,7 +61,7 @@ def test_names_that_ffmpeg_takes_for_something_else(tmp_path: Path, monkeypatch:
 def test_closing_waits_for_a_read_on_another_thread(tmp_path: Path) -> None:
     """FFmpeg crashes where a file is closed under its hands."""
     path = write_clip(tmp_path / "clip.mp4", grey_frames(300, (360, 480)))
-    for _ in range(20):
+    for _ in range(10):
         with open_source(str(path)) as source:
             thread = threading.Thread(target=list, args=[iter(source)])
             thread.start()
@@ -97,26 +88,19 @@ def check_nothing_stays_open(make: Callable[[], str], times: int) -> None:
     assert open_things() == before
 
 
-def test_files_are_closed(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "clip.mp4", grey_frames(9), codec="libx264")
-    check_nothing_stays_open(lambda: str(path), 50)
-
-
-def test_connections_are_closed(tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip.ts", grey_frames(9), codec="mpeg2video")
+def test_files_connections_processes_and_pipes_are_closed(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.ts", grey_frames(9), codec="mpeg2video")
+    check_nothing_stays_open(lambda: str(path), 20)
     with http_files(tmp_path) as address:
-        check_nothing_stays_open(lambda: f"{address}/clip.ts", 50)
-
-
-def test_processes_and_pipes_are_closed() -> None:
+        check_nothing_stays_open(lambda: f"{address}/clip.ts", 20)
     need_gstreamer("videotestsrc")
-    check_nothing_stays_open(lambda: "videotestsrc ! video/x-raw,width=32,height=32", 50)
+    check_nothing_stays_open(lambda: "videotestsrc ! video/x-raw,width=32,height=32", 5)
 
 
 def test_failures_leave_nothing_open(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"\0no video" * 99)
     before = open_things()
-    for _ in range(50):
+    for _ in range(20):
         with pytest.raises(VideoError), open_source(str(tmp_path / "clip.mp4")):
             pass
     assert open_things() == before
