@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+import nrd_trt as package
 from tests.artefacts import bundle, command_line, environment
 from tests.cli.conftest import Invoke
 from tests.serving.waiting import until
@@ -72,15 +74,33 @@ def test_it_serves_until_it_is_stopped_twice(drive: Path) -> None:
         assert "Ctrl-C" in errors
 
 
-def test_a_token_that_it_makes_is_printed(drive: Path) -> None:
-    with started(drive, "--bundle", bundle(), "--token", "auto", "-q") as (process, url):
-        plain, _, token = url.partition("?token=")
-        assert len(token) >= 16
-        assert httpx.get(f"{plain}status", trust_env=False).status_code == 401
-        with httpx.Client(trust_env=False, follow_redirects=True) as http:
-            assert http.get(url).url == plain
-            assert http.get(f"{plain}status").status_code == 200
-        assert stopped(process, signal.SIGINT) == "error: stopped by Ctrl-C; no output is half-written under its name\n"
+def test_from_python_it_serves_until_ctrl_c_and_makes_a_token(drive: Path) -> None:
+    statuses: list[int] = []
+
+    def look(url: str, token: str | None) -> None:
+        def visit() -> None:
+            try:
+                statuses.append(httpx.get(f"{url}status", trust_env=False).status_code)
+                with httpx.Client(trust_env=False, follow_redirects=True) as http:
+                    statuses.append(http.get(f"{url}?token={token}").status_code)
+                    until(lambda: http.get(f"{url}status").json()["state"] == "ended")  # and the page is still there
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        assert token is not None and len(token) >= 16
+        threading.Thread(target=visit).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        package.serve(drive, bundle(), port=0, token="auto", loop=False, threads=1, on_ready=look)
+    assert statuses == [401, 200]
+
+
+def test_a_token_that_it_makes_is_printed(nrd_trt: Invoke, drive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(*arguments: object, on_ready: Callable[[str, str | None], None], **options: object) -> None:
+        on_ready("http://here/", "made")
+
+    monkeypatch.setattr("nrd_trt.serving.serve.serve", serve)
+    assert nrd_trt("serve", drive, "--bundle", "x", "--token", "auto", "-q").stdout == "http://here/?token=made\n"
 
 
 def test_a_token_that_it_is_given_is_not_printed(drive: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -34,13 +35,24 @@ def hub() -> Hub:
     return made
 
 
-def test_the_newest_frame_wins(hub: Hub) -> None:
+def test_the_newest_frame_wins_and_waiting_for_another_ends(hub: Hub) -> None:
+    """In time, with the run, and with the server."""
     for index in range(3):
         hub.write(frame(index))
     shown = asyncio.run(hub.newer(1, 1.0))
     assert shown is not None
     assert (shown.number, shown.frame.frame.index) == (3, 2)
     assert hub.latency_sum_s == pytest.approx(0.75, abs=0.2)
+    assert asyncio.run(hub.newer(3, 0.05)) is None
+
+    async def ended_by(action: Callable[[], None]) -> float:
+        loop, start = asyncio.get_running_loop(), time.monotonic()
+        loop.call_later(0.05, action)
+        assert await hub.newer(3, 5.0) is None
+        return time.monotonic() - start
+
+    assert asyncio.run(ended_by(hub.leave)) < 1
+    assert asyncio.run(ended_by(lambda: hub.close("stopped"))) < 1
 
 
 def test_a_viewer_waits_for_a_frame_that_it_has_not_seen(hub: Hub) -> None:
@@ -54,19 +66,6 @@ def test_a_viewer_waits_for_a_frame_that_it_has_not_seen(hub: Hub) -> None:
 
     assert asyncio.run(watch()) == 2
     assert not hub._waiting
-
-
-def test_waiting_ends_in_time_with_the_run_and_with_the_server(hub: Hub) -> None:
-    assert asyncio.run(hub.newer(0, 0.05)) is None
-
-    async def ended_by(action: str) -> float:
-        loop, start = asyncio.get_running_loop(), time.monotonic()
-        loop.call_later(0.05, lambda: getattr(hub, action)(*(["stopped"] if action == "close" else [])))
-        assert await hub.newer(0, 5.0) is None
-        return time.monotonic() - start
-
-    assert asyncio.run(ended_by("leave")) < 1
-    assert asyncio.run(ended_by("close")) < 1
 
 
 def test_something_is_made_once_for_all_viewers(hub: Hub) -> None:
@@ -149,5 +148,4 @@ def test_states(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_source_that_ends_is_no_failure(hub: Hub) -> None:
     hub.close("complete")
-    assert hub.state == ("ended", "the source has ended")
-    assert hub.over
+    assert (hub.state, hub.over) == (("ended", "the source has ended"), True)

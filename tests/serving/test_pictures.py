@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
-import struct
-import zlib
 from itertools import product
 
 import numpy as np
 from PIL import Image
 
-from nrd_trt.serving.pictures import Look, View, compose, encode_layers, mask_png, pack, shrink
+from nrd_trt.serving.pictures import Look, View, compose, mask_png, shrink
 
 PALETTE = ((10, 20, 30), (200, 100, 50), (0, 250, 0))
 RNG = np.random.default_rng(3)
@@ -52,16 +49,3 @@ def test_shrinking_keeps_the_shape_and_invents_no_class() -> None:
     assert (rgb.shape, mask.shape) == ((45, 80, 3), (45, 80))
     assert set(np.unique(mask)) <= {0, 1, 2}
     assert shrink(RGB, MASK, 9) == (RGB, MASK) or shrink(RGB, MASK, 9)[0] is RGB
-
-
-def test_a_record_can_be_taken_apart() -> None:
-    layers = encode_layers(RGB, MASK, 100)
-    record = pack({"number": 5, "name": "Straße"}, layers)
-    (length,) = struct.unpack(">I", record[:4])
-    header, rest = json.loads(record[4 : 4 + length]), record[4 + length :]
-    assert (header["number"], header["name"], header["layers"]["size_hw"]) == (5, "Straße", [6, 9])
-    image, mask = rest[: header["layers"]["image"]], rest[header["layers"]["image"] :]
-    assert len(mask) == header["layers"]["mask"]
-    assert np.array_equal(np.frombuffer(zlib.decompress(mask), np.uint8).reshape(6, 9), MASK)
-    assert Image.open(io.BytesIO(image)).size == (9, 6)
-    assert json.loads(pack({}, None)[4:]) == {"layers": None}

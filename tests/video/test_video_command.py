@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import resource
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -22,10 +26,13 @@ import nrd_trt
 from nrd_trt.cli.main import app
 from nrd_trt.data.overlay import write_mask, write_rgb
 from nrd_trt.data.synthetic import street_clip
-from nrd_trt.errors import ConfigError
-from nrd_trt.runtime.engine import open_bundle
+from nrd_trt.engine.bundle import read_bundle
+from nrd_trt.errors import ConfigError, VideoError
+from nrd_trt.runtime.engine import Engine, open_bundle
+from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.video.frames import SegmentedFrame
-from nrd_trt.video.overlay import OverlayStyle
+from nrd_trt.video.overlay import OverlayStyle, Painter
+from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.sinks.mp4 import Mp4Sink
 from nrd_trt.video.sources.open_source import open_source
 from tests.artefacts import bundle, checkpoint, command_line, environment, workspace
@@ -301,6 +308,22 @@ def test_being_stopped_leaves_a_file_that_plays(tmp_path: Path, long_clip: Path)
     assert written.rate == 25
 
 
+def test_a_run_that_fails_says_where_and_keeps_what_was_written(tmp_path: Path) -> None:
+    source, notices = tmp_path / "in.avi", list[str]()
+    write_clip(source, street_frames(20, SIZE_HW), codec="png", pix_fmt="rgb24")
+    with av.open(str(source)) as container:
+        packet = next(itertools.islice(container.demux(), 12, None))
+        start, size = packet.pos, packet.size
+    data = bytearray(source.read_bytes())
+    data[start + 8 : start + 8 + size] = b"\xff" * size
+    source.write_bytes(data)
+    with pytest.raises(VideoError, match="expected frame 12, found damaged data"):
+        nrd_trt.segment_video(source, tmp_path / "out.mp4", bundle(), threads=1, on_notice=notices.append)
+    assert re.fullmatch(r"stopped in the stage read after \d+ frames written", notices[0])
+    assert notices[1:] == [f"{tmp_path}/out.partial.mp4: holds the frames up to the failure."]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.avi", "out.partial.mp4"]
+
+
 def test_a_disk_that_fills_keeps_what_was_written(tmp_path: Path, long_clip: Path) -> None:
     limit = 100_000
 
@@ -317,7 +340,8 @@ def test_a_disk_that_fills_keeps_what_was_written(tmp_path: Path, long_clip: Pat
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_over_5000_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_stays_flat_over_5000_frames(tmp_path: Path) -> None:
+    """Of everything but the engine, which a constant mask stands for."""
     frames = street_frames(20, (32, 48))
     source = write_clip(tmp_path / "in.mp4", (frames[index % 20] for index in range(5000)), rate=25)
     seen: dict[int, float] = {}
@@ -327,11 +351,20 @@ def test_memory_stays_flat_over_5000_frames(tmp_path: Path, monkeypatch: pytest.
 
         def write(self, frame: SegmentedFrame) -> None:
             super().write(frame)
-            status = Path("/proc/self/status").read_text()
-            seen[frame.frame.index] = int(status.partition("VmRSS:")[2].split()[0]) / 1024
+            if frame.frame.index % 50 == 0:
+                status = Path("/proc/self/status").read_text()
+                seen[frame.frame.index] = int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
-    monkeypatch.setattr("nrd_trt.video.sinks.mp4.Mp4Sink", Watched)
-    assert nrd_trt.segment_video(source, tmp_path / "out.mp4", bundle(), threads=1, progress=False).frames == 5000
+    class Constant(nullcontext[None]):
+        name, arithmetic = "constant", "native"
+
+        def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"mask": np.zeros(feed["image"].shape[:3], np.uint8)}
+
+    engine = Engine(Constant(), read_bundle(bundle()).graph)  # type: ignore[arg-type]
+    sink = Watched(tmp_path / "out.mp4", force=False, report=print)
+    with EngineThread(engine) as thread:
+        Pipeline(open_source(str(source)), thread, [sink], paint=Painter(engine.info, OverlayStyle())).run()
     early = max(mib for frame, mib in seen.items() if 1000 <= frame < 2000)
     late = max(mib for frame, mib in seen.items() if frame >= 4000)
     assert late - early < 8, (early, late)
