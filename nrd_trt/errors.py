@@ -10,7 +10,6 @@ NrdTrtError
 │   └── PluginError
 ├── CalibrationError
 ├── RunnerError
-│   └── LateOutputError
 ├── BundleError
 └── VideoError
 
@@ -56,10 +55,6 @@ class CalibrationError(NrdTrtError):
 
 class RunnerError(NrdTrtError):
     """A runner is used outside its life cycle or its backend failed."""
-
-
-class LateOutputError(RunnerError):
-    """An output cannot stay on the device, because its shape is only known after a run."""
 
 
 class BundleError(NrdTrtError):

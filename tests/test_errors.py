@@ -18,7 +18,6 @@ PARENTS = {
     "PluginError": (errors.BuildError,),
     "CalibrationError": (errors.NrdTrtError,),
     "RunnerError": (errors.NrdTrtError,),
-    "LateOutputError": (errors.RunnerError,),
     "BundleError": (errors.NrdTrtError,),
     "VideoError": (errors.NrdTrtError,),
 }

@@ -23,24 +23,19 @@ from nrd_trt.specs import Flavour, LayerRecord
 
 __all__ = [
     "FLAVOURS",
-    "RUNTIMES",
     "ConfigOptions",
     "LoadedEngine",
     "MessageLog",
     "PhaseMonitor",
     "TensorRT",
     "installed_flavours",
-    "load_runtime",
     "load_tensorrt",
     "stderr_message",
     "version_numbers",
 ]
 
 FLAVOURS: Mapping[str, tuple[str, str]] = {"tensorrt": ("tensorrt", "trt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
-"""Builders: module and extra by flavour; each runs its engines too."""
-
-RUNTIMES: dict[str, tuple[str, str]] = {**FLAVOURS, "tensorrt-lean": ("tensorrt_lean", "trt")}
-"""What runs engines; the lean runtime those that are version compatible."""
+"""Module and extra by flavour; each builds engines and runs its own."""
 
 _PREFERS_PLUGIN_SINCE = (10, 7)
 
@@ -60,27 +55,14 @@ def load_tensorrt(flavour: str) -> TensorRT:
         MissingDependencyError: It is not installed; the message names the package.
     """
     module, extra = FLAVOURS[flavour]
-    return TensorRT(flavour, require(module, extra=extra, purpose=f"building {flavour} engines"))
-
-
-def load_runtime(flavour: str) -> TensorRT:
-    """Import what runs the engines of a flavour.
-
-    Args:
-        flavour: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"tensorrt-lean"``.
-
-    Raises:
-        MissingDependencyError: It is not installed; the message names the package.
-    """
-    module, extra = RUNTIMES[flavour]
-    return TensorRT(flavour, require(module, extra=extra, purpose=f"running {flavour} engines"))
+    return TensorRT(flavour, require(module, extra=extra, purpose=f"building and running {flavour} engines"))
 
 
 class TensorRT:
     """One imported TensorRT flavour.
 
     Attributes:
-        flavour: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"tensorrt-lean"``.
+        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         trt: The module.
     """
 

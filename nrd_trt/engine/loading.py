@@ -5,14 +5,14 @@ The module is handed in by `nrd_trt.engine.compat`. Device memory, streams and c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from nrd_trt.engine.messages import MessageLog, output_allocator
-from nrd_trt.errors import LateOutputError, RunnerError, ShapeError
+from nrd_trt.engine.messages import MessageLog
+from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.specs import TensorSpec
 
 Shape = tuple[int, ...]
@@ -57,15 +57,12 @@ class LoadedEngine:
         inputs: Input specs by name; None marks a dynamic dimension.
         outputs: Output specs by name.
         device_memory_bytes: Scratch memory that the context holds on the device.
-        final_shapes: Shapes of the outputs of `allocate_outputs`, as the last run told them.
     """
 
     def __init__(self, trt: Any, label: str, runtime: Any, engine: Any, context: Any, log: MessageLog) -> None:
         # In this order they are dropped too, users before what they use.
         self._context, self._engine, self._runtime, self._log = context, engine, runtime, log
         self._trt, self._label = trt, label
-        self._allocators: dict[str, Any] = {}
-        self.final_shapes: dict[str, Shape] = {}
         self.device_memory_bytes = int(engine.device_memory_size_v2)
         self.inputs: dict[str, TensorSpec] = {}
         self.outputs: dict[str, TensorSpec] = {}
@@ -84,22 +81,17 @@ class LoadedEngine:
         low, opt, high = (tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, 0))
         return low, opt, high
 
-    def set_shapes(
-        self, shapes: Mapping[str, Shape], allocator: Callable[[str], Callable[[int], int]] | None = None
-    ) -> dict[str, Shape]:
+    def set_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Choose the input shapes of the runs to come.
 
         Args:
-            shapes: By input.
-            allocator: Gives, by name, what `allocate_outputs` needs for an output whose shape is only known while
-                running; None makes such an output an error.
+            shapes: Shape of each input, by name.
 
         Returns:
-            Output shapes by name, without those of `allocate_outputs`.
+            Output shapes by name.
 
         Raises:
             ShapeError: A name is unknown, or a shape is outside the range that the engine was built for.
-            LateOutputError: An output's shape is only known while running, and there is no `allocator`.
             RunnerError: TensorRT refuses the shapes.
         """
         self._open()
@@ -113,18 +105,7 @@ class LoadedEngine:
             raise self._failed("cannot work out the shapes of the outputs") from exc
         if unset:
             raise self._failed(f"does not know the shapes of {', '.join(unset)} yet; set all inputs")
-        resolved = {
-            name: tuple(self._context.get_tensor_shape(name)) for name in self.outputs.keys() - self._allocators
-        }
-        if unknown := sorted(name for name, shape in resolved.items() if min(shape, default=0) < 0):
-            if allocator is None:
-                raise LateOutputError(
-                    f"{self._label} tells the shape of {', '.join(unknown)} only while running; give it an allocator."
-                )
-            for name in unknown:
-                self.allocate_outputs(name, allocator(name))
-                del resolved[name]
-        return resolved
+        return {name: tuple(self._context.get_tensor_shape(name)) for name in self.outputs}
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
         """Tell where inputs are read and outputs written; the caller keeps the memory alive."""
@@ -132,19 +113,6 @@ class LoadedEngine:
         for name, address in addresses.items():
             if not self._context.set_tensor_address(name, address):
                 raise self._failed(f"refused the address of {name!r}")
-
-    def allocate_outputs(self, name: str, allocator: Callable[[int], int]) -> None:
-        """Take memory for an output while running, because its shape depends on the data.
-
-        Args:
-            name: Of the output.
-            allocator: Returns the device address, aligned to 256, of at least as many bytes as it is given, or 0 if
-                there is no memory; the caller keeps it alive. It is called anew for every run.
-        """
-        self._open()
-        self._allocators[name] = output_allocator(self._trt, allocator, lambda shape: self._remember(name, shape))
-        if not self._context.set_output_allocator(name, self._allocators[name]):
-            raise self._failed(f"refused an allocator for {name!r}")
 
     def enqueue(self, stream: int) -> None:
         """Start one run on a CUDA stream and return at once.
@@ -171,12 +139,8 @@ class LoadedEngine:
     def close(self) -> None:
         """Release everything, users before what they use; may be called again."""
         self._context = None
-        self._allocators.clear()
         self._engine = None
         self._runtime = None
-
-    def _remember(self, name: str, shape: Shape) -> None:
-        self.final_shapes[name] = shape
 
     def _open(self) -> None:
         """Start a call: its error tells its own messages only."""

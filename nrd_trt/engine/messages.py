@@ -124,25 +124,6 @@ def progress_monitor(trt: Any, monitor: PhaseMonitor) -> Any:
     return _Monitor()
 
 
-def output_allocator(trt: Any, allocate: Callable[[int], int], on_shape: Callable[[tuple[int, ...]], None]) -> Any:
-    """Return an output allocator that asks `allocate` for memory and tells `on_shape` the shape."""
-
-    class _Allocator(trt.IOutputAllocator):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IOutputAllocator.__init__(self)
-
-        def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
-            return allocate(max(size, 1))  # a null pointer means failure, for an empty tensor too
-
-        def reallocate_output_async(self, tensor_name: str, memory: int, size: int, alignment: int, stream: int) -> int:
-            return allocate(max(size, 1))
-
-        def notify_shape(self, tensor_name: str, shape: Any) -> None:
-            on_shape(tuple(shape))
-
-    return _Allocator()
-
-
 def stderr_message(level: str, text: str) -> None:
     """Print one TensorRT message to stderr."""
     print(f"[TensorRT {level.lower()}] {text}", file=sys.stderr)

@@ -104,12 +104,12 @@ def open_plan(
     Raises:
         PluginError: TensorRT refuses the library.
     """
-    from nrd_trt.engine.compat import load_runtime
+    from nrd_trt.engine.compat import load_tensorrt
 
     if not has_gpu():
         return "this machine has no NVIDIA GPU that can be used; `nrd-trt doctor` tells more"
     try:
-        runtime = load_runtime(flavour)
+        runtime = load_tensorrt(flavour)
         if plugin is not None:
             load_plugin(plugin, runtime)
         engine = runtime.deserialize(path.read_bytes(), host_code=False, rebuild=rebuild, on_message=on_message)

@@ -111,7 +111,6 @@ class DeviceRunner(Runner, Protocol):
             execution context must not be on two at once.
 
         Raises:
-            LateOutputError: The shape of an output is only known after a run; use `infer`.
             RunnerError: The runner is not entered, or the run cannot be started.
             ShapeError: An input is missing, unknown, or has another type or shape.
         """

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
-from nrd_trt.errors import ConfigError, LateOutputError, RunnerError
+from nrd_trt.errors import ConfigError, RunnerError
 from nrd_trt.machine.cuda import Cuda, load_cuda
 from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, check_feed
 from nrd_trt.runtime.buffers import Buffer
@@ -24,7 +24,7 @@ from nrd_trt.runtime.buffers import Buffer
 class Ticket:
     """A run that was begun; for `OverlappedRunner.finish`."""
 
-    outcome: _Slot | dict[str, np.ndarray]
+    slot: _Slot
     outputs: Mapping[str, DeviceTensor]
 
 
@@ -45,12 +45,9 @@ class OverlappedRunner:
             raise ConfigError(f"slots: expected at least 1, got {slots}.")
         self.runner, self.slots = runner, slots
         self._release: ExitStack | None = None
-        self._late = False
 
     def begin(self, feed: Mapping[str, np.ndarray]) -> Ticket:
         """Queue one run; the feed is not needed afterwards.
-
-        Where the shape of an output is only known after a run, the whole run is made here.
 
         Raises:
             RunnerError: Not entered, as many runs are begun as there are slots, or the run cannot be started.
@@ -58,7 +55,19 @@ class OverlappedRunner:
         """
         self._check_entered()
         check_feed(self.runner.name, feed, self.runner.inputs)
-        ticket = self._begin_plain(feed) if self._late else self._begin(feed)
+        if not self._free:
+            raise RunnerError(
+                f"{self.runner.name}: all {self.slots} slots hold runs that were begun; finish one first."
+            )
+        slot = self._free.pop()  # the last one freed: a caller with one run at a time keeps to one slot and its graph
+        try:
+            ticket = Ticket(slot=slot, outputs=self._queue(slot, feed))
+        except BaseException:
+            try:
+                self._settle()  # what was queued before the error uses the slot
+            finally:
+                self._free.append(slot)
+            raise
         self._begun.add(ticket)
         return ticket
 
@@ -74,12 +83,10 @@ class OverlappedRunner:
                 f"{self.runner.name}: expected a run that was begun here and not finished; begin another."
             )
         self._begun.remove(ticket)
-        if isinstance(ticket.outcome, dict):
-            return ticket.outcome
         try:
-            return ticket.outcome.read(ticket.outputs)
+            return ticket.slot.read(ticket.outputs)
         finally:
-            self._free.append(ticket.outcome)
+            self._free.append(ticket.slot)
 
     def __enter__(self) -> OverlappedRunner:
         if self._release is not None:
@@ -103,27 +110,6 @@ class OverlappedRunner:
         release, self._release = self._release, None
         if release is not None:
             release.close()
-
-    def _begin(self, feed: Mapping[str, np.ndarray]) -> Ticket:
-        if not self._free:
-            raise RunnerError(
-                f"{self.runner.name}: all {self.slots} slots hold runs that were begun; finish one first."
-            )
-        slot = self._free.pop()  # the last one freed: a caller with one run at a time keeps to one slot and its graph
-        try:
-            return Ticket(outcome=slot, outputs=self._queue(slot, feed))
-        except BaseException as exc:
-            try:
-                self._settle()  # what was queued before the error uses the slot
-            finally:
-                self._free.append(slot)
-            if not isinstance(exc, LateOutputError):
-                raise
-        self._late = True  # as in every run of this engine
-        return self._begin_plain(feed)
-
-    def _begin_plain(self, feed: Mapping[str, np.ndarray]) -> Ticket:
-        return Ticket(outcome=self.runner.infer(feed), outputs={})
 
     def _queue(self, slot: _Slot, feed: Mapping[str, np.ndarray]) -> dict[str, DeviceTensor]:
         """Queue a run through a slot; return its outputs as they are there."""

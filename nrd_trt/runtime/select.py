@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle
-from nrd_trt.engine.compat import installed_flavours, load_runtime, version_numbers
+from nrd_trt.engine.compat import installed_flavours, load_tensorrt, version_numbers
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, find_plugin, read_plugin
 from nrd_trt.engine.record import BuilderRecord
 from nrd_trt.errors import BundleError, ConfigError, PluginError, RunnerError
@@ -82,7 +82,7 @@ def bundle_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary |
         return None
     library, device = recorded_plugin(bundle, plugin), probe_device()
     capability, cuda = (device.compute_capability, device.cuda) if device else (None, None)
-    check_plugin(library, load_runtime(bundle.record.builder.name), capability, cuda)
+    check_plugin(library, load_tensorrt(bundle.record.builder.name), capability, cuda)
     return library
 
 
@@ -153,7 +153,7 @@ def this_host(flavour: str) -> PlanHost:
         os=platform.system().lower(),
         machine=platform.machine(),
         builder=flavour,
-        version=load_runtime(flavour).version,
+        version=load_tensorrt(flavour).version,
         compute_capability=device.compute_capability if device else None,
     )
 

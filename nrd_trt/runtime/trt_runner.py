@@ -1,4 +1,4 @@
-"""TensorRT plans behind the Runner contract: enterprise, RTX and lean runtimes alike.
+"""TensorRT plans behind the Runner contract, enterprise and RTX alike.
 
 Host arrays go through page-locked buffers that grow and are reused; on integrated GPUs those are mapped and nothing is
 copied. A shape that was run once is captured as a CUDA graph, copies included, and replayed from then on; so is a run
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nrd_trt.engine.compat import load_runtime
+from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.engine.loading import LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
-from nrd_trt.errors import LateOutputError, RunnerError, ShapeError
+from nrd_trt.errors import ShapeError
 from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
@@ -33,7 +33,7 @@ class TrtRunner(BaseRunner):
 
     Args:
         plan: The serialised engine, or its file.
-        flavour: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"tensorrt-lean"`` (version-compatible plans only).
+        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         rebuild: Command that rebuilds the plan for this machine; part of the error when it does not load.
         cuda_graph: Capture and replay each shape; off where the CUDA binding has no graphs.
         host_code: Let the plan run code on the host, which version-compatible plans need.
@@ -70,7 +70,7 @@ class TrtRunner(BaseRunner):
 
     def _acquire(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         """Take everything in the order of need; `_close` gives it back in the opposite order."""
-        tensorrt = load_runtime(self.name)
+        tensorrt = load_tensorrt(self.name)
         cuda = self._cuda = load_cuda()
         self.cuda_graph = self.cuda_graph and cuda.has_graphs
         plan = self._plan.read_bytes() if isinstance(self._plan, Path) else self._plan
@@ -97,13 +97,12 @@ class TrtRunner(BaseRunner):
         shapes: Shapes = tuple((name, array.shape) for name, array in feed.items())
         known = self._graphs.get(shapes)
         outputs = known.outputs if known else self._prepare(feed)
-        late = self.outputs.keys() - outputs.keys()
         for name, array in feed.items():
             self._buffers[name].fill(array)
         try:
             if known:
                 self._cuda.launch_graph(known.graph, self._stream)
-            elif self.cuda_graph and not late and self._graphs.seen_before(shapes):
+            elif self.cuda_graph and self._graphs.seen_before(shapes):
                 addresses = self._addresses([*feed, *outputs])
                 replay = self._capture(
                     dict(shapes), addresses, outputs, self._stream, lambda engine: self._queue(engine, feed, outputs)
@@ -114,30 +113,8 @@ class TrtRunner(BaseRunner):
                 self._queue(self._engine, feed, outputs)
         finally:  # after an error too: copies that were queued before it use the buffers
             self._cuda.synchronize(self._stream)
-        outputs = outputs | self._fetch(late)
         types = self._engine.outputs
         return {name: self._buffers[name].read(shape, types[name].dtype) for name, shape in outputs.items()}
-
-    def _fetch(self, late: Iterable[str]) -> dict[str, Shape]:
-        """Download the outputs whose shapes only the run told; return the shapes."""
-        shapes = {name: self._engine.final_shapes[name] for name in late}
-        for name in shapes:
-            self._buffers[name].download(self._stream)
-        if shapes:
-            self._cuda.synchronize(self._stream)
-        return shapes
-
-    def _allocator(self, name: str) -> Callable[[int], int]:
-        """Return what TensorRT calls for the memory of such an output; an exception must not cross its C++ frames."""
-
-        def allocate(nbytes: int) -> int:
-            try:
-                self._buffers[name].reserve(nbytes)
-            except RunnerError:
-                return 0  # TensorRT then reports that the run could not be started
-            return self._buffers[name].device
-
-        return allocate
 
     def infer_device(
         self, feed: Mapping[str, DeviceTensor], stream: int, place: Placement | None = None
@@ -146,10 +123,6 @@ class TrtRunner(BaseRunner):
         check_device_feed(feed, self.inputs)
         shapes = {name: tensor.shape for name, tensor in feed.items()}
         outputs = self._engine.set_shapes(shapes)
-        if late := self.outputs.keys() - outputs.keys():
-            raise LateOutputError(
-                f"{self.name}: the shape of {', '.join(sorted(late))} is only known after a run; use infer."
-            )
         sizes = _sizes(outputs, self._engine.outputs)
         place = place or self._placement(sizes, stream)
         written = {name: place(name, nbytes) for name, nbytes in sizes.items()}
@@ -188,7 +161,7 @@ class TrtRunner(BaseRunner):
 
     def _prepare(self, feed: Mapping[str, np.ndarray]) -> dict[str, Shape]:
         """Set shapes and addresses for a run on host arrays; return the outputs' shapes."""
-        outputs = self._engine.set_shapes({name: array.shape for name, array in feed.items()}, self._allocator)
+        outputs = self._engine.set_shapes({name: array.shape for name, array in feed.items()})
         self._reserve({name: array.nbytes for name, array in feed.items()} | _sizes(outputs, self._engine.outputs))
         self._engine.set_addresses(self._addresses([*feed, *outputs]))
         return outputs

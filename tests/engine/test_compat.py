@@ -18,12 +18,10 @@ from nrd_trt.engine import builder
 from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.compat import (
     FLAVOURS,
-    RUNTIMES,
     ConfigOptions,
     LoadedEngine,
     TensorRT,
     installed_flavours,
-    load_runtime,
     load_tensorrt,
     version_numbers,
 )
@@ -59,19 +57,14 @@ def load(engine: Engine | None = None, made: list[Any] | None = None) -> tuple[L
 # --- modules and versions
 
 
-def test_the_lean_runtime_runs_and_builds_nothing() -> None:
-    assert RUNTIMES.keys() - FLAVOURS.keys() == {"tensorrt-lean"}
-    assert RUNTIMES["tensorrt-lean"] == ("tensorrt_lean", "trt")
-
-
-@pytest.mark.parametrize("flavour", RUNTIMES)
-def test_missing_runtime_is_named(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, extra = RUNTIMES[flavour]
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_missing_flavour_is_named(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, extra = FLAVOURS[flavour]
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         MissingDependencyError, match=rf"running {flavour} .*'{module}'.*pip install nrd-trt\[{extra}\]"
     ):
-        load_runtime(flavour)
+        load_tensorrt(flavour)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +142,11 @@ def test_plan_without_a_gpu_is_an_error_and_no_crash(host_code: bool, tmp_path: 
     plan.write_bytes(build_engine(small(), BuildOptions(flavour=RTX, progress=False)).plan)
     code = f"""
 import sys
-from nrd_trt.engine.compat import load_runtime
+from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.errors import RunnerError
 for plan in (open(sys.argv[1], "rb").read(), b"no plan at all, but long enough for a header" * 9, b""):
     try:
-        load_runtime("tensorrt-rtx").deserialize(plan, host_code={host_code}, rebuild="the command")
+        load_tensorrt("tensorrt-rtx").deserialize(plan, host_code={host_code}, rebuild="the command")
     except RunnerError as exc:
         print(exc)
 """
@@ -280,10 +273,9 @@ def test_shapes_that_stay_unknown_are_an_error(unset: list[str], words: str) -> 
     [
         (lambda loaded: loaded.set_shapes({"image": (1, 64, 64, 3)}), "refused the shape .* of input 'image'"),
         (lambda loaded: loaded.set_addresses({"mask": 1}), "refused the address of 'mask'"),
-        (lambda loaded: loaded.allocate_outputs("mask", lambda size: 1), "refused an allocator for 'mask'"),
         (lambda loaded: loaded.enqueue(0), "could not start the run"),
     ],
-    ids=["shape", "address", "allocator", "run"],
+    ids=["shape", "address", "run"],
 )
 def test_refusal_is_an_error_with_its_own_messages_only(call: Any, words: str) -> None:
     loaded, context = load()
@@ -293,37 +285,17 @@ def test_refusal_is_an_error_with_its_own_messages_only(call: Any, words: str) -
             call(loaded)
 
 
-def test_output_of_unknown_shape_needs_an_allocator() -> None:
-    loaded, context = load(Engine(count=Kind.INT32))
-    with pytest.raises(RunnerError, match="shape of count only while running; give it an allocator"):
-        loaded.set_shapes({"image": (1, 64, 64, 3)})
-    asked: list[int] = []
-
-    def allocate(size: int) -> int:
-        asked.append(size)
-        return 4096
-
-    loaded.allocate_outputs("count", allocate)
-    assert loaded.set_shapes({"image": (1, 64, 64, 3)}) == {"mask": (1, 64, 64)}
-    allocator = context.allocators["count"]
-    assert allocator.reallocate_output_async("count", 0, 80, 256, 7) == 4096
-    assert allocator.reallocate_output("count", 0, 0, 256) == 4096
-    allocator.notify_shape("count", [5])
-    assert (asked, loaded.final_shapes) == ([80, 1], {"count": (5,)})
-
-
 def test_closed_engine_holds_nothing_and_says_so() -> None:
     made: list[Any] = []
     engine: Any = Engine()
     loaded, context = load(engine, made)
     engine.context = None
-    loaded.allocate_outputs("mask", lambda size: 1)
-    kept = [weakref.ref(context), weakref.ref(context.allocators["mask"]), weakref.ref(made.pop())]
+    kept = [weakref.ref(context), weakref.ref(made.pop())]
     del context
     loaded.close()
     loaded.close()
     gc.collect()
-    assert [reference() for reference in kept] == [None, None, None]
+    assert [reference() for reference in kept] == [None, None]
     for call in (lambda: loaded.enqueue(0), lambda: loaded.set_shapes({}), lambda: loaded.profile_range("image")):
         with pytest.raises(RunnerError, match="the engine is closed"):
             call()
@@ -341,8 +313,3 @@ def test_engine_drops_users_before_what_they_use() -> None:
     del context
     loaded.close()
     assert dropped == ["context", "runtime"]
-
-
-@needs_rtx
-def test_builder_and_runtime_are_of_one_module() -> None:
-    assert load_runtime(RTX).trt is load_tensorrt(RTX).trt

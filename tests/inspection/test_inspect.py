@@ -246,7 +246,7 @@ def runtime_giving(monkeypatch: pytest.MonkeyPatch, deserialize: Callable[..., A
     """Put a GPU and a runtime in place."""
     runtime = SimpleNamespace(version="1.7.1.116", deserialize=deserialize)
     monkeypatch.setattr(plan_summary, "has_gpu", lambda: True)
-    monkeypatch.setattr(compat, "load_runtime", lambda flavour: runtime)
+    monkeypatch.setattr(compat, "load_tensorrt", lambda flavour: runtime)
 
 
 @needs_rtx
@@ -277,7 +277,7 @@ def test_plan_that_the_runtime_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_flavour_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(plan_summary, "has_gpu", lambda: True)
-    monkeypatch.setitem(compat.RUNTIMES, "tensorrt", ("nrd_no_such_module", "trt"))
+    monkeypatch.setitem(compat.FLAVOURS, "tensorrt", ("nrd_no_such_module", "trt"))
     path = tmp_path / "a.plan"
     path.write_bytes(b"ftrt" + bytes(20) + bytes([10, 3, 0, 30]) + bytes(100))
     opened = open_plan(path, "tensorrt", rebuild="nrd-trt build")

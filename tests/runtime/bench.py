@@ -25,7 +25,7 @@ class Bench:
         for module in (trt_runner, overlap):
             monkeypatch.setattr(module, "load_cuda", lambda: self.cuda)
         monkeypatch.setattr(buffers, "host_view", self.cuda.host_view)
-        monkeypatch.setattr(trt_runner, "load_runtime", lambda flavour: SimpleNamespace(deserialize=self._load))
+        monkeypatch.setattr(trt_runner, "load_tensorrt", lambda flavour: SimpleNamespace(deserialize=self._load))
 
     def _load(self, plan: bytes, **options: Any) -> FakeEngine:
         self.asked.append((plan, options))

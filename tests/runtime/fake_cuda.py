@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nrd_trt.errors import LateOutputError, RunnerError, ShapeError
+from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.machine.cuda import Cuda, host_view
 from nrd_trt.machine.gpu import Gpu
 from nrd_trt.specs import TensorSpec
@@ -290,9 +290,6 @@ class FakeEngine:
 
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda, self.runs, self.fail_at = cuda, 0, 0
-        self.late = False  # whether the shape of "mean" is only told while running
-        self.allocate: Callable[[int], int] | None = None
-        self.final_shapes: dict[str, tuple[int, ...]] = {}
         self.forks: list[FakeEngine] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -306,20 +303,13 @@ class FakeEngine:
     def profile_range(self, name: str) -> tuple[tuple[int, ...], ...]:
         return (1, 1, 1, 3), (1, 8, 8, 3), LARGEST
 
-    def set_shapes(
-        self,
-        shapes: Mapping[str, tuple[int, ...]],
-        allocator: Callable[[str], Callable[[int], int]] | None = None,
-    ) -> dict[str, tuple[int, ...]]:
+    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         self._open()
         shape = shapes["image"]
         if any(n > limit for n, limit in zip(shape, LARGEST, strict=True)):
             raise ShapeError(f"tensor 'image': expected at most {LARGEST}, got {shape}; resize it.")
         self.shapes = {"image": shape, "mask": shape[:3], "mean": shape[:3]}
-        if self.late and allocator is None:
-            raise LateOutputError("fake: tells the shape of mean only while running; give it an allocator.")
-        self.allocate = allocator("mean") if self.late and allocator else None
-        return {name: shape[:3] for name in self.outputs if not (self.late and name == "mean")}
+        return {name: shape[:3] for name in self.outputs}
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
         self._open()
@@ -335,12 +325,6 @@ class FakeEngine:
             assert not self.cuda.in_flight(self), "captured while a run of this context is in flight"
         self.cuda.note("enqueue", stream)
         shapes, addresses = dict(self.shapes), dict(self.addresses)
-
-        if self.allocate is not None:
-            addresses["mean"] = self.allocate(int(np.prod(shapes["mean"])) * 4)
-            if not addresses["mean"]:
-                raise RunnerError("fake: could not start the run.")
-            self.final_shapes = {"mean": shapes["mean"]}
 
         def work() -> None:
             self._open()
@@ -377,8 +361,8 @@ class PackedEngine(FakeEngine):
         super().__init__(cuda)
         self.outputs["mask"] = TensorSpec(name="mask", dtype=np.dtype(np.int32), shape=(None, None, None))
 
-    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]], allocator: Any = None) -> dict[str, tuple[int, ...]]:
-        outputs = super().set_shapes(shapes, allocator)
+    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        outputs = super().set_shapes(shapes)
         batch, height, width = outputs["mask"]
         self.shapes["mask"] = (batch, height, width // 4)
         return {**outputs, "mask": (batch, height, width // 4)}

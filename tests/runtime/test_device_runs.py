@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from nrd_trt.errors import LateOutputError, ShapeError
+from nrd_trt.errors import ShapeError
 from nrd_trt.runtime.base import DeviceTensor
 from nrd_trt.runtime.trt_runner import GRAPH_CAPACITY, TrtRunner
 from tests.runtime.bench import LARGE, SMALL, Bench, check, image, runner
@@ -70,15 +70,6 @@ def test_wrong_device_feeds_are_errors(bench: Bench, feed: dict[str, DeviceTenso
         with pytest.raises(ShapeError):
             trt.infer_device(feed, 1)
         assert bench.since(start) == []
-
-
-def test_late_output_cannot_stay_on_the_device(bench: Bench) -> None:
-    with runner() as trt:
-        bench.engines[0].late = True
-        trt.infer({"image": image()})
-        feed = {"image": DeviceTensor(address=1, shape=SMALL, dtype=np.dtype(np.uint8))}
-        with pytest.raises(LateOutputError, match=r"only while running|only known after a run"):
-            trt.infer_device(feed, 7)
 
 
 def run_on_device(trt: TrtRunner, cuda: FakeCuda, tensor: DeviceTensor, stream: int, seed: int) -> list[str]:

@@ -186,14 +186,6 @@ def test_a_runner_that_cannot_be_opened_leaves_nothing(bench: Bench, monkeypatch
         check(begin(engine, 0), 0)
 
 
-def test_late_outputs_work(bench: Bench) -> None:
-    with on_thread(runner()) as engine:
-        bench.engines[0].late = True
-        pending = [begin(engine, seed) for seed in range(5)]
-        for seed, one in enumerate(pending):
-            check(one, seed)
-
-
 def test_opened_and_closed_many_times_leaves_nothing(bench: Bench) -> None:
     engine = on_thread(runner())
     for seed in range(50):

@@ -345,18 +345,3 @@ def test_a_failed_wait_does_not_keep_the_rest(bench: Bench, monkeypatch: pytest.
             patched.setattr(FakeCuda, "synchronize", failing)
             with pytest.raises(RunnerError, match="sticky"):
                 overlapped.__exit__(None, None, None)
-
-
-# --- outputs whose shape only the run tells -------------------------------------------------------------------------
-
-
-def test_late_outputs_are_run_plainly(bench: Bench) -> None:
-    with runner() as trt, OverlappedRunner(trt) as overlapped:
-        bench.engines[0].late = True
-        tickets = [overlapped.begin(feed(shape, seed)) for seed, shape in enumerate((SMALL, LARGE))]
-        for seed in (1, 0):
-            check(overlapped.finish(tickets[seed]), (SMALL, LARGE)[seed], seed)
-        start = len(bench.cuda.calls)
-        check(overlapped.finish(overlapped.begin(feed(seed=7))), SMALL, 7)
-        assert bench.since(start).count("upload") == 1  # it does not try again
-        assert "record_event" not in bench.since(start)

@@ -72,7 +72,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     made = FakeCuda()
     monkeypatch.setattr(trt_runner, "load_cuda", lambda: made)
     loader = SimpleNamespace(deserialize=lambda plan, **options: PackedEngine(made))
-    monkeypatch.setattr(trt_runner, "load_runtime", lambda flavour: loader)
+    monkeypatch.setattr(trt_runner, "load_tensorrt", lambda flavour: loader)
     yield made
     assert made.alive == {}
 
@@ -111,6 +111,6 @@ def test_bytes_on_the_device_are_where_the_words_are(cuda: FakeCuda) -> None:
 
 def test_plan_of_another_encoding_is_an_error_and_closed(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = SimpleNamespace(deserialize=lambda plan, **options: FakeEngine(cuda))
-    monkeypatch.setattr(trt_runner, "load_runtime", lambda flavour: loader)
+    monkeypatch.setattr(trt_runner, "load_tensorrt", lambda flavour: loader)
     with pytest.raises(RunnerError, match="expected int32 with four pixels in each, got uint8"), runner():
         pass

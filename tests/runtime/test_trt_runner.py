@@ -291,7 +291,7 @@ def test_two_threads_with_a_runner_each(monkeypatch: pytest.MonkeyPatch) -> None
     cudas = {name: FakeCuda() for name in ("a", "b")}
     monkeypatch.setattr(trt_runner, "load_cuda", lambda: cudas[threading.current_thread().name])
     load = SimpleNamespace(deserialize=lambda plan, **_: FakeEngine(cudas[threading.current_thread().name]))
-    monkeypatch.setattr(trt_runner, "load_runtime", lambda flavour: load)
+    monkeypatch.setattr(trt_runner, "load_tensorrt", lambda flavour: load)
     done: list[str] = []
 
     def work() -> None:
@@ -352,25 +352,3 @@ def test_buffer(mapped: bool) -> None:
     buffer.release()
     buffer.release()
     assert cuda.alive == {"streams": 1} and buffer.device == 0
-
-
-# --- outputs whose shape only the run tells -------------------------------------------------------------------------
-
-
-def test_late_output_is_fetched_after_the_run_and_never_captured(bench: Bench) -> None:
-    with runner() as trt:
-        bench.engines[0].late = True
-        for seed, shape in enumerate((SMALL, SMALL, LARGE, SMALL)):
-            check(trt, shape, seed)
-        assert "begin_capture" not in bench.cuda.names()
-        assert bench.since(-4) == ["download", "synchronize", "download", "synchronize"]
-
-
-def test_late_output_without_memory_is_an_error(bench: Bench) -> None:
-    with runner() as trt:
-        check(trt, SMALL, 0)
-        bench.engines[0].late = True
-        # Image and mask grow first, by host and device memory each; the next allocation is the late output's.
-        bench.cuda.fail_at = bench.cuda.allocations + 5
-        with pytest.raises(RunnerError):
-            trt.infer({"image": image(LARGE)})

@@ -22,7 +22,6 @@ class Context:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.shapes, self.addresses, self.runs = engine, dict[str, Any](), dict[str, int](), list[int]()
-        self.allocators: dict[str, Any] = {}
         self.error_recorder: Any = None
         self.answer = True
         self.unset: list[str] = []
@@ -47,10 +46,6 @@ class Context:
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory
-        return self._report()
-
-    def set_output_allocator(self, name: str, allocator: Any) -> bool:
-        self.allocators[name] = allocator
         return self._report()
 
     def execute_async_v3(self, stream: int) -> bool:

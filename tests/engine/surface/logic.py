@@ -15,7 +15,6 @@ from typing import Any
 
 from nrd_trt.engine.compat import ConfigOptions, PhaseMonitor, TensorRT, installed_flavours
 from nrd_trt.engine.loading import numpy_types
-from nrd_trt.engine.messages import output_allocator
 from nrd_trt.errors import BuildError, ConfigError, NrdTrtError, RunnerError
 
 
@@ -68,15 +67,6 @@ def messages(tensorrt: TensorRT) -> dict[str, Any]:
     return {**result, "forgotten": [log.tail(), log.recorder.num_errors()]}
 
 
-def allocator(tensorrt: TensorRT) -> list[Any]:
-    """What an output allocator of ours is asked and tells."""
-    shapes: list[Any] = []
-    ours = output_allocator(tensorrt.trt, lambda size: 4096 + size, shapes.append)
-    answers = [ours.reallocate_output("y", 0, 8, 256), ours.reallocate_output_async("y", 0, 0, 256, 7)]
-    ours.notify_shape("y", (2, 3))
-    return [*answers, *shapes]
-
-
 def plugin_layers(tensorrt: TensorRT) -> list[str]:
     """Which of three layers are plugins of the third interface."""
     kinds = tensorrt.trt.LayerType
@@ -107,7 +97,6 @@ def main(module: str) -> dict[str, Any]:
         "same_refused": error_of(lambda: settings(tensorrt, same_compute_capability=True), ConfigError),
         "targets_refused": error_of(lambda: settings(tensorrt, compute_capabilities=("8.6",)), ConfigError),
         "messages": messages(tensorrt),
-        "allocator": allocator(tensorrt),
         "plugin_layers": plugin_layers(tensorrt),
         "takes_plugins": tensorrt.takes_plugins,
         "has_creator": tensorrt.has_creator("NrdPatchDecode", "1", "nrd"),
