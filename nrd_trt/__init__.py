@@ -25,6 +25,9 @@ from nrd_trt.errors import (
 )
 
 if TYPE_CHECKING:
+    from nrd_trt.benchmarking.benchmark import benchmark
+    from nrd_trt.inspection.inspect import inspect
+    from nrd_trt.machine.doctor import doctor
     from nrd_trt.model import load_model
     from nrd_trt.runtime.engine import open_bundle
     from nrd_trt.serving.serve import serve
@@ -48,7 +51,10 @@ __all__ = [
     "ShapeError",
     "VideoError",
     "__version__",
+    "benchmark",
+    "doctor",
     "evaluate",
+    "inspect",
     "load_model",
     "open_bundle",
     "segment_video",
@@ -57,7 +63,10 @@ __all__ = [
 ]
 
 _FUNCTIONS = {
+    "benchmark": "nrd_trt.benchmarking.benchmark",
+    "doctor": "nrd_trt.machine.doctor",
     "evaluate": "nrd_trt.validation.evaluate",
+    "inspect": "nrd_trt.inspection.inspect",
     "load_model": "nrd_trt.model",
     "open_bundle": "nrd_trt.runtime.engine",
     "segment_video": "nrd_trt.video.segment_video",

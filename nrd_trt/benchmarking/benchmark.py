@@ -1,85 +1,150 @@
-"""Time bundles and checkpoints on one image, from RGB at the engine's size to the mask, and say how far to trust it."""
+"""Time bundles, checkpoints and ONNX files on one image, from RGB at the engine's size to the mask.
+
+Sources are timed in turn, call by call, and every figure comes with what makes it doubtful.
+"""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from nrd_trt.benchmarking.calls import choose_graph, graph_notes, on_device, statement, timed_call
-from nrd_trt.benchmarking.device_call import device_call
-from nrd_trt.benchmarking.marks import arithmetic_notes, comparison_notes, device_marks, load_marks, spread_marks
+from nrd_trt.benchmarking.notes import (
+    arithmetic_notes,
+    comparison_notes,
+    device_marks,
+    graph_notes,
+    load_marks,
+    spread_marks,
+)
 from nrd_trt.benchmarking.plot import Curve, check_plot, write_plot
-from nrd_trt.benchmarking.timers import Latency, peak_memory_mib, time_in_turn
+from nrd_trt.benchmarking.timing import (
+    Latency,
+    choose_graph,
+    on_device,
+    peak_memory_mib,
+    time_in_turn,
+    timed_call,
+    uses_graph,
+)
 from nrd_trt.data.synthetic import street_scene
-from nrd_trt.engine.bundle import is_bundle, read_bundle
+from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.machine.clocks import DeviceLog, DeviceMonitor, ProbedDevice, open_probe
-from nrd_trt.machine.host import Machine, host_facts, load_average
-from nrd_trt.model import load_trained
-from nrd_trt.runtime.base import BaseRunner
-from nrd_trt.runtime.graph_io import image_feed
-from nrd_trt.runtime.select import make_runner
-from nrd_trt.specs import RunnerName, check_size, format_size
+from nrd_trt.machine.host import HostFacts, Machine, host_facts, load_average
+from nrd_trt.progress import bar
+from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
+from nrd_trt.specs import Precision, RunnerName, Size, check_size, format_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkRequest:
-    """What `nrd-trt benchmark` is asked for.
+class BenchmarkRow:
+    """What was measured of one source.
 
     Attributes:
-        targets: Bundles (run by `runner`) and checkpoints (run by eager PyTorch, fp32, default layout).
-        runner: For bundles.
-        plugin: Library of the bundles whose plans need one.
-        warmup: Untimed calls of each.
-        runs: Timed calls of each.
+        target: Name of the file.
+        runner: Name of the backend that ran.
+        arithmetic: ``"native"`` or ``"simulated"``.
+        precision: Precision of the file.
+        size: Height and width of the image.
         batch: Images per call.
-        size_hw: Default: a bundle's usual size; for checkpoints the first bundle's, else their own.
-        threads: CPU threads; None leaves the choice to the backends.
-        copies: Whether copies to and from a device are timed; None is True.
-        cuda_graph: None leaves the choice to the runner.
-        plot: PNG to write, or None.
-        force: Replace an existing `plot`.
-        progress: Show a bar on stderr where it takes over two seconds.
+        warmup: Untimed calls.
+        runs: Timed calls.
+        threads: CPU threads; None where the backend chose.
+        copies: Whether a device's copies are ``"included"`` or ``"excluded"``; ``"host arrays"`` on a CPU.
+        cuda_graph: Whether a CUDA graph was replayed; None where that is not known.
+        latency: Every timed call.
+        ratio: p50 of the first source over that of this one.
+        peak_memory_mib: Largest memory of the process; None where several sources share it.
+        device_memory_mib: How much the memory in use on the device grew; None likewise, or where it is not known.
+        host: The processor.
+        load_before: Load average of the host before the run; None where the system has none.
+        load_after: Load average of the host after the run.
+        device: The device that ran; None on a CPU, or without an instrument.
+        log: Clocks, power and temperature of the device.
+        doubtful: Whether a note is about disturbed figures.
+        notes: What a reader of the figures must know.
     """
 
-    targets: Sequence[Path]
-    runner: RunnerName = "auto"
-    plugin: Path | None = None
-    warmup: int = 3
-    runs: int = 20
-    batch: int = 1
-    size_hw: tuple[int, int] | None = None
-    threads: int | None = None
-    copies: bool | None = None
-    cuda_graph: bool | None = None
-    plot: Path | None = None
-    force: bool = False
-    progress: bool = False
+    target: str
+    runner: str
+    arithmetic: str
+    precision: Precision
+    size: Size
+    batch: int
+    warmup: int
+    runs: int
+    threads: int | None
+    copies: str
+    cuda_graph: bool | None
+    latency: Latency
+    ratio: float
+    peak_memory_mib: float | None
+    device_memory_mib: float | None
+    host: HostFacts
+    load_before: float | None
+    load_after: float | None
+    device: ProbedDevice | None
+    log: DeviceLog | None
+    doubtful: bool
+    notes: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        if not self.targets or self.warmup < 0 or self.runs < 1 or self.batch < 1:
-            raise ConfigError(f"benchmark: expected targets, warmup >= 0, runs >= 1 and batch >= 1, got {self}.")
+    @property
+    def throughput_fps(self) -> float:
+        """Images per second over the timed calls."""
+        return self.latency.throughput_fps(self.batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values of the JSON object."""
+        apart = ("size", "latency", "host", "load_before", "load_after", "device", "log", "notes")
+        load = {"load_before": self.load_before, "load_after": self.load_after}
+        return {
+            **{name: value for name, value in vars(self).items() if name not in apart},
+            "size": format_size(self.size),
+            "latency_ms": self.latency.to_dict(),
+            "throughput_fps": self.throughput_fps,
+            "host": {**asdict(self.host), **load},
+            "device": {**asdict(self.device), **self.log.to_dict()} if self.device and self.log else None,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What was measured of every source, in their order."""
+
+    rows: tuple[BenchmarkRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values of the JSON object: those of the one row, or ``results`` with several."""
+        rows = [row.to_dict() for row in self.rows]
+        return rows[0] if len(rows) == 1 else {"results": rows}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Target:
-    """One thing to time; its runner is not entered yet."""
+    """One source to time; its runner is not entered yet."""
 
     name: str
-    runner: BaseRunner
-    feed: Mapping[str, np.ndarray]
-    size_hw: tuple[int, int]
-    precision: str
-    plan_built: bool = False
-    needs_plugin: bool = False
+    engine: Engine
+    size: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Calls:
+    """How every target is called; see `benchmark`."""
+
+    batch: int
+    warmup: int
+    runs: int
+    threads: int | None
+    copies: bool | None
+    cuda_graph: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,243 +152,219 @@ class _Run:
     """What was measured of all targets together."""
 
     latencies: Mapping[str, Latency]
-    host: dict[str, Any]
+    host: HostFacts
+    load_before: float | None
+    load_after: float | None
     device: ProbedDevice | None
     log: DeviceLog | None
-    notes: list[str]
-    statements: list[dict[str, Any]]
-    target_notes: list[list[str]]
+    notes: Sequence[str]
 
 
-def benchmark_targets(request: BenchmarkRequest) -> list[dict[str, Any]]:
-    """Time each target; several are run in turn, call by call.
+def benchmark(
+    *sources: Path | str,
+    runner: RunnerName = "auto",
+    plugin: Path | str | None = None,
+    warmup: int = 3,
+    runs: int = 20,
+    batch: int = 1,
+    size: Size | None = None,
+    threads: int | None = None,
+    copies: bool | None = None,
+    cuda_graph: bool | None = None,
+    plot: Path | str | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Benchmark:
+    """Time one image from RGB to the mask; several sources are timed in turn, call by call.
+
+    Args:
+        sources: Bundles, checkpoints, which run in eager PyTorch in fp32, and ONNX files, which run in ONNX Runtime.
+        runner: See `nrd_trt.open_bundle`.
+        plugin: Library of the bundles whose plans need one; see `nrd_trt.open_bundle`.
+        warmup: Untimed calls of each.
+        runs: Timed calls of each; p99 means something from 100 on.
+        batch: Images per call.
+        size: Height and width, multiples of 32; None takes a file's usual size, for checkpoints the first bundle's,
+            else their own.
+        threads: CPU threads; None leaves the choice to the backends.
+        copies: Whether copies to and from a device are timed; None is True.
+        cuda_graph: Whether a device's runner replays a CUDA graph; None leaves the choice to the runner.
+        plot: PNG to write with the distribution of the latencies.
+        force: Replace an existing `plot`.
+        progress: Show a bar on stderr where the work takes over two seconds.
 
     Returns:
-        Per target: ``target, runner, arithmetic, precision, size, batch, warmup, runs, threads, copies, cuda_graph,
-        latency_ms {p50, p90, p99, mean, min}, throughput_fps, ratio, peak_memory_mib, device_memory_mib, host, device,
-        doubtful, notes``. ``ratio`` is the first target's p50 over this one's; memory is the process's and so None
-        where several run; ``doubtful`` tells whether a note is about disturbed figures.
+        A row for each source.
 
     Raises:
-        ConfigError: Options that a target cannot be run with.
-        RunnerError: A run failed; the message names the target.
+        ConfigError: An argument does not fit a source.
+        BundleError: A bundle is damaged.
+        CheckpointError: A checkpoint cannot be read.
+        ExportError: An ONNX file is absent or was not exported by this toolkit.
+        PluginError: A plan's library is not that of the build, or cannot be used here.
+        RunnerError: A run failed; the message names the source.
+        MissingDependencyError: `plot` is given and Matplotlib is not installed.
     """
-    if request.plot is not None:
-        check_plot(request.plot, force=request.force)
-    targets = _prepare(request)
-    run = _measure(request, targets)
-    results = _results(request, targets, run)
-    if request.plot is not None:
-        _plot(request, results, run)
-    return results
+    plot = None if plot is None else Path(plot)
+    calls = _Calls(batch=batch, warmup=warmup, runs=runs, threads=threads, copies=copies, cuda_graph=cuda_graph)
+    _check(sources, calls)
+    if plot is not None:
+        check_plot(plot, force=force)
+    targets = _open([Path(source) for source in sources], calls, runner, plugin, size)
+    run = _measure(targets, calls, progress=progress)
+    result = Benchmark(rows=tuple(_row(targets, index, run, calls) for index in range(len(targets))))
+    if plot is not None:
+        _plot(plot, result.rows)
+    return result
 
 
-def _prepare(request: BenchmarkRequest) -> list[_Target]:
-    bundles = (read_bundle(path).graph.shape.opt_hw for path in request.targets if is_bundle(path))
-    fallback_hw = request.size_hw or next(bundles, None)
-    targets = [
-        _bundle_target(path, request)
-        if is_bundle(path) or path.suffix == ".nrd"
-        else _checkpoint_target(path, request, fallback_hw)
-        for path in request.targets
-    ]
-    if request.plugin is not None and not any(target.needs_plugin for target in targets):
-        raise ConfigError(f"--plugin {request.plugin}: expected a bundle whose plan needs it, got none; leave it out.")
+def _check(sources: Sequence[Path | str], calls: _Calls) -> None:
+    if not sources:
+        raise ConfigError("expected a bundle, a checkpoint or an ONNX file to time, got none; name one.")
+    for name, smallest in (("warmup", 0), ("runs", 1), ("batch", 1)):
+        if (value := getattr(calls, name)) < smallest:
+            raise ConfigError(f"{name}={value}: expected at least {smallest}.")
+
+
+def _open(
+    paths: Sequence[Path], calls: _Calls, runner: RunnerName, plugin: Path | str | None, size: Size | None
+) -> list[_Target]:
+    """Open every source; a library goes to the bundles that need it, where there are several sources."""
+    bundles = {path: read_bundle(path) for path in paths if is_bundle(path)}
+    if size is not None:
+        check_size(size, what="size=")
+    if plugin is not None and len(paths) > 1 and not any(map(_needs_plugin, bundles.values())):
+        raise ConfigError(f"plugin={plugin}: expected a bundle whose plan needs it, got none; leave it out.")
+    checkpoint_size = size or next((bundle.graph.shape.opt_hw for bundle in bundles.values()), None)
+    targets = []
+    for path in paths:
+        bundle = bundles.get(path)
+        handed = plugin if len(paths) == 1 or (bundle and _needs_plugin(bundle)) else None
+        if bundle is not None:
+            engine = open_bundle(bundle, runner=runner, threads=calls.threads, plugin=handed)
+        else:
+            free = None if path.suffix in (".nrd", ".onnx") else checkpoint_size
+            engine = open_engine(path, runner=runner, threads=calls.threads, plugin=handed, size=free)
+        chosen = size or engine.graph.shape.opt_hw
+        if engine.runner_name != "torch":  # a checkpoint takes what it is given
+            _check_shape(path, engine, chosen, calls.batch)
+        targets.append(_Target(name=path.name, engine=engine, size=chosen))
     return targets
 
 
-def _bundle_target(path: Path, request: BenchmarkRequest) -> _Target:
-    bundle = read_bundle(path)
-    shape = bundle.graph.shape
-    if not shape.batch.min <= request.batch <= shape.batch.max:
-        raise ConfigError(f"--batch {request.batch}: {path} was built for {shape.batch.min} to {shape.batch.max}.")
-    size_hw = request.size_hw or shape.opt_hw
-    if not shape.covers(size_hw):
+def _needs_plugin(bundle: Bundle) -> bool:
+    return bundle.record.decode == "plugin"
+
+
+def _check_shape(path: Path, engine: Engine, size: Size, batch: int) -> None:
+    shape = engine.graph.shape
+    if not shape.batch.min <= batch <= shape.batch.max:
+        raise ConfigError(f"batch={batch}: {path} was built for {shape.batch.min} to {shape.batch.max}.")
+    if not shape.covers(size):
         smallest, largest = (format_size((getattr(shape.height, k), getattr(shape.width, k))) for k in ("min", "max"))
-        raise ConfigError(f"--size {format_size(size_hw)}: {path} was built for {smallest} to {largest}.")
-    needs_plugin = bundle.record.decode == "plugin"
-    plugin = request.plugin if needs_plugin or len(request.targets) == 1 else None
-    runner = make_runner(bundle, request.runner, threads=request.threads, plugin=plugin)
-    feed = image_feed(_scene(size_hw), bundle.graph)
-    return _Target(
-        name=path.name,
-        runner=runner,
-        feed={"image": np.repeat(feed["image"][:1], request.batch, axis=0)},
-        size_hw=size_hw,
-        precision=bundle.graph.precision,
-        plan_built=bundle.plan_path is not None,
-        needs_plugin=needs_plugin,
-    )
+        raise ConfigError(f"size={format_size(size)}: {path} was built for {smallest} to {largest}.")
 
 
-def _checkpoint_target(path: Path, request: BenchmarkRequest, size_hw: tuple[int, int] | None) -> _Target:
-    """Eager PyTorch; timing a bundle needs none."""
-    if request.runner not in ("auto", "torch"):
-        raise ConfigError(f"--runner {request.runner}: a checkpoint runs in PyTorch; build a bundle for other runners.")
-    model = load_trained(path)
-    from nrd_trt.runtime.torch_runner import TorchRunner  # after `load_trained`, which tells of a missing PyTorch
-
-    size_hw = size_hw or model.info.size_hw
-    check_size(size_hw, what="size=")
-    return _Target(
-        name=path.name,
-        runner=TorchRunner(model, threads=request.threads),
-        feed={"image": np.repeat(_scene(size_hw)[None], request.batch, axis=0)},
-        size_hw=size_hw,
-        precision="fp32",
-    )
-
-
-def _scene(size_hw: tuple[int, int]) -> np.ndarray:
-    return street_scene(0, size_hw).image
-
-
-def _measure(request: BenchmarkRequest, targets: Sequence[_Target]) -> _Run:
+def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> _Run:
     """Enter every runner, time them in turn and watch host and device."""
-    host = {**asdict(host_facts(Machine())), "load_before": load_average()}
+    host, load_before = host_facts(Machine()), load_average()
+    monitor, device, notes = None, None, list[str]()
     with ExitStack() as stack:
-        monitor, device, notes = _monitor(stack, targets)
-        calls = {}
+        if any(on_device(target.engine.runner) for target in targets):
+            probe, reason = open_probe()
+            notes = [reason] if reason else []
+            if probe is not None:
+                stack.callback(probe.close)
+                monitor, device, notes = DeviceMonitor(probe), probe.device(), probe.notes
+        timed = {}
         for index, target in enumerate(targets):
-            choose_graph(target.runner, request.cuda_graph)
-            stack.enter_context(target.runner)
-            calls[f"{index}"] = timed_call(
-                target.runner,
-                target.feed,
-                copies=request.copies,
-                target=target.name,
-                device_call=partial(device_call, stack, target.runner, target.feed),
-            )
-        bar = stack.enter_context(_bar(request))
+            engine = target.engine
+            choose_graph(engine.runner, calls.cuda_graph)
+            stack.enter_context(engine)
+            image = engine.feed(street_scene(0, target.size).image)["image"][:1]
+            feed = {"image": np.repeat(image, calls.batch, axis=0)}
+            timed[f"{index}"] = timed_call(stack, engine.runner, feed, copies=calls.copies, target=target.name)
+        shown: tqdm[Any] = stack.enter_context(bar(desc="timing", unit="round", show=progress, total=calls.runs))
 
         def between() -> None:
             if monitor is not None:
                 monitor.glance()
-            bar.update()
+            shown.update()
 
-        latencies = time_in_turn(calls, warmup=request.warmup, runs=request.runs, between=between)
+        latencies = time_in_turn(timed, warmup=calls.warmup, runs=calls.runs, between=between)
         return _Run(
             latencies=latencies,
-            host={**host, "load_after": load_average()},
+            host=host,
+            load_before=load_before,
+            load_after=load_average(),
             device=device,
             log=monitor.finish() if monitor is not None else None,
             notes=notes,
-            statements=[_statement(target.runner, request) for target in targets],
-            target_notes=[_graph_notes(target.runner, request) for target in targets],
         )
 
 
-def _bar(request: BenchmarkRequest) -> Any:
-    return tqdm(
-        total=request.runs,
-        desc="timing",
-        unit="round",
-        delay=2,
-        file=sys.stderr,
-        disable=not request.progress,
-        leave=False,
+def _row(targets: Sequence[_Target], index: int, run: _Run, calls: _Calls) -> BenchmarkRow:
+    engine, size, latency = targets[index].engine, targets[index].size, run.latencies[f"{index}"]
+    there, alone = on_device(engine.runner), len(targets) == 1
+    log = run.log if there else None
+    marks = [*load_marks(run.load_before, run.host.cores), *device_marks(log), *spread_marks(latency)]
+    notes = [*marks, *arithmetic_notes(engine.arithmetic)]
+    if engine.bundle is not None and engine.bundle.plan_path is not None and not there:
+        notes.append(f"the plan was built but not run here: these are {engine.runner_name}'s figures")
+    notes += run.notes if there else []
+    notes += graph_notes(engine.runner, wanted=calls.cuda_graph, warmup=calls.warmup)
+    notes += comparison_notes([format_size(target.size) for target in targets])
+    return BenchmarkRow(
+        target=targets[index].name,
+        runner=engine.runner_name,
+        arithmetic=engine.arithmetic,
+        precision=engine.graph.precision,
+        size=size,
+        batch=calls.batch,
+        warmup=calls.warmup,
+        runs=calls.runs,
+        threads=calls.threads,
+        copies=("excluded" if calls.copies is False else "included") if there else "host arrays",
+        cuda_graph=uses_graph(engine.runner),
+        latency=latency,
+        ratio=run.latencies["0"].p50 / latency.p50,
+        # Memory is the process's and the device's, whichever target asked for it.
+        peak_memory_mib=peak_memory_mib() if alone else None,
+        device_memory_mib=log.memory_grown_mib if alone and log is not None else None,
+        host=run.host,
+        load_before=run.load_before,
+        load_after=run.load_after,
+        device=run.device if there else None,
+        log=log,
+        doubtful=bool(marks),
+        notes=tuple(notes),
     )
 
 
-def _graph_notes(runner: BaseRunner, request: BenchmarkRequest) -> list[str]:
-    return graph_notes(runner, wanted=request.cuda_graph, copies=request.copies, warmup=request.warmup)
-
-
-def _statement(runner: BaseRunner, request: BenchmarkRequest) -> dict[str, Any]:
-    """Return what an entered runner's latency contains."""
-    return {**statement(runner, copies=request.copies), "device_memory_mib": None}
-
-
-def _monitor(
-    stack: ExitStack, targets: Sequence[_Target]
-) -> tuple[DeviceMonitor | None, ProbedDevice | None, list[str]]:
-    """Open the device's instrument where a target runs on one, with its facts and what there is to say about it."""
-    if not any(on_device(target.runner) for target in targets):
-        return None, None, []
-    probe, reason = open_probe()
-    if probe is None:
-        return None, None, [reason] if reason else []
-    stack.callback(probe.close)
-    return DeviceMonitor(probe), probe.device(), probe.notes
-
-
-def _results(request: BenchmarkRequest, targets: Sequence[_Target], run: _Run) -> list[dict[str, Any]]:
-    first = run.latencies["0"].p50
-    shared = comparison_notes([format_size(target.size_hw) for target in targets])
-    rows = [_row(request, target, run, index) for index, target in enumerate(targets)]
-    for row in rows:
-        row["ratio"] = first / row["latency_ms"]["p50"]
-        row["notes"] += shared
-    if len(rows) == 1:  # memory is the process's and the device's, whichever target asked for it
-        rows[0]["peak_memory_mib"] = peak_memory_mib()
-        if rows[0]["device"] is not None and run.log is not None:
-            rows[0]["device_memory_mib"] = run.log.memory_grown_mib
-    return rows
-
-
-def _row(request: BenchmarkRequest, target: _Target, run: _Run, index: int) -> dict[str, Any]:
-    latency = run.latencies[f"{index}"]
-    marks = _marks(target, run, latency)
-    return {
-        "target": target.name,
-        "runner": target.runner.name,
-        "arithmetic": target.runner.arithmetic,
-        "precision": target.precision,
-        "size": format_size(target.size_hw),
-        **{name: getattr(request, name) for name in ("batch", "warmup", "runs", "threads")},
-        **run.statements[index],
-        "latency_ms": latency.to_dict(),
-        "throughput_fps": latency.throughput_fps(request.batch),
-        "ratio": None,
-        "peak_memory_mib": None,
-        "host": run.host,
-        "device": {**asdict(run.device), **run.log.to_dict()}
-        if run.device is not None and run.log is not None and on_device(target.runner)
-        else None,
-        "doubtful": bool(marks),
-        "notes": [*marks, *_notes(target, run), *run.target_notes[index]],
-    }
-
-
-def _marks(target: _Target, run: _Run, latency: Latency) -> list[str]:
-    """What makes this target's figures doubtful."""
-    marks = load_marks(run.host["load_before"], run.host["cores"])
-    return [*marks, *(device_marks(run.log) if on_device(target.runner) else []), *spread_marks(latency)]
-
-
-def _notes(target: _Target, run: _Run) -> list[str]:
-    notes = arithmetic_notes(target.runner.arithmetic)
-    if target.plan_built and not on_device(target.runner):
-        notes.append(f"the plan was built but not run here: these are {target.runner.name}'s figures")
-    return notes + (run.notes if on_device(target.runner) else [])
-
-
-def _plot(request: BenchmarkRequest, results: Sequence[Mapping[str, Any]], run: _Run) -> None:
-    """Write the picture of a run."""
+def _plot(path: Path, rows: Sequence[BenchmarkRow]) -> None:
+    """Draw the latencies of all rows; a note stands below once, with its targets where it is not about all."""
+    first = rows[0]
     curves = [
         Curve(
-            name=row["target"],
-            runner=f"{row['runner']}, {row['precision']}" + (", simulated" if row["arithmetic"] == "simulated" else ""),
-            latency=run.latencies[f"{index}"],
-            doubtful=row["doubtful"],
+            name=row.target,
+            runner=f"{row.runner}, {row.precision}" + (", simulated" if row.arithmetic == "simulated" else ""),
+            latency=row.latency,
+            doubtful=row.doubtful,
         )
-        for index, row in enumerate(results)
+        for row in rows
     ]
-    sizes = ", ".join(dict.fromkeys(row["size"] for row in results))
-    device = next((row["device"].get("name") for row in results if row["device"]), None)
-    machine = " + ".join(filter(None, (device, f"{run.host['cpu'] or 'unknown CPU'}, {run.host['cores']} cores")))
-    together = ", measured in turn" if len(results) > 1 else ""
+    sizes = ", ".join(dict.fromkeys(format_size(row.size) for row in rows))
+    device = next((row.device.name for row in rows if row.device), None)
+    machine = " + ".join(filter(None, (device, f"{first.host.cpu or 'unknown CPU'}, {first.host.cores} cores")))
+    together = ", measured in turn" if len(rows) > 1 else ""
+    footnotes = []
+    for note in dict.fromkeys(note for row in rows for note in row.notes):
+        holders = [row.target for row in rows if note in row.notes]
+        footnotes.append(note if len(holders) == len(rows) else f"{', '.join(holders)}: {note}")
     write_plot(
-        request.plot or Path(),
+        path,
         curves,
-        title=f"Latency at {sizes}, batch {request.batch}",
-        subtitle=f"{machine}; {request.runs} calls each after {request.warmup} for warm-up{together}",
-        footnotes=_footnotes(results),
+        title=f"Latency at {sizes}, batch {first.batch}",
+        subtitle=f"{machine}; {first.runs} calls each after {first.warmup} for warm-up{together}",
+        footnotes=footnotes,
     )
-
-
-def _footnotes(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return each note once, with its target where it is not about all."""
-    notes = dict.fromkeys(note for row in results for note in row["notes"])
-    holders = {note: [row["target"] for row in results if note in row["notes"]] for note in notes}
-    return [note if len(of) == len(results) else f"{', '.join(of)}: {note}" for note, of in holders.items()]

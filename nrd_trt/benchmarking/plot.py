@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nrd_trt.benchmarking.timers import Latency
+from nrd_trt.benchmarking.timing import Latency
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import atomic_file, check_absent
 from nrd_trt.optional import require
@@ -27,7 +27,7 @@ class Curve:
     """One target of the picture.
 
     Attributes:
-        name: Of the target; a long one is cut.
+        name: Name of the target; a long one is cut.
         runner: What ran it, and in which types.
         latency: Its timed calls.
         doubtful: Drawn dashed: the notes say why.
@@ -47,9 +47,9 @@ def check_plot(path: Path, *, force: bool) -> None:
         MissingDependencyError: Matplotlib is not installed.
     """
     if path.suffix.lower() != ".png":
-        raise ConfigError(f"--plot {path}: expected a name that ends in .png.")
+        raise ConfigError(f"plot={path}: expected a name that ends in .png.")
     check_absent(path, force=force)
-    require("matplotlib", extra="plot", purpose="--plot")
+    require("matplotlib", extra="plot", purpose="plotting")
 
 
 def write_plot(path: Path, curves: Sequence[Curve], *, title: str, subtitle: str, footnotes: Sequence[str]) -> None:
@@ -62,8 +62,8 @@ def write_plot(path: Path, curves: Sequence[Curve], *, title: str, subtitle: str
         subtitle: Second line, smaller: the machine.
         footnotes: Below the axes, e.g. why figures are doubtful.
     """
-    figure = require("matplotlib.figure", extra="plot", purpose="--plot").Figure(figsize=(10.5, 5.2), dpi=150)
-    require("matplotlib.backends.backend_agg", extra="plot", purpose="--plot").FigureCanvasAgg(figure)
+    figure = require("matplotlib.figure", extra="plot", purpose="plotting").Figure(figsize=(10.5, 5.2), dpi=150)
+    require("matplotlib.backends.backend_agg", extra="plot", purpose="plotting").FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for index, curve in enumerate(curves):
         _draw(axes, curve, _COLOURS[index % len(_COLOURS)])
@@ -84,14 +84,16 @@ def _draw(axes: Any, curve: Curve, colour: str) -> None:
     samples = np.sort(np.array(curve.latency.samples_ms))
     shares = np.arange(1, len(samples) + 1) / len(samples) * 100
     steps, heights = np.concatenate([samples[:1], samples]), np.concatenate([[0.0], shares])
-    figures = "   ".join(f"p{share} {_short(curve.latency.percentile(share))}" for share, _ in _MARKED)
+    marks = {share: curve.latency.percentile(share) for share, _ in _MARKED}
+    digits = {share: 0 if ms >= 100 else 1 if ms >= 10 else 2 for share, ms in marks.items()}  # about three in all
+    figures = "   ".join(f"p{share} {ms:.{digits[share]}f}" for share, ms in marks.items())
     style = "--" if curve.doubtful else "-"
     name = curve.name if len(curve.name) <= _NAME_LETTERS else f"{curve.name[: _NAME_LETTERS - 1]}…"
     label = _plain(f"{name}\n{curve.runner}\n{figures} ms")
     axes.step(steps, heights, where="post", color=colour, linewidth=1.8, linestyle=style, label=label)
     for share, marker in _MARKED:
         axes.plot(
-            [curve.latency.percentile(share)],
+            [marks[share]],
             [share],
             marker,
             color=colour,
@@ -107,16 +109,11 @@ def _plain(text: str) -> str:
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def _short(latency_ms: float) -> str:
-    """Return about three digits."""
-    return f"{latency_ms:.{0 if latency_ms >= 100 else 1 if latency_ms >= 10 else 2}f}"
-
-
 def _dress(axes: Any, curves: Sequence[Curve]) -> None:
     """Set axes, grid and legend."""
     medians = [curve.latency.p50 for curve in curves]
     if max(medians) > _WIDE * min(medians):
-        ticker = require("matplotlib.ticker", extra="plot", purpose="--plot")
+        ticker = require("matplotlib.ticker", extra="plot", purpose="plotting")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
-from nrd_trt.benchmarking.timers import time_in_turn
+from nrd_trt.benchmarking.timing import time_in_turn
 from nrd_trt.building.build import build_bundle, plan_runner_here
 from nrd_trt.building.request import BuildRequest, samples_for
 from nrd_trt.building.tune_record import Tuned, describe, record_paths

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nrd_trt.cli import common
 from nrd_trt.cli.parse import parse_size
+from nrd_trt.specs import format_size
+
+if TYPE_CHECKING:
+    from nrd_trt.benchmarking.benchmark import BenchmarkRow
 
 
 def benchmark_command(
@@ -48,7 +53,7 @@ def benchmark_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Time one image from RGB to mask; checkpoints run in eager PyTorch."""
-    from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
+    from nrd_trt import benchmark
     from nrd_trt.errors import ConfigError
 
     if decode:
@@ -64,27 +69,25 @@ def benchmark_command(
         raise ConfigError("benchmark: expected a bundle or a checkpoint to time, or --decode; got none.")
     if len(targets) > 1 and not compare:
         raise ConfigError("several targets: give --compare to time them in turn.")
-    results = benchmark_targets(
-        BenchmarkRequest(
-            targets=targets,
-            runner=runner,
-            plugin=plugin,
-            warmup=warmup,
-            runs=runs,
-            batch=batch,
-            size_hw=parse_size(size) if size else None,
-            threads=threads,
-            copies=copies,
-            cuda_graph=cuda_graph,
-            plot=plot,
-            force=force,
-            progress=not quiet,
-        )
+    found = benchmark(
+        *targets,
+        runner=runner,
+        plugin=plugin,
+        warmup=warmup,
+        runs=runs,
+        batch=batch,
+        size=parse_size(size) if size else None,
+        threads=threads,
+        copies=copies,
+        cuda_graph=cuda_graph,
+        plot=plot,
+        force=force,
+        progress=not quiet,
     )
     if as_json:
-        common.print_json({"results": results} if compare else results[0])
+        common.print_json({"results": [row.to_dict() for row in found.rows]} if compare else found.to_dict())
     else:
-        typer.echo("\n".join(table(results)))
+        typer.echo("\n".join(table(found.rows)))
     if plot is not None:
         common.note(f"wrote {plot}", quiet=quiet)
 
@@ -110,51 +113,51 @@ def _benchmark_decode(*, quick: bool, markdown: Path | None, force: bool, as_jso
         raise typer.Exit(common.GATE_FAILED)
 
 
-def table(results: list[dict[str, Any]]) -> list[str]:
-    """Return the lines for people; `!` marks a row whose figures are doubtful, and its notes say why."""
-    width = max(len("target"), *(len(row["target"]) for row in results))
+def table(rows: Sequence[BenchmarkRow]) -> list[str]:
+    """Return the printed lines; `!` marks a row whose figures are doubtful, and its notes say why."""
+    width = max(len("target"), *(len(row.target) for row in rows))
     lines = [
         f"  {'target':<{width}} {'runner':<12} {'types':<5} {'size':>9} "
         f"{'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'fps':>9} {'ratio':>6}"
     ]
-    for row in results:
-        latency = row["latency_ms"]
+    for row in rows:
+        latency = row.latency
         lines.append(
-            f"{'!' if row['doubtful'] else ' '} {row['target']:<{width}} {row['runner']:<12} {row['precision']:<5} "
-            f"{row['size']:>9} {latency['p50']:>9.3f} {latency['p90']:>9.3f} {latency['p99']:>9.3f} "
-            f"{row['throughput_fps']:>9.3f} {row['ratio']:>6.2f}"
+            f"{'!' if row.doubtful else ' '} {row.target:<{width}} {row.runner:<12} {row.precision:<5} "
+            f"{format_size(row.size):>9} {latency.p50:>9.3f} {latency.p90:>9.3f} {latency.p99:>9.3f} "
+            f"{row.throughput_fps:>9.3f} {row.ratio:>6.2f}"
         )
-        lines += [f"    {note}" for note in row["notes"]]
-    return [*lines, *_conditions(results)]
+        lines += [f"    {note}" for note in row.notes]
+    return [*lines, *_conditions(rows)]
 
 
-def _conditions(results: list[dict[str, Any]]) -> list[str]:
+def _conditions(rows: Sequence[BenchmarkRow]) -> list[str]:
     """Return what all rows share: calls, host, device, memory."""
-    row = results[0]
-    host = row["host"]
+    row = rows[0]
     lines = [
-        f"batch {row['batch']}, {row['runs']} calls each after {row['warmup']} for warm-up; "
-        f"{host['cpu'] or 'unknown CPU'}, {host['cores']} cores, load {_figure(host['load_before'])} before and "
-        f"{_figure(host['load_after'])} after"
+        f"batch {row.batch}, {row.runs} calls each after {row.warmup} for warm-up; "
+        f"{row.host.cpu or 'unknown CPU'}, {row.host.cores} cores, load {_figure(row.load_before)} before and "
+        f"{_figure(row.load_after)} after"
     ]
-    lines += dict.fromkeys(_device_line(row) for row in results if row["device"])
-    if row["peak_memory_mib"] is not None:
-        device = row["device_memory_mib"]
+    lines += dict.fromkeys(line for row in rows if (line := _device_line(row)) is not None)
+    if row.peak_memory_mib is not None:
+        device = row.device_memory_mib
         on_device = f", on the device {device:.0f} MiB" if device is not None else ""
-        lines.append(f"memory: process at most {row['peak_memory_mib']:.0f} MiB{on_device}")
+        lines.append(f"memory: process at most {row.peak_memory_mib:.0f} MiB{on_device}")
     return lines
 
 
-def _device_line(row: dict[str, Any]) -> str:
-    device = row["device"]
-    clock, power, heat = (device[name]["during"] for name in ("clock_mhz", "power_w", "temperature_c"))
-    power = device["power_w"]["after"] if power is None else power
-    heat = device["temperature_c"]["after"] if heat is None else heat
-    graph = {True: "with a CUDA graph", False: "no CUDA graph", None: "CUDA graph unknown"}[row["cuda_graph"]]
+def _device_line(row: BenchmarkRow) -> str | None:
+    device, log = row.device, row.log
+    if device is None or log is None:
+        return None
+    power, heat = log.median("power_w"), log.median("temperature_c")
+    power = log.after.power_w if power is None else power
+    heat = log.after.temperature_c if heat is None else heat
+    graph = {True: "with a CUDA graph", False: "no CUDA graph", None: "CUDA graph unknown"}[row.cuda_graph]
     return (
-        f"{device.get('name') or device.get('power_mode') or 'device'}: {_figure(clock)} of "
-        f"{_figure(device['clock_mhz']['max'])} MHz, {_figure(power)} W, {_figure(heat)} °C, "
-        f"copies {row['copies']}, {graph}"
+        f"{device.name or device.power_mode or 'device'}: {_figure(log.clock_during_mhz)} of "
+        f"{_figure(log.clock_max_mhz)} MHz, {_figure(power)} W, {_figure(heat)} °C, copies {row.copies}, {graph}"
     )
 
 

@@ -69,7 +69,7 @@ def _words(name: str, value: Any, flags: Mapping[str, str]) -> Iterator[str]:
     if name not in flags or value is None or value is False:
         return
     for one in value if isinstance(value, list) else [value]:
-        yield flags[name]
+        yield flags[name].partition("/")[0]
         if one is not True:
             yield _typed(name, one)
 
@@ -84,7 +84,10 @@ def _typed(name: str, value: Any) -> str:
 
 
 def _assigned(flag: str, value: str) -> str:
-    """Return an assignment as it is typed: ``--force``, ``--runner torch``, ``--size``."""
+    """Return an assignment as it is typed: ``--force``, ``--no-copies``, ``--runner torch``, ``--size``."""
+    flag, _, negative = flag.partition("/")
+    if negative and value == "False":
+        return negative
     return flag if value in ("", "True") else f"{flag} {value.strip(chr(39))}"
 
 
@@ -95,7 +98,7 @@ def _option(annotation: Any) -> OptionInfo | None:
 
 
 def _flag(name: str, option: OptionInfo) -> str:
-    """Return the long flag where there is one; of a pair such as ``--live/--no-live`` the first."""
+    """Return the long flag where there is one; of a pair such as ``--live/--no-live`` both."""
     declared = (option.default, *(option.param_decls or ()))  # Typer takes the first for the default
-    texts = [text.split("/")[0] for text in declared if isinstance(text, str) and text.startswith("-")]
+    texts = [text for text in declared if isinstance(text, str) and text.startswith("-")]
     return next((text for text in texts if text.startswith("--")), (texts or [f"--{name.replace('_', '-')}"])[0])

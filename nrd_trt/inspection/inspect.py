@@ -193,3 +193,6 @@ def _formats(layers: list[dict[str, str]] | None) -> dict[str, int] | None:
 def _without_layers(facts: dict[str, Any]) -> dict[str, Any]:
     precision = {key: value for key, value in facts["precision"].items() if key != "layers"}
     return {**facts, "precision": precision}
+
+
+inspect = inspect_path

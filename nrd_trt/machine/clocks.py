@@ -222,7 +222,7 @@ class DeviceLog:
     @property
     def clock_during_mhz(self) -> float | None:
         """Median GPU clock during the run."""
-        return self._course("clock_mhz")["during"]
+        return self.median("clock_mhz")
 
     @property
     def throttle(self) -> list[str]:
@@ -237,6 +237,11 @@ class DeviceLog:
             return None
         return max(0.0, peak - self.before.memory_used_mib)
 
+    def median(self, name: str) -> float | None:
+        """Return the median during the run of a figure of `Reading`, or None where it was not told."""
+        known = [value for reading in self.during if (value := getattr(reading, name)) is not None]
+        return statistics.median(known) if known else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: clocks in MHz, watts, degrees Celsius."""
         return {
@@ -247,12 +252,7 @@ class DeviceLog:
         }
 
     def _course(self, name: str) -> dict[str, float | None]:
-        known = [value for reading in self.during if (value := getattr(reading, name)) is not None]
-        return {
-            "before": getattr(self.before, name),
-            "during": statistics.median(known) if known else None,
-            "after": getattr(self.after, name),
-        }
+        return {"before": getattr(self.before, name), "during": self.median(name), "after": getattr(self.after, name)}
 
 
 class DeviceMonitor:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
+from nrd_trt.benchmarking.benchmark import benchmark
 from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.data.overlay import blend, write_rgb
 from nrd_trt.data.synthetic import street_scene
@@ -108,8 +108,8 @@ def time_side_by_side(checkpoints: Mapping[str, Path], size_hw: tuple[int, int],
                 source=checkpoints[name], output=path, form=form, precision="fp32", builder="onnxruntime", force=True
             )
         )
-    results = benchmark_targets(BenchmarkRequest(targets=list(bundles.values()), warmup=5, runs=30))
-    return {name: result["latency_ms"]["p50"] for name, result in zip(bundles, results, strict=True)}
+    rows = benchmark(*bundles.values(), warmup=5, runs=30).rows
+    return {name: row.latency.p50 for name, row in zip(bundles, rows, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,23 +6,27 @@ import ctypes
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nrd_trt.benchmarking import benchmark as pipeline
-from nrd_trt.benchmarking import device_call as device_calls
-from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
+import nrd_trt
+from nrd_trt.benchmarking import benchmark as room
+from nrd_trt.benchmarking import timing
+from nrd_trt.benchmarking.benchmark import Benchmark
 from nrd_trt.cli.benchmark import table
+from nrd_trt.engine.bundle import PLAN_FILE, Bundle
 from nrd_trt.errors import ConfigError, RunnerError
+from nrd_trt.files import sha256_file
 from nrd_trt.machine.clocks import ProbedDevice, Reading
 from nrd_trt.machine.host import HostFacts
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
+from nrd_trt.runtime.engine import Engine
 from nrd_trt.specs import TensorSpec
-from tests.artefacts import bundle, checkpoint
+from tests.artefacts import bundle, checkpoint, copy_of, onnx_file, read_facts_of, rewrite_facts
 
 KEYS = {
     *("target", "runner", "arithmetic", "precision", "size", "batch", "warmup", "runs", "threads", "copies"),
@@ -61,7 +65,7 @@ class PlainDeviceRunner(HostRunner):
 
 
 class DeviceRunner(PlainDeviceRunner):
-    """A plan's runner with everything that `nrd_trt.benchmarking.calls` looks for."""
+    """A plan's runner with everything that `nrd_trt.benchmarking.timing` looks for."""
 
     looks = 1
     cuda_graph = True
@@ -109,7 +113,7 @@ class FakeCuda:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
-    monkeypatch.setattr(device_calls, "load_cuda", lambda: fake)
+    monkeypatch.setattr(timing, "load_cuda", lambda: fake)
     return fake
 
 
@@ -145,34 +149,37 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return now[0]
 
     monkeypatch.setattr(time, "perf_counter", perf_counter)
-    monkeypatch.setattr(pipeline, "load_average", lambda: 0.5)
-    monkeypatch.setattr(pipeline, "host_facts", lambda _: HostFacts(cpu="AMD EPYC", machine="x86_64", cores=2))
+    monkeypatch.setattr(room, "load_average", lambda: 0.5)
+    monkeypatch.setattr(room, "host_facts", lambda _: HostFacts(cpu="AMD EPYC", machine="x86_64", cores=2))
     yield
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Benchmark]:
     """Run `benchmark` on bundles whose runners are these."""
 
-    def benchmark(*runners: BaseRunner, probe: Any = None, **options: Any) -> list[dict[str, Any]]:
+    def benchmark(*runners: BaseRunner, probe: Any = None, source: Path | None = None, **options: Any) -> Benchmark:
         waiting = list(runners)
-        monkeypatch.setattr(pipeline, "make_runner", lambda *_, **__: waiting.pop(0))
-        monkeypatch.setattr(pipeline, "open_probe", lambda: (probe, None if probe else "no NVML"))
-        targets = [bundle()] * len(runners)
-        return benchmark_targets(BenchmarkRequest(targets=targets, **{"warmup": 1, "runs": 3, **options}))
+
+        def open_bundle(opened: Bundle, **_: Any) -> Engine:
+            return Engine(waiting.pop(0), opened.graph, bundle=opened)
+
+        monkeypatch.setattr(room, "open_bundle", open_bundle)
+        monkeypatch.setattr(room, "open_probe", lambda: (probe, None if probe else "no NVML"))
+        sources = [source or bundle()] * len(runners)
+        return nrd_trt.benchmark(*sources, **{"warmup": 1, "runs": 3, "progress": False, **options})
 
     return benchmark
 
 
-Run = Callable[..., list[dict[str, Any]]]
+Run = Callable[..., Benchmark]
 
 
 def test_keys_and_figures_of_a_host_run(run: Run) -> None:
-    (row,) = run(HostRunner(), batch=1, threads=2)
+    row = run(HostRunner(), threads=2).to_dict()
     assert row.keys() == KEYS
     assert row["latency_ms"] == pytest.approx({"p50": 4.0, "p90": 4.0, "p99": 4.0, "mean": 4.0, "min": 4.0})
-    assert row["throughput_fps"] == pytest.approx(250.0)
-    assert isinstance(row["throughput_fps"], float)
+    assert row["throughput_fps"] == pytest.approx(250.0) and isinstance(row["throughput_fps"], float)
     assert (row["runner"], row["arithmetic"], row["precision"]) == ("pretender", "native", "fp32")
     assert (row["size"], row["batch"], row["warmup"], row["runs"], row["threads"]) == ("64x96", 1, 1, 3, 2)
     assert (row["copies"], row["cuda_graph"], row["device"], row["device_memory_mib"]) == ("host arrays", *[None] * 3)
@@ -183,25 +190,29 @@ def test_keys_and_figures_of_a_host_run(run: Run) -> None:
 
 def test_device_run_is_stamped(run: Run) -> None:
     probe = FakeProbe()
-    (row,) = run(DeviceRunner(), probe=probe, warmup=2)
+    row = run(DeviceRunner(), probe=probe, warmup=2).to_dict()
     assert row.keys() == KEYS
-    assert row["device"]["name"] == "NVIDIA L4"
-    assert row["device"]["clock_mhz"] == {"before": 1900, "during": 1900, "after": 1900, "max": 2000}
-    assert row["device"]["throttle"] == []
+    assert row["device"] == {
+        **asdict(ProbedDevice(source="nvml", name="NVIDIA L4")),
+        "clock_mhz": {"before": 1900, "during": 1900, "after": 1900, "max": 2000},
+        "power_w": {"before": 70, "during": 70, "after": 70},
+        "temperature_c": {"before": None, "during": None, "after": None},
+        "throttle": [],
+    }
     assert (row["copies"], row["cuda_graph"], row["device_memory_mib"]) == ("included", True, 321)
     assert (row["doubtful"], row["notes"]) == (False, [])
     assert probe.closed
 
 
 def test_copies_left_out_are_those_of_the_device(run: Run, cuda: FakeCuda) -> None:
-    (row,) = run(DeviceRunner(), probe=FakeProbe(), copies=False)
-    assert row["copies"] == "excluded"
+    (row,) = run(DeviceRunner(), probe=FakeProbe(), copies=False).rows
+    assert row.copies == "excluded"
     assert cuda.uploads == [64 * 96 * 3]  # once, not with every call
     assert cuda.waits == 1 + 1 + 3  # the upload, the warm-up and each timed call
     assert cuda.live == {}
-    (row,) = run(HostRunner(), copies=False)
-    assert row["copies"] == "host arrays"
-    with pytest.raises(ConfigError, match="--no-copies: the tensorrt runner"):
+    (row,) = run(HostRunner(), copies=False).rows
+    assert row.copies == "host arrays"
+    with pytest.raises(ConfigError, match="copies=False: the tensorrt runner"):
         run(PlainDeviceRunner(), probe=FakeProbe(), copies=False)
 
 
@@ -217,46 +228,43 @@ def test_device_call_gives_the_feed_to_the_runner(cuda: FakeCuda) -> None:
             return {}
 
     with ExitStack() as stack:
-        device_calls.device_call(stack, Reader(), feed)()
+        timing.device_call(stack, Reader(), feed)()
     assert seen == [bytes(range(12))]
     assert cuda.live == {}
 
 
-def test_memory_is_freed_where_a_run_on_the_device_fails(run: Run, cuda: FakeCuda) -> None:
-    runner = DeviceRunner()
-    runner.fails = RunnerError("lost")
-    with pytest.raises(RunnerError, match="lost"):
-        run(runner, probe=FakeProbe(), copies=False)
-    assert cuda.live == {}
+class Refusing(DeviceRunner):
+    """Captures no graph."""
+
+    def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        self.cuda_graph = False
+        return super()._open()
 
 
-def test_cuda_graph_is_asked_for_and_stated(run: Run, cuda: FakeCuda) -> None:
-    for wanted, stated in ((None, True), (True, True), (False, False)):
-        (row,) = run(DeviceRunner(), probe=FakeProbe(), cuda_graph=wanted, warmup=2)
-        assert (row["cuda_graph"], row["notes"]) == (stated, [])
-    (row,) = run(DeviceRunner(), probe=FakeProbe(), cuda_graph=True, copies=False, warmup=2)
-    assert (row["copies"], row["cuda_graph"], row["notes"]) == ("excluded", True, [])
-    (row,) = run(HostRunner(), cuda_graph=True)
-    assert (row["cuda_graph"], row["notes"]) == (None, ["no CUDA graph was used: pretender runs on the CPU"])
-    with pytest.raises(ConfigError, match="--cuda-graph: the tensorrt runner"):
+@pytest.mark.parametrize(
+    ("runner", "options", "stated", "note"),
+    [
+        (DeviceRunner, {}, True, None),
+        (DeviceRunner, {"cuda_graph": True}, True, None),
+        (DeviceRunner, {"cuda_graph": True, "copies": False}, True, None),
+        (DeviceRunner, {"cuda_graph": False}, False, None),
+        (DeviceRunner, {"warmup": 1}, True, "the CUDA graph is captured on the second call; warm up with 2 calls"),
+        (Refusing, {"cuda_graph": True}, False, "no CUDA graph was used: tensorrt captured none"),
+        (HostRunner, {"cuda_graph": True}, None, "no CUDA graph was used: pretender runs on the CPU"),
+        (PlainDeviceRunner, {"cuda_graph": False}, None, None),
+    ],
+)
+def test_cuda_graph_is_asked_for_and_stated(
+    runner: type[HostRunner], options: dict[str, Any], stated: bool | None, note: str | None, run: Run, cuda: FakeCuda
+) -> None:
+    (row,) = run(runner(), probe=FakeProbe(), **{"warmup": 2, **options}).rows
+    assert row.cuda_graph == stated
+    assert [text[: len(note or "")] for text in row.notes] == ([note] if note else [])
+
+
+def test_a_graph_that_the_runner_does_not_have_is_refused(run: Run) -> None:
+    with pytest.raises(ConfigError, match="cuda_graph=True: the tensorrt runner"):
         run(PlainDeviceRunner(), probe=FakeProbe(), cuda_graph=True)
-    run(PlainDeviceRunner(), probe=FakeProbe(), cuda_graph=False)
-
-
-def test_graph_that_could_not_be_captured_is_said(run: Run) -> None:
-    class Refusing(DeviceRunner):
-        def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-            self.cuda_graph = False
-            return super()._open()
-
-    (row,) = run(Refusing(), probe=FakeProbe(), cuda_graph=True)
-    assert row["cuda_graph"] is False
-    assert row["notes"] == ["no CUDA graph was used: tensorrt captured none"]
-
-
-def test_capture_among_the_timed_calls_is_said(run: Run) -> None:
-    (row,) = run(DeviceRunner(), probe=FakeProbe(), warmup=1)
-    assert row["notes"] == ["the CUDA graph is captured on the second call; give --warmup 2 or more"]
 
 
 @pytest.mark.parametrize(
@@ -264,34 +272,33 @@ def test_capture_among_the_timed_calls_is_said(run: Run) -> None:
     [(FakeProbe(throttle=("power cap",)), "throttled: power cap"), (FakeProbe(clock_mhz=300), "low clocks")],
 )
 def test_disturbed_device_is_marked_in_notes_and_table(probe: FakeProbe, words: str, run: Run) -> None:
-    rows = run(DeviceRunner(), HostRunner(), probe=probe)
-    assert [row["doubtful"] for row in rows] == [True, False]
-    assert rows[0]["notes"][0].startswith(words)
-    assert (rows[1]["device"], rows[1]["notes"]) == (None, [])
+    rows = run(DeviceRunner(), HostRunner(), probe=probe).rows
+    assert [row.doubtful for row in rows] == [True, False]
+    assert rows[0].notes[0].startswith(words)
+    assert (rows[1].device, rows[1].log, rows[1].notes) == (None, None, ())
     lines = table(rows)
     assert [line[0] for line in lines[1:4]] == ["!", " ", " "]
     assert words in lines[2]
-    assert "NVIDIA L4" in "\n".join(lines) and "2000.0 MHz" in "\n".join(lines)
+    assert "NVIDIA L4" in "\n".join(lines) and "2000.0 MHz, 70.0 W, – °C" in "\n".join(lines)
 
 
 def test_absent_instruments_are_said(run: Run) -> None:
-    (row,) = run(DeviceRunner(), probe=None, warmup=2)
-    assert (row["device"], row["doubtful"]) == (None, False)
-    assert row["notes"] == ["no NVML"]
+    (row,) = run(DeviceRunner(), probe=None, warmup=2).rows
+    assert (row.device, row.doubtful, row.notes) == (None, False, ("no NVML",))
 
 
 def test_busy_host_is_marked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "load_average", lambda: 3.5)
-    (row,) = run(HostRunner())
-    assert row["doubtful"]
-    assert "other work was running" in row["notes"][0]
+    monkeypatch.setattr(room, "load_average", lambda: 3.5)
+    (row,) = run(HostRunner()).rows
+    assert row.doubtful and "other work was running" in row.notes[0]
 
 
 def test_comparison(run: Run, tmp_path: Path) -> None:
-    rows = run(HostRunner(), DeviceRunner(), probe=FakeProbe(), warmup=2, plot=tmp_path / "p.png")
+    found = run(HostRunner(), DeviceRunner(), probe=FakeProbe(), warmup=2, plot=tmp_path / "p.png")
+    rows = found.to_dict()["results"]
     assert [row["ratio"] for row in rows] == pytest.approx([1.0, 0.5])
     assert [row["peak_memory_mib"] for row in rows] == [None, None]
-    header, first, second, conditions, device = table(rows)
+    header, first, second, conditions, device = table(found.rows)
     assert header.split() == "target runner types size p50 ms p90 ms p99 ms fps ratio".split()
     assert first.split()[1:] == "pretender fp32 64x96 4.000 4.000 4.000 250.000 1.00".split()
     assert second.split()[1:] == "tensorrt fp32 64x96 8.000 8.000 8.000 125.000 0.50".split()
@@ -300,29 +307,32 @@ def test_comparison(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
-def test_simulated_arithmetic_and_a_plan_that_did_not_run(run: Run) -> None:
+def test_simulated_arithmetic_is_said(run: Run) -> None:
     runner = HostRunner()
     runner.arithmetic = "simulated"
-    (row,) = run(runner)
-    assert "says nothing about the device" in row["notes"][0]
-    target = pipeline._Target(
-        name="a", runner=HostRunner(), feed={}, size_hw=(32, 32), precision="fp16", plan_built=True
-    )
-    ran = pipeline._Target(
-        name="a", runner=DeviceRunner(), feed={}, size_hw=(32, 32), precision="fp16", plan_built=True
-    )
-    nothing = pipeline._Run(latencies={}, host={}, device=None, log=None, notes=[], statements=[], target_notes=[])
-    assert pipeline._notes(target, nothing) == ["the plan was built but not run here: these are pretender's figures"]
-    assert pipeline._notes(ran, nothing) == []
+    (row,) = run(runner).rows
+    assert "says nothing about the device" in row.notes[0]
+
+
+@pytest.mark.parametrize(("runner", "said"), [(HostRunner, True), (DeviceRunner, False)])
+def test_a_plan_that_did_not_run_is_said(runner: type[HostRunner], said: bool, run: Run, tmp_path: Path) -> None:
+    path = copy_of(bundle(), tmp_path / "a.nrd")
+    (path / PLAN_FILE).write_bytes(b"a plan")
+    rewrite_facts(path, files={**read_facts_of(path)["files"], PLAN_FILE: sha256_file(path / PLAN_FILE)})
+    (row,) = run(runner(), probe=FakeProbe(), warmup=2, source=path).rows
+    assert row.notes == (("the plan was built but not run here: these are pretender's figures",) if said else ())
 
 
 @pytest.mark.parametrize("error", [RunnerError("CUDA error 2"), RuntimeError("out of memory"), MemoryError("no")])
-def test_failed_run_names_the_target(error: Exception, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("copies", [None, False])
+def test_failed_run_names_the_target(
+    error: Exception, copies: bool | None, run: Run, cuda: FakeCuda, tmp_path: Path
+) -> None:
     runner, probe = DeviceRunner(), FakeProbe()
     runner.fails = error
     with pytest.raises(RunnerError, match=rf"{bundle().name}: a run failed while it was timed .*{error}"):
-        run(runner, probe=probe, plot=tmp_path / "p.png")
-    assert probe.closed
+        run(runner, probe=probe, copies=copies, plot=tmp_path / "p.png")
+    assert probe.closed and cuda.live == {}
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RunnerError, match="not entered"):
         runner.infer({})
@@ -338,10 +348,11 @@ def test_error_in_our_own_code_is_no_runner_error(run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"size_hw": (96, 96)}, "was built for 64x96 to 64x96"),
-        ({"batch": 2}, "built for 1 to 1"),
-        ({"runs": 0}, "runs >= 1"),
-        ({"plot": Path("a.jpg")}, "png"),
+        ({"size": (96, 96)}, "^size=96x96: .* was built for 64x96 to 64x96"),
+        ({"batch": 2}, "^batch=2: .* was built for 1 to 1"),
+        ({"runs": 0}, "^runs=0: expected at least 1"),
+        ({"warmup": -1}, "^warmup=-1: expected at least 0"),
+        ({"plot": "a.jpg"}, "^plot=a.jpg: .*png"),
     ],
 )
 def test_refused(options: dict[str, Any], match: str, run: Run) -> None:
@@ -349,8 +360,18 @@ def test_refused(options: dict[str, Any], match: str, run: Run) -> None:
         run(HostRunner(), **options)
 
 
-def test_checkpoint_takes_the_bundles_size(run: Run) -> None:
-    real = benchmark_targets(BenchmarkRequest(targets=[checkpoint(), bundle()], warmup=0, runs=1, threads=1))
-    assert [(row["runner"], row["size"]) for row in real] == [("torch", "64x96"), ("onnxruntime", "64x96")]
-    real = benchmark_targets(BenchmarkRequest(targets=[checkpoint()], warmup=0, runs=1, threads=1, size_hw=(32, 64)))
-    assert real[0]["size"] == "32x64"
+def test_nothing_to_time_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="got none"):
+        nrd_trt.benchmark()
+
+
+def test_a_checkpoint_takes_the_bundles_size_and_an_onnx_file_its_own() -> None:
+    once: dict[str, Any] = {"warmup": 0, "runs": 1, "threads": 1, "progress": False}
+    rows = nrd_trt.benchmark(checkpoint(), bundle(), str(onnx_file()), **once).rows
+    assert [(row.runner, row.size) for row in rows] == [
+        ("torch", (64, 96)),
+        ("onnxruntime", (64, 96)),
+        ("onnxruntime", (64, 96)),
+    ]
+    (row,) = nrd_trt.benchmark(checkpoint(), size=(32, 64), batch=2, **once).rows
+    assert (row.size, row.batch) == ((32, 64), 2)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from nrd_trt.benchmarking import plot
 from nrd_trt.benchmarking.plot import Curve, check_plot, write_plot
-from nrd_trt.benchmarking.timers import Latency
+from nrd_trt.benchmarking.timing import Latency
 from nrd_trt.errors import ConfigError, MissingDependencyError
 
 TEXTS = {"title": "Latency at 64x96, batch 1", "subtitle": "AMD EPYC, 2 cores; $20 calls$", "footnotes": ["other work"]}
@@ -81,7 +81,7 @@ def test_one_call_is_drawn(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_found_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "old.png").touch()
-    for name, match in (("a.jpg", r"ends in \.png"), ("old.png", "--force"), ("absent/a.png", "does not exist")):
+    for name, match in (("a.jpg", r"ends in \.png"), ("old.png", "force=True"), ("absent/a.png", "does not exist")):
         with pytest.raises(ConfigError, match=match):
             check_plot(tmp_path / name, force=False)
     check_plot(tmp_path / "old.png", force=True)

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from nrd_trt import open_bundle
-from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
+from nrd_trt.benchmarking.benchmark import benchmark
 from nrd_trt.building.request import FormRequest
 from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
 from nrd_trt.errors import ConfigError
@@ -74,8 +74,8 @@ def test_verbs_give_the_figures_of_the_plain_bundle(packed: Path, plain: Path, t
         figures.append(evaluate(path, data, runner="onnxruntime", threads=1, progress=False).to_dict())
     assert verdicts[0] == verdicts[1] and verdicts[0]["passed"]
     assert figures[0] == figures[1] and figures[0]["miou"] is not None
-    (row,) = benchmark_targets(BenchmarkRequest(targets=[packed], runner="onnxruntime", runs=2, warmup=1, threads=1))
-    assert row["latency_ms"]["p50"] > 0
+    (row,) = benchmark(packed, runner="onnxruntime", runs=2, warmup=1, threads=1, progress=False).rows
+    assert row.latency.p50 > 0
 
 
 def test_inspect_tells(packed: Path) -> None:

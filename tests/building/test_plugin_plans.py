@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nrd_trt import open_bundle
-from nrd_trt.benchmarking.benchmark import BenchmarkRequest, benchmark_targets
+from nrd_trt.benchmarking.benchmark import benchmark
 from nrd_trt.decode.function import MASK_OP
 from nrd_trt.engine.bundle import PLAN_FILE, read_bundle
 from nrd_trt.engine.plugins import LIBRARY, VARIABLE
@@ -127,7 +127,7 @@ def use(verb: str, path: Path, folder: Path, plugin: Path | None) -> Any:
     if verb == "validate":
         return validate(path, runner="tensorrt", plugin=plugin, progress=False)
     if verb == "benchmark":
-        return benchmark_targets(BenchmarkRequest(targets=[path], runner="tensorrt", plugin=plugin, runs=1, warmup=0))
+        return benchmark(path, runner="tensorrt", plugin=plugin, runs=1, warmup=0, progress=False)
     return evaluate(path, folder, runner="tensorrt", plugin=plugin, progress=False)
 
 
@@ -176,8 +176,9 @@ def test_library_is_not_ignored_in_silence(planned: Path, monkeypatch: pytest.Mo
 def test_library_for_a_checkpoint_is_refused(labelled: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--plugin: .* is a checkpoint, which needs none"):
         evaluate(checkpoint(), labelled, plugin=library())
-    with pytest.raises(ConfigError, match=r"^--plugin .*: expected a bundle whose plan needs it, got none"):
-        benchmark_targets(BenchmarkRequest(targets=[checkpoint()], plugin=library(), size_hw=(64, 96)))
+    for sources in ([checkpoint()], [checkpoint(), bundle()]):
+        with pytest.raises(ConfigError, match=r"^plugin=.*: expected a bundle whose plan needs it, got"):
+            benchmark(*sources, plugin=library(), size=(64, 96), progress=False)
 
 
 # --- inspect

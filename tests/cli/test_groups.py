@@ -93,6 +93,8 @@ def test_verbs_that_read_a_checkpoint_share_its_facts() -> None:
         ("build", "give force=True, or builder='tensorrt'.", "give --force, or --builder tensorrt."),
         ("build", "input_form='nchw', output=: fixed", "--input nchw, --output: fixed"),
         ("build", "1 name, give class_names=", "1 name, give --classes"),
+        ("benchmark", "copies=False: leave it out", "--no-copies: leave it out"),
+        ("benchmark", "cuda_graph=True: leave it out", "--cuda-graph: leave it out"),
         ("export", "resize=1 and info.size=2 of builder=x", "resize=1 and info.size=2 of builder=x"),
     ],
 )

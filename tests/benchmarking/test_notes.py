@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nrd_trt.benchmarking.marks import arithmetic_notes, comparison_notes, device_marks, load_marks, spread_marks
-from nrd_trt.benchmarking.timers import Latency
+from nrd_trt.benchmarking.notes import arithmetic_notes, comparison_notes, device_marks, load_marks, spread_marks
+from nrd_trt.benchmarking.timing import Latency
 from nrd_trt.machine.clocks import DeviceLog, Reading
 
 

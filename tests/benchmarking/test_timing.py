@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nrd_trt.benchmarking import timers
-from nrd_trt.benchmarking.timers import Latency, peak_memory_mib, time_in_turn
+from nrd_trt.benchmarking import timing
+from nrd_trt.benchmarking.timing import Latency, peak_memory_mib, time_in_turn
 
 
 class Clock:
@@ -22,7 +22,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     fake = Clock()
-    monkeypatch.setattr(timers.time, "perf_counter", fake.perf_counter)
+    monkeypatch.setattr(timing.time, "perf_counter", fake.perf_counter)
     return fake
 
 

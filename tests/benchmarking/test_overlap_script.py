@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrd_trt.benchmarking import overlap
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.runtime.overlap import OverlappedRunner
 from nrd_trt.runtime.select import make_runner
-from scripts.dev import benchmark_overlap
+from scripts.dev import benchmark_overlap as overlap
+from scripts.dev.benchmark_overlap import Figures
 from tests.artefacts import bundle
 from tests.runtime import fake_cuda
 from tests.runtime.bench import Bench, image, runner
@@ -33,8 +33,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 def test_equal_runs_are_timed(bench: Bench) -> None:
     with runner() as trt:
         figures = overlap.compare(trt, [{"image": image(seed=seed)} for seed in range(3)], frames=4, rounds=2)
-    assert figures.pop("equal") is True
-    assert sorted(figures) == ["overlapped_fps", "plain_fps", "ratio"] and min(figures.values()) > 0
+    assert figures.equal and min(figures.plain_fps or 0, figures.overlapped_fps or 0, figures.ratio or 0) > 0
     assert bench.cuda.names().count("begin_capture") == 3  # of the plain runs and of both slots
 
 
@@ -50,7 +49,7 @@ def test_runs_that_differ_are_not_timed(bench: Bench, monkeypatch: pytest.Monkey
     monkeypatch.setattr(OverlappedRunner, "finish", wrong)
     with runner() as trt:
         figures = overlap.compare(trt, [{"image": image()}] * 3, frames=4, rounds=2)
-    assert figures == {"equal": False, "plain_fps": None, "overlapped_fps": None, "ratio": None}
+    assert figures == Figures(equal=False)
 
 
 def test_a_runner_on_the_cpu_has_nothing_to_overlap() -> None:
@@ -69,9 +68,9 @@ def test_script(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         monkeypatch.setattr(overlap, "_equal", lambda *args: False)
     arguments = [str(bundle()), "--runner", "tensorrt", "--frames", "2", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["benchmark_overlap.py", *arguments, "--json"])
-    assert benchmark_overlap.main() == (0 if equal else 1)
+    assert overlap.main() == (0 if equal else 1)
     row = json.loads(capsys.readouterr().out)
     assert list(row) == KEYS and (row["runner"], row["equal"]) == ("tensorrt", equal)
     monkeypatch.setattr(sys, "argv", ["benchmark_overlap.py", *arguments])
-    assert benchmark_overlap.main() == (0 if equal else 1)
+    assert overlap.main() == (0 if equal else 1)
     assert ("frames/s run by run" if equal else "differ from plain ones") in capsys.readouterr().out

@@ -1,13 +1,15 @@
-"""The rules that make a latency doubtful. Pure functions of what was read; standard library only."""
+"""What a reader of a latency must know: the marks that make it doubtful, and notes on what it contains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nrd_trt.benchmarking.timers import Latency
+from nrd_trt.benchmarking.timing import Latency, on_device, uses_graph
 from nrd_trt.machine.clocks import DeviceLog
+from nrd_trt.runtime.base import Runner
 
 _LOWEST_CLOCK_SHARE = 0.5
+_CAPTURED_AFTER = 2
 _WIDEST_SPREAD = 1.5
 """p90 over p50; on an idle machine with fixed clocks it is below 1.1."""
 
@@ -52,3 +54,14 @@ def comparison_notes(sizes: Sequence[str]) -> list[str]:
     if len(set(sizes)) < 2:
         return []
     return [f"sizes differ ({', '.join(dict.fromkeys(sizes))}): the ratio is not between equal work"]
+
+
+def graph_notes(runner: Runner, *, wanted: bool | None, warmup: int) -> list[str]:
+    """Say where a CUDA graph was asked for and not used, and where its capture was timed."""
+    used = uses_graph(runner)
+    if used and warmup < _CAPTURED_AFTER:
+        return [f"the CUDA graph is captured on the second call; warm up with {_CAPTURED_AFTER} calls or more"]
+    if not wanted or used:
+        return []
+    why = "captured none" if on_device(runner) else "runs on the CPU"
+    return [f"no CUDA graph was used: {runner.name} {why}"]

@@ -1,0 +1,189 @@
+"""One call of a runner, and the latency of calls that are timed in turn so that a noisy machine disturbs them alike.
+
+What a runner on a device offers beyond the Runner contract is found by attribute: ``infer_device`` and ``cuda_graph``
+of `nrd_trt.runtime.base.DeviceRunner`.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nrd_trt.errors import ConfigError, NrdTrtError, RunnerError
+from nrd_trt.machine.cuda import host_view, load_cuda
+from nrd_trt.runtime.base import DeviceTensor, Runner
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """What the timed calls of one callable took.
+
+    Attributes:
+        samples_ms: Every call in the order of the run, in milliseconds.
+    """
+
+    samples_ms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """Take timed calls in seconds."""
+        return cls(samples_ms=tuple(value * 1000 for value in seconds))
+
+    @property
+    def runs(self) -> int:
+        """Number of timed calls."""
+        return len(self.samples_ms)
+
+    @property
+    def p50(self) -> float:
+        """Median in milliseconds."""
+        return self.percentile(50)
+
+    @property
+    def p90(self) -> float:
+        """90th percentile in milliseconds."""
+        return self.percentile(90)
+
+    @property
+    def p99(self) -> float:
+        """99th percentile in milliseconds; of fewer than 100 calls it is close to the slowest one."""
+        return self.percentile(99)
+
+    def percentile(self, share: float) -> float:
+        """Return a percentile in milliseconds, interpolated between calls; `share` is in 0-100."""
+        return float(np.percentile(self.samples_ms, share))
+
+    def to_dict(self) -> dict[str, float]:
+        """Return ``p50, p90, p99, mean, min`` in milliseconds."""
+        mean = sum(self.samples_ms) / self.runs
+        return {"p50": self.p50, "p90": self.p90, "p99": self.p99, "mean": mean, "min": min(self.samples_ms)}
+
+    def throughput_fps(self, batch: int) -> float:
+        """Return images per second over the timed calls: their images by their total time."""
+        return batch * self.runs * 1000 / sum(self.samples_ms)
+
+
+def time_in_turn(
+    calls: Mapping[str, Call], *, warmup: int, runs: int, between: Call | None = None
+) -> dict[str, Latency]:
+    """Time several callables in alternation.
+
+    Args:
+        calls: By name; each waits for its own end.
+        warmup: Untimed calls of each.
+        runs: Timed calls of each, at least 1.
+        between: Called after every round, untimed, e.g. to read clocks.
+    """
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(runs):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+        if between is not None:
+            between()
+    return {name: Latency.of(values) for name, values in seconds.items()}
+
+
+def peak_memory_mib() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def on_device(runner: Runner) -> bool:
+    """Whether a runner works on a device, so that its arrays have to be copied."""
+    return hasattr(runner, "infer_device") or runner.name.startswith("tensorrt")
+
+
+def uses_graph(runner: Runner) -> bool | None:
+    """Whether an entered runner replays a CUDA graph; None where it has none to tell of."""
+    graph: bool | None = getattr(runner, "cuda_graph", None) if on_device(runner) else None
+    return graph
+
+
+def choose_graph(runner: Runner, wanted: bool | None) -> None:
+    """Turn a runner's CUDA graph on or off before it is entered; None leaves its own choice.
+
+    Raises:
+        ConfigError: A graph is wanted of a device's runner that has none.
+    """
+    if wanted is None:
+        return
+    if hasattr(runner, "cuda_graph"):
+        runner.cuda_graph = wanted
+    elif wanted and on_device(runner):
+        raise ConfigError(f"cuda_graph=True: the {runner.name} runner has none in this version; leave it out.")
+
+
+def timed_call(
+    stack: ExitStack, runner: Runner, feed: Mapping[str, np.ndarray], *, copies: bool | None, target: str
+) -> Call:
+    """Return the call to time on an entered runner.
+
+    Args:
+        stack: Frees what the call holds on the device.
+        runner: The runner, entered.
+        feed: Its input on the host.
+        copies: Whether a device's copies from and to the host are timed; None is True.
+        target: Name of the target, for messages.
+
+    Raises:
+        ConfigError: The runner works on a device and cannot leave the copies out.
+    """
+    if copies is not False or not on_device(runner):
+        call: Call = lambda: runner.infer(feed)  # noqa: E731
+    elif hasattr(runner, "infer_device"):
+        call = device_call(stack, runner, feed)
+    else:
+        raise ConfigError(f"copies=False: the {runner.name} runner takes host arrays only; leave it out.")
+
+    def guarded() -> object:
+        try:
+            return call()
+        except (NrdTrtError, RuntimeError, MemoryError) as exc:  # out of memory is a RuntimeError in most backends
+            raise RunnerError(
+                f"{target}: a run failed while it was timed ({type(exc).__name__}: {exc}); nothing was measured. "
+                "Validate it, or try a smaller size= or batch=."
+            ) from exc
+
+    return guarded
+
+
+def device_call(stack: ExitStack, runner: Any, feed: Mapping[str, np.ndarray]) -> Call:
+    """Copy a feed to the device and return the call that runs on it there and waits for the end. CUDA is loaded here.
+
+    Args:
+        stack: Frees the memory and the stream.
+        runner: An entered runner with ``infer_device``.
+        feed: Host arrays; not needed afterwards.
+    """
+    cuda = load_cuda()
+    stream = cuda.create_stream()
+    stack.callback(cuda.destroy_stream, stream)
+    tensors = {}
+    for name, array in feed.items():
+        host, _ = cuda.allocate_host(array.nbytes, mapped=False)
+        stack.callback(cuda.free_host, host)
+        device = cuda.allocate(array.nbytes)
+        stack.callback(cuda.free, device)
+        host_view(host, array.nbytes)[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        cuda.upload(device, host, array.nbytes, stream)
+        tensors[name] = DeviceTensor(address=device, shape=array.shape, dtype=array.dtype)
+    cuda.synchronize(stream)
+
+    def call() -> None:
+        runner.infer_device(tensors, stream)
+        cuda.synchronize(stream)
+
+    return call
