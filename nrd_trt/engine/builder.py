@@ -25,9 +25,8 @@ from nrd_trt.engine.compat import ConfigOptions, MessageLog, PhaseMonitor, Tenso
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.engine.timing_cache import read_timing_cache, write_timing_cache
 from nrd_trt.errors import BuildError
-from nrd_trt.graph.decode_nodes import decode_nodes
+from nrd_trt.graph.decode_nodes import decode_nodes, only_functions, strip_functions
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.graph.strip import only_functions, strip_functions
 from nrd_trt.progress import OnMessage, silent
 from nrd_trt.specs import Flavour, InputShape, LayerRecord
 

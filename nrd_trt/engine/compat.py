@@ -79,7 +79,7 @@ class TensorRT:
     def parser_prefers_plugin(self) -> bool:
         """Whether a registered plugin is preferred to a function of the file of the same name.
 
-        Where it is not, `nrd_trt.graph.strip` takes the function out. TensorRT-RTX never gets a plugin.
+        Where it is not, `nrd_trt.graph.decode_nodes` takes the function out. TensorRT-RTX never gets a plugin.
         """
         return self.takes_plugins and version_numbers(self.version) >= _PREFERS_PLUGIN_SINCE
 

@@ -14,9 +14,9 @@ from nrd_trt.errors import ExportError
 from nrd_trt.exporting.precision import Calibration, Quantization, Typed, derive_precision
 from nrd_trt.figures import Gates, Parity
 from nrd_trt.files import atomic_file
-from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.precision import undocumented_casts
 from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision

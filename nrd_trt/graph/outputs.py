@@ -1,14 +1,21 @@
-"""Pass: keep only the outputs asked for, and what they need. onnx only."""
+"""Passes: keep only the outputs asked for, and make the tensors between the stages outputs. onnx only."""
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator
 from dataclasses import replace
 
 import onnx
+from onnx import TensorProto, helper
 
+from nrd_trt.decode.function import MASK_OP
+from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.metadata import read_facts, write_facts
-from nrd_trt.graph.tensors import copy_model
+from nrd_trt.graph.tensors import copy_model, needed_nodes, replace_nodes
+
+PREFIX = "stage/"
+_PASSED_THROUGH = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear", "Identity"})
+_LOGITS_FUNCTION = "NrdStageLogits"
 
 
 def select_outputs(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
@@ -19,16 +26,12 @@ def select_outputs(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
     result = copy_model(model)
     wanted = {"mask", "logits"} if output == "both" else {output}
     graph = result.graph
-    nodes = _needed(graph, wanted)
+    nodes = needed_nodes(graph.node, wanted)
     outputs = [entry for entry in graph.output if entry.name in wanted]
-    read = {name for node in nodes for name in node.input}
-    weights = [tensor for tensor in graph.initializer if tensor.name in read]
     functions = [entry for entry in result.functions if any(node.op_type == entry.name for node in nodes)]
-    for field, values in ((graph.node, nodes), (graph.output, outputs), (graph.initializer, weights)):
-        kept = list(values)
-        del field[:]
-        field.extend(kept)
-    del result.functions[:]
+    replace_nodes(graph, nodes, list(graph.initializer))
+    del graph.output[:], result.functions[:]
+    graph.output.extend(outputs)
     result.functions.extend(functions)
     facts = read_facts(model)
     encoding = facts.mask_encoding if "mask" in wanted else "uint8"
@@ -36,11 +39,75 @@ def select_outputs(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
     return result
 
 
-def _needed(graph: onnx.GraphProto, wanted: Set[str]) -> list[onnx.NodeProto]:
-    """Return the nodes that the wanted tensors depend on, in order."""
-    needed, nodes = set(wanted), []
-    for node in reversed(graph.node):
-        if not needed.isdisjoint(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    return nodes[::-1]
+def with_taps(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with one more float32 output ``stage/NAME`` per stage that the file has.
+
+    Stages: ``preprocessing`` (where it is in the graph), ``c1`` and ``c4`` (first and last encoder feature that the
+    head reads; one that reads a single feature has ``c4`` only), ``theta``, ``guidance`` and ``logits``. Logits are
+    those from which the file draws its mask; where the mask's function computes them inside, it is cut there.
+
+    Args:
+        model: A file of this toolkit, in any precision.
+    """
+    result = copy_model(model)
+    graph = result.graph
+    tensors = _stage_tensors(model)
+    if "logits" not in tensors and (inside := _logits_of_mask(result)):
+        tensors["logits"] = inside
+    for stage, tensor in tensors.items():
+        output = PREFIX + stage
+        graph.node.append(helper.make_node("Cast", [tensor], [output], name=output, to=TensorProto.FLOAT))
+        graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, [None] * 4))
+    return result
+
+
+def _stage_tensors(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the tensors of the main graph by stage."""
+    produced = {name for node in model.graph.node for name in node.output}
+    stages = {"preprocessing": "pixels"} if "pixels" in produced else {}
+    if features := list(dict.fromkeys(_read_features(model))):
+        order = {name: place for place, node in enumerate(model.graph.node) for name in node.output}
+        features.sort(key=order.__getitem__)
+        stages |= {"c1": features[0]} if len(features) > 1 else {}
+        stages["c4"] = features[-1]
+    stages |= {name: name for name in ("theta", "guidance") if name in produced}
+    if any(node.op_type == MASK_OP for node in decode_nodes(model)):
+        return stages
+    # In 16 bits the output's name belongs to the cast back to fp32; a file without that output has the inner tensor.
+    logits = next((name for name in ("logits", "logits/fp16", "logits/bf16") if name in produced), None)
+    return stages | ({"logits": logits} if logits else {})
+
+
+def _read_features(model: onnx.ModelProto) -> Iterator[str]:
+    """Yield what the head reads of the encoder, as the encoder wrote it: before casts and quantisation."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type in _PASSED_THROUGH or not node.name.startswith("decode_head"):
+            continue
+        for name in node.input:
+            while (producer := made_by.get(name)) is not None and producer.op_type in _PASSED_THROUGH:
+                name = producer.input[0]
+            if producer is not None and producer.name.startswith("backbone"):
+                yield name
+
+
+def _logits_of_mask(model: onnx.ModelProto) -> str | None:
+    """Call the mask's function a second time, cut where it has the logits; return the tensor that it then gives."""
+    node = next((node for node in decode_nodes(model) if node.op_type == MASK_OP), None)
+    whole = next((entry for entry in model.functions if node is not None and entry.name == node.op_type), None)
+    if node is None or whole is None:
+        return None
+    cut = onnx.FunctionProto()
+    cut.CopyFrom(whole)
+    cut.name = _LOGITS_FUNCTION
+    del cut.output[:], cut.node[:]
+    cut.output.append("logits")
+    cut.node.extend(needed_nodes(whole.node, ["logits"]))
+    model.functions.append(cut)
+    call = onnx.NodeProto()
+    call.CopyFrom(node)
+    call.name, call.op_type = f"{PREFIX}{_LOGITS_FUNCTION}", _LOGITS_FUNCTION
+    tensor = f"{PREFIX}inner_logits"
+    call.output[:] = [tensor]
+    model.graph.node.append(call)
+    return tensor

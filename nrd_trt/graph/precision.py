@@ -1,8 +1,11 @@
-"""Pass: type an fp32 graph in 16 bits, cleanly. onnx and NumPy only.
+"""Passes: type an fp32 graph in 16 bits, simulate such a graph in fp32, and check its casts. onnx and NumPy only.
 
 Strongly typed builders take the types of the file as they are, so every operand must have the type of its operation.
 Weights are stored in 16 bits; the network input, the preprocessing, global pooling and the decode's arithmetic stay in
 fp32, as does whatever the caller keeps; float outputs are cast back to fp32.
+
+ONNX Runtime's CPU computes fp16 graphs in fp32 without rounding and has no bf16 kernels. Where every 16-bit result is
+cast to 16 bits and back, its figures are evidence: values are rounded as the file's types say, and overflow gives inf.
 """
 
 from __future__ import annotations
@@ -12,10 +15,10 @@ from collections.abc import Set
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 from nrd_trt.graph.metadata import with_precision
-from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types
+from nrd_trt.graph.tensors import HALF_TYPES, attribute, copy_model, element_types, replace_nodes
 from nrd_trt.specs import Precision
 
 # Sums over a whole feature map; Resize also takes its scales in fp32; rounding would make ties for ArgMax.
@@ -35,6 +38,8 @@ _SENSITIVE = {
     ),
 }
 _BF16_OPSET, _BF16_IR_VERSION = 22, 10  # the first in which Conv accepts bfloat16
+_BYTE_PARTNERS = {TensorProto.FLOAT, TensorProto.FLOAT16}
+_CASTABLE = {*_BYTE_PARTNERS, TensorProto.BFLOAT16, TensorProto.INT32, TensorProto.INT64}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -50,10 +55,63 @@ def to_precision(model: onnx.ModelProto, precision: Precision, keep_fp32: Set[st
     if precision == "fp32":
         return result
     _Caster(result, precision, keep_fp32).run()
-    if precision == "bf16":
-        _raise_opset(result)
+    if precision == "bf16":  # the same operators accept it from this opset on
+        result.ir_version = _BF16_IR_VERSION
+        for owner in (result, *result.functions):
+            for entry in owner.opset_import:
+                entry.version = entry.version if entry.domain else _BF16_OPSET
     with_precision(result, precision)
     return result
+
+
+def simulate_rounding(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
+    """Return the fp32 graph that rounds wherever `model` is typed in 16 bits.
+
+    Args:
+        model: A graph made by `to_precision`.
+        precision: That graph's precision; ``"fp32"`` returns a copy.
+    """
+    result = copy_model(model)
+    if precision == "fp32":
+        return result
+    half, types, graph = HALF_TYPES[precision], element_types(model), result.graph
+    nodes = []
+    for node in graph.node:
+        # Integers times a scale stand for themselves: int8 kernels read the integers.
+        exact_already = node.op_type == "DequantizeLinear"
+        rounded = [name for name in node.output if types[name] == half and not exact_already]
+        exact = {name: f"{name}/exact" for name in rounded}
+        node.output[:] = [exact.get(name, name) for name in node.output]
+        nodes.append(node)
+        for name in rounded:
+            nodes.append(helper.make_node("Cast", [exact[name]], [f"{name}/16"], name=f"{name}/round", to=half))
+            nodes.append(helper.make_node("Cast", [f"{name}/16"], [name], name=f"{name}/widen", to=TensorProto.FLOAT))
+    widened = [
+        numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+        if tensor.data_type == half
+        else tensor
+        for tensor in graph.initializer
+    ]
+    replace_nodes(graph, nodes, widened)
+    return result
+
+
+def undocumented_casts(model: onnx.ModelProto) -> list[str]:
+    """Return one line per cast outside TensorRT's documented set, function bodies included; empty when clean.
+
+    Documented: among the float types and 32- and 64-bit integers; uint8 only from and to float and half.
+    """
+    flat = inliner.inline_local_functions(model)
+    types = element_types(flat)
+    found = []
+    for node in flat.graph.node:
+        if node.op_type == "Cast":
+            source, target = types[node.input[0]], attribute(node, "to").i
+            allowed = _BYTE_PARTNERS if TensorProto.UINT8 in (source, target) else _CASTABLE
+            if not {source, target} - {TensorProto.UINT8} <= allowed:
+                names = (TensorProto.DataType.Name(kind) for kind in (source, target))
+                found.append(f"{node.name or node.output[0]}: {' -> '.join(names)}")
+    return found
 
 
 class _Caster:
@@ -74,7 +132,9 @@ class _Caster:
         half_functions: dict[str, list[bool]] = {}
         for node in list(self.model.graph.node):
             target = self._target(node)
-            float_in = [index for index, name in enumerate(node.input) if self._is_float(name)]
+            float_in = [
+                i for i, name in enumerate(node.input) if self.types.get(name) in (TensorProto.FLOAT, self.half)
+            ]
             float_out = [name for name in node.output if self.types[name] == TensorProto.FLOAT]
             for index in float_in:
                 node.input[index] = self._as(node.input[index], target)
@@ -87,7 +147,7 @@ class _Caster:
         for entry in self.model.functions:
             if entry.name in half_functions:
                 _compute_in_fp32(entry, self.half, half_functions[entry.name])
-        self._store()
+        replace_nodes(self.model.graph, self.nodes, self.weights.values())
 
     def _target(self, node: onnx.NodeProto) -> int:
         stays = (
@@ -97,9 +157,6 @@ class _Caster:
             or node.op_type == "Cast"
         )
         return int(TensorProto.FLOAT if stays else self.half)
-
-    def _is_float(self, name: str) -> bool:
-        return self.types.get(name) in (TensorProto.FLOAT, self.half)
 
     def _as(self, name: str, target: int) -> str:
         """Return the tensor's name in type `target`, making a cast or a converted weight where needed."""
@@ -130,14 +187,6 @@ class _Caster:
                 helper.make_node("Cast", [inner], [output.name], name=f"{output.name}/Cast", to=TensorProto.FLOAT)
             )
 
-    def _store(self) -> None:
-        graph = self.model.graph
-        read = {name for node in self.nodes for name in node.input}
-        kept = [tensor for name, tensor in self.weights.items() if name in read]
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(self.nodes)
-        graph.initializer.extend(kept)
-
 
 def _compute_in_fp32(entry: onnx.FunctionProto, half: int, float_outputs: list[bool]) -> None:
     """Cast a function's inputs to fp32 on entry, and its float outputs back."""
@@ -151,12 +200,3 @@ def _compute_in_fp32(entry: onnx.FunctionProto, half: int, float_outputs: list[b
     exit_casts = [helper.make_node("Cast", [renamed[n]], [n], to=half) for n in entry.output if n in renamed]
     del entry.node[:]
     entry.node.extend([*entry_casts, *body, *exit_casts])
-
-
-def _raise_opset(model: onnx.ModelProto) -> None:
-    """Declare the opset in which the same operators accept bfloat16."""
-    model.ir_version = _BF16_IR_VERSION
-    for owner in (model, *model.functions):
-        for entry in owner.opset_import:
-            if entry.domain == "":
-                entry.version = _BF16_OPSET

@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from nrd_trt.errors import CalibrationError, ConfigError
-from nrd_trt.graph.tensors import copy_model
+from nrd_trt.graph.tensors import copy_model, replace_nodes
 
 LARGEST = 127
 """Of symmetric int8: -128 is not used."""
@@ -141,13 +141,11 @@ class _Inserter:
                 if (node.name, index) in self.readers:
                     node.input[index] = self._pair(name)
             if node.name in chosen:
-                node.input[1] = self._weights(node.input[1], _channel_axis(node))
+                transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
+                axis = 1 if node.op_type == "Gemm" and not transposed else _WEIGHTED[node.op_type]
+                node.input[1] = self._weights(node.input[1], axis)
             self.nodes.append(node)
-        read = {name for node in self.nodes for name in node.input}
-        kept = [tensor for name, tensor in self.weights.items() if name in read]
-        del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
-        self.graph.node.extend(self.nodes)
-        self.graph.initializer.extend(kept)
+        replace_nodes(self.graph, self.nodes, self.weights.values())
 
     def _pair(self, name: str) -> str:
         """Return the tensor after its Q/DQ pair."""
@@ -225,11 +223,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _is_weighted(node: onnx.NodeProto, constants: Set[str]) -> bool:
     return node.op_type in _WEIGHTED and node.input[1] in constants and node.input[0] not in constants
-
-
-def _channel_axis(node: onnx.NodeProto) -> int:
-    transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
-    return 1 if node.op_type == "Gemm" and not transposed else _WEIGHTED[node.op_type]
 
 
 def _skip_inputs(model: onnx.ModelProto) -> dict[str, tuple[str, int]]:

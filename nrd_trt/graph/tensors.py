@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx
 from onnx import TensorProto, shape_inference
@@ -34,6 +34,25 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     if unknown:
         raise ExportError(f"cannot infer the types of {', '.join(unknown[:5])}; is every function in the file?")
     return types
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], weights: Iterable[onnx.TensorProto]) -> None:
+    """Give a graph other nodes, and of these weights those that the nodes read; inferred types are dropped."""
+    read = {name for node in nodes for name in node.input}
+    kept = [weight for weight in weights if weight.name in read]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+
+
+def needed_nodes(nodes: Iterable[onnx.NodeProto], wanted: Iterable[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that the wanted tensors depend on, in order."""
+    needed, kept = set(wanted), []
+    for node in reversed(list(nodes)):
+        if not needed.isdisjoint(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    return kept[::-1]
 
 
 def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:

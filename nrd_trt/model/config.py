@@ -1,12 +1,13 @@
-"""The configuration of a network: everything that fixes its tensors and the arithmetic between them."""
+"""The configuration of a network, and the known ones: those released, and those of the zoo. torch only on use."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from nrd_trt.data.classes import CAMVID_CLASSES, CAMVID_PALETTE
 from nrd_trt.errors import ConfigError
 from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
-from nrd_trt.specs import STRIDE, DecodeSpec, Head, check_choice
+from nrd_trt.specs import STRIDE, DecodeSpec, Head, ModelInfo, check_choice
 
 NRD_HEADS: tuple[Head, ...] = ("nrd", "nrd_no_aspp")
 GUIDANCE_STRIDE = 4
@@ -29,7 +30,7 @@ class NetworkConfig:
         hidden: d, width of the per-patch perceptron.
         guidance_channels: m.
         patch: f, side of a patch in pixels of the logits.
-        dilations: Of the four ASPP branches.
+        dilations: Dilations of the four ASPP branches.
         output_stride: Stride of the encoder's last stage; below 32 its last stages are dilated instead of strided.
     """
 
@@ -94,3 +95,17 @@ class NetworkConfig:
         if self.is_nrd:
             return STRIDE // self.patch
         return GUIDANCE_STRIDE if self.head == "deeplabv3plus" else self.output_stride
+
+
+KNOWN_CONFIGS: dict[str, NetworkConfig] = {
+    "cityscapes_r50": NetworkConfig(encoder="resnetv1c50", num_classes=19),
+    "cityscapes_r101": NetworkConfig(encoder="resnetv1c101", num_classes=19),
+    "ade20k_r101": NetworkConfig(encoder="resnetv1c101", num_classes=150),
+    "ade20k_x101": NetworkConfig(encoder="resnext101_64x4d", num_classes=150),
+    "pascal_context_r101": NetworkConfig(encoder="resnetv1c101", num_classes=60),
+    "pascal_context_59_r101": NetworkConfig(encoder="resnetv1c101", num_classes=59),
+    "camvid_r18": NetworkConfig(encoder="resnetv1c18", num_classes=11, channels=128, controller_channels=128),
+    "camvid_mobilenetv2": NetworkConfig(encoder="mobilenetv2", num_classes=11, channels=128, controller_channels=128),
+}
+
+CAMVID_INFO = ModelInfo(class_names=CAMVID_CLASSES, palette=CAMVID_PALETTE, ignore_index=11, size_hw=(352, 480))

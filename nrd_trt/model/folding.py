@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.nrd_head import NrdHead
 
 
 class LogitsAdapter(nn.Module):

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from nrd_trt.decode.reference import upsample
 from nrd_trt.errors import ConfigError, ShapeError
-from nrd_trt.model.baselines import BilinearHead, DeepLabV3PlusHead
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
-from nrd_trt.model.nrd_head import NrdHead
+from nrd_trt.model.heads import BilinearHead, DeepLabV3PlusHead, NrdHead
 from nrd_trt.specs import Head, ModelInfo, check_size
 
 AnyHead = NrdHead | DeepLabV3PlusHead | BilinearHead

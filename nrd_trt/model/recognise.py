@@ -1,7 +1,7 @@
 """What network a checkpoint holds, read off the names and shapes of its tensors, its metadata and the user's options.
 
 Shapes do not tell dilations and output stride. NRD heads have released values for both; a baseline without metadata
-needs them as options, because a dilated (D8) checkpoint has the very tensors of a strided one and other arithmetic.
+needs them as options, because a dilated (D8) checkpoint has the same tensors as a strided one and other arithmetic.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.errors import CheckpointError, ConfigError
-from nrd_trt.model.config import NetworkConfig
-from nrd_trt.model.configs import nearest_config
+from nrd_trt.model.config import KNOWN_CONFIGS, NetworkConfig
 from nrd_trt.model.encoders import RESNETS
+from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import STRIDE, Head, ModelInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -247,3 +249,31 @@ def describe(classes: int, stored: StoredInfo, options: CheckpointOptions) -> Mo
     }
     told = {name: value for name, value in chosen.items() if value is not None}
     return ModelInfo(class_names=names, palette=palette, **told)
+
+
+def nearest_config(shapes: Shapes) -> tuple[str, float]:
+    """Return the known configuration whose parameters resemble `shapes` most.
+
+    Args:
+        shapes: Parameter names and shapes of a checkpoint.
+
+    Returns:
+        Its name, and the share in 0-1 of names and shapes that the two have in common.
+    """
+    given = set(shapes.items())
+
+    def similarity(name: str) -> float:
+        known = set(expected_shapes(KNOWN_CONFIGS[name]).items())
+        return len(given & known) / len(given | known)
+
+    best = max(KNOWN_CONFIGS, key=similarity)
+    return best, similarity(best)
+
+
+def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the parameters of a configuration, without allocating them."""
+    names = tuple(f"class_{index}" for index in range(config.num_classes))
+    info = ModelInfo(class_names=names, palette=((0, 0, 0),) * config.num_classes)
+    with torch.device("meta"):
+        model = Segmentor(config, info)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

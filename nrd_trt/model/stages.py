@@ -8,8 +8,8 @@ from torch import Tensor
 
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.decode.reference import patch_decode, upsample
+from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.nrd_head import NrdHead
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU behind the Runner contract. onnxruntime on use.
 
-A 16-bit file runs as its rounding simulation (`nrd_trt.graph.rounding`), because ONNX Runtime's CPU would compute fp16
+A 16-bit file runs as its rounding simulation (`nrd_trt.graph.precision`), because ONNX Runtime's CPU would compute fp16
 graphs in fp32 unrounded and has no bf16 kernels.
 """
 
@@ -15,7 +15,7 @@ import onnx
 
 from nrd_trt.errors import RunnerError
 from nrd_trt.graph.metadata import load_onnx, read_facts
-from nrd_trt.graph.rounding import simulate_rounding
+from nrd_trt.graph.precision import simulate_rounding
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.specs import TensorSpec

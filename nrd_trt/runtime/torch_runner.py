@@ -17,8 +17,8 @@ from nrd_trt.decode.cuda_op import find_fault, patch_decode, patch_decode_mask
 from nrd_trt.decode.extension import load_extension
 from nrd_trt.decode.reference import upsample
 from nrd_trt.errors import MissingDependencyError, PluginError, ShapeError
+from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.nrd_head import NrdHead
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.specs import InputForm, TensorSpec, check_size
 

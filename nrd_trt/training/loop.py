@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from nrd_trt.data.preprocessing import fit_image, normalise
 from nrd_trt.errors import ConfigError, NrdTrtError
 from nrd_trt.model.checkpoint import load_encoder, save_checkpoint
+from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.nrd_head import NrdHead
 from nrd_trt.progress import bar
 from nrd_trt.specs import Arithmetic, Device, Fit, InputShape, check_choice
 from nrd_trt.training.objective import Objective

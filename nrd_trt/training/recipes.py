@@ -13,8 +13,7 @@ from typing import Literal
 from nrd_trt.data.augment import Augmentation
 from nrd_trt.data.classes import known_classes
 from nrd_trt.errors import ConfigError
-from nrd_trt.model.config import NetworkConfig
-from nrd_trt.model.configs import CAMVID_INFO, KNOWN_CONFIGS
+from nrd_trt.model.config import CAMVID_INFO, KNOWN_CONFIGS, NetworkConfig
 from nrd_trt.specs import ControllerInit, Fit, Head, ModelInfo, check_choice, check_size
 
 

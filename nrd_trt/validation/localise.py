@@ -15,7 +15,8 @@ import onnx
 from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Localisation, StageFigures
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.graph.taps import PREFIX, coordinate_tables, stored_weights, with_taps
+from nrd_trt.graph.outputs import PREFIX, with_taps
+from nrd_trt.graph.weights import coordinate_tables, stored_weights
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import first_mask
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -141,7 +142,7 @@ def _hints(
     stage: str, model: Segmentor, file: onnx.ModelProto, want: Tensors, got: Tensors, tolerance: StageTolerance
 ) -> tuple[str, ...]:
     """Return what is known of the difference at the first wrong stage, the plainest first."""
-    from nrd_trt.decode.misreadings import transposed_channels
+    from nrd_trt.decode.reference import transposed_channels
     from nrd_trt.model.folding import folded_weights
 
     if stage == "preprocessing":
@@ -160,7 +161,7 @@ def _hints(
 
 def _misread(model: Segmentor, want: Tensors, got: Tensors, tolerance: StageTolerance) -> str | None:
     """Decode the file's own theta and guidance in each wrong way that is known, and tell which gives its logits."""
-    from nrd_trt.decode.misreadings import decode_misread
+    from nrd_trt.decode.reference import decode_misread
 
     tables = want["x_table"], want["y_table"]
     for mistake, logits in decode_misread(got["theta"], got["guidance"], *tables, model.config.decode):

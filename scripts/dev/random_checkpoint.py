@@ -14,7 +14,7 @@ from torch import nn
 
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.model.checkpoint import save_checkpoint
-from nrd_trt.model.configs import KNOWN_CONFIGS
+from nrd_trt.model.config import KNOWN_CONFIGS
 from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import ModelInfo
 

@@ -15,9 +15,9 @@ from nrd_trt.engine.builder import BuildOptions, BuiltEngine, build_engine, chec
 from nrd_trt.engine.compat import TensorRT
 from nrd_trt.engine.plugins import load_plugin, read_plugin
 from nrd_trt.errors import BuildError, ExportError, PluginError
+from nrd_trt.graph.decode_nodes import strip_functions
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
-from nrd_trt.graph.strip import strip_functions
 from tests.engine.surface.enterprise import enterprise
 from tests.helpers import small_export
 from tests.plugin_library import library, needs_compiler

@@ -15,10 +15,9 @@ from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
-from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.precision import to_precision, undocumented_casts
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import MASK_ENCODINGS, MaskEncoding, Precision

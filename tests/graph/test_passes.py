@@ -13,12 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.errors import ExportError
-from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.extremes import Extremes, out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.precision import to_precision
-from nrd_trt.graph.rounding import simulate_rounding
+from nrd_trt.graph.precision import simulate_rounding, to_precision, undocumented_casts
 from nrd_trt.graph.tensors import copy_model, element_types
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision

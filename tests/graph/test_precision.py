@@ -11,11 +11,10 @@ from onnx import TensorProto, numpy_helper
 
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.exporting.precision import Calibration, derive_precision
-from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.extremes import MAX_UNDERFLOW, Extremes, out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.precision import to_precision, undocumented_casts
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputForm, Precision

@@ -12,9 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.errors import CalibrationError, ConfigError
-from nrd_trt.graph.casts import undocumented_casts
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.precision import to_precision, undocumented_casts
 from nrd_trt.graph.quantize import (
     DEFAULT_EXCLUDE,
     QuantizationPlan,

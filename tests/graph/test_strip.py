@@ -12,11 +12,10 @@ from onnx import helper
 
 from nrd_trt.decode.function import DOMAIN, DOMAIN_VERSION, LOGITS_OP, MASK_OP
 from nrd_trt.errors import ExportError
-from nrd_trt.graph.decode_nodes import PLUGIN_ATTRIBUTES, decode_nodes, unsupported
+from nrd_trt.graph.decode_nodes import PLUGIN_ATTRIBUTES, decode_nodes, only_functions, strip_functions, unsupported
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
-from nrd_trt.graph.strip import only_functions, strip_functions
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.outputs import PREFIX, select_outputs, with_taps
 from nrd_trt.graph.precision import to_precision
-from nrd_trt.graph.taps import PREFIX, coordinate_tables, stored_weights, weight_types, with_taps
+from nrd_trt.graph.weights import coordinate_tables, stored_weights, weight_types
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.validation.hints import describe_weights
 from tests.helpers import STATIC, feed, small_export

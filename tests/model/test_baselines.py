@@ -15,10 +15,9 @@ import nrd_trt
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.model.checkpoint import load_encoder, save_checkpoint
 from nrd_trt.model.config import NRD_HEADS, NetworkConfig
-from nrd_trt.model.configs import expected_shapes
 from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, recognise
+from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, expected_shapes, recognise
 from nrd_trt.specs import Head
 from tests.helpers import keyed_model, model_info, small_model
 

@@ -21,11 +21,10 @@ import nrd_trt
 from nrd_trt.data.classes import CAMVID_CLASSES, CAMVID_PALETTE, CITYSCAPES_CLASSES
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.model.checkpoint import save_checkpoint
-from nrd_trt.model.config import NetworkConfig
-from nrd_trt.model.configs import KNOWN_CONFIGS, expected_shapes, nearest_config
+from nrd_trt.model.config import KNOWN_CONFIGS, NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, recognise
+from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, expected_shapes, nearest_config, recognise
 from tests.helpers import cached_small_model, small_model
 
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -12,8 +12,9 @@ import torch
 
 import nrd_trt
 from nrd_trt.decode.reference import upsample
-from nrd_trt.model.configs import KNOWN_CONFIGS, expected_shapes
+from nrd_trt.model.config import KNOWN_CONFIGS
 from nrd_trt.model.network import Segmentor
+from nrd_trt.model.recognise import expected_shapes
 from tests.golden.keyed_weights import keyed_image, keyed_state_dict
 from tests.helpers import GOLDEN
 

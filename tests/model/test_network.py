@@ -9,8 +9,8 @@ import torch
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
+from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.nrd_head import NrdHead
 from tests.helpers import cached_small_model, keyed_model, small_model
 
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)

@@ -22,7 +22,7 @@ from nrd_trt.cli.main import app
 from nrd_trt.errors import CheckpointError, ConfigError, MissingDependencyError
 from nrd_trt.model import load_model
 from nrd_trt.model.checkpoint import load_encoder
-from nrd_trt.model.configs import CAMVID_INFO
+from nrd_trt.model.config import CAMVID_INFO
 from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.training import loop, record
 from nrd_trt.training.loop import predict_mask

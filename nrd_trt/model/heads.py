@@ -1,4 +1,7 @@
-"""The NRD heads: ASPP, the controller that predicts every patch's perceptron, and the guidance branch. torch only."""
+"""The heads: NRD's, and the decoders that it is compared with, under mmseg's parameter names. torch only.
+
+The baselines have no dropout before the classifier, unlike mmseg's: NRD has none, and the comparison is like with like.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,37 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nrd_trt.decode.reference import patch_decode
-from nrd_trt.model.aspp import AsppHead
-from nrd_trt.model.config import NetworkConfig
-from nrd_trt.model.layers import ConvBnAct
+from nrd_trt.decode.reference import patch_decode, upsample
+from nrd_trt.model.config import GUIDANCE_STRIDE, NetworkConfig
+from nrd_trt.model.layers import ConvBnAct, SeparableConv
+
+
+class AsppHead(nn.Module):
+    """What mmseg's ASPP heads have in common: atrous spatial pyramid pooling and a classifier ``conv_seg``."""
+
+    def __init__(
+        self, config: NetworkConfig, in_channels: int, *, with_aspp: bool = True, separable: bool = True
+    ) -> None:
+        super().__init__()
+        width = config.channels
+        self.conv_seg = nn.Conv2d(width, config.num_classes, 1)
+        if not with_aspp:
+            return
+        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvBnAct(in_channels, width, 1, act=nn.ReLU()))
+        self.aspp_modules = nn.ModuleList([ConvBnAct(in_channels, width, 1, act=nn.ReLU())])
+        for dilation in config.dilations[1:]:
+            self.aspp_modules.append(
+                SeparableConv(in_channels, width, dilation=dilation)
+                if separable
+                else ConvBnAct(in_channels, width, 3, dilation=dilation, act=nn.ReLU())
+            )
+        self.bottleneck = ConvBnAct(5 * width, width, 3, act=nn.ReLU())
+
+    def context(self, c4: Tensor) -> Tensor:
+        """Map the last stage ``(B, C, h, w)`` to ``(B, channels, h, w)``."""
+        pooled = self.image_pool(c4).expand(-1, -1, c4.shape[2], c4.shape[3])
+        branches = [pooled, *(branch(c4) for branch in self.aspp_modules)]
+        return self.bottleneck(torch.cat(branches, dim=1))  # type: ignore[no-any-return]
 
 
 class Controller(nn.Module):
@@ -89,3 +119,34 @@ class NrdHead(AsppHead):
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         """Map encoder features to logits ``(B, K, f·h, f·w)``."""
         return patch_decode(*self.decode_inputs(features), self.config.decode)
+
+
+class DeepLabV3PlusHead(AsppHead):
+    """mmseg's DepthwiseSeparableASPPHead: context enlarged to the first stage's size, joined with it, refined twice."""
+
+    def __init__(self, config: NetworkConfig, encoder_channels: tuple[int, ...]) -> None:
+        super().__init__(config, encoder_channels[-1])
+        width, c1 = config.channels, config.c1_channels
+        self.scale = config.output_stride // GUIDANCE_STRIDE
+        self.c1_bottleneck = ConvBnAct(encoder_channels[0], c1, 1, act=nn.ReLU())
+        self.sep_bottleneck = nn.Sequential(SeparableConv(width + c1, width), SeparableConv(width, width))
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Map encoder features to logits ``(B, K, H/4, W/4)``."""
+        context = upsample(self.context(features[-1]), self.scale)
+        joined = torch.cat([context, self.c1_bottleneck(features[0])], dim=1)
+        return self.conv_seg(self.sep_bottleneck(joined))  # type: ignore[no-any-return]
+
+
+class BilinearHead(AsppHead):
+    """ASPP and a classifier at the encoder's stride; the enlargement to the image's size is all the decoder there is.
+
+    With separable branches this is the plain decoder of the paper's comparison, with dense ones mmseg's DeepLabV3.
+    """
+
+    def __init__(self, config: NetworkConfig, encoder_channels: tuple[int, ...]) -> None:
+        super().__init__(config, encoder_channels[-1], separable=config.head == "bilinear")
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Map encoder features to logits ``(B, K, H/stride, W/stride)``."""
+        return self.conv_seg(self.context(features[-1]))  # type: ignore[no-any-return]
