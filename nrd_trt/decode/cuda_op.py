@@ -7,7 +7,7 @@ their first use (`nrd_trt.decode.extension`). All forms compute in fp32 whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -23,7 +23,6 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 """The kernels; the place of a name is its number in ``decode_problem.h``."""
 
 Table = Sequence[float]
-Kernel = Callable[..., Tensor]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WIDTHS, _PATCHES, _FACTORS = (8, 16, 32), (4, 8, 16), (1, 2, 4, 8)
@@ -66,7 +65,7 @@ def patch_decode(
     if torch.is_grad_enabled() and (theta.requires_grad or guidance.requires_grad):
         _checked(theta, guidance, *tables, numbers[:4], numbers[-1])
         return _in_fp32(theta, guidance, *tables, spec).to(theta.dtype)
-    return _logits(theta, guidance, *tables, *numbers)
+    return _logits(theta, guidance, *tables, *numbers)  # type: ignore[no-any-return]
 
 
 def patch_decode_mask(
@@ -104,7 +103,7 @@ def patch_decode_mask(
         RuntimeError: As in `patch_decode`.
     """
     numbers = *_constants(spec), spec.upsample, _number_of(variant), prune
-    return _mask(theta, guidance, _floats(x_table), _floats(y_table), *numbers)
+    return _mask(theta, guidance, _floats(x_table), _floats(y_table), *numbers)  # type: ignore[no-any-return]
 
 
 def find_fault(spec: DecodeSpec) -> str | None:
@@ -123,6 +122,13 @@ _LOGITS_SCHEMA = (
 _MASK_SCHEMA = _LOGITS_SCHEMA.replace("int variant", "int upsample, int variant, bool prune")
 
 
+@torch.library.custom_op("nrd::patch_decode", mutates_args=(), device_types="cpu", schema=_LOGITS_SCHEMA)
+def _logits(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, *numbers: int) -> Tensor:
+    spec = _checked(theta, guidance, x_table, y_table, numbers[:4], numbers[-1])
+    return _in_fp32(theta, guidance, x_table, y_table, spec).to(theta.dtype).contiguous()
+
+
+@_logits.register_fake
 def _empty_logits(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, *numbers: int) -> Tensor:
     *constants, variant = numbers
     spec = _checked(theta, guidance, x_table, y_table, constants, variant)
@@ -130,21 +136,17 @@ def _empty_logits(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Tabl
     return theta.new_empty((batch, spec.num_classes, spec.patch * h, spec.patch * w))
 
 
-def _empty_mask(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, *numbers: int) -> Tensor:
-    *constants, factor, variant, _ = numbers
-    spec = _checked(theta, guidance, x_table, y_table, constants, variant, factor)
-    batch, _, h, w = theta.shape
-    scale = factor * spec.patch
-    return theta.new_empty((batch, scale * h, scale * w), dtype=torch.uint8)
+@_logits.register_kernel("cuda")
+def _logits_on_cuda(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, *numbers: int) -> Tensor:
+    logits: Tensor = _empty_logits(theta, guidance, x_table, y_table, *numbers)
+    load_extension()
+    torch.ops.nrd.launch_decode(theta, guidance, logits, x_table, y_table, *numbers)
+    return logits
 
 
-def _logits_on_cpu(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, *numbers: int) -> Tensor:
-    spec = _checked(theta, guidance, x_table, y_table, numbers[:4], numbers[-1])
-    return _in_fp32(theta, guidance, x_table, y_table, spec).to(theta.dtype).contiguous()
-
-
-def _mask_on_cpu(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, *numbers: int) -> Tensor:
-    mask = _empty_mask(theta, guidance, x_table, y_table, *numbers)
+@torch.library.custom_op("nrd::patch_decode_mask", mutates_args=(), device_types="cpu", schema=_MASK_SCHEMA)
+def _mask(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, *numbers: int) -> Tensor:
+    mask: Tensor = _empty_mask(theta, guidance, x_table, y_table, *numbers)
     logits = _in_fp32(theta, guidance, x_table, y_table, _spec(numbers[:4]))
     for image in range(len(mask)):  # one enlarged image is held at a time
         enlarged = reference.upsample(logits[image, None], numbers[4])
@@ -153,29 +155,21 @@ def _mask_on_cpu(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table
     return mask
 
 
-def _logits_on_cuda(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, *numbers: int) -> Tensor:
-    logits = _empty_logits(theta, guidance, x_table, y_table, *numbers)
-    load_extension()
-    torch.ops.nrd.launch_decode(theta, guidance, logits, x_table, y_table, *numbers)
-    return logits
+@_mask.register_fake
+def _empty_mask(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, *numbers: int) -> Tensor:
+    *constants, factor, variant, _ = numbers
+    spec = _checked(theta, guidance, x_table, y_table, constants, variant, factor)
+    batch, _, h, w = theta.shape
+    scale = factor * spec.patch
+    return theta.new_empty((batch, scale * h, scale * w), dtype=torch.uint8)
 
 
+@_mask.register_kernel("cuda")
 def _mask_on_cuda(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, *numbers: int) -> Tensor:
-    mask = _empty_mask(theta, guidance, x_table, y_table, *numbers)
+    mask: Tensor = _empty_mask(theta, guidance, x_table, y_table, *numbers)
     load_extension()
     torch.ops.nrd.launch_decode_mask(theta, guidance, mask, x_table, y_table, *numbers)
     return mask
-
-
-def _operator(name: str, schema: str, on_cpu: Kernel, on_cuda: Kernel, fake: Kernel) -> Kernel:
-    operator = torch.library.custom_op(name, on_cpu, mutates_args=(), device_types="cpu", schema=schema)
-    operator.register_kernel("cuda", on_cuda)
-    operator.register_fake(fake)
-    return operator
-
-
-_logits = _operator("nrd::patch_decode", _LOGITS_SCHEMA, _logits_on_cpu, _logits_on_cuda, _empty_logits)
-_mask = _operator("nrd::patch_decode_mask", _MASK_SCHEMA, _mask_on_cpu, _mask_on_cuda, _empty_mask)
 
 
 def _in_fp32(theta: Tensor, guidance: Tensor, x_table: Table, y_table: Table, spec: DecodeSpec) -> Tensor:

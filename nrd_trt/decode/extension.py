@@ -68,16 +68,16 @@ def load_extension() -> None:
         raise type(failure)(str(failure)) from failure
 
 
-def kernel_sources() -> Path:
+def kernel_sources(places: tuple[Path, ...] = _PLACES) -> Path:
     """Return the folder ``plugins`` of this checkout, or the copy of its kernels in the installed package.
 
     Raises:
         PluginError: Neither is there.
     """
-    for place in _PLACES:
+    for place in places:
         if (place / _NEEDED).is_file():
             return place
-    tried = " or ".join(str(place / _NEEDED) for place in _PLACES)
+    tried = " or ".join(str(place / _NEEDED) for place in places)
     raise PluginError(f"kernel sources: expected {tried}, found neither; reinstall nrd-trt or use a whole checkout.")
 
 
@@ -113,13 +113,15 @@ def check_toolchain() -> Path:
             "compiling the CUDA decode needs nvcc with its headers, found by neither CUDA_HOME nor PATH nor in "
             f"{_DEFAULT_HOME}; install the CUDA toolkit {wanted} and set CUDA_HOME."
         )
-    found = _toolkit_version(home)
+    found = _told_by(str(home / "bin/nvcc"), r"release (\d+\.\d+)", "--version")
     if found.split(".")[0] != wanted.split(".")[0]:
         raise MissingDependencyError(
             f"compiling the CUDA decode: expected a CUDA {wanted} toolkit, as PyTorch's, got {found or 'none'} in "
             f"{home}; install it and set CUDA_HOME."
         )
-    _see_ninja_of_this_environment()
+    beside = Path(sys.executable).parent  # of a virtual environment, which is not on PATH when called by its path
+    if shutil.which("ninja") is None and (beside / "ninja").is_file():
+        os.environ["PATH"] = os.pathsep.join(filter(None, (os.environ.get("PATH"), str(beside))))
     if not _cpp_extension().is_ninja_available():
         raise MissingDependencyError(
             "compiling the CUDA decode needs ninja, which is not on PATH; install it with `pip install nrd-trt[torch]`."
@@ -157,8 +159,9 @@ def build_and_load(folder: Path, architectures: list[str]) -> None:
                 return
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as exc:
+        log = str(exc) if len(str(exc)) <= _LONGEST_LOG else f"{str(exc)[:_LONGEST_LOG]} …"
         raise PluginError(
-            f"{library}: the CUDA decode cannot be compiled or loaded ({_shortened(str(exc))}); check that nvcc knows "
+            f"{library}: the CUDA decode cannot be compiled or loaded ({log}); check that nvcc knows "
             f"sm_{' sm_'.join(architectures)} and accepts this C++ compiler, or remove the folder to compile it anew."
         ) from exc
 
@@ -171,16 +174,12 @@ def _failure() -> NrdTrtError | None:
                 "the CUDA decode needs an NVIDIA GPU with its driver and a CUDA build of PyTorch; "
                 f"PyTorch {torch.__version__} sees no GPU."
             )
-        build_and_load(kernel_sources(), _architectures())
+        # One library serves all visible GPUs.
+        capabilities = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+        build_and_load(kernel_sources(), [f"{major}{minor}" for major, minor in sorted(capabilities)])
     except NrdTrtError as exc:
         return exc
     return None
-
-
-def _architectures() -> list[str]:
-    """Return those of all visible GPUs, as one library serves them."""
-    capabilities = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
-    return [f"{major}{minor}" for major, minor in sorted(capabilities)]
 
 
 def _compile(folder: Path, architectures: list[str], directory: Path) -> None:
@@ -199,23 +198,12 @@ def _cpp_extension() -> Any:
     return require("torch.utils.cpp_extension", extra="torch", purpose="compiling the CUDA decode")
 
 
-def _see_ninja_of_this_environment() -> None:
-    """Programs of a virtual environment are not on PATH where its Python is called by its path."""
-    beside = Path(sys.executable).parent
-    if shutil.which("ninja") is None and (beside / "ninja").is_file():
-        os.environ["PATH"] = os.pathsep.join(filter(None, (os.environ.get("PATH"), str(beside))))
-
-
 def _find_toolkit() -> Path | None:
     """Find a folder with ``bin/nvcc`` and ``include/``; an nvcc on PATH may be a link or a script elsewhere."""
     homes = [_cpp_extension().CUDA_HOME, _told_by("nvcc", r"TOP=(.+)", "--dryrun", "-x", "cu", "-c", os.devnull)]
     candidates = [Path(home).resolve() for home in (*homes, _DEFAULT_HOME) if home]
     needed = ("bin/nvcc", "include/cuda_runtime_api.h")
     return next((home for home in candidates if all((home / name).is_file() for name in needed)), None)
-
-
-def _toolkit_version(home: Path) -> str:
-    return _told_by(str(home / "bin/nvcc"), r"release (\d+\.\d+)", "--version")
 
 
 def _told_by(program: str, pattern: str, *arguments: str) -> str:
@@ -226,7 +214,3 @@ def _told_by(program: str, pattern: str, *arguments: str) -> str:
         return ""
     found = re.search(pattern, result.stdout + result.stderr)
     return found[1].strip() if found else ""
-
-
-def _shortened(log: str) -> str:
-    return log if len(log) <= _LONGEST_LOG else f"{log[:_LONGEST_LOG]} …"

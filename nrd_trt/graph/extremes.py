@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +94,11 @@ def out_of_range(model: onnx.ModelProto, extremes: Mapping[str, Extremes], preci
             unfit[name] = f"{name} reaches {seen.largest:.3g}, half of the range is {limit / _HEADROOM:.3g}"
         elif seen.underflow > MAX_UNDERFLOW:
             unfit[name] = f"{seen.underflow:.1%} of {name} would become zero"
-    for name, largest in _largest_weights(model):
+    for tensor in model.graph.initializer:
+        weights = numpy_helper.to_array(tensor) if tensor.data_type == TensorProto.FLOAT else np.empty(0)
+        largest = float(np.abs(weights).max(initial=0))
         if not largest <= limit:
-            unfit[name] = f"weights {name} reach {largest:.3g}, the range is {limit:.3g}"
+            unfit[tensor.name] = f"weights {tensor.name} reach {largest:.3g}, the range is {limit:.3g}"
     reasons = {}
     for node in model.graph.node:
         if found := [unfit[name] for name in (*node.input, *node.output) if name in unfit]:
@@ -118,11 +120,3 @@ def _measure(name: str) -> list[onnx.NodeProto]:
         steps.append(("Cast", [mark], f"{mark}/float", {"to": TensorProto.FLOAT}))
         steps.append(("ReduceMean", [f"{mark}/float"], name + suffix, {"keepdims": 0}))
     return [helper.make_node(op, inputs, [output], name=output, **given) for op, inputs, output, given in steps]
-
-
-def _largest_weights(model: onnx.ModelProto) -> Iterable[tuple[str, float]]:
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            weights = numpy_helper.to_array(tensor)
-            if weights.size:
-                yield tensor.name, float(np.abs(weights).max())

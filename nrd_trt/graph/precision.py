@@ -123,6 +123,7 @@ class _Caster:
         self.label = "fp16" if precision == "int8" else precision  # what is not int8
         self.dtype = _NUMPY[self.label]
         self.keep_fp32 = keep_fp32
+        self.floats = (TensorProto.FLOAT, self.half)
         self.types = element_types(model)  # of the fp32 graph; updated as outputs change type
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
@@ -132,9 +133,7 @@ class _Caster:
         half_functions: dict[str, list[bool]] = {}
         for node in list(self.model.graph.node):
             target = self._target(node)
-            float_in = [
-                i for i, name in enumerate(node.input) if self.types.get(name) in (TensorProto.FLOAT, self.half)
-            ]
+            float_in = [index for index, name in enumerate(node.input) if self.types.get(name) in self.floats]
             float_out = [name for name in node.output if self.types[name] == TensorProto.FLOAT]
             for index in float_in:
                 node.input[index] = self._as(node.input[index], target)

@@ -101,7 +101,11 @@ def plan_quantization(model: onnx.ModelProto, layers: Iterable[str]) -> Quantiza
     return QuantizationPlan(
         layers=tuple(node.name for node in model.graph.node if node.name in wanted),
         tensors={name: tuple(readers) for name, readers in tensors.items()},
-        shared=tuple(_shared_scales(model, tensors.keys())),
+        shared=tuple(
+            frozenset(around)
+            for node in model.graph.node
+            if node.op_type == "Concat" and len(around := tensors.keys() & {*node.input, *node.output}) > 1
+        ),
     )
 
 
@@ -244,13 +248,3 @@ def _skip_inputs(model: onnx.ModelProto) -> dict[str, tuple[str, int]]:
         if ends:
             found[add.name] = (made_by[add.input[ends[0]]], 1 - ends[0])
     return found
-
-
-def _shared_scales(model: onnx.ModelProto, tensors: Iterable[str]) -> Iterable[frozenset[str]]:
-    """Yield the tensors around each Concat that have pairs."""
-    known = set(tensors)
-    for node in model.graph.node:
-        if node.op_type == "Concat":
-            around = known.intersection([*node.input, *node.output])
-            if len(around) > 1:
-                yield frozenset(around)

@@ -66,10 +66,9 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
     own = {name: tensor for name, tensor in encoder.state_dict().items() if not name.endswith("num_batches_tracked")}
     wrong = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
     if wrong:
-        shown = ", ".join(wrong[:_SHOWN]) + (" …" if len(wrong) > _SHOWN else "")
         raise CheckpointError(
             f"{path}: expected the {len(own)} tensors of the encoder, {len(wrong)} are missing or of another shape "
-            f"({shown}); give a checkpoint of the recipe's encoder."
+            f"({_some(wrong)}); give a checkpoint of the recipe's encoder."
         )
     encoder.load_state_dict({name: given[name] for name in own}, strict=False)
 
@@ -141,8 +140,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
+    # NumPy scalars and dtypes, which mmcv writes into `meta`, hold numbers only. Files of NumPy 1 name the module
+    # numpy.core, those of NumPy 2 numpy._core.
+    scalar = importlib.import_module("numpy._core.multiarray").scalar
+    harmless: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    harmless += [np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
     try:
-        with torch.serialization.safe_globals(_numpy_types()):
+        with torch.serialization.safe_globals(harmless):
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as exc:  # torch.load raises many types on damaged files
         raise CheckpointError(_pickle_message(path, exc)) from exc
@@ -159,14 +163,6 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
         return dict(state), mmseg_facts(meta if isinstance(meta, Mapping) else {})
     except _FOREIGN as exc:
         raise CheckpointError(_foreign_message(path, exc)) from exc
-
-
-def _numpy_types() -> list[Any]:
-    """NumPy scalars and dtypes, which mmcv writes into ``meta``; they hold numbers only."""
-    scalar = importlib.import_module("numpy._core.multiarray").scalar
-    # Files of NumPy 1 name the module numpy.core, those of NumPy 2 numpy._core.
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [np.dtype, *names, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
 
 
 def _foreign_message(path: Path, exc: Exception) -> str:

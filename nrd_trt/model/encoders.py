@@ -100,8 +100,12 @@ class ResNet(nn.Module):
         super().__init__()
         self.plan = plan
         self.strides, self.dilations = _RESNET_STAGES[output_stride]
-        if plan.deep_stem:
-            self.stem = nn.Sequential(*_deep_stem())
+        if plan.deep_stem:  # three 3x3 convolutions in place of the 7x7 one (mmseg's V1c)
+            self.stem = nn.Sequential()
+            for in_channels, out_channels, stride in ((3, 32, 2), (32, 32, 1), (32, 64, 1)):
+                self.stem.append(nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False))
+                self.stem.append(nn.BatchNorm2d(out_channels))
+                self.stem.append(nn.ReLU())
         else:
             self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
             self.bn1 = nn.BatchNorm2d(64)
@@ -116,27 +120,21 @@ class ResNet(nn.Module):
         planes, out_channels = 64 * 2**stage, self.channels[stage]
         in_channels = self.channels[stage - 1] if stage else 64
         for index in range(self.plan.blocks[stage]):
-            stride, dilation = (1, self.dilations[stage]) if index else self._first(stage)
+            stride, dilation = 1, self.dilations[stage]
+            if index == 0:  # has half the dilation (mmseg's contract_dilation)
+                stride, dilation = self.strides[stage], max(1, dilation // 2)
             downsample = None
             if stride != 1 or in_channels != out_channels:
                 downsample = nn.Sequential(
                     nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
                 )
-            yield self._block(in_channels, planes, stride, dilation, downsample)
+            if self.plan.bottleneck:
+                groups = self.plan.groups
+                form = {"dilation": dilation, "groups": groups, "width": planes * self.plan.group_width // 64 * groups}
+                yield Bottleneck(in_channels, planes, stride, downsample, **form)
+            else:
+                yield BasicBlock(in_channels, planes, stride, downsample, dilation=dilation)
             in_channels = out_channels
-
-    def _first(self, stage: int) -> tuple[int, int]:
-        """Stride and dilation of a stage's first block, which has half the dilation (mmseg's contract_dilation)."""
-        return self.strides[stage], max(1, self.dilations[stage] // 2)
-
-    def _block(
-        self, in_channels: int, planes: int, stride: int, dilation: int, downsample: nn.Module | None
-    ) -> nn.Module:
-        if not self.plan.bottleneck:
-            return BasicBlock(in_channels, planes, stride, downsample, dilation=dilation)
-        groups = self.plan.groups
-        width = planes * self.plan.group_width // 64 * groups
-        return Bottleneck(in_channels, planes, stride, downsample, dilation=dilation, groups=groups, width=width)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the four feature maps, strides 4 to the output stride."""
@@ -147,14 +145,6 @@ class ResNet(nn.Module):
             x = self.get_submodule(f"layer{stage + 1}")(x)
             features.append(x)
         return tuple(features)
-
-
-def _deep_stem() -> Iterator[nn.Module]:
-    """Three 3x3 convolutions in place of the 7x7 one (the V1c of mmseg); indices 0 to 8 are its names."""
-    for in_channels, out_channels, stride in ((3, 32, 2), (32, 32, 1), (32, 64, 1)):
-        yield nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
-        yield nn.BatchNorm2d(out_channels)
-        yield nn.ReLU()
 
 
 class InvertedResidual(nn.Module):

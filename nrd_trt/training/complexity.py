@@ -149,7 +149,8 @@ def count_cost(config: NetworkConfig, info: ModelInfo, size_hw: tuple[int, int])
         model = Segmentor(config, info).eval()
         image = torch.empty(1, 3, *size_hw)
     flops = FlopCounterMode(display=False)
-    written = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(flops.flop_registry, _written_bytes))
+    counted = dict.fromkeys(flops.flop_registry, lambda *_, out_shape, **__: _FP32_BYTES * math.prod(out_shape))
+    written = FlopCounterMode(display=False, custom_mapping=counted)
     with torch.inference_mode(), flops, written:
         model(image)
     unused = sum(parameter.numel() for module in model.unused_modules() for parameter in module.parameters())
@@ -189,7 +190,3 @@ def _by_part(flops: Mapping[str, Mapping[Any, int]], root: str) -> dict[str, int
 
     parts = {part: macs(*(f"{root}.{name}" for name in names)) for part, names in _MODULES.items()}
     return {**parts, "decode": macs(root) - sum(parts.values())}
-
-
-def _written_bytes(*_: Any, out_shape: tuple[int, ...], **__: Any) -> int:
-    return _FP32_BYTES * math.prod(out_shape)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from nrd_trt.data.augment import Augmentation
 from nrd_trt.data.classes import known_classes
 from nrd_trt.errors import ConfigError
 from nrd_trt.model.config import CAMVID_INFO, KNOWN_CONFIGS, NetworkConfig
-from nrd_trt.specs import ControllerInit, Fit, Head, ModelInfo, check_choice, check_size
+from nrd_trt.specs import ControllerInit, Fit, Head, ModelInfo, Size, check_choice, check_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +100,16 @@ class Recipe:
         return (self.min_lr + (self.lr - self.min_lr) * decay) * rise
 
 
-def _released(name: str, *, crop_hw: tuple[int, int], base_wh: tuple[int, int], steps: int) -> Recipe:
-    """What the authors' configuration files have in common."""
+def _released(
+    name: str, *, crop_hw: Size, base_wh: tuple[int, int], steps: int, size_hw: Size | None = None, **changes: Any
+) -> Recipe:
+    """Return what the authors' configuration files have in common, with changes."""
     config = KNOWN_CONFIGS[name]
     names, palette = known_classes(config.num_classes) or ((), ())
-    return Recipe(
+    recipe = Recipe(
         name=name,
         config=config,
-        info=ModelInfo(class_names=names, palette=palette, size_hw=crop_hw),
+        info=ModelInfo(class_names=names, palette=palette, size_hw=size_hw or crop_hw),
         augmentation=Augmentation(crop_hw=crop_hw, base_wh=base_wh, max_class_share=0.75, colour="photometric"),
         steps=steps,
         batch=16,
@@ -118,31 +120,17 @@ def _released(name: str, *, crop_hw: tuple[int, int], base_wh: tuple[int, int], 
         weight_decay=5e-4,
         fit="letterbox",
     )
+    return replace(recipe, **changes)
 
 
-def _cityscapes(name: str) -> Recipe:
-    recipe = _released(name, crop_hw=(512, 1024), base_wh=(2048, 1024), steps=84_000)
-    return replace(recipe, info=replace(recipe.info, size_hw=(1024, 2048)))
-
-
-def _ade20k(name: str, frozen_stages: int) -> Recipe:
-    recipe = _released(name, crop_hw=(512, 512), base_wh=(2048, 512), steps=164_000)
-    return replace(recipe, reduce_zero_label=True, frozen_stages=frozen_stages)
-
-
-def _pascal_context(name: str) -> Recipe:
-    recipe = _released(name, crop_hw=(480, 480), base_wh=(520, 520), steps=84_000)
-    return replace(recipe, lr=0.004, weight_decay=1e-4)
-
-
-def _camvid(name: str, *, steps: int) -> Recipe:
+def _camvid(name: str) -> Recipe:
     """From scratch on a CPU: small crops, Muon, a moving average, some procedural scenes."""
     return Recipe(
         name=name,
         config=KNOWN_CONFIGS[name],
         info=CAMVID_INFO,
         augmentation=Augmentation(crop_hw=(256, 352), scale_range=(0.6, 1.6)),
-        steps=steps,
+        steps=3000,
         batch=8,
         optimizer="muon",
         lr=1.5e-3,
@@ -157,16 +145,24 @@ def _camvid(name: str, *, steps: int) -> Recipe:
     )
 
 
+_CITYSCAPES: dict[str, Any] = {
+    "crop_hw": (512, 1024), "base_wh": (2048, 1024), "steps": 84_000, "size_hw": (1024, 2048)
+}  # fmt: skip
+_ADE20K: dict[str, Any] = {
+    "crop_hw": (512, 512), "base_wh": (2048, 512), "steps": 164_000, "reduce_zero_label": True
+}  # fmt: skip
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        _cityscapes("cityscapes_r50"),
-        _cityscapes("cityscapes_r101"),
-        _ade20k("ade20k_r101", frozen_stages=0),
-        _ade20k("ade20k_x101", frozen_stages=1),
-        _pascal_context("pascal_context_r101"),
-        _camvid("camvid_r18", steps=3000),
-        _camvid("camvid_mobilenetv2", steps=3000),
+        _released("cityscapes_r50", **_CITYSCAPES),
+        _released("cityscapes_r101", **_CITYSCAPES),
+        _released("ade20k_r101", **_ADE20K),
+        _released("ade20k_x101", **_ADE20K, frozen_stages=1),
+        _released(
+            "pascal_context_r101", crop_hw=(480, 480), base_wh=(520, 520), steps=84_000, lr=0.004, weight_decay=1e-4
+        ),
+        _camvid("camvid_r18"),
+        _camvid("camvid_mobilenetv2"),
     )
 }
 

@@ -125,10 +125,9 @@ def test_a_cache_that_cannot_be_written_is_named(folder: Path, cache: Path) -> N
         build_and_load(folder, ["90"])
 
 
-def test_missing_sources_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(extension, "_PLACES", (tmp_path / "one", tmp_path / "two"))
+def test_missing_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"expected .*one/nrd_decode.* or .*two/nrd_decode.*reinstall"):
-        kernel_sources()
+        kernel_sources((tmp_path / "one", tmp_path / "two"))
 
 
 @pytest.fixture

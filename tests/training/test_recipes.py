@@ -15,6 +15,7 @@ from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.specs import ModelInfo
 from nrd_trt.training import loop
 from nrd_trt.training.recipes import RECIPES, Recipe, adapted, find_recipe
+from nrd_trt.training.record import RunState
 from nrd_trt.training.train import train
 from tests.training.conftest import logged, tiny, write_arrays
 
@@ -85,12 +86,14 @@ def _write_images(folder: Path, recipe: Recipe) -> None:
         write_arrays(folder, stem, rng.integers(0, 256, (*label.shape, 3), dtype=np.uint8), label)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_makes_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["cityscapes_r50", "ade20k_x101", "pascal_context_r101", "camvid_r18", "camvid_mobilenetv2"]
+)
+def test_recipes_make_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states: list[dict[str, torch.Tensor]] = []
 
-    def keep(path: Path, recipe: Recipe, parts: int, values: dict[str, Any]) -> None:
-        small = {name: t for name, t in values["objective"].items() if t.numel() < 1 << 17}  # the large ones take time
+    def keep(path: Path, recipe: Recipe, parts: int, state: RunState) -> None:
+        small = {name: t for name, t in state.objective.items() if t.numel() < 1 << 17}  # the large ones take time
         states.append({name: tensor.clone() for name, tensor in small.items()})
 
     monkeypatch.setattr(loop, "write_state", keep)
