@@ -75,7 +75,7 @@ def render_report(bundle: Bundle, validation: Validation) -> str:
 
 
 def error_share(error: float | None, tolerance: float) -> float:
-    """Return how much of its bar an error fills, 0-1: logarithmic, and half of it at the tolerance."""
+    """Return how much of its bar an error fills, 0-1: logarithmic, and half of it at the tolerance; None fills it."""
     if error == 0:
         return 0.0
     if error is None or tolerance <= 0:

@@ -14,12 +14,11 @@ from PIL import Image
 from nrd_trt.cli.evaluate import table
 from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.synthetic import street_scene
-from nrd_trt.errors import CheckpointError, ConfigError, ShapeError
+from nrd_trt.errors import CheckpointError, ConfigError, NrdTrtError, ShapeError
 from nrd_trt.model import load_model
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import CheckpointOptions
 from nrd_trt.validation.evaluate import Evaluation, evaluate
-from tests.artefacts import SIZE_HW, bundle, checkpoint, trained_model
+from tests.artefacts import SIZE_HW, bundle, checkpoint, onnx_file, trained_model
 
 SIZES_HW = [(50, 70), (64, 96), (131, 90)]  # none but the second is the network's
 Pairs = list[tuple[np.ndarray, np.ndarray]]
@@ -40,8 +39,8 @@ def scenes(sizes_hw: list[tuple[int, int]]) -> Pairs:
 
 
 def run(target: Path, data: Path, **changes: Any) -> Evaluation:
-    of_checkpoint = {} if target.suffix == ".nrd" else {"size": SIZE_HW}
-    return evaluate(target, data, progress=False, threads=1, **{**of_checkpoint, **changes})
+    size = {"size": SIZE_HW} if target.suffix == ".safetensors" else {}
+    return evaluate(target, data, progress=False, threads=1, **{**size, **changes})
 
 
 def predicted(model: Segmentor, image: np.ndarray, fit: str) -> np.ndarray:
@@ -94,11 +93,15 @@ def test_figures_are_those_of_the_models_masks(tmp_path: Path) -> None:
     assert abs(np.mean(means) - got.miou) > 1e-3, "one matrix over the data set, not a mean over the images"
 
 
-def test_bundle_and_checkpoint_agree(tmp_path: Path) -> None:
+def test_every_source_agrees_with_the_checkpoint(tmp_path: Path) -> None:
     data = data_set(tmp_path / "data", scenes(SIZES_HW))
     expected = run(checkpoint(), data)
-    for precision, arithmetic, tolerance in (("fp32", "native", 1e-3), ("fp16", "simulated", 1e-2)):
-        got = run(bundle(precision), data)
+    for source, arithmetic, tolerance in (
+        (bundle(), "native", 1e-3),
+        (bundle("fp16"), "simulated", 1e-2),
+        (onnx_file("logits"), "native", 1e-3),
+    ):
+        got = run(source, data, runner="onnxruntime")
         assert (got.runner, got.arithmetic, got.images) == ("onnxruntime", arithmetic, 3)
         assert got.miou == pytest.approx(expected.miou, abs=tolerance)
         assert got.pixel_accuracy == pytest.approx(expected.pixel_accuracy, abs=tolerance)
@@ -142,13 +145,13 @@ def test_classes_that_nobody_shows_are_null_and_no_figure_is_made_up(tmp_path: P
 def test_size_and_options_of_a_checkpoint_are_heeded(tmp_path: Path) -> None:
     pairs = scenes(SIZES_HW)
     data = data_set(tmp_path / "data", pairs)
-    options = CheckpointOptions(dilations=(1, 1, 2, 3))
-    got = run(checkpoint(), data, checkpoint_options=options)
-    check(got, by_hand(load_model(checkpoint(), options), pairs), 3)
-    assert got.miou != run(checkpoint(), data).miou
-    own = run(checkpoint(), data, size_hw=None)
-    assert own == run(checkpoint(), data, size_hw=trained_model().info.size_hw)
-    assert own.miou != run(checkpoint(), data).miou
+    usual = run(checkpoint(), data)
+    got = run(checkpoint(), data, dilations=(1, 1, 2, 3))
+    check(got, by_hand(load_model(checkpoint(), dilations=(1, 1, 2, 3)), pairs), 3)
+    assert got.miou != usual.miou
+    own = run(checkpoint(), data, size=None)
+    assert own == run(checkpoint(), data, size=trained_model().info.size_hw)
+    assert own.miou != usual.miou
 
 
 def test_labels_may_lie_elsewhere(tmp_path: Path) -> None:
@@ -183,27 +186,27 @@ def test_bad_labels_name_their_file(make: Any, tmp_path: Path) -> None:
         run(make(), data_set(tmp_path / "size", pairs))
 
 
-def test_options_that_do_not_fit_the_target(tmp_path: Path) -> None:
-    data = data_set(tmp_path / "data", scenes([SIZE_HW]))
-    for runner in ("onnxruntime", "tensorrt", "tensorrt-rtx"):
-        with pytest.raises(ConfigError, match=rf"--runner {runner}: .*nrd-trt build .*safetensors"):
-            run(checkpoint(), data, runner=runner)
-    assert run(checkpoint(), data, runner="torch").runner == "torch"
-    assert run(bundle(), data, runner="onnxruntime").runner == "onnxruntime"
-    for target in (checkpoint(), bundle()):
-        with pytest.raises(ConfigError, match="--runner 'tvm': expected one of auto"):
-            run(target, data, runner="tvm")
-    with pytest.raises(ConfigError, match="a bundle holds no PyTorch model"):
-        run(bundle(), data, runner="torch")
-    for changes in ({"size": SIZE_HW}, {"output_stride": 32}):
-        with pytest.raises(ConfigError, match="are fixed"):
-            run(bundle(), data, **changes)
-    with pytest.raises(ConfigError, match="output stride"):
-        run(checkpoint(), data, output_stride=8)
-    with pytest.raises(ShapeError, match=r"^size=.*96x96"):
-        run(checkpoint(), data, size=(100, 100))
-    with pytest.raises(CheckpointError, match="absent"):
-        run(tmp_path / "absent.pth", data)
+@pytest.mark.parametrize(
+    ("make", "changes", "error", "message"),
+    [
+        (checkpoint, {"runner": "onnxruntime"}, ConfigError, r"runner='onnxruntime'.*nrd_trt\.build\("),
+        (checkpoint, {"runner": "tensorrt"}, ConfigError, r"runner='tensorrt'.*nrd_trt\.build\("),
+        (checkpoint, {"runner": "tvm"}, ConfigError, "runner='tvm': expected one of 'auto'"),
+        (checkpoint, {"output_stride": 8}, ConfigError, "output stride"),
+        (checkpoint, {"size": (100, 100)}, ShapeError, "^size=.*96x96"),
+        (bundle, {"runner": "torch"}, ConfigError, "a bundle holds no PyTorch model"),
+        (bundle, {"size": SIZE_HW}, ConfigError, "size"),
+        (bundle, {"output_stride": 32}, ConfigError, "what describes a checkpoint"),
+        (onnx_file, {"runner": "torch"}, ConfigError, "runner='torch'"),
+        (lambda: Path("absent.pth"), {}, CheckpointError, "absent"),
+        (lambda: Path("absent.onnx"), {}, NrdTrtError, "absent"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_source(
+    make: Any, changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        run(make(), data_set(tmp_path / "data", scenes([SIZE_HW])), **changes)
 
 
 @pytest.mark.skipif(

@@ -77,7 +77,7 @@ def sound(precision: str) -> Validation:
 def test_a_sound_file_is_within_every_tolerance(precision: str) -> None:
     found = sound(precision)
     assert found.localisation is not None
-    assert found.failures == []
+    assert found.failures == ()
     assert found.localisation.first_beyond is None
     assert [figures.stage for figures in found.localisation.stages] == [
         "preprocessing", "c1", "c4", "theta", "guidance", "logits", "mask",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -17,11 +16,11 @@ EVIL = '<script>alert("x")</script>&\''
 
 
 @pytest.mark.parametrize(
-    ("error", "share"), [(0.0, 0.0), (1e-9, 0.0), (0.01, 0.5), (1.0, 0.75), (1e9, 1.0), (math.inf, 1.0)]
+    ("error", "share"), [(0.0, 0.0), (1e-9, 0.0), (0.01, 0.5), (1.0, 0.75), (1e9, 1.0), (None, 1.0)]
 )
-def test_an_error_is_drawn_around_its_tolerance(error: float, share: float) -> None:
+def test_an_error_is_drawn_around_its_tolerance(error: float | None, share: float) -> None:
     assert error_share(error, 0.01) == pytest.approx(share)
-    assert error_share(error, 0.0) == (1.0 if error else 0.0)
+    assert error_share(error, 0.0) == (0.0 if error == 0 else 1.0)
 
 
 @pytest.mark.parametrize("value", [1.0, 0.999999, 0.5, 0.0])
@@ -50,8 +49,8 @@ def test_every_text_is_escaped(validation: Validation) -> None:
 
 def test_plans_values_that_are_not_finite_and_unknown_ties(validation: Validation) -> None:
     stages = (
-        StageFigures(stage="c1", error=math.inf, tolerance=1e-3, not_finite=7),
-        StageFigures(stage="theta", error=1e-5, tolerance=1e-3, worst_channel=4, worst_channel_error=0.0),
+        StageFigures(stage="c1", error=None, tolerance=1e-3, not_finite=7, within=False),
+        StageFigures(stage="theta", error=1e-5, tolerance=1e-3, worst_channel=4, worst_channel_error=0.0, within=True),
     )
     stages = (stages[0], replace(stages[1], channel_tolerance=0.01))
     localised = Localisation(
@@ -67,6 +66,7 @@ def test_plans_values_that_are_not_finite_and_unknown_ties(validation: Validatio
         images=0,
         agreement=None,
         note="plans cannot run here",
+        distinct_plans=2,
     )
     flips = replace(validation.flips, pixels=1234, share=0.5, near_tie=None, far=None, far_share=None)
     made = replace(validation, localisation=localised, rebuilds=rebuilds, flips=flips)
