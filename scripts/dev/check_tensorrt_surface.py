@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.bindings and not options.rtx:
         parser.error("give --bindings VERSION … or --rtx")
     try:
-        checked = {version: check_version(version) for version in options.bindings}
+        checked = {one: check_surface(read_version(one), "tensorrt", one) for one in options.bindings}
         if options.rtx:
             tensorrt = load_tensorrt("tensorrt-rtx")
             found = read_surface(tensorrt.trt)
@@ -75,11 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if finding.state != "present":
                 print(f"  {finding.name} is {finding.state}: {finding.detail}")
     return int(any(finding.state == "missing" for findings in checked.values() for finding in findings))
-
-
-def check_version(version: str) -> list[Finding]:
-    """Check the enterprise bindings of a version."""
-    return check_surface(read_version(version), "tensorrt", version)
 
 
 def read_version(version: str) -> dict[str, Any]:
@@ -156,8 +151,6 @@ def _write_stubs(folder: Path) -> None:
         subprocess.run([compiler, "-shared", "-fPIC", "-o", output, str(source)], check=True)
 
 
-# --- what we use
-
 _OBJECTS = {
     "trt": "",
     "builder": "Builder",
@@ -194,14 +187,12 @@ _GIVES = {
     "Runtime.deserialize_cuda_engine": "ICudaEngine",
     "get_plugin_registry": "IPluginRegistry",
 }
-_KINDS = {ast.Load: "read", ast.Store: "set"}
-
 Use = tuple[str, str, int | None]
 """Name; ``read``, ``set``, ``call`` or ``override``; and the number of arguments, ``self`` not counted."""
 
 
-def used_names(source: str) -> dict[Use, int]:
-    """Return the TensorRT names of a source text, each with the first line that uses it."""
+def used_names(source: str) -> set[Use]:
+    """Return the uses of TensorRT in a source text."""
     finder = _Finder()
     finder.visit(ast.parse(source))
     return finder.found
@@ -209,7 +200,7 @@ def used_names(source: str) -> dict[Use, int]:
 
 class _Finder(ast.NodeVisitor):
     def __init__(self) -> None:
-        self.found: dict[Use, int] = {}
+        self.found: set[Use] = set()
         self._objects = dict(_OBJECTS)
         self._seen: set[int] = set()  # attributes that were counted with the call around them
 
@@ -224,7 +215,7 @@ class _Finder(ast.NodeVisitor):
             owner = self._path(base)
             for method in node.body if owner else ():
                 if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
-                    self._add(f"{owner}.{method.name}", "override", len(method.args.args) - 1, method)
+                    self._add(f"{owner}.{method.name}", "override", len(method.args.args) - 1)
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -232,24 +223,24 @@ class _Finder(ast.NodeVisitor):
         looked_up = self._looked_up(node)
         path = self._path(node.func)
         if looked_up:
-            self._add(looked_up, "read", None, node)
+            self._add(looked_up, "read", None)
         elif path and path.split(".")[-1][0].isupper():  # a class: Builder(logger)
-            self._add(f"{path}.__init__", "call", count, node)
+            self._add(f"{path}.__init__", "call", count)
         elif path:
             self._seen.add(id(node.func))
             unbound = path.endswith(".__init__")
-            self._add(path, "call", count - unbound, node)
+            self._add(path, "call", count - unbound)
         self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         path = self._path(node)
         is_class = path is not None and "." not in path and path[0].isupper()
         if path and not is_class and id(node) not in self._seen:
-            self._add(path, _KINDS[type(node.ctx)], None, node)
+            self._add(path, "set" if isinstance(node.ctx, ast.Store) else "read", None)
         self.generic_visit(node)
 
-    def _add(self, name: str, kind: str, arguments: int | None, node: ast.stmt | ast.expr) -> None:
-        self.found.setdefault((name, kind, arguments), node.lineno)
+    def _add(self, name: str, kind: str, arguments: int | None) -> None:
+        self.found.add((name, kind, arguments))
 
     def _path(self, node: ast.expr) -> str | None:
         """``"Builder.create_network"`` for an attribute of a known object or of the module."""
@@ -296,9 +287,6 @@ def surface() -> tuple[Use, ...]:
     uses = {use for path in OWNERS for use in used_names(path.read_text(encoding="utf-8"))}
     more = {name for name, kind, _ in uses if kind != "read"}
     return tuple(sorted((use for use in uses if use[1] != "read" or use[0] not in more), key=str))
-
-
-# --- what the bindings have
 
 
 @dataclass(frozen=True, kw_only=True)
