@@ -12,7 +12,7 @@ import pytest
 
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.files import sha256_file
-from nrd_trt.inspection.inspect import inspect_path
+from nrd_trt.inspection.inspect import inspect
 from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.validation.validate import validate
 from tests.artefacts import build
@@ -70,5 +70,5 @@ def test_it_is_rebuilt(builder: str, path: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_inspected(path: Path) -> None:
-    text = json.dumps(inspect_path(path))
+    text = json.dumps(inspect(path).to_dict())
     assert "tensorrt-rtx" in text and "city.safetensors" in text

@@ -5,16 +5,24 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nrd_trt.cli import common
+from nrd_trt.cli.flags import translated
+
+if TYPE_CHECKING:
+    from nrd_trt.engine.record import BundleRecord, PluginRecord
+    from nrd_trt.graph.metadata import GraphFacts
+    from nrd_trt.inspection.inspect import BundleSummary, Inspection, PlanSummary, PluginLayers
+    from nrd_trt.inspection.onnx_summary import OnnxSummary, TensorSummary
 
 _WIDEST = 100
 _LABEL = 16
+_TITLES = {"bundle": "bundle", "plan": "TensorRT plan", "onnx": "ONNX file"}
 _LAYERS_FROM = {
     "plan": "of the plan, as built",
     "build": "of the network as the builder parsed it, before it fused layers",
@@ -35,202 +43,195 @@ def inspect_command(
 
     A plan is opened where this machine can, which runs it as code: look into what you trust.
     """
-    from nrd_trt.engine.compat import stderr_message
-    from nrd_trt.inspection.inspect import inspect_path
+    from nrd_trt import inspect
+    from nrd_trt.engine.messages import stderr_message
+    from nrd_trt.progress import silent
 
-    on_message = stderr_message if verbose else lambda severity, text: None
-    found = inspect_path(path, plugin=plugin, on_message=on_message)
+    found = inspect(path, plugin=plugin, on_message=stderr_message if verbose else silent)
     if as_json:
-        common.print_json(found)
+        common.print_json(found.to_dict())
     else:
         _print(found, every_layer=layers)
 
 
-def _print(found: dict[str, Any], *, every_layer: bool) -> None:
-    intact = "; every hash of its bundle holds" if found["bundle"] else f"\nSHA-256 {found['sha256']}"
-    typer.echo(f"{found['path']}: {_TITLES[found['kind']]}, {_size(found['bytes'])}{intact}")
-    if found["bundle"]:
-        _section("Made", _made(found["bundle"]))
-        _section("Files", _files(found["bundle"]))
-        _section("Masks", _masks(found["bundle"]))
-    if found["plan"]:
-        _section("Plan", _plan(found["plan"], bare=found["bundle"] is None))
+def _print(found: Inspection, *, every_layer: bool) -> None:
+    bundle = found.bundle
+    intact = "; every hash of its bundle holds" if bundle else f"\nSHA-256 {found.sha256}"
+    typer.echo(f"{found.path}: {_TITLES[found.kind]}, {_size(found.bytes)}{intact}")
+    if bundle:
+        _section("Made", _made(bundle.record))
+        _section("Files", _files(bundle))
+        _section("Masks", _masks(bundle.record))
+    if found.plan:
+        _section("Plan", _plan(found.plan, bare=bundle is None))
     _section("Precision", _precision(found))
-    if found["onnx"]:
-        _section("Network", _network(found["onnx"]["metadata"], found["bundle"]))
-        _section("ONNX file", _onnx(found["onnx"]))
+    if found.onnx:
+        _section("Network", _network(found.onnx.metadata, bundle.record if bundle else None))
+        _section("ONNX file", _onnx(found.onnx))
     _layers(found, every_layer=every_layer)
 
 
-_TITLES = {"bundle": "bundle", "plan": "TensorRT plan", "onnx": "ONNX file"}
-
-
-def _made(bundle: dict[str, Any]) -> Lines:
-    builder, checkpoint = bundle["builder"], bundle["checkpoint"] or {}
-    source = checkpoint.get("name") or "an ONNX file"
-    digest = f", SHA-256 {_short(checkpoint['sha256'])}" if checkpoint.get("sha256") else ""
+def _made(record: BundleRecord) -> Lines:
+    builder, checkpoint = record.builder, record.checkpoint
+    source = (checkpoint and checkpoint.name) or "an ONNX file"
+    digest = f", SHA-256 {_short(checkpoint.sha256)}" if checkpoint and checkpoint.sha256 else ""
     yield "from", f"{source}{digest}"
-    made = f"{builder['name']} {builder['version']}" if builder["version"] else "ONNX Runtime: no plan"
-    decode = {"plugin": "; decode by the plugin", "onnx": "; decode by the function", "none": ""}[bundle["decode"]]
-    yield "builder", f"{made}; nrd_trt {bundle['nrd_trt']} on {builder['os']} {builder['machine']}{decode}"
-    if builder["version"]:
-        targets = ", ".join(builder["compute_capabilities"]) or "the builder's default"
-        yield "for", f"GPU {builder['gpu'] or 'not recorded'}, driver {builder['driver'] or '–'}; targets {targets}"
-    yield "rebuild with", bundle["command"]
+    made = f"{builder.name} {builder.version}" if builder.version else "ONNX Runtime: no plan"
+    decode = {"plugin": "; decode by the plugin", "onnx": "; decode by the function", "none": ""}[record.decode]
+    yield "builder", f"{made}; nrd_trt {record.nrd_trt} on {builder.os} {builder.machine}{decode}"
+    if builder.version:
+        targets = ", ".join(builder.compute_capabilities) or "the builder's default"
+        yield "for", f"GPU {builder.gpu or 'not recorded'}, driver {builder.driver or '–'}; targets {targets}"
+    yield "rebuild with", record.command
 
 
-def _files(bundle: dict[str, Any]) -> Lines:
-    for name, digest in bundle["files"].items():
-        yield name, f"{_size(bundle['sizes'][name]):>9}   SHA-256 {_short(digest)}"
+def _files(bundle: BundleSummary) -> Lines:
+    for name, digest in sorted(bundle.record.files.items()):
+        yield name, f"{_size(bundle.sizes[name]):>9}   SHA-256 {_short(digest)}"
 
 
-def _masks(bundle: dict[str, Any]) -> Lines:
-    validation, parity, gates = bundle["validation"], bundle["parity"], bundle["validation"]["gates"]
-    yield "verdict", "passed" if bundle["passed"] else f"NOT PASSED: {'; '.join(validation['failures'])}"
+def _masks(record: BundleRecord) -> Lines:
+    validation, parity, gates = record.validation, record.parity, record.validation.gates
+    yield "verdict", "passed" if record.passed else f"NOT PASSED: {'; '.join(validation.failures)}"
     yield (
         "agreement",
-        f"{common.fraction(validation['pixel_agreement'])} of the pixels with {validation['reference']} on "
-        f"{validation['images']} {validation['samples']} (gate {gates['min_agreement']})",
+        f"{common.fraction(validation.pixel_agreement)} of the pixels with {validation.reference} on "
+        f"{validation.images} {validation.samples} (gate {gates.min_agreement})",
     )
-    yield "run by", f"{validation['runner']}, {validation['arithmetic']} arithmetic"
-    if validation["miou_engine"] is not None:
-        engine, reference = common.fraction(validation["miou_engine"]), common.fraction(validation["miou_reference"])
-        yield "mIoU", f"{engine}, reference {reference} (gate: at most {gates['max_miou_drop']} lost)"
+    yield "run by", f"{validation.runner}, {validation.arithmetic} arithmetic"
+    if validation.miou_engine is not None:
+        engine, reference = common.fraction(validation.miou_engine), common.fraction(validation.miou_reference)
+        yield "mIoU", f"{engine}, reference {reference} (gate: at most {gates.max_miou_drop} lost)"
     if parity:
-        largest = "not finite" if parity["max_abs"] is None else f"{parity['max_abs']:.3g}"
-        yield "export", f"{parity['agreement']:.4f} of the pixels agree; largest logit difference {largest}"
+        largest = "not finite" if parity.max_abs is None else f"{parity.max_abs:.3g}"
+        yield "export", f"{parity.agreement:.4f} of the pixels agree; largest logit difference {largest}"
 
 
-def _plan(plan: dict[str, Any], *, bare: bool) -> Lines:
-    yield "made for", f"{plan['flavour']} {plan['version'] or 'of a version that its header does not tell'}"
-    if plan["opened"]:
-        yield "opened with", plan["opened_with"]
-        for title, tensors in (("input", plan["inputs"]), ("output", plan["outputs"])):
-            for tensor in tensors:
+def _plan(plan: PlanSummary, *, bare: bool) -> Lines:
+    yield "made for", f"{plan.flavour} {plan.version or 'of a version that its header does not tell'}"
+    if plan.opened:
+        yield "opened with", plan.opened_with
+        for title, tensors in (("input", plan.inputs), ("output", plan.outputs)):
+            for tensor in tensors or ():
                 yield title, _tensor(tensor)
-        yield "scratch memory", _size(plan["device_memory_bytes"])
+        yield "scratch memory", _size(plan.device_memory_bytes or 0)
         return
-    yield "not opened", plan["why_not"]
+    yield "not opened", translated(plan.why_not or "", {})
     if bare:
         yield (
             "to see more",
             "give the bundle folder that it came from, or open it on a machine with the GPU that it was built for: "
-            f"{'trtexec' if plan['flavour'] == 'tensorrt' else 'tensorrt_rtx'} --loadEngine={plan['path']}",
+            f"{'trtexec' if plan.flavour == 'tensorrt' else 'tensorrt_rtx'} --loadEngine={plan.path}",
         )
 
 
-def _precision(found: dict[str, Any]) -> Lines:
-    precision = found["precision"]
-    if found["kind"] != "plan" or found["bundle"]:
-        yield "asked", precision["asked"] or "not told"
-    yield "found", _counts(precision["found"] or found["types"]) or "not known without opening it"
-    if precision["kept_fp32"] is not None:
-        yield "kept in fp32", ", ".join(precision["kept_fp32"]) or "nothing"
-    if found["plan"]:
-        yield "formats", _counts(found["formats"]) or "known only of an opened plan"
-    for number, profile in enumerate(found["profiles"] or []):
+def _precision(found: Inspection) -> Lines:
+    precision = found.precision
+    if found.kind != "plan" or found.bundle:
+        yield "asked", precision.asked or "not told"
+    yield "found", _counts(precision.found or found.types) or "not known without opening it"
+    if precision.kept_fp32 is not None:
+        yield "kept in fp32", ", ".join(precision.kept_fp32) or "nothing"
+    if found.plan:
+        yield "formats", _counts(found.formats) or "known only of an opened plan"
+    for number, profile in enumerate(found.profiles or ()):
         for name, sizes in profile.items():
-            yield f"profile {number}", f"{name} {_range(sizes)}"
-    if found["plugin"]:
-        yield from (("plugin", line) for line in _with_plugin(found["plugin"]))
+            low, opt, high = _by(sizes.min), _by(sizes.opt), _by(sizes.max)
+            range_of = f"{opt}, fixed" if low == high else f"{low} to {high}, best at {opt}"
+            yield f"profile {number}", f"{name} {range_of}"
+    if found.plugin:
+        yield from (("plugin", line) for line in _with_plugin(found.plugin))
     else:
         yield "plugin", _without_plugin(found)
 
 
-def _with_plugin(plugin: dict[str, Any]) -> Iterator[str]:
+def _with_plugin(plugin: PluginRecord | PluginLayers) -> Iterator[str]:
     """Say what is known of the plugin: of a bundle its library, of a plan alone its layers."""
-    if "layers" in plugin:
-        yield f"runs {', '.join(plugin['layers'])}; a plan alone does not tell of which library"
+    from nrd_trt.inspection.inspect import PluginLayers
+
+    if isinstance(plugin, PluginLayers):
+        yield f"runs {', '.join(plugin.layers)}; a plan alone does not tell of which library"
         return
-    code = [*(f"sm_{sm}" for sm in plugin["architectures"]), *(f"compute_{sm}" for sm in plugin["ptx"])]
-    yield f"{plugin['file']} {plugin['version']}, kernel revision {plugin['kernel_revision']}"
-    yield f"for TensorRT {plugin['tensorrt']}, CUDA {plugin['cuda']}, {' '.join(code)}"
-    yield f"SHA-256 {plugin['sha256']}"
+    code = [*(f"sm_{sm}" for sm in plugin.architectures), *(f"compute_{sm}" for sm in plugin.ptx)]
+    yield f"{plugin.file} {plugin.version}, kernel revision {plugin.kernel_revision}"
+    yield f"for TensorRT {plugin.tensorrt}, CUDA {plugin.cuda}, {' '.join(code)}"
+    yield f"SHA-256 {plugin.sha256}"
 
 
-def _without_plugin(found: dict[str, Any]) -> str:
+def _without_plugin(found: Inspection) -> str:
     """Say what does the decode where no plugin does."""
-    onnx = found["onnx"] or {}
-    functions = [function["name"] for function in onnx.get("functions", [])]
-    if lone := [node["op"] for node in onnx.get("plugin_nodes", []) if node["op"] not in functions]:
+    if found.onnx is None:
+        return "not told"
+    functions = [function.name for function in found.onnx.functions]
+    if lone := [node.op for node in found.onnx.plugin_nodes if node.op not in functions]:
         return f"needed: the ONNX file has no function {', '.join(lone)}"
-    if functions:
-        return f"none needed: {', '.join(functions)} is a function of the ONNX file"
-    return "none" if found["onnx"] else "not told"
+    return f"none needed: {', '.join(functions)} is a function of the ONNX file" if functions else "none"
 
 
-def _network(metadata: dict[str, Any] | None, bundle: dict[str, Any] | None) -> Lines:
+def _network(metadata: GraphFacts | None, record: BundleRecord | None) -> Lines:
     if metadata is None:
         yield "metadata", "none of nrd_trt's: another tool wrote this file, and `nrd-trt build` will refuse it"
         return
-    info, decode = metadata["info"], metadata["decode"]
-    yield "model", f"{metadata['encoder']} encoder, {metadata['head']} head, exported as {metadata['precision']}"
+    info, decode = metadata.info, metadata.decode
+    yield "model", f"{metadata.encoder} encoder, {metadata.head} head, exported as {metadata.precision}"
     yield (
         "decode",
-        f"{decode['num_classes']} classes, hidden {decode['hidden']}, guidance {decode['guidance_channels']}, "
-        f"patch {decode['patch']}, upsample {decode['upsample']}"
+        f"{decode.num_classes} classes, hidden {decode.hidden}, guidance {decode.guidance_channels}, "
+        f"patch {decode.patch}, upsample {decode.upsample}"
         if decode
-        else f"{len(info['class_names'])} classes, bilinear enlargement by {metadata['upsample']}",
+        else f"{len(info.class_names)} classes, bilinear enlargement by {metadata.upsample}",
     )
-    mean, std = (" ".join(f"{value:g}" for value in info[key]) for key in ("mean", "std"))
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     yield (
         "preprocessing",
-        f"{info['channel_order'].upper()}, mean {mean}, std {std}"
-        + ("; in the graph, give uint8 RGB" if metadata["input_form"] == "uint8" else "; before the graph"),
+        f"{info.channel_order.upper()}, mean {mean}, std {std}"
+        + ("; in the graph, give uint8 RGB" if metadata.input_form == "uint8" else "; before the graph"),
     )
-    if metadata["mask_encoding"] != "uint8":
-        yield "mask", f"{metadata['mask_encoding']}: four pixels in one int32, which the runners of nrd_trt unpack"
-    if bundle:
-        yield "image fit", bundle["fit"]
-    ignored = f"; label {info['ignore_index']} is ignored" if info["ignore_index"] is not None else ""
-    yield "classes", f"{len(info['class_names'])}: {', '.join(info['class_names'])}{ignored}"
+    if metadata.mask_encoding != "uint8":
+        yield "mask", f"{metadata.mask_encoding}: four pixels in one int32, which the runners of nrd_trt unpack"
+    if record:
+        yield "image fit", record.fit
+    ignored = f"; label {info.ignore_index} is ignored" if info.ignore_index is not None else ""
+    yield "classes", f"{len(info.class_names)}: {', '.join(info.class_names)}{ignored}"
 
 
-def _onnx(summary: dict[str, Any]) -> Lines:
-    opset = ", ".join(f"{domain} {version}" for domain, version in summary["opset"].items())
-    yield "opset", f"{opset}; IR version {summary['ir_version']}; written by {summary['producer'] or 'nobody named'}"
-    for tensor in summary["inputs"]:
-        yield "input", _tensor(tensor)
-    for tensor in summary["outputs"]:
-        yield "output", _tensor(tensor)
-    yield "nodes", f"{summary['nodes']['total']}: {_counts(summary['nodes']['by_op'])}"
-    yield "node types", _counts(summary["nodes"]["by_type"])
+def _onnx(summary: OnnxSummary) -> Lines:
+    opset = ", ".join(f"{domain} {version}" for domain, version in summary.opset.items())
+    yield "opset", f"{opset}; IR version {summary.ir_version}; written by {summary.producer or 'nobody named'}"
+    for title, tensors in (("input", summary.inputs), ("output", summary.outputs)):
+        for tensor in tensors:
+            yield title, _tensor(tensor)
+    yield "nodes", f"{summary.nodes.total}: {_counts(summary.nodes.by_op)}"
+    yield "node types", _counts(summary.nodes.by_type)
     weights = (
-        f"{_size(entry['bytes'])} {kind} ({entry['elements']:,} in {entry['tensors']} tensors)"
-        for kind, entry in summary["weights"].items()
+        f"{_size(entry.bytes)} {kind} ({entry.elements:,} in {entry.tensors} tensors)"
+        for kind, entry in summary.weights.items()
     )
     yield "weights", ", ".join(weights) or "none"
-    for function in summary["functions"]:
-        yield (
-            "function",
-            f"{function['domain']}.{function['name']}({', '.join(function['inputs'])}): "
-            + (f"{function['nodes']} nodes"),
-        )
-    for node in summary["plugin_nodes"]:
-        given = ", ".join(f"{name}={_attribute(value)}" for name, value in node["attributes"].items())
-        yield "plugin node", f"{node['name'] or '(unnamed)'}: {node['domain']}.{node['op']}({given})"
+    for function in summary.functions:
+        yield "function", f"{function.domain}.{function.name}({', '.join(function.inputs)}): {function.nodes} nodes"
+    for node in summary.plugin_nodes:
+        given = ", ".join(f"{name}={_attribute(value)}" for name, value in node.attributes.items())
+        yield "plugin node", f"{node.name or '(unnamed)'}: {node.domain}.{node.op}({given})"
 
 
-def _layers(found: dict[str, Any], *, every_layer: bool) -> None:
-    layers = found["layers"]
-    if not layers:
+def _layers(found: Inspection, *, every_layer: bool) -> None:
+    layers = found.layers
+    if not layers or not found.layers_from:
         return
-    typer.echo(f"\nLayers: {len(layers)}, {_LAYERS_FROM[found['layers_from']]}")
+    typer.echo(f"\nLayers: {len(layers)}, {_LAYERS_FROM[found.layers_from]}")
     if every_layer:
         for layer in layers:
-            typer.echo(f"  {layer['type']:<9} {layer['kind']:<20} {layer['name']}  {layer.get('format', '')}".rstrip())
+            memory_format = getattr(layer, "format", "")  # of the layers of an opened plan
+            typer.echo(f"  {layer.type:<9} {layer.kind:<20} {layer.name}  {memory_format}".rstrip())
         return
-    kinds = list(dict.fromkeys(_counts_of(layer["kind"] for layer in layers)))
-    types = list(_counts_of(layer["type"] for layer in layers))
-    table = Counter((layer["kind"], layer["type"]) for layer in layers)
-    typer.echo(f"  {'':<24}" + "".join(f"{kind:>10}" for kind in types[:6]))
+    kinds = [kind for kind, _ in Counter(layer.kind for layer in layers).most_common()]
+    types = [name for name, _ in Counter(layer.type for layer in layers).most_common(6)]
+    table = Counter((layer.kind, layer.type) for layer in layers)
+    typer.echo(f"  {'':<24}" + "".join(f"{name:>10}" for name in types))
     for kind in kinds:
-        typer.echo(f"  {kind:<24}" + "".join(f"{table[kind, name] or '·':>10}" for name in types[:6]))
+        typer.echo(f"  {kind:<24}" + "".join(f"{table[kind, name] or '·':>10}" for name in types))
     typer.echo("  (--layers lists them)")
-
-
-def _counts_of(names: Iterator[str]) -> dict[str, int]:
-    return dict(Counter(names).most_common())
 
 
 def _section(title: str, lines: Lines) -> None:
@@ -251,18 +252,12 @@ def _counts(counts: Mapping[str, int] | None) -> str:
     return ", ".join(f"{count} {name}" for name, count in ordered)
 
 
-def _tensor(tensor: dict[str, Any]) -> str:
-    return f"{tensor['name']} {tensor['dtype']} {_by(tensor['shape'])}"
+def _tensor(tensor: TensorSummary) -> str:
+    return f"{tensor.name} {tensor.dtype} {_by(tensor.shape)}"
 
 
-def _by(shape: list[int | str | None]) -> str:
+def _by(shape: Sequence[int | str | None]) -> str:
     return "×".join("?" if n is None else str(n) for n in shape) or "scalar"
-
-
-def _range(sizes: dict[str, list[int | str | None]]) -> str:
-    if sizes["min"] == sizes["max"]:
-        return f"{_by(sizes['opt'])}, fixed"
-    return f"{_by(sizes['min'])} to {_by(sizes['max'])}, best at {_by(sizes['opt'])}"
 
 
 def _attribute(value: Any) -> str:

@@ -1,31 +1,139 @@
-"""The verb ``inspect``: all that a bundle, a plan or an ONNX file tells about itself, as one JSON object.
-
-Every object has `kind`, `path`, `bytes`, `sha256`, `layers`, `layers_from`, `types`, `formats`, `profiles`, `precision`
-and `plugin`; beside these `onnx`, `plan` and `bundle` hold what belongs to the parts that are there.
-"""
+"""The verb ``inspect``: all that a bundle, a plan or an ONNX file tells about itself."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nrd_trt.engine.bundle import PLAN_FILE, RECORD_FILE, Bundle, is_bundle, read_bundle
 from nrd_trt.engine.plugins import find_plugin, read_plugin
+from nrd_trt.engine.record import BundleRecord, PluginRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, MissingDependencyError, PluginError
+from nrd_trt.figures import json_values
 from nrd_trt.files import sha256_file
-from nrd_trt.inspection.onnx_summary import facts_of, load_onnx, profile_of, summarise_onnx
-from nrd_trt.inspection.plan_summary import OpenedPlan, PlanHeader, has_gpu, is_plan, open_plan, read_header
+from nrd_trt.inspection.onnx_summary import (
+    OnnxSummary,
+    ShapeRange,
+    TensorSummary,
+    counted,
+    load_checked,
+    profile_of,
+    summarise_onnx,
+)
+from nrd_trt.inspection.plan_summary import OpenedPlan, PlanHeader, PlanLayer, has_gpu, is_plan, open_plan, read_header
+from nrd_trt.progress import OnMessage, silent
 from nrd_trt.runtime.select import bundle_plugin, recorded_plugin
+from nrd_trt.specs import LayerRecord
 
-OnMessage = Callable[[str, str], None]
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSummary:
+    """What is known of a plan: from its header anywhere, from its inside where this machine opened it.
+
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        sha256: Its hash.
+        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        version: Version of the builder; None where the header does not tell.
+        opened: Whether this machine opened it; without that what follows `why_not` is None.
+        why_not: Why it was not opened.
+        opened_with: Flavour and version of the runtime.
+        inputs: Inputs of the plan.
+        outputs: Outputs of the plan.
+        profiles: Shapes that each input may have, per profile.
+        device_memory_bytes: Scratch memory of one execution.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    flavour: str
+    version: str | None
+    opened: bool
+    why_not: str | None
+    opened_with: str | None = None
+    inputs: tuple[TensorSummary, ...] | None = None
+    outputs: tuple[TensorSummary, ...] | None = None
+    profiles: tuple[dict[str, ShapeRange], ...] | None = None
+    device_memory_bytes: int | None = None
 
 
-def inspect_path(
-    path: Path, *, plugin: Path | None = None, on_message: OnMessage = lambda severity, text: None
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class BundleSummary:
+    """What a bundle recorded, every hash of which holds, and the sizes of its files in bytes."""
+
+    record: BundleRecord
+    sizes: dict[str, int]
+    hashes_hold: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundPrecision:
+    """Precision of a file outside a bundle: what was asked for, as far as it tells, and its layers by type."""
+
+    asked: str | None
+    found: dict[str, int] | None
+    kept_fp32: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginLayers:
+    """Layers of a plan without a bundle that plugins run; the plan does not tell of which library."""
+
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a bundle, a plan or an ONNX file tells about itself.
+
+    Attributes:
+        kind: What was looked into.
+        path: The file or folder.
+        bytes: Size of the file, or of all files of the bundle.
+        sha256: Hash of the file, or of the bundle's record.
+        layers: Layers of the plan, of the network as the builder parsed it, or nodes of the ONNX file.
+        layers_from: Which of these.
+        types: Number of layers by type.
+        formats: Number of layers by memory format; only an opened plan tells.
+        profiles: Shapes that each input may have, per profile.
+        precision: Precision that was asked for, and types that were found.
+        plugin: The library that a bundle's plan needs, or the layers of a plan alone that plugins run.
+        onnx: What the ONNX file holds, where there is one.
+        plan: What the plan tells, where there is one.
+        bundle: What the bundle recorded, where there is one.
+    """
+
+    kind: Literal["bundle", "plan", "onnx"]
+    path: str
+    bytes: int
+    sha256: str
+    layers: tuple[LayerRecord, ...] | None
+    layers_from: Literal["plan", "build", "onnx"] | None
+    types: dict[str, int] | None
+    formats: dict[str, int] | None
+    profiles: tuple[dict[str, ShapeRange], ...] | None
+    precision: PrecisionRecord | FoundPrecision
+    plugin: PluginRecord | PluginLayers | None
+    onnx: OnnxSummary | None = None
+    plan: PlanSummary | None = None
+    bundle: BundleSummary | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values of the JSON object; layers stand in it once, at the top."""
+        values: dict[str, Any] = json_values(self)
+        values["precision"].pop("layers", None)
+        if values["bundle"]:
+            record = values["bundle"].pop("record")
+            del record["precision"]["layers"]
+            values["bundle"] |= record
+        return values
+
+
+def inspect(path: Path | str, *, plugin: Path | str | None = None, on_message: OnMessage = silent) -> Inspection:
     """Return what a bundle, a plan or an ONNX file holds.
 
     A plan is opened, which runs it as code, where this machine can: inspect what comes from a trusted source.
@@ -42,116 +150,108 @@ def inspect_path(
         BundleError: A bundle is damaged, or a plan is none.
         ExportError: It is no ONNX file.
     """
+    path, plugin = Path(path), None if plugin is None else Path(plugin)
     if path.is_dir():
-        return _bundle(path, "bundle", plugin, on_message)
+        return _bundle(read_bundle(path), "bundle", plugin, on_message)
     if not path.is_file():
         raise ConfigError(f"{path}: expected a bundle NAME.nrd, a plan or an ONNX file, found none; check the path.")
     if path.name == PLAN_FILE and is_bundle(path.parent):
-        return _bundle(path.parent, "plan", plugin, on_message)
+        return _bundle(read_bundle(path.parent), "plan", plugin, on_message)
     if is_plan(path):
         return _bare_plan(path, plugin, on_message)
     if plugin is not None:
-        raise ConfigError(f"--plugin {plugin}: expected a bundle or a plan with it, got {path}; leave the option out.")
+        raise ConfigError(f"plugin={plugin}: expected a bundle or a plan with it, got {path}; leave it out.")
     return _onnx_file(path)
 
 
-def _onnx_file(path: Path) -> dict[str, Any]:
-    model = load_onnx(path)
-    summary, facts = summarise_onnx(model), facts_of(model)
-    layers = summary.pop("layers")
-    return {
-        "kind": "onnx",
+def _onnx_file(path: Path) -> Inspection:
+    summary, layers = summarise_onnx(load_checked(path))
+    facts, types = summary.metadata, summary.nodes.by_type
+    return Inspection(
+        kind="onnx",
         **_file(path),
-        "layers": layers,
-        "layers_from": "onnx",
-        "types": summary["nodes"]["by_type"],
-        "formats": None,
-        "profiles": [profile_of(facts)] if facts else None,
-        "precision": {
-            "asked": facts.precision if facts else None,
-            "found": summary["nodes"]["by_type"],
-            "kept_fp32": None,
-        },
-        "plugin": None,
-        "onnx": summary,
-        "plan": None,
-        "bundle": None,
-    }
+        layers=layers,
+        layers_from="onnx",
+        types=types,
+        formats=None,
+        profiles=(profile_of(facts),) if facts else None,
+        precision=FoundPrecision(asked=facts.precision if facts else None, found=types),
+        plugin=None,
+        onnx=summary,
+    )
 
 
-def _bare_plan(path: Path, plugin: Path | None, on_message: OnMessage) -> dict[str, Any]:
+def _bare_plan(path: Path, plugin: Path | None, on_message: OnMessage) -> Inspection:
     """Tell of a plan without a bundle what its header says, and its inside where it can be opened."""
     header = read_header(path)
     advice = "nrd-trt build m.onnx -o NAME.nrd"
     library = read_plugin(find_plugin(plugin)) if plugin is not None else None
-    opened = open_plan(path, header.flavour, rebuild=advice, plugin=library, on_message=on_message)
-    plan = _plan(path, header, opened)
-    return {
-        "kind": "plan",
+    plan, layers = _plan(
+        path, header, open_plan(path, header.flavour, rebuild=advice, plugin=library, on_message=on_message)
+    )
+    run_by_plugins = tuple(layer.name for layer in layers or () if "plugin" in layer.kind.lower())
+    return Inspection(
+        kind="plan",
         **_file(path),
-        "layers": plan["layers"],
-        "layers_from": "plan" if plan["layers"] else None,
-        "types": _types(plan["layers"]),
-        "formats": _formats(plan["layers"]),
-        "profiles": plan["profiles"],
-        "precision": {"asked": None, "found": _types(plan["layers"]), "kept_fp32": None},
-        "plugin": _plugins_of(plan["layers"]),
-        "onnx": None,
-        "plan": {key: value for key, value in plan.items() if key != "layers"},
-        "bundle": None,
-    }
+        layers=layers,
+        layers_from="plan" if layers else None,
+        types=_types(layers),
+        formats=_formats(layers),
+        profiles=plan.profiles,
+        precision=FoundPrecision(asked=None, found=_types(layers)),
+        plugin=PluginLayers(layers=run_by_plugins) if run_by_plugins else None,
+        plan=plan,
+    )
 
 
-def _plugins_of(layers: list[dict[str, str]] | None) -> dict[str, Any] | None:
-    """Return the layers of an opened plan that plugins run; the plan does not tell of which library."""
-    named = [layer["name"] for layer in layers or [] if "plugin" in layer["kind"].lower()]
-    return {"layers": named} if named else None
-
-
-def _bundle(path: Path, kind: str, plugin: Path | None, on_message: OnMessage) -> dict[str, Any]:
+def _bundle(bundle: Bundle, kind: Literal["bundle", "plan"], plugin: Path | None, on_message: OnMessage) -> Inspection:
     """Tell of a bundle what it recorded, what its ONNX file holds, and its plan's inside where it can be opened."""
-    return _of_bundle(read_bundle(path), kind, plugin, on_message)
-
-
-def _of_bundle(bundle: Bundle, kind: str, plugin: Path | None, on_message: OnMessage) -> dict[str, Any]:
-    if plugin is not None and bundle.record.decode != "plugin":
-        raise ConfigError(f"--plugin {plugin}: expected a bundle whose plan needs it, got {bundle.path}; leave it out.")
-    summary = summarise_onnx(load_onnx(bundle.onnx_path))
-    network = summary.pop("layers")
-    plan = _plan_of(bundle, plugin, on_message)
-    recorded_facts = bundle.record.to_dict()
-    facts = _without_layers(recorded_facts)
-    opened, recorded = plan and plan["layers"], recorded_facts["precision"]["layers"]
-    layers = opened or recorded or network
+    record = bundle.record
+    if plugin is not None and record.decode != "plugin":
+        raise ConfigError(f"plugin={plugin}: expected a bundle whose plan needs it, got {bundle.path}; leave it out.")
+    summary, nodes = summarise_onnx(load_checked(bundle.onnx_path))
+    plan, opened = _plan_of(bundle, plugin, on_message)
+    recorded = record.precision.layers
+    layers = opened or recorded or nodes
+    sizes = {name: (bundle.path / name).stat().st_size for name in sorted(record.files)}
     named = bundle.plan_path if kind == "plan" else None
-    return {
-        "kind": kind,
-        "path": str(named or bundle.path),
-        "bytes": named.stat().st_size if named else sum(size for _, size in _sizes(bundle)),
-        "sha256": bundle.record.files[PLAN_FILE] if named else sha256_file(bundle.path / RECORD_FILE),
-        "layers": layers,
-        "layers_from": "plan" if opened else "build" if recorded else "onnx",
-        "types": _types(layers),
-        "formats": _formats(layers),
-        "profiles": (plan["profiles"] if plan else None) or [profile_of(bundle.graph)],
-        "precision": facts["precision"],
-        "plugin": facts["plugin"],
-        "onnx": summary,
-        "plan": {key: value for key, value in plan.items() if key != "layers"} if plan else None,
-        "bundle": {**facts, "sizes": dict(_sizes(bundle)), "hashes_hold": True},
-    }
+    return Inspection(
+        kind=kind,
+        path=str(named or bundle.path),
+        bytes=sizes[PLAN_FILE] if named else sum(sizes.values()),
+        sha256=record.files[PLAN_FILE] if named else sha256_file(bundle.path / RECORD_FILE),
+        layers=layers,
+        layers_from="plan" if opened else "build" if recorded else "onnx",
+        types=_types(layers),
+        formats=_formats(layers),
+        profiles=(plan.profiles if plan else None) or (profile_of(bundle.graph),),
+        precision=record.precision,
+        plugin=record.plugin,
+        onnx=summary,
+        plan=plan,
+        bundle=BundleSummary(record=record, sizes=sizes),
+    )
 
 
-def _plan_of(bundle: Bundle, plugin: Path | None, on_message: OnMessage) -> dict[str, Any] | None:
+def _plan_of(
+    bundle: Bundle, plugin: Path | None, on_message: OnMessage
+) -> tuple[PlanSummary | None, tuple[PlanLayer, ...] | None]:
+    """Open a bundle's plan; a library that does not fit is an error only where it was given."""
     if bundle.plan_path is None:
-        return None
-    header, rebuild = read_header(bundle.plan_path), bundle.record.command
+        return None, None
+    header, record = read_header(bundle.plan_path), bundle.record
     opened: OpenedPlan | str
     if plugin is not None:
         recorded_plugin(bundle, plugin)
     try:
-        library = bundle_plugin(bundle, plugin) if has_gpu() else None
-        opened = open_plan(bundle.plan_path, header.flavour, rebuild=rebuild, plugin=library, on_message=on_message)
+        opened = open_plan(
+            bundle.plan_path,
+            header.flavour,
+            rebuild=record.command,
+            host_code=record.builder.version_compatible,
+            plugin=bundle_plugin(bundle, plugin) if has_gpu() else None,
+            on_message=on_message,
+        )
     except (MissingDependencyError, PluginError) as exc:
         if plugin is not None:
             raise
@@ -159,40 +259,22 @@ def _plan_of(bundle: Bundle, plugin: Path | None, on_message: OnMessage) -> dict
     return _plan(bundle.plan_path, header, opened)
 
 
-def _plan(path: Path, header: PlanHeader, opened: OpenedPlan | str) -> dict[str, Any]:
-    """Return what is known of a plan; `why_not` tells why the rest is not."""
-    known = asdict(opened) if isinstance(opened, OpenedPlan) else {}
-    return {
-        **_file(path),
-        **asdict(header),
-        "opened": isinstance(opened, OpenedPlan),
-        "why_not": opened if isinstance(opened, str) else None,
-        **{key: known.get(key) for key in ("opened_with", "inputs", "outputs", "profiles", "device_memory_bytes")},
-        "layers": known.get("layers"),
-    }
+def _plan(path: Path, header: PlanHeader, opened: OpenedPlan | str) -> tuple[PlanSummary, tuple[PlanLayer, ...] | None]:
+    """Return what is known of a plan, and its layers where it was opened."""
+    known = {**_file(path), **vars(header)}
+    if isinstance(opened, str):
+        return PlanSummary(**known, opened=False, why_not=opened), None
+    inside = {name: value for name, value in vars(opened).items() if name != "layers"}
+    return PlanSummary(**known, opened=True, why_not=None, **inside), opened.layers
 
 
 def _file(path: Path) -> dict[str, Any]:
     return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _sizes(bundle: Bundle) -> list[tuple[str, int]]:
-    return [(name, (bundle.path / name).stat().st_size) for name in sorted(bundle.record.files)]
+def _types(layers: Sequence[LayerRecord] | None) -> dict[str, int] | None:
+    return counted(layer.type for layer in layers) if layers else None
 
 
-def _types(layers: list[dict[str, str]] | None) -> dict[str, int] | None:
-    return dict(Counter(layer["type"] for layer in layers).most_common()) if layers else None
-
-
-def _formats(layers: list[dict[str, str]] | None) -> dict[str, int] | None:
-    """Return layers per memory format; only an opened plan tells them."""
-    known = [layer["format"] for layer in layers or [] if "format" in layer]
-    return dict(Counter(known).most_common()) if known else None
-
-
-def _without_layers(facts: dict[str, Any]) -> dict[str, Any]:
-    precision = {key: value for key, value in facts["precision"].items() if key != "layers"}
-    return {**facts, "precision": precision}
-
-
-inspect = inspect_path
+def _formats(layers: Sequence[LayerRecord] | None) -> dict[str, int] | None:
+    return counted(layer.format for layer in layers or () if isinstance(layer, PlanLayer)) or None

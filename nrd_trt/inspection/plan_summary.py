@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import BundleError, MissingDependencyError, RunnerError
+from nrd_trt.inspection.onnx_summary import ShapeRange, TensorSummary
 from nrd_trt.machine.gpu import find_graphics
 from nrd_trt.machine.host import Machine
 from nrd_trt.machine.jetson import find_jetson
+from nrd_trt.progress import OnMessage, silent
+from nrd_trt.specs import LayerRecord, TensorSpec
 
 _HEADER_BYTES = 28
+_SIZES = ("min", "opt", "max")
+_TYPES = re.compile(r"\b(fp32|fp16|bf16|fp8|u?int8|int4|int32|int64|bool)\b", re.IGNORECASE)
+_TYPE_NAMES = {"fp32": "float", "fp16": "half"}
 _TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
 
 
@@ -25,11 +31,22 @@ class PlanHeader:
 
     Attributes:
         flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        version: Of the builder, such as ``"10.3.0.30"``, or None for a header of another form.
+        version: Version of the builder, such as ``"10.3.0.30"``, or None for a header of another form.
     """
 
     flavour: str
     version: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanLayer(LayerRecord):
+    """A layer of an opened plan.
+
+    Attributes:
+        format: Memory format of its first output; ``"unknown"`` where it is not told.
+    """
+
+    format: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +55,19 @@ class OpenedPlan:
 
     Attributes:
         opened_with: Flavour and version of the runtime.
-        inputs: ``{name, dtype, shape}`` per input; None marks a dynamic dimension.
-        outputs: The same per output.
-        profiles: Smallest, usual and largest shape by input, per profile.
+        inputs: Inputs of the plan.
+        outputs: Outputs of the plan.
+        profiles: Shapes that each input may have, per profile.
         device_memory_bytes: Scratch memory of one execution.
-        layers: ``{name, kind, type, format}`` per layer, or None where the runtime does not tell.
+        layers: Layers as they were built; empty where the runtime does not tell.
     """
 
     opened_with: str
-    inputs: list[dict[str, Any]] = field(default_factory=list)
-    outputs: list[dict[str, Any]] = field(default_factory=list)
-    profiles: list[dict[str, Any]] = field(default_factory=list)
-    device_memory_bytes: int = 0
-    layers: list[dict[str, str]] | None = None
+    inputs: tuple[TensorSummary, ...]
+    outputs: tuple[TensorSummary, ...]
+    profiles: tuple[dict[str, ShapeRange], ...]
+    device_memory_bytes: int
+    layers: tuple[PlanLayer, ...]
 
 
 def read_header(path: Path) -> PlanHeader:
@@ -65,7 +82,7 @@ def read_header(path: Path) -> PlanHeader:
         tags = " or ".join(repr(tag.decode()) for tag in _TAGS)
         raise BundleError(
             f"{path}: expected a TensorRT plan, which begins with {tags}, got {head[:4]!r} "
-            f"({path.stat().st_size} bytes); build it again with `nrd-trt build`."
+            f"({path.stat().st_size} bytes); build it again with nrd_trt.build."
         )
     (form,) = struct.unpack_from("<I", head, 4)
     return PlanHeader(flavour=_TAGS[head[:4]], version=".".join(map(str, head[24:28])) if form == 0 else None)
@@ -84,8 +101,9 @@ def open_plan(
     flavour: str,
     *,
     rebuild: str,
+    host_code: bool = False,
     plugin: PluginLibrary | None = None,
-    on_message: Callable[[str, str], None] = lambda severity, text: None,
+    on_message: OnMessage = silent,
 ) -> OpenedPlan | str:
     """Open a plan with the runtime of its flavour.
 
@@ -95,6 +113,7 @@ def open_plan(
         path: The plan.
         flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         rebuild: The command that builds it again.
+        host_code: Let the plan bring its own runtime, as version-compatible plans do.
         plugin: Library to load first, where the plan needs one.
         on_message: Receives TensorRT's messages as ``(severity, text)``.
 
@@ -107,20 +126,23 @@ def open_plan(
     from nrd_trt.engine.compat import load_tensorrt
 
     if not has_gpu():
-        return "this machine has no NVIDIA GPU that can be used; `nrd-trt doctor` tells more"
+        return "this machine has no NVIDIA GPU that can be used; nrd_trt.doctor() tells more"
     try:
         runtime = load_tensorrt(flavour)
         if plugin is not None:
             load_plugin(plugin, runtime)
-        engine = runtime.deserialize(path.read_bytes(), host_code=False, rebuild=rebuild, on_message=on_message)
+        engine = runtime.deserialize(path.read_bytes(), host_code=host_code, rebuild=rebuild, on_message=on_message)
     except (MissingDependencyError, RunnerError) as exc:
         return str(exc)
     try:
+        ranges = {
+            name: ShapeRange(**dict(zip(_SIZES, engine.profile_range(name), strict=True))) for name in engine.inputs
+        }
         return OpenedPlan(
             opened_with=f"{flavour} {runtime.version}",
-            inputs=[_described(spec) for spec in engine.inputs.values()],
-            outputs=[_described(spec) for spec in engine.outputs.values()],
-            profiles=[{name: _range(*engine.profile_range(name)) for name in engine.inputs}],
+            inputs=tuple(map(_described, engine.inputs.values())),
+            outputs=tuple(map(_described, engine.outputs.values())),
+            profiles=(ranges,),
             device_memory_bytes=engine.device_memory_bytes,
             layers=inspector_layers(engine.layer_information()),
         )
@@ -134,41 +156,33 @@ def has_gpu() -> bool:
     return bool(find_graphics(machine, find_jetson(machine)).gpus)
 
 
-def inspector_layers(text: str) -> list[dict[str, str]]:
+def inspector_layers(text: str) -> tuple[PlanLayer, ...]:
     """Read the engine inspector's JSON: ``Format/Datatype`` in one text up to 10.x, two keys from 11 on.
 
     Args:
-        text: Of a whole engine, built with detailed profiling verbosity; with less there are names only.
+        text: What it tells of a whole engine, built with detailed profiling verbosity; with less there are names only.
 
     Returns:
-        ``{name, kind, type, format}`` per layer; type and format are those of the first output, "unknown" if not told.
+        Every layer; type and format are those of the first output, "unknown" if not told.
     """
     layers = json.loads(text).get("Layers", [])
-    return [_inspected(layer) if isinstance(layer, dict) else _inspected({"Name": layer}) for layer in layers]
+    return tuple(_inspected(layer if isinstance(layer, dict) else {"Name": layer}) for layer in layers)
 
 
-def _inspected(layer: dict[str, Any]) -> dict[str, str]:
+def _inspected(layer: dict[str, Any]) -> PlanLayer:
     output: dict[str, Any] = next(iter(layer.get("Outputs", [])), {})
-    joined = str(output.get("Format/Datatype", ""))
-    told = str(output.get("Format", joined) or "unknown")
-    kind = output.get("Datatype") or output.get("DataType") or _type_in(told)
-    return {
-        "name": str(layer.get("Name", "")),
-        "kind": str(layer.get("LayerType", "unknown")),
-        "type": str(kind).lower(),
-        "format": told,
-    }
+    told = str(output.get("Format", output.get("Format/Datatype", "")) or "unknown")
+    kind = output.get("Datatype") or output.get("DataType")
+    if not kind:  # a text of 10.x names it, such as "Row major linear FP16"
+        named = _TYPES.search(told)
+        kind = _TYPE_NAMES.get(named[1].lower(), named[1]) if named else "unknown"
+    return PlanLayer(
+        name=str(layer.get("Name", "")),
+        kind=str(layer.get("LayerType", "unknown")),
+        type=str(kind).lower(),
+        format=told,
+    )
 
 
-def _type_in(text: str) -> str:
-    """Return the type that a 10.x format text names, such as "Row major linear FP16"."""
-    names = {"FP32": "float", "FP16": "half", "BF16": "bf16", "INT8": "int8", "INT32": "int32", "INT64": "int64"}
-    return next((kind for name, kind in names.items() if name.lower() in text.lower()), "unknown")
-
-
-def _described(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
-
-
-def _range(low: tuple[int, ...], opt: tuple[int, ...], high: tuple[int, ...]) -> dict[str, list[int]]:
-    return {"min": list(low), "opt": list(opt), "max": list(high)}
+def _described(spec: TensorSpec) -> TensorSummary:
+    return TensorSummary(name=spec.name, dtype=str(spec.dtype), shape=spec.shape)

@@ -14,7 +14,8 @@ from nrd_trt.benchmarking.benchmark import benchmark
 from nrd_trt.building.request import FormRequest
 from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
 from nrd_trt.errors import ConfigError
-from nrd_trt.inspection.inspect import inspect_path
+from nrd_trt.inspection.inspect import inspect
+from nrd_trt.inspection.onnx_summary import TensorSummary
 from nrd_trt.runtime import select
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.validation.evaluate import evaluate
@@ -79,9 +80,9 @@ def test_verbs_give_the_figures_of_the_plain_bundle(packed: Path, plain: Path, t
 
 
 def test_inspect_tells(packed: Path) -> None:
-    found = inspect_path(packed)
-    assert found["onnx"]["metadata"]["mask_encoding"] == "u8x4"
-    assert found["onnx"]["outputs"] == [{"name": "mask", "dtype": "int32", "shape": [1, 64, 24]}]
+    found = inspect(packed).onnx
+    assert found and found.metadata and found.metadata.mask_encoding == "u8x4"
+    assert found.outputs == (TensorSummary(name="mask", dtype="int32", shape=(1, 64, 24)),)
 
 
 @pytest.mark.parametrize("builder", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])

@@ -20,7 +20,7 @@ from nrd_trt.engine.plugins import LIBRARY, VARIABLE
 from nrd_trt.errors import ConfigError, PluginError, RunnerError
 from nrd_trt.inspection import inspect as inspect_module
 from nrd_trt.inspection import plan_summary
-from nrd_trt.inspection.inspect import inspect_path
+from nrd_trt.inspection.inspect import inspect
 from nrd_trt.runtime import select
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import make_runner
@@ -197,7 +197,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_inspect_shows_the_facts_and_opens_the_plan(planned: Path, with_gpu: Any) -> None:
-    found = inspect_path(planned, plugin=library())
+    found = inspect(planned, plugin=library()).to_dict()
     assert found["plugin"] == read_bundle(planned).record.to_dict()["plugin"]
     assert found["plan"]["opened"] is True
     assert with_gpu.registry.loaded == [str(library())]
@@ -205,7 +205,7 @@ def test_inspect_shows_the_facts_and_opens_the_plan(planned: Path, with_gpu: Any
 
 @pytest.mark.parametrize("name", ["planned.nrd", PLAN_FILE])
 def test_inspect_without_the_library_tells_the_rest(name: str, planned: Path, with_gpu: Any) -> None:
-    found = inspect_path(planned if name != PLAN_FILE else planned / PLAN_FILE)
+    found = inspect(planned if name != PLAN_FILE else planned / PLAN_FILE).to_dict()
     assert found["plan"]["opened"] is False
     assert "no plugin library was found" in found["plan"]["why_not"]
     assert found["plugin"]["file"] == LIBRARY and found["layers_from"] == "build"
@@ -213,7 +213,7 @@ def test_inspect_without_the_library_tells_the_rest(name: str, planned: Path, wi
 
 def test_inspect_with_another_library_is_an_error(planned: Path, with_gpu: Any) -> None:
     with pytest.raises(PluginError, match="another plugin library"):
-        inspect_path(planned, plugin=library(2))
+        inspect(planned, plugin=library(2))
 
 
 def test_inspect_without_a_gpu_holds_the_library_against_the_record(
@@ -221,22 +221,22 @@ def test_inspect_without_a_gpu_holds_the_library_against_the_record(
 ) -> None:
     monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
     monkeypatch.setattr(inspect_module, "has_gpu", lambda: False)
-    assert inspect_path(planned, plugin=library())["plan"]["opened"] is False
+    assert inspect(planned, plugin=library()).to_dict()["plan"]["opened"] is False
     with pytest.raises(PluginError, match="another plugin library"):
-        inspect_path(planned, plugin=library(2))
+        inspect(planned, plugin=library(2))
 
 
 def test_inspect_of_a_plan_alone(planned: Path, with_gpu: Any, tmp_path: Path) -> None:
     path = tmp_path / "alone.plan"
     path.write_bytes((planned / PLAN_FILE).read_bytes())
-    found = inspect_path(path)
+    found = inspect(path).to_dict()
     assert found["plugin"] is None and "Cannot find plugin" in found["plan"]["why_not"]
-    found = inspect_path(path, plugin=library())
+    found = inspect(path, plugin=library()).to_dict()
     assert found["plugin"] == {"layers": [f"decode_head/{MASK_OP}"]}
     assert found["plan"]["opened"] is True
 
 
 def test_inspect_refuses_a_library_that_nothing_needs() -> None:
     for path in (bundle(), onnx_file()):
-        with pytest.raises(ConfigError, match=r"^--plugin .*leave"):
-            inspect_path(path, plugin=library())
+        with pytest.raises(ConfigError, match=r"^plugin=.*leave"):
+            inspect(path, plugin=library())

@@ -25,10 +25,10 @@ from nrd_trt.errors import RunnerError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.inspection import plan_summary
-from nrd_trt.inspection.inspect import inspect_path
-from nrd_trt.inspection.plan_summary import OpenedPlan, inspector_layers, open_plan, read_header
+from nrd_trt.inspection.inspect import inspect
+from nrd_trt.inspection.plan_summary import OpenedPlan, PlanLayer, inspector_layers, open_plan, read_header
 from nrd_trt.specs import TensorSpec
-from tests.artefacts import SIZE_HW, bundle, copy_of, onnx_file, rewrite_facts, run_process
+from tests.artefacts import SIZE_HW, bundle, copy_of, onnx_file, read_facts_of, rewrite_facts, run_process
 from tests.helpers import DYNAMIC
 
 KEYS = {
@@ -209,17 +209,29 @@ INSPECTED_11 = {
 
 
 def test_layers_of_the_inspector() -> None:
-    first, second = inspector_layers(json.dumps(INSPECTED_10))
-    assert first == {
-        "name": "conv0",
-        "kind": "CaskConvolution",
-        "type": "half",
-        "format": "Channel major FP16 format",
-    }
-    assert (second["name"], second["type"], second["format"]) == ("reformat", "unknown", "unknown")
+    assert inspector_layers(json.dumps(INSPECTED_10)) == (
+        PlanLayer(name="conv0", kind="CaskConvolution", type="half", format="Channel major FP16 format"),
+        PlanLayer(name="reformat", kind="unknown", type="unknown", format="unknown"),
+    )
     (layer,) = inspector_layers(json.dumps(INSPECTED_11))
-    assert (layer["type"], layer["format"]) == ("half", "Channel major")
-    assert inspector_layers("{}") == []
+    assert (layer.type, layer.format) == ("half", "Channel major")
+    assert inspector_layers("{}") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Row major linear UINT8", "uint8"),
+        ("Row major Int8 format", "int8"),
+        ("Row major linear FP32", "float"),
+        ("Row major linear INT32", "int32"),
+        ("Row major linear Bool", "bool"),
+        ("Row major linear", "unknown"),
+    ],
+)
+def test_type_in_a_format_text(text: str, kind: str) -> None:
+    (layer,) = inspector_layers(json.dumps({"Layers": [{"Name": "a", "Outputs": [{"Format/Datatype": text}]}]}))
+    assert layer.type == kind
 
 
 class _Engine:
@@ -247,6 +259,23 @@ def runtime_giving(monkeypatch: pytest.MonkeyPatch, deserialize: Callable[..., A
     runtime = SimpleNamespace(version="1.7.1.116", deserialize=deserialize)
     monkeypatch.setattr(plan_summary, "has_gpu", lambda: True)
     monkeypatch.setattr(compat, "load_tensorrt", lambda flavour: runtime)
+
+
+@needs_rtx
+@pytest.mark.parametrize("compatible", [False, True])
+def test_version_compatible_plan_may_bring_its_own_runtime(
+    compatible: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, allowed = copy_of(rtx_bundle(), tmp_path / "a.nrd"), []
+    rewrite_facts(path, builder={**read_facts_of(path)["builder"], "version_compatible": compatible})
+
+    def deserialize(plan: bytes, *, host_code: bool, **_: Any) -> _Engine:
+        allowed.append(host_code)
+        return _Engine()
+
+    runtime_giving(monkeypatch, deserialize)
+    inspect(path)
+    assert allowed == [compatible]
 
 
 @needs_rtx
@@ -349,11 +378,11 @@ def test_facts_of_another_version(tmp_path: Path) -> None:
     rewrite_facts(path, precision=...)
     result = invoke(path)
     assert result.exit_code == 2
-    assert "'precision'" in result.stderr and "rebuild the bundle" in result.stderr
+    assert "`precision`" in result.stderr and "rebuild the bundle" in result.stderr
 
 
 def test_inspect_changes_nothing(tmp_path: Path) -> None:
     path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
     before = {entry: (entry.stat().st_mtime_ns, sha256_file(entry)) for entry in path.iterdir()}
-    inspect_path(path)
+    inspect(path)
     assert {entry: (entry.stat().st_mtime_ns, sha256_file(entry)) for entry in path.iterdir()} == before
