@@ -75,8 +75,7 @@ gpu-check: $(if $(GPU_PYTHON:$(BIN)/python=),,install)  ## Every proof and bench
 		print(*found()[:1])") && [ "$$runner" ] || { echo "no TensorRT"; exit 77; }; \
 		$(GPU_PYTHON) scripts/build_engine.py nrd_trt/zoo/nrd_mobilenetv2_camvid.safetensors -o $(GPU)/demo.nrd \
 		--size 352x480 --precision fp16 --builder $$runner && \
-		$(GPU_PYTHON) scripts/benchmark.py $(GPU)/demo.nrd --runner $$runner --runs 200 --json > $(GPU)/bundle.json && \
-		$(GPU_PYTHON) scripts/dev/benchmark_overlap.py $(GPU)/demo.nrd --runner $$runner --json > $(GPU)/overlap.json)
+		$(GPU_PYTHON) scripts/benchmark.py $(GPU)/demo.nrd --runner $$runner --runs 200 --json > $(GPU)/bundle.json)
 	@$(GPU_PYTHON) scripts/dev/gpu_results.py $(GPU)
 
 check: install  ## Formatting, lint, rooms, types; what CI runs
