@@ -1,11 +1,9 @@
-"""Compare the frame rate of whole video runs with bare inference on the same clip, and watch memory over many frames.
+"""Compare the frame rate of whole video runs with bare inference on the same clip.
 
     python scripts/dev/benchmark_video.py r18.nrd clip.mp4 --threads 2 --rounds 5
-    python scripts/dev/benchmark_video.py r18.nrd clip.mp4 --threads 2 --memory 5000
 
 `bare` runs the engine on frames that were read and prepared before; `null` is `nrd-trt video CLIP -o null`, and `mp4`
-the same with the overlay written as H.264. The three take turns in every round. With `--memory` the clip is played over
-and over, with overlay and file, and the resident memory is read every so many frames.
+the same with the overlay written as H.264. The three take turns in every round.
 """
 
 from __future__ import annotations
@@ -14,21 +12,11 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from nrd_trt.runtime.engine import open_engine
-from nrd_trt.runtime.engine_thread import EngineThread
-from nrd_trt.video.frames import Ending, Frame, SegmentedFrame, Sink, Source, StreamInfo
-from nrd_trt.video.overlay import OverlayStyle, Painter
-from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.segment_video import segment_video
-from nrd_trt.video.sinks.mp4 import Mp4Sink
 from nrd_trt.video.sources.open_source import open_source
-
-_LOOK_EVERY = 250  # frames
-_KIB_PER_MIB = 1024
 
 
 def main() -> None:
@@ -39,22 +27,13 @@ def main() -> None:
     parser.add_argument("--runner", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", type=int, metavar="FRAMES", help="watch memory over so many frames instead")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "overlay.mp4"
-        if args.memory:
-            _watch_memory(args, target)
-        else:
-            _compare(args, target)
-
-
-def _compare(args: argparse.Namespace, target: Path) -> None:
     rates: dict[str, list[float]] = {"bare": [], "null": [], "mp4": []}
-    for _ in range(args.rounds):
-        rates["bare"].append(_bare(args))
-        rates["null"].append(_whole(args, "null"))
-        rates["mp4"].append(_whole(args, target))
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(args.rounds):
+            rates["bare"].append(_bare(args))
+            rates["null"].append(_whole(args, "null"))
+            rates["mp4"].append(_whole(args, Path(folder) / "overlay.mp4"))
     print(f"{args.bundle} on {args.clip}: {args.rounds} rounds, medians (smallest-largest)")
     for name, values in rates.items():
         shares = [value / bare for value, bare in zip(values, rates["bare"], strict=True)]
@@ -85,70 +64,6 @@ def _whole(args: argparse.Namespace, sink: Path | str) -> float:
 
 def _shown(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
-class _Repeated:
-    """A clip played again and again, up to a number of frames; see `nrd_trt.video.frames.Source`."""
-
-    reconnects = 0
-
-    def __init__(self, clip: str, frames: int) -> None:
-        self._clip, self._frames, self._stopped = clip, frames, False
-        with open_source(clip) as source:
-            self.info: StreamInfo = source.info
-
-    def __iter__(self) -> Iterator[Frame]:
-        index = pts = 0
-        while True:
-            with open_source(self._clip) as source:
-                for frame in source:
-                    if self._stopped or index == self._frames:
-                        return
-                    yield replace(frame, index=index, pts=pts)
-                    index, pts = index + 1, pts + (frame.duration or 1)
-
-    def stop(self) -> None:
-        """End soon."""
-        self._stopped = True
-
-    def __enter__(self) -> _Repeated:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing stays open."""
-
-
-class _MemoryLog:
-    """A sink that notes the resident memory of this process."""
-
-    shows_picture = False
-
-    def open(self, info: StreamInfo) -> None:
-        """Print the head of the table."""
-        print("frame  resident MiB")
-
-    def write(self, frame: SegmentedFrame) -> None:
-        """Look, every so many frames."""
-        if frame.frame.index % _LOOK_EVERY == 0:
-            print(f"{frame.frame.index:>5}  {_resident_mib():.1f}", flush=True)
-
-    def close(self, ending: Ending) -> None:
-        """Nothing is open."""
-
-
-def _watch_memory(args: argparse.Namespace, target: Path) -> None:
-    source: Source = _Repeated(args.clip, args.memory)
-    sinks: list[Sink] = [Mp4Sink(target, force=True, report=print), _MemoryLog()]
-    engine = open_engine(args.bundle, runner=args.runner, threads=args.threads)
-    with EngineThread(engine) as thread:
-        Pipeline(source, thread, sinks, paint=Painter(engine.info, OverlayStyle(legend=True))).run()
-
-
-def _resident_mib() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / _KIB_PER_MIB
-    return 0.0
 
 
 if __name__ == "__main__":

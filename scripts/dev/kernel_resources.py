@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2] / "plugins" / "nrd_decode" / "decode_kernel.cu"
@@ -55,25 +55,20 @@ class Kernel:
     """One kernel on one architecture.
 
     Attributes:
-        op: ``mask`` or ``logits``.
-        sizes: ``released`` where the sizes are fixed at compile time, else ``any``.
-        arithmetic: ``simt`` or ``tensor_core``.
-        dtype: Of the inputs.
-        registers: Per thread.
-        spill_bytes: Stored per thread.
+        name: ``mask`` or ``logits``; ``released`` where the sizes are fixed at compile time, else ``any``; ``simt`` or
+            ``tensor_core``; and the type of the inputs.
+        registers: Number of registers per thread.
+        spill_bytes: Bytes stored per thread.
     """
 
-    op: str
-    sizes: str
-    arithmetic: str
-    dtype: str
-    registers: int = 0
-    spill_bytes: int = 0
+    name: str
+    registers: int
+    spill_bytes: int
 
     @property
-    def name(self) -> str:
-        """The four words."""
-        return f"{self.op} {self.sizes} {self.arithmetic} {self.dtype}"
+    def sizes(self) -> str:
+        """``released`` or ``any``."""
+        return self.name.split()[1]
 
 
 def known_architectures() -> list[int]:
@@ -88,17 +83,8 @@ def compile_kernels(architecture: int, output: Path) -> list[Kernel]:
     Raises:
         RuntimeError: The compiler failed or warned; the message is its output.
     """
-    command = [
-        "nvcc",
-        "-std=c++17",
-        "-O3",
-        "-fmad=false",
-        f"-arch=sm_{architecture}",
-        "-Xptxas",
-        "-v",
-        "-Werror",
-        "all-warnings",
-    ]
+    flags = f"-std=c++17 -O3 -fmad=false -arch=sm_{architecture} -Xptxas -v -Werror all-warnings"
+    command = ["nvcc", *flags.split()]
     result = subprocess.run([*command, "-c", str(SOURCE), "-o", str(output)], capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(result.stdout + result.stderr)
@@ -109,23 +95,19 @@ def parse_resources(text: str) -> list[Kernel]:
     """Read the report of ``-Xptxas -v``."""
     pattern = r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers"
     found = [
-        replace(describe(symbol), registers=int(registers), spill_bytes=int(spill))
+        Kernel(name=name_of(symbol), registers=int(registers), spill_bytes=int(spill))
         for symbol, spill, registers in re.findall(pattern, text, re.DOTALL)
     ]
     return sorted(found, key=lambda kernel: kernel.name)
 
 
-def describe(symbol: str) -> Kernel:
+def name_of(symbol: str) -> str:
     """Read a kernel's template arguments off its mangled name."""
     dtype = re.search(r"ElementTypeE(\d)", symbol)
     if dtype is None:
         raise RuntimeError(f"kernel {symbol}: expected a template over ElementType")
-    return Kernel(
-        op="mask" if "maskKernel" in symbol else "logits",
-        sizes="released" if "ReleasedShape" in symbol else "any",
-        arithmetic="tensor_core" if "TensorCore" in symbol else "simt",
-        dtype=TYPES[int(dtype[1])],
-    )
+    op, sizes = "mask" if "maskKernel" in symbol else "logits", "released" if "ReleasedShape" in symbol else "any"
+    return f"{op} {sizes} {'tensor_core' if 'TensorCore' in symbol else 'simt'} {TYPES[int(dtype[1])]}"
 
 
 def count_instructions(compiled: Path) -> dict[str, Counter[str]]:
@@ -133,7 +115,7 @@ def count_instructions(compiled: Path) -> dict[str, Counter[str]]:
     text = subprocess.run(["cuobjdump", "-sass", str(compiled)], capture_output=True, text=True, check=True).stdout
     counts = {}
     for section in text.split("Function : ")[1:]:
-        name = describe(section.split()[0]).name
+        name = name_of(section.split()[0])
         opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d\s+)?([A-Z0-9_]+)", section, re.MULTILINE)
         used = [opcode for opcode in opcodes if opcode != "NOP"]
         counts[name] = Counter(used) + Counter(total=len(used))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,30 +116,21 @@ def test_cases() -> None:
 
 
 def made_up(**changes: Any) -> decode.DecodeBenchmark:
-    check = bench.Check(
-        logits_error=1.5e-7, mask_different=0, mask_gap=0.5, prune_equal=False, repeat_equal=True, passed=False
+    right = bench.Check(
+        logits_error=None, mask_different=0, mask_gap=0, prune_equal=True, repeat_equal=True, passed=True
     )
     case = DecodeCase(
         size_hw=(1024, 2048),
         num_classes=19,
-        checks={"tensor_core": check},
+        checks={"tensor_core": replace(right, mask_gap=0.5, prune_equal=False, passed=False), "simt": right},
         kernels=(decode.KernelTime(kernel="simt", us=10, p10_us=9, p90_us=11),),
         baselines={"authors": bench.Baseline(us=250.0), "compiled": bench.Baseline(skipped="no room: 10 | 20 GiB")},
     )
-    fields = {
-        "gpu": GPU,
-        "driver": None,
-        "command": "it",
-        "quick": True,
-        "device": None,
-        "notes": (),
-        "cases": (case,),
-        "passed": False,
-    }
-    return decode.DecodeBenchmark(**{**fields, **changes})  # type: ignore[arg-type]
+    fields = {"gpu": GPU, "driver": None, "command": "it", "quick": True, "device": None, "notes": (), "cases": (case,)}
+    return decode.DecodeBenchmark(**{**fields, "passed": False, **changes})  # type: ignore[arg-type]
 
 
-def test_tables() -> None:
+def test_the_table() -> None:
     reading = Reading(clock_mhz=1755.4, throttle=("power cap",))
     result = made_up(device=DeviceLog(before=reading, during=[reading], after=reading), notes=("a note",))
     page, case = result.markdown(), "1024x2048 K=19 ×1 fp16 random"
@@ -146,15 +138,15 @@ def test_tables() -> None:
     assert "Pretender (compute capability 9.0), driver unknown, CUDA 13.0" in page
     assert "clock 1755 MHz, throttled: power cap" in page
     assert "- a note\n" in page
-    assert cells(page, f"| {case} | tensor_core") == [
-        case, "tensor_core", "1.5e-07", "0.0e+00", "5.0e-01", "NO", "yes", "FAILED",
+    wrong = cells(page, f"| {case} | tensor_core")
+    assert wrong[2].startswith("FAILED: Check(") and "mask_gap=0.5, prune_equal=False" in wrong[2]
+    assert wrong[3:] == ["–", "–", "–", "250.00", "no room: 10 \\| 20 GiB"]
+    assert cells(page, f"| {case} | simt ") == [
+        case, "simt", "passed", "10.00", "9.00", "11.00", "250.00 (25.0×)", "no room: 10 \\| 20 GiB",
     ]  # fmt: skip
-    assert cells(page, f"| {case} | simt") == [
-        case, "simt", "10.00", "9.00", "11.00", "250.00 (25.0×)", "no room: 10 \\| 20 GiB",
-    ]  # fmt: skip
-    assert "throttled" not in made_up().markdown()
     rows = [line for line in page.splitlines() if line.startswith("|")]
-    assert len({len(line) for line in rows[:3]}) == len({len(line) for line in rows[3:]}) == 1
+    assert len(rows) == 4 and len({len(line) for line in rows}) == 1
+    assert "throttled" not in made_up().markdown()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
