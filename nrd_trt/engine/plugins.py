@@ -1,6 +1,6 @@
 """The plugin library: find it, check it against TensorRT, the GPU and a bundle, load it. No onnx.
 
-A library runs as code as soon as it is opened, so it must come from a source that is trusted. TensorRT itself is behind
+Opening a library runs its code, so it must come from a source that you trust. TensorRT itself is behind
 `nrd_trt.engine.compat`.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -39,8 +40,9 @@ SUPPORTED: Mapping[str, frozenset[int]] = {
 }
 """Attributes of the decode node that the kernels are written for."""
 
-# Integrated GPUs run code of their very own architecture only, and nothing else runs theirs.
+# Integrated GPUs run machine code of their own architecture only, and no other GPU runs theirs.
 _TEGRA = frozenset({53, 62, 72, 87, 101, 110})
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +50,14 @@ class PluginInfo:
     """What a library says of itself through ``nrd_plugin_info``.
 
     Attributes:
-        version: Of the library.
+        version: Version of the library.
         tensorrt: Version of the TensorRT headers that it was built with.
-        tensorrt_major: Its major version.
-        cuda: Version of the CUDA toolkit.
+        tensorrt_major: Major version of these headers.
+        cuda: Version of the CUDA toolkit that it was built with.
         architectures: GPUs that it holds machine code for, 87 for compute capability 8.7.
-        ptx: Architectures that it holds PTX for, which a driver compiles for that and later ones.
-        kernel_revision: Counts changes of the kernels.
-        ops: Plugins in it.
+        ptx: Architectures that it holds PTX for, which a driver compiles for these and later ones.
+        kernel_revision: Number that rises with every change of the kernels.
+        ops: Names of its plugins.
     """
 
     version: str
@@ -76,32 +78,37 @@ class PluginInfo:
         """
         return msgspec.json.decode(text, type=cls)
 
-    def runs_on(self, compute_capability: str, driver: str | None) -> bool:
+    @property
+    def code(self) -> str:
+        """The architectures that it holds code for, as nvcc names them."""
+        return ", ".join([*(f"sm_{sm}" for sm in self.architectures), *(f"compute_{sm}" for sm in self.ptx)])
+
+    def runs_on(self, compute_capability: str, cuda: str | None) -> bool:
         """Whether there is code for a GPU.
 
         Args:
-            compute_capability: Such as ``"8.7"``.
-            driver: The newest CUDA that its driver supports, which must be this library's to compile PTX; None where it
-                is not known.
+            compute_capability: Compute capability of the GPU, such as ``"8.7"``.
+            cuda: Newest CUDA version that its driver supports, or None where it is not known. PTX needs one that is
+                not older than this library's.
         """
         gpu = int(compute_capability.replace(".", ""))
         if gpu in self.architectures:
             return True
         if gpu in _TEGRA:
             return False
-        compiles = driver is None or version_numbers(driver) >= version_numbers(self.cuda)
+        compiles = cuda is None or version_numbers(cuda) >= version_numbers(self.cuda)
         same_major = any(sm // 10 == gpu // 10 and sm < gpu for sm in set(self.architectures) - _TEGRA)
         return same_major or (compiles and any(ptx <= gpu for ptx in self.ptx))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PluginLibrary:
-    """A library that was read, and is one of this toolkit's.
+    """A library of this toolkit that was read.
 
     Attributes:
-        path: Absolute.
-        sha256: Of the file.
-        info: What it says of itself.
+        path: Absolute path of the file.
+        sha256: Hash of the file.
+        info: What the library says of itself.
     """
 
     path: Path
@@ -109,7 +116,7 @@ class PluginLibrary:
     info: PluginInfo
 
     def record(self, mask_encoding: MaskEncoding) -> PluginRecord:
-        """Return what a bundle records of it: nothing that depends on where it lies."""
+        """Return what a bundle records of it, which does not depend on its folder."""
         info = self.info
         return PluginRecord(
             file=self.path.name,
@@ -124,21 +131,29 @@ class PluginLibrary:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """Why a library cannot be used.
+
+    Attributes:
+        reason: What was expected and what the library is.
+        remedy: What to do.
+    """
+
+    reason: str
+    remedy: str
+
+
 def find_plugin(given: Path | None = None) -> Path:
     """Return the library to use: the one given, that of ``NRD_TRT_PLUGIN``, of the checkout, of the loader's path.
 
     Args:
-        given: Explicit path; it and the variable are not searched past.
+        given: Explicit path. Where it or the variable is set, no other place is searched.
 
     Raises:
         PluginError: There is none; the message lists every path tried and the command that builds it.
     """
-    if given is not None:
-        tried = [given]
-    else:
-        root = Path(__file__).resolve().parents[2]
-        checkout = root if (root / "setup.cfg").is_file() else None
-        tried = search_path(os.environ, checkout, _loader_cache())
+    tried = places_here() if given is None else [given]
     found = next((path for path in tried if path.is_file()), None)
     if found is None:
         places = f"{VARIABLE}, plugins/build of a checkout, LD_LIBRARY_PATH, ldconfig"
@@ -150,8 +165,22 @@ def find_plugin(given: Path | None = None) -> Path:
     return found.resolve()
 
 
+def places_here(checkout: Path = _CHECKOUT) -> list[Path]:
+    """Return where the library may be on this machine, best first.
+
+    Args:
+        checkout: Folder above the package, which is searched where it is a checkout of the repository.
+    """
+    ldconfig = shutil.which("ldconfig") or shutil.which("ldconfig", path="/sbin:/usr/sbin")  # a user's PATH may lack it
+    listed = None
+    if ldconfig is not None:
+        command = [ldconfig, "-p"]
+        listed = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
+    return search_path(os.environ, checkout if (checkout / "setup.cfg").is_file() else None, listed)
+
+
 def search_path(environ: Mapping[str, str], checkout: Path | None, loader_cache: str | None) -> list[Path]:
-    """Return where the library may lie, best first.
+    """Return where the library may be, best first.
 
     Args:
         environ: Environment variables.
@@ -199,61 +228,59 @@ def read_plugin(path: Path) -> PluginLibrary:
     return PluginLibrary(path=path, sha256=digest, info=info)
 
 
-def misfit(
-    info: PluginInfo, tensorrt: str, compute_capability: str | None, driver: str | None
-) -> tuple[str, str] | None:
-    """Return why a library cannot be used, as "expected … got …" and the remedy; None where it fits.
+def find_misfit(info: PluginInfo, tensorrt: str, compute_capability: str | None, cuda: str | None) -> Misfit | None:
+    """Return why a library cannot be used, or None where it fits.
 
     Args:
-        info: Of the library.
+        info: What the library says of itself.
         tensorrt: Version of TensorRT that would load it.
-        compute_capability: Of the GPU, or None where it is not known.
-        driver: The newest CUDA that the GPU's driver supports, or None.
+        compute_capability: Compute capability of the GPU, or None where it is not known.
+        cuda: Newest CUDA version that the GPU's driver supports, or None where it is not known.
     """
     major = version_numbers(tensorrt)[:1]
     if (info.tensorrt_major,) != major:
-        return (
-            f"expected a library built for TensorRT {_text(major)} ({tensorrt} is loaded), got one for TensorRT "
+        return Misfit(
+            reason=f"expected a library built for TensorRT {_text(major)} ({tensorrt} is loaded), got one for TensorRT "
             f"{info.tensorrt}",
-            f"build it with the headers of the installed version: {BUILD_COMMAND}",
+            remedy=f"build it with the headers of the installed version: {BUILD_COMMAND}",
         )
-    if driver is not None and version_numbers(info.cuda)[:1] > version_numbers(driver)[:1]:
-        return (
-            f"expected a library built with CUDA {driver} or older, which the driver supports, got one built with "
+    if cuda is not None and version_numbers(info.cuda)[:1] > version_numbers(cuda)[:1]:
+        return Misfit(
+            reason=f"expected a library built with CUDA {cuda} or older, which the driver supports, got one built with "
             f"CUDA {info.cuda}",
-            f"update the driver, or build it with an older toolkit: {BUILD_COMMAND}",
+            remedy=f"update the driver, or build it with an older toolkit: {BUILD_COMMAND}",
         )
-    if compute_capability is not None and not info.runs_on(compute_capability, driver):
-        listed = ", ".join([*(f"sm_{sm}" for sm in info.architectures), *(f"compute_{sm}" for sm in info.ptx)])
+    if compute_capability is not None and not info.runs_on(compute_capability, cuda):
         sm = compute_capability.replace(".", "")
-        return (
-            f"expected code for this GPU's compute capability {compute_capability} (sm_{sm}), got {listed or 'none'}",
-            f"build it with: {BUILD_COMMAND.replace(' && ', f' -DCMAKE_CUDA_ARCHITECTURES={sm} && ')}",
+        return Misfit(
+            reason=f"expected code for this GPU's compute capability {compute_capability} (sm_{sm}), got "
+            f"{info.code or 'none'}",
+            remedy=f"build it with: {BUILD_COMMAND.replace(' && ', f' -DCMAKE_CUDA_ARCHITECTURES={sm} && ')}",
         )
     return None
 
 
 def check_plugin(
-    library: PluginLibrary, tensorrt: TensorRT, compute_capability: str | None = None, driver: str | None = None
+    library: PluginLibrary, tensorrt: TensorRT, compute_capability: str | None = None, cuda: str | None = None
 ) -> None:
-    """Raise `PluginError` unless a library fits TensorRT and the GPU; see `misfit`."""
+    """Raise `PluginError` unless a library fits TensorRT and the GPU; see `find_misfit`."""
     if not tensorrt.takes_plugins:
         raise PluginError(
             f"{library.path}: {tensorrt.flavour} loads no plugins, its parser would end the process; "
             "use the decode in the ONNX file (decode='onnx') with it."
         )
-    if found := misfit(library.info, tensorrt.version, compute_capability, driver):
-        raise PluginError(f"{library.path}: {found[0]}; {found[1]}.")
+    if found := find_misfit(library.info, tensorrt.version, compute_capability, cuda):
+        raise PluginError(f"{library.path}: {found.reason}; {found.remedy}.")
 
 
 def check_recorded(library: PluginLibrary, recorded: PluginRecord, *, bundle: str, rebuild: str) -> None:
     """Raise `PluginError` unless a library is the one that a plan was built with.
 
     Args:
-        library: Found on this machine.
+        library: The library that was found on this machine.
         recorded: The library of the build.
-        bundle: Its name, for the message.
-        rebuild: The command that builds the plan again with this library.
+        bundle: Name of the bundle, for the message.
+        rebuild: The call that builds the plan again with this library.
     """
     if library.sha256 == recorded.sha256:
         return
@@ -269,7 +296,7 @@ def check_recorded(library: PluginLibrary, recorded: PluginRecord, *, bundle: st
     )
 
 
-_LOADED: dict[str, PluginLibrary] = {}  # by flavour, each of which has one registry per process
+_LOADED: WeakKeyDictionary[Any, PluginLibrary] = WeakKeyDictionary()  # by module, each of which has one registry
 _LOADING = threading.Lock()
 
 
@@ -282,7 +309,7 @@ def load_plugin(library: PluginLibrary, tensorrt: TensorRT) -> None:
     check_plugin(library, tensorrt)
     with _LOADING:
         absent = _absent_creators(tensorrt)
-        loaded = _LOADED.get(tensorrt.flavour)
+        loaded = _LOADED.get(tensorrt.trt)
         if not absent and loaded is not None and loaded.sha256 == library.sha256:
             return
         if len(absent) < len(OPS):
@@ -298,20 +325,11 @@ def load_plugin(library: PluginLibrary, tensorrt: TensorRT) -> None:
                 f"{', '.join(OPS)}, got {'none of ' + ', '.join(absent) if accepted else 'a refusal'}; "
                 f"build it with the headers of the installed version: {BUILD_COMMAND}"
             )
-        _LOADED[tensorrt.flavour] = library
+        _LOADED[tensorrt.trt] = library
 
 
 def _absent_creators(tensorrt: TensorRT) -> list[str]:
     return [op for op in OPS if not tensorrt.has_creator(op, CREATOR_VERSION, NAMESPACE)]
-
-
-def _loader_cache() -> str | None:
-    """Return what ``ldconfig -p`` lists; the paths of users may lack its folder."""
-    command = shutil.which("ldconfig") or shutil.which("ldconfig", path="/sbin:/usr/sbin")
-    if command is None:
-        return None
-    done = subprocess.run([command, "-p"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    return done.stdout
 
 
 def _text(value: Any) -> str:

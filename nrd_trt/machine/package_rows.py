@@ -6,7 +6,7 @@ import platform
 import re
 from collections.abc import Iterator
 
-from nrd_trt.engine.plugins import BUILD_COMMAND, VARIABLE, misfit, search_path
+from nrd_trt.engine.plugins import BUILD_COMMAND, VARIABLE, find_misfit, search_path
 from nrd_trt.machine.findings import Inventory, Row
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA
 from nrd_trt.machine.host import Machine
@@ -156,13 +156,13 @@ def plugin_row(have: Inventory) -> Row:
         problem = answer if isinstance(answer, str) else answer.error
         return Row(name, "missing", f"{path}: it cannot be used: {problem}", BUILD_COMMAND)
     info = answer.info
-    listed = " ".join([*(f"sm_{sm}" for sm in info.architectures), *(f"compute_{sm}" for sm in info.ptx)])
+    listed = info.code.replace(",", "")
     described = f"{path}, version {info.version} for TensorRT {info.tensorrt}, CUDA {info.cuda}, {listed}"
     if tensorrt.version is None:
         return Row(name, "n/a", f"{described}; TensorRT, which would load it, is not installed")
     capability = have.graphics.gpus[0].compute_capability if have.graphics.gpus else None
-    if reason := misfit(info, tensorrt.version, capability, have.graphics.cuda):
-        return Row(name, "limited", f"{path} does not fit: {reason[0]}", reason[1])
+    if misfit := find_misfit(info, tensorrt.version, capability, have.graphics.cuda):
+        return Row(name, "limited", f"{path} does not fit: {misfit.reason}", misfit.remedy)
     return Row(name, "ok", f"{described}; a build with builder='tensorrt' uses it")
 
 

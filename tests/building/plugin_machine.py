@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from nrd_trt.building import build as build_module
 from nrd_trt.engine import plugins
-from nrd_trt.engine.plugins import VARIABLE
+from nrd_trt.engine.plugins import VARIABLE, search_path
 from nrd_trt.machine.gpu import Gpu
 from nrd_trt.runtime import select, trt_runner
 from tests.artefacts import build, onnx_file
@@ -27,7 +28,6 @@ def install(patch: pytest.MonkeyPatch, version: str = "10.3.0", device: Gpu | No
     patch.setitem(sys.modules, "tensorrt", module)
     patch.setattr(build_module, "probe_device", lambda: device)
     patch.setattr(select, "probe_device", lambda: None)
-    patch.setattr(plugins, "_LOADED", {})
     return module
 
 
@@ -44,8 +44,7 @@ def hide_libraries(patch: pytest.MonkeyPatch, empty: Path) -> None:
     """Let no library be found unless a test names one, whatever was built in this checkout."""
     patch.delenv(VARIABLE, raising=False)
     patch.setenv("LD_LIBRARY_PATH", "")
-    patch.setattr(plugins, "_loader_cache", lambda: None)
-    patch.setattr(plugins, "__file__", str(empty / "nrd_trt" / "engine" / "plugins.py"))
+    patch.setattr(plugins, "places_here", lambda: search_path(os.environ, empty, None))
 
 
 def build_with_plugin(target: Path) -> Path:

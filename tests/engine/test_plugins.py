@@ -1,4 +1,4 @@
-"""The plugin library: found in its order, read, held against TensorRT, GPU and bundle, registered once."""
+"""The plugin library: found in its order, read, compared with TensorRT, GPU and bundle, registered once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from nrd_trt.engine import plugins
@@ -22,9 +23,10 @@ from nrd_trt.engine.plugins import (
     PluginInfo,
     check_plugin,
     check_recorded,
+    find_misfit,
     find_plugin,
     load_plugin,
-    misfit,
+    places_here,
     read_plugin,
     search_path,
 )
@@ -67,39 +69,40 @@ def test_search_order() -> None:
     assert search_path({VARIABLE: ""}, None, None) == []
 
 
-def test_argument_before_variable_before_loader_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, named, path = tmp_path / "given.so", tmp_path / "named.so", tmp_path / "path" / LIBRARY
-    path.parent.mkdir()
-    for file in (given, named, path):
-        file.touch()
-    monkeypatch.setenv(VARIABLE, str(named))
-    monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{path.parent}")
+def test_places_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{tmp_path}")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    loader = [Path("/nowhere", LIBRARY), tmp_path / LIBRARY]
+    assert places_here()[:3] == [REPOSITORY / "plugins" / "build" / LIBRARY, *loader]
+    assert places_here(tmp_path)[:2] == loader  # it is no checkout
+    monkeypatch.setenv("PATH", "")  # ldconfig is found all the same
+    assert places_here()[1:3] == loader
+    monkeypatch.setenv(VARIABLE, "/named.so")
+    assert places_here() == [Path("/named.so")]
+
+
+def test_the_first_place_with_a_file_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, other = tmp_path / "given.so", tmp_path / LIBRARY
+    monkeypatch.setattr(plugins, "places_here", lambda: [tmp_path / "absent.so", other, given])
+    given.touch()
+    assert find_plugin() == given
+    other.symlink_to("given.so")
+    assert find_plugin() == given  # the link is followed
+    other.unlink()
+    other.touch()
+    assert find_plugin() == other
     assert find_plugin(given) == given
-    assert find_plugin() == named
-    monkeypatch.delenv(VARIABLE)
-    built = REPOSITORY / "plugins" / "build" / LIBRARY
-    assert find_plugin() == (built if built.is_file() else path)
-
-
-def test_a_link_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "real.so").touch()
-    (tmp_path / LIBRARY).symlink_to("real.so")
-    assert find_plugin(tmp_path / LIBRARY) == tmp_path / "real.so"
 
 
 def test_absent_library_lists_every_place_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}:/nowhere")
-    monkeypatch.setattr(plugins, "_loader_cache", lambda: CACHE.replace("/usr/lib", str(tmp_path)))
-    monkeypatch.setattr(plugins, "__file__", str(tmp_path / "nrd_trt" / "engine" / "plugins.py"))
-    (tmp_path / "setup.cfg").touch()
+    tried = search_path({"LD_LIBRARY_PATH": "/nowhere"}, tmp_path, CACHE.replace("/usr/lib", str(tmp_path)))
+    monkeypatch.setattr(plugins, "places_here", lambda: tried)
     with pytest.raises(PluginError) as caught:
         find_plugin()
     words = str(caught.value)
-    tried = [tmp_path / "plugins" / "build" / LIBRARY, tmp_path / LIBRARY, Path("/nowhere", LIBRARY)]
     positions = [words.index(str(place)) for place in tried]
     assert positions == sorted(positions)
-    assert BUILD_COMMAND in words and VARIABLE in words and "--plugin FILE" in words
+    assert BUILD_COMMAND in words and VARIABLE in words and "name it with plugin=" in words
 
 
 @pytest.mark.parametrize("kind", ["argument", "variable"])
@@ -115,26 +118,6 @@ def test_named_library_that_is_absent_is_not_searched_past(
         find_plugin(absent if kind == "argument" else None)
 
 
-@pytest.mark.parametrize("checkout", [False, True])
-def test_plugins_build_is_searched_in_a_checkout_only(
-    checkout: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built = tmp_path / "plugins" / "build" / LIBRARY
-    built.parent.mkdir(parents=True)
-    built.touch()
-    if checkout:
-        (tmp_path / "setup.cfg").touch()
-    monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setenv("LD_LIBRARY_PATH", "")
-    monkeypatch.setattr(plugins, "_loader_cache", lambda: None)
-    monkeypatch.setattr(plugins, "__file__", str(tmp_path / "nrd_trt" / "engine" / "plugins.py"))
-    if checkout:
-        assert find_plugin() == built
-    else:
-        with pytest.raises(PluginError, match="no plugin library was found"):
-            find_plugin()
-
-
 # --- reading
 
 
@@ -144,13 +127,10 @@ def test_library_is_read() -> None:
     assert found.path == library()
     assert found.sha256 == sha256_file(library())
     assert json.loads(json.dumps(vars(found.info))) == INFO
-    assert found.record("u8x4") == {
-        "file": LIBRARY,
-        "sha256": found.sha256,
-        **{key: value for key, value in INFO.items() if key not in ("ops", "tensorrt_major")},
-        "mask_encoding": "u8x4",
-    }
-    assert str(library().parent) not in json.dumps(found.record("uint8"))
+    record = msgspec.to_builtins(found.record("u8x4"))
+    told = {key: value for key, value in vars(found.info).items() if key not in ("ops", "tensorrt_major")}
+    assert record == {"file": LIBRARY, "sha256": found.sha256, **told, "mask_encoding": "u8x4"}
+    assert str(library().parent) not in str(record)
 
 
 @needs_compiler
@@ -159,11 +139,11 @@ def test_library_is_read() -> None:
     [
         ("", {}, "got one without nrd_plugin_info"),
         ("no json", {}, "got something else"),
-        ("[]", {}, "no JSON object"),
-        (None, {"cuda": ...}, "cuda: None"),
-        (None, {"tensorrt_major": "10"}, "tensorrt_major: '10'"),
-        (None, {"architectures": ["sm_87"]}, r"architectures: \['sm_87'\]"),
-        (None, {"ops": "NrdPatchDecode"}, "ops: 'NrdPatchDecode'"),
+        ("[]", {}, "Expected `object`, got `array`"),
+        (None, {"cuda": ...}, "missing required field `cuda`"),
+        (None, {"tensorrt_major": "10"}, r"Expected `int`, got `str` - at `\$\.tensorrt_major`"),
+        (None, {"architectures": ["sm_87"]}, r"at `\$\.architectures\[0\]`"),
+        (None, {"ops": "NrdPatchDecode"}, r"Expected `array`, got `str` - at `\$\.ops`"),
         (None, {"ops": ["NrdPatchDecode"]}, "got NrdPatchDecode without NrdPatchDecodeMask"),
         (None, {"ops": []}, "got none without NrdPatchDecode, NrdPatchDecodeMask"),
     ],
@@ -189,7 +169,7 @@ def test_library_that_returns_nothing_is_refused(tmp_path: Path) -> None:
         read_plugin(make_library(tmp_path / "null.so", "", source=source))
 
 
-# --- holding against TensorRT and the GPU
+# --- TensorRT and the GPU
 
 
 @pytest.mark.parametrize(
@@ -212,7 +192,7 @@ def test_machine_code_runs_within_its_major(capability: str, runs: bool) -> None
 
 
 @pytest.mark.parametrize(
-    ("architectures", "ptx", "capability", "driver", "runs"),
+    ("architectures", "ptx", "capability", "cuda", "runs"),
     [
         ([], [90], "12.0", "12.6", True),  # compiled by the driver
         ([], [90], "12.0", None, True),
@@ -231,13 +211,13 @@ def test_machine_code_runs_within_its_major(capability: str, runs: bool) -> None
     ],
 )
 def test_ptx_and_integrated_gpus(
-    architectures: list[int], ptx: list[int], capability: str, driver: str | None, runs: bool
+    architectures: list[int], ptx: list[int], capability: str, cuda: str | None, runs: bool
 ) -> None:
-    assert info(architectures=architectures, ptx=ptx).runs_on(capability, driver) is runs
+    assert info(architectures=architectures, ptx=ptx).runs_on(capability, cuda) is runs
 
 
 @pytest.mark.parametrize(
-    ("version", "capability", "driver", "expected"),
+    ("version", "capability", "cuda", "expected"),
     [
         ("10.3.0", "8.7", "12.6", None),
         ("10.16.1.11", "8.7", None, None),
@@ -247,13 +227,13 @@ def test_ptx_and_integrated_gpus(
         ("10.3.0", "11.0", "13.0", "compute capability 11.0 (sm_110), got sm_75, sm_80, sm_86, sm_87, sm_89, sm_90"),
     ],
 )
-def test_misfit(version: str, capability: str | None, driver: str | None, expected: str | None) -> None:
-    found = misfit(info(), version, capability, driver)
+def test_misfit(version: str, capability: str | None, cuda: str | None, expected: str | None) -> None:
+    found = find_misfit(info(), version, capability, cuda)
     assert (found is None) == (expected is None)
     if found and expected:
-        assert found[0].startswith("expected ") and expected in found[0]
-        assert "cmake -S plugins" in found[1]
-        assert ("-DCMAKE_CUDA_ARCHITECTURES=110 " in found[1]) == (capability == "11.0")
+        assert found.reason.startswith("expected ") and expected in found.reason
+        assert "cmake -S plugins" in found.remedy
+        assert ("-DCMAKE_CUDA_ARCHITECTURES=110 " in found.remedy) == (capability == "11.0")
 
 
 @needs_compiler
@@ -262,7 +242,7 @@ def test_misfit_is_an_error_with_the_path() -> None:
         check_plugin(read_plugin(library()), tensorrt("11.0.0"), "8.7", "12.6")
 
 
-# --- holding against a bundle
+# --- the record of a bundle
 
 
 @needs_compiler
@@ -290,7 +270,7 @@ def test_another_library_is_refused_with_what_differs(changes: dict[str, Any], w
     with pytest.raises(PluginError) as caught:
         check_recorded(other, recorded, bundle="a.nrd", rebuild="rebuild it")
     assert str(caught.value).startswith(f"{other.path}: a.nrd was built with another plugin library: expected SHA-256 ")
-    assert f"{recorded['sha256'][:12]}…, got {other.sha256[:12]}… ({words})" in str(caught.value)
+    assert f"{recorded.sha256[:12]}…, got {other.sha256[:12]}… ({words})" in str(caught.value)
     assert str(caught.value).endswith("rebuild with: rebuild it")
 
 
@@ -338,8 +318,7 @@ def test_a_process_holds_one_library() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("op", INFO["ops"])
-def test_creators_of_somebody_else_are_an_error(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_LOADED", {})
+def test_creators_of_somebody_else_are_an_error(op: str) -> None:
     trt = tensorrt()
     trt.trt.registry.creators.add((op, "1", "nrd"))
     with pytest.raises(PluginError, match=r"got those of a library that is not nrd_trt's.*preload none"):
@@ -348,26 +327,21 @@ def test_creators_of_somebody_else_are_an_error(op: str, monkeypatch: pytest.Mon
 
 
 @needs_compiler
-def test_refused_library_is_an_error() -> None:
+@pytest.mark.parametrize(
+    ("registry", "words"),
+    [
+        ({"takes": False}, r"expected tensorrt 10\.3\.0 to take the creators .*got a refusal; build it"),
+        ({"drops": {"NrdPatchDecodeMask"}}, "got none of NrdPatchDecodeMask; build it"),
+        (None, "got a refusal"),
+    ],
+)
+def test_creators_that_cannot_be_registered_are_an_error(registry: dict[str, Any] | None, words: str) -> None:
     trt = tensorrt()
-    trt.trt.registry.takes = False
-    with pytest.raises(PluginError, match=r"expected tensorrt 10\.3\.0 to take the creators .*got a refusal; build it"):
-        load_plugin(read_plugin(library()), trt)
-
-
-@needs_compiler
-def test_library_that_registers_half_is_an_error() -> None:
-    trt = tensorrt()
-    trt.trt.registry.drops = {"NrdPatchDecodeMask"}
-    with pytest.raises(PluginError, match="got none of NrdPatchDecodeMask; build it"):
-        load_plugin(read_plugin(library()), trt)
-
-
-@needs_compiler
-def test_no_registry_is_an_error() -> None:
-    trt = tensorrt()
-    trt.trt.get_plugin_registry = lambda: None
-    with pytest.raises(PluginError, match="got a refusal"):
+    if registry is None:
+        trt.trt.get_plugin_registry = lambda: None
+    else:
+        vars(trt.trt.registry).update(registry)
+    with pytest.raises(PluginError, match=words):
         load_plugin(read_plugin(library()), trt)
 
 
@@ -384,7 +358,7 @@ def test_rtx_never_gets_one() -> None:
     """Its parser ends the process when it meets a plugin of ours, so its registry must not even be asked."""
     trt = tensorrt("10.7.0", flavour="tensorrt-rtx")
     trt.trt.get_plugin_registry = lambda: pytest.fail("asked for the registry")
-    with pytest.raises(PluginError, match=r"tensorrt-rtx loads no plugins.*--decode onnx"):
+    with pytest.raises(PluginError, match=r"tensorrt-rtx loads no plugins.*decode='onnx'"):
         load_plugin(read_plugin(library()), trt)
 
 
@@ -444,6 +418,6 @@ def test_real_registry_takes_the_real_library() -> None:
     except PluginError as exc:
         pytest.skip(f"needs the plugin library: {exc}")
     version = on_lean()[0]
-    if misfit(found.info, version, None, None):
+    if find_misfit(found.info, version, None, None):
         pytest.skip(f"the library is built for TensorRT {found.info.tensorrt}, not {version}")
     assert on_lean(found.path)[1] == ["loaded True"]
