@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,11 +26,11 @@ from nrd_trt.engine.timing_cache import read_timing_cache, write_timing_cache
 from nrd_trt.errors import BuildError
 from nrd_trt.graph.decode_nodes import decode_nodes, only_functions, strip_functions
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.progress import OnMessage, silent
-from nrd_trt.specs import Flavour, InputShape, LayerRecord
+from nrd_trt.progress import OnMessage, bar, silent
+from nrd_trt.specs import Flavour, LayerRecord
 
 _TYPE_NAMES = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.BFLOAT16: "bf16"}
-_ASKED = {"fp32": "float", "fp16": "half", "bf16": "bf16", "int8": "half"}  # what a convolution puts out
+_ASKED = {"fp32": "float", "fp16": "half", "bf16": "bf16", "int8": "half"}  # output type of a convolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +64,11 @@ class BuildOptions:
     Attributes:
         flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         config: Builder settings.
-        plugin: Checked library whose plugins compute the decode; None takes the functions of the file.
+        plugin: Checked library whose plugins decode the patches; None takes the functions of the file.
         timing_cache: File read before and written after the build, or None.
         progress: Show a progress bar on stderr for builds over two seconds.
-        gpu: Name of the GPU, or None where it is not known; a timing cache of another one is not used.
-        driver: Version of its driver, likewise.
+        gpu: Name of the GPU, or None where it is not known. A timing cache of another GPU is not used.
+        driver: Version of its driver, or None where it is not known. A timing cache of another one is not used.
         on_message: Receives TensorRT's messages as ``(severity, text)``.
     """
 
@@ -212,14 +211,13 @@ def _add_profile(builder: Any, config: Any, facts: GraphFacts) -> None:
     if all(extent.is_static for extent in (shape.batch, shape.height, shape.width)):
         return
     profile = builder.create_optimization_profile()
-    low, opt, high = (_dims(shape, which, facts.input_form) for which in ("min", "opt", "max"))
-    profile.set_shape("image", low, opt, high)
+    sizes = [
+        [getattr(extent, which) for extent in (shape.batch, shape.height, shape.width)]
+        for which in ("min", "opt", "max")
+    ]
+    axis = 3 if facts.input_form == "uint8" else 1  # of the colours
+    profile.set_shape("image", *((*size[:axis], 3, *size[axis:]) for size in sizes))
     config.add_optimization_profile(profile)
-
-
-def _dims(shape: InputShape, which: str, form: str) -> tuple[int, int, int, int]:
-    batch, height, width = (getattr(extent, which) for extent in (shape.batch, shape.height, shape.width))
-    return (batch, height, width, 3) if form == "uint8" else (batch, 3, height, width)
 
 
 def _serialise(tensorrt: TensorRT, builder: Any, network: Any, config: Any, progress: bool, log: MessageLog) -> bytes:
@@ -272,7 +270,7 @@ class _Bars(PhaseMonitor):
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         if self._outermost is None:
             self._outermost = phase
-            self._bar = tqdm(total=steps, desc=phase, delay=2, file=sys.stderr, disable=not self._show, leave=False)
+            self._bar = bar(desc=phase, unit="step", show=self._show, total=steps)
         elif self._bar is not None:
             self._bar.set_description(phase, refresh=False)
 

@@ -19,6 +19,7 @@ from nrd_trt.engine.messages import MessageLog, PhaseMonitor, message_log, progr
 from nrd_trt.engine.timing_cache import TimingCacheKey
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.optional import require
+from nrd_trt.progress import OnMessage, silent
 from nrd_trt.specs import Flavour, LayerRecord
 
 __all__ = [
@@ -101,7 +102,7 @@ class TensorRT:
         registry = self.trt.get_plugin_registry()
         return registry is not None and registry.load_library(str(path)) is not None
 
-    def log(self, on_message: Callable[[str, str], None]) -> MessageLog:
+    def log(self, on_message: OnMessage) -> MessageLog:
         """Make a log that hands ``(severity, text)`` to `on_message` and keeps warnings and errors."""
         return message_log(self.trt, on_message)
 
@@ -111,7 +112,7 @@ class TensorRT:
         *,
         host_code: bool,
         rebuild: str,
-        on_message: Callable[[str, str], None] = lambda severity, text: None,
+        on_message: OnMessage = silent,
     ) -> LoadedEngine:
         """Load a plan and make it ready to run.
 
@@ -150,7 +151,9 @@ class TensorRT:
         """Parse an ONNX file into `network`, or raise `BuildError` with the parser's words."""
         parser = self.trt.OnnxParser(network, log.logger)
         if not parser.parse(model):
-            errors = [_described(parser.get_error(index)) for index in range(parser.num_errors)]
+            found = (parser.get_error(index) for index in range(parser.num_errors))
+            said = [(f"{error.node_operator()} {error.node_name()}".strip(), error.desc()) for error in found]
+            errors = [": ".join(filter(None, words)) for words in said]  # the node, where there is one, and what it is
             raise BuildError(
                 f"{self.flavour} {self.version} cannot parse the ONNX file: {'; '.join(errors) or log.tail()}. "
                 "Try builder='onnxruntime', or report it with TensorRT's messages."
@@ -213,7 +216,15 @@ class TensorRT:
 
     def layers(self, network: Any) -> tuple[LayerRecord, ...]:
         """Describe every layer of a parsed network."""
-        return tuple(_described_layer(network.get_layer(index)) for index in range(network.num_layers))
+        layers = (network.get_layer(index) for index in range(network.num_layers))
+        return tuple(
+            LayerRecord(
+                name=layer.name,
+                kind=layer.type.name.lower(),
+                type=layer.get_output(0).dtype.name.lower() if layer.num_outputs else "none",
+            )
+            for layer in layers
+        )
 
     def plugin_layers(self, network: Any) -> list[str]:
         """Return the names of the layers of a parsed network that plugins of the third interface run."""
@@ -276,14 +287,3 @@ def version_numbers(version: str) -> tuple[int, ...]:
     """Return the numbers that a version starts with: ``"10.13.2.post1"`` is ``(10, 13, 2)``."""
     leading = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in leading[0].split(".")) if leading else ()
-
-
-def _described_layer(layer: Any) -> LayerRecord:
-    kind = layer.get_output(0).dtype.name.lower() if layer.num_outputs else "none"
-    return LayerRecord(name=layer.name, kind=layer.type.name.lower(), type=kind)
-
-
-def _described(error: Any) -> str:
-    """Return the parser's words with the node that they are about."""
-    node = f"{error.node_operator()} {error.node_name()}".strip()
-    return f"{node}: {error.desc()}" if node else str(error.desc())

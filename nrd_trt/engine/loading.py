@@ -1,4 +1,4 @@
-"""A loaded engine: from a plan to calls on addresses that somebody else owns.
+"""A loaded engine: from a plan to calls on addresses that the caller owns.
 
 The module is handed in by `nrd_trt.engine.compat`. Device memory, streams and copies belong to the runner.
 """
@@ -25,7 +25,7 @@ def load_engine(trt: Any, label: str, plan: bytes, log: MessageLog, *, host_code
     except TypeError as exc:  # the bindings' word for a null pointer
         raise RunnerError(
             f"{label} cannot start on this machine{log.tail()}: running engines needs an NVIDIA GPU and its driver. "
-            "Use --runner onnxruntime here."
+            "Use runner='onnxruntime' here."
         ) from exc
     runtime.error_recorder = log.recorder
     if host_code:
@@ -44,7 +44,7 @@ def _context(engine: Any, label: str, log: MessageLog) -> Any:
     context = engine.create_execution_context()
     if context is None:
         raise RunnerError(
-            f"{label} cannot make room to run the engine{log.tail()}; free GPU memory or build for a smaller --size."
+            f"{label} cannot make room to run the engine{log.tail()}; free GPU memory or build for a smaller size=."
         )
     context.error_recorder = log.recorder
     return context

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nrd_trt.progress import OnMessage
+
 _SHOWN = 3
 
 
@@ -37,7 +39,7 @@ class MessageLog:
         self.recorder.clear()
 
 
-def message_log(trt: Any, on_message: Callable[[str, str], None]) -> MessageLog:
+def message_log(trt: Any, on_message: OnMessage) -> MessageLog:
     """Make a log that hands ``(severity, text)`` to `on_message` and keeps warnings and errors.
 
     TensorRT's own logger prints to stdout, which belongs to the command's result.
@@ -56,7 +58,7 @@ def message_log(trt: Any, on_message: Callable[[str, str], None]) -> MessageLog:
     return MessageLog(logger=_Logger(), recorder=_recorder(trt, messages, on_message), messages=messages)
 
 
-def _recorder(trt: Any, messages: list[str], on_message: Callable[[str, str], None]) -> Any:
+def _recorder(trt: Any, messages: list[str], on_message: OnMessage) -> Any:
     """Return an error recorder that adds to `messages`."""
 
     class _Recorder(trt.IErrorRecorder):  # type: ignore[misc]

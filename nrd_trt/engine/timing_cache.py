@@ -6,13 +6,14 @@ knows nothing of TensorRT.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
+
 from nrd_trt.errors import BuildError
 from nrd_trt.files import atomic_file, canonical_json, sha256_bytes
+from nrd_trt.progress import OnMessage
 
 _FORMAT = "nrd-trt timing cache 1"
 _REMEDY = "delete the file to start a new one."
@@ -29,17 +30,26 @@ class TimingCacheKey:
     """
 
     builder: str
-    gpu: str | None = None
-    driver: str | None = None
+    gpu: str | None
+    driver: str | None
 
 
-def read_timing_cache(path: Path, key: TimingCacheKey, on_message: Callable[[str, str], None]) -> bytes:
-    """Return the timings of `path` that `key` can use; none where there is no file, or one of another key.
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """The first line of the file."""
+
+    format: str
+    key: TimingCacheKey
+    sha256: str
+
+
+def read_timing_cache(path: Path, key: TimingCacheKey, on_message: OnMessage) -> bytes:
+    """Return the timings of a file that a build can use; none where there is no file, or one of another key.
 
     Args:
-        path: May be absent or empty.
-        key: Of the build to come.
-        on_message: Told ``("WARNING", text)`` when the file has another key.
+        path: The file; may be absent or empty.
+        key: Key of the build to come.
+        on_message: Receives ``("WARNING", text)`` where the file has another key.
 
     Raises:
         BuildError: The file is no timing cache, or was changed.
@@ -49,26 +59,21 @@ def read_timing_cache(path: Path, key: TimingCacheKey, on_message: Callable[[str
         return b""
     line, _, content = data.partition(b"\n")
     try:
-        header = json.loads(line)
-        found = TimingCacheKey(**header["key"])
-        intact = header["format"] == _FORMAT and header["sha256"] == sha256_bytes(content)
-    except (ValueError, KeyError, TypeError) as exc:
-        raise BuildError(f"{path}: not a timing cache of this version; {_REMEDY}") from exc
-    if not intact:
+        header = msgspec.json.decode(line, type=_Header)
+    except ValueError as exc:
+        raise BuildError(f"{path}: not a timing cache of this version ({exc}); {_REMEDY}") from exc
+    if header.format != _FORMAT or header.sha256 != sha256_bytes(content):
         raise BuildError(f"{path}: the timing cache is damaged: its content does not match its header; {_REMEDY}")
-    if found == key:
+    if header.key == key:
         return content
-    on_message("WARNING", f"{path}: its timings are not used and will be replaced: {_difference(found, key)}")
+    was, now = asdict(header.key), asdict(key)
+    difference = ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in now if was[name] != now[name])
+    on_message("WARNING", f"{path}: its timings are not used and will be replaced: {difference}")
     return b""
 
 
 def write_timing_cache(path: Path, key: TimingCacheKey, content: bytes) -> None:
     """Write the timings of a build under their key, atomically."""
-    header = {"format": _FORMAT, "key": asdict(key), "sha256": sha256_bytes(content)}
+    header = _Header(format=_FORMAT, key=key, sha256=sha256_bytes(content))
     with atomic_file(path) as temporary:
-        temporary.write_bytes(canonical_json(header) + b"\n" + content)
-
-
-def _difference(found: TimingCacheKey, key: TimingCacheKey) -> str:
-    was, now = asdict(found), asdict(key)
-    return ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in now if was[name] != now[name])
+        temporary.write_bytes(canonical_json(asdict(header)) + b"\n" + content)

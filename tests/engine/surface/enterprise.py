@@ -118,8 +118,27 @@ class Parser:
         return next((creator for creator in found if creator), None)
 
 
+class Config:
+    """A builder's configuration; the only timings that it can read are ``b"ours"``, which it writes."""
+
+    def __init__(self) -> None:
+        self.timings: bytes | None = None
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None: ...
+
+    def set_flag(self, flag: Any) -> None: ...
+
+    def create_timing_cache(self, content: bytes) -> Any:
+        readable = content in (b"", b"ours")
+        return SimpleNamespace(content=content, serialize=lambda: b"ours") if readable else None
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self.timings = cache.content
+        return not ignore_mismatch
+
+
 class Builder:
-    """A builder and its configuration."""
+    """A builder; the module keeps its configurations."""
 
     def __init__(self, module: Any) -> None:
         self.module, self.error_recorder = module, None
@@ -128,8 +147,9 @@ class Builder:
         assert flags == 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         return Network()
 
-    def create_builder_config(self) -> Any:
-        return SimpleNamespace(set_memory_pool_limit=lambda pool, size: None, set_flag=lambda flag: None)
+    def create_builder_config(self) -> Config:
+        self.module.configs.append(Config())
+        return self.module.configs[-1]  # type: ignore[no-any-return]
 
     def create_optimization_profile(self) -> Any:
         return SimpleNamespace(set_shape=lambda name, low, opt, high: None)
@@ -160,7 +180,7 @@ def enterprise(version: str = "10.3.0") -> Any:
     module: Any = ModuleType("tensorrt")
     vars(module).update(vars(fakes.fake_module(None, [], version)))
     module.__spec__ = ModuleSpec("tensorrt", None)
-    module.registry = Registry()
+    module.registry, module.configs = Registry(), []
     module.get_plugin_registry = lambda: module.registry
     module.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})
     module.LayerType = LayerType
