@@ -6,7 +6,6 @@ The module is handed in; this file and `nrd_trt.engine.compat` name what is in i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
 
-from nrd_trt.engine import builder
 from nrd_trt.engine.builder import BuildOptions, BuiltEngine, build_engine, check_decode
-from nrd_trt.engine.compat import TensorRT
+from nrd_trt.engine.compat import TensorRT, load_tensorrt
 from nrd_trt.engine.plugins import load_plugin, read_plugin
 from nrd_trt.errors import BuildError, ExportError, PluginError
 from nrd_trt.graph.decode_nodes import strip_functions
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
-from tests.engine.surface.enterprise import enterprise
+from tests.engine.surface.enterprise import Parser, enterprise
 from tests.helpers import small_export
 from tests.plugin_library import library, needs_compiler
 
@@ -34,9 +34,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Put enterprise TensorRT of a version in place."""
 
     def put(version: str) -> TensorRT:
-        tensorrt = TensorRT("tensorrt", enterprise(version))
-        monkeypatch.setattr(builder, "load_tensorrt", lambda flavour: tensorrt)
-        return tensorrt
+        monkeypatch.setitem(sys.modules, "tensorrt", enterprise(version))
+        return load_tensorrt("tensorrt")
 
     return put
 
@@ -56,41 +55,25 @@ def build(version: str, *, plugin: bool, output: str = "mask") -> BuiltEngine:
 
 
 def plugin_layers(engine: BuiltEngine) -> list[str]:
-    return [layer["name"] for layer in engine.layers if layer["kind"] == "plugin_v3"]
+    return [layer.name for layer in engine.layers if layer.kind == "plugin_v3"]
 
 
-@pytest.mark.parametrize("output", NODES)
-@pytest.mark.parametrize("version", VERSIONS)
-def test_plugin_form_gets_a_plugin_for_every_node(version: str, output: str, install: Install) -> None:
+@pytest.mark.parametrize(
+    ("version", "output"),
+    [*((version, "both") for version in VERSIONS), ("10.3.0", "mask"), ("10.7.0", "mask"), ("11.4.0", "logits")],
+)
+def test_the_form_that_is_asked_for_is_built(version: str, output: str, install: Install) -> None:
+    """Without, with and again without the plugin in one process, and with a library that nobody asked for."""
     tensorrt = install(version)
     before = model(output).SerializeToString(deterministic=True)
-    engine = build(version, plugin=True, output=output)
-    assert plugin_layers(engine) == [f"decode_head/{op}" for op in NODES[output]]
-    assert not any(layer["name"].startswith("decode_head/NrdPatchDecode") for layer in engine.layers
-                   if layer["kind"] != "plugin_v3")  # fmt: skip
+    for plugin in (False, True, False):
+        engine = build(version, plugin=plugin, output=output)
+        assert plugin_layers(engine) == [f"decode_head/{op}" for op in NODES[output]] * plugin
+        others = [layer for layer in engine.layers if layer.kind != "plugin_v3"]
+        of_functions = sum(layer.name.startswith("decode_head/NrdPatchDecode") for layer in others)
+        assert of_functions == 0 if plugin else of_functions > 10
     assert tensorrt.trt.registry.loaded == [str(built_for(version))]
     assert model(output).SerializeToString(deterministic=True) == before  # with its functions, for ONNX Runtime
-
-
-@pytest.mark.parametrize("registered", [False, True])
-@pytest.mark.parametrize("output", NODES)
-@pytest.mark.parametrize("version", VERSIONS)
-def test_onnx_form_gets_none_whatever_is_registered(
-    version: str, output: str, registered: bool, install: Install
-) -> None:
-    tensorrt = install(version)
-    if registered:
-        load_plugin(read_plugin(built_for(version)), tensorrt)
-    engine = build(version, plugin=False, output=output)
-    assert plugin_layers(engine) == []
-    assert sum(layer["name"].startswith("decode_head/NrdPatchDecode") for layer in engine.layers) > 10
-    assert len(tensorrt.trt.registry.loaded) == registered
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_forms_take_turns_in_one_process(version: str, install: Install) -> None:
-    install(version)
-    assert [len(plugin_layers(build(version, plugin=plugin))) for plugin in (True, False, True)] == [1, 0, 1]
 
 
 @pytest.mark.parametrize(("version", "hidden"), [("10.6.0", True), ("10.7.0", False)])
@@ -104,25 +87,19 @@ def test_double_follows_the_version_that_changed_the_preference(version: str, hi
     assert (tensorrt.plugin_layers(network) == []) is hidden
 
 
-def test_plugin_that_the_parser_ignores_is_an_error(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    install("10.7.0")
-    monkeypatch.setattr(builder, "strip_functions", lambda model, ops: model)
-    monkeypatch.setattr(TensorRT, "parser_prefers_plugin", False)
-    build("10.7.0", plugin=True)  # the function is still there, and hides nothing from 10.7 on
-    install("10.3.0")
-    words = r"--decode plugin was asked for .*expected decode_head/NrdPatchDecodeMask .*got none"
-    with pytest.raises(BuildError, match=words):
-        build("10.3.0", plugin=True)
-
-
-def test_plugin_that_nobody_asked_for_is_an_error(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensorrt = install("10.7.0")
+@pytest.mark.parametrize("plugin", [True, False])
+def test_another_form_than_that_asked_for_is_an_error(
+    plugin: bool, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What our passes are for: here the parser does as if they had not been run."""
+    tensorrt = install("10.3.0" if plugin else "10.7.0")
     load_plugin(read_plugin(library()), tensorrt)
-    monkeypatch.setattr(builder, "only_functions", lambda model: model)
-    with pytest.raises(
-        BuildError, match=r"--decode onnx was asked for .*expected no decode node .*got decode_head/Nrd"
-    ):
-        build("10.7.0", plugin=False)
+    plain, whole = Parser.parse, model().SerializeToString()
+    monkeypatch.setattr(Parser, "parse", lambda self, data: plain(self, whole))
+    node = "decode_head/NrdPatchDecodeMask"
+    words = f"'plugin'.* expected {node} .*got none" if plugin else f"'onnx'.* expected no decode node .*got {node}"
+    with pytest.raises(BuildError, match=f"decode={words}"):
+        build(tensorrt.version, plugin=plugin)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +116,7 @@ def test_each_node_needs_its_own_layer(layers: list[str], good: bool) -> None:
     if good:
         check_decode(model("both"), layers, plugin=True)
     else:
-        with pytest.raises(BuildError, match="--decode plugin was asked for"):
+        with pytest.raises(BuildError, match="decode='plugin' was asked for"):
             check_decode(model("both"), layers, plugin=True)
 
 
@@ -157,8 +134,8 @@ def test_file_without_functions_is_built_with_the_plugin(install: Install) -> No
     """As `trtexec` of 10.3 needs it; the function form of it cannot be had."""
     install("10.3.0")
     stripped = strip_functions(model(), {"NrdPatchDecodeMask"})
-    options: Any = {"flavour": "tensorrt", "progress": False}
-    engine = build_engine(stripped, BuildOptions(plugin=read_plugin(library()), **options))
+    options = BuildOptions(flavour="tensorrt", progress=False)
+    engine = build_engine(stripped, replace(options, plugin=read_plugin(library())))
     assert plugin_layers(engine) == ["decode_head/NrdPatchDecodeMask"]
     with pytest.raises(ExportError, match="expected a function of that name in the file, got none"):
-        build_engine(stripped, BuildOptions(**options))
+        build_engine(stripped, options)
