@@ -211,12 +211,11 @@ def _add_profile(builder: Any, config: Any, facts: GraphFacts) -> None:
     if all(extent.is_static for extent in (shape.batch, shape.height, shape.width)):
         return
     profile = builder.create_optimization_profile()
-    sizes = [
-        [getattr(extent, which) for extent in (shape.batch, shape.height, shape.width)]
-        for which in ("min", "opt", "max")
-    ]
-    axis = 3 if facts.input_form == "uint8" else 1  # of the colours
-    profile.set_shape("image", *((*size[:axis], 3, *size[axis:]) for size in sizes))
+    extents = (shape.batch, shape.height, shape.width)
+    ranges = [[getattr(extent, which) for extent in extents] for which in ("min", "opt", "max")]
+    axis = 3 if facts.input_form == "uint8" else 1
+    low, opt, high = ((*sizes[:axis], 3, *sizes[axis:]) for sizes in ranges)  # 3 colours
+    profile.set_shape("image", low, opt, high)
     config.add_optimization_profile(profile)
 
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -296,7 +295,7 @@ def check_recorded(library: PluginLibrary, recorded: PluginRecord, *, bundle: st
     )
 
 
-_LOADED: WeakKeyDictionary[Any, PluginLibrary] = WeakKeyDictionary()  # by module, each of which has one registry
+_LOADED: dict[str, PluginLibrary] = {}  # by flavour, each of which has one registry per process
 _LOADING = threading.Lock()
 
 
@@ -309,7 +308,7 @@ def load_plugin(library: PluginLibrary, tensorrt: TensorRT) -> None:
     check_plugin(library, tensorrt)
     with _LOADING:
         absent = _absent_creators(tensorrt)
-        loaded = _LOADED.get(tensorrt.trt)
+        loaded = _LOADED.get(tensorrt.flavour)
         if not absent and loaded is not None and loaded.sha256 == library.sha256:
             return
         if len(absent) < len(OPS):
@@ -325,7 +324,7 @@ def load_plugin(library: PluginLibrary, tensorrt: TensorRT) -> None:
                 f"{', '.join(OPS)}, got {'none of ' + ', '.join(absent) if accepted else 'a refusal'}; "
                 f"build it with the headers of the installed version: {BUILD_COMMAND}"
             )
-        _LOADED[tensorrt.trt] = library
+        _LOADED[tensorrt.flavour] = library
 
 
 def _absent_creators(tensorrt: TensorRT) -> list[str]:

@@ -318,7 +318,8 @@ def test_a_process_holds_one_library() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("op", INFO["ops"])
-def test_creators_of_somebody_else_are_an_error(op: str) -> None:
+def test_creators_of_somebody_else_are_an_error(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_LOADED", {})
     trt = tensorrt()
     trt.trt.registry.creators.add((op, "1", "nrd"))
     with pytest.raises(PluginError, match=r"got those of a library that is not nrd_trt's.*preload none"):
