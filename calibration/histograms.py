@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nrd_trt.calibration.recipes import Estimator, Recipe
+from nrd_trt.calibration.recipes import Recipe
+from nrd_trt.specs import Estimator
 
 LEVELS = 127
 """Positive levels of symmetric int8; -128 is not used."""
@@ -40,7 +41,7 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Of one bin."""
+        """Width of one bin."""
         return math.ldexp(1.0, self._exponent) / len(self.counts)
 
     def add(self, values: np.ndarray | None, largest: float) -> None:

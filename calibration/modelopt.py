@@ -23,8 +23,8 @@ def check_modelopt() -> None:
     """Raise `MissingDependencyError` unless Model Optimizer is installed."""
     if importlib.util.find_spec("modelopt") is None:
         raise MissingDependencyError(
-            "--quantizer modelopt: expected NVIDIA Model Optimizer, found none; install it with "
-            "`pip install nrd-trt[modelopt]`, or leave the option out: our own quantizer needs nothing."
+            "quantizer='modelopt': expected NVIDIA Model Optimizer, found none; install it with "
+            "`pip install nrd-trt[modelopt]`, or leave it out: our own quantizer needs nothing."
         )
 
 
@@ -49,10 +49,18 @@ def quantize_with_modelopt(
         source, target, data = folder / "model.onnx", folder / "quantized.onnx", folder / "images.npz"
         onnx.save(full, source)
         np.savez(data, image=np.concatenate(list(images)))
-        command = [sys.executable, "-m", _MODULE, "--quantize_mode", "int8", "--calibration_eps", "cpu"]
-        command += ["--onnx_path", str(source), "--output_path", str(target), "--calibration_data", str(data)]
-        command += ["--calibration_method", method, "--high_precision_dtype", "fp32"]
-        command += ["--nodes_to_exclude", *(_whole(pattern) for pattern in exclude)]
+        options: dict[str, list[str]] = {
+            "quantize_mode": ["int8"],
+            "calibration_eps": ["cpu"],
+            "onnx_path": [str(source)],
+            "output_path": [str(target)],
+            "calibration_data": [str(data)],
+            "calibration_method": [method],
+            "high_precision_dtype": ["fp32"],
+            "nodes_to_exclude": [_whole(pattern) for pattern in exclude],
+        }
+        command = [sys.executable, "-m", _MODULE]
+        command += [word for option, values in options.items() for word in (f"--{option}", *values)]
         result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if result.returncode or not target.exists():
             said = (result.stdout + result.stderr)[-_TAIL:]

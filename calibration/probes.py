@@ -184,8 +184,8 @@ def plan_groups(probes: Sequence[Probe], memory_bytes: int) -> list[list[Probe]]
         needed = group_bytes([probe])
         if needed > memory_bytes:
             raise CalibrationError(
-                f"tensor {probe.tensor!r}: needs {math.ceil(needed / 2**20)} MB by itself, --memory-mb allows "
-                f"{memory_bytes / 2**20:g}; raise --memory-mb."
+                f"tensor {probe.tensor!r}: needs {math.ceil(needed / 2**20)} MB by itself, "
+                f"memory_mb={memory_bytes / 2**20:g} allows less; raise it."
             )
         if not groups or group_bytes([*groups[-1], probe]) > memory_bytes:
             groups.append([])

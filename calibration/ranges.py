@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
-from tqdm import tqdm
 
-from nrd_trt.calibration.cache import Ranges, TensorFigures, model_sha256
-from nrd_trt.calibration.coverage import ClassCounter
-from nrd_trt.calibration.feeds import batch_of, check_distinct, contents_of, image_digests, names_of
+from nrd_trt.calibration.cache import Coverage, Keys, Ranges, TensorFigures, model_sha256
 from nrd_trt.calibration.histograms import Histogram, estimate
 from nrd_trt.calibration.probes import Probe, make_probes, plan_groups, read_masks, with_probes
 from nrd_trt.calibration.recipes import Recipe
+from nrd_trt.calibration.stream import batch_of, check_distinct, contents_of, image_digests, names_of
 from nrd_trt.errors import CalibrationError
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, choose_layers, plan_quantization
+from nrd_trt.progress import bar
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import DEFAULT_MEMORY_MB
 
@@ -29,7 +28,21 @@ _EMPTY = (
 )
 
 
-def calibrate(
+def tensors_to_calibrate(model: onnx.ModelProto, recipe: Recipe) -> tuple[str, ...]:
+    """Return the activations that need a range, in the order of the graph: those that get Q/DQ pairs.
+
+    Args:
+        model: The fp32 graph.
+        recipe: Its `include` and `exclude` choose layers by name; what stays out by default stays out.
+
+    Raises:
+        ConfigError: An expression matches no layer, or no layer is left.
+    """
+    layers = choose_layers(model, include=recipe.include, exclude=(*DEFAULT_EXCLUDE, *recipe.exclude))
+    return tuple(plan_quantization(model, layers).tensors)
+
+
+def measure_ranges(
     model: onnx.ModelProto,
     stream: Stream,
     tensors: Sequence[str],
@@ -68,26 +81,49 @@ def calibrate(
     groups = plan_groups(probes, int(memory_mb * 2**20))
     collection = _Collection(probes, recipe, facts)
     for index, group in enumerate(groups):
-        bar = tqdm(
-            stream,
-            desc=f"calibrating, pass {index + 1} of {len(groups)}",
-            unit="feed",
-            delay=2,
-            file=sys.stderr,
-            disable=not progress,
-            leave=False,
-        )
+        feeds = bar(stream, desc=f"calibrating, pass {index + 1} of {len(groups)}", unit="feed", show=progress)
         with OrtRunner(with_probes(model, group, masks=index == 0), threads=threads) as runner:
-            for number, feed in enumerate(bar):
+            for number, feed in enumerate(feeds):
                 names, outputs = names_of(feed, number), runner.infer(feed)
                 collection.add(group, outputs, names)
                 if index == 0:
                     collection.add_images(feed, outputs, len(names))
         collection.end_pass()
     data = getattr(stream, "sha256", None) or collection.data_sha256()
-    ranges = collection.ranges({"model": model_sha256(model), "data": data, "recipe": recipe.sha256})
+    ranges = collection.ranges(Keys(model=model_sha256(model), data=data, recipe=recipe.sha256))
     _warn_of(ranges)
     return ranges
+
+
+class ClassCounter:
+    """Counts the classes of masks.
+
+    Args:
+        class_names: One per index.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._names = tuple(class_names)
+        self._pixels = np.zeros(len(self._names), np.int64)
+        self._images = np.zeros(len(self._names), np.int64)
+
+    def add(self, mask: np.ndarray) -> None:
+        """Count one mask ``(h, w)`` of class indices, padding cut off."""
+        counts = np.bincount(mask.reshape(-1), minlength=len(self._names))
+        self._pixels += counts
+        self._images += counts > 0
+
+    def coverage(self) -> Coverage | None:
+        """Return what was counted; None where no mask was."""
+        if not self._pixels.any():
+            return None
+        shares = self._pixels / self._pixels.sum()
+        images: dict[str, int] = dict(zip(self._names, self._images.tolist(), strict=True))
+        return Coverage(
+            pixel_share=dict(zip(self._names, shares.tolist(), strict=True)),
+            images=images,
+            never_seen=tuple(name for name, count in images.items() if not count),
+        )
 
 
 class _Collection:
@@ -132,7 +168,7 @@ class _Collection:
         """Return a key for feeds without one of their own."""
         return sha256_bytes(canonical_json(self._digests))
 
-    def ranges(self, keys: Mapping[str, str]) -> Ranges:
+    def ranges(self, keys: Keys) -> Ranges:
         """Estimate a range for every tensor."""
         zero = tuple(name for name, histogram in self._histograms.items() if not histogram.largest)
         estimates = {
@@ -175,7 +211,7 @@ def _check_finite(tensor: str, check: np.ndarray, names: Sequence[str]) -> None:
 
 def _warn_of(ranges: Ranges) -> None:
     """Warn of what a user should know before the ranges are used."""
-    unseen = [] if ranges.coverage is None else ranges.coverage.never_seen
+    unseen = () if ranges.coverage is None else ranges.coverage.never_seen
     for names, what, advice in (
         (ranges.zero, "zero everywhere, range set to 1", "is the checkpoint trained?"),
         (unseen, "classes never predicted on the calibration images", "add images that show them."),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import canonical_json, sha256_bytes
+from nrd_trt.specs import Estimator, check_choice
 
-Estimator = Literal["minmax", "percentile", "entropy", "mse"]
-ESTIMATORS: tuple[Estimator, ...] = ("minmax", "percentile", "entropy", "mse")
 _MIN_BINS = 512  # four per int8 level
 
 
@@ -20,7 +18,7 @@ class Recipe:
     """One way to turn activations into ranges.
 
     Attributes:
-        name: Of the recipe.
+        name: Name of the recipe.
         estimator: ``"minmax"`` takes the largest magnitude, ``"percentile"`` cuts the largest values off,
             ``"entropy"`` keeps the distribution closest to the original (Kullback-Leibler, as TensorRT's second
             entropy calibrator), ``"mse"`` minimises the squared error of the rounded values.
@@ -41,10 +39,7 @@ class Recipe:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.estimator not in ESTIMATORS:
-            raise ConfigError(
-                f"recipe {self.name!r}: estimator {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}."
-            )
+        check_choice("estimator", self.estimator, Estimator)
         if not 50 <= self.percentile <= 100:
             raise ConfigError(f"recipe {self.name!r}: percentile: expected 50 to 100, got {self.percentile}.")
         if self.bins < _MIN_BINS or self.bins & (self.bins - 1):
@@ -63,18 +58,8 @@ class Recipe:
 
     @property
     def sha256(self) -> str:
-        """Of every field; the key of a cache."""
-        return sha256_bytes(canonical_json(self.to_dict()))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {**asdict(self), "include": list(self.include), "exclude": list(self.exclude)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """Inverse of `to_dict`."""
-        values = {field.name: data[field.name] for field in fields(cls)}
-        return cls(**{**values, "include": tuple(data["include"]), "exclude": tuple(data["exclude"])})
+        """Hash of every field, the recipe's key in a file of ranges."""
+        return sha256_bytes(canonical_json(asdict(self)))
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -88,12 +73,25 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def find_recipe(name: str) -> Recipe:
+def layered(recipe: Recipe, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Recipe:
+    """Return a recipe for the layers that regular expressions choose.
+
+    Raises:
+        ConfigError: One value is a text in place of several, or no regular expression.
+    """
+    for name, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise ConfigError(
+                f"{name}={patterns!r}: expected a list of regular expressions, got a text; give [{patterns!r}]."
+            )
+    return replace(recipe, include=tuple(include), exclude=tuple(exclude))
+
+
+def find_recipe(name: Estimator) -> Recipe:
     """Return a recipe by name.
 
     Raises:
         ConfigError: There is none of this name.
     """
-    if name not in RECIPES:
-        raise ConfigError(f"--recipe {name!r}: expected one of {', '.join(RECIPES)}.")
+    check_choice("recipe", name, Estimator)
     return RECIPES[name]

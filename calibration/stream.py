@@ -1,23 +1,37 @@
-"""The calibration set as feeds of a network, preprocessed as in deployment. NumPy; see `sources` for where it lies."""
+"""The calibration set as feeds of a network, preprocessed as in deployment. NumPy; see `images` for where it lies."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from nrd_trt.calibration.feeds import Feed, check_distinct
-from nrd_trt.calibration.sources import Source, open_source
+from nrd_trt.calibration.images import ImageSet, open_images
 from nrd_trt.data.preprocessing import FittedImage, fit_image
-from nrd_trt.errors import ShapeError
+from nrd_trt.errors import CalibrationError, ShapeError
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.progress import bar
 from nrd_trt.runtime.graph_io import batch_feed
-from nrd_trt.specs import DEFAULT_IMAGES, Fit, InputShape
+from nrd_trt.specs import DEFAULT_IMAGES, Fit, InputShape, Size
+
+
+class Feed(dict[str, np.ndarray]):
+    """Input arrays by name, with the names of their images.
+
+    Args:
+        arrays: By input name; the first axis is the batch.
+        names: Of the images. A batch may be longer: it is then filled up with its own images.
+        contents_hw: Per image, the upper left part that is not padding.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], names: Sequence[str], contents_hw: Sequence[Size]) -> None:
+        super().__init__(arrays)
+        self.names = tuple(names)
+        self.contents_hw = tuple(contents_hw)
 
 
 class CalibrationStream:
@@ -59,7 +73,7 @@ class CalibrationStream:
         self._batch = facts.shape.batch.min
         # Images of one batch must have one size.
         self._shape = facts.shape if self._batch == 1 else InputShape.static(facts.shape.opt_hw, self._batch)
-        self._source: Source = open_source(data, images=images, seed=seed, size_hw=facts.shape.opt_hw)
+        self._source: ImageSet = open_images(data, images=images, seed=seed, size_hw=facts.shape.opt_hw)
         self.names = self._source.names
         self.sha256 = self._survey(progress)
 
@@ -97,17 +111,57 @@ class CalibrationStream:
 
     def _survey(self, progress: bool) -> str:
         """Read every image once; return the key of the set."""
-        bar = tqdm(
-            self._fitted(),
-            total=len(self.names),
-            desc="reading calibration images",
-            unit="image",
-            delay=2,
-            file=sys.stderr,
-            disable=not progress,
-            leave=False,
+        fitted = bar(
+            self._fitted(), desc="reading calibration images", unit="image", show=progress, total=len(self.names)
         )
-        pixels = [hashlib.sha256(entry.image.data).hexdigest() for entry in bar]
+        pixels = [hashlib.sha256(entry.image.data).hexdigest() for entry in fitted]
         check_distinct(pixels)
         contents = self._source.contents() or pixels
         return sha256_bytes(canonical_json({"fit": self._fit, "images": [*zip(self.names, contents, strict=True)]}))
+
+
+def names_of(feed: Mapping[str, np.ndarray], number: int) -> tuple[str, ...]:
+    """Return the names of a feed's images; those of a plain mapping are made up."""
+    if isinstance(feed, Feed):
+        return feed.names
+    return tuple(f"image {index} of feed {number}" for index in range(batch_of(feed)))
+
+
+def contents_of(feed: Mapping[str, np.ndarray], mask_hw: tuple[int, ...], count: int) -> list[Size]:
+    """Return the part of each mask that is not padding, in the mask's pixels."""
+    if not isinstance(feed, Feed):
+        return [(mask_hw[0], mask_hw[1])] * count
+    height, width = next((a.shape[1:3] if a.shape[-1] == 3 else a.shape[2:4]) for a in feed.values())
+    return [(h * mask_hw[0] // height, w * mask_hw[1] // width) for h, w in feed.contents_hw]
+
+
+def batch_of(feed: Mapping[str, np.ndarray]) -> int:
+    """Return the length of the first axis of the inputs."""
+    return max((array.shape[0] for array in feed.values()), default=0)
+
+
+def image_digests(feed: Mapping[str, np.ndarray], count: int) -> list[str]:
+    """Return the SHA-256 of each of the first `count` images: types, shapes and values of its part of every input."""
+    return ["-".join(_digest(array[index]) for _, array in sorted(feed.items())) for index in range(count)]
+
+
+def check_distinct(digests: Sequence[str]) -> None:
+    """Raise `CalibrationError` where there are not two different images; warn where most are copies."""
+    distinct = len(set(digests))
+    if distinct < 2:
+        got = "one image" if len(digests) == 1 else f"{len(digests)} copies of one image"
+        raise CalibrationError(
+            f"calibration set: expected different images, got {got}; ranges of one image do not hold for others. Give "
+            "images of the scenes that the engine will see, a hundred or more."
+        )
+    if 2 * distinct < len(digests):
+        warnings.warn(
+            f"calibration set: {len(digests)} images, but only {distinct} different ones; the copies say nothing new.",
+            stacklevel=3,
+        )
+
+
+def _digest(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

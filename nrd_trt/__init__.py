@@ -26,6 +26,10 @@ from nrd_trt.errors import (
 
 if TYPE_CHECKING:
     from nrd_trt.benchmarking.benchmark import benchmark
+    from nrd_trt.building.build import build
+    from nrd_trt.building.calibrate import calibrate
+    from nrd_trt.building.tune import tune
+    from nrd_trt.exporting.export import export
     from nrd_trt.inspection.inspect import inspect
     from nrd_trt.machine.doctor import doctor
     from nrd_trt.model import load_model
@@ -52,25 +56,33 @@ __all__ = [
     "VideoError",
     "__version__",
     "benchmark",
+    "build",
+    "calibrate",
     "doctor",
     "evaluate",
+    "export",
     "inspect",
     "load_model",
     "open_bundle",
     "segment_video",
     "serve",
+    "tune",
     "validate",
 ]
 
 _FUNCTIONS = {
     "benchmark": "nrd_trt.benchmarking.benchmark",
+    "build": "nrd_trt.building.build",
+    "calibrate": "nrd_trt.building.calibrate",
     "doctor": "nrd_trt.machine.doctor",
     "evaluate": "nrd_trt.validation.evaluate",
+    "export": "nrd_trt.exporting.export",
     "inspect": "nrd_trt.inspection.inspect",
     "load_model": "nrd_trt.model",
     "open_bundle": "nrd_trt.runtime.engine",
     "segment_video": "nrd_trt.video.segment_video",
     "serve": "nrd_trt.serving.serve",
+    "tune": "nrd_trt.building.tune",
     "validate": "nrd_trt.validation.validate",
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,6 +29,9 @@ DecodeName = Literal["auto", "plugin", "onnx"]
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 RunnerName = Literal["auto", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 Quantizer = Literal["own", "modelopt"]
+Estimator = Literal["minmax", "percentile", "entropy", "mse"]
+"""How calibration turns activations into ranges; recipes have the names of their estimators."""
+OutputName = Literal["mask", "logits"]
 View = Literal["overlay", "mask", "side"]
 PaletteName = Literal["model", "camvid", "cityscapes", "ade20k", "generated"]
 
@@ -40,7 +45,7 @@ MaskEncoding = Literal["uint8", "u8x4"]
 """How a graph gives the mask: one byte per pixel, or four neighbours of a row in one int32, the first lowest."""
 
 # Of a calibration. Here and not in its room, because the help of the command line names them and that is loaded on use.
-DEFAULT_RECIPE = "percentile"
+DEFAULT_RECIPE: Estimator = "percentile"
 """Of the four it agrees best with fp32 over both zoo networks (docs/precision.md); the differences are small."""
 DEFAULT_IMAGES = 100
 DEFAULT_MEMORY_MB = 2048.0
@@ -50,6 +55,28 @@ def check_choice(parameter: str, value: object, choices: Any) -> None:
     """Raise `ConfigError` unless `value` is one of the values of the Literal `choices`."""
     if value not in get_args(choices):
         raise ConfigError(f"{parameter}={value!r}: expected one of {', '.join(map(repr, get_args(choices)))}.")
+
+
+def check_number(parameter: str, value: float | None, *, low: float, whole: bool = True) -> None:
+    """Raise `ConfigError` unless `value` is None or a number of at least `low`; a whole one where `whole` is set."""
+    fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if value is not None and not (fits and value >= low):
+        raise ConfigError(
+            f"{parameter}={value!r}: expected {'a whole number' if whole else 'a number'}, {low} or more."
+        )
+
+
+def as_path(parameter: str, value: Path | str) -> Path:
+    """Return a path that a caller gave, or raise `ConfigError` where the value is none."""
+    try:
+        return Path(value)
+    except TypeError:
+        raise ConfigError(f"{parameter}={value!r}: expected a path.") from None
+
+
+def optional_path(parameter: str, value: Path | str | None) -> Path | None:
+    """Return None, or what `as_path` returns."""
+    return None if value is None else as_path(parameter, value)
 
 
 def nearest_size(size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -131,7 +158,7 @@ class InputShape:
     @classmethod
     def static(cls, size_hw: Size, batch: int | tuple[int, int, int] = 1) -> InputShape:
         """Return the shape with one allowed size."""
-        height, width = size_hw
+        height, width = map(operator.index, size_hw)
         return cls(
             batch=Range.of(batch, what="batch="),
             height=Range(min=height, opt=height, max=height),

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nrd_trt import open_bundle
-from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
+from nrd_trt import build, open_bundle
 from nrd_trt.data.classes import CAMVID_PALETTE
 from nrd_trt.data.folders import list_pairs
 from nrd_trt.data.images import read_image
@@ -47,15 +46,13 @@ def main() -> int:
     FOLDER.mkdir(parents=True)
     source = checkpoint_path(CHECKPOINT)
     scenes = write_scenes(FOLDER / "scenes")
-    bundle = build_bundle(
-        BuildRequest(
-            source=source,
-            output=FOLDER / "demo.nrd",
-            form=FormRequest(size=(352, 480)),
-            precision="fp16",
-            data=scenes,
-            on_stage=lambda text: print(text, file=sys.stderr),
-        )
+    bundle = build(
+        source,
+        FOLDER / "demo.nrd",
+        precision="fp16",
+        size=(352, 480),
+        data=scenes,
+        on_stage=lambda text: print(text, file=sys.stderr),
     )
     record = bundle.to_dict()
     report = {

@@ -6,6 +6,7 @@ Treat everything returned as read-only; `copy_of` gives a bundle that may be dam
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import json
 import os
 import shutil
@@ -18,9 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import pytest
 import torch
+from PIL import Image
 
-from nrd_trt.building.build import BuildRequest, build_bundle
+import nrd_trt
+from nrd_trt.data.overlay import write_rgb
+from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import ONNX_FILE, RECORD_FILE
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import canonical_json, sha256_bytes, sha256_file
@@ -36,6 +41,9 @@ from tests.helpers import small_model
 REPOSITORY = Path(__file__).resolve().parent.parent
 SIZE_HW = (64, 96)
 SIZE = "64x96"
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="no TensorRT-RTX: pip install nrd-trt[rtx]"
+)
 LENIENT = 0.9
 """Gate for tests about something else: on pictures this small a 16-bit file may miss its default gate."""
 
@@ -116,9 +124,21 @@ def _bundle(precision: str, builder: str, output: str, fit: str) -> Path:
 
 
 def build(source: Path, target: Path, **changes: Any) -> dict[str, Any]:
-    """Build quickly; return the bundle's facts."""
-    defaults = {"builder": "onnxruntime", "min_agreement": LENIENT, "threads": 1, "progress": False}
-    return build_bundle(BuildRequest(source=source, output=target, **{**defaults, **changes})).record.to_dict()
+    """Build quickly; return the bundle's record as JSON has it."""
+    defaults: dict[str, Any] = {"builder": "onnxruntime", "min_agreement": LENIENT, "threads": 1, "progress": False}
+    return nrd_trt.build(source, target, **{**defaults, **changes}).record.to_dict()
+
+
+def scenes(folder: Path, count: int, *, labels: bool = False, size_hw: tuple[int, int] = (50, 70)) -> Path:
+    """Write drawn scenes into `folder`, below ``images/`` and ``labels/``."""
+    for name in ("images", "labels") if labels else ("images",):
+        (folder / name).mkdir(parents=True)
+    for index in range(count):
+        scene = street_scene(index, size_hw)
+        write_rgb(folder / "images" / f"{index:02}.png", scene.image)
+        if labels:
+            Image.fromarray(scene.label).save(folder / "labels" / f"{index:02}.png")
+    return folder
 
 
 def copy_of(source: Path, target: Path) -> Path:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
 from nrd_trt.data.folders import list_pairs
 from nrd_trt.engine.bundle import read_bundle
-from tests.artefacts import checkpoint
+from tests.artefacts import build, checkpoint
 
 STEP = 10
 
@@ -29,17 +28,7 @@ def frames(camvid: Path, tmp_path: Path) -> Path:
 
 def test_fp16_bundle_passes_its_default_gates(frames: Path, tmp_path: Path) -> None:
     target = tmp_path / "camvid.nrd"
-    request = BuildRequest(
-        source=checkpoint(),
-        output=target,
-        form=FormRequest(size=(352, 480)),
-        precision="fp16",
-        builder="onnxruntime",
-        data=frames,
-        progress=False,
-        threads=1,
-    )
-    facts = build_bundle(request).record.to_dict()
+    facts = build(checkpoint(), target, size=(352, 480), precision="fp16", data=frames, min_agreement=None)
     validation = facts["validation"]
     assert facts["passed"] is True, (validation["failures"], facts["parity"])
     assert validation["gates"] == {"min_agreement": 0.995, "max_miou_drop": 0.002}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
-import shlex
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 
 import nrd_trt
 from nrd_trt.building.decode_form import DecodeForm, choose_form, look_for_plugin
-from nrd_trt.building.request import BuildRequest, FormRequest
-from nrd_trt.building.sources import Prepared, prepare
+from nrd_trt.building.inputs import BuildInput, read_input
+from nrd_trt.building.request import BuildRequest
+from nrd_trt.calibration.calibrator import make_calibrator
 from nrd_trt.engine.builder import BuildOptions, BuiltEngine, build_engine
 from nrd_trt.engine.bundle import (
     ONNX_FILE,
@@ -22,54 +24,216 @@ from nrd_trt.engine.bundle import (
     check_target,
     write_bundle,
 )
-from nrd_trt.engine.compat import installed_flavours, load_tensorrt
+from nrd_trt.engine.compat import ConfigOptions, installed_flavours, load_tensorrt
 from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError
-from nrd_trt.figures import Gates
-from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.graph.metadata import read_facts
 from nrd_trt.machine.cuda import probe_device
 from nrd_trt.machine.gpu import Gpu
+from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_call
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import BuilderName, Flavour, check_choice, format_size
+from nrd_trt.specs import (
+    BuilderName,
+    DecodeName,
+    Estimator,
+    Fit,
+    Flavour,
+    InputForm,
+    MaskEncoding,
+    OutputName,
+    Precision,
+    Quantizer,
+    Size,
+    as_path,
+    optional_path,
+)
 from nrd_trt.validation.references import ReferenceCollector
 from nrd_trt.validation.validate import Validation, compare_with_progress, judge
 
-__all__ = ["BuildRequest", "FormRequest", "build_bundle", "plan_runner_here"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from nrd_trt.model import CheckpointFields
+
+
+def build(
+    source: Path | str,
+    output: Path | str,
+    *,
+    precision: Precision | None = None,
+    size: Size | None = None,
+    dynamic: tuple[Size, Size, Size] | None = None,
+    batch: int | tuple[int, int, int] | None = None,
+    input_form: InputForm | None = None,
+    outputs: tuple[OutputName, ...] | None = None,
+    mask_encoding: MaskEncoding | None = None,
+    calibration: Path | str | None = None,
+    recipe: Estimator | None = None,
+    images: int | None = None,
+    seed: int | None = None,
+    memory_mb: float | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    quantizer: Quantizer | None = None,
+    data: Path | str | None = None,
+    labels: Path | str | None = None,
+    ignore_index: int | None = None,
+    fit: Fit | None = None,
+    checkpoint: Path | str | None = None,
+    builder: BuilderName = "auto",
+    decode: DecodeName = "auto",
+    plugin: Path | str | None = None,
+    workspace_mib: int | None = None,
+    optimization_level: int | None = None,
+    timing_cache: Path | str | None = None,
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
+    compute_capabilities: Sequence[str] = (),
+    min_agreement: float | None = None,
+    max_miou_drop: float | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: bool = True,
+    on_stage: OnStage = silent,
+    on_message: OnMessage = silent,
+    describe: Callable[[str], str] | None = None,
+    **options: Unpack[CheckpointFields],
+) -> Bundle:
+    """Build an engine bundle and prove its masks.
+
+    An ONNX file and a bundle keep the form that they have: `size` to `mask_encoding` are for checkpoints. A bundle is
+    rebuilt from its own ONNX file, reference masks and layers, for another builder or machine.
+
+    Args:
+        source: A checkpoint, an ONNX file of `nrd_trt.export`, or a bundle.
+        output: Where to write the bundle, ``NAME.nrd``.
+        precision: Types of the graph. None is ``"fp16"`` for a checkpoint or an fp32 file, and what the file has for
+            other files and bundles. ``"int8"`` needs `calibration`.
+        size: ``(h, w)``, multiples of 32; None takes the checkpoint's.
+        dynamic: The smallest, the usual and the largest size, in place of `size`.
+        batch: Images per call, or their smallest, usual and largest number; None is 1.
+        input_form: ``"uint8"``, the default: NHWC RGB with the normalisation in the graph; ``"float"``: NCHW.
+        outputs: Which of ``"mask"`` and ``"logits"`` the graph gives; None is the mask.
+        mask_encoding: ``"u8x4"`` packs four pixels in one int32, for the runners of this toolkit only; None is
+            ``"uint8"``.
+        calibration: Folder of images, a video, ``"synthetic"``, or for int8 a file of ranges of `nrd_trt.calibrate`.
+        recipe: How ranges are estimated, for int8; None is ``"percentile"``.
+        images: Calibrate on at most this many; None is 100.
+        seed: Chooses among more calibration images; None is 0.
+        memory_mb: What calibration may fetch at a time, beyond a plain session; None is 2048.
+        include: Regular expressions; where there are any, only layers whose name matches one are in int8.
+        exclude: Regular expressions; no layer whose name matches one is in int8.
+        quantizer: Who places Q/DQ pairs: ``"own"``, the default, or ``"modelopt"``.
+        data: Folder of images to prove the masks on, or one with ``images/`` and ``labels/``; None takes drawn scenes,
+            and of a bundle the inputs that it stores.
+        labels: Folder of index PNGs, paired with the images by name; None takes ``data/labels`` where that exists.
+        ignore_index: Label value that is not counted, besides 255; None takes the model's.
+        fit: How images are brought to the engine's size, recorded in the bundle; None is ``"resize"``, or the bundle's.
+        checkpoint: Reference of a build from an ONNX file or a bundle.
+        builder: ``"auto"`` takes the TensorRT that is installed, else ONNX Runtime, which builds no plan.
+        decode: ``"auto"`` takes the plugin where it fits, else the function of the ONNX file.
+        plugin: The plugin library; None looks for it where the decode may use it.
+        workspace_mib: Scratch memory that a layer may use; None leaves it to TensorRT.
+        optimization_level: Builder effort, 0-5; None leaves it to TensorRT.
+        timing_cache: File that is read before the build and written after it.
+        version_compatible: The plan loads in later TensorRT versions, too.
+        hardware_compatible: The plan loads on other Ampere or later GPUs.
+        compute_capabilities: GPUs to build for, such as ``"8.9"``; TensorRT-RTX only.
+        min_agreement: Gate: share of equal pixels, 0-1; None takes the precision's.
+        max_miou_drop: Gate: loss of mIoU against labels, 0-1; None takes the precision's.
+        force: Replace an existing bundle.
+        threads: CPU threads of ONNX Runtime; None leaves the choice to it.
+        progress: Show bars on stderr where something takes over two seconds.
+        on_stage: Receives a line when a stage begins.
+        on_message: Receives TensorRT's messages as ``(severity, text)``.
+        describe: Words the recorded call, which builds the bundle again, in another way than Python's.
+        **options: What a checkpoint does not tell, as for `nrd_trt.load_model`.
+
+    Returns:
+        The written bundle; ``bundle.passed`` tells whether every gate holds.
+
+    Raises:
+        ConfigError: An argument is not known, would be ignored, or excludes another; or the bundle exists.
+        NrdTrtError: The input is bad, or a stage cannot be done. Nothing is written in any of these cases.
+    """
+    return build_bundle(
+        BuildRequest(
+            source=as_path("source", source),
+            output=as_path("output", output),
+            precision=precision,
+            size=size,
+            dynamic=dynamic,
+            batch=batch,
+            input_form=input_form,
+            outputs=outputs,
+            mask_encoding=mask_encoding,
+            calibrator=make_calibrator(
+                calibration,
+                precision=precision,
+                fit=fit,
+                threads=threads,
+                progress=progress,
+                recipe=recipe,
+                images=images,
+                seed=seed,
+                memory_mb=memory_mb,
+                include=include,
+                exclude=exclude,
+                quantizer=quantizer,
+            ),
+            data=optional_path("data", data),
+            labels=optional_path("labels", labels),
+            ignore_index=ignore_index,
+            fit=fit,
+            checkpoint=optional_path("checkpoint", checkpoint),
+            builder=builder,
+            decode=decode,
+            plugin=optional_path("plugin", plugin),
+            config=ConfigOptions(
+                workspace_mib=workspace_mib,
+                optimization_level=optimization_level,
+                version_compatible=version_compatible,
+                hardware_compatible=hardware_compatible,
+                compute_capabilities=tuple(compute_capabilities),
+            ),
+            timing_cache=optional_path("timing_cache", timing_cache),
+            min_agreement=min_agreement,
+            max_miou_drop=max_miou_drop,
+            force=force,
+            threads=threads,
+            progress=progress,
+            on_stage=on_stage,
+            on_message=on_message,
+            describe=describe,
+            options=options,
+        )
+    )
 
 
 def build_bundle(request: BuildRequest) -> Bundle:
-    """Build a bundle and validate it.
-
-    Returns:
-        The written bundle; its `passed` tells whether every gate holds.
-
-    Raises:
-        NrdTrtError: The input is bad, or a stage cannot be done; nothing is written.
-    """
+    """Build what a request asks for, see `build`."""
     check_target(request.output, force=request.force)
-    Gates.of("fp32", request.min_agreement, request.max_miou_drop)  # refuses fractions above 1 before any work
     flavour = _choose_builder(request)
     device = probe_device()
     library = look_for_plugin(request, flavour, device)
-    prepared = prepare(request)
-    form = choose_form(request, library, prepared.model)
-    engine = _build(request, prepared.model, flavour, form, device)
+    given = read_input(request)
+    form = choose_form(request, library, given.model)
+    engine = _build(request, given.model, flavour, form, device)
     built = _builder_record(request, engine, device)
     request.on_stage("validating the masks")
-    validation, references = _validate(request, prepared, _runner(request, prepared.model, engine, built, form))
+    validation, references = _validate(request, given, _runner(request, given.model, engine, built, form))
     files = {
-        ONNX_FILE: prepared.model.SerializeToString(deterministic=True),
+        ONNX_FILE: given.model.SerializeToString(deterministic=True),
         REFERENCE_FILE: references.to_bytes(),
     }
     if engine is not None:
         files[PLAN_FILE] = engine.plan
-    return write_bundle(
-        request.output, files, _record(request, prepared, engine, built, form, validation), force=request.force
-    )
+    record = _record(request, given, engine, built, form, validation)
+    return write_bundle(request.output, files, record, force=request.force)
 
 
 def plan_runner_here(request: BuildRequest, model: onnx.ModelProto) -> TrtRunner | None:
@@ -110,7 +274,6 @@ def _build(
 
 def _choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
     """Resolve ``auto`` and check that what was asked for can be had."""
-    check_choice("builder", request.builder, BuilderName)
     builder: Flavour | Literal["onnxruntime"]
     if request.builder == "auto":
         builder = next(iter(installed_flavours()), "onnxruntime")
@@ -134,20 +297,20 @@ def _runner(
     return OrtRunner(model, threads=request.threads)
 
 
-def _validate(request: BuildRequest, prepared: Prepared, runner: BaseRunner) -> tuple[Validation, ReferenceSet]:
+def _validate(request: BuildRequest, given: BuildInput, runner: BaseRunner) -> tuple[Validation, ReferenceSet]:
     """Compare the model's masks with the reference's; return the verdict and the masks to store."""
-    graph = prepared.graph
+    graph = given.graph
     engine = Engine(runner, graph)
-    with prepared.reference() as reference:
-        collector = ReferenceCollector(reference, prepared.drawn_by)
-        comparison = compare_with_progress(prepared.samples, collector, engine, progress=request.progress)
+    with given.reference() as reference:
+        collector = ReferenceCollector(reference, given.drawn_by)
+        comparison = compare_with_progress(given.samples, collector, engine, progress=request.progress)
     validation = judge(
         comparison,
         engine,
-        prepared.model,
-        gates=Gates.of(graph.precision, request.min_agreement, request.max_miou_drop),
-        reference=prepared.reference_name,
-        samples=prepared.samples.name,
+        given.model,
+        gates=request.gates(graph.precision),
+        reference=given.reference_name,
+        samples=given.samples.name,
         precision_asked=graph.precision,
         checkpoint=request.checkpoint,
     )
@@ -188,80 +351,76 @@ def _builder_record(request: BuildRequest, engine: BuiltEngine | None, device: G
 
 def _record(
     request: BuildRequest,
-    prepared: Prepared,
+    given: BuildInput,
     engine: BuiltEngine | None,
     built: BuilderRecord,
     form: DecodeForm,
     validation: Validation,
 ) -> BundleRecord:
     """Collect what ``bundle.json`` records; nothing depends on time or place, so equal builds are equal."""
-    graph, parity = prepared.graph, prepared.parity
+    graph, parity = given.graph, given.parity
     return BundleRecord(
         nrd_trt=nrd_trt.__version__,
-        checkpoint=prepared.checkpoint,
-        calibration_sha256=prepared.calibration_sha256,
+        checkpoint=given.checkpoint,
+        calibration_sha256=given.calibration_sha256,
         plugin=form.library.record(graph.mask_encoding) if form.library else None,
         decode=form.name,
         builder=built,
         precision=PrecisionRecord(
             asked=graph.precision,
             found=engine.types_found if engine else None,
-            kept_fp32=tuple(sorted(prepared.kept_fp32)),
-            kept_because=dict(sorted(prepared.kept_fp32.items())),
-            int8_layers=tuple(prepared.int8_layers),
+            kept_fp32=tuple(sorted(given.kept_fp32)),
+            kept_because=dict(sorted(given.kept_fp32.items())),
+            int8_layers=tuple(given.int8_layers),
             layers=engine.layers if engine else (),
         ),
         model=graph,
-        fit=prepared.fit,
+        fit=given.fit,
         parity=parity,
         validation=validation.record(),
         passed=validation.passed and (parity is None or parity.passed),
-        command=_command(request, graph, built.name, form),
-        exporter=prepared.exporter,
+        command=(request.describe or str)(_call(request, graph.precision, built.name, form)),
+        exporter=given.exporter,
     )
 
 
-def _command(request: BuildRequest, graph: GraphFacts, builder: str, decode: DecodeForm) -> str:
-    """Return the command that builds this bundle again; NAME.nrd and FILE stand for places that are not recorded."""
-    words = ["nrd-trt", "build", request.source.name, "-o", "NAME.nrd", "--precision", graph.precision]
-    words += ["--builder", builder]
-    words += ["--decode", decode.name] if decode.name != "none" else []
-    form, config = request.form, request.config
-    pairs: dict[str, Any] = {
-        "--input": form.input_form,
-        "--output": form.output,
-        "--mask-encoding": form.mask_encoding,
-        "--size": format_size(form.size) if form.size else None,
-        "--dynamic": ":".join(map(format_size, form.dynamic)) if form.dynamic else None,
-        "--batch": ":".join(map(str, form.batch)) if isinstance(form.batch, tuple) else form.batch,
-        "--fit": request.fit,
-        "--workspace-mib": config.workspace_mib,
-        "--optimization-level": config.optimization_level,
-        "--compute-capability": config.compute_capabilities or None,
-        "--checkpoint": request.checkpoint.name if request.checkpoint else None,
-        "--data": request.data.name if request.data else None,
-        "--labels": request.labels.name if request.labels else None,
-        "--ignore-index": request.ignore_index,
-        "--min-agreement": request.min_agreement,
-        "--max-miou-drop": request.max_miou_drop,
+def _call(request: BuildRequest, precision: Precision, builder: str, decode: DecodeForm) -> str:
+    """Return the call that builds this bundle again; places are named without their folders, the bundle NAME.nrd."""
+    config = request.config
+    arguments: dict[str, Any] = {
+        "precision": precision,
+        "builder": builder,
+        "decode": None if decode.name == "none" else decode.name,
+        "input_form": request.input_form,
+        "outputs": request.outputs,
+        "mask_encoding": request.mask_encoding,
+        "size": request.size,
+        "dynamic": request.dynamic,
+        "batch": request.batch,
+        "fit": request.fit,
+        "workspace_mib": config.workspace_mib,
+        "optimization_level": config.optimization_level,
+        "compute_capabilities": config.compute_capabilities,
+        "checkpoint": request.checkpoint,
+        "data": request.data,
+        "labels": request.labels,
+        "ignore_index": request.ignore_index,
+        "min_agreement": request.min_agreement,
+        "max_miou_drop": request.max_miou_drop,
+        **request.options,
+        **(request.calibrator.arguments(precision) if request.calibrator else {}),
+        "version_compatible": config.version_compatible or None,
+        "hardware_compatible": config.hardware_compatible or None,
+        "force": True,
     }
-    if options := request.checkpoint_options:
-        pairs |= {
-            "--num-classes": options.num_classes,
-            "--hidden": options.hidden,
-            "--patch": options.patch,
-            "--dilations": options.dilations,
-            "--output-stride": options.output_stride,
-            "--classes": "FILE" if options.class_names else None,
-            "--mean": options.mean,
-            "--std": options.std,
-        }
-        words += ["--bgr"] * bool(options.bgr)
-    for flag, value in pairs.items():
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words += [] if value is None else [flag, text]
-    words += request.calibration.words if request.calibration else ()
-    words += request.quantization.words if request.quantization else ()
-    words += ["--version-compatible"] * config.version_compatible
-    words += ["--hardware-compatible"] * config.hardware_compatible
-    return shlex.join([*words, "--force"])
+    given = [f"{name}={_literal(value)!r}" for name, value in arguments.items() if value is not None and value != ()]
+    return f"nrd_trt.build({request.source.name!r}, 'NAME.nrd', {', '.join(given)})"
+
+
+def _literal(value: Any) -> Any:
+    """Return a value as a literal of Python: paths without folders, NumPy's numbers as plain ones."""
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, tuple | list):
+        return tuple(map(_literal, value))
+    return value.item() if hasattr(value, "item") else value

@@ -15,8 +15,6 @@ from nrd_trt.graph.decode_nodes import decode_nodes, unsupported
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.machine.gpu import Gpu
 
-DECODES = ("auto", "plugin", "onnx")
-
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeForm:
@@ -24,8 +22,8 @@ class DecodeForm:
 
     Attributes:
         name: ``"plugin"``, ``"onnx"`` (the function of the file) or ``"none"`` (the network has no such decode).
-        why: In words; may name places of this machine.
-        library: The plugin's, or None.
+        why: The reason, in words; may name places of this machine.
+        library: The plugin's library, or None.
     """
 
     name: Literal["plugin", "onnx", "none"]
@@ -42,22 +40,20 @@ def look_for_plugin(request: BuildRequest, flavour: str, device: Gpu | None) -> 
         device: The GPU to build for, or None where there is none.
 
     Returns:
-        The library, or why ``--decode auto`` and ``onnx`` do without.
+        The library, or why ``decode="auto"`` and ``"onnx"`` do without.
 
     Raises:
-        ConfigError: An unknown form, or options that exclude each other.
+        ConfigError: Arguments exclude each other.
         PluginError: The plugin was asked for and cannot be had.
     """
-    if request.decode not in DECODES:
-        raise ConfigError(f"--decode {request.decode!r}: expected one of {', '.join(DECODES)}.")
     if request.decode == "onnx":
         if request.plugin is not None:
-            raise ConfigError("--plugin: expected --decode auto or plugin with it, got onnx; leave one of them out.")
-        return "--decode onnx"
-    asked = "--decode plugin" if request.decode == "plugin" else "--plugin" if request.plugin is not None else None
+            raise ConfigError("plugin=: expected decode='auto' or 'plugin' with it, got 'onnx'; leave one of them out.")
+        return "asked for"
+    asked = "decode='plugin'" if request.decode == "plugin" else "plugin=" if request.plugin is not None else None
     if why := _no_plugin_with(flavour, request.config):
         if asked:
-            raise PluginError(f"{asked}: {why}. Use --decode onnx, which draws the same masks.")
+            raise PluginError(f"{asked}: {why}. Use decode='onnx', which draws the same masks.")
         return why
     try:
         library = read_plugin(find_plugin(request.plugin))
@@ -65,7 +61,7 @@ def look_for_plugin(request: BuildRequest, flavour: str, device: Gpu | None) -> 
         check_plugin(library, load_tensorrt(flavour), capability, cuda)
     except PluginError as exc:
         if asked:
-            raise PluginError(f"{asked}: {exc} Or use --decode onnx, which draws the same masks.") from exc
+            raise PluginError(f"{asked}: {exc} Or use decode='onnx', which draws the same masks.") from exc
         return str(exc)
     return library
 
@@ -91,7 +87,7 @@ def choose_form(request: BuildRequest, found: PluginLibrary | str, model: onnx.M
     elif others := unsupported(model, SUPPORTED):
         why = f"the kernels are not written for {', '.join(others)}"
     if why and asked:
-        raise PluginError(f"--decode {request.decode}: {why}; use --decode onnx, which draws the same masks.")
+        raise PluginError(f"decode={request.decode!r}: {why}; use decode='onnx', which draws the same masks.")
     if facts.decode is None:
         return DecodeForm(name="none", why=why or "")
     if isinstance(found, str) or why:

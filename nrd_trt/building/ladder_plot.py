@@ -1,4 +1,4 @@
-"""The picture of `nrd-trt tune`: how far each rung is from PyTorch, and which layers count. Matplotlib on use."""
+"""The picture of a ladder: how far each rung is from PyTorch, and which layers count. Matplotlib on use."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def can_plot() -> bool:
 
 def write_ladder(
     path: Path,
-    rungs: Sequence[Mapping[str, Any]],
+    rungs: Sequence[tuple[str, float, float | None]],
     sensitivity: Mapping[str, float],
     *,
     winner: str | None,
-    min_agreement: float,
+    allowed: float,
 ) -> None:
     """Draw the rungs that were tried, and below them the most sensitive layers.
 
     Args:
         path: ``.png``; replaced.
-        rungs: `nrd_trt.building.tune_record.Tuned.rungs`, from the bottom of the ladder up.
+        rungs: Name, share of the pixels that differ from PyTorch, and loss of mIoU, from the bottom of the ladder up.
         sensitivity: Share of the pixels that a layer alone changes, 0-1.
         winner: Name of the rung that won.
-        min_agreement: The gate, 0-1.
+        allowed: Share of differing pixels that the gate allows.
     """
     require("matplotlib", extra="plot", purpose="the picture of the ladder")
     from matplotlib.figure import Figure
@@ -43,20 +43,20 @@ def write_ladder(
     heights = [len(rungs) + 1.5, len(layers) + 1.5]
     figure = Figure(figsize=(9, 0.9 + 0.3 * sum(heights)), dpi=110, layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=heights)
-    _draw_rungs(above, rungs, winner, 1.0 - min_agreement)
+    _draw_rungs(above, rungs, winner, allowed)
     _bars(below, [(name.removesuffix("/Conv"), share, _HELD, f"{share:.5f}") for name, share in layers])
     below.set_title("Share of the pixels that change with one layer in int8", loc="left", fontsize=10)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _draw_rungs(axes: Any, rungs: Sequence[Mapping[str, Any]], winner: str | None, allowed: float) -> None:
+def _draw_rungs(
+    axes: Any, rungs: Sequence[tuple[str, float, float | None]], winner: str | None, allowed: float
+) -> None:
     bars = []
-    for rung in rungs:
-        differing = 1.0 - rung["pixel_agreement"]
-        drop = "" if rung["miou_drop"] is None else f", mIoU {-rung['miou_drop']:+.4f}"
-        colour = _HELD if rung["name"] == winner else _REJECTED
-        bars.append((rung["name"], differing, colour, f"{differing:.5f}{drop}"))
+    for name, differing, miou_drop in rungs:
+        drop = "" if miou_drop is None else f", mIoU {-miou_drop:+.4f}"
+        bars.append((name, differing, _HELD if name == winner else _REJECTED, f"{differing:.5f}{drop}"))
     _bars(axes, bars)
     axes.axvline(allowed, color=_GATE, linewidth=1.2, linestyle="--")
     axes.text(allowed, -0.75, " gate", color=_GATE, fontsize=8, va="center")

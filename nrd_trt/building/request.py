@@ -1,70 +1,58 @@
-"""What a build is asked for."""
+"""The arguments of `nrd_trt.build` as one value, which `nrd_trt.tune` makes too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.engine.compat import ConfigOptions
-from nrd_trt.errors import ConfigError
-from nrd_trt.exporting.precision import Calibration, Quantization
-from nrd_trt.specs import BuilderName, Fit, InputForm, InputShape, MaskEncoding, ModelInfo, Precision, Size
+from nrd_trt.exporting.export import check_form
+from nrd_trt.figures import Gates
+from nrd_trt.model import CheckpointFields, checkpoint_options
+from nrd_trt.progress import OnMessage, OnStage, silent
+from nrd_trt.specs import (
+    BuilderName,
+    DecodeName,
+    Fit,
+    InputForm,
+    InputShape,
+    MaskEncoding,
+    ModelInfo,
+    OutputName,
+    Precision,
+    Size,
+    check_choice,
+    check_number,
+)
 from nrd_trt.validation.samples import SampleSource
 
-if TYPE_CHECKING:
-    from nrd_trt.model.recognise import CheckpointOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class FormRequest:
-    """Form of the exported file; None means the default."""
-
-    input_form: InputForm | None = None
-    output: str | None = None
-    mask_encoding: MaskEncoding | None = None
-    size: Size | None = None
-    dynamic: tuple[Size, Size, Size] | None = None
-    batch: int | tuple[int, int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.mask_encoding == "u8x4" and self.output == "logits":
-            raise ConfigError(
-                "--mask-encoding u8x4: expected --output mask or both, got logits, which has no mask; leave one out."
-            )
-
-    def shape(self, default_hw: tuple[int, int]) -> InputShape:
-        """Return the input shape; `default_hw` where no size is asked for."""
-        batch = 1 if self.batch is None else self.batch
-        return InputShape.of(size=self.size, dynamic=self.dynamic, batch=batch, default=default_hw)
-
-    def given(self) -> list[str]:
-        """Return the options that were given."""
-        names = ("input_form", "output", "mask_encoding", "size", "dynamic", "batch")
-        given = [name for name in names if getattr(self, name) is not None]
-        return [f"--{name.removesuffix('_form').replace('_', '-')}" for name in given]
+_FORM = ("input_form", "outputs", "mask_encoding", "size", "dynamic", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What `nrd-trt build` is asked for; see its options of the same names."""
+    """What a build is asked for; see the arguments of these names of `nrd_trt.build`. None was not given."""
 
     source: Path
     output: Path
-    form: FormRequest = field(default_factory=FormRequest)
     precision: Precision | None = None
-    quantization: Quantization | None = None
-    calibration: Calibration | None = None
-    builder: BuilderName = "auto"
-    decode: str = "auto"
-    plugin: Path | None = None
-    checkpoint: Path | None = None
-    checkpoint_options: CheckpointOptions | None = None
+    size: Size | None = None
+    dynamic: tuple[Size, Size, Size] | None = None
+    batch: int | tuple[int, int, int] | None = None
+    input_form: InputForm | None = None
+    outputs: tuple[OutputName, ...] | None = None
+    mask_encoding: MaskEncoding | None = None
+    calibrator: Calibrator | None = None
     data: Path | None = None
     labels: Path | None = None
     ignore_index: int | None = None
     fit: Fit | None = None
+    checkpoint: Path | None = None
+    builder: BuilderName = "auto"
+    decode: DecodeName = "auto"
+    plugin: Path | None = None
     config: ConfigOptions = field(default_factory=ConfigOptions)
     timing_cache: Path | None = None
     min_agreement: float | None = None
@@ -72,17 +60,41 @@ class BuildRequest:
     force: bool = False
     threads: int | None = None
     progress: bool = True
-    on_message: Callable[[str, str], None] = lambda severity, text: None
-    on_stage: Callable[[str], None] = lambda text: None
+    on_stage: OnStage = silent
+    on_message: OnMessage = silent
+    describe: Callable[[str], str] | None = None
+    options: CheckpointFields = field(default_factory=CheckpointFields)
 
+    def __post_init__(self) -> None:
+        check_form(self.input_form, self.outputs, self.mask_encoding)
+        check_choice("precision", self.precision or "fp16", Precision)
+        check_choice("fit", self.fit or "resize", Fit)
+        check_choice("builder", self.builder, BuilderName)
+        check_choice("decode", self.decode, DecodeName)
+        check_number("threads", self.threads, low=1)
+        checkpoint_options(self.options)  # refuses unknown names before any work
+        self.gates("fp32")  # refuses fractions above 1 before any work
 
-def samples_for(request: BuildRequest, shape: InputShape, info: ModelInfo, fit: Fit = "resize") -> SampleSource:
-    """Return the images that a request is measured on."""
-    return SampleSource(
-        data=request.data,
-        labels=request.labels,
-        shape=shape,
-        info=info,
-        fit=request.fit or fit,
-        ignore_index=request.ignore_index,
-    )
+    def gates(self, precision: Precision) -> Gates:
+        """Return what the masks of a file in `precision` must reach."""
+        return Gates.of(precision, self.min_agreement, self.max_miou_drop)
+
+    def shape(self, default: Size) -> InputShape:
+        """Return the shape asked for; `default` is the size where none is."""
+        batch = 1 if self.batch is None else self.batch
+        return InputShape.of(size=self.size, dynamic=self.dynamic, batch=batch, default=default)
+
+    def form_given(self) -> list[str]:
+        """Return which arguments about the form of the exported file were given."""
+        return [f"{name}=" for name in _FORM if getattr(self, name) is not None]
+
+    def samples(self, shape: InputShape, info: ModelInfo, fit: Fit = "resize") -> SampleSource:
+        """Return the images that masks are compared on; `fit` where none is asked for."""
+        return SampleSource(
+            data=self.data,
+            labels=self.labels,
+            shape=shape,
+            info=info,
+            fit=self.fit or fit,
+            ignore_index=self.ignore_index,
+        )

@@ -1,38 +1,88 @@
-"""What came of a run of `nrd-trt tune`, and the files that tell of it."""
+"""What a ladder has measured: its steps and rungs, the state that a run goes on from, and the files that tell of it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nrd_trt.building.ladder_plot import can_plot, write_ladder
 from nrd_trt.engine.bundle import Bundle
+from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Gates
 from nrd_trt.files import atomic_file
+from nrd_trt.specs import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the ladder, before it was tried.
+
+    Attributes:
+        name: ``int8``, ``int8 without N layers``, ``fp16`` or ``fp32``.
+        precision: Precision of the file.
+        layers: Layers in int8.
+    """
+
+    name: str
+    precision: Precision
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung(Step):
+    """A step that was tried.
+
+    Attributes:
+        int8_layers: Number of layers in int8.
+        pixel_agreement: Share of pixels that PyTorch draws alike, 0-1; None where no pixel was compared.
+        miou_engine: mIoU against the labels; None without labels.
+        miou_drop: Loss of mIoU against PyTorch; None without labels.
+        latency_ms: Median milliseconds of a call; None where nothing was timed.
+        rejected: Why it does not hold; empty for the winner.
+    """
+
+    int8_layers: int
+    pixel_agreement: float | None
+    miou_engine: float | None
+    miou_drop: float | None
+    latency_ms: float | None
+    rejected: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return one line with the figures, and why it was rejected."""
+        parts = ["agreement not measured" if self.pixel_agreement is None else f"agreement {self.pixel_agreement:.6f}"]
+        if self.miou_drop is not None:
+            parts.append(f"mIoU {self.miou_engine:.4f} (drop {self.miou_drop:+.4f})")
+        if self.latency_ms is not None:
+            parts.append(f"{self.latency_ms:.3f} ms")
+        verdict = f"rejected: {'; '.join(self.rejected)}" if self.rejected else "holds"
+        return f"{self.name}: {', '.join(parts)}: {verdict}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What came of it.
+    """What came of a ladder.
 
     Attributes:
-        rungs: Every rung that was tried: ``{name, precision, int8_layers, pixel_agreement, miou_engine, miou_drop,
-            latency_ms, rejected}``; `rejected` lists the reasons and is empty for the winner.
-        sensitivity: ``{layer: share of the pixels that change with this layer alone in int8}``.
+        rungs: Every rung that was tried, from the bottom up.
+        sensitivity: Share of the pixels that change with one layer alone in int8, by layer.
         winner: Name of the rung that won, or None.
         gates: What the rungs had to hold.
-        calibrated_on_data: Whether ranges were measured on the very images that the rungs were judged on.
-        bundle: Of the winner.
+        calibrated_on_data: Whether ranges were measured on the images that the rungs were judged on.
+        files: The record, and its picture where Matplotlib is installed.
+        bundle: Bundle of the winner, or None.
     """
 
-    rungs: list[dict[str, Any]]
+    rungs: tuple[Rung, ...]
     sensitivity: dict[str, float]
     winner: str | None
     gates: Gates
-    calibrated_on_data: bool = False
+    calibrated_on_data: bool
+    files: tuple[Path, ...] = ()
     bundle: Bundle | None = field(default=None, repr=False)
 
     @property
@@ -43,10 +93,10 @@ class Tuned:
         found = "; ".join(self.bundle.failures)
         return [f"{self.winner} holds the gates of the ladder, its bundle does not: {found}"] if found else []
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+    def record(self) -> dict[str, Any]:
+        """Return what ``NAME.tune.json`` holds: everything but places."""
         return {
-            "rungs": self.rungs,
+            "rungs": [asdict(rung) for rung in self.rungs],
             "sensitivity": self.sensitivity,
             "winner": self.winner,
             "gates": asdict(self.gates),
@@ -55,30 +105,68 @@ class Tuned:
             "failures": self.failures,
         }
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        path = str(self.bundle.path) if self.bundle else None
+        return {"path": path, "files": [str(file) for file in self.files], **self.record()}
 
-def record_paths(output: Path) -> list[Path]:
+
+def record_paths(output: Path) -> tuple[Path, ...]:
     """Return ``NAME.tune.json`` beside a bundle, and ``NAME.tune.png`` where Matplotlib is installed."""
-    return [output.with_suffix(f".tune.{kind}") for kind in (("json", "png") if can_plot() else ("json",))]
+    return tuple(output.with_suffix(f".tune.{kind}") for kind in (("json", "png") if can_plot() else ("json",)))
 
 
-def write_record(tuned: Tuned, output: Path) -> list[str]:
-    """Write the files of `record_paths`, replacing what is there; return their paths."""
-    record, *pictures = record_paths(output)
+def write_tuned(tuned: Tuned) -> None:
+    """Write the files of a run, replacing what is there."""
+    record, *pictures = tuned.files
     with atomic_file(record) as temporary:
-        temporary.write_text(json.dumps(tuned.to_dict(), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(tuned.record(), indent=1) + "\n", encoding="utf-8")
     for picture in pictures:
-        write_ladder(
-            picture, tuned.rungs, tuned.sensitivity, winner=tuned.winner, min_agreement=tuned.gates.min_agreement
+        differing = [(rung.name, 1.0 - (rung.pixel_agreement or 0.0), rung.miou_drop) for rung in tuned.rungs]
+        allowed = 1.0 - tuned.gates.min_agreement
+        write_ladder(picture, differing, tuned.sensitivity, winner=tuned.winner, allowed=allowed)
+
+
+@dataclass(kw_only=True)
+class TuneState:
+    """What a run has measured so far; every addition is on disk before it is used.
+
+    Attributes:
+        key: What the figures belong to.
+        sensitivity: Share of the pixels that change, by layer.
+        rungs: Rungs that were tried, by name, before they were judged.
+    """
+
+    key: str
+    sensitivity: dict[str, float] = field(default_factory=dict)
+    rungs: dict[str, Rung] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the state."""
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1))
+
+
+def state_path(output: Path) -> Path:
+    """Return where the state of a run lies that writes `output`."""
+    return output.with_name(output.name + ".tune-state.json")
+
+
+def open_state(path: Path, key: str, *, resume: bool) -> TuneState:
+    """Start a state, or go on from the one that is there.
+
+    Raises:
+        ConfigError: The file to go on from is damaged or belongs to another network, other images or options.
+    """
+    if not resume or not path.exists():
+        return TuneState(key=key)
+    try:
+        state = msgspec.json.decode(path.read_bytes(), type=TuneState)
+    except ValueError as exc:
+        raise ConfigError(f"{path}: not a state of nrd_trt.tune ({exc}); start again without resume=True.") from exc
+    if state.key != key:
+        raise ConfigError(
+            f"{path}: expected the state of this checkpoint, these images and options, got that of others; "
+            "give the same ones, or start again without resume=True."
         )
-    return [str(record), *map(str, pictures)]
-
-
-def describe(record: Mapping[str, Any]) -> str:
-    """Return one line on a rung: its figures, and why it was rejected."""
-    parts = [f"agreement {record['pixel_agreement']:.6f}"]
-    if record["miou_drop"] is not None:
-        parts.append(f"mIoU {record['miou_engine']:.4f} (drop {record['miou_drop']:+.4f})")
-    if record["latency_ms"] is not None:
-        parts.append(f"{record['latency_ms']:.3f} ms")
-    verdict = "; ".join(record["rejected"])
-    return f"{record['name']}: {', '.join(parts)}: {'rejected: ' + verdict if verdict else 'holds'}"
+    return state

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nrd_trt.cli import common
-from nrd_trt.cli.parse import parse_size
 from nrd_trt.specs import format_size
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def benchmark_command(
         warmup=warmup,
         runs=runs,
         batch=batch,
-        size=parse_size(size) if size else None,
+        size=size,
         threads=threads,
         copies=copies,
         cuda_graph=cuda_graph,

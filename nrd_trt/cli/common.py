@@ -12,19 +12,29 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from nrd_trt.cli import parse
 from nrd_trt.cli.flags import flags_of, translated
-from nrd_trt.errors import ConfigError, NrdTrtError
-from nrd_trt.specs import BuilderName, Fit, RunnerName
+from nrd_trt.errors import NrdTrtError
+from nrd_trt.progress import OnMessage, silent
+from nrd_trt.specs import BuilderName, Fit, Precision, RunnerName
 
 GATE_FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
+MARKED = "the bundle is kept and marked as not passed"
+
+# Options by the panel of the help that they stand in.
+model_option, input_option, precision_option, engine_option, checks_option, output_option = (
+    functools.partial(typer.Option, rich_help_panel=panel)
+    for panel in ("Model", "Input", "Precision", "Engine", "Checks", "Output")
+)
 
 Command = TypeVar("Command", bound=Callable[..., None])
+_flags: dict[str, str] = {}  # of the verb that runs: there is one per process
 
 
 def verb(command: Command) -> Command:
@@ -33,25 +43,61 @@ def verb(command: Command) -> Command:
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
-        warnings.showwarning = functools.partial(_show_warning, flags)
+        _flags.clear()
+        _flags.update(flags)
+        warnings.showwarning = _show_warning
         as_json = bool(kwargs.get("as_json"))
+        code = BAD_INPUT
         try:
-            command(*args, **kwargs)
-        except NrdTrtError as exc:
-            _fail(type(exc).__name__, translated(str(exc), flags), BAD_INPUT, as_json)
-        except KeyboardInterrupt:
-            _fail("Interrupted", "stopped by Ctrl-C; no output is half-written under its name", INTERRUPTED, as_json)
+            return command(*args, **kwargs)
         except typer.Exit:
             raise
+        except NrdTrtError as exc:
+            kind, message = type(exc).__name__, str(exc)
+        except KeyboardInterrupt:
+            kind, message = "Interrupted", "stopped by Ctrl-C; no output is half-written under its name"
+            code = INTERRUPTED
         except OSError as exc:
-            _fail(type(exc).__name__, f"{exc}; check the path, its permissions and the free space", BAD_INPUT, as_json)
+            kind, message = type(exc).__name__, f"{exc}; check the path, its permissions and the free space"
         except Exception as exc:
             if kwargs.get("verbose"):
                 traceback.print_exc()
-            message = f"internal error: {type(exc).__name__}: {exc} (please report it; -v prints the traceback)"
-            _fail(type(exc).__name__, message, INTERNAL_ERROR, as_json)
+            kind, code = type(exc).__name__, INTERNAL_ERROR
+            message = f"internal error: {kind}: {exc} (please report it; -v prints the traceback)"
+        report(kind, translated(message, flags), as_json=as_json)
+        raise typer.Exit(code)
 
     return guarded  # type: ignore[return-value]
+
+
+def report(kind: str, message: str, *, as_json: bool) -> None:
+    """Print an error on stderr, and with ``--json`` as the one object on stdout."""
+    typer.echo(f"error: {message}", err=True)
+    if as_json:
+        print_json({"error": {"type": kind, "message": message}})
+
+
+class Result(Protocol):
+    """What a function of the library returns."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        ...
+
+
+def show(result: Result, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print the result of a verb: one JSON object, or lines for people."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        typer.echo("\n".join(lines))
+
+
+def exit_on(failures: Sequence[str], consequence: str | None = None) -> None:
+    """Raise `typer.Exit` where a gate failed, and say which and what follows."""
+    if failures:
+        note("; ".join([f"gate failed: {'; '.join(failures)}", *([consequence] if consequence else [])]))
+        raise typer.Exit(GATE_FAILED)
 
 
 def print_json(data: Any) -> None:
@@ -62,7 +108,7 @@ def print_json(data: Any) -> None:
 def note(text: str, *, quiet: bool = False) -> None:
     """Print one line of progress to stderr."""
     if not quiet:
-        typer.echo(text, err=True)
+        typer.echo(translated(text, _flags), err=True)
 
 
 class Stages:
@@ -85,12 +131,16 @@ class Stages:
         self._started = None
 
 
-def print_kept(kept: Mapping[str, str]) -> None:
-    """Print the nodes that stay in fp32, each with its reason."""
-    if kept:
-        typer.echo("kept in fp32 for their range:")
-    for name, reason in kept.items():
-        typer.echo(f"  {name}: {reason}")
+def on_message(verbose: bool) -> OnMessage:
+    """Return what prints TensorRT's messages on stderr, with ``-v``."""
+    from nrd_trt.engine.messages import stderr_message
+
+    return stderr_message if verbose else silent
+
+
+def kept_lines(kept: Mapping[str, str]) -> list[str]:
+    """Return lines on the nodes that stay in fp32, each with its reason."""
+    return ["kept in fp32 for their range:"] * bool(kept) + [f"  {name}: {reason}" for name, reason in kept.items()]
 
 
 def reference_name(reference: str) -> str:
@@ -103,15 +153,7 @@ def fraction(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _fail(kind: str, message: str, code: int, as_json: bool) -> None:
-    typer.echo(f"error: {message}", err=True)
-    if as_json:
-        print_json({"error": {"type": kind, "message": message}})
-    raise typer.Exit(code)
-
-
 def _show_warning(
-    flags: Mapping[str, str],
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -121,58 +163,53 @@ def _show_warning(
 ) -> None:
     """Show our own warnings as one line; those of libraries speak to developers, not to users."""
     if category is UserWarning and not {"nrd_trt", "calibration"}.isdisjoint(Path(filename).parts):
-        print(f"warning: {translated(str(message), flags)}", file=sys.stderr)
+        print(f"warning: {translated(str(message), _flags)}", file=sys.stderr)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
-Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show TensorRT's messages and tracebacks.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads.")]
-
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option("--precision", metavar="fp32|fp16|bf16|int8", help="Types of the graph; int8 only to build."),
+Json = Annotated[bool, output_option("--json", help="Print exactly one JSON object on stdout.")]
+Verbose = Annotated[bool, output_option("-v", "--verbose", help="Show TensorRT's messages and tracebacks.")]
+Quiet = Annotated[bool, output_option("-q", "--quiet", help="No progress on stderr.")]
+Force = Annotated[bool, output_option("--force", help="Replace an existing output.")]
+Threads = Annotated[int | None, engine_option("--threads", min=1, metavar="N", help="CPU threads.")]
+PrecisionOption = Annotated[Precision | None, precision_option("--precision", help="Types of the graph.")]
+Size = Annotated[
+    Any, input_option("--size", metavar="HxW", parser=parse.parse_size, help="Fixed size, multiples of 32.")
 ]
-Size = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Fixed size, multiples of 32.")]
 Data = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")
+    Path | None, input_option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")
 ]
-Labels = Annotated[Path | None, typer.Option("--labels", metavar="DIR", help="Index PNGs, paired by name.")]
+Labels = Annotated[Path | None, input_option("--labels", metavar="DIR", help="Index PNGs, paired by name.")]
 IgnoreIndex = Annotated[
-    int | None, typer.Option("--ignore-index", min=0, max=255, help="Label value to ignore besides 255.")
+    int | None, input_option("--ignore-index", min=0, max=255, help="Label value to ignore besides 255.")
 ]
-FitOption = Annotated[Fit | None, typer.Option("--fit", help="How images are brought to the engine's size.")]
-Runner = Annotated[
-    RunnerName, typer.Option("--runner", metavar="NAME", help="auto, torch, onnxruntime, tensorrt or tensorrt-rtx.")
-]
+FitOption = Annotated[Fit | None, input_option("--fit", help="How images are brought to the engine's size.")]
+Runner = Annotated[RunnerName, engine_option("--runner", help="What runs it; auto takes the plan where it can.")]
 Builder = Annotated[
-    BuilderName, typer.Option("--builder", metavar="NAME", help="auto, tensorrt, tensorrt-rtx or onnxruntime.")
+    BuilderName, engine_option("--builder", help="What builds; auto takes the TensorRT that is installed.")
 ]
 Dilations = Annotated[
-    str | None, typer.Option("--dilations", metavar="A,B,C,D", help="Of ASPP (default for NRD 1,3,6,9).")
+    Any,
+    model_option(
+        "--dilations",
+        metavar="A,B,C,D",
+        parser=parse.numbers(int, 4),
+        help="Dilations of ASPP (default for NRD 1,3,6,9).",
+    ),
 ]
 OutputStride = Annotated[
-    int | None, typer.Option("--output-stride", help="Of the encoder: 32, or 16 or 8 where it is dilated.")
+    int | None, model_option("--output-stride", help="Stride of the encoder: 32, or 16 or 8 where it is dilated.")
 ]
 Plugin = Annotated[
     Path | None,
-    typer.Option(
+    engine_option(
         "--plugin", metavar="FILE", help="Plugin library (default NRD_TRT_PLUGIN, plugins/build, the loader's path)."
     ),
 ]
 MinAgreement = Annotated[
-    float | None, typer.Option("--min-agreement", metavar="0-1", help="Gate: share of equal pixels.")
+    float | None, checks_option("--min-agreement", metavar="0-1", help="Gate: share of equal pixels.")
 ]
 MaxMiouDrop = Annotated[
-    float | None, typer.Option("--max-miou-drop", metavar="0-1", help="Gate: loss of mIoU against labels.")
+    float | None, checks_option("--max-miou-drop", metavar="0-1", help="Gate: loss of mIoU against labels.")
 ]
-
-
-def choice(flag: str, value: str | None, allowed: tuple[str, ...]) -> Any:
-    """Return `value` if it is None or allowed, else raise `ConfigError`."""
-    if value is not None and value not in allowed:
-        raise ConfigError(f"{flag} {value!r}: expected one of {', '.join(allowed)}.")
-    return value

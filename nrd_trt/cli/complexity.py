@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def complexity_command(
     source: Annotated[str, typer.Argument(metavar="CKPT|RECIPE", help="A checkpoint, or the name of a recipe.")],
     size: Annotated[
-        str | None, typer.Option("--size", metavar="HxW", help="Of the input, multiples of 32 (default the model's).")
+        Any,
+        common.input_option(
+            "--size", metavar="HxW", parser=parse_size, help="Of the input, multiples of 32 (default the model's)."
+        ),
     ] = None,
     head: Annotated[Head | None, typer.Option("--head", help="Instead of the recipe's.")] = None,
     output_stride: common.OutputStride = None,
@@ -31,9 +34,9 @@ def complexity_command(
 
     found = complexity(
         source,
-        size=parse_size(size) if size else None,
+        size=size,
         head=head,
-        **groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).fields(),
+        **groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).given(),
     )
     if as_json:
         common.print_json(found.to_dict())

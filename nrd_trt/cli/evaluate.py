@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,8 +23,13 @@ def evaluate_command(
     ignore_index: common.IgnoreIndex = None,
     fit: common.FitOption = None,
     size: Annotated[
-        str | None,
-        typer.Option("--size", metavar="HxW", help="Of a checkpoint's input, multiples of 32 (default its own)."),
+        Any,
+        common.input_option(
+            "--size",
+            metavar="HxW",
+            parser=parse_size,
+            help="Of a checkpoint's input, multiples of 32 (default its own).",
+        ),
     ] = None,
     output_stride: common.OutputStride = None,
     dilations: common.Dilations = None,
@@ -42,12 +47,12 @@ def evaluate_command(
         labels=labels,
         ignore_index=ignore_index,
         fit=fit,
-        size=parse_size(size) if size else None,
+        size=size,
         runner=runner,
         plugin=plugin,
         threads=threads,
         progress=not quiet,
-        **groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).fields(),
+        **groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).given(),
     )
     if as_json:
         common.print_json(evaluation.to_dict())

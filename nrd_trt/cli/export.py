@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from nrd_trt.cli import common, groups
-from nrd_trt.specs import Precision
 
-_PRECISIONS = ("fp32", "fp16", "bf16")  # int8 needs calibration: see `build`
+if TYPE_CHECKING:
+    from nrd_trt.exporting.export import ExportResult
 
 
 def export_command(
     *,
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help=".pth or .safetensors")],
-    output_path: Annotated[Path, typer.Option("-o", metavar="FILE.onnx", help="Where to write the file.")],
-    precision: common.PrecisionOption = None,
+    output: Annotated[Path, common.output_option("-o", metavar="FILE.onnx", help="Where to write the file.")],
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        common.precision_option("--precision", help="Types of the graph; int8 only to build."),
+    ] = "fp32",
     form: groups.FormOptions,
     data: common.Data = None,
     fit: common.FitOption = None,
@@ -30,59 +31,37 @@ def export_command(
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
 ) -> None:
-    """Export a checkpoint to one ONNX file and compare it with PyTorch (default precision fp32)."""
-    from nrd_trt.building.request import BuildRequest, samples_for
-    from nrd_trt.building.sources import export_checkpoint
-    from nrd_trt.exporting.export import write_onnx
-    from nrd_trt.files import check_absent, sha256_file
-    from nrd_trt.model import load_trained
+    """Export a checkpoint to one ONNX file and compare it with PyTorch."""
+    from nrd_trt import export
 
-    form_request = form.request()
-    chosen: Precision = common.choice("--precision", precision, _PRECISIONS) or "fp32"
-    check_absent(output_path, force=force)
-    options = facts.options()
-    request = BuildRequest(
-        source=checkpoint,
-        output=output_path,
-        form=form_request,
-        checkpoint_options=options,
+    stages = common.Stages(quiet=quiet)
+    result = export(
+        checkpoint,
+        output,
+        precision=precision,
+        **form.given(),
         data=data,
         fit=fit,
+        force=force,
         threads=threads,
+        progress=not quiet,
+        on_stage=stages,
+        **facts.given(),
     )
-    model = load_trained(checkpoint, options)
-    samples = samples_for(request, form_request.shape(model.info.size_hw), model.info)
-    stages = common.Stages(quiet=quiet)
-    stages(f"exporting {model.config.encoder} to ONNX, {chosen}")
-    exported = export_checkpoint(request, model, samples, chosen)
     stages.end()
-    parity = exported.parity
-    if parity.passed:
-        write_onnx(exported, output_path)
-    result = {
-        "path": str(output_path),
-        "sha256": sha256_file(output_path) if parity.passed else None,
-        "opset": next(entry.version for entry in exported.model.opset_import if not entry.domain),
-        "parity": asdict(parity),
-    }
-    if as_json:
-        common.print_json(result)
+    common.show(result, _lines(result), as_json=as_json)
+    common.exit_on(result.parity.failures, "no file was written")
+
+
+def _lines(result: ExportResult) -> list[str]:
+    parity, lines = result.parity, []
+    if result.sha256:
+        lines.append(f"{result.path}  (opset {result.opset}, sha256 {result.sha256[:12]}…)")
+    if parity.max_abs is None:
+        lines.append("parity with PyTorch fp32: the exported logits are not finite")
     else:
-        _print(result, exported.typed.kept_fp32, passed=parity.passed)
-    if not parity.passed:
-        output_path.unlink(missing_ok=True)  # with --force: an earlier file must not pass for this one
-        common.note(f"gate failed: {'; '.join(parity.failures)}; no file was written")
-        raise typer.Exit(common.GATE_FAILED)
-
-
-def _print(result: dict[str, object], kept: Mapping[str, str], *, passed: bool) -> None:
-    parity: dict[str, object] = result["parity"]  # type: ignore[assignment]
-    if passed:
-        typer.echo(f"{result['path']}  (opset {result['opset']}, sha256 {str(result['sha256'])[:12]}…)")
-    typer.echo(
-        f"parity with PyTorch fp32: {parity['agreement']:.6f} of the pixels agree, largest logit difference "
-        f"{parity['max_abs']:.3g} ({parity['arithmetic']} arithmetic)"
-        if parity["max_abs"] is not None
-        else "parity with PyTorch fp32: the exported logits are not finite"
-    )
-    common.print_kept(kept)
+        lines.append(
+            f"parity with PyTorch fp32: {parity.agreement:.6f} of the pixels agree, largest logit difference "
+            f"{parity.max_abs:.3g} ({parity.arithmetic} arithmetic)"
+        )
+    return [*lines, *common.kept_lines(result.kept_fp32)]

@@ -13,8 +13,15 @@ from typer.models import OptionInfo
 
 import nrd_trt
 
-_PAIRED = {"size"}  # written as HxW
+_VERBS = {"segment_video": "video"}  # functions whose verb has another name
 _RANGED = {"batch", "dynamic"}  # written as MIN:OPT:MAX
+_REPEATED = {"include", "exclude"}  # given once per value
+_FILES = {"class_names"}  # written to a file of the user's
+
+_TEXT = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
+_PAIR = rf"\((?:{_TEXT}|[^()'\"])*\)"
+_TUPLE = rf"\((?:{_TEXT}|{_PAIR}|[^()'\"])*\)"
+_CALL = rf"nrd_trt\.[a-z_]+\((?:{_TEXT}|{_TUPLE}|[^()'\"])*\)"
 
 
 def flags_of(command: Callable[..., Any]) -> dict[str, str]:
@@ -30,15 +37,19 @@ def translated(message: str, flags: Mapping[str, str]) -> str:
     """Return a message of the library as a user of the command line knows things: ``force=True`` becomes ``--force``.
 
     Args:
-        message: Names parameters as ``name=`` or ``name=value``, and what to run as a call ``nrd_trt.verb(…)``.
+        message: Names parameters as ``name=`` or ``name=value``, what to run as a call ``nrd_trt.verb(…)``, and a
+            function as ``nrd_trt.verb``.
         flags: Flags by parameter, see `flags_of`.
     """
-    text = re.sub(r"nrd_trt\.[a-z_]+\([^()]*(?:\([^()]*\)[^()]*)*\)", lambda call: shell_line(call[0]), message)
+    text = re.sub(_CALL, lambda call: shell_line(call[0]), message)
+    text = re.sub(r"\bnrd_trt\.([a-z_]+)\b(?![.(]\w)", lambda found: _verb_named(found[1]) or found[0], text)
     names = "|".join(map(re.escape, flags))
     if not names:
         return text
-    value = r"'[^']*'|[^\s:;,()']*[^\s:;,()'.]|"  # the dot of a sentence is no part of it
-    return re.sub(rf"(?<![\w.-])({names})=({value})", lambda found: _assigned(flags[found[1]], found[2]), text)
+    # A name is a parameter's unless it is part of an address, a path or another program's option.
+    value = rf"True\b|False\b|{_TUPLE}|\[[^\]]*\]|'[^']*'(?: or '[^']*')*"
+    parameter = rf"(?<![\w.?&/-])({names})=({value})?(?=([\w/~-]|\.+/)?)"
+    return re.sub(parameter, lambda found: _assigned(found[1], flags[found[1]], found[2], found[3]), text)
 
 
 def shell_line(call: str) -> str:
@@ -46,29 +57,37 @@ def shell_line(call: str) -> str:
 
     A text that is no such call is returned as it is.
     """
+    from nrd_trt.cli.main import FLAGS  # which is made of the verbs, whose messages need this module
+
     try:
         node = ast.parse(call, mode="eval").body
     except SyntaxError:
         return call
-    if not isinstance(node, ast.Call) or not ast.unparse(node.func).startswith("nrd_trt."):
+    function = ast.unparse(node.func).removeprefix("nrd_trt.") if isinstance(node, ast.Call) else ""
+    verb = _VERBS.get(function, function)
+    if not isinstance(node, ast.Call) or verb not in FLAGS:
         return call
-    verb = ast.unparse(node.func).removeprefix("nrd_trt.")
-    names = iter(inspect.signature(getattr(nrd_trt, verb)).parameters)
+    names = iter(inspect.signature(getattr(nrd_trt, function)).parameters)
     given = {next(names): ast.literal_eval(value) for value in node.args}
     given |= {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
-    from nrd_trt.cli.main import FLAGS  # which is made of the verbs, whose messages need this module
-
-    words = ["nrd-trt", verb.replace("_", "-")]
     options = [word for name, value in given.items() for word in _words(name, value, FLAGS[verb])]
     positional = [str(value) for name, value in given.items() if name not in FLAGS[verb]]
-    return shlex.join([*words, *positional, *options])
+    return shlex.join(["nrd-trt", verb, *positional, *options])
+
+
+def _verb_named(function: str) -> str | None:
+    """Return how a function is called on the command line; None where it is no verb."""
+    from nrd_trt.cli.main import FLAGS
+
+    verb = _VERBS.get(function, function)
+    return f"`nrd-trt {verb}`" if verb in FLAGS else None
 
 
 def _words(name: str, value: Any, flags: Mapping[str, str]) -> Iterator[str]:
-    """Yield a keyword argument as words of a command line; a list is an option that is repeated."""
+    """Yield an argument as words of a command line."""
     if name not in flags or value is None or value is False:
         return
-    for one in value if isinstance(value, list) else [value]:
+    for one in value if name in _REPEATED else [value]:
         yield flags[name].partition("/")[0]
         if one is not True:
             yield _typed(name, one)
@@ -76,19 +95,28 @@ def _words(name: str, value: Any, flags: Mapping[str, str]) -> Iterator[str]:
 
 def _typed(name: str, value: Any) -> str:
     """Return a value as it is typed."""
-    if not isinstance(value, tuple):
+    if name in _FILES:
+        return "FILE"
+    if not isinstance(value, tuple | list):
         return str(value)
     if name in _RANGED:
         return ":".join(_typed("size", part) for part in value)
-    return ("x" if name in _PAIRED else ",").join(map(str, value))
+    return ("x" if name == "size" else ",").join(map(str, value))
 
 
-def _assigned(flag: str, value: str) -> str:
-    """Return an assignment as it is typed: ``--force``, ``--no-copies``, ``--runner torch``, ``--size``."""
+def _assigned(name: str, flag: str, value: str | None, follows: str | None) -> str:
+    """Return an assignment as it is typed; a plain value is not in `value` but follows in the message."""
     flag, _, negative = flag.partition("/")
-    if negative and value == "False":
-        return negative
-    return flag if value in ("", "True") else f"{flag} {value.strip(chr(39))}"
+    if value in ("True", "False"):
+        return flag if value == "True" or not negative else negative
+    if value is None:
+        return f"{flag} " if follows else flag
+    if value.startswith("'"):
+        return f"{flag} " + re.sub("'([^']*)'", lambda text: shlex.quote(text[1]), value)
+    try:
+        return f"{flag} {_typed(name, ast.literal_eval(value))}"
+    except (SyntaxError, ValueError):
+        return f"{flag} {value}"
 
 
 def _option(annotation: Any) -> OptionInfo | None:

@@ -7,18 +7,20 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-import typer
-
-from nrd_trt.cli import common
-from nrd_trt.cli.parse import parse_batch, parse_dynamic, parse_numbers, parse_size, read_class_names
-from nrd_trt.model import CheckpointFields, checkpoint_options
-from nrd_trt.specs import MASK_ENCODINGS
-
-if TYPE_CHECKING:
-    from nrd_trt.building.request import FormRequest
-    from nrd_trt.model.recognise import CheckpointOptions
+from nrd_trt.cli import common, parse
+from nrd_trt.errors import ConfigError
+from nrd_trt.specs import (
+    DEFAULT_IMAGES,
+    DEFAULT_MEMORY_MB,
+    DEFAULT_RECIPE,
+    DecodeName,
+    Estimator,
+    InputForm,
+    MaskEncoding,
+    Quantizer,
+)
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,83 +55,191 @@ def _options(group: Any) -> list[inspect.Parameter]:
     ]
 
 
+class Group:
+    """Options whose fields have the names of the library's parameters."""
+
+    def given(self) -> dict[str, Any]:
+        """Return those that were given, as arguments of a function of the library."""
+        return {name: value for name, value in vars(self).items() if value is not None and value is not False}
+
+
 @dataclass(frozen=True, kw_only=True)
-class FormOptions:
-    """Form of the exported file, as it was typed."""
+class FormOptions(Group):
+    """Form of the exported file."""
 
     input_form: Annotated[
-        str | None,
-        typer.Option(
-            "--input", metavar="uint8|float", help="uint8: NHWC RGB, normalised in the graph (default); float: NCHW."
+        InputForm | None,
+        common.input_option("--input", help="uint8: NHWC RGB, normalised in the graph (default); float: NCHW."),
+    ] = None
+    outputs: Annotated[
+        Any,
+        common.output_option(
+            "--outputs",
+            metavar="mask,logits",
+            parser=parse.parse_names,
+            help="What the graph gives, one or both (default mask).",
         ),
     ] = None
-    output: Annotated[
-        str | None, typer.Option("--output", metavar="mask|logits|both", help="Outputs of the graph (default mask).")
+    output_until_0_1: Annotated[
+        Literal["mask", "logits", "both"] | None, common.output_option("--output", hidden=True)
     ] = None
     mask_encoding: Annotated[
-        str | None,
-        typer.Option(
-            "--mask-encoding",
-            metavar="uint8|u8x4",
-            help="u8x4: four pixels in one int32, for the runners of nrd_trt only (default uint8).",
+        MaskEncoding | None,
+        common.output_option(
+            "--mask-encoding", help="u8x4: four pixels in one int32, for the runners of nrd_trt only (default uint8)."
         ),
     ] = None
     size: common.Size = None
     dynamic: Annotated[
-        str | None,
-        typer.Option("--dynamic", metavar="MIN:OPT:MAX", help="Range of sizes, each HxW in multiples of 32."),
+        Any,
+        common.input_option(
+            "--dynamic",
+            metavar="MIN:OPT:MAX",
+            parser=parse.parse_dynamic,
+            help="Range of sizes, each HxW in multiples of 32.",
+        ),
     ] = None
-    batch: Annotated[str | None, typer.Option("--batch", metavar="N|MIN:OPT:MAX", help="Batch size (default 1).")] = (
-        None
-    )
+    batch: Annotated[
+        Any,
+        common.input_option(
+            "--batch", metavar="N|MIN:OPT:MAX", parser=parse.parse_batch, help="Batch size (default 1)."
+        ),
+    ] = None
 
-    def request(self) -> FormRequest:
-        """Return them checked."""
-        from nrd_trt.building.request import FormRequest
+    def given(self) -> dict[str, Any]:
+        """Return those that were given; ``--output`` is what ``--outputs`` was called until 0.1."""
+        found = super().given()
+        old = found.pop("output_until_0_1", None)
+        if old is None:
+            return found
+        if self.outputs is not None:
+            raise ConfigError("--output and --outputs are the same; give --outputs only.")
+        return {**found, "outputs": ("mask", "logits") if old == "both" else (old,)}
 
-        return FormRequest(
-            input_form=common.choice("--input", self.input_form, ("uint8", "float")),
-            output=common.choice("--output", self.output, ("mask", "logits", "both")),
-            mask_encoding=common.choice("--mask-encoding", self.mask_encoding, MASK_ENCODINGS),
-            size=parse_size(self.size) if self.size else None,
-            dynamic=parse_dynamic(self.dynamic) if self.dynamic else None,
-            batch=parse_batch(self.batch) if self.batch else None,
-        )
+
+CalibrationOption = Annotated[
+    Path | None,
+    common.precision_option(
+        "--calibration", metavar="DIR|FILE", help="Images, a video, 'synthetic', or ranges of `nrd-trt calibrate`."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointFacts:
-    """Facts about a checkpoint that the file may not carry, as they were typed."""
+class RangeOptions(Group):
+    """How images are chosen and ranges measured on them."""
+
+    recipe: Annotated[
+        Estimator | None,
+        common.precision_option("--recipe", help=f"How ranges are estimated (default {DEFAULT_RECIPE})."),
+    ] = None
+    images: Annotated[
+        int | None,
+        common.precision_option(
+            "--images", min=1, metavar="N", help=f"Calibrate on at most this many images (default {DEFAULT_IMAGES})."
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        common.precision_option("--seed", min=0, metavar="N", help="Chooses calibration images (default 0)."),
+    ] = None
+    memory_mb: Annotated[
+        float | None,
+        common.precision_option(
+            "--memory-mb",
+            min=1,
+            help=f"What calibration may fetch at a time, beyond a plain session (default {DEFAULT_MEMORY_MB:g}).",
+        ),
+    ] = None
+    include: Annotated[
+        list[str] | None,
+        common.precision_option(
+            "--include", metavar="REGEX", help="In int8 only layers whose name matches; may be repeated."
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        common.precision_option(
+            "--exclude", metavar="REGEX", help="In int8 no layer whose name matches; may be repeated."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationOptions(RangeOptions):
+    """The same, and who quantises."""
+
+    quantizer: Annotated[
+        Quantizer | None,
+        common.precision_option("--quantizer", help="Who places Q/DQ pairs and takes ranges (default own)."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Group):
+    """How the engine is built."""
+
+    builder: common.Builder = "auto"
+    decode: Annotated[
+        DecodeName,
+        common.engine_option("--decode", help="auto takes the plugin where it fits; onnx is the function of the file."),
+    ] = "auto"
+    plugin: common.Plugin = None
+    compute_capabilities: Annotated[
+        Any,
+        common.engine_option(
+            "--compute-capability", metavar="8.6,8.9", parser=parse.parse_names, help="Target GPUs (TensorRT-RTX)."
+        ),
+    ] = None
+    workspace_mib: Annotated[
+        int | None, common.engine_option("--workspace-mib", metavar="N", help="Scratch memory of a layer.")
+    ] = None
+    optimization_level: Annotated[
+        int | None, common.engine_option("--optimization-level", metavar="0-5", help="Builder effort.")
+    ] = None
+    timing_cache: Annotated[
+        Path | None,
+        common.engine_option("--timing-cache", metavar="FILE", help="Read before, written after the build."),
+    ] = None
+    version_compatible: Annotated[
+        bool, common.engine_option("--version-compatible", help="The plan loads in later TensorRT versions too.")
+    ] = False
+    hardware_compatible: Annotated[
+        bool, common.engine_option("--hardware-compatible", help="The plan loads on other Ampere or later GPUs.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFacts(Group):
+    """Facts about a checkpoint that the file may not carry."""
 
     num_classes: Annotated[
-        int | None, typer.Option("--num-classes", min=2, max=256, help="K, where the file does not tell.")
+        int | None, common.model_option("--num-classes", min=2, max=256, help="K, where the file does not tell.")
     ] = None
-    hidden: Annotated[int | None, typer.Option("--hidden", min=1, help="d, width of the per-patch perceptron.")] = None
-    patch: Annotated[int | None, typer.Option("--patch", min=1, help="f, side of a patch (default 8).")] = None
+    hidden: Annotated[
+        int | None, common.model_option("--hidden", min=1, help="d, width of the per-patch perceptron.")
+    ] = None
+    patch: Annotated[int | None, common.model_option("--patch", min=1, help="f, side of a patch (default 8).")] = None
     dilations: common.Dilations = None
     output_stride: common.OutputStride = None
     class_names: Annotated[
-        Path | None, typer.Option("--classes", metavar="FILE", help="Text file, one class name per line.")
+        Any,
+        common.model_option(
+            "--classes", metavar="FILE", parser=parse.read_class_names, help="Text file, one class name per line."
+        ),
     ] = None
-    mean: Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="In 0-255 (default ImageNet's).")] = None
-    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="In 0-255 (default ImageNet's).")] = None
-    bgr: Annotated[bool, typer.Option("--bgr", help="The network reads BGR; mean and std are in that order.")] = False
-
-    def fields(self) -> CheckpointFields:
-        """Return those that were given, parsed, as the functions of the library take them."""
-        found = CheckpointFields(
-            num_classes=self.num_classes,
-            hidden=self.hidden,
-            patch=self.patch,
-            dilations=parse_numbers("--dilations", self.dilations, int, 4) if self.dilations else None,
-            output_stride=self.output_stride,
-            class_names=read_class_names(self.class_names) if self.class_names else None,
-            mean=parse_numbers("--mean", self.mean, float, 3) if self.mean else None,
-            std=parse_numbers("--std", self.std, float, 3) if self.std else None,
-            bgr=True if self.bgr else None,
-        )
-        return {name: value for name, value in found.items() if value is not None}  # type: ignore[return-value]
-
-    def options(self) -> CheckpointOptions | None:
-        """Return them as one value, or None where none was given."""
-        return checkpoint_options(self.fields())
+    mean: Annotated[
+        Any,
+        common.model_option(
+            "--mean", metavar="R,G,B", parser=parse.numbers(float, 3), help="In 0-255 (default ImageNet's)."
+        ),
+    ] = None
+    std: Annotated[
+        Any,
+        common.model_option(
+            "--std", metavar="R,G,B", parser=parse.numbers(float, 3), help="In 0-255 (default ImageNet's)."
+        ),
+    ] = None
+    bgr: Annotated[
+        bool, common.model_option("--bgr", help="The network reads BGR; mean and std are in that order.")
+    ] = False

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 import nrd_trt
 from nrd_trt.cli.benchmark import benchmark_command
 from nrd_trt.cli.build import build_command
 from nrd_trt.cli.calibrate import calibrate_command
-from nrd_trt.cli.common import verb
+from nrd_trt.cli.common import report, verb
 from nrd_trt.cli.complexity import complexity_command
 from nrd_trt.cli.doctor import doctor_command
 from nrd_trt.cli.evaluate import evaluate_command
@@ -27,8 +28,36 @@ from nrd_trt.cli.tune import tune_command
 from nrd_trt.cli.validate import validate_command
 from nrd_trt.cli.video import video_command
 
+
+class _Verbs(TyperGroup):
+    """The verbs, whose usage errors look like all others."""
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
+        """Run the command line and exit; with ``--json`` a usage error is one object on stdout, too."""
+        words = sys.argv[1:] if args is None else list(args)
+        try:
+            code = super().main(words, **{**extra, "prog_name": "nrd-trt", "standalone_mode": False})
+        except typer.TyperException as exc:
+            code = exc.exit_code
+            if words:  # else the help was printed
+                report("ConfigError", _usage_error(exc), as_json="--json" in words)
+        raise SystemExit(code or 0)
+
+
+def _usage_error(exc: typer.TyperException) -> str:
+    """Return what is wrong with a command line in the words of the library's errors."""
+    parameter, context = getattr(exc, "param", None), getattr(exc, "ctx", None)
+    if parameter is None or not exc.message:
+        place = context.command_path if context else "nrd-trt"
+        return f"{exc.format_message().rstrip('.')}; `{place} --help` lists what there is."
+    name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.human_readable_name
+    message = exc.message.removeprefix("Value error, ").replace(" is not one of ", ": expected one of ")
+    return f"{name} {message}" if message.startswith("'") else f"{name}: {message}"
+
+
 app = typer.Typer(
     name="nrd-trt",
+    cls=_Verbs,
     help="From a trained PyTorch NRD segmentation network to a checked TensorRT engine.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -2,28 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
 
-from nrd_trt.errors import ExportError
-from nrd_trt.exporting.precision import Calibration, Quantization, Typed, derive_precision
+from nrd_trt.calibration.calibrator import Calibrator
+from nrd_trt.errors import ConfigError, ExportError
+from nrd_trt.exporting.precision import Typed, derive_precision
 from nrd_trt.figures import Gates, Parity
-from nrd_trt.files import atomic_file
+from nrd_trt.files import atomic_file, check_absent, sha256_bytes, sha256_file
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import undocumented_casts
+from nrd_trt.model import load_model
+from nrd_trt.progress import OnStage, silent
 from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import Precision
+from nrd_trt.specs import (
+    Fit,
+    InputForm,
+    InputShape,
+    MaskEncoding,
+    OutputName,
+    Precision,
+    Size,
+    as_path,
+    check_choice,
+    check_number,
+    optional_path,
+)
+from nrd_trt.validation.samples import MEASURED_COUNT, SampleSource
 
 if TYPE_CHECKING:
-    from nrd_trt.exporting.onnx_export import ExportOptions
+    from typing_extensions import Unpack
+
+    from nrd_trt.model import CheckpointFields
     from nrd_trt.model.network import Segmentor
+
+ExportPrecision = Literal["fp32", "fp16", "bf16"]
+"""Precisions of a file that need no calibration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        path: The file; it is there where `parity` passed.
+        sha256: Hash of the file; None where none was written.
+        opset: Version of ONNX's operators in the file.
+        parity: The file against PyTorch in fp32.
+        kept_fp32: Nodes kept in fp32 for their range, each with the reason.
+    """
+
+    path: Path
+    sha256: str | None
+    opset: int
+    parity: Parity
+    kept_fp32: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        parity = asdict(self.parity)
+        return {"path": str(self.path), "sha256": self.sha256, "opset": self.opset, "parity": parity}
+
+
+def export(
+    checkpoint: Path | str,
+    output: Path | str,
+    *,
+    precision: ExportPrecision = "fp32",
+    size: Size | None = None,
+    dynamic: tuple[Size, Size, Size] | None = None,
+    batch: int | tuple[int, int, int] = 1,
+    input_form: InputForm = "uint8",
+    outputs: tuple[OutputName, ...] = ("mask",),
+    mask_encoding: MaskEncoding = "uint8",
+    data: Path | str | None = None,
+    fit: Fit | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: bool = True,
+    on_stage: OnStage = silent,
+    **options: Unpack[CheckpointFields],
+) -> ExportResult:
+    """Export a checkpoint to one ONNX file and compare it with PyTorch.
+
+    Args:
+        checkpoint: ``.pth`` or ``.safetensors``.
+        output: ``FILE.onnx``. Where parity fails no file is written, and with `force` an older one is removed, as it
+            must not pass for this one.
+        precision: Types of the graph; int8 needs calibration, see `nrd_trt.build`.
+        size: ``(h, w)``, multiples of 32; None takes the checkpoint's.
+        dynamic: The smallest, the usual and the largest size, in place of `size`.
+        batch: Images per call, or their smallest, usual and largest number.
+        input_form: ``"uint8"``: NHWC RGB with the normalisation in the graph; ``"float"``: NCHW normalised float32.
+        outputs: Which of ``"mask"`` and ``"logits"`` the file gives.
+        mask_encoding: ``"u8x4"`` packs four pixels in one int32, for the runners of this toolkit only.
+        data: Folder of images that ranges and parity are measured on; None takes drawn scenes.
+        fit: How these images are brought to the size; None is ``"resize"``.
+        force: Replace an existing file.
+        threads: CPU threads of ONNX Runtime; None leaves the choice to it.
+        progress: Show a bar on stderr where it takes over two seconds.
+        on_stage: Receives a line when a stage begins.
+        **options: What the checkpoint does not tell, as for `nrd_trt.load_model`.
+
+    Returns:
+        The result; a parity that does not hold is told in ``result.parity.failures``.
+
+    Raises:
+        ConfigError: An argument is not known, arguments exclude each other, or the file exists.
+        ShapeError: A size is not a multiple of 32.
+        CheckpointError: The checkpoint is unreadable or of another kind.
+        ExportError: The graph is invalid or holds a cast that TensorRT does not document.
+        MissingDependencyError: PyTorch is not installed.
+    """
+    checkpoint, output = as_path("checkpoint", checkpoint), as_path("output", output)
+    check_choice("precision", precision, ExportPrecision)
+    check_form(input_form, outputs, mask_encoding)
+    check_choice("fit", fit or "resize", Fit)
+    check_number("threads", threads, low=1)
+    check_absent(output, force=force)
+    model = load_model(checkpoint, **options)
+    shape = InputShape.of(size=size, dynamic=dynamic, batch=batch, default=model.info.size_hw)
+    samples = SampleSource(
+        data=optional_path("data", data), labels=None, shape=shape, info=model.info, fit=fit or "resize"
+    )
+    on_stage(f"exporting {model.config.encoder} to ONNX, {precision}")
+    exported = export_checked(
+        model,
+        checkpoint,
+        samples,
+        precision=precision,
+        input_form=input_form,
+        outputs=outputs,
+        mask_encoding=mask_encoding,
+        threads=threads,
+        progress=progress,
+    )
+    if exported.parity.passed:
+        with atomic_file(output) as temporary:
+            temporary.write_bytes(exported.to_bytes())
+    else:
+        output.unlink(missing_ok=True)
+    return ExportResult(
+        path=output,
+        sha256=sha256_bytes(exported.to_bytes()) if exported.parity.passed else None,
+        opset=next(entry.version for entry in exported.model.opset_import if not entry.domain),
+        parity=exported.parity,
+        kept_fp32=exported.typed.kept_fp32,
+    )
+
+
+def check_form(
+    input_form: InputForm | None, outputs: Sequence[OutputName] | None, mask_encoding: MaskEncoding | None
+) -> None:
+    """Raise `ConfigError` unless these are forms that a file can have; None is a default."""
+    check_choice("input_form", input_form or "uint8", InputForm)
+    check_choice("mask_encoding", mask_encoding or "uint8", MaskEncoding)
+    if outputs is None:
+        return
+    if isinstance(outputs, str) or not outputs or len(set(outputs)) != len(outputs):
+        raise ConfigError(f"outputs={outputs!r}: expected different names in a tuple, such as ('mask', 'logits').")
+    for name in outputs:
+        check_choice("outputs", name, OutputName)
+    if mask_encoding == "u8x4" and "mask" not in outputs:
+        raise ConfigError("mask_encoding='u8x4': expected 'mask' among outputs=, got logits only; leave one out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,49 +189,46 @@ class Exported:
 
 def export_checked(
     model: Segmentor,
-    options: ExportOptions,
+    checkpoint: Path,
+    samples: SampleSource,
     *,
     precision: Precision,
-    output: str,
-    images: Sequence[np.ndarray],
-    checkpoint_sha256: str | None = None,
-    quantization: Quantization | None = None,
-    calibration: Calibration | None = None,
+    input_form: InputForm | None = None,
+    outputs: Sequence[OutputName] | None = None,
+    mask_encoding: MaskEncoding | None = None,
+    calibrator: Calibrator | None = None,
     threads: int | None = None,
+    progress: bool = True,
 ) -> Exported:
     """Export a model and compare the result with it.
 
     Args:
         model: In evaluation mode.
-        options: Shape and input form.
-        precision: Of the file.
-        output: ``"mask"``, ``"logits"`` or ``"both"``.
-        images: ``(h, w, 3) uint8`` of a size that the shape allows; ranges and parity are measured on them.
-        checkpoint_sha256: Recorded in the file.
-        quantization: How int8 is made; for that precision only.
-        calibration: More images that the extremes of 16-bit tensors are measured on.
+        checkpoint: Where it was loaded from; its hash is recorded in the file.
+        samples: Ranges and parity are measured on the first ones; their shape is the file's.
+        precision: Precision of the file.
+        input_form: See `export`; None is the default.
+        outputs: See `export`; None is the default.
+        mask_encoding: See `export`; None is the default.
+        calibrator: Makes int8, and has more images that the extremes of 16-bit tensors are measured on.
         threads: CPU threads of ONNX Runtime.
+        progress: Show a bar on stderr.
 
     Raises:
         ExportError: The graph is invalid or holds a cast that TensorRT does not document. A parity gate that does
             not hold is a result, not an error.
     """
-    from nrd_trt.exporting.onnx_export import export_onnx
+    from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 
-    full = export_onnx(model, options, checkpoint_sha256=checkpoint_sha256)
-    typed = derive_precision(
-        full, precision, images, quantization=quantization, calibration=calibration, threads=threads
-    )
+    form = ExportOptions(shape=samples.shape, input_form=input_form or "uint8", mask_encoding=mask_encoding or "uint8")
+    full = export_onnx(model, form, checkpoint_sha256=sha256_file(checkpoint))
+    images = [sample.image for sample in samples.first(MEASURED_COUNT)]
+    typed = derive_precision(full, precision, images, calibrator=calibrator, threads=threads, progress=progress)
     if casts := undocumented_casts(typed.model):
         raise ExportError(f"casts outside TensorRT's documented set: {', '.join(casts)}; report this model.")
     parity = _parity(model, typed.model, images, precision, threads)
+    output = "both" if len(outputs or ()) == 2 else "mask" if outputs is None else outputs[0]
     return Exported(model=select_outputs(typed.model, output), parity=parity, typed=typed)
-
-
-def write_onnx(exported: Exported, path: Path) -> None:
-    """Write the file atomically; an existing one is replaced."""
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(exported.to_bytes())
 
 
 def _parity(

@@ -24,9 +24,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from nrd_trt.calibration.ranges import calibrate
+from nrd_trt.calibration.ranges import measure_ranges, tensors_to_calibrate
 from nrd_trt.calibration.recipes import RECIPES
-from nrd_trt.calibration.selection import tensors_to_calibrate
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.tensors import copy_model
@@ -92,7 +91,8 @@ def _run(model: onnx.ModelProto, kind: str, feeds: Feeds, threads: int, memory_m
     if kind in _RECIPES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # random weights predict few classes
-            calibrate(model, clocked, tensors, _RECIPES[kind], memory_mb=memory_mb, threads=threads, progress=False)
+            recipe = _RECIPES[kind]
+            measure_ranges(model, clocked, tensors, recipe, memory_mb=memory_mb, threads=threads, progress=False)
         return clocked.seconds
     if kind == "fetched":
         model = copy_model(model)

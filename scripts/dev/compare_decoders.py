@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nrd_trt.benchmarking.benchmark import benchmark
-from nrd_trt.building.build import BuildRequest, FormRequest, build_bundle
+from nrd_trt import benchmark, build
 from nrd_trt.data.overlay import blend, write_rgb
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.files import atomic_file
@@ -102,12 +101,7 @@ def time_side_by_side(checkpoints: Mapping[str, Path], size_hw: tuple[int, int],
     """Return median latencies in ONNX Runtime, called in turn."""
     bundles = {name: out / f"{name}_{format_size(size_hw)}.nrd" for name in checkpoints}
     for name, path in bundles.items():
-        form = FormRequest(size=size_hw)
-        build_bundle(
-            BuildRequest(
-                source=checkpoints[name], output=path, form=form, precision="fp32", builder="onnxruntime", force=True
-            )
-        )
+        build(checkpoints[name], path, size=size_hw, precision="fp32", builder="onnxruntime", force=True)
     rows = benchmark(*bundles.values(), warmup=5, runs=30).rows
     return {name: row.latency.p50 for name, row in zip(bundles, rows, strict=True)}
 

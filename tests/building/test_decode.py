@@ -16,7 +16,6 @@ import pytest
 from nrd_trt.building import build as build_module
 from nrd_trt.decode.function import MASK_OP
 from nrd_trt.engine.bundle import ONNX_FILE, REFERENCE_FILE, read_bundle
-from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.engine.plugins import LIBRARY, VARIABLE, read_plugin
 from nrd_trt.errors import ConfigError, PluginError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
@@ -25,9 +24,8 @@ from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputShape
-from tests.artefacts import build, bundle, content, listing, onnx_file, workspace
+from tests.artefacts import build, bundle, content, listing, needs_rtx, onnx_file, workspace
 from tests.building.plugin_machine import build_with_plugin, hide_libraries, host, install
-from tests.building.test_build import needs_rtx
 from tests.helpers import small_model
 from tests.plugin_library import library, make_library, needs_compiler
 
@@ -71,12 +69,12 @@ def test_plugin_where_it_fits(decode: str, version: str, tmp_path: Path, monkeyp
     assert line == (
         f"building the fp16 engine with tensorrt; decode as plugin: {library()}, version 0.1.0 for TensorRT 10.3.0"
     )
-    assert json.loads(json.dumps(facts)) == read_bundle(tmp_path / "a.nrd").record.to_dict()
+    assert facts == read_bundle(tmp_path / "a.nrd").record.to_dict()
     assert facts["decode"] == "plugin"
-    assert facts["plugin"] == read_plugin(library()).record("uint8")
+    assert read_bundle(tmp_path / "a.nrd").record.plugin == read_plugin(library()).record("uint8")
     assert facts["plugin"]["sha256"] == sha256_file(library())
     assert [layer["kind"] for layer in facts["precision"]["layers"]].count("plugin_v3") == 1
-    assert " --builder tensorrt --decode plugin " in facts["command"]
+    assert "builder='tensorrt', decode='plugin'" in facts["command"]
     assert str(library().parent) not in json.dumps(facts)  # nothing that depends on a place
     model = onnx.load(tmp_path / "a.nrd" / ONNX_FILE)
     assert [function.name for function in model.functions] == [MASK_OP]  # ONNX Runtime runs it still
@@ -86,16 +84,16 @@ def test_plugin_where_it_fits(decode: str, version: str, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"decode": "onnx"}, "--decode onnx"),
+        ({"decode": "onnx"}, "asked for"),
         ({}, f"no plugin library was found: expected {LIBRARY}"),
-        ({"config": ConfigOptions(workspace_mib=64)}, "no plugin library was found"),
+        ({"workspace_mib": 64}, "no plugin library was found"),
     ],
 )
 def test_function_where_there_is_no_library(changes: dict[str, Any], why: str, trt: Any, tmp_path: Path) -> None:
     facts, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", **changes)
     assert f"decode as onnx: {why}" in line
     assert (facts["decode"], facts["plugin"]) == ("onnx", None)
-    assert " --decode onnx " in facts["command"]
+    assert "decode='onnx'" in facts["command"]
     assert trt.registry.loaded == []
     assert "plugin_v3" not in {layer["kind"] for layer in facts["precision"]["layers"]}
 
@@ -123,7 +121,7 @@ UNFIT = [
 
 
 @pytest.mark.parametrize(("changes", "words"), UNFIT)
-@pytest.mark.parametrize("asked", ["auto", "plugin", "--plugin"])
+@pytest.mark.parametrize("asked", ["auto", "plugin", "plugin="])
 def test_library_that_does_not_fit(
     asked: str, changes: dict[str, Any], words: str, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +135,7 @@ def test_library_that_does_not_fit(
         assert re.search(words, line)
     else:
         options = {"decode": "plugin"} if asked == "plugin" else {}
-        with pytest.raises(PluginError, match=rf"^--.*{path}: .*{words}.*cmake -S plugins.*--decode onnx"):
+        with pytest.raises(PluginError, match=rf"^(plugin|decode)=.*{path}: .*{words}.*cmake .*decode='onnx'"):
             build(onnx_file(), target, builder="tensorrt", plugin=path, **options)
         assert not target.exists()
     assert trt.registry.loaded == []
@@ -156,19 +154,16 @@ def test_no_gpu_to_hold_the_library_against(monkeypatch: pytest.MonkeyPatch, tmp
             {"builder": "tensorrt"},
             rf"no plugin library was found: expected {LIBRARY} at .*cmake -S plugins -B plugins/build",
         ),
-        ({"builder": "onnxruntime"}, "--decode plugin: ONNX Runtime builds no plan"),
-        pytest.param({"builder": "tensorrt-rtx"}, "--decode plugin: TensorRT-RTX loads no plugins", marks=needs_rtx),
-        (
-            {"builder": "tensorrt", "config": ConfigOptions(version_compatible=True)},
-            "a version-compatible plan may be run",
-        ),
-        ({"builder": "tensorrt", "plugin": Path("/absent.so")}, r"at /absent\.so \(--plugin\), got no such file"),
+        ({"builder": "onnxruntime"}, "decode='plugin': ONNX Runtime builds no plan"),
+        pytest.param({"builder": "tensorrt-rtx"}, "decode='plugin': TensorRT-RTX loads no plugins", marks=needs_rtx),
+        ({"builder": "tensorrt", "version_compatible": True}, "a version-compatible plan may be run"),
+        ({"builder": "tensorrt", "plugin": Path("/absent.so")}, r"at /absent\.so \(.*plugin=?\), got no such file"),
     ],
 )
 def test_plugin_that_cannot_be_had_is_found_before_the_work(
     changes: dict[str, Any], words: str, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "prepare", lambda request: pytest.fail("it is found too late"))
+    monkeypatch.setattr(build_module, "read_input", lambda request: pytest.fail("it is found too late"))
     with pytest.raises(PluginError, match=words):
         build(onnx_file(), tmp_path / "a.nrd", decode="plugin", **changes)
     assert listing(tmp_path) == []
@@ -176,12 +171,12 @@ def test_plugin_that_cannot_be_had_is_found_before_the_work(
 
 @pytest.mark.parametrize("builder", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
 def test_library_is_not_ignored_in_silence(builder: str, tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"^--plugin: .*--decode onnx"):
+    with pytest.raises(PluginError, match=r"^plugin=: .*decode='onnx'"):
         build(onnx_file(), tmp_path / "a.nrd", builder=builder, plugin=library())
 
 
 def test_options_that_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--plugin: expected --decode auto or plugin with it, got onnx"):
+    with pytest.raises(ConfigError, match="plugin=: expected decode='auto' or 'plugin' with it, got 'onnx'"):
         build(onnx_file(), tmp_path / "a.nrd", decode="onnx", plugin=library())
 
 
@@ -189,8 +184,7 @@ def test_version_compatible_plans_take_the_function(trt: Any, tmp_path: Path, mo
     monkeypatch.setenv(VARIABLE, str(library()))
     monkeypatch.setattr("nrd_trt.engine.compat.TensorRT._member", lambda self, enum, name: name)
     monkeypatch.setattr("tests.engine.surface.enterprise.Builder.create_builder_config", lambda self: Config())
-    config = ConfigOptions(version_compatible=True)
-    facts, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", config=config)
+    facts, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", version_compatible=True)
     assert facts["decode"] == "onnx" and "decode as onnx: a version-compatible plan" in line
 
 
@@ -222,7 +216,7 @@ def test_constants_that_the_kernels_are_not_written_for(
     options: Any = {"builder": "tensorrt", "decode": decode, "on_stage": lines.append}
     words = r"the kernels are not written for hidden 12 \(expected 8, 16 or 32\)"
     if decode == "plugin":
-        with pytest.raises(PluginError, match=rf"--decode plugin: {words}; use --decode onnx"):
+        with pytest.raises(PluginError, match=rf"decode='plugin': {words}; use decode='onnx'"):
             build(source, tmp_path / "a.nrd", **options)
     else:
         assert build(source, tmp_path / "a.nrd", **options)["decode"] == "onnx"
@@ -249,7 +243,7 @@ def test_network_without_the_decode(
         return
     facts = build(baseline, tmp_path / "a.nrd", builder="tensorrt", decode=decode)
     assert (facts["decode"], facts["plugin"]) == ("none", None)
-    assert "--decode" not in facts["command"]
+    assert "decode=" not in facts["command"]
 
 
 def test_two_builds_have_the_same_bytes_wherever_the_library_lies(trt: Any, tmp_path: Path) -> None:
@@ -267,14 +261,14 @@ def test_plan_that_can_run_here_is_validated_with_its_library(tmp_path: Path, mo
     seen: list[Any] = []
 
     def stand_in(plan: bytes, built: Any, rebuild: str, **options: Any) -> OrtRunner:
-        seen.append((built["name"], rebuild, options["plugin"].path, options["mask_encoding"]))
+        seen.append((built.name, rebuild, options["plugin"].path, options["mask_encoding"]))
         return OrtRunner(onnx_file(), threads=1)
 
     monkeypatch.setattr(build_module, "plan_runner", stand_in)
     target = tmp_path / "a.nrd"
     build(onnx_file(), target, builder="tensorrt", decode="plugin", plugin=library(), precision="fp32")
-    command = f"nrd-trt build {target} -o {target} --builder tensorrt --decode plugin --force"
-    assert seen == [("tensorrt", command, library(), "uint8")]
+    call = f"nrd_trt.build({str(target)!r}, {str(target)!r}, builder='tensorrt', decode='plugin', force=True)"
+    assert seen == [("tensorrt", call, library(), "uint8")]
 
 
 # --- rebuilding from a bundle
@@ -289,6 +283,6 @@ def test_rebuilding_honours_the_option(
     start = planned if source == "plugin" else bundle("fp16")
     facts = build(start, tmp_path / "b.nrd", builder="tensorrt", decode=decode)
     assert (facts["decode"], facts["plugin"] is not None) == (expected, expected == "plugin")
-    assert f" --decode {expected} " in facts["command"]
+    assert f"decode={expected!r}" in facts["command"]
     for name in (ONNX_FILE, REFERENCE_FILE):
         assert (tmp_path / "b.nrd" / name).read_bytes() == (start / name).read_bytes()

@@ -9,20 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from nrd_trt import open_bundle
-from nrd_trt.benchmarking.benchmark import benchmark
-from nrd_trt.building.request import FormRequest
+from nrd_trt import benchmark, evaluate, open_bundle, validate
 from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
-from nrd_trt.errors import ConfigError
 from nrd_trt.inspection.inspect import inspect
 from nrd_trt.inspection.onnx_summary import TensorSummary
 from nrd_trt.runtime import select
 from nrd_trt.runtime.select import make_runner
-from nrd_trt.validation.evaluate import evaluate
-from nrd_trt.validation.validate import validate
-from tests.artefacts import SIZE_HW, build, checkpoint, workspace
+from tests.artefacts import SIZE_HW, build, checkpoint, needs_rtx, scenes, workspace
 from tests.building.plugin_machine import hide_libraries, host, install
-from tests.building.test_build import needs_rtx, scenes
 from tests.helpers import byte_images
 from tests.plugin_library import library, needs_compiler
 
@@ -30,8 +24,8 @@ from tests.plugin_library import library, needs_compiler
 def made(encoding: Any, name: str, **changes: Any) -> Path:
     """Build a bundle of the trained checkpoint with a mask encoding."""
     target = workspace() / name
-    form = FormRequest(size=SIZE_HW, mask_encoding=encoding, output=changes.pop("output", None))
-    build(checkpoint(), target, form=form, **{"precision": "fp32", "min_agreement": None, **changes})
+    given = {"size": SIZE_HW, "mask_encoding": encoding, "precision": "fp32", "min_agreement": None, **changes}
+    build(checkpoint(), target, **given)
     return target
 
 
@@ -48,7 +42,7 @@ def packed() -> Path:
 def test_build_records_and_proves_it(packed: Path, plain: Path) -> None:
     facts, usual = read_bundle(packed).record.to_dict(), read_bundle(plain).record.to_dict()
     assert (facts["model"]["mask_encoding"], usual["model"]["mask_encoding"]) == ("u8x4", "uint8")
-    assert " --mask-encoding u8x4 " in facts["command"] and "--mask-encoding" not in usual["command"]
+    assert "mask_encoding='u8x4'" in facts["command"] and "mask_encoding" not in usual["command"]
     assert facts["passed"] and facts["parity"]["agreement"] >= 0.9999
     assert facts["validation"]["pixel_agreement"] == usual["validation"]["pixel_agreement"]
     (output,) = onnx.load(packed / ONNX_FILE).graph.output
@@ -86,28 +80,15 @@ def test_inspect_tells(packed: Path) -> None:
 
 
 @pytest.mark.parametrize("builder", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
-@pytest.mark.parametrize("output", ["mask", "both"])
-def test_rebuilt_from_the_bundle_and_built_with_both_outputs(output: str, builder: str, tmp_path: Path) -> None:
-    first = workspace() / f"encoding_{output}.nrd"
+def test_rebuilt_from_the_bundle_and_built_with_both_outputs(builder: str, tmp_path: Path) -> None:
+    first = workspace() / "encoding_both.nrd"
     if not first.exists():
-        made("u8x4", first.name, output=output, precision="fp16", min_agreement=0.9)
+        made("u8x4", first.name, outputs=("mask", "logits"), precision="fp16", min_agreement=0.9)
     facts = build(first, tmp_path / "b.nrd", builder=builder)
-    assert facts["model"]["mask_encoding"] == "u8x4" and facts["model"]["output"] == output
+    assert facts["model"]["mask_encoding"] == "u8x4" and facts["model"]["output"] == "both"
     assert facts["validation"]["pixel_agreement"] >= 0.9
     assert ("model.plan" in facts["files"]) == (builder != "onnxruntime")
     assert facts["decode"] == "onnx"
-
-
-def test_logits_alone_have_no_mask_to_pack() -> None:
-    with pytest.raises(ConfigError, match=r"--mask-encoding u8x4: expected --output mask or both, got logits"):
-        FormRequest(mask_encoding="u8x4", output="logits")
-
-
-@pytest.mark.parametrize("kind", ["bundle", "ONNX file"])
-def test_encoding_of_a_file_is_fixed(kind: str, packed: Path, tmp_path: Path) -> None:
-    source = packed if kind == "bundle" else packed / ONNX_FILE
-    with pytest.raises(ConfigError, match=r"^--mask-encoding: fixed in an? " + kind):
-        build(source, tmp_path / "a.nrd", form=FormRequest(mask_encoding="uint8"))
 
 
 @needs_compiler

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from nrd_trt import open_bundle
-from nrd_trt.benchmarking.benchmark import benchmark
+from nrd_trt import benchmark, evaluate, open_bundle, validate
 from nrd_trt.decode.function import MASK_OP
 from nrd_trt.engine.bundle import PLAN_FILE, read_bundle
 from nrd_trt.engine.plugins import LIBRARY, VARIABLE
@@ -25,11 +24,8 @@ from nrd_trt.runtime import select
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.validation.evaluate import evaluate
-from nrd_trt.validation.validate import validate
-from tests.artefacts import bundle, checkpoint, onnx_file
+from tests.artefacts import bundle, checkpoint, onnx_file, scenes
 from tests.building.plugin_machine import ORIN, build_with_plugin, hide_libraries, host
-from tests.building.test_build import scenes
 from tests.helpers import byte_images
 from tests.plugin_library import library, needs_compiler
 
@@ -89,8 +85,8 @@ def test_another_library_is_refused_with_what_to_do(
     with pytest.raises(PluginError, match=words) as caught:
         make_runner(read_bundle(planned), runner, plugin=library(revision))
     if revision == 2:
-        command = f"nrd-trt build {planned} -o {planned} --builder tensorrt --decode plugin --force"
-        assert str(caught.value).endswith(f"rebuild with: {command}")
+        call = f"nrd_trt.build({str(planned)!r}, {str(planned)!r}, builder='tensorrt', decode='plugin', force=True)"
+        assert str(caught.value).endswith(f"rebuild with: {call}")
     assert module.registry.loaded == []
 
 
@@ -108,7 +104,7 @@ def test_auto_takes_onnx_runtime_and_says_so(named: bool, planned: Path, monkeyp
 
 def test_host_that_differs_says_how_to_rebuild_with_the_plugin(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host(monkeypatch, replace(ORIN, compute_capability="8.9"))
-    with pytest.raises(RunnerError, match=r"built for 8\.7, this is 8\.9.*--builder tensorrt --decode plugin --force"):
+    with pytest.raises(RunnerError, match=r"built for 8\.7, this is 8\.9.*builder='tensorrt', decode='plugin'"):
         make_runner(read_bundle(planned), "tensorrt", plugin=library())
 
 
@@ -161,12 +157,12 @@ def test_verbs_hand_the_library_on(verb: str, planned: Path, labelled: Path, mon
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_library_for_a_plan_that_needs_none_is_refused(verb: str, labelled: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--plugin .*expected a bundle whose plan needs it"):
+    with pytest.raises(ConfigError, match=r"^plugin=.*expected a bundle whose plan needs it"):
         use(verb, bundle(), labelled, library())
 
 
 def test_library_is_not_ignored_in_silence(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"expected a bundle whose plan needs it and is run.*--runner onnxruntime"):
+    with pytest.raises(ConfigError, match=r"expected a bundle whose plan needs it and is run.*runner='onnxruntime'"):
         make_runner(read_bundle(planned), "onnxruntime", plugin=library())
     host(monkeypatch, device=None)
     with pytest.warns(UserWarning, match="is not used: this machine cannot run the plan"):
@@ -174,7 +170,7 @@ def test_library_is_not_ignored_in_silence(planned: Path, monkeypatch: pytest.Mo
 
 
 def test_library_for_a_checkpoint_is_refused(labelled: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--plugin: .* is a checkpoint, which needs none"):
+    with pytest.raises(ConfigError, match=r"^plugin=.*: expected a bundle whose plan needs it, got .*safetensors"):
         evaluate(checkpoint(), labelled, plugin=library())
     for sources in ([checkpoint()], [checkpoint(), bundle()]):
         with pytest.raises(ConfigError, match=r"^plugin=.*: expected a bundle whose plan needs it, got"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.calibration import ranges as module
 from nrd_trt.calibration.cache import Ranges
-from nrd_trt.calibration.coverage import ClassCounter
-from nrd_trt.calibration.feeds import Feed
 from nrd_trt.calibration.probes import with_probes
-from nrd_trt.calibration.ranges import calibrate
+from nrd_trt.calibration.ranges import ClassCounter, measure_ranges, tensors_to_calibrate
 from nrd_trt.calibration.recipes import RECIPES, Recipe
-from nrd_trt.calibration.selection import tensors_to_calibrate
-from nrd_trt.calibration.stream import CalibrationStream
+from nrd_trt.calibration.stream import CalibrationStream, Feed
 from nrd_trt.errors import CalibrationError
 from nrd_trt.graph.metadata import read_facts, with_precision
 from nrd_trt.graph.outputs import select_outputs
@@ -39,7 +36,7 @@ def run(
     tensors = tensors_to_calibrate(model, recipe) if tensors is None else tensors
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return calibrate(
+        return measure_ranges(
             model, FEEDS if stream is None else stream, tensors, recipe, threads=1, progress=False, **changes
         )
 
@@ -131,7 +128,7 @@ def test_little_memory_takes_more_passes_to_the_same_ranges(
 
 
 def test_memory_that_holds_no_tensor() -> None:
-    with pytest.raises(CalibrationError, match=r"needs \d+ MB by itself, --memory-mb allows 1; raise --memory-mb"):
+    with pytest.raises(CalibrationError, match=r"needs \d+ MB by itself, memory_mb=1 allows less; raise it"):
         run(small_export(), EVERY_VALUE["mse"], memory_mb=1)
 
 
@@ -142,13 +139,13 @@ def test_calibration_stream_gives_its_own_key() -> None:
     model = small_export()
     stream = CalibrationStream("synthetic", read_facts(model), images=2)
     found = run(model, RECIPES["minmax"], stream)
-    assert (found.images, found.keys["data"]) == (2, stream.sha256)
-    assert found.keys["recipe"] == RECIPES["minmax"].sha256
+    assert (found.images, found.keys.data) == (2, stream.sha256)
+    assert found.keys.recipe == RECIPES["minmax"].sha256
 
 
 def test_keys_follow_model_data_and_recipe() -> None:
     def keys(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], name: str) -> tuple[str, ...]:
-        return tuple(run(model, RECIPES[name], feeds, tensors=["pixels"]).keys.values())
+        return astuple(run(model, RECIPES[name], feeds, tensors=["pixels"]).keys)
 
     plain = keys(small_export(), FEEDS, "minmax")
     assert keys(small_export(), FEEDS, "minmax") == plain
@@ -272,7 +269,7 @@ def test_tensor_that_is_zero_everywhere() -> None:
             entry.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(entry)), entry.name))
     tensors = tensors_to_calibrate(model, RECIPES["mse"])
     with pytest.warns(UserWarning) as caught:
-        found = calibrate(model, FEEDS, tensors, RECIPES["mse"], threads=1, progress=False)
+        found = measure_ranges(model, FEEDS, tensors, RECIPES["mse"], threads=1, progress=False)
     assert found.zero == ("decode_head.bottleneck.act/Relu",)
     assert found.tensors[found.zero[0]] == 1.0
     assert found.zero[0] not in found.figures
@@ -290,12 +287,12 @@ def test_coverage_is_that_of_the_predicted_masks(output: str) -> None:
     masks = np.concatenate([run["mask"] if output == "mask" else run["logits"].argmax(1) for run in outputs])
     names = read_facts(model).info.class_names
     with pytest.warns(UserWarning) as caught:
-        found = calibrate(model, FEEDS, ["pixels"], RECIPES["minmax"], threads=1, progress=False).coverage
+        found = measure_ranges(model, FEEDS, ["pixels"], RECIPES["minmax"], threads=1, progress=False).coverage
     assert found is not None
     for index, name in enumerate(names):
         assert found.pixel_share[name] == pytest.approx((masks == index).mean())
         assert found.images[name] == (masks == index).any((1, 2)).sum()
-    unseen = [name for index, name in enumerate(names) if not (masks == index).any()]
+    unseen = tuple(name for index, name in enumerate(names) if not (masks == index).any())
     assert unseen and found.never_seen == unseen
     message = f"classes never predicted on the calibration images: {', '.join(unseen[:8])}"
     assert [w for w in caught if str(w.message).startswith(message)]

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nrd_trt.calibration.feeds import Feed
-from nrd_trt.calibration.sources import open_source
-from nrd_trt.calibration.stream import CalibrationStream
+from nrd_trt.calibration.images import open_images
+from nrd_trt.calibration.stream import CalibrationStream, Feed
 from nrd_trt.data.images import read_image
 from nrd_trt.data.preprocessing import fit_image
 from nrd_trt.errors import CalibrationError, ConfigError, MissingDependencyError, NrdTrtError, ShapeError, VideoError
@@ -147,7 +146,7 @@ def test_channels_of_a_video_are_rgb(tmp_path: Path) -> None:
     from tests.video.clips import write_clip
 
     write_clip(tmp_path / "red.avi", [np.full((64, 96, 3), (level, 0, 0), np.uint8) for level in (150, 250)])
-    for image in open_source(tmp_path / "red.avi", images=2, seed=0, size_hw=(64, 96)):
+    for image in open_images(tmp_path / "red.avi", images=2, seed=0, size_hw=(64, 96)):
         assert image[..., 0].mean() > 120 and image[..., 1:].mean() < 40
 
 
@@ -219,9 +218,9 @@ def damaged(path: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], object], type[NrdTrtError], str]] = {
     "missing": (lambda path: None, ConfigError, "expected a folder of images, found none"),
     "empty": (nothing, CalibrationError, "the folder is empty; check the path"),
-    "one level too high": (one_level_too_high, CalibrationError, r"found them one level below; give --data .*/train"),
-    "other files": (other_files, CalibrationError, r"expected images \(.png.*found notes/, .heic; check --data"),
-    "a video inside": (only_a_video, CalibrationError, r"found a video; give the file itself: --data .*drive.mp4"),
+    "one level too high": (one_level_too_high, CalibrationError, r"found them one level below; give .*/train"),
+    "other files": (other_files, CalibrationError, r"expected images \(.png.*found notes/, .heic; check the path"),
+    "a video inside": (only_a_video, CalibrationError, r"found a video; give the file itself, .*drive.mp4"),
     "labels": (labels, CalibrationError, r"0.png: expected a photo, got what looks like a label image"),
     "one image": (one_image, CalibrationError, "expected different images, got one image"),
     "copies of one image": (copies, CalibrationError, "expected different images, got 3 copies of one image"),
@@ -241,7 +240,7 @@ def test_other_file_and_no_images_asked_for(folder: Path, tmp_path: Path) -> Non
     (tmp_path / "frame.png").touch()
     with pytest.raises(ConfigError, match=r"frame.png: expected a folder of images, a video .* got another file"):
         CalibrationStream(tmp_path / "frame.png", facts_of())
-    with pytest.raises(ConfigError, match="--images 0: expected 1 or more"):
+    with pytest.raises(ConfigError, match="images=0: expected 1 or more"):
         CalibrationStream(folder, facts_of(), images=0)
 
 

@@ -1,4 +1,4 @@
-"""Groups of options: what Typer sees of a verb that takes one, and what the verb gets."""
+"""Groups of options, and the flags that stand for the library's parameters."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import nrd_trt
 from nrd_trt.cli.common import verb
-from nrd_trt.cli.flags import flags_of, translated
-from nrd_trt.cli.groups import CheckpointFacts, flattened
-from nrd_trt.cli.main import VERBS
-from nrd_trt.cli.quantization import QuantizationOptions
+from nrd_trt.cli.flags import shell_line, translated
+from nrd_trt.cli.groups import CheckpointFacts, FormOptions, QuantizationOptions, flattened
+from nrd_trt.cli.main import FLAGS, VERBS
 from nrd_trt.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ class Sides:
 
     def __post_init__(self) -> None:
         if self.width == 0:
-            raise ConfigError("--width 0: expected 1 or more.")
+            raise ConfigError("width=0: expected 1 or more.")
 
 
 def run(*arguments: str) -> tuple[dict[str, Any], Any]:
@@ -65,38 +65,81 @@ def test_the_verb_gets_the_group() -> None:
     assert result.exit_code == 0
     assert (got["sides"], got["last"]) == (Sides(width=5, names=["x", "y"]), True)
     assert run("a", "--width", "five")[1].exit_code == 2
-
-
-def test_what_a_group_refuses_is_an_error_of_the_verb() -> None:
     got, result = run("a", "--width", "0")
     assert (got, result.exit_code) == ({}, 2)
     assert result.stderr == "error: --width 0: expected 1 or more.\n"
 
 
-def test_verbs_that_read_a_checkpoint_share_its_facts() -> None:
-    names = list(inspect.signature(flattened(VERBS["build"])).parameters)
-    for group in (CheckpointFacts, QuantizationOptions):
-        wanted = list(inspect.signature(group).parameters)
-        assert names[names.index(wanted[0]) :][: len(wanted)] == wanted
-    for name in ("export", "calibrate", "tune"):
-        assert set(inspect.signature(CheckpointFacts).parameters) < set(
-            inspect.signature(flattened(VERBS[name])).parameters
-        )
+def test_what_was_given_are_arguments_of_the_library() -> None:
+    assert QuantizationOptions(seed=0, include=["a"]).given() == {"seed": 0, "include": ["a"]}
+    assert CheckpointFacts(bgr=True).given() == {"bgr": True} and CheckpointFacts().given() == {}
+    assert FormOptions(output_until_0_1="both").given() == {"outputs": ("mask", "logits")}
+    assert FormOptions(output_until_0_1="logits", size=(32, 64)).given() == {"outputs": ("logits",), "size": (32, 64)}
+    with pytest.raises(ConfigError, match="--output and --outputs are the same"):
+        FormOptions(output_until_0_1="both", outputs=("mask",)).given()
+
+
+@pytest.mark.parametrize("name", ["build", "calibrate", "evaluate", "export", "tune"])
+def test_options_have_the_names_of_the_librarys_parameters(name: str) -> None:
+    """Else a message would name what the user of the command line does not know."""
+    own = {"as_json", "verbose", "quiet", "output_until_0_1"}
+    known = {*inspect.signature(getattr(nrd_trt, name)).parameters, *inspect.signature(CheckpointFacts).parameters}
+    assert FLAGS[name].keys() - own <= known
+    assert not [flag for flag in FLAGS[name].values() if flag != "-o" and not flag.startswith("--")]
+    assert set(inspect.signature(flattened(VERBS[name])).parameters) >= FLAGS[name].keys()
 
 
 @pytest.mark.parametrize(
-    ("verb", "message", "shown"),
+    ("name", "message", "shown"),
     [
         ("train", "leave out device=. Or data=a.b.", "leave out --device. Or --data a.b."),
         ("build", "size=50x48: expected 64x64.", "--size 50x48: expected 64x64."),
+        ("build", "size=(50, 48), batch=(1, 2, 8): no.", "--size 50x48, --batch 1:2:8: no."),
+        ("build", "dynamic=((1, 2), (3, 4), (5, 6)) is", "--dynamic 1x2:3x4:5x6 is"),
+        ("build", "outputs=('mask', 'logits')", "--outputs mask,logits"),
         ("build", "size= and dynamic= exclude each other", "--size and --dynamic exclude each other"),
         ("build", "give force=True, or builder='tensorrt'.", "give --force, or --builder tensorrt."),
-        ("build", "input_form='nchw', output=: fixed", "--input nchw, --output: fixed"),
+        ("build", "builder='a' or 'b' on it's own", "--builder a or b on it's own"),
+        ("build", "include='a b': expected", "--include 'a b': expected"),
+        ("build", "input_form='nchw', outputs=: fixed", "--input nchw, --outputs: fixed"),
         ("build", "1 name, give class_names=", "1 name, give --classes"),
+        ("build", "seed=-1, plugin=/a.so and plugin=../b.so", "--seed -1, --plugin /a.so and --plugin ../b.so"),
+        ("build", "x?size=3, a/size=3, a.size=3, -DTENSORRT_ROOT=x", "x?size=3, a/size=3, a.size=3, -DTENSORRT_ROOT=x"),
         ("benchmark", "copies=False: leave it out", "--no-copies: leave it out"),
         ("benchmark", "cuda_graph=True: leave it out", "--cuda-graph: leave it out"),
         ("export", "resize=1 and info.size=2 of builder=x", "resize=1 and info.size=2 of builder=x"),
+        ("export", "again with nrd_trt.export. See nrd_trt.specs.", "again with `nrd-trt export`. See nrd_trt.specs."),
+        (
+            "validate",
+            "rebuild with: nrd_trt.build('a (1).nrd', 'a (1).nrd', builder='tensorrt', force=True)",
+            "rebuild with: nrd-trt build 'a (1).nrd' -o 'a (1).nrd' --builder tensorrt --force",
+        ),
     ],
 )
-def test_messages_name_flags_where_the_library_names_parameters(verb: str, message: str, shown: str) -> None:
-    assert translated(message, flags_of(flattened(VERBS[verb]))) == shown
+def test_messages_name_flags_where_the_library_names_parameters(name: str, message: str, shown: str) -> None:
+    assert translated(message, FLAGS[name]) == shown
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (
+            "nrd_trt.build('a b.pth', 'NAME.nrd', dynamic=((1, 2), (3, 4), (5, 6)), bgr=True, labels=None)",
+            "nrd-trt build 'a b.pth' -o NAME.nrd --dynamic 1x2:3x4:5x6 --bgr",
+        ),
+        (
+            "nrd_trt.build('a.pth', 'b.nrd', include=('x', '^y$'), mean=(1.0, 2.0, 3.5), class_names=('Sky', 'Car'))",
+            "nrd-trt build a.pth -o b.nrd --include x --include '^y$' --mean 1.0,2.0,3.5 --classes FILE",
+        ),
+        (
+            "nrd_trt.build('a.pth', 'b.nrd', size=(64, 96), seed=0)",
+            "nrd-trt build a.pth -o b.nrd --size 64x96 --seed 0",
+        ),
+        ("nrd_trt.tune('a.pth', 'b.nrd', 'val')", "nrd-trt tune a.pth -o b.nrd --data val"),
+        ("nrd_trt.load_model('a.pth')", "nrd_trt.load_model('a.pth')"),
+        ("not a call(", "not a call("),
+        ("len('abc')", "len('abc')"),
+    ],
+)
+def test_calls_are_written_as_commands(call: str, line: str) -> None:
+    assert shell_line(call) == line

@@ -11,9 +11,8 @@ from PIL import Image
 
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.engine.plugins import LIBRARY
-from tests.artefacts import SIZE, bundle, checkpoint, listing, onnx_file
+from tests.artefacts import SIZE, bundle, checkpoint, listing, needs_rtx, onnx_file
 from tests.building.plugin_machine import build_with_plugin, hide_libraries, host, install
-from tests.building.test_build import needs_rtx
 from tests.cli.conftest import Invoke, one_object
 from tests.plugin_library import library, needs_compiler
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from nrd_trt.calibration.sources import open_source
+from nrd_trt.calibration.images import open_images
 from nrd_trt.cli.main import app
 from nrd_trt.data.images import read_image
 from nrd_trt.errors import ConfigError, ShapeError, VideoError
@@ -30,7 +30,7 @@ def opened(path: Path) -> np.ndarray:
 
 
 def calibrated(path: Path) -> np.ndarray:
-    (image,) = open_source(path.parent, images=1, seed=0, size_hw=(64, 64))
+    (image,) = open_images(path.parent, images=1, seed=0, size_hw=(64, 64))
     return image
 
 

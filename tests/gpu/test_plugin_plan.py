@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from nrd_trt import open_bundle
-from nrd_trt.building.request import FormRequest
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.engine.compat import installed_flavours, load_tensorrt
@@ -47,9 +46,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 def bundle(decode: str, precision: Precision = "fp16", encoding: MaskEncoding = "uint8", dynamic: bool = False) -> Path:
     target = workspace() / f"{decode}-{precision}-{encoding}-{dynamic}.nrd"
     size = {"dynamic": ((256, 320), (352, 480), (384, 512)), "batch": (1, 1, 2)} if dynamic else {"size": SIZE_HW}
-    form = FormRequest(mask_encoding=encoding, **size)
     changes = {"builder": "tensorrt", "decode": decode, "precision": precision, "min_agreement": None}
-    build(checkpoint(), target, form=form, **changes)
+    build(checkpoint(), target, mask_encoding=encoding, **size, **changes)
     return target
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +12,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
-from nrd_trt.exporting.precision import Calibration, derive_precision
+from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.graph.extremes import MAX_UNDERFLOW, Extremes, out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
@@ -200,11 +202,16 @@ def test_a_stated_share_of_values_may_vanish(share: float, kept: bool) -> None:
     assert bool(found) == kept
 
 
+def images(*feeds: Mapping[str, np.ndarray]) -> Any:
+    """What derives a precision of a calibrator: its feeds."""
+    return SimpleNamespace(has_images=True, feeds=lambda model: feeds)
+
+
 def test_the_range_pass_runs_over_the_calibration_stream() -> None:
     """What no image shows, a feed does: the first convolution's result before it is clipped."""
     graph = small_export("float")
     image = feed("float", 1, 128, 256)["image"]
     usual, loud = {"image": image}, {"image": image * np.float32(1e6)}
-    assert derive_precision(graph, "fp16", [], calibration=Calibration(feeds=lambda model: [usual])).kept_fp32 == {}
-    kept = derive_precision(graph, "fp16", [], calibration=Calibration(feeds=lambda model: [usual, loud])).kept_fp32
+    assert derive_precision(graph, "fp16", [], calibrator=images(usual)).kept_fp32 == {}
+    kept = derive_precision(graph, "fp16", [], calibrator=images(usual, loud)).kept_fp32
     assert "half of the range" in kept["backbone.conv1.conv/Conv"]

@@ -327,9 +327,7 @@ def _claim_fp16(model: Any) -> None:
 
 def test_a_baseline_is_validated_with_its_stages(tmp_path: Path) -> None:
     save_checkpoint(small_model(head="deeplabv3plus"), tmp_path / "baseline.safetensors")
-    from nrd_trt.building.request import FormRequest
-
-    build(tmp_path / "baseline.safetensors", tmp_path / "b.nrd", precision="fp32", form=FormRequest(size=(64, 96)))
+    build(tmp_path / "baseline.safetensors", tmp_path / "b.nrd", precision="fp32", size=(64, 96))
     found = validated(tmp_path / "b.nrd", checkpoint=tmp_path / "baseline.safetensors", localise=True)
     assert found.failures == ()
     assert found.localisation is not None

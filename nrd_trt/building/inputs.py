@@ -6,33 +6,29 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 
-from nrd_trt.building.request import BuildRequest, samples_for
+from nrd_trt.building.request import BuildRequest
 from nrd_trt.engine.bundle import is_bundle, read_bundle
 from nrd_trt.engine.record import CheckpointRecord, ExporterRecord
-from nrd_trt.errors import BuildError, ConfigError
+from nrd_trt.errors import ConfigError, ExportError
+from nrd_trt.exporting.export import export_checked
 from nrd_trt.exporting.precision import Typed, derive_precision
 from nrd_trt.figures import Parity
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.model import load_trained
+from nrd_trt.model import load_model
 from nrd_trt.specs import Fit, Precision
 from nrd_trt.validation.compare import ReferenceFn
 from nrd_trt.validation.references import StoredSamples, check_classes, onnx_reference, torch_reference
 from nrd_trt.validation.samples import MEASURED_COUNT, SampleSource
 
-if TYPE_CHECKING:
-    from nrd_trt.exporting.export import Exported
-    from nrd_trt.model.network import Segmentor
-
 DEFAULT_PRECISION: Precision = "fp16"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class BuildInput:
     """A typed ONNX model with all that its validation needs; the three kinds of source end here.
 
     Attributes:
@@ -69,8 +65,8 @@ class Prepared:
         return read_facts(self.model)
 
 
-def prepare(request: BuildRequest) -> Prepared:
-    """Bring the source of a request to a typed ONNX model; form options are for checkpoints only."""
+def read_input(request: BuildRequest) -> BuildInput:
+    """Bring the source of a request to a typed ONNX model; only that of a checkpoint can be given another form."""
     if is_bundle(request.source) or request.source.suffix == ".nrd":
         return _from_bundle(request)
     if not request.source.is_file():
@@ -78,18 +74,29 @@ def prepare(request: BuildRequest) -> Prepared:
     return _from_onnx(request) if request.source.suffix == ".onnx" else _from_checkpoint(request)
 
 
-def _from_checkpoint(request: BuildRequest) -> Prepared:
+def _from_checkpoint(request: BuildRequest) -> BuildInput:
     if request.checkpoint is not None:
-        raise ConfigError("--checkpoint belongs to builds from an ONNX file; here the checkpoint is the source.")
+        raise ConfigError("checkpoint= belongs to builds from an ONNX file; here the checkpoint is the source.")
     precision = request.precision or DEFAULT_PRECISION
     _check_calibration(request, precision, "fp32")
-    model = load_trained(request.source, request.checkpoint_options)
-    from nrd_trt.exporting.onnx_export import exporter_record
+    model = load_model(request.source, **request.options)
+    from nrd_trt.exporting.onnx_export import exporter_record  # after `load_model`, which tells of a missing PyTorch
 
-    samples = samples_for(request, request.form.shape(model.info.size_hw), model.info)
+    samples = request.samples(request.shape(model.info.size_hw), model.info)
     request.on_stage(f"exporting {model.config.encoder} to ONNX, {precision}")
-    exported = export_checkpoint(request, model, samples, precision)
-    return Prepared(
+    exported = export_checked(
+        model,
+        request.source,
+        samples,
+        precision=precision,
+        input_form=request.input_form,
+        outputs=request.outputs,
+        mask_encoding=request.mask_encoding,
+        calibrator=request.calibrator,
+        threads=request.threads,
+        progress=request.progress,
+    )
+    return BuildInput(
         model=exported.model,
         samples=samples,
         reference=lambda: torch_reference(model),
@@ -100,42 +107,20 @@ def _from_checkpoint(request: BuildRequest) -> Prepared:
         exporter=exporter_record(),
         kept_fp32=exported.typed.kept_fp32,
         int8_layers=exported.typed.int8_layers,
-        calibration_sha256=_calibration_sha256(request),
+        calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
         parity=exported.parity,
     )
 
 
-def export_checkpoint(request: BuildRequest, model: Segmentor, samples: SampleSource, precision: Precision) -> Exported:
-    """Export a loaded checkpoint in the form asked for."""
-    from nrd_trt.exporting.export import export_checked
-    from nrd_trt.exporting.onnx_export import ExportOptions
-
-    form = request.form
-    options = ExportOptions(
-        shape=samples.shape, input_form=form.input_form or "uint8", mask_encoding=form.mask_encoding or "uint8"
-    )
-    return export_checked(
-        model,
-        options,
-        precision=precision,
-        output=form.output or "mask",
-        images=[sample.image for sample in samples.first(MEASURED_COUNT)],
-        checkpoint_sha256=sha256_file(request.source),
-        quantization=request.quantization,
-        calibration=request.calibration,
-        threads=request.threads,
-    )
-
-
-def _from_onnx(request: BuildRequest) -> Prepared:
-    model = _load_onnx(request.source)
+def _from_onnx(request: BuildRequest) -> BuildInput:
+    model = load_onnx(request.source)
     _refuse_form(request, "an ONNX file")
     graph = read_facts(model)
-    samples = samples_for(request, graph.shape, graph.info)
+    samples = request.samples(graph.shape, graph.info)
     precision = request.precision or (DEFAULT_PRECISION if graph.precision == "fp32" else graph.precision)
     if graph.precision not in ("fp32", precision):
         raise ConfigError(
-            f"{request.source}: typed in {graph.precision}, --precision {precision} was asked for; "
+            f"{request.source}: typed in {graph.precision}, precision={precision!r} was asked for; "
             "precisions are derived from an fp32 file, so export one first."
         )
     _check_calibration(request, precision, graph.precision)
@@ -146,9 +131,9 @@ def _from_onnx(request: BuildRequest) -> Prepared:
             model,
             precision,
             images,
-            quantization=request.quantization,
-            calibration=request.calibration,
+            calibrator=request.calibrator,
             threads=request.threads,
+            progress=request.progress,
         )
     if request.checkpoint is not None:
         reference, name = _checkpoint_reference(request, request.checkpoint, graph), "torch"
@@ -156,10 +141,10 @@ def _from_onnx(request: BuildRequest) -> Prepared:
         reference, name = (lambda: onnx_reference(model, request.threads)), "onnx"
     else:
         raise ConfigError(
-            f"{request.source}: a {graph.precision} file cannot prove its own masks; give --checkpoint, or build from "
+            f"{request.source}: a {graph.precision} file cannot prove its own masks; give checkpoint=, or build from "
             "an fp32 file."
         )
-    return Prepared(
+    return BuildInput(
         model=typed.model,
         samples=samples,
         reference=reference,
@@ -169,35 +154,35 @@ def _from_onnx(request: BuildRequest) -> Prepared:
         checkpoint=CheckpointRecord(name=None, sha256=graph.checkpoint_sha256),
         kept_fp32=typed.kept_fp32,
         int8_layers=typed.int8_layers,
-        calibration_sha256=_calibration_sha256(request),
+        calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
     )
 
 
 def _checkpoint_reference(
     request: BuildRequest, checkpoint: Path, graph: GraphFacts
 ) -> Callable[[], AbstractContextManager[ReferenceFn]]:
-    model = load_trained(checkpoint, request.checkpoint_options)
+    model = load_model(checkpoint, **request.options)
     check_classes(checkpoint, model, graph)
     return lambda: torch_reference(model)
 
 
-def _from_bundle(request: BuildRequest) -> Prepared:
+def _from_bundle(request: BuildRequest) -> BuildInput:
     bundle = read_bundle(request.source)
     _refuse_form(request, "a bundle")
     if request.precision not in (None, bundle.graph.precision):
         raise ConfigError(
-            f"{request.source}: holds {bundle.graph.precision}, --precision {request.precision} was asked for; "
+            f"{request.source}: holds {bundle.graph.precision}, precision={request.precision!r} was asked for; "
             "build another precision from the checkpoint."
         )
     _check_calibration(request, bundle.graph.precision, bundle.graph.precision)
     if request.data is not None and request.checkpoint is None:
         raise ConfigError(
-            "--data needs --checkpoint when rebuilding a bundle: it knows the masks of its own inputs only."
+            "data= needs checkpoint= when rebuilding a bundle: it knows the masks of its own inputs only."
         )
     if request.labels is not None and request.data is None:
-        raise ConfigError("--labels needs --data: labels are paired with images by name.")
+        raise ConfigError("labels= needs data=: labels are paired with images by name.")
     if request.fit is not None and request.checkpoint is None:
-        raise ConfigError("--fit needs --checkpoint when rebuilding a bundle: its own inputs have the engine's size.")
+        raise ConfigError("fit= needs checkpoint= when rebuilding a bundle: its own inputs have the engine's size.")
     fit: Fit = request.fit or bundle.record.fit
     samples: SampleSource | StoredSamples
     reference: Callable[[], AbstractContextManager[ReferenceFn]]
@@ -205,9 +190,9 @@ def _from_bundle(request: BuildRequest) -> Prepared:
         samples = StoredSamples(bundle.references())
         reference, name, drawn_by = samples.reference, "stored", samples.source
     else:
-        samples = samples_for(request, bundle.graph.shape, bundle.graph.info, fit)
+        samples = request.samples(bundle.graph.shape, bundle.graph.info, fit)
         reference, name, drawn_by = _checkpoint_reference(request, request.checkpoint, bundle.graph), "torch", "torch"
-    return Prepared(
+    return BuildInput(
         model=onnx.load(bundle.onnx_path),
         samples=samples,
         reference=reference,
@@ -222,35 +207,31 @@ def _from_bundle(request: BuildRequest) -> Prepared:
     )
 
 
-def _load_onnx(path: Path) -> onnx.ModelProto:
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file and check it, or raise `ExportError`."""
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as exc:  # protobuf's and onnx's errors have no common base
-        raise BuildError(f"{path}: not a valid ONNX file ({exc}); export it again with `nrd-trt export`.") from exc
+        raise ExportError(f"{path}: not a valid ONNX file ({exc}); export it again with nrd_trt.export.") from exc
     return model
 
 
 def _check_calibration(request: BuildRequest, precision: Precision, held: Precision) -> None:
     """Refuse int8 without a calibration, and a calibration that would serve nothing, before any work."""
-    given = request.calibration
-    if precision == held:
-        if given is not None:
-            raise ConfigError(
-                f"--calibration: expected fp16, bf16 or int8 to derive from an fp32 source, got {precision}, which "
-                f"{request.source.name} gives as it is; leave it out, or give another --precision or source."
-            )
-    elif precision == "int8":
-        if request.quantization is None:
-            raise ConfigError("--precision int8: give --calibration images like those of deployment for its ranges.")
-    elif given is not None and given.feeds is None:
-        raise ConfigError("--calibration: a file of ranges serves --precision int8 only; give images for other types.")
-
-
-def _calibration_sha256(request: BuildRequest) -> str | None:
-    return request.calibration.sha256() if request.calibration else None
+    given = request.calibrator
+    if given is None:
+        if precision == "int8" != held:
+            raise ConfigError("precision='int8': give calibration= images like those of deployment for its ranges.")
+    elif precision == held:
+        raise ConfigError(
+            f"calibration=: expected fp16, bf16 or int8 to derive from an fp32 source, got {precision}, which "
+            f"{request.source.name} gives as it is; leave it out, or give another precision= or source."
+        )
+    elif precision != "int8" and not given.has_images:
+        raise ConfigError("calibration=: a file of ranges serves precision='int8' only; give images for other types.")
 
 
 def _refuse_form(request: BuildRequest, what: str) -> None:
-    if given := request.form.given():
+    if given := request.form_given():
         raise ConfigError(f"{', '.join(given)}: fixed in {what}; export from the checkpoint to change it.")

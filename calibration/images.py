@@ -26,7 +26,7 @@ _LABEL_VALUES = 64  # a photo shows more grey levels than a label image has clas
 _LOOKED_AT = 3
 
 
-class Source(Protocol):
+class ImageSet(Protocol):
     """Images in a fixed order that can be read again and again."""
 
     @property
@@ -43,14 +43,14 @@ class Source(Protocol):
         ...
 
 
-def open_source(data: Path | str, *, images: int, seed: int, size_hw: tuple[int, int]) -> Source:
+def open_images(data: Path | str, *, images: int, seed: int, size_hw: tuple[int, int]) -> ImageSet:
     """Open a data set and choose at most `images` of it.
 
     Args:
         data: A folder of images (see `nrd_trt.data.folders`), a video, or ``"synthetic"``.
         images: At least 1.
-        seed: Of the choice.
-        size_hw: Of drawn scenes.
+        seed: Chooses among more images.
+        size_hw: Size of drawn scenes.
 
     Raises:
         ConfigError: `images` is below 1, or there is no such folder or file.
@@ -59,21 +59,21 @@ def open_source(data: Path | str, *, images: int, seed: int, size_hw: tuple[int,
         MissingDependencyError: A video needs PyAV.
     """
     if images < 1:
-        raise ConfigError(f"--images {images}: expected 1 or more.")
+        raise ConfigError(f"images={images}: expected 1 or more.")
     if str(data) == SYNTHETIC:
-        return SceneSource(images=images, seed=seed, size_hw=size_hw)
+        return DrawnImages(images=images, seed=seed, size_hw=size_hw)
     path = Path(data)
     if path.is_file():
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise ConfigError(
-                f"--data {path}: expected a folder of images, a video ({', '.join(VIDEO_SUFFIXES)}) or "
+                f"{path}: expected a folder of images, a video ({', '.join(VIDEO_SUFFIXES)}) or "
                 f"{SYNTHETIC!r}, got another file."
             )
-        return VideoSource(path, images=images, seed=seed)
-    return FolderSource(path, images=images, seed=seed)
+        return VideoImages(path, images=images, seed=seed)
+    return FolderImages(path, images=images, seed=seed)
 
 
-class FolderSource:
+class FolderImages:
     """Image files of a folder."""
 
     def __init__(self, folder: Path, *, images: int, seed: int) -> None:
@@ -91,7 +91,7 @@ class FolderSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneSource:
+class DrawnImages:
     """Procedural street scenes, each of another street."""
 
     images: int
@@ -115,7 +115,7 @@ class SceneSource:
         return [low + index for index in _choose(high - low, self.images, self.seed)]
 
 
-class VideoSource:
+class VideoImages:
     """Frames of a video, one from each of equal stretches. Every frame up to the last one chosen is decoded."""
 
     def __init__(self, path: Path, *, images: int, seed: int) -> None:
@@ -168,15 +168,15 @@ def _held(folder: Path) -> str:
     entries = sorted(folder.iterdir())
     folders = [entry for entry in entries if entry.is_dir()]
     if inside := [entry for entry in folders if _has_images(entry) or _has_images(entry / "images")]:
-        return f"found them one level below; give --data {inside[0]} ({len(inside)} such folders)."
+        return f"found them one level below; give {inside[0]} ({len(inside)} such folders)."
     videos = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
     if videos:
-        return f"found a video; give the file itself: --data {videos[0]}."
+        return f"found a video; give the file itself, {videos[0]}."
     if not entries:
         return "the folder is empty; check the path, and that the copy or the mount is complete."
     kinds = sorted({entry.suffix.lower() or "no suffix" for entry in entries if entry.is_file()})
     listed = ", ".join([*(f"{entry.name}/" for entry in folders[:3]), *kinds[:5]])
-    return f"found {listed}; check --data, or convert the files."
+    return f"found {listed}; check the path, or convert the files."
 
 
 def _has_images(folder: Path) -> bool:

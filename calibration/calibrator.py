@@ -1,0 +1,210 @@
+"""What a build calibrates with: images or a file of ranges, the layers that compute in int8, and who quantises them."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from nrd_trt.calibration.cache import Ranges, load_ranges, model_sha256
+from nrd_trt.calibration.modelopt import check_modelopt, quantize_with_modelopt
+from nrd_trt.calibration.ranges import measure_ranges
+from nrd_trt.calibration.recipes import find_recipe, layered
+from nrd_trt.calibration.stream import CalibrationStream
+from nrd_trt.errors import ConfigError
+from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, choose_layers, insert_qdq, plan_quantization
+from nrd_trt.specs import (
+    DEFAULT_IMAGES,
+    DEFAULT_MEMORY_MB,
+    DEFAULT_RECIPE,
+    Estimator,
+    Fit,
+    Quantizer,
+    as_path,
+    check_choice,
+    check_number,
+)
+
+# Arguments that nothing would read: of a file of ranges, of Model Optimizer, of a precision other than int8.
+_FOR_IMAGES = ("recipe", "images", "seed", "memory_mb")
+_FOR_OWN = ("recipe", "memory_mb", "include")
+_FOR_INT8 = ("recipe", "memory_mb", "include", "exclude", "quantizer")
+
+
+class Calibrator:
+    """Ranges and int8 files for one build, from images that are read once or from ranges measured before.
+
+    Args:
+        source: A folder of images, a video, ``"synthetic"``, or a file of ranges (``.json``).
+        recipe: How ranges are estimated; None takes `DEFAULT_RECIPE`.
+        images: Calibrate on at most this many; None takes `DEFAULT_IMAGES`.
+        seed: Chooses among more images; None is 0.
+        memory_mb: What calibration may fetch at a time; None takes `DEFAULT_MEMORY_MB`.
+        include: Regular expressions; where there are any, only layers whose name matches one are in int8.
+        exclude: Regular expressions; no layer whose name matches one is in int8.
+        quantizer: ``"own"`` or ``"modelopt"``, NVIDIA Model Optimizer; None is ``"own"``.
+        fit: How images are brought to the engine's size; None is ``"resize"``.
+        threads: CPU threads of ONNX Runtime.
+        progress: Show bars on stderr.
+
+    Attributes:
+        source: As given.
+        has_images: Whether there are images; False for a file of ranges.
+        sha256: Hash of the images that were calibrated on; None before they were read.
+
+    Raises:
+        ConfigError: An argument would be ignored, or is not known.
+        MissingDependencyError: Model Optimizer is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        source: Path | str,
+        *,
+        recipe: Estimator | None = None,
+        images: int | None = None,
+        seed: int | None = None,
+        memory_mb: float | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        quantizer: Quantizer | None = None,
+        fit: Fit | None = None,
+        threads: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        given = {"recipe": recipe, "images": images, "seed": seed, "memory_mb": memory_mb, "include": include}
+        self.source, self.has_images = str(source), as_path("calibration", source).suffix != ".json"
+        if quantizer == "modelopt":
+            if not self.has_images:
+                raise ConfigError("quantizer='modelopt': expected images as calibration=, it takes ranges of its own.")
+            _refuse(given, _FOR_OWN, "quantizer='modelopt' knows exclude= only; leave it out.")
+            check_modelopt()
+        elif not self.has_images:
+            _refuse(given, _FOR_IMAGES, "fixed in a file of ranges; leave it out, or give images as calibration=.")
+        check_choice("quantizer", quantizer or "own", Quantizer)
+        check_number("images", images, low=1)
+        check_number("seed", seed, low=0)
+        check_number("memory_mb", memory_mb, low=1, whole=False)
+        self.sha256: str | None = None
+        self._recipe = layered(find_recipe(recipe or DEFAULT_RECIPE), include=include or (), exclude=exclude or ())
+        self._named = recipe
+        self._images, self._seed = DEFAULT_IMAGES if images is None else images, seed or 0
+        self._memory_mb = DEFAULT_MEMORY_MB if memory_mb is None else memory_mb
+        self._quantizer, self._fit = quantizer, fit or "resize"
+        self._threads, self._progress = threads, progress
+        self._stream: tuple[GraphFacts, CalibrationStream] | None = None
+        self._ranges: Ranges | None = None
+
+    def arguments(self, precision: str) -> dict[str, Any]:
+        """Return what makes this calibrator again for a precision, by parameter of `nrd_trt.build`; without folders."""
+        found: dict[str, Any] = {"calibration": Path(self.source).name}
+        if self.has_images:
+            found |= {"images": self._images, "seed": self._seed}
+        if precision == "int8":
+            found |= {"recipe": self._named, "quantizer": self._quantizer}
+            found |= {"include": self._recipe.include, "exclude": self._recipe.exclude}
+        return found
+
+    def without(self, layers: Iterable[str]) -> Calibrator:
+        """Return a calibrator with what this one has measured, that leaves these layers out of int8, too."""
+        other = copy.copy(self)
+        other._recipe = replace(
+            self._recipe, exclude=(*self._recipe.exclude, *(f"^{re.escape(name)}$" for name in layers))
+        )
+        return other
+
+    def layers(self, model: onnx.ModelProto) -> tuple[str, ...]:
+        """Return the layers of an fp32 file that shall compute in int8."""
+        exclude = (*DEFAULT_EXCLUDE, *self._recipe.exclude)
+        return choose_layers(model, include=self._recipe.include, exclude=exclude)
+
+    def feeds(self, model: onnx.ModelProto) -> CalibrationStream:
+        """Return the images as feeds of a file; files that differ in their outputs alone share them."""
+        facts = replace(read_facts(model), output="mask")
+        if self._stream is None or self._stream[0] != facts:
+            choice: dict[str, Any] = {"images": self._images, "seed": self._seed, "fit": self._fit}
+            stream = CalibrationStream(self.source, facts, **choice, progress=self._progress)
+            self._stream, self.sha256 = (facts, stream), stream.sha256
+        return self._stream[1]
+
+    def ranges(self, model: onnx.ModelProto, tensors: Iterable[str]) -> dict[str, float]:
+        """Return the ranges of an fp32 file: those read from the file of ranges, or measured on the images, once.
+
+        Raises:
+            CalibrationError: The file of ranges is that of another model, or the calibration cannot be done.
+        """
+        plain = select_outputs(model, "mask")  # as `nrd_trt.calibrate` exports it, whose files are keyed by the model
+        key, wanted, known = model_sha256(plain), tuple(tensors), self._ranges
+        if known is None or known.keys.model != key or not known.tensors.keys() >= set(wanted):
+            known = self._measure(plain, wanted) if self.has_images else load_ranges(Path(self.source), model=key)
+            self._ranges, self.sha256 = known, known.keys.data
+        return known.tensors
+
+    def _measure(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Ranges:
+        return measure_ranges(
+            model,
+            self.feeds(model),
+            tensors,
+            self._recipe,
+            memory_mb=self._memory_mb,
+            threads=self._threads,
+            progress=self._progress,
+        )
+
+    def quantize(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return an fp32 file with Q/DQ pairs on the layers that shall compute in int8.
+
+        Raises:
+            ConfigError: A layer pattern matches nothing, or no layer is left.
+            CalibrationError: The calibration cannot be done, or Model Optimizer failed.
+        """
+        if self._quantizer == "modelopt":
+            images = [feed["image"] for feed in self.feeds(model)]
+            return quantize_with_modelopt(model, images, exclude=(*DEFAULT_EXCLUDE, *self._recipe.exclude))
+        plan = plan_quantization(model, self.layers(model))
+        return insert_qdq(model, plan, self.ranges(model, plan.tensors))
+
+
+def make_calibrator(
+    source: Path | str | None,
+    *,
+    precision: str | None,
+    fit: Fit | None,
+    threads: int | None,
+    progress: bool,
+    **options: Any,
+) -> Calibrator | None:
+    """Return what a build in `precision` calibrates with, or None where nothing is calibrated.
+
+    Args:
+        source: See `Calibrator`; None for nothing.
+        precision: Asked for; None for the default.
+        fit: See `Calibrator`.
+        threads: See `Calibrator`.
+        progress: See `Calibrator`.
+        **options: Further arguments of `Calibrator`; None was not given.
+
+    Raises:
+        ConfigError: An argument would be ignored, or is not known.
+        MissingDependencyError: Model Optimizer is asked for and not installed.
+    """
+    if source is None:
+        _refuse(options, options, "expected together with calibration=, got none; give it, or leave this out.")
+        return None
+    if precision != "int8":
+        why = f"expected precision='int8', got {precision or 'none'}; ask for it, or leave this out."
+        _refuse(options, _FOR_INT8, why)
+    return Calibrator(source, **options, fit=fit, threads=threads, progress=progress)
+
+
+def _refuse(options: Mapping[str, object], names: Collection[str], why: str) -> None:
+    """Raise `ConfigError` where one of the options was given that would be ignored."""
+    if given := [f"{name}=" for name, value in options.items() if name in names and value is not None]:
+        raise ConfigError(f"{', '.join(given)}: {why}")

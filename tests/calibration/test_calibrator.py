@@ -1,0 +1,122 @@
+"""What a build calibrates with: what it measures once, what it refuses, and how it is made again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from nrd_trt.calibration import stream
+from nrd_trt.calibration.cache import model_sha256, save_ranges
+from nrd_trt.calibration.calibrator import Calibrator, make_calibrator
+from nrd_trt.calibration.images import open_images
+from nrd_trt.calibration.ranges import measure_ranges, tensors_to_calibrate
+from nrd_trt.calibration.recipes import RECIPES
+from nrd_trt.errors import CalibrationError, ConfigError
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.quantize import layers_in_int8
+from tests.helpers import small_export
+
+HEAD = r"^decode_head\.aspp"
+pytestmark = pytest.mark.filterwarnings("ignore:classes never predicted:UserWarning")
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was opened as a set of images."""
+    seen: list[str] = []
+
+    def open_counted(place: Path | str, **options: Any) -> Any:
+        seen.append(str(place))
+        return open_images(place, **options)
+
+    monkeypatch.setattr(stream, "open_images", open_counted)
+    return seen
+
+
+def calibrator(source: Path | str = "synthetic", **changes: Any) -> Calibrator:
+    quick = {"images": 2, "recipe": "minmax"} if str(source) == "synthetic" else {}
+    return Calibrator(source, **{**quick, "include": [HEAD], "threads": 1, "progress": False, **changes})
+
+
+def test_images_are_read_and_ranges_measured_once(opened: list[str]) -> None:
+    model, made = small_export(), calibrator()
+    assert made.sha256 is None
+    layers = made.layers(model)
+    typed = made.quantize(model)
+    assert layers_in_int8(typed) == layers and len(layers) > 1
+    assert made.sha256 == made.feeds(model).sha256
+    assert made.feeds(select_outputs(model, "mask")) is made.feeds(model)  # they differ in their outputs alone
+    fewer = made.without(layers[1:])
+    assert layers_in_int8(fewer.quantize(model)) == layers[:1]
+    assert made.layers(model) == layers, "the other is as it was"
+    assert opened == ["synthetic"]
+
+
+def test_a_file_of_ranges_gives_the_same_file(tmp_path: Path) -> None:
+    model, made = small_export(), calibrator()
+    plain = select_outputs(model, "mask")
+    tensors = tensors_to_calibrate(plain, RECIPES["mse"])
+    measured = measure_ranges(plain, made.feeds(plain), tensors, RECIPES["minmax"], threads=1, progress=False)
+    save_ranges(measured, tmp_path / "ranges.json")
+    read = calibrator(tmp_path / "ranges.json")
+    assert read.quantize(model) == made.quantize(model)
+    assert (read.has_images, made.has_images, read.sha256) == (False, True, made.sha256)
+    save_ranges(replace(measured, keys=replace(measured.keys, model="f" * 64)), tmp_path / "ranges.json")
+    with pytest.raises(CalibrationError, match=rf"the ONNX model: expected {model_sha256(plain)[:12]}"):
+        calibrator(tmp_path / "ranges.json").quantize(model)
+
+
+def test_arguments_make_it_again(tmp_path: Path) -> None:
+    made = calibrator(exclude=["a"], seed=3, quantizer="own")
+    given = {"calibration": "synthetic", "images": 2, "seed": 3}
+    assert made.arguments("fp16") == given
+    layers = {"include": (HEAD,), "exclude": ("a",)}
+    assert made.arguments("int8") == {**given, "recipe": "minmax", "quantizer": "own", **layers}
+    assert made.without(["x.1/Conv"]).arguments("int8")["exclude"] == ("a", r"^x\.1/Conv$")
+    ranges = calibrator(tmp_path / "ranges.json").arguments("int8")
+    expected = {"calibration": "ranges.json", "recipe": None, "quantizer": None}
+    assert ranges == {**expected, "include": (HEAD,), "exclude": ()}
+
+
+OPTIONS = {"recipe": "mse", "images": 100, "seed": 0, "memory_mb": 2048, "include": ["a"], "exclude": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("source", "precision", "options", "message"),
+    [
+        ("synthetic", "int8", {"recipe": "best"}, "recipe='best': expected one of"),
+        ("synthetic", "int8", {"quantizer": "other"}, "quantizer='other': expected one of 'own', 'modelopt'"),
+        ("synthetic", "int8", {"images": 0}, "images=0: expected a whole number, 1 or more"),
+        ("synthetic", "int8", {"seed": -1}, "seed=-1: expected a whole number, 0 or more"),
+        ("synthetic", "int8", {"memory_mb": "much"}, "memory_mb='much': expected a number, 1 or more"),
+        ("synthetic", "int8", {"include": "a"}, "include='a': expected a list"),
+        ("r.json", "int8", {"recipe": "mse"}, "recipe=: fixed in a file of ranges"),
+        ("r.json", "int8", {"seed": 0, "images": 9}, "images=, seed=: fixed in a file of ranges"),
+        ("r.json", "int8", {"quantizer": "modelopt"}, "expected images as calibration="),
+        ("synthetic", "int8", {"quantizer": "modelopt", "recipe": "mse"}, "recipe=: quantizer='modelopt' knows"),
+        *((None, None, {n: v}, f"^{n}=: expected together with calibration=, got none") for n, v in OPTIONS.items()),
+        (None, "int8", {"quantizer": "own"}, "expected together with calibration=, got none"),
+        *(
+            ("synthetic", None, {n: v}, f"^{n}=: expected precision='int8', got none")
+            for n, v in OPTIONS.items()
+            if n not in ("images", "seed")
+        ),
+        (5, "int8", {}, "calibration=5: expected a path"),
+    ],
+)
+def test_bad_arguments(source: Any, precision: str | None, options: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = dict.fromkeys((*OPTIONS, "quantizer")) | options
+    with pytest.raises(ConfigError, match=message):
+        make_calibrator(source, precision=precision, fit=None, threads=1, progress=False, **given)
+
+
+def test_nothing_is_made_of_nothing() -> None:
+    given: dict[str, Any] = dict.fromkeys((*OPTIONS, "quantizer"))
+    assert make_calibrator(None, precision="fp16", fit=None, threads=1, progress=False, **given) is None
+    made = make_calibrator("synthetic", precision=None, fit="pad", threads=1, progress=False, **{**given, "images": 2})
+    assert made is not None
+    assert isinstance(made.quantize(small_export()), onnx.ModelProto)
