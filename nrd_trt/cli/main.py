@@ -51,8 +51,9 @@ def _usage_error(exc: typer.TyperException) -> str:
         place = context.command_path if context else "nrd-trt"
         return f"{exc.format_message().rstrip('.')}; `{place} --help` lists what there is."
     name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.human_readable_name
-    message = exc.message.removeprefix("Value error, ").replace(" is not one of ", ": expected one of ")
-    return f"{name} {message}" if message.startswith("'") else f"{name}: {message}"
+    value, choice, known = exc.message.removeprefix("Value error, ").partition(" is not one of ")
+    message = f"{value}: expected one of {known.replace(chr(39), '')}" if choice else value
+    return f"{name} {message}" if value.startswith("'") else f"{name}: {message}"
 
 
 app = typer.Typer(

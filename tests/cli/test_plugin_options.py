@@ -95,7 +95,7 @@ def test_verbs_take_the_library(
     refused(result, "was built with another plugin library", "kernel_revision: 1, found 2", "--decode plugin --force")
     assert one_object(result.stdout)["error"]["type"] == "PluginError"
     result = nrd_trt(verb, bundle(), *rest, "--plugin", library(), "--json")
-    refused(result, "expected a bundle whose plan needs it", "leave the option out")
+    refused(result, "expected a bundle whose plan needs it", "leave it out")
     assert one_object(result.stdout)["error"]["type"] == "ConfigError"
     assert listing(tmp_path) == before
 
@@ -142,11 +142,3 @@ def test_packed_masks_from_end_to_end(nrd_trt: Invoke, data: Path, tmp_path: Pat
     text = nrd_trt("inspect", tmp_path / "u8x4.nrd").stdout
     assert "u8x4: four pixels in one int32" in text and "mask int32 1×64×24" in text
     assert "four pixels" not in nrd_trt("inspect", tmp_path / "uint8.nrd").stdout
-
-
-@pytest.mark.parametrize("verb", ["export", "build"])
-def test_logits_alone_have_no_mask_to_pack(verb: str, nrd_trt: Invoke, tmp_path: Path) -> None:
-    options = ("--mask-encoding", "u8x4", "--output", "logits", "--json")
-    result = nrd_trt(verb, checkpoint(), "-o", tmp_path / "a.nrd", *options)
-    refused(result, "--mask-encoding u8x4: expected --output mask or both, got logits")
-    assert listing(tmp_path) == []
