@@ -54,7 +54,11 @@ ORT = json.dumps({"version": "1.31.1", "providers": ["AzureExecutionProvider", "
 BASE_VERSIONS = {"onnx": "1.23.2", "onnxruntime": "1.31.1"}
 TORCH_VERSIONS = {**BASE_VERSIONS, "torch": "2.13.0", "onnxscript": "0.7.2"}
 RTX_VERSIONS = {**TORCH_VERSIONS, "tensorrt-rtx-cu13": "1.7.1.116", "cuda-python": "13.4.4"}
-
+AGX_ORIN_JP6 = (
+    "04-11-2025 10:36:27 RAM 4321/62801MB (lfb 1759x4MB) SWAP 19/31400MB (cached 0MB) CPU [0%@729,0%@729] "
+    "EMC_FREQ 0%@2133 GR3D_FREQ 0%@[0,0] VIC_FREQ 729 APE 174 CV0@-256C CPU@44.562C Tboard@32C GPU@-256C tj@44.343C "
+    "VDD_GPU_SOC 2340mW/2340mW VDD_CPU_CV 390mW/390mW VIN_SYS_5V0 4025mW/4025mW NC 0mW/0mW\n"
+)
 ORIN: dict[str, Any] = {
     "commands": {
         "nvidia-smi": header("540.4.0", "12.6"),
@@ -62,11 +66,7 @@ ORIN: dict[str, Any] = {
         "nvcc -V": "Cuda compilation tools, release 12.6, V12.6.68\nBuild cuda_12.6.r12.6/compiler.34714021_0\n",
         "dpkg-query": "nvidia-jetpack\t6.2+b77\npython3-libnvinfer\t10.3.0.30-1+cuda12.5\n",
         "nvpmodel -q": "NV Power Mode: MAXN\n0\n",
-        TEGRASTATS: (
-            "04-11-2025 10:36:27 RAM 4321/62801MB (lfb 1759x4MB) SWAP 19/31400MB (cached 0MB) CPU [0%@729,0%@729] "
-            "EMC_FREQ 0%@2133 GR3D_FREQ 0%@[0,0] VIC_FREQ 729 APE 174 CV0@-256C CPU@44.562C Tboard@32C tj@44.343C "
-            "VDD_GPU_SOC 2340mW/2340mW VDD_CPU_CV 390mW/390mW VIN_SYS_5V0 4025mW/4025mW NC 0mW/0mW\n"
-        ),
+        TEGRASTATS: AGX_ORIN_JP6,
         "trial tensorrt": trial("10.3.0"),
         "ort": ORT,
     },
@@ -157,13 +157,8 @@ OLD_DRIVER: dict[str, Any] = {
     "changes": {"cores": 8, "flavours": ("tensorrt-rtx",)},
 }
 MACHINES = {
-    "orin": ORIN,
-    "thor": THOR,
-    "desktop": DESKTOP,
-    "h200": H200,
-    "no gpu": NO_GPU,
-    "old driver": OLD_DRIVER,
-}
+    "orin": ORIN, "thor": THOR, "desktop": DESKTOP, "h200": H200, "no gpu": NO_GPU, "old driver": OLD_DRIVER,
+}  # fmt: skip
 
 
 def recorded(
@@ -183,17 +178,9 @@ def recorded(
         path.write_text(text)
     installed = {**source["versions"], **(versions or {})}
     machine = Machine(
-        run=lambda command: _answer(known, command),
-        version_of=installed.get,
-        root=root,
-        environ={},
-        folder=root,
-        checkout=None,
-        flavours=(),
-        architecture="x86_64",
-        cores=1,
-        python=PYTHON,
-    )
+        run=lambda command: _answer(known, command), version_of=installed.get, root=root, environ={}, folder=root,
+        checkout=None, flavours=(), architecture="x86_64", cores=1, python=PYTHON,
+    )  # fmt: skip
     return replace(machine, **{**source["changes"], **changes})
 
 
@@ -201,11 +188,7 @@ def _answer(known: Mapping[str, str | None], command: Sequence[str]) -> str | No
     """Return the output of the longest recorded command that this one begins with; nvidia-smi takes no options."""
     text = " ".join(command)
     if command[0] == PYTHON:
-        text = f"trial {' '.join(command[3:])}" if command[1] == "-m" else _asked_of(command[2])
+        asked = next((name for name in ("torch", "cv2") if name in command[2]), "ort")  # which package a child imports
+        text = f"trial {' '.join(command[3:])}" if command[1] == "-m" else asked
     fitting = [key for key in known if text == key or (key != "nvidia-smi" and text.startswith(key))]
     return known[max(fitting, key=len)] if fitting else None
-
-
-def _asked_of(code: str) -> str:
-    """Which package a child imports."""
-    return next((name for name in ("torch", "cv2") if name in code), "ort")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -28,15 +29,9 @@ class FakeNvml:
         self.gpus, self.open = gpus, 0
         self.asked: list[Any] = []
         self.answers = {
-            "Name": "NVIDIA L4",
-            "ClockInfo": 1200,
-            "MaxClockInfo": 2040,
-            "PowerUsage": 71500,
-            "Temperature": 55,
-            "MemoryInfo": SimpleNamespace(used=512 << 20),
-            "CurrentClocksThrottleReasons": 0x44,
-            **answers,
-        }
+            "Name": "NVIDIA L4", "ClockInfo": 1200, "MaxClockInfo": 2040, "PowerUsage": 71500, "Temperature": 55,
+            "MemoryInfo": SimpleNamespace(used=512 << 20), "CurrentClocksThrottleReasons": 0x44, **answers,
+        }  # fmt: skip
 
     def nvmlInit(self) -> None:
         self.open += 1
@@ -50,12 +45,11 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
         if index >= self.gpus:
             raise NvmlError("Invalid Argument")
-        self.asked.append(index)
-        return f"gpu{index}"
+        return self.nvmlDeviceGetHandleByUUID(index)
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        self.asked.append(uuid)
-        return uuid
+    def nvmlDeviceGetHandleByUUID(self, which: Any) -> str:
+        self.asked.append(which)
+        return "handle"
 
     def nvmlSystemGetDriverVersion(self) -> str:
         return "580.95.05"
@@ -89,12 +83,9 @@ def test_nvml_reading() -> None:
 
 
 def test_nvml_figures_that_a_gpu_does_not_tell_are_null() -> None:
-    """A Thor tells no memory, an older GeForce no throttle reasons."""
+    """A Thor tells no memory, an older GeForce no throttle reasons; their newer name comes first."""
     got = nvml_probe(FakeNvml(MemoryInfo=None, PowerUsage=None, CurrentClocksThrottleReasons=None)).read()
     assert (got.memory_used_mib, got.power_w, got.throttle, got.temperature_c) == (None, None, (), 55)
-
-
-def test_newer_name_of_the_reasons_comes_first() -> None:
     assert nvml_probe(FakeNvml(CurrentClocksEventReasons=0x20)).glance().throttle == ("software thermal slowdown",)
 
 
@@ -107,34 +98,25 @@ def test_nvml_looks_at_the_gpu_in_use(visible: str, asked: Any, monkeypatch: pyt
     assert bool(probe.notes) == (not visible)  # which of four GPUs ran is then a guess
     probe.close()
     assert nvml.open == 0
-
-
-def test_failed_probe_is_closed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
-    nvml = FakeNvml()
     with pytest.raises(NvmlError):
         nvml_probe(nvml)
     assert nvml.open == 0
 
 
-def test_absent_instruments_are_said_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(*_: Any, **__: Any) -> Any:
-        raise MissingDependencyError("needs pynvml: pip install nrd-trt[gpu]")
-
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(clocks, "require", absent)
-    probe, reason = open_probe()
-    assert probe is None and reason is not None and "nrd-trt[gpu]" in reason
+def test_instruments_are_found_or_their_absence_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = FakeNvml()
-    nvml.nvmlInit = lambda: (_ for _ in ()).throw(NvmlError("Driver Not Loaded"))  # type: ignore[method-assign]
-    monkeypatch.setattr(clocks, "require", lambda *_, **__: nvml)
-    probe, reason = open_probe()
-    assert probe is None and reason is not None and "Driver Not Loaded" in reason
-
-
-def test_jetson_is_read_by_its_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tegrastats").touch(0o755)
+    monkeypatch.setattr(nvml, "nvmlInit", Mock(side_effect=NvmlError("Driver Not Loaded")))
     monkeypatch.setenv("PATH", str(tmp_path))
+    absent = MissingDependencyError("needs pynvml: pip install nrd-trt[gpu]")
+    for require, words in (
+        (Mock(side_effect=absent), "nrd-trt[gpu]"),
+        (Mock(return_value=nvml), "Driver Not Loaded"),
+    ):
+        monkeypatch.setattr(clocks, "require", require)
+        probe, reason = open_probe()
+        assert probe is None and reason is not None and words in reason
+    (tmp_path / "tegrastats").touch(0o755)  # a Jetson is read by its own tool
     probe, reason = open_probe()
     assert isinstance(probe, TegraProbe) and reason is None
     probe.close()
@@ -152,12 +134,8 @@ def test_board_is_read_and_over_current_during_the_run_noticed(tmp_path: Path) -
     (tmp_path / counter).write_text("4\n")
     assert probe.read() == Reading(clock_mhz=0, throttle=("over-current protection",), **expected)
     assert probe.glance() == Reading(clock_mhz=1300.5, clock_max_mhz=1300.5)
-
-
-def test_board_that_tells_nothing(tmp_path: Path) -> None:
-    probe = TegraProbe(recorded(tmp_path, NO_GPU))
-    assert probe.device() == ProbedDevice(source="tegrastats")
-    assert probe.read() == Reading()
+    silent = TegraProbe(recorded(tmp_path / "silent", NO_GPU))
+    assert (silent.device(), silent.read()) == (ProbedDevice(source="tegrastats"), Reading())
 
 
 def test_log_of_a_run() -> None:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
+import torch
 
 from nrd_trt.cli.doctor import _print
 from nrd_trt.machine.doctor import DoctorReport, doctor, examine
@@ -32,21 +34,13 @@ def report() -> DoctorReport:
 
 
 def test_every_named_thing_has_a_row(report: DoctorReport) -> None:
-    names = {row.name for row in report.rows}
-    assert names >= NAMES
-    assert all(name.startswith("GPU") for name in names - NAMES) and names - NAMES
+    found = {row.name: row.found for row in report.rows}
+    assert found.keys() >= NAMES
+    assert all(name.startswith("GPU") for name in found.keys() - NAMES) and found.keys() - NAMES
     assert {row.status for row in report.rows} <= {"ok", "limited", "missing", "n/a"}
-    assert [row for row in report.rows if row.status in ("limited", "missing") and not row.remedy] == []
     assert [ability.name for ability in report.abilities] == SUMMARY
     possible = {ability.name for ability in report.abilities if ability.possible}
     assert {"export", "build: onnxruntime", "run: torch", "run: onnxruntime"} <= possible
-
-
-def test_what_this_interpreter_knows_is_reported(report: DoctorReport) -> None:
-    import onnxruntime
-    import torch
-
-    found = {row.name: row.found for row in report.rows}
     assert found["PyTorch"].startswith(torch.__version__)
     assert found["ONNX Runtime"].startswith(onnxruntime.__version__)
     assert sys.executable in found["Python"]

@@ -9,7 +9,7 @@ import pytest
 from nrd_trt.machine.gpu import find_graphics, throttle_reasons
 from nrd_trt.machine.host import Machine
 from nrd_trt.machine.jetson import GpuClock, gpu_clock, over_current_events, parse_tegrastats, read_tegrastats
-from tests.machine.recorded import DESKTOP, NO_GPU, QUERY, header, recorded
+from tests.machine.recorded import AGX_ORIN_JP6, DESKTOP, NO_GPU, QUERY, header, recorded
 
 OLD_QUERY = QUERY.removesuffix(",compute_cap")
 # One line each in the shape of its release: fields, brackets, letter case and units are those of the device.
@@ -17,11 +17,6 @@ ORIN_NANO_JP6 = (
     "10-08-2026 04:35:02 RAM 6712/7620MB (lfb 12x4MB) SWAP 369/3810MB (cached 8MB) CPU [38%@1497,2%@729,off,off] "
     "EMC_FREQ 61%@2133 GR3D_FREQ 99%@[612] NVDEC off VIC off APE 200 cpu@57.125C soc2@55.093C gpu@58.625C tj@58.312C "
     "VDD_IN 16321mW/11204mW VDD_CPU_GPU_CV 7104mW/4944mW VDD_SOC 3120mW/3659mW"
-)
-AGX_ORIN_IDLE_JP6 = (
-    "04-11-2026 10:36:27 RAM 4321/62801MB (lfb 1759x4MB) SWAP 19/31400MB (cached 0MB) CPU [0%@729,0%@729] "
-    "EMC_FREQ 0%@2133 GR3D_FREQ 0%@[0,0] VIC_FREQ 729 APE 174 CV0@-256C CPU@44.562C Tboard@32C GPU@-256C tj@44.343C "
-    "VDD_GPU_SOC 2340mW/2340mW VDD_CPU_CV 390mW/390mW VIN_SYS_5V0 4025mW/4025mW NC 0mW/0mW"
 )
 AGX_ORIN_JP7 = (
     "07-25-2026 09:08:28 RAM 20642/62817MB (lfb 1x2MB) CPU [23%@2201,10%@2201] EMC_FREQ 3%@3199 "
@@ -51,16 +46,13 @@ def test_headers_of_nvidia_smi(text: str, driver: str | None, cuda: str | None, 
     assert (found.driver, found.cuda) == (gpu.driver, gpu.cuda) == (driver, cuda)
 
 
-def test_driver_that_does_not_know_compute_cap(tmp_path: Path) -> None:
+def test_old_driver_and_a_kernel_module_alone(tmp_path: Path) -> None:
     refused = 'Field "compute_cap" is not a valid field to query.\n'
     machine = recorded(tmp_path, DESKTOP, commands={QUERY: refused, OLD_QUERY: "Tesla T4, 15109, 15000\n"})
     (found,) = find_graphics(machine, None).gpus
     assert (found.name, found.compute_capability, found.memory_bytes) == ("Tesla T4", None, 15109 << 20)
-
-
-def test_kernel_module_tells_the_driver(tmp_path: Path) -> None:
     module = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build  (dvs-builder)\n"
-    machine = recorded(tmp_path, NO_GPU, files={"proc/driver/nvidia/version": module})
+    machine = recorded(tmp_path / "module", NO_GPU, files={"proc/driver/nvidia/version": module})
     assert find_graphics(machine, None).driver == "580.82.07"
 
 
@@ -81,7 +73,7 @@ def test_throttle_reasons(mask: int, names: tuple[str, ...]) -> None:
     ("line", "clock_mhz", "power_w", "rails", "temperature_c", "memory"),
     [
         (ORIN_NANO_JP6, 612, 16.321, 0, 58.625, 6712),
-        (AGX_ORIN_IDLE_JP6, 0, 6.755, 3, 44.343, 4321),  # the GPU's sensor is off: the junction's is taken
+        (AGX_ORIN_JP6, 0, 6.755, 3, 44.343, 4321),  # the GPU's sensor is off: the junction's is taken
         (AGX_ORIN_JP7, 1300, 12.4, 2, 51.5, 20642),
         (THOR_JP7, 1574, 124.486, 0, 56.937, 8353),  # VIN is the board; the other rails are behind it
         ("GR3D_FREQ 12% RAM 1/2MB", None, None, 0, None, 1),  # a load is no clock
