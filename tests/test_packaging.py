@@ -98,12 +98,13 @@ def test_editable_install_sees_the_same_files(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     zipfile.ZipFile(path).extractall(site)
-    # Isolated, so that no other checkout is installed; recipes need the standard library only.
-    script = f"import site; site.addsitedir({str(site)!r}); import nrd_trt.calibration.recipes as m; print(m.__file__)"
+    # Isolated, so that no other checkout is installed; to find a module imports none of its requirements.
+    find = "from importlib.util import find_spec; print(find_spec('nrd_trt.calibration').origin)"
+    script = f"import site; site.addsitedir({str(site)!r}); {find}"
     command = [sys.executable, "-I", "-S", "-c", script]
     found = subprocess.run(command, cwd=site, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    assert Path(found.stdout.strip()).resolve() == (tmp_path / "calibration/recipes.py").resolve()
+    assert Path(found.stdout.strip()).resolve() == (tmp_path / "calibration/__init__.py").resolve()
 
 
 def _run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
