@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,22 @@ from nrd_trt.specs import (
 _FOR_IMAGES = ("recipe", "images", "seed", "memory_mb")
 _FOR_OWN = ("recipe", "memory_mb", "include")
 _FOR_INT8 = ("recipe", "memory_mb", "include", "exclude", "quantizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationArguments:
+    """What a calibration is asked for, by the names of `nrd_trt.build`; None and () leave a choice to it.
+
+    The source is named without its folder, as records tell no places.
+    """
+
+    calibration: str
+    images: int | None
+    seed: int | None
+    recipe: str | None
+    quantizer: str | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
 
 
 class Calibrator:
@@ -102,15 +118,18 @@ class Calibrator:
         self._stream: tuple[GraphFacts, CalibrationStream] | None = None
         self._ranges: Ranges | None = None
 
-    def arguments(self, precision: str) -> dict[str, Any]:
-        """Return what makes this calibrator again for a precision, by parameter of `nrd_trt.build`; without folders."""
-        found: dict[str, Any] = {"calibration": Path(self.source).name}
-        if self.has_images:
-            found |= {"images": self._images, "seed": self._seed}
-        if precision == "int8":
-            found |= {"recipe": self._named, "quantizer": self._quantizer}
-            found |= {"include": self._recipe.include, "exclude": self._recipe.exclude}
-        return found
+    def arguments(self, precision: str) -> CalibrationArguments:
+        """Return what makes this calibrator again for a precision."""
+        int8 = precision == "int8"
+        return CalibrationArguments(
+            calibration=Path(self.source).name,
+            images=self._images if self.has_images else None,
+            seed=self._seed if self.has_images else None,
+            recipe=self._named if int8 else None,
+            quantizer=self._quantizer if int8 else None,
+            include=self._recipe.include if int8 else (),
+            exclude=self._recipe.exclude if int8 else (),
+        )
 
     def without(self, layers: Iterable[str]) -> Calibrator:
         """Return a calibrator with what this one has measured, that leaves these layers out of int8, too."""

@@ -8,7 +8,7 @@ from types import ModuleType
 from nrd_trt.errors import MissingDependencyError
 
 _SYSTEM_HINTS = {
-    "tensorrt": " On a Jetson it comes with JetPack: use the system Python or `venv --system-site-packages`.",
+    "tensorrt": " On a Jetson it comes with JetPack: use the system Python, or a venv that sees its packages.",
 }
 
 

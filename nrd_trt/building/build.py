@@ -408,7 +408,7 @@ def _call(request: BuildRequest, precision: Precision, builder: str, decode: Dec
         "min_agreement": request.min_agreement,
         "max_miou_drop": request.max_miou_drop,
         **request.options,
-        **(request.calibrator.arguments(precision) if request.calibrator else {}),
+        **(vars(request.calibrator.arguments(precision)) if request.calibrator else {}),
         "version_compatible": config.version_compatible or None,
         "hardware_compatible": config.hardware_compatible or None,
         "force": True,

@@ -371,5 +371,5 @@ def list_steps(layers: Sequence[str], sensitivity: Mapping[str, float]) -> list[
 def _key(request: BuildRequest, calibrator: Calibrator, full: onnx.ModelProto) -> str:
     """Return what a state belongs to: the network, the images and how int8 is made."""
     given = (str(request.data), str(request.labels), request.fit, request.ignore_index)
-    how = (calibrator.source, sorted(calibrator.arguments("int8").items()))
+    how = (calibrator.source, calibrator.arguments("int8"))
     return sha256_bytes(full.SerializeToString(deterministic=True) + repr((*given, how)).encode())

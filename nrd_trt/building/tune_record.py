@@ -93,9 +93,11 @@ class Tuned:
         found = "; ".join(self.bundle.failures)
         return [f"{self.winner} holds the gates of the ladder, its bundle does not: {found}"] if found else []
 
-    def record(self) -> dict[str, Any]:
-        """Return what ``NAME.tune.json`` holds: everything but places."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return {
+            "path": str(self.bundle.path) if self.bundle else None,
+            "files": [str(file) for file in self.files],
             "rungs": [asdict(rung) for rung in self.rungs],
             "sensitivity": self.sensitivity,
             "winner": self.winner,
@@ -104,11 +106,6 @@ class Tuned:
             "passed": not self.failures,
             "failures": self.failures,
         }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        path = str(self.bundle.path) if self.bundle else None
-        return {"path": path, "files": [str(file) for file in self.files], **self.record()}
 
 
 def record_paths(output: Path) -> tuple[Path, ...]:
@@ -119,8 +116,9 @@ def record_paths(output: Path) -> tuple[Path, ...]:
 def write_tuned(tuned: Tuned) -> None:
     """Write the files of a run, replacing what is there."""
     record, *pictures = tuned.files
+    content = {name: value for name, value in tuned.to_dict().items() if name not in ("path", "files")}  # no places
     with atomic_file(record) as temporary:
-        temporary.write_text(json.dumps(tuned.record(), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for picture in pictures:
         differing = [(rung.name, 1.0 - (rung.pixel_agreement or 0.0), rung.miou_drop) for rung in tuned.rungs]
         allowed = 1.0 - tuned.gates.min_agreement

@@ -113,7 +113,7 @@ def check_toolchain() -> Path:
             "compiling the CUDA decode needs nvcc with its headers, found by neither CUDA_HOME nor PATH nor in "
             f"{_DEFAULT_HOME}; install the CUDA toolkit {wanted} and set CUDA_HOME."
         )
-    found = _told_by(str(home / "bin/nvcc"), r"release (\d+\.\d+)", "--version")
+    found = _told_by(str(home / "bin/nvcc"), r"release (\d+\.\d+)", "-V")
     if found.split(".")[0] != wanted.split(".")[0]:
         raise MissingDependencyError(
             f"compiling the CUDA decode: expected a CUDA {wanted} toolkit, as PyTorch's, got {found or 'none'} in "
@@ -200,7 +200,7 @@ def _cpp_extension() -> Any:
 
 def _find_toolkit() -> Path | None:
     """Find a folder with ``bin/nvcc`` and ``include/``; an nvcc on PATH may be a link or a script elsewhere."""
-    homes = [_cpp_extension().CUDA_HOME, _told_by("nvcc", r"TOP=(.+)", "--dryrun", "-x", "cu", "-c", os.devnull)]
+    homes = [_cpp_extension().CUDA_HOME, _told_by("nvcc", r"TOP=(.+)", "-dryrun", "-x", "cu", "-c", os.devnull)]
     candidates = [Path(home).resolve() for home in (*homes, _DEFAULT_HOME) if home]
     needed = ("bin/nvcc", "include/cuda_runtime_api.h")
     return next((home for home in candidates if all((home / name).is_file() for name in needed)), None)

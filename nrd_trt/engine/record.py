@@ -199,7 +199,7 @@ def read_record(data: bytes) -> BundleRecord:
         raise ValueError(f"not readable as the record of a bundle ({exc!r}); restore or rebuild the bundle") from exc
     if schema != SCHEMA or isinstance(schema, bool):
         newer = isinstance(schema, int) and schema > SCHEMA
-        advice = "update it with `pip install --upgrade nrd-trt`" if newer else "rebuild the bundle with this version"
+        advice = "update it with `pip install -U nrd-trt`" if newer else "rebuild the bundle with this version"
         raise ValueError(f"expected schema {SCHEMA}, which this version of nrd_trt reads, got {schema!r}; {advice}")
     if not intact:
         raise ValueError("its content does not match its own SHA-256: it was edited; restore or rebuild the bundle")

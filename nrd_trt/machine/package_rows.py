@@ -14,7 +14,7 @@ from nrd_trt.machine.software import Flavour, LibraryReading, ask
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "tensorrt-lean": "TensorRT lean runtime"}
 REINSTALL = "pip install --force-reinstall"
-_REINSTALL_TORCH = f"{REINSTALL} torch --index-url https://download.pytorch.org/whl/cu130"
+_REINSTALL_TORCH = f"{REINSTALL} torch -i https://download.pytorch.org/whl/cu130"
 
 
 def python_row(machine: Machine) -> Row:

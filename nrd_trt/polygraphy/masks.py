@@ -40,7 +40,7 @@ class MaskCompare(BaseCompareFunc):
         if not names:
             raise ConfigError(
                 f"{engine.runner_name} and {reference.runner_name}: expected the output mask or logits in both, "
-                f"got {sorted(engine)} and {sorted(reference)}; compare other tensors with --compare simple."
+                f"got {sorted(engine)} and {sorted(reference)}; compare other tensors with Polygraphy's own way."
             )
         return OrderedDict((name, self._compare(name, engine, reference)) for name in names)
 

@@ -67,7 +67,7 @@ class NrdTorchRunner(BaseRunner):
     @reported()
     def activate_impl(self) -> None:
         """Load the checkpoint."""
-        require_torch("running --nrd-torch")
+        require_torch("running a checkpoint in Polygraphy")
         from nrd_trt.runtime.torch_runner import TorchRunner
 
         graph = self._graph()
@@ -101,7 +101,7 @@ class NrdTorchRunner(BaseRunner):
         """Read the facts of the model; None where both forms are given and it tells none."""
         try:
             if self._model is None:
-                raise ConfigError("--nrd-torch: no model is given whose inputs and outputs it could take.")
+                raise ConfigError("nrd-torch: no model is given whose inputs and outputs it could take.")
             return read_model(Path(self._model)).graph
         except NrdTrtError as exc:
             if self._input_form is not None and self._output is not None:

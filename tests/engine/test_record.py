@@ -141,7 +141,7 @@ def test_a_field_of_a_later_version_is_skipped(at: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        (2, "got 2; update it with `pip install --upgrade nrd-trt`"),
+        (2, "got 2; update it with `pip install -U nrd-trt`"),
         (0, "got 0; rebuild"),
         ("1", "got '1'; rebuild"),
         (True, "got True; rebuild"),

@@ -194,7 +194,7 @@ def require_encoder() -> Any:
     if _CODEC not in av.codecs_available:
         raise MissingDependencyError(
             f"writing videos: expected a PyAV with {_CODEC}, found {av.__version__} without; PyPI's wheels have it: "
-            "pip install --force-reinstall --only-binary av av"
+            "uninstall it, then `pip install av`."
         )
     return av
 
