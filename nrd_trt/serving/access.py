@@ -129,11 +129,7 @@ class Guard:
         self._app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
-            return
+        """Serve one request; the server is set up to pass on no other kind of connection."""
         request = Request(scope)
         shows_token = self._access.shows_token(request)
         answer: Any = self._refusal(request, shows_token) or self._login(request, shows_token) or self._app

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from nrd_trt.data.overlay import blend, colour
+from nrd_trt.serving.pictures import shrink
 from tests.data.pictures import encoded
 from tests.serving.rig import SIZE_HW, Rig, Street, httpx, street
 from tests.serving.waiting import until
@@ -127,15 +128,25 @@ def test_nothing_is_encoded_while_nobody_watches(rig: Rig, monkeypatch: pytest.M
 def test_snapshots_are_what_they_are_asked_to_be(rig: Rig) -> None:
     shown = rig.paused()
     rgb, mask, palette = shown.frame.frame.rgb, shown.frame.mask, rig.engine.engine.info.palette
-    get = rig.http.get
-    assert np.array_equal(picture(get("/snapshot.png?view=image")), rgb)
-    assert np.array_equal(picture(get("/snapshot.png?view=mask")), colour(mask, palette))
-    assert np.array_equal(picture(get("/snapshot.png?opacity=0.25")), blend(rgb, mask, palette, 0.25))
-    both = np.concatenate((rgb, blend(rgb, mask, palette, 0.6)), axis=1)
-    assert np.array_equal(picture(get("/snapshot.png?view=side")), both)
-    only = np.where((mask == 3)[..., None], colour(mask, palette), 0)
-    assert np.array_equal(picture(get("/snapshot.png?view=mask&classes=3")), only)
-    assert not picture(get("/snapshot.png?view=mask&classes=")).any()
+    overlay, road = blend(rgb, mask, palette, 0.6), (mask == 3)[..., None]
+    for query, wanted in {
+        "view=image": rgb,
+        "view=mask": colour(mask, palette),
+        "opacity=0.25": blend(rgb, mask, palette, 0.25),
+        "view=side": np.concatenate((rgb, overlay), axis=1),
+        "classes=3": np.where(road, overlay, rgb),
+        "view=mask&classes=3": np.where(road, colour(mask, palette), 0),
+        "view=mask&classes=": np.zeros_like(rgb),
+    }.items():
+        assert np.array_equal(picture(rig.http.get(f"/snapshot.png?{query}")), wanted), query
+
+
+def test_what_viewers_get_is_shrunk_without_inventing_a_class() -> None:
+    rgb, mask = np.zeros((90, 160, 3), np.uint8), np.tile(np.array([0, 4], np.uint8), (90, 80))
+    small = shrink(rgb, mask, 80)
+    assert (small[0].shape, small[1].shape) == ((45, 80, 3), (45, 80))
+    assert set(np.unique(small[1])) <= {0, 4}
+    assert shrink(rgb, mask, 160)[0] is rgb
 
 
 def test_odd_parameters_are_refused(rig: Rig) -> None:

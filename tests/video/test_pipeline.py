@@ -20,7 +20,6 @@ from nrd_trt.errors import RunnerError, VideoError
 from nrd_trt.runtime.engine import Engine, open_bundle
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.video.frames import Ending, EndOfRun, Frame, SegmentedFrame, StreamInfo
-from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.temporal import Hysteresis
 from tests.artefacts import bundle
@@ -177,18 +176,13 @@ def test_every_frame_comes_out_in_order_with_the_mask_of_a_single_image(engine: 
 
 
 def test_pictures_are_drawn_only_where_a_sink_shows_them(engine: EngineThread) -> None:
-    drawn: list[int] = []
-
-    def paint(rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        drawn.append(1)
-        return rgb
-
-    Pipeline(Pictures(plain, 2), engine, [Kept()], paint=paint).run()
-    assert drawn == []
-    sinks = [Kept(), Kept(shows_picture=True)]
-    Pipeline(Pictures(plain, 2), engine, sinks, paint=paint).run()
-    assert len(drawn) == 2
-    assert all(frame.picture is not None for sink in sinks for frame in sink.frames)
+    for shows, count in ((False, 0), (True, 2)):
+        drawn: list[int] = []
+        sinks = [Kept(), Kept(shows_picture=shows)]
+        paint = lambda rgb, mask, shares, drawn=drawn: (drawn.append(1), rgb)[1]  # noqa: E731
+        Pipeline(Pictures(plain, 2), engine, sinks, paint=paint).run()
+        assert len(drawn) == count
+        assert all((frame.picture is not None) == shows for sink in sinks for frame in sink.frames)
 
 
 def test_a_slow_sink_slows_a_file_down_loses_nothing_and_lets_little_pile_up(engine: EngineThread) -> None:
@@ -380,28 +374,6 @@ def test_stop_before_the_run_and_from_another_thread(engine: EngineThread) -> No
         assert pipeline.run() == "stopped"
 
 
-def test_pause_and_step(engine: EngineThread) -> None:
-    pause, sink = PauseSwitch(), Kept()
-    pause.pause()
-    pipeline = Pipeline(Pictures(plain, 5), engine, [sink], paint=numbered, pause=pause)
-    run = threading.Thread(target=pipeline.run)
-    run.start()
-
-    def settled(count: int) -> bool:
-        deadline = time.monotonic() + 5
-        while len(sink.frames) < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.1)
-        return len(sink.frames) == count
-
-    assert settled(0)
-    pause.step()
-    assert settled(1)
-    pause.resume()
-    run.join(5)
-    assert sink.indices == list(range(5))
-
-
 def test_a_size_that_changes_midway_goes_through(engine: EngineThread) -> None:
     sizes = [(60, 90), (60, 90), (33, 47), (120, 60)]
     sink = Kept()
@@ -423,22 +395,6 @@ def test_smoothing_acts_on_the_masks_and_flicker_is_measured_before_and_after(en
     masks = [engine.predict(picture) for picture in (first, dim)]
     np.testing.assert_array_equal(sink.frames[1].unsmoothed, masks[1])
     np.testing.assert_array_equal(sink.frames[1].mask, masks[0])
-
-
-def test_uploads_share_the_engine_while_a_run_goes_on(engine: EngineThread) -> None:
-    pictures = clip(3)
-    alone = [engine.predict(rgb) for rgb in pictures]
-    sink = Kept()
-    pipeline = Pipeline(Pictures(lambda index: pictures[index % 3], 60), engine, [sink], paint=numbered)
-    run = threading.Thread(target=pipeline.run)
-    run.start()
-    for _ in range(5):
-        for rgb, mask in zip(pictures, alone, strict=True):
-            np.testing.assert_array_equal(engine.predict(rgb), mask)
-    run.join(20)
-    assert len(sink.frames) == 60
-    for frame in sink.frames:
-        np.testing.assert_array_equal(frame.mask, alone[frame.frame.index % 3])
 
 
 def test_padding_does_not_count_as_flicker() -> None:

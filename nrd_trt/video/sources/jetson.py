@@ -17,6 +17,7 @@ from nrd_trt.video.sources.network import open_url, redacted
 
 _PARSERS = {"h264": "h264parse", "hevc": "h265parse"}
 _DEPAYLOADERS = {"h264": "rtph264depay", "hevc": "rtph265depay"}
+_DECODER = "nvv4l2decoder ! nvvidconv ! video/x-raw,format=BGRx"
 _DEMUXERS = {
     ".mp4": "qtdemux",
     ".mov": "qtdemux",
@@ -57,13 +58,10 @@ def file_pipeline(path: Path | str, *, codec: str = "h264") -> str:
     Raises:
         VideoError: There is no such path through the hardware.
     """
-    demuxer, parser = _DEMUXERS.get(Path(path).suffix.lower()), _PARSERS.get(codec)
-    if demuxer is None or parser is None:
-        raise VideoError(
-            f"{path}: expected {', '.join(_DEMUXERS)} with {' or '.join(_PARSERS)}, got {codec}; "
-            "leave out jetson://, or write the pipeline yourself."
-        )
-    return f"filesrc location={shlex.quote(str(path))} ! {demuxer} ! queue ! {_decoder(parser)}"
+    demuxer = _DEMUXERS.get(Path(path).suffix.lower())
+    if demuxer is None or codec not in _PARSERS:
+        raise _refusal(str(path), f"{', '.join(_DEMUXERS)} with {' or '.join(_PARSERS)}", codec)
+    return f"filesrc location={shlex.quote(str(path))} ! {demuxer} ! queue ! {_PARSERS[codec]} ! {_DECODER}"
 
 
 def rtsp_pipeline(url: str, *, codec: str = "h264", latency_ms: int = 200) -> str:
@@ -72,19 +70,15 @@ def rtsp_pipeline(url: str, *, codec: str = "h264", latency_ms: int = 200) -> st
     Args:
         url: With user and password where it needs them.
         codec: As for `file_pipeline`.
-        latency_ms: What the jitter buffer holds back.
+        latency_ms: Time that the jitter buffer holds back.
 
     Raises:
         VideoError: There is no such path through the hardware.
     """
-    depayloader, parser = _DEPAYLOADERS.get(codec), _PARSERS.get(codec)
-    if depayloader is None or parser is None:
-        raise VideoError(
-            f"{redacted(url)}: expected {' or '.join(_PARSERS)}, got {codec}; leave out jetson://, or write the "
-            "pipeline yourself."
-        )
+    if codec not in _PARSERS:
+        raise _refusal(redacted(url), " or ".join(_PARSERS), codec)
     source = f"rtspsrc location={shlex.quote(url)} latency={latency_ms} protocols=tcp"
-    return f"{source} ! {depayloader} ! {_decoder(parser)}"
+    return f"{source} ! {_DEPAYLOADERS[codec]} ! {_PARSERS[codec]} ! {_DECODER}"
 
 
 def decoder_pipeline(target: str) -> str:
@@ -101,5 +95,5 @@ def decoder_pipeline(target: str) -> str:
         return file_pipeline(target, codec=reader.codec)
 
 
-def _decoder(parser: str) -> str:
-    return f"{parser} ! nvv4l2decoder ! nvvidconv ! video/x-raw,format=BGRx"
+def _refusal(name: str, expected: str, codec: str) -> VideoError:
+    return VideoError(f"{name}: expected {expected}, got {codec}; leave out jetson://, or write the pipeline yourself.")
