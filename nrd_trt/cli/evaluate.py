@@ -61,7 +61,7 @@ def evaluate_command(
 
 
 def table(evaluation: Evaluation) -> list[str]:
-    """Return the lines for people."""
+    """Return the printed lines."""
     not_run = "; the plan was built but not run here" if evaluation.plan_run is False else ""
     rows = [
         ("images", f"{evaluation.images}"),

@@ -17,7 +17,7 @@ from nrd_trt.cli.flags import translated
 if TYPE_CHECKING:
     from nrd_trt.engine.record import BundleRecord, PluginRecord
     from nrd_trt.graph.metadata import GraphFacts
-    from nrd_trt.inspection.inspect import BundleSummary, Inspection, PlanSummary, PluginLayers
+    from nrd_trt.inspection.inspect import Inspection, PlanSummary, PluginLayers
     from nrd_trt.inspection.onnx_summary import OnnxSummary, TensorSummary
 
 _WIDEST = 100
@@ -60,7 +60,10 @@ def _print(found: Inspection, *, every_layer: bool) -> None:
     typer.echo(f"{found.path}: {_TITLES[found.kind]}, {_size(found.bytes)}{intact}")
     if bundle:
         _section("Made", _made(bundle.record))
-        _section("Files", _files(bundle))
+        hashes = sorted(bundle.record.files.items())
+        _section(
+            "Files", ((name, f"{_size(bundle.sizes[name]):>9}   SHA-256 {_short(digest)}") for name, digest in hashes)
+        )
         _section("Masks", _masks(bundle.record))
     if found.plan:
         _section("Plan", _plan(found.plan, bare=bundle is None))
@@ -83,11 +86,6 @@ def _made(record: BundleRecord) -> Lines:
         targets = ", ".join(builder.compute_capabilities) or "the builder's default"
         yield "for", f"GPU {builder.gpu or 'not recorded'}, driver {builder.driver or '–'}; targets {targets}"
     yield "rebuild with", record.command
-
-
-def _files(bundle: BundleSummary) -> Lines:
-    for name, digest in sorted(bundle.record.files.items()):
-        yield name, f"{_size(bundle.sizes[name]):>9}   SHA-256 {_short(digest)}"
 
 
 def _masks(record: BundleRecord) -> Lines:

@@ -1,4 +1,4 @@
-"""For ``--compare-func-script``: the masks of two runners, held against the gates of this toolkit."""
+"""For ``--compare-func-script``: compares the masks of two runners with the gates of this toolkit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of two masks and what they are held against, in the shape that Polygraphy averages, saves and loads.
+"""The figures of two masks and their gates, in the shape that Polygraphy averages, saves and loads.
 
 Every `polygraphy` command imports this with the extension, so that `polygraphy check accuracy` knows saved results.
 """
@@ -65,7 +65,7 @@ class NrdMaskResult(CompareResult):
         miou_between: mIoU of one mask against the other, 0-1.
         clear_flips: Share of pixels that differ and are not near a tie of the reference, 0-1; without logits of the
             reference every differing pixel counts.
-        thresholds: What they are held against.
+        thresholds: Gates that the figures must hold.
     """
 
     _THRESHOLD_CLASS = NrdMaskThreshold

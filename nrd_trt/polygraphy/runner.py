@@ -48,7 +48,7 @@ class NrdTorchRunner(BaseRunner):
         input_form: ``"uint8"`` NHWC RGB or ``"float"`` NCHW normalised; None is the model's.
         output: ``"mask"``, ``"logits"`` or ``"both"``; None is the model's.
         options: Fields of `nrd_trt.model.recognise.CheckpointOptions`: what the checkpoint does not tell itself.
-        name: Of the runner.
+        name: Name of the runner; None takes one that is not used yet.
     """
 
     def __init__(

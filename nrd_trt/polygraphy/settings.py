@@ -66,7 +66,7 @@ class ModelFacts:
     """What a model says about itself.
 
     Attributes:
-        graph: Of its ONNX file.
+        graph: Facts of its ONNX file.
         fit: How a bundle's images are brought to the engine's size.
     """
 

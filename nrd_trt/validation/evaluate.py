@@ -11,7 +11,7 @@ import numpy as np
 from nrd_trt.data.folders import list_pairs
 from nrd_trt.model import checkpoint_options
 from nrd_trt.progress import bar
-from nrd_trt.runtime.engine import Engine, open_engine
+from nrd_trt.runtime.engine import open_engine
 from nrd_trt.specs import Fit, RunnerName
 from nrd_trt.validation.metrics import confusion_matrix, mean_iou, named_iou, pixel_agreement
 from nrd_trt.validation.samples import SampleSource
@@ -99,7 +99,12 @@ def evaluate(
     samples = SampleSource(
         data=data, labels=labels, shape=engine.graph.shape, info=engine.info, fit=engine.fit, ignore_index=ignore_index
     )
-    matrix = _count(samples, engine, progress=progress)
+    classes = len(engine.info.class_names)
+    matrix = np.zeros((classes, classes), np.int64)
+    with engine:
+        for sample in bar(samples, desc="evaluating", unit="image", show=progress):
+            if sample.label is not None:
+                matrix += confusion_matrix(sample.label, sample.restore(engine.mask(sample.image)), classes)
     return Evaluation(
         miou=mean_iou(matrix),
         per_class_iou=named_iou(matrix, engine.info.class_names),
@@ -109,14 +114,3 @@ def evaluate(
         arithmetic=engine.arithmetic,
         plan_run=engine.plan_run,
     )
-
-
-def _count(samples: SampleSource, engine: Engine, *, progress: bool) -> np.ndarray:
-    """Return the confusion matrix over all samples."""
-    classes = len(engine.info.class_names)
-    matrix = np.zeros((classes, classes), np.int64)
-    with engine:
-        for sample in bar(samples, desc="evaluating", unit="image", show=progress):
-            if sample.label is not None:
-                matrix += confusion_matrix(sample.label, sample.restore(engine.mask(sample.image)), classes)
-    return matrix

@@ -8,7 +8,7 @@ import numpy as np
 
 _SAME = 1 - 1e-4  # correlation from which two planes are the same picture; neighbouring colours stay below it
 _SHOWN = 4
-_QUIET = 0.1  # channels and rows below this share of the whole are held against that share
+_QUIET = 0.1  # channels and rows below this share of the whole are compared with that share
 
 
 def describe_pixels(reference: np.ndarray, got: np.ndarray) -> str | None:
@@ -99,7 +99,7 @@ def describe_weights(
 
 
 def _wrong_rows(want: np.ndarray, got: np.ndarray, tolerance: float) -> np.ndarray:
-    """Return the rows of a weight that differ; a quiet one is held against a share of the whole weight."""
+    """Return the rows of a weight that differ; a quiet one is compared with a share of the whole weight."""
     rows = want.reshape(len(want), -1)
     size = np.sqrt((rows**2).mean(1))
     limit = tolerance * np.maximum(size, max(_QUIET * np.sqrt((want**2).mean()), np.finfo(np.float32).tiny))

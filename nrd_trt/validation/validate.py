@@ -111,7 +111,9 @@ def validate(
     checkpoint, data, labels, report = paths
     _check_arguments(checkpoint, data, labels, localise, rebuild)
     if report is not None:
-        _check_report(report, force=force)
+        if report.suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(f"report={report}: expected a name that ends in .html.")
+        check_absent(report, force=force)
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     gates = Gates.of(bundle.graph.precision, min_agreement, max_miou_drop)
     engine = open_bundle(bundle, runner=runner, threads=threads, plugin=plugin, fit=fit)
@@ -232,12 +234,6 @@ def _check_arguments(
         raise ConfigError("localise= needs checkpoint=: stages are compared with those of the PyTorch model.")
     if rebuild is not None and rebuild < 2:
         raise ConfigError(f"rebuild={rebuild}: expected at least 2, as builds are compared with each other.")
-
-
-def _check_report(report: Path, *, force: bool) -> None:
-    if report.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"report={report}: expected a name that ends in .html.")
-    check_absent(report, force=force)
 
 
 def _reference(
