@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -270,7 +271,8 @@ def nearest_config(shapes: Shapes) -> tuple[str, float]:
     return best, similarity(best)
 
 
-def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+@cache
+def expected_shapes(config: NetworkConfig) -> Shapes:
     """Return names and shapes of the parameters of a configuration, without allocating them."""
     names = tuple(f"class_{index}" for index in range(config.num_classes))
     info = ModelInfo(class_names=names, palette=((0, 0, 0),) * config.num_classes)

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from nrd_trt.errors import ExportError
 from nrd_trt.graph.extremes import Extremes, out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import read_facts, write_facts
-from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.outputs import select_outputs, with_taps
 from nrd_trt.graph.precision import simulate_rounding, to_precision, undocumented_casts
 from nrd_trt.graph.tensors import copy_model, element_types
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -26,35 +26,30 @@ FLOAT = TensorProto.FLOAT
 NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
-@pytest.mark.parametrize(
-    "apply",
-    [
-        lambda model: to_precision(model, "fp32"),
-        lambda model: to_precision(model, "fp16"),
-        lambda model: to_precision(model, "bf16"),
-        lambda model: simulate_rounding(model, "fp32"),
-        lambda model: with_extremes(model, "fp16"),
-        lambda model: select_outputs(model, "logits"),
-        undocumented_casts,
-        lambda model: out_of_range(model, {"theta": Extremes(largest=np.inf)}, "fp16"),
-        element_types,
-    ],
-    ids=["fp32", "fp16", "bf16", "rounding", "extremes", "outputs", "casts", "range", "types"],
-)
-def test_argument_is_left_alone(apply: Callable[[onnx.ModelProto], Any]) -> None:
+PASSES: dict[str, Callable[[onnx.ModelProto], Any]] = {
+    "fp32": lambda model: to_precision(model, "fp32"),
+    "fp16": lambda model: to_precision(model, "fp16"),
+    "bf16": lambda model: to_precision(model, "bf16"),
+    "rounding": lambda model: simulate_rounding(model, "fp32"),
+    "extremes": lambda model: with_extremes(model, "fp16"),
+    "outputs": lambda model: select_outputs(model, "logits"),
+    "taps": with_taps,
+    "casts": undocumented_casts,
+    "range": lambda model: out_of_range(model, {"theta": Extremes(largest=np.inf)}, "fp16"),
+    "types": element_types,
+}
+
+
+def test_passes_leave_their_argument_alone() -> None:
     model = copy_model(small_export())
     before = model.SerializeToString(deterministic=True)
-    result = apply(model)
-    assert result is not model
-    assert model.SerializeToString(deterministic=True) == before
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_rounding_leaves_the_typed_graph_alone(precision: Precision) -> None:
-    model = to_precision(small_export(), precision)
-    before = model.SerializeToString(deterministic=True)
-    simulate_rounding(model, precision)
-    assert model.SerializeToString(deterministic=True) == before
+    for name, apply in PASSES.items():
+        assert apply(model) is not model, name
+        assert model.SerializeToString(deterministic=True) == before, name
+    typed = to_precision(small_export(), "fp16")
+    before = typed.SerializeToString(deterministic=True)
+    simulate_rounding(typed, "fp16")
+    assert typed.SerializeToString(deterministic=True) == before
 
 
 # --- select_outputs

@@ -32,8 +32,9 @@ def test_function_goes_and_everything_else_stays(op_type: str) -> None:
     kept = [function for function in expected.functions if function.name != op_type]
     del expected.functions[:]
     expected.functions.extend(kept)
-    assert stripped.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
+    assert stripped == expected
     assert model.SerializeToString(deterministic=True) == before
+    assert strip_functions(model, ()) == model
 
 
 def test_nodes_name_their_plugin() -> None:
@@ -48,10 +49,6 @@ def test_nodes_name_their_plugin() -> None:
     assert DOMAIN in {entry.domain for entry in stripped.opset_import}
     assert read_facts(stripped) == read_facts(small_export())
     onnx.checker.check_model(stripped)
-
-
-def test_nothing_to_strip_is_the_same_graph() -> None:
-    assert strip_functions(small_export(), ()) == small_export()
 
 
 @pytest.mark.parametrize(("op_types", "named"), [(("Other",), "Other"), ((LOGITS_OP, MASK_OP), MASK_OP)])
@@ -72,7 +69,7 @@ def test_function_that_another_calls_is_an_error() -> None:
 # --- the other way round: nodes that no plugin can take
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_renamed_functions_compute_the_same(precision: Precision) -> None:
     model = to_precision(small_export(), precision)
     before = model.SerializeToString(deterministic=True)

@@ -19,7 +19,7 @@ from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, expected_shapes, recognise
 from nrd_trt.specs import Head
-from tests.helpers import keyed_model, model_info, small_model
+from tests.helpers import keyed_model, small_model
 
 HEADS = get_args(Head)
 BASELINES = [head for head in HEADS if head not in NRD_HEADS]
@@ -36,8 +36,9 @@ def small(encoder: str = "resnetv1c18", **changes: Any) -> Segmentor:
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", BASELINES)
-@pytest.mark.parametrize("output_stride", OUTPUT_STRIDES)
+@pytest.mark.parametrize(
+    ("head", "output_stride"), [("deeplabv3plus", 8), ("deeplabv3plus", 32), ("bilinear", 16), ("deeplabv3", 8)]
+)
 def test_logits_and_masks_of_every_baseline(head: str, output_stride: int) -> None:
     model = small_model(head=head, output_stride=output_stride)
     stride = 4 if head == "deeplabv3plus" else output_stride
@@ -129,8 +130,9 @@ def test_mobilenet_convolutions_are_mmsegs(output_stride: int) -> None:
             assert geometry(depthwise) == ((1, 1, 1) if index else (stride, dilation, dilation))
 
 
-@pytest.mark.parametrize("encoder", ["resnetv1c18", "resnetv1c50", "resnet50", "mobilenetv2"])
-@pytest.mark.parametrize("output_stride", [16, 8])
+@pytest.mark.parametrize(
+    ("encoder", "output_stride"), [("resnetv1c18", 16), ("resnetv1c50", 8), ("resnet50", 16), ("mobilenetv2", 8)]
+)
 def test_dilated_encoders_and_strided_ones_with_equal_weights(encoder: str, output_stride: int) -> None:
     """The stages before the first dilated one are the same maps; the others have more pixels.
 
@@ -191,9 +193,15 @@ def same_network(first: Segmentor, second: Segmentor) -> bool:
     )
 
 
-@pytest.mark.parametrize("head", BASELINES)
-@pytest.mark.parametrize("output_stride", OUTPUT_STRIDES)
-@pytest.mark.parametrize("encoder", ["resnetv1c18", "resnext101_64x4d", "mobilenetv2"])
+@pytest.mark.parametrize(
+    ("head", "output_stride", "encoder"),
+    [
+        ("deeplabv3plus", 32, "mobilenetv2"),
+        ("bilinear", 16, "resnext101_64x4d"),
+        ("deeplabv3", 8, "resnetv1c18"),
+        ("deeplabv3plus", 8, "resnext101_64x4d"),
+    ],
+)
 def test_baselines_are_read_off_shapes_and_facts(head: Any, output_stride: int, encoder: str) -> None:
     config = NetworkConfig(
         encoder=encoder, num_classes=19, head=head, channels=96, c1_channels=12 if head == "deeplabv3plus" else 48,
@@ -262,9 +270,8 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         MOBILENET_D8.replace("(1, 1, 1, 2, 2, 4, 4)", "(1, 1, 1, 1, 1, 2, 4)"),
     ],
 )
-@pytest.mark.parametrize("head", ["deeplabv3", "nrd"])
-def test_other_forms_of_encoders_are_refused(backbone: str, head: str, tmp_path: Path) -> None:
-    encoder = "mobilenetv2" if "MobileNet" in backbone else "resnetv1c18"
+def test_other_forms_of_encoders_are_refused(backbone: str, tmp_path: Path) -> None:
+    encoder, head = ("mobilenetv2", "nrd") if "MobileNet" in backbone else ("resnetv1c18", "deeplabv3")
     path = write_mmseg(tmp_path / "m.pth", small(encoder, head=head), mmseg_config(backbone))
     with pytest.raises(
         CheckpointError, match=r"m\.pth: encoder (ResNetV1c|MobileNetV2)\(.*other forms are not support"
@@ -316,18 +323,3 @@ def test_other_heads_are_named_as_such(drop: str, tmp_path: Path) -> None:
         CheckpointError, match=r"m\.pth: expected an NRD head .* or a DeepLab baseline.*a head of another"
     ):
         nrd_trt.load_model(tmp_path / "m.pth", **D8)
-
-
-def test_dilations_of_another_number_are_refused(tmp_path: Path) -> None:
-    path = write_mmseg(tmp_path / "m.pth", small(**D8), mmseg_config(RESNET_D8, "dilations=(1, 12)"))
-    with pytest.raises((CheckpointError, ConfigError), match=r"m\.pth"):
-        nrd_trt.load_model(path)
-
-
-@pytest.mark.parametrize("output_stride", [4, 64, 0])
-def test_other_output_strides_are_refused(output_stride: int) -> None:
-    with pytest.raises(ConfigError, match=rf"output stride: expected one of 32, 16, 8, got {output_stride}"):
-        Segmentor(
-            NetworkConfig(encoder="mobilenetv2", num_classes=11, head="bilinear", output_stride=output_stride),
-            model_info(11),
-        )

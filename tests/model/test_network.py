@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -54,21 +56,12 @@ def test_other_ranks_and_channels_are_refused(shape: tuple[int, ...]) -> None:
         cached_small_model()(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("size", [(1, 32, 32), (2, 64, 96)])
-def test_forward_and_predict(size: tuple[int, int, int]) -> None:
-    batch, height, width = size
+def test_forward_and_predict_of_a_batch_whose_images_do_not_meet() -> None:
     model = cached_small_model()
-    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     logits, mask = model(images), model.predict(images)
-    assert logits.shape == (batch, 11, height // 4, width // 4)
-    assert logits.dtype == torch.float32
-    assert mask.shape == (batch, height, width)
-    assert mask.dtype == torch.int64
-
-
-def test_images_of_a_batch_do_not_meet() -> None:
-    model = cached_small_model()
-    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert (logits.shape, logits.dtype) == ((3, 11, 16, 24), torch.float32)
+    assert (mask.shape, mask.dtype) == ((3, 64, 96), torch.int64)
     alone = torch.cat([model(image[None]) for image in images])
     assert not torch.allclose(alone[0], alone[1], atol=0.1)
     torch.testing.assert_close(model(images), alone, rtol=0, atol=1e-4)
@@ -86,13 +79,9 @@ def test_predict_breaks_ties_towards_the_lowest_class() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"head": "nrd_no_aspp"},
-        {"channels": 48, "controller_channels": 24},
-        {"c1_channels": 12},
-        {"hidden": 8, "guidance_channels": 4},
-        {"dilations": (1, 2, 3, 4)},
-        {"num_classes": 2},
-        {"num_classes": 256},
+        {"head": "nrd_no_aspp", "num_classes": 2},
+        {"channels": 48, "controller_channels": 24, "num_classes": 256},
+        {"c1_channels": 12, "hidden": 8, "guidance_channels": 4, "dilations": (1, 2, 3, 4)},
     ],
     ids=str,
 )
@@ -117,11 +106,18 @@ def test_no_aspp_has_the_authors_names() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"encoder": "vgg"}, "encoder 'vgg'.*resnetv1c50"), ({"encoder": "mobilenetv2", "patch": 7}, "patch.*got 7")],
+    [
+        ({"encoder": "vgg"}, "encoder 'vgg'.*resnetv1c50"),
+        ({"head": "fcn"}, "head='fcn': expected one of 'nrd', "),
+        ({"patch": 7}, "patch.*got 7"),
+        ({"num_classes": 257}, "num_classes: expected 2 to 256.*got 257"),
+        ({"head": "bilinear", "output_stride": 64}, "output stride: expected one of 32, 16, 8, got 64"),
+        ({"output_stride": 16}, "output stride: an NRD head decodes one patch .* got 16"),
+    ],
 )
-def test_config_refuses(fields: dict[str, object], message: str) -> None:
+def test_config_refuses(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        NetworkConfig(num_classes=19, **fields)
+        NetworkConfig(**{"encoder": "mobilenetv2", "num_classes": 19, **fields})
 
 
 def test_controller_that_starts_as_a_perceptron() -> None:
