@@ -13,8 +13,9 @@ from torch import Tensor
 
 from nrd_trt.decode import cuda_op, reference
 from nrd_trt.specs import DecodeSpec
+from tests.decode import test_cuda_op
 from tests.decode.on_cpu import KERNELS, load_binding, needs_compiler, run_compiler, torch_headers
-from tests.helpers import random_decode_inputs
+from tests.decode.test_cuda_op import numbers as constants
 
 SPEC = DecodeSpec(num_classes=19)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -27,15 +28,8 @@ def binding() -> None:
     load_binding()
 
 
-def inputs(
-    spec: DecodeSpec = SPEC, size: tuple[int, int, int] = (2, 3, 2), dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor, list[float], list[float]]:
-    theta, guidance, x_table, y_table = random_decode_inputs(spec, *size)
-    return torch.from_numpy(theta).to(dtype), torch.from_numpy(guidance).to(dtype), x_table.tolist(), y_table.tolist()
-
-
-def constants(spec: DecodeSpec) -> tuple[int, int, int, int]:
-    return spec.num_classes, spec.hidden, spec.guidance_channels, spec.patch
+def inputs(spec: DecodeSpec = SPEC, **options: Any) -> tuple[Tensor, Tensor, list[float], list[float]]:
+    return test_cuda_op.inputs(spec, **options)
 
 
 def logits_of(
@@ -62,11 +56,8 @@ def mask_of(
     return mask
 
 
-def expected(
-    theta: Tensor, guidance: Tensor, x_table: list[float], y_table: list[float], spec: DecodeSpec = SPEC
-) -> Tensor:
-    tables = torch.tensor(x_table), torch.tensor(y_table)
-    return reference.patch_decode(theta.float(), guidance.float(), *tables, spec)
+def expected(theta: Tensor, guidance: Tensor, *tables: list[float], spec: DecodeSpec = SPEC) -> Tensor:
+    return test_cuda_op.widened(theta, guidance, *tables, spec=spec)
 
 
 def assert_close(logits: Tensor, wanted: Tensor) -> None:
@@ -111,24 +102,27 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+SIZES = [(2, 3, 2), (1, 1, 1), (3, 1, 4), (2, 4, 1), (2, 1, 1)]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [(2, 3, 2), (1, 1, 1), (3, 1, 4), (2, 4, 1), (2, 1, 1)], ids=str)
-def test_every_layout_is_read(layout: str, dtype: torch.dtype, size: tuple[int, int, int]) -> None:
-    theta, guidance, *tables = inputs(size=size, dtype=dtype)
-    change = LAYOUTS[layout]
-    plain = logits_of(theta, guidance, *tables)
-    assert_close(plain, expected(theta, guidance, *tables))
-    changed = change(theta), change(guidance)
-    assert torch.equal(logits_of(*changed, *tables), plain)
-    assert torch.equal(logits_of(changed[0], guidance, *tables), plain)
-    assert torch.equal(mask_of(*changed, *tables), mask_of(theta, guidance, *tables))
+def test_every_layout_is_read(layout: str) -> None:
+    for size, dtype in zip(SIZES, [*DTYPES, *DTYPES], strict=False):
+        theta, guidance, *tables = inputs(size=size, dtype=dtype)
+        plain = logits_of(theta, guidance, *tables)
+        assert_close(plain, expected(theta, guidance, *tables))
+        changed = LAYOUTS[layout](theta), LAYOUTS[layout](guidance)
+        assert torch.equal(logits_of(*changed, *tables), plain)
+        assert torch.equal(logits_of(changed[0], guidance, *tables), plain)
+        assert torch.equal(mask_of(*changed, *tables), mask_of(theta, guidance, *tables))
 
 
-def test_one_image_seen_as_many() -> None:
+def test_one_image_seen_as_many_and_nothing_of_nothing() -> None:
     theta, guidance, *tables = inputs(size=(1, 2, 2))
     many = logits_of(theta.expand(3, -1, -1, -1), guidance.expand(3, -1, -1, -1), *tables)
     assert all(torch.equal(one, logits_of(theta, guidance, *tables)[0]) for one in many)
+    assert logits_of(theta[:0], guidance[:0], *tables).shape == (0, 19, 16, 16)
+    assert mask_of(theta[..., :0], guidance[..., :0], *tables).shape == (1, 64, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float16], ids=str)
@@ -147,7 +141,7 @@ def test_every_mask_type(dtype: torch.dtype) -> None:
 def test_numbers_choose_the_kernel(variant: int) -> None:
     """The emulated kernel of that number draws the host reference's mask, save where tensor cores round otherwise."""
     spec = DecodeSpec(num_classes=40)
-    theta, guidance, *tables = inputs(spec, (1, 2, 1), torch.float16)
+    theta, guidance, *tables = inputs(spec, size=(1, 2, 1), dtype=torch.float16)
     mask = mask_of(theta, guidance, *tables, spec=spec, variant=variant)
     assert (mask == mask_of(theta, guidance, *tables, spec=spec)).float().mean() > (
         0.999 if variant in (3, 5) else 0.9999
@@ -158,19 +152,13 @@ def test_python_calls_the_binding_with_its_arguments(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cuda_op, "load_extension", lambda: None)
     for f, s in [(4, 8), (8, 4), (16, 2)]:
         spec = DecodeSpec(num_classes=5, hidden=8, guidance_channels=32, patch=f, upsample=s)
-        theta, guidance, *tables = inputs(spec, (2, 1, 2))
+        theta, guidance, *tables = inputs(spec, size=(2, 1, 2))
         numbers = (theta, guidance, *tables, *constants(spec))
         logits = cuda_op._logits_on_cuda(*numbers, 0)
         assert_close(logits, expected(theta, guidance, *tables, spec=spec))
         mask = cuda_op._mask_on_cuda(*numbers, s, 0, True)
         assert (mask == cuda_op.patch_decode_mask(theta, guidance, *tables, spec)).float().mean() > 0.999
         assert torch.equal(mask, cuda_op._mask_on_cuda(*numbers, s, 1, False))
-
-
-def test_nothing_of_nothing() -> None:
-    theta, guidance, *tables = inputs()
-    assert logits_of(theta[:0], guidance[:0], *tables).shape == (0, 19, 24, 16)
-    assert mask_of(theta[..., :0], guidance[..., :0], *tables).shape == (2, 96, 0)
 
 
 BAD: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
@@ -258,13 +246,12 @@ def test_compiles_against_the_headers_of_cuda(tmp_path: Path) -> None:
     macros = tmp_path / "c10/cuda/impl/cuda_cmake_macros.h"  # a CPU build of PyTorch lacks this one
     macros.parent.mkdir(parents=True)
     macros.write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n")
-    source = str(KERNELS / "torch/binding.cpp")
     options = ["-fsyntax-only", f"-I{tmp_path}", *torch_headers(), "-isystem", str(toolkit)]
-    result = run_compiler([*options, source])
+    result = run_compiler([*options, str(KERNELS / "torch/binding.cpp")])
     assert result.returncode == 0, result.stderr
     broken = tmp_path / "broken.cpp"
-    broken.write_text(Path(source).read_text() + "\ncudaError_t unknown = nrd::noSuchLauncher();\n")
-    result = run_compiler([*options, f"-I{KERNELS / 'torch'}", f"-I{KERNELS}", str(broken)])
+    broken.write_text('#include "decode_kernel.h"\ncudaError_t unknown = nrd::noSuchLauncher();\n')
+    result = run_compiler([*options, f"-I{KERNELS}", str(broken)])
     assert result.returncode != 0 and "noSuchLauncher" in result.stderr, "the compiler looks at the declarations"
 
 

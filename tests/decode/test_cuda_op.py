@@ -25,6 +25,12 @@ EVERY = [
     DecodeSpec(num_classes=k, hidden=d, guidance_channels=m, patch=f, upsample=32 // f)
     for k, d, m, f in itertools.product((2, 19), (8, 16, 32), (8, 16, 32), (4, 8, 16))
 ]
+PAIRS = [  # every pair of widths and patch
+    DecodeSpec(num_classes=k, hidden=d, guidance_channels=m, patch=f, upsample=32 // f)
+    for (d, m), f, k in zip(
+        itertools.product((8, 16, 32), repeat=2), (4, 8, 16, 8, 16, 4, 16, 4, 8), (2, 19) * 5, strict=False
+    )
+]
 
 
 def spec_id(value: object) -> str | None:
@@ -48,9 +54,9 @@ def widened(theta: Tensor, guidance: Tensor, *tables: list[float], spec: DecodeS
     return reference.patch_decode(theta.float(), guidance.float(), *map(torch.tensor, tables), spec)
 
 
-@pytest.mark.parametrize("spec", EVERY, ids=spec_id)
+@pytest.mark.parametrize("spec", PAIRS, ids=spec_id)
 def test_equal_to_the_reference(spec: DecodeSpec) -> None:
-    """The mask is held against NumPy's enlargement too, which shares nothing with PyTorch's."""
+    """The mask is compared with NumPy's enlargement too, which shares nothing with PyTorch's."""
     theta, guidance, *tables = inputs(spec, (2, 1, 2))
     logits, mask = patch_decode(theta, guidance, *tables, spec), patch_decode_mask(theta, guidance, *tables, spec)
     expected = widened(theta, guidance, *tables, spec=spec)
@@ -63,16 +69,15 @@ def test_equal_to_the_reference(spec: DecodeSpec) -> None:
     assert len(mask.unique()) == 2 if spec.num_classes == 2 else len(mask.unique()) > 4
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4, 8])
-@pytest.mark.parametrize("patch", [4, 8, 16])
-def test_any_factor_with_any_patch(patch: int, factor: int) -> None:
+def test_any_factor_with_any_patch() -> None:
     """The operator knows no stride of 32; a `DecodeSpec` does."""
-    spec = DecodeSpec(num_classes=5, patch=patch, upsample=32 // patch)
-    theta, guidance, *tables = inputs(spec, (1, 2, 1))
-    mask = torch.ops.nrd.patch_decode_mask(theta, guidance, *tables, *numbers(spec), factor, 0, True)
-    expected = widened(theta, guidance, *tables, spec=spec)
-    assert mask.shape == (1, factor * patch * 2, factor * patch)
-    assert torch.equal(mask, reference.upsample(expected, factor).argmax(dim=1).to(torch.uint8))
+    for patch, factor in itertools.product((4, 8, 16), (1, 2, 4, 8)):
+        spec = DecodeSpec(num_classes=5, patch=patch, upsample=32 // patch)
+        theta, guidance, *tables = inputs(spec, (1, 2, 1))
+        mask = torch.ops.nrd.patch_decode_mask(theta, guidance, *tables, *numbers(spec), factor, 0, True)
+        expected = widened(theta, guidance, *tables, spec=spec)
+        assert mask.shape == (1, factor * patch * 2, factor * patch)
+        assert torch.equal(mask, reference.upsample(expected, factor).argmax(dim=1).to(torch.uint8))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -110,20 +115,16 @@ def test_ties_infinities_and_nan() -> None:
         assert mask[:, 2:-2, 2:-2].unique().tolist() == [winner], values
 
 
-def test_empty_batches_and_images() -> None:
+def test_batches_may_be_empty_and_tables_tensors() -> None:
     theta, guidance, *tables = inputs()
     assert patch_decode(theta[:0], guidance[:0], *tables, SPEC).shape == (0, 7, 24, 16)
     assert patch_decode_mask(theta[:0], guidance[:0], *tables, SPEC).shape == (0, 96, 64)
-
-
-def test_tables_may_be_tensors() -> None:
-    theta, guidance, *tables = inputs()
     tensors = [torch.tensor(table) for table in tables]
     for function in (patch_decode, patch_decode_mask):
         assert torch.equal(function(theta, guidance, *tensors, SPEC), function(theta, guidance, *tables, SPEC))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[::2], ids=str)
 def test_opcheck(dtype: torch.dtype) -> None:
     arguments = (*inputs(dtype=dtype), *numbers(SPEC))
     torch.library.opcheck(torch.ops.nrd.patch_decode.default, (*arguments, 0))
@@ -153,8 +154,7 @@ def assert_same(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> No
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("backend", "dynamic"), [("eager", False), ("aot_eager", True)])
 def test_compiles_without_a_break(backend: str, dynamic: bool) -> None:
     decoder = Decoder(SPEC, *inputs()[2:])
     torch._dynamo.reset()
@@ -164,7 +164,7 @@ def test_compiles_without_a_break(backend: str, dynamic: bool) -> None:
         assert_same(compiled(theta, guidance), decoder(theta, guidance))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_exports_with_dynamic_sizes(dtype: torch.dtype) -> None:
     decoder = Decoder(SPEC, *inputs()[2:])
     batch, h, w = (torch.export.Dim(name, min=1, max=64) for name in ("batch", "h", "w"))
@@ -188,7 +188,7 @@ def test_shapes_are_known_without_data() -> None:
         patch_decode(nothing[0][:, 1:], nothing[1], *tables, SPEC)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[::2], ids=str)
 def test_gradients_are_those_of_the_reference(dtype: torch.dtype) -> None:
     theta, guidance, *tables = inputs(dtype=dtype)
     theta.requires_grad_()
@@ -232,24 +232,21 @@ BAD: dict[str, tuple[type[Exception], str, Callable[[list[Any]], None]]] = {
 }
 
 
-@pytest.mark.parametrize("function", [patch_decode, patch_decode_mask])
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named(name: str, function: Callable[..., Tensor]) -> None:
+def test_bad_input_is_named(name: str) -> None:
     kind, message, spoil = BAD[name]
     arguments: list[Any] = [*inputs(), SPEC]
     spoil(arguments)
-    with pytest.raises(kind, match=message):
-        function(*arguments)
+    for function in (patch_decode, patch_decode_mask):
+        with pytest.raises(kind, match=message):
+            function(*arguments)
 
 
-@pytest.mark.parametrize("function", [patch_decode, patch_decode_mask])
-def test_unknown_variants_are_named(function: Callable[..., Tensor]) -> None:
-    with pytest.raises(ConfigError, match="variant 'fast': expected one of auto, generic"):
-        function(*inputs(), SPEC, variant="fast")
-
-
-def test_numbers_out_of_range_are_named() -> None:
+def test_unknown_variants_and_numbers_out_of_range_are_named() -> None:
     theta, guidance, *tables = inputs()
+    for function in (patch_decode, patch_decode_mask):
+        with pytest.raises(ConfigError, match="variant 'fast': expected one of auto, generic"):
+            function(theta, guidance, *tables, SPEC, variant="fast")
     with pytest.raises(ConfigError, match="variant: expected 0 to 5, got 6"):
         torch.ops.nrd.patch_decode(theta, guidance, *tables, *numbers(SPEC), 6)
     with pytest.raises(ConfigError, match="upsample: expected one of 1, 2, 4, 8, got 3"):
