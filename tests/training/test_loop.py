@@ -67,19 +67,14 @@ def test_run_leaves_loadable_checkpoints_a_finite_log_and_a_picture(run: Path) -
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50
     names = {"best.safetensors", "curves.png", "last.safetensors", "log.csv", "state.pt"}
     assert {path.name for path in run.iterdir()} == names, "temporary files are left over"
-
-
-def test_result_is_the_best_validation(data: Path, run: Path) -> None:
-    result = train(tiny(), [data], run, progress=False, resume=True)
-    assert result.checkpoint == run / "best.safetensors"
-    assert f"{result.best_miou:.4f}" == max(row["miou"] for row in logged(run))
-    assert result.notes == ()
+    assert not [name for name in load_file(run / "best.safetensors") if name.startswith("auxiliary")]
+    assert [name for name in torch.load(run / "state.pt")["objective"] if name.startswith("auxiliary")]
 
 
 def test_best_checkpoint_is_kept(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.2, 0.6, 0.5])
     monkeypatch.setattr(loop, "mean_iou", lambda matrix: next(scores))
-    result = train(tiny(steps=3, evaluations=3), [data], tmp_path, progress=False)
+    result = train(tiny(steps=3, evaluations=3), data, tmp_path, progress=False)
     assert result.best_miou == 0.6
     assert [row["miou"] for row in logged(tmp_path)] == ["0.2000", "0.6000", "0.5000"]
     header = stored(tmp_path / "best.safetensors")[0]["__metadata__"]
@@ -94,21 +89,19 @@ def test_loss_falls_on_a_single_pair(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_pair(tmp_path / "data", seed)
     whole = replace(tiny().augmentation, scale_range=(1.0, 1.0), colour="none")
     recipe = tiny(steps=24, lr=3e-3, synthetic_share=0.0, evaluations=1, augmentation=whole)
-    train(recipe, [tmp_path / "data"], tmp_path / "out", progress=False)
+    train(recipe, tmp_path / "data", tmp_path / "out", progress=False)
     rows = logged(tmp_path / "out")
     assert [row["step"] for row in rows] == ["8", "16", "24"]
     assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
 
 
-@pytest.mark.parametrize(
-    ("evaluations", "validated"), [(1, [5]), (2, [3, 5]), (5, [1, 2, 3, 4, 5]), (99, [1, 2, 3, 4, 5])]
-)
+@pytest.mark.parametrize(("evaluations", "validated"), [(2, [3, 5]), (99, [1, 2, 3, 4, 5])])
 def test_validations_are_spread_evenly(
     evaluations: int, validated: list[int], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop._Run, "advance", _counting)
     monkeypatch.setattr(loop._Run, "validate", lambda run: 0.5)
-    train(tiny(steps=5, evaluations=evaluations), [data], tmp_path, progress=False)
+    train(tiny(steps=5, evaluations=evaluations), data, tmp_path, progress=False)
     assert [int(row["step"]) for row in logged(tmp_path) if row["miou"]] == validated
 
 
@@ -119,7 +112,7 @@ def _counting(run: Any, *_: object) -> float:
 
 def test_validation_compares_whole_images_with_their_labels(data: Path, tmp_path: Path) -> None:
     """The mIoU of the log, computed anew from the stored weights and the files."""
-    train(tiny(steps=1, evaluations=1, fit="letterbox"), [data], tmp_path, progress=False)
+    train(tiny(steps=1, evaluations=1, fit="letterbox"), data, tmp_path, progress=False)
     model, samples = load_model(tmp_path / "best.safetensors"), Samples(tiny(), [data])
     pairs = [samples.read(pair) for pair in samples.validation]
     masks = [predict_mask(model, image, "letterbox") for image, _ in pairs]
@@ -132,7 +125,7 @@ def test_validation_compares_whole_images_with_their_labels(data: Path, tmp_path
 
 
 def test_a_moving_average_is_stored(data: Path, tmp_path: Path, states: States) -> None:
-    train(tiny(steps=3, evaluations=3, ema=0.15), [data], tmp_path, progress=False)
+    train(tiny(steps=3, evaluations=3, ema=0.15), data, tmp_path, progress=False)
     expected = states.network(0)
     for step in range(3):
         decay = min(0.15, (1 + step) / (10 + step))  # 0.1, 0.15, 0.15: it starts from random weights
@@ -147,15 +140,10 @@ def test_a_moving_average_is_stored(data: Path, tmp_path: Path, states: States) 
 
 
 def test_without_a_moving_average_the_weights_themselves_are_stored(data: Path, tmp_path: Path, states: States) -> None:
-    train(tiny(steps=2, ema=0.0), [data], tmp_path, progress=False)
+    train(tiny(steps=2, ema=0.0), data, tmp_path, progress=False)
     assert equal(states.average(2), states.network(2))
     assert not equal(states.network(1), states.network(2))
     assert equal(load_file(tmp_path / "last.safetensors"), states.network(2))
-
-
-def test_auxiliary_head_is_not_stored(run: Path) -> None:
-    assert not [name for name in load_file(run / "best.safetensors") if name.startswith("auxiliary")]
-    assert [name for name in torch.load(run / "state.pt")["objective"] if name.startswith("auxiliary")]
 
 
 # --- going on --------------------------------------------------------------------------------------------------------
@@ -174,9 +162,9 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Samples, "batch", interrupted)
-        train(tiny(), [data], out, progress=False)
+        train(tiny(), data, out, progress=False)
     assert len(logged(out)) == 1
-    train(tiny(), [data], out, progress=False, resume=True)
+    train(tiny(), data, out, progress=False, resume=True)
     assert [row["miou"] for row in logged(out)] == [row["miou"] for row in logged(run)]
     assert stored(out / "last.safetensors") == stored(run / "last.safetensors")
     first, second = (torch.load(folder / "state.pt")["torch_rng"] for folder in (out, run))
@@ -226,7 +214,7 @@ assert train(whole) == 0
 total = int((whole / "events").read_text())
 rng = random.Random(int(seed))
 moments = ["return record." + name for name in ("__init__", "write", "write_state")] + ["return loop._write"]
-moments += [rng.randrange(1, total // 3) for _ in range(5)]
+moments += [rng.randrange(1, total // 3) for _ in range(2)]
 rng.shuffle(moments)
 kills = 0
 while status := train(killed, moments.pop() if moments else None):
@@ -241,7 +229,7 @@ def test_killed_runs_end_like_an_unbroken_one(data: Path, tmp_path: Path) -> Non
     command = [sys.executable, "-c", KILLED_RUNS, REPOSITORY / "scripts" / "train.py", data, tmp_path, "1"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment())
     assert result.returncode == 0, result.stderr
-    assert int(result.stderr.split("killed ")[1]) >= 5
+    assert int(result.stderr.split("killed ")[1]) >= 4
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for name in ("last.safetensors", "best.safetensors"):
         assert stored(whole / name) == stored(killed / name)
@@ -257,60 +245,53 @@ def test_killed_runs_end_like_an_unbroken_one(data: Path, tmp_path: Path) -> Non
 
 def test_finished_run_is_neither_overwritten_nor_mixed_with_another(data: Path, run: Path) -> None:
     with pytest.raises(ConfigError, match=r"already exists.*resume=True"):
-        train(tiny(), [data], run, progress=False)
+        train(tiny(), data, run, progress=False)
     for changes, message in (
         ({"seed": 7}, r"seed=0 \(got 7\)"),
         ({"steps": 9}, r"steps=4 \(got 9\)"),
         ({"augmentation": replace(tiny().augmentation, colour="none")}, r"augmentation=.*'colour': 'none'"),
     ):
         with pytest.raises(ConfigError, match=rf"state\.pt: the run has {message}.*resume with the same values"):
-            train(tiny(**changes), [data], run, progress=False, resume=True)
+            train(tiny(**changes), data, run, progress=False, resume=True)
     with pytest.raises(ConfigError, match="exclude each other"):
-        train(tiny(), [data], run, progress=False, resume=True, force=True)
-
-
-def test_resuming_with_another_split_of_the_batch(data: Path, tmp_path: Path) -> None:
-    recipe = tiny(batch=4, steps=1)
-    train(recipe, [data], tmp_path, progress=False)
-    with pytest.raises(ConfigError, match=r"state\.pt: the run has parts=1 \(got 2\)"):
-        train(recipe, [data], tmp_path, progress=False, accumulate=2, resume=True)
-
-
-def test_force_starts_afresh(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "state.pt").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=r"state\.pt: not a readable training state .*force=True"):
-        train(tiny(), [data], tmp_path, progress=False, resume=True)
-    train(tiny(steps=1), [data], tmp_path, progress=False, force=True)
-    assert [row["step"] for row in logged(tmp_path)] == ["1"]
+        train(tiny(), data, run, progress=False, resume=True, force=True)
 
 
 def test_force_keeps_the_old_run_until_the_new_one_can_start(data: Path, tmp_path: Path) -> None:
-    train(tiny(steps=1), [data], tmp_path / "out", progress=False)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"state\.pt: not a readable training state .*force=True"):
+        train(tiny(), data, tmp_path / "out", progress=False, resume=True)
+    recipe = tiny(batch=4, steps=1)
+    train(recipe, data, tmp_path / "out", progress=False, force=True)
+    assert [row["step"] for row in logged(tmp_path / "out")] == ["1"]
+    with pytest.raises(ConfigError, match=r"state\.pt: the run has parts=1 \(got 2\)"):
+        train(recipe, data, tmp_path / "out", progress=False, accumulate=2, resume=True)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     for seed in range(2):
         write_pair(tmp_path / "bad", seed)
     Image.fromarray(np.full((70, 100), 77, np.uint8)).save(tmp_path / "bad" / "labels" / "1.png")
     with pytest.raises(ConfigError, match=r"1\.png: expected class indices"):
-        train(tiny(), [tmp_path / "bad"], tmp_path / "out", progress=False, force=True)
+        train(tiny(), tmp_path / "bad", tmp_path / "out", progress=False, force=True)
     with pytest.raises(CheckpointError, match="found none"):
-        train(tiny(), [data], tmp_path / "out", progress=False, force=True, init_encoder=tmp_path / "none.pth")
+        train(tiny(), data, tmp_path / "out", progress=False, force=True, init_encoder=tmp_path / "none.pth")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_unusable_input(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected images"):
-        train(tiny(), [tmp_path], tmp_path / "out", progress=False)
+        train(tiny(), tmp_path, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match=r"0\.png: expected a folder to write to, got a file"):
-        train(tiny(), [data], data / "train" / "images" / "0.png", progress=False)
+        train(tiny(), data, data / "train" / "images" / "0.png", progress=False)
     with pytest.raises(ConfigError, match="leave out resume="):
-        train(tiny(), [data], tmp_path / "nowhere", progress=False, resume=True)
+        train(tiny(), data, tmp_path / "nowhere", progress=False, resume=True)
 
 
 def test_diverging_loss_is_reported(data: Path, tmp_path: Path) -> None:
     recipe = tiny(lr=1e30, steps=8, clip_norm=1e30, optimizer="sgd")
     with pytest.raises(ConfigError, match=r"expected a finite loss, got (nan|inf) at step \d; lower the learning rate"):
-        train(recipe, [data], tmp_path, progress=False)
+        train(recipe, data, tmp_path, progress=False)
 
 
 def test_validation_labels_without_a_counted_pixel(tmp_path: Path) -> None:
@@ -318,7 +299,7 @@ def test_validation_labels_without_a_counted_pixel(tmp_path: Path) -> None:
         write_pair(tmp_path / part, 0)
     Image.fromarray(np.full((70, 100), 255, np.uint8)).save(tmp_path / "val" / "labels" / "0.png")
     with pytest.raises(ConfigError, match=r"validation labels: expected pixels of some class.*data="):
-        train(tiny(steps=1), [tmp_path], tmp_path / "out", progress=False)
+        train(tiny(steps=1), tmp_path, tmp_path / "out", progress=False)
 
 
 # --- how it is computed ----------------------------------------------------------------------------------------------
@@ -326,7 +307,7 @@ def test_validation_labels_without_a_counted_pixel(tmp_path: Path) -> None:
 
 @FORKS
 def test_workers_change_nothing(data: Path, run: Path, tmp_path: Path) -> None:
-    train(tiny(), [data], tmp_path, progress=False, workers=2)
+    train(tiny(), data, tmp_path, progress=False, workers=2)
     assert stored(tmp_path / "last.safetensors") == stored(run / "last.safetensors")
     assert [row["loss"] for row in logged(tmp_path)] == [row["loss"] for row in logged(run)]
 
@@ -339,14 +320,14 @@ def test_a_bad_file_met_by_a_worker_is_named(workers: int, tmp_path: Path) -> No
     (tmp_path / "images" / "1.png").write_text("no picture")
     recipe = tiny(synthetic_share=0.0, weigh_classes=False)
     with pytest.raises(ConfigError) as caught:
-        train(recipe, [tmp_path], tmp_path / "out", progress=False, workers=workers)
+        train(recipe, tmp_path, tmp_path / "out", progress=False, workers=workers)
     assert str(caught.value).startswith(f"{tmp_path / 'images' / '1.png'}: expected an image, cannot read it")
     assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp16"])
 def test_sixteen_bit_products_learn_nearly_the_same(arithmetic: Any, data: Path, run: Path, tmp_path: Path) -> None:
-    train(tiny(), [data], tmp_path, progress=False, arithmetic=arithmetic)
+    train(tiny(), data, tmp_path, progress=False, arithmetic=arithmetic)
     assert stored(tmp_path / "last.safetensors") != stored(run / "last.safetensors")
     losses = [[float(row["loss"]) for row in logged(out)] for out in (tmp_path, run)]
     # bfloat16 keeps 8 bits: a relative 0.4 % per product, which four steps do not blow up beyond a few percent.
@@ -362,70 +343,63 @@ def _encoder_state(encoder: str) -> dict[str, Tensor]:
     return ENCODERS[encoder](32).state_dict()
 
 
-def _imagenet(path: Path) -> dict[str, Tensor]:
+def _imagenet(state: dict[str, Tensor], path: Path) -> None:
     """As mmseg's ImageNet files: the encoder's names alone, next to a classifier."""
-    state = _encoder_state("resnetv1c18")
     assert "stem.0.weight" in state
     torch.save({**state, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, path)
-    return state
 
 
-def _mmseg(path: Path) -> dict[str, Tensor]:
-    state = _encoder_state("resnetv1c18")
-    named = {f"backbone.{name}": tensor for name, tensor in state.items()}
-    torch.save({"meta": {}, "state_dict": {**named, "decode_head.conv_seg.weight": torch.zeros(9, 9, 1, 1)}}, path)
-    return state
-
-
-def _ours(path: Path) -> dict[str, Tensor]:
-    state = _encoder_state("resnetv1c18")
-    save_file({f"backbone.{name}": tensor for name, tensor in state.items()}, path)
-    return state
-
-
-@pytest.mark.parametrize(("name", "write"), [("a.pth", _imagenet), ("b.pth", _mmseg), ("c.safetensors", _ours)])
-def test_encoder_files(name: str, write: Any, tmp_path: Path) -> None:
-    given = write(tmp_path / name)
-    encoder = ENCODERS["resnetv1c18"](32)
-    assert not equal(encoder.state_dict(), given)
-    load_encoder(encoder, tmp_path / name)
-    assert equal(encoder.state_dict(), given)
+def test_encoder_files(tmp_path: Path) -> None:
+    """Those of ImageNet, mmseg's and our own."""
+    given = _encoder_state("resnetv1c18")
+    named = {f"backbone.{name}": tensor for name, tensor in given.items()}
+    _imagenet(given, tmp_path / "a.pth")
+    head = {"decode_head.conv_seg.weight": torch.zeros(9, 9, 1, 1)}
+    torch.save({"meta": {}, "state_dict": {**named, **head}}, tmp_path / "b.pth")
+    save_file(named, tmp_path / "c.safetensors")
+    for path in sorted(tmp_path.iterdir()):
+        encoder = ENCODERS["resnetv1c18"](32)
+        assert not equal(encoder.state_dict(), given)
+        load_encoder(encoder, path)
+        assert equal(encoder.state_dict(), given)
 
 
 def test_training_starts_from_the_encoders_file(data: Path, tmp_path: Path, states: States) -> None:
-    given = _imagenet(tmp_path / "e.pth")
+    given = _encoder_state("resnetv1c18")
+    _imagenet(given, tmp_path / "e.pth")
     recipe = tiny(config=R18, steps=1, evaluations=1, frozen_stages=2)
-    train(recipe, [data], tmp_path / "out", progress=False, init_encoder=tmp_path / "e.pth")
+    train(recipe, data, tmp_path / "out", progress=False, init_encoder=tmp_path / "e.pth")
     for found in (states.network(0), states.average(0)):
-        assert equal({f"backbone.{key}": tensor for key, tensor in given.items()}, _encoder_of(found))
+        encoder = {name: tensor for name, tensor in found.items() if name.startswith("backbone.")}
+        assert equal({f"backbone.{key}": tensor for key, tensor in given.items()}, encoder)
     last = load_file(tmp_path / "out" / "last.safetensors")
     frozen = [key for key in given if key.startswith(("stem.", "layer1.", "layer2."))]
     assert all(last[f"backbone.{key}"].equal(given[key]) for key in frozen)
     assert not last["backbone.layer3.0.conv1.weight"].equal(given["layer3.0.conv1.weight"])
 
 
-def _encoder_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
-
-
-def test_a_resumed_run_keeps_its_encoder(data: Path, run: Path, tmp_path: Path) -> None:
-    """The same command line with --resume must not start the encoder over."""
+def test_a_finished_run_that_is_resumed_keeps_its_encoder_and_tells_its_best(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
+    """The same call with resume=True must not start the encoder over."""
     torch.save(_encoder_state("mobilenetv2"), tmp_path / "e.pth")
     before = stored(run / "last.safetensors")
-    train(tiny(), [data], run, progress=False, init_encoder=tmp_path / "e.pth", resume=True)
+    result = train(tiny(), data, run, progress=False, init_encoder=tmp_path / "e.pth", resume=True)
     assert stored(run / "last.safetensors") == before
+    assert (result.checkpoint, result.notes) == (run / "best.safetensors", ())
+    assert f"{result.best_miou:.4f}" == max(row["miou"] for row in logged(run))
+    assert result.to_dict() == {"best_miou": result.best_miou, "checkpoint": str(run / "best.safetensors")}
 
 
-@pytest.mark.parametrize("other", ["mobilenetv2", "resnetv1c34", "nothing"])
-def test_another_encoder_is_refused(other: str, data: Path, tmp_path: Path) -> None:
-    path = tmp_path / "e.pth"
-    torch.save({"fc.weight": torch.zeros(1)} if other == "nothing" else _encoder_state(other), path)
-    recipe = tiny(config=R18)
-    if other == "resnetv1c34":  # has every tensor of the smaller one, with more blocks
-        recipe = tiny(config=replace(R18, encoder="resnetv1c34"))
-        torch.save(_encoder_state("resnetv1c18"), path)
-    with pytest.raises(CheckpointError, match=r"e\.pth: expected the \d+ tensors of the encoder, \d+ are missing"):
-        train(recipe, [data], tmp_path / "out", progress=False, init_encoder=path)
+def test_another_encoder_is_refused(tmp_path: Path) -> None:
+    """The larger ResNet has every tensor of the smaller one, with more blocks."""
+    states = {"mobilenetv2": _encoder_state("mobilenetv2"), "resnetv1c18": _encoder_state("resnetv1c18")}
+    for name, state in {**states, "nothing": {"fc.weight": torch.zeros(1)}}.items():
+        torch.save(state, tmp_path / f"{name}.pth")
+        with pytest.raises(
+            CheckpointError, match=rf"{name}\.pth: expected the \d+ tensors of the encoder, \d+ are mis"
+        ):
+            load_encoder(ENCODERS["resnetv1c34"](32), tmp_path / f"{name}.pth")
 
 
 # --- the verb --------------------------------------------------------------------------------------------------------
