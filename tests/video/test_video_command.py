@@ -208,7 +208,7 @@ def test_a_checkpoint_runs_in_pytorch(tmp_path: Path, clip: Path) -> None:
     assert json.loads(result.stdout)["runner"] == "torch"
     refused = CliRunner().invoke(app, [*map(str, words), "--runner", "onnxruntime"])
     assert refused.exit_code == 2
-    assert "build a bundle first" in refused.stderr
+    assert "build a bundle for other runners: nrd-trt build " in refused.stderr
 
 
 def test_views_and_style_change_the_picture(tmp_path: Path, clip: Path) -> None:
