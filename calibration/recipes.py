@@ -23,7 +23,7 @@ class Recipe:
             ``"entropy"`` keeps the distribution closest to the original (Kullback-Leibler, as TensorRT's second
             entropy calibrator), ``"mse"`` minimises the squared error of the rounded values.
         percentile: Share of the values, in percent, that the range holds; for ``"percentile"``.
-        bins: Of a histogram, a power of two; a tensor's values fill at least half of them.
+        bins: Bins of a histogram, a power of two; a tensor's values fill at least half of them.
         samples: Values per tensor and feed that go into the histogram, spread evenly over channels and pixels; None
             takes every value. The largest magnitude is that of all values in any case.
         include: Regular expressions; where there are any, a layer must match one (`re.search` in its name).

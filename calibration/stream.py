@@ -24,7 +24,7 @@ class Feed(dict[str, np.ndarray]):
 
     Args:
         arrays: By input name; the first axis is the batch.
-        names: Of the images. A batch may be longer: it is then filled up with its own images.
+        names: Names of the images. A batch may be longer: it is then filled up with its own images.
         contents_hw: Per image, the upper left part that is not padding.
     """
 
@@ -41,15 +41,15 @@ class CalibrationStream:
 
     Args:
         data: A folder of images (see `nrd_trt.data.folders`), a video file, or ``"synthetic"``.
-        facts: Of the file to calibrate: sizes, batch, input form and preprocessing.
+        facts: Facts of the file to calibrate: sizes, batch, input form and preprocessing.
         images: At most this many, spread over the set.
-        seed: Of their choice.
+        seed: Chooses among more images.
         fit: How images get the engine's size.
         progress: Show a bar on stderr where reading takes over two seconds.
 
     Attributes:
-        names: Of the images.
-        sha256: Of the names, what the files hold and how they are fitted.
+        names: Names of the images.
+        sha256: Hash of the names, of what the files hold and of how they are fitted.
 
     Raises:
         ConfigError: No such data, an image cannot be read, or an option is out of range.

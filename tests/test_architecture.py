@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,19 @@ TORCH_ROOMS = (
     "nrd_trt.training",
     "nrd_trt.runtime.torch_runner",
 )
+FLAG = re.compile(r"(?:^|[\s'\"(`])(--[a-z][a-z-]*)")
+OTHERS_FLAGS = {
+    "decode/extension.py": {"--version", "--dryrun"},  # nvcc
+    "engine/plugins.py": {"--build"},  # cmake
+    "engine/record.py": {"--upgrade"},  # pip
+    "machine/gpu.py": {"--format", "--query-gpu"},  # nvidia-smi
+    "machine/hardware_rows.py": {"--gpus", "--runtime", "--show", "--verbose"},  # docker, jetson_clocks, nvpmodel
+    "machine/jetson.py": {"--interval"},  # tegrastats
+    "machine/package_rows.py": {"--force-reinstall", "--index-url", "--system-site-packages", "--version"},  # pip, venv
+    "optional.py": {"--system-site-packages"},  # venv
+    "video/sinks/mp4.py": {"--force-reinstall", "--only-binary"},  # pip
+}
+"""Flags of other programs, by file; a flag of ours stands in `cli` only."""
 _MODULES = """
 import pkgutil, nrd_trt
 names = [module.name for module in pkgutil.walk_packages(nrd_trt.__path__, "nrd_trt.")]
@@ -73,3 +88,31 @@ def test_all_is_sorted_and_complete() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_function"):
         _ = nrd_trt.no_such_function
+
+
+def _flags_of(path: Path) -> set[str]:
+    """Return the flags in the texts of a module, docstrings aside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docs = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return {flag for node in texts if id(node) not in docs for flag in FLAG.findall(str(node.value))}
+
+
+def test_the_library_names_parameters_and_no_flags() -> None:
+    """Polygraphy's own options aside: `nrd_trt.polygraphy` is a command line, too."""
+    package = ROOT / "nrd_trt"
+    files = [path for path in (*package.rglob("*.py"), *(ROOT / "calibration").glob("*.py")) if path.is_file()]
+    inside = [path for path in files if not {"cli", "polygraphy", "_plugins"} & set(path.relative_to(ROOT).parts)]
+    assert len(inside) > 100
+    found = {
+        path.relative_to(package if path.is_relative_to(package) else ROOT).as_posix(): flags
+        for path in inside
+        if (flags := _flags_of(path))
+    }
+    assert found == OTHERS_FLAGS

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer.main
 
 from nrd_trt.cli.main import VERBS, app
-from tests.artefacts import REPOSITORY
+from tests.artefacts import REPOSITORY, environment
 
 PAGES = sorted(path for path in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("**/*.md")) if path.is_file())
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -99,6 +101,16 @@ def test_readme_shows_the_main_job() -> None:
     commands = command_lines((REPOSITORY / "README.md").read_text())
     assert any("build" in words for words in commands)
     assert ["make", "demo"] in [words[:2] for words in commands]
+
+
+def test_the_python_example_runs_without_the_command_line(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert all(f"nrd_trt.{function}(" in example for function in ("build", "open_bundle", "validate"))
+    check = "import sys\nassert mask.shape == (360, 480) and 'nrd_trt.cli' not in sys.modules"
+    command = [sys.executable, "-c", f"{example}\n{check}"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "street.nrd/bundle.json").is_file()
 
 
 def test_mistakes_are_found() -> None:

@@ -41,7 +41,7 @@ class BuildInput:
         checkpoint: Name and SHA-256, as far as they are known.
         kept_fp32: Nodes kept in fp32, each with the reason.
         int8_layers: Layers that compute in int8.
-        calibration_sha256: Of the images that ranges were measured on, where there were any.
+        calibration_sha256: Hash of the images that ranges were measured on, where there were any.
         parity: The exported file against PyTorch, where something was exported.
         exporter: What wrote the ONNX file, where that is known.
     """

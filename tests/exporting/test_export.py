@@ -1,0 +1,72 @@
+"""`nrd_trt.export`: the file, its evidence, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from nrd_trt import export, figures
+from nrd_trt.errors import CheckpointError, ConfigError, NrdTrtError, ShapeError
+from nrd_trt.files import sha256_file
+from nrd_trt.graph.metadata import read_facts
+from tests.artefacts import SIZE_HW, checkpoint, listing, scenes
+
+
+def test_a_checked_file_and_its_evidence(tmp_path: Path) -> None:
+    stages: list[str] = []
+    target, data = tmp_path / "m.onnx", scenes(tmp_path / "data", 1)
+    given: dict[str, Any] = {"outputs": ("logits", "mask"), "data": data, "fit": "pad", "mask_encoding": "u8x4"}
+    made = export(str(checkpoint()), str(target), size=SIZE_HW, **given, progress=False, on_stage=stages.append)
+    assert (made.path, made.sha256, made.kept_fp32) == (target, sha256_file(target), {})
+    assert made.parity.passed and made.parity.agreement >= 0.9999 and (made.parity.max_abs or 1) < 1e-3
+    model = onnx.load(target)
+    assert made.opset == model.opset_import[0].version >= 19
+    facts = read_facts(model)
+    assert (facts.precision, facts.output, facts.mask_encoding) == ("fp32", "both", "u8x4")
+    assert facts.checkpoint_sha256 == sha256_file(checkpoint())
+    assert stages == ["exporting mobilenetv2 to ONNX, fp32"]
+    assert made.to_dict().keys() == {"path", "sha256", "opset", "parity"}
+
+
+def test_parity_that_fails_leaves_no_file_not_even_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(figures._MIN_AGREEMENT, "bf16", 1.0)
+    (target := tmp_path / "m.onnx").write_bytes(b"older")
+    made = export(checkpoint(), target, size=SIZE_HW, precision="bf16", force=True, progress=False)
+    assert made.sha256 is None and made.parity.failures[0].startswith("pixel agreement 0.")
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"precision": "int8"}, ConfigError, "precision='int8': expected one of 'fp32', 'fp16', 'bf16'"),
+        ({"size": "64x96"}, ConfigError, "size='64x96': expected height and width"),
+        ({"size": (100, 130)}, ShapeError, "size=100x130: .*96x128"),
+        ({"size": SIZE_HW, "dynamic": (SIZE_HW,) * 3}, ConfigError, "size= and dynamic= exclude each other"),
+        ({"dynamic": (SIZE_HW, SIZE_HW)}, ConfigError, "dynamic="),
+        ({"batch": 0}, ConfigError, "1 <= MIN"),
+        ({"batch": "many"}, ConfigError, "batch='many': expected N"),
+        ({"input_form": "yuv"}, ConfigError, "input_form='yuv': expected one of 'uint8', 'float'"),
+        ({"mask_encoding": "u4"}, ConfigError, "mask_encoding='u4': expected one of 'uint8', 'u8x4'"),
+        ({"outputs": ("mask", "mask")}, ConfigError, "expected different names"),
+        ({"outputs": ()}, ConfigError, "expected different names"),
+        ({"fit": "crop"}, ConfigError, "fit='crop': expected one of"),
+        ({"threads": 0}, ConfigError, "threads=0: expected a whole number, 1 or more"),
+        ({"data": 1.5}, ConfigError, r"data=1\.5: expected a path"),
+        ({"data": "absent"}, ConfigError, "absent: expected a folder of images"),
+        ({"output": __file__}, ConfigError, "already exists; give force=True"),
+        ({"num_classes": 12}, CheckpointError, "K = 12"),
+        ({"classes": 12}, ConfigError, "classes=: expected a known argument"),
+        ({"checkpoint": "absent.pth"}, NrdTrtError, r"absent\.pth"),
+    ],
+)
+def test_bad_arguments(changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"checkpoint": checkpoint(), "output": tmp_path / "m.onnx", "progress": False, **changes}
+    with pytest.raises(error, match=message):
+        export(**given)
+    assert listing(tmp_path) == []
