@@ -6,7 +6,7 @@ import numbers
 import operator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -214,6 +214,20 @@ class InputShape:
         return self.height.min <= height <= self.height.max and self.width.min <= width <= self.width.max
 
 
+class TensorLike(Protocol):
+    """An array, wherever it is."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of each dimension."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """Name, element type and shape of one input or output; None marks a dynamic dimension."""
@@ -222,20 +236,16 @@ class TensorSpec:
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
 
-    def check(self, array: np.ndarray) -> None:
-        """Raise `ShapeError` unless `array` has this type and a matching shape."""
-        self.check_type(array.dtype, array.shape)
-
-    def check_type(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        """Raise `ShapeError` unless type and shape are those of this tensor."""
-        fits = len(shape) == len(self.shape) and all(
-            want is None or want == got for want, got in zip(self.shape, shape, strict=True)
+    def check(self, tensor: TensorLike) -> None:
+        """Raise `ShapeError` unless `tensor` has this type and a matching shape."""
+        fits = len(tensor.shape) == len(self.shape) and all(
+            want is None or want == got for want, got in zip(self.shape, tensor.shape, strict=True)
         )
-        if dtype != self.dtype or not fits:
+        if tensor.dtype != self.dtype or not fits:
             want = "×".join("any" if n is None else str(n) for n in self.shape)
-            got = "×".join(map(str, shape))
+            got = "×".join(map(str, tensor.shape))
             raise ShapeError(
-                f"tensor {self.name!r}: expected {self.dtype} {want}, got {dtype} {got}; convert it first."
+                f"tensor {self.name!r}: expected {self.dtype} {want}, got {tensor.dtype} {got}; convert it first."
             )
 
 

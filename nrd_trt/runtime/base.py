@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from nrd_trt.errors import RunnerError, ShapeError
-from nrd_trt.specs import MaskEncoding, TensorSpec
+from nrd_trt.specs import MaskEncoding, TensorLike, TensorSpec
 
 Arithmetic = Literal["native", "simulated"]
 _BYTE, _FOUR_BYTES = np.dtype(np.uint8), np.dtype("<i4")
@@ -199,7 +199,7 @@ class BaseRunner(ABC):
         return self._specs
 
 
-def check_feed(runner_name: str, feed: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> None:
+def check_feed(runner_name: str, feed: Mapping[str, TensorLike], specs: Mapping[str, TensorSpec]) -> None:
     """Raise `ShapeError` unless `feed` names every input with its type and a matching shape."""
     if feed.keys() != specs.keys():
         raise ShapeError(f"{runner_name}: expected inputs {sorted(specs)}, got {sorted(feed)}.")

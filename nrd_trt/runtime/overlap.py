@@ -7,7 +7,7 @@ and nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -95,7 +95,9 @@ class OverlappedRunner:
         self._begun: set[Ticket] = set()
         self._free: list[_Slot] = []
         with ExitStack() as stack:
-            self._uploads, self._compute, self._downloads = (_stream(cuda, stack) for _ in range(3))
+            self._uploads, self._compute, self._downloads = (
+                _held(stack, cuda.create_stream, cuda.destroy_stream) for _ in range(3)
+            )
             mapped = cuda.facts().integrated
             names = [*self.runner.inputs, *self.runner.outputs]
             for _ in range(self.slots):
@@ -144,7 +146,9 @@ class _Slot:
         self.buffers = {name: Buffer(cuda, mapped=mapped) for name in names}
         for buffer in self.buffers.values():
             stack.callback(buffer.release)
-        self.uploaded, self.computed, self.ended = (_event(cuda, stack) for _ in range(3))
+        self.uploaded, self.computed, self.ended = (
+            _held(stack, cuda.create_event, cuda.destroy_event) for _ in range(3)
+        )
 
     def upload(self, name: str, array: np.ndarray, stream: int) -> DeviceTensor:
         """Take an input and queue its copy to the device."""
@@ -165,13 +169,8 @@ class _Slot:
         return {name: self.buffers[name].read(tensor.shape, tensor.dtype) for name, tensor in outputs.items()}
 
 
-def _stream(cuda: Cuda, stack: ExitStack) -> int:
-    stream = cuda.create_stream()
-    stack.callback(cuda.destroy_stream, stream)
-    return stream
-
-
-def _event(cuda: Cuda, stack: ExitStack) -> int:
-    event = cuda.create_event()
-    stack.callback(cuda.destroy_event, event)
-    return event
+def _held(stack: ExitStack, create: Callable[[], int], destroy: Callable[[int], None]) -> int:
+    """Return a new stream or event, which goes with the stack."""
+    handle = create()
+    stack.callback(destroy, handle)
+    return handle

@@ -18,9 +18,8 @@ import numpy as np
 from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.engine.loading import LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
-from nrd_trt.errors import ShapeError
 from nrd_trt.machine.cuda import load_cuda
-from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement
+from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement, check_feed
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
 from nrd_trt.specs import MaskEncoding, TensorSpec
 
@@ -120,7 +119,7 @@ class TrtRunner(BaseRunner):
         self, feed: Mapping[str, DeviceTensor], stream: int, place: Placement | None = None
     ) -> dict[str, DeviceTensor]:
         """Queue one run on device memory; see `nrd_trt.runtime.base.DeviceRunner`."""
-        check_device_feed(feed, self.inputs)
+        check_feed(self.name, feed, self.inputs)
         shapes = {name: tensor.shape for name, tensor in feed.items()}
         outputs = self._engine.set_shapes(shapes)
         sizes = _sizes(outputs, self._engine.outputs)
@@ -282,14 +281,6 @@ class GraphCache:
         self._recent.move_to_end(key)
         if len(self._recent) > self._capacity:
             self._recent.popitem(last=False)
-
-
-def check_device_feed(feed: Mapping[str, DeviceTensor], specs: Mapping[str, TensorSpec]) -> None:
-    """Raise `ShapeError` unless `feed` names every input with its type and a matching shape."""
-    if feed.keys() != specs.keys():
-        raise ShapeError(f"expected inputs {sorted(specs)}, got {sorted(feed)}.")
-    for name, spec in specs.items():
-        spec.check_type(feed[name].dtype, feed[name].shape)
 
 
 def _sizes(shapes: Mapping[str, Shape], specs: Mapping[str, TensorSpec]) -> dict[str, int]:
