@@ -1,18 +1,16 @@
-"""What several tests build once per process: the trained checkpoint, its ONNX file, bundles. Nothing here asserts.
+"""What several tests build once per run: the trained checkpoint, its ONNX file, bundles. Nothing here asserts.
 
 Treat everything returned as read-only; `copy_of` gives a bundle that may be damaged.
 """
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -36,7 +34,7 @@ from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import InputShape
 from nrd_trt.zoo import checkpoint_path
-from tests.helpers import small_model
+from tests.helpers import exported_once, made_once, run_folder, small_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SIZE_HW = (64, 96)
@@ -50,21 +48,15 @@ LENIENT = 0.9
 
 @cache
 def workspace() -> Path:
-    """A folder for this process; those of dead ones are cleared away, as workers of xdist end without cleaning up."""
-    root = Path(tempfile.gettempdir())
-    for stale in root.glob("nrd_trt-artefacts-*"):
-        if not Path("/proc", stale.name.rsplit("-", 1)[1]).exists() or stale.name.endswith(f"-{os.getpid()}"):
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = root / f"nrd_trt-artefacts-{os.getpid()}"
+    """A folder for this process."""
+    folder = run_folder() / f"worker-{os.getpid()}"
     folder.mkdir()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-@cache
 def checkpoint() -> Path:
     """A copy of the trained checkpoint."""
-    return Path(shutil.copy(checkpoint_path("nrd_mobilenetv2_camvid"), workspace() / "trained.safetensors"))
+    return made_once("trained.safetensors", lambda path: shutil.copy(checkpoint_path("nrd_mobilenetv2_camvid"), path))
 
 
 @cache
@@ -73,54 +65,55 @@ def trained_model() -> Segmentor:
     return load_model(checkpoint())
 
 
-@cache
 def other_checkpoint() -> Path:
     """The trained checkpoint with one class's logits raised: same form, other masks."""
-    model = load_model(checkpoint())
-    with torch.no_grad():
-        model.decode_head.classifier.classifier[1].bias[-1] += 100.0
-    save_checkpoint(model, workspace() / "other.safetensors")
-    return workspace() / "other.safetensors"
+
+    def make(path: Path) -> None:
+        model = load_model(checkpoint())
+        with torch.no_grad():
+            model.decode_head.classifier.classifier[1].bias[-1] += 100.0
+        save_checkpoint(model, path)
+
+    return made_once("other.safetensors", make)
 
 
-@cache
 def untrained_checkpoint(num_classes: int = 19) -> Path:
     """A quick network of another number of classes."""
-    path = workspace() / f"classes_{num_classes}.safetensors"
-    save_checkpoint(small_model(num_classes=num_classes), path)
-    return path
+    return made_once(
+        f"classes_{num_classes}.safetensors", lambda path: save_checkpoint(small_model(num_classes=num_classes), path)
+    )
 
 
 @cache
 def both_outputs() -> onnx.ModelProto:
     """The trained network in fp32 at `SIZE_HW`, uint8 input, mask and logits."""
-    options = ExportOptions(shape=InputShape.static(SIZE_HW))
-    return export_onnx(trained_model(), options, checkpoint_sha256=sha256_file(checkpoint()))
+    options, sha256 = ExportOptions(shape=InputShape.static(SIZE_HW)), sha256_file(checkpoint())
+    return exported_once("trained", lambda: export_onnx(trained_model(), options, checkpoint_sha256=sha256))
 
 
-@cache
 def onnx_file(output: str = "mask") -> Path:
     """The fp32 file as `nrd-trt export` writes it."""
-    return write_model(select_outputs(both_outputs(), output), f"fp32_{output}.onnx")
+    return made_once(f"fp32_{output}.onnx", lambda path: _write(select_outputs(both_outputs(), output), path))
 
 
 def write_model(model: onnx.ModelProto, name: str) -> Path:
     """Write a model into the workspace."""
-    path = workspace() / name
+    return _write(model, workspace() / name)
+
+
+def _write(model: onnx.ModelProto, path: Path) -> Path:
     path.write_bytes(model.SerializeToString(deterministic=True))
     return path
 
 
 def bundle(precision: str = "fp32", builder: str = "onnxruntime", output: str = "mask", fit: str = "resize") -> Path:
     """A bundle of the trained network that passed, built from `onnx_file`."""
-    return _bundle(precision, builder, output, fit)
-
-
-@cache
-def _bundle(precision: str, builder: str, output: str, fit: str) -> Path:
-    target = workspace() / f"{precision}_{builder}_{output}_{fit}.nrd"
-    build(onnx_file(output), target, precision=precision, builder=builder, fit=fit, checkpoint=checkpoint())
-    return target
+    return made_once(
+        f"{precision}_{builder}_{output}_{fit}.nrd",
+        lambda path: build(
+            onnx_file(output), path, precision=precision, builder=builder, fit=fit, checkpoint=checkpoint()
+        ),
+    )
 
 
 def build(source: Path, target: Path, **changes: Any) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from nrd_trt.data.classes import voc_palette
 from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.errors import MissingDependencyError, RunnerError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
-from nrd_trt.files import atomic_file
 from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.network import Segmentor
@@ -34,7 +35,7 @@ DYNAMIC = InputShape(
 SHAPES = {"static": STATIC, "dynamic": DYNAMIC}
 
 shared_folder: Path | None = None
-"""Where the workers of one run share exports; set by conftest."""
+"""Where the workers of one run share what they make; set by conftest, see `run_folder`."""
 
 
 def model_info(num_classes: int, **changes: Any) -> ModelInfo:
@@ -89,26 +90,38 @@ def exported(
     """Return a shared fp32 export with both outputs; do not change it."""
     options = ExportOptions(shape=SHAPES[shape], input_form=form)
     name = f"{encoder}-{num_classes}-{form}-{shape}-{channels}"
-    return _shared(name, lambda: export_onnx(cached_model(encoder, num_classes, channels), options))
+    return exported_once(name, lambda: export_onnx(cached_model(encoder, num_classes, channels), options))
 
 
 @cache
 def small_export(form: InputForm = "uint8", shape: str = "static") -> onnx.ModelProto:
     """Return the shared fp32 export of the quickest network, both outputs; do not change it."""
     options = ExportOptions(shape=SHAPES[shape], input_form=form)
-    return _shared(f"small-{form}-{shape}", lambda: export_onnx(cached_small_model(), options))
+    return exported_once(f"small-{form}-{shape}", lambda: export_onnx(cached_small_model(), options))
 
 
-def _shared(name: str, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
-    """Take an export from the other workers of this run, or make it for them."""
-    if shared_folder is None:
-        return make()
-    path = shared_folder / f"{name}.onnx"
+def run_folder() -> Path:
+    """Return the folder that the workers of this run share; conftest removes it."""
+    global shared_folder
+    shared_folder = shared_folder or Path(tempfile.mkdtemp(prefix="nrd_trt-tests-"))
+    shared_folder.mkdir(exist_ok=True)  # somebody may tidy the system's temporary folder
+    return shared_folder
+
+
+def made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """Return a file or folder of `run_folder` that `make` writes, unless a worker of this run has; do not change it."""
+    path = run_folder() / name
     if not path.exists():
-        shared_folder.mkdir(exist_ok=True)  # somebody may tidy the system's temporary folder
-        with atomic_file(path) as temporary:
-            onnx.save(make(), temporary)
-    return onnx.load(path)
+        with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
+            make(Path(folder) / name)
+            with suppress(OSError):  # another worker was faster
+                Path(folder, name).rename(path)
+    return path
+
+
+def exported_once(name: str, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
+    """Return an export that one worker of this run makes."""
+    return onnx.load(made_once(f"{name}.onnx", lambda path: onnx.save(make(), path)))
 
 
 def byte_images(seed: int, batch: int, height: int, width: int) -> np.ndarray:

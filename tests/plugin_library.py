@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nrd_trt.engine.plugins import LIBRARY
-from tests.artefacts import workspace
+from tests.helpers import made_once
 
 INFO: dict[str, Any] = {
     "version": "0.1.0",
@@ -46,13 +45,11 @@ def make_library(path: Path, text: str | None = None, *, source: str = "", **cha
     return path
 
 
-@cache
 def library(revision: int = 1, tensorrt: str = "10.3.0") -> Path:
     """A library for compute capability 8.7 and others, of a kernel revision and for a TensorRT; do not change it."""
-    major = int(tensorrt.split(".")[0])
-    return make_library(
-        workspace() / f"plugin-{revision}-{tensorrt}" / LIBRARY,
-        kernel_revision=revision,
-        tensorrt=tensorrt,
-        tensorrt_major=major,
+    versions = {"tensorrt": tensorrt, "tensorrt_major": int(tensorrt.split(".")[0])}
+    made = made_once(
+        f"plugin-{revision}-{tensorrt}",
+        lambda folder: make_library(folder / LIBRARY, kernel_revision=revision, **versions),
     )
+    return made / LIBRARY

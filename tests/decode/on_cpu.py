@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,8 +15,7 @@ from torch.utils import cpp_extension
 
 from nrd_trt.decode.bench import pitched
 from nrd_trt.decode.extension import kernel_sources
-from nrd_trt.files import atomic_file
-from tests import helpers
+from tests.helpers import made_once
 
 HERE = Path(__file__).parent / "cuda_on_cpu"
 KERNELS = kernel_sources() / "nrd_decode"
@@ -56,13 +54,7 @@ def load_binding() -> None:
 
     Launches go to the host reference, or to the emulated kernel where a variant is asked for by name.
     """
-    folder = helpers.shared_folder or Path(tempfile.mkdtemp(prefix="nrd_trt-binding-"))
-    folder.mkdir(exist_ok=True)
-    library = folder / "binding_on_cpu.so"
-    if not library.exists():
-        with atomic_file(library) as temporary:
-            _compile(temporary)
-    torch.ops.load_library(str(library))
+    torch.ops.load_library(str(made_once("binding_on_cpu.so", _compile)))
 
 
 def _compile(library: Path) -> None:
