@@ -49,55 +49,43 @@ def test_every_kernel_passes(precision: Any, layout: str) -> None:
         assert check.mask_different < 1e-3
 
 
-def wrong_mask(launch: Callable[..., None]) -> Callable[..., None]:
-    def spoiled(theta: Tensor, guidance: Tensor, mask: Tensor, *rest: Any) -> None:
-        launch(theta, guidance, mask, *rest)
-        mask[-1, 5, 7] ^= 1
-
-    return spoiled
+MASK, LOGITS = "launch_decode_mask", "launch_decode"
+Spoil = Callable[[Tensor, Tensor, bool], object]  # of the output, what it was before, and whether classes are pruned
 
 
-def wrong_logits(launch: Callable[..., None]) -> Callable[..., None]:
-    def spoiled(theta: Tensor, guidance: Tensor, logits: Tensor, *rest: Any) -> None:
-        launch(theta, guidance, logits, *rest)
-        logits[-1, 3, 2, 1] *= 1.01
+def spoiled(name: str, monkeypatch: pytest.MonkeyPatch, spoil: Spoil) -> None:
+    launch = getattr(torch.ops.nrd, name)
 
-    return spoiled
+    def launch_and_spoil(*arguments: Any) -> None:
+        before = arguments[2].clone()
+        launch(*arguments)
+        spoil(arguments[2], before, arguments[-1])
 
-
-def unwritten(launch: Callable[..., None]) -> Callable[..., None]:
-    def spoiled(theta: Tensor, guidance: Tensor, output: Tensor, *rest: Any) -> None:
-        result = torch.empty_like(output)
-        launch(theta, guidance, result, *rest)
-        output[..., :-1] = result[..., :-1]
-
-    return spoiled
+    monkeypatch.setattr(torch.ops.nrd, name, launch_and_spoil)
 
 
-def pruned_otherwise(launch: Callable[..., None]) -> Callable[..., None]:
-    def spoiled(theta: Tensor, guidance: Tensor, mask: Tensor, *rest: Any) -> None:
-        launch(theta, guidance, mask, *rest)
-        if not rest[-1]:
-            mask[0, 0, 0] ^= 1
-
-    return spoiled
+def flip(mask: Tensor, *_: object) -> None:
+    mask[-1, 5, 7] ^= 1
 
 
 @pytest.mark.parametrize(
-    ("spoil", "fields"),
+    ("names", "spoil", "fields"),
     [
-        (wrong_mask, {"mask_gap"}),
-        (wrong_logits, {"logits_error"}),
-        (unwritten, {"mask_gap", "logits_error"}),
-        (pruned_otherwise, {"prune_equal"}),
+        ([MASK], flip, {"mask_gap"}),
+        ([LOGITS], lambda logits, *_: logits[-1, 3, 2, 1].mul_(1.01), {"logits_error"}),
+        (
+            [MASK, LOGITS],
+            lambda output, before, _: output[..., -1].copy_(before[..., -1]),
+            {"mask_gap", "logits_error"},
+        ),  # unwritten
+        ([MASK], lambda mask, _, prune: prune or flip(mask), {"prune_equal"}),
     ],
 )
-def test_a_wrong_kernel_does_not_pass(spoil: Any, fields: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    ops = torch.ops.nrd
-    for name in ("launch_decode_mask", "launch_decode"):
-        if name == "launch_decode_mask" or fields & {"logits_error"}:
-            if spoil is not wrong_logits or name == "launch_decode":
-                monkeypatch.setattr(ops, name, spoil(getattr(ops, name)))
+def test_a_wrong_kernel_does_not_pass(
+    names: list[str], spoil: Spoil, fields: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in names:
+        spoiled(name, monkeypatch, spoil)
     check = subject(precision="fp32").check("auto")
     assert not check.passed
     bad = {"mask_gap"} if check.mask_gap > 2 * TOLERANCE else set()
@@ -107,17 +95,13 @@ def test_a_wrong_kernel_does_not_pass(spoil: Any, fields: set[str], monkeypatch:
 
 
 def test_differences_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = subject(precision="fp32")
-    assert case.check("auto").mask_different == 0
-    monkeypatch.setattr(torch.ops.nrd, "launch_decode_mask", wrong_mask(torch.ops.nrd.launch_decode_mask))
-    assert case.check("auto").mask_different == 1 / (2 * 64 * 64)
-
-
-def test_what_was_there_before_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that writes nothing leaves the results of the one before it, unless they are poisoned."""
     case = subject(precision="fp32")
-    assert case.check("auto").passed
-    monkeypatch.setattr(torch.ops.nrd, "launch_decode_mask", lambda *_: None)
+    assert case.check("auto").passed and case.check("auto").mask_different == 0
+    with monkeypatch.context() as patch:
+        spoiled(MASK, patch, flip)
+        assert case.check("auto").mask_different == 1 / (2 * 64 * 64)
+    monkeypatch.setattr(torch.ops.nrd, MASK, lambda *_: None)
     assert case.check("auto").mask_different == 1
 
 

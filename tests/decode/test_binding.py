@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,10 @@ from torch import Tensor
 
 from nrd_trt.decode import cuda_op, reference
 from nrd_trt.specs import DecodeSpec
-from tests.decode import test_cuda_op
 from tests.decode.on_cpu import KERNELS, load_binding, needs_compiler, run_compiler, torch_headers
-from tests.decode.test_cuda_op import numbers as constants
+from tests.decode.test_cuda_op import inputs, numbers, widened
 
 SPEC = DecodeSpec(num_classes=19)
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 pytestmark = needs_compiler
 
@@ -28,16 +26,10 @@ def binding() -> None:
     load_binding()
 
 
-def inputs(spec: DecodeSpec = SPEC, **options: Any) -> tuple[Tensor, Tensor, list[float], list[float]]:
-    return test_cuda_op.inputs(spec, **options)
-
-
-def logits_of(
-    theta: Tensor, guidance: Tensor, *tables: list[float], spec: DecodeSpec = SPEC, variant: int = 0
-) -> Tensor:
+def logits_of(theta: Tensor, guidance: Tensor, *tables: list[float]) -> Tensor:
     batch, _, h, w = theta.shape
-    logits = theta.new_full((batch, spec.num_classes, spec.patch * h, spec.patch * w), torch.nan)
-    torch.ops.nrd.launch_decode(theta, guidance, logits, *tables, *constants(spec), variant)
+    logits = theta.new_full((batch, SPEC.num_classes, SPEC.patch * h, SPEC.patch * w), torch.nan)
+    torch.ops.nrd.launch_decode(theta, guidance, logits, *tables, *numbers(SPEC), 0)
     return logits
 
 
@@ -51,13 +43,8 @@ def mask_of(
 ) -> Tensor:
     batch, _, h, w = theta.shape
     mask = torch.full((batch, 32 * h, 32 * w), 77, dtype=dtype)
-    numbers = (*constants(spec), spec.upsample, variant, True)
-    torch.ops.nrd.launch_decode_mask(theta, guidance, mask, *tables, *numbers)
+    torch.ops.nrd.launch_decode_mask(theta, guidance, mask, *tables, *numbers(spec), spec.upsample, variant, True)
     return mask
-
-
-def expected(theta: Tensor, guidance: Tensor, *tables: list[float], spec: DecodeSpec = SPEC) -> Tensor:
-    return test_cuda_op.widened(theta, guidance, *tables, spec=spec)
 
 
 def assert_close(logits: Tensor, wanted: Tensor) -> None:
@@ -102,23 +89,28 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-SIZES = [(2, 3, 2), (1, 1, 1), (3, 1, 4), (2, 4, 1), (2, 1, 1)]
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_read(layout: str) -> None:
-    for size, dtype in zip(SIZES, [*DTYPES, *DTYPES], strict=False):
-        theta, guidance, *tables = inputs(size=size, dtype=dtype)
-        plain = logits_of(theta, guidance, *tables)
-        assert_close(plain, expected(theta, guidance, *tables))
-        changed = LAYOUTS[layout](theta), LAYOUTS[layout](guidance)
-        assert torch.equal(logits_of(*changed, *tables), plain)
-        assert torch.equal(logits_of(changed[0], guidance, *tables), plain)
-        assert torch.equal(mask_of(*changed, *tables), mask_of(theta, guidance, *tables))
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        ((2, 3, 2), torch.float32), ((1, 1, 1), torch.float16), ((3, 1, 4), torch.bfloat16),
+        ((2, 4, 1), torch.float16), ((2, 1, 1), torch.bfloat16),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_layout_is_read(layout: str, size: tuple[int, int, int], dtype: torch.dtype) -> None:
+    theta, guidance, *tables = inputs(SPEC, size=size, dtype=dtype)
+    change = LAYOUTS[layout]
+    plain = logits_of(theta, guidance, *tables)
+    assert_close(plain, widened(theta, guidance, *tables, spec=SPEC))
+    changed = change(theta), change(guidance)
+    assert torch.equal(logits_of(*changed, *tables), plain)
+    assert torch.equal(logits_of(changed[0], guidance, *tables), plain)
+    assert torch.equal(mask_of(*changed, *tables), mask_of(theta, guidance, *tables))
 
 
-def test_one_image_seen_as_many_and_nothing_of_nothing() -> None:
-    theta, guidance, *tables = inputs(size=(1, 2, 2))
+def test_one_image_seen_as_many_and_none() -> None:
+    theta, guidance, *tables = inputs(SPEC, size=(1, 2, 2))
     many = logits_of(theta.expand(3, -1, -1, -1), guidance.expand(3, -1, -1, -1), *tables)
     assert all(torch.equal(one, logits_of(theta, guidance, *tables)[0]) for one in many)
     assert logits_of(theta[:0], guidance[:0], *tables).shape == (0, 19, 16, 16)
@@ -127,8 +119,8 @@ def test_one_image_seen_as_many_and_nothing_of_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float16], ids=str)
 def test_every_mask_type(dtype: torch.dtype) -> None:
-    theta, guidance, *tables = inputs()
-    wanted = reference.upsample(expected(theta, guidance, *tables), 4)
+    theta, guidance, *tables = inputs(SPEC)
+    wanted = reference.upsample(widened(theta, guidance, *tables, spec=SPEC), 4)
     best = wanted.topk(2, dim=1).values
     clear = best[:, 0] - best[:, 1] > 1e-4
     mask = mask_of(theta, guidance, *tables, dtype=dtype)
@@ -141,7 +133,7 @@ def test_every_mask_type(dtype: torch.dtype) -> None:
 def test_numbers_choose_the_kernel(variant: int) -> None:
     """The emulated kernel of that number draws the host reference's mask, save where tensor cores round otherwise."""
     spec = DecodeSpec(num_classes=40)
-    theta, guidance, *tables = inputs(spec, size=(1, 2, 1), dtype=torch.float16)
+    theta, guidance, *tables = inputs(spec, (1, 2, 1), torch.float16)
     mask = mask_of(theta, guidance, *tables, spec=spec, variant=variant)
     assert (mask == mask_of(theta, guidance, *tables, spec=spec)).float().mean() > (
         0.999 if variant in (3, 5) else 0.9999
@@ -152,73 +144,51 @@ def test_python_calls_the_binding_with_its_arguments(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cuda_op, "load_extension", lambda: None)
     for f, s in [(4, 8), (8, 4), (16, 2)]:
         spec = DecodeSpec(num_classes=5, hidden=8, guidance_channels=32, patch=f, upsample=s)
-        theta, guidance, *tables = inputs(spec, size=(2, 1, 2))
-        numbers = (theta, guidance, *tables, *constants(spec))
-        logits = cuda_op._logits_on_cuda(*numbers, 0)
-        assert_close(logits, expected(theta, guidance, *tables, spec=spec))
-        mask = cuda_op._mask_on_cuda(*numbers, s, 0, True)
+        theta, guidance, *tables = inputs(spec, (2, 1, 2))
+        arguments = (theta, guidance, *tables, *numbers(spec))
+        logits = cuda_op._logits_on_cuda(*arguments, 0)
+        assert_close(logits, widened(theta, guidance, *tables, spec=spec))
+        mask = cuda_op._mask_on_cuda(*arguments, s, 0, True)
         assert (mask == cuda_op.patch_decode_mask(theta, guidance, *tables, spec)).float().mean() > 0.999
-        assert torch.equal(mask, cuda_op._mask_on_cuda(*numbers, s, 1, False))
+        assert torch.equal(mask, cuda_op._mask_on_cuda(*arguments, s, 1, False))
 
 
-BAD: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
-    "theta's size": ("theta: expected .*899.*got .*898", lambda a: a.update(theta=a["theta"][:, 1:])),
-    "theta's dimensions": (r"theta: expected \(B, P, h, w\)", lambda a: a.update(theta=a["theta"][0])),
-    "guidance's size": (
-        "guidance: expected .*24, 16.*got .*23, 16",
-        lambda a: a.update(guidance=a["guidance"][:, :, 1:]),
-    ),
-    "guidance's type": (
-        "guidance: expected theta's type Float, got Half",
-        lambda a: a.update(guidance=a["guidance"].half()),
-    ),
-    "double": (
+BAD: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = [
+    ("theta: expected .*899.*got .*898", lambda a: {"theta": a["theta"][:, 1:]}),
+    (r"theta: expected \(B, P, h, w\)", lambda a: {"theta": a["theta"][0]}),
+    ("guidance: expected .*24, 16.*got .*23, 16", lambda a: {"guidance": a["guidance"][:, :, 1:]}),
+    ("guidance: expected theta's type Float, got Half", lambda a: {"guidance": a["guidance"].half()}),
+    (
         "expected float32, float16 or bfloat16, got Double",
-        lambda a: a.update({name: a[name].double() for name in ("theta", "guidance", "logits")}),
+        lambda a: {name: a[name].double() for name in ("theta", "guidance", "logits")},
     ),
-    "logits' type": ("logits: expected theta's type Float, got Half", lambda a: a.update(logits=a["logits"].half())),
-    "logits' size": ("logits: expected a contiguous tensor of", lambda a: a.update(logits=a["logits"][1:])),
-    "logits' strides": (
-        "logits: expected a contiguous tensor of",
-        lambda a: a.update(logits=a["logits"].transpose(2, 3).contiguous().transpose(2, 3)),
-    ),
-    "a table": ("x_table and y_table: expected 8 values each, got 7 and 8", lambda a: a["x_table"].pop()),
-    "classes": ("num_classes: expected 2 to 256", lambda a: a.update(k=257)),
-    "hidden": ("hidden: expected 8, 16 or 32", lambda a: a.update(d=12)),
-    "guidance channels": ("guidance_channels: expected 8, 16 or 32", lambda a: a.update(m=24)),
-    "patch": ("patch: expected 4, 8 or 16", lambda a: a.update(f=2)),
-    "variant": ("variant: expected 0 to 5, got 6", lambda a: a.update(variant=6)),
-    "no such variant": (
-        "variant 3 of patch_decode does not exist for these constants, Float",
-        lambda a: a.update(variant=3),
-    ),
-}
+    ("logits: expected theta's type Float, got Half", lambda a: {"logits": a["logits"].half()}),
+    ("logits: expected a contiguous tensor of", lambda a: {"logits": a["logits"][1:]}),
+    ("logits: expected a contiguous tensor of", lambda a: {"logits": LAYOUTS["turned"](a["logits"])}),
+    ("x_table and y_table: expected 8 values each, got 7 and 8", lambda a: {"x_table": a["x_table"][1:]}),
+    ("num_classes: expected 2 to 256", lambda a: {"k": 257}),
+    ("hidden: expected 8, 16 or 32", lambda a: {"d": 12}),
+    ("guidance_channels: expected 8, 16 or 32", lambda a: {"m": 24}),
+    ("patch: expected 4, 8 or 16", lambda a: {"f": 2}),
+    ("variant: expected 0 to 5, got 6", lambda a: {"variant": 6}),
+    ("variant 3 of patch_decode does not exist for these constants, Float", lambda a: {"variant": 3}),
+]
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_arguments_are_named(name: str) -> None:
-    message, spoil = BAD[name]
-    theta, guidance, x_table, y_table = inputs()
-    arguments: dict[str, Any] = {
-        "theta": theta,
-        "guidance": guidance,
-        "logits": torch.full((2, 19, 24, 16), 7.0),
-        "x_table": x_table,
-        "y_table": y_table,
-        "k": 19,
-        "d": 16,
-        "m": 16,
-        "f": 8,
-        "variant": 0,
-    }
-    spoil(arguments)
+@pytest.mark.parametrize(("message", "change"), BAD)
+def test_bad_arguments_are_named(message: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    theta, guidance, *tables = inputs(SPEC)
+    names = ("theta", "guidance", "logits", "x_table", "y_table", "k", "d", "m", "f", "variant")
+    values = (theta, guidance, torch.full((2, 19, 24, 16), 7.0), *tables, *numbers(SPEC), 0)
+    arguments = dict(zip(names, values, strict=True))
+    arguments |= change(arguments)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.nrd.launch_decode(*arguments.values())
     assert (arguments["logits"] == 7).all()
 
 
 def test_bad_masks_are_named() -> None:
-    theta, guidance, *tables = inputs()
+    theta, guidance, *tables = inputs(SPEC)
     launch = torch.ops.nrd.launch_decode_mask
     for mask, message in [
         (torch.zeros(2, 96, 64, dtype=torch.int64), "mask: expected uint8, int32 or float16, got Long"),
@@ -232,7 +202,7 @@ def test_bad_masks_are_named() -> None:
 
 
 def test_what_the_bench_asks() -> None:
-    theta, *_ = inputs(dtype=torch.float16)
+    theta, *_ = inputs(SPEC, dtype=torch.float16)
     supported = [torch.ops.nrd.supports_variant(theta, 19, 16, 16, 8, 4, v, True) for v in range(6)]
     assert supported == [True, True, True, True, False, False]  # a K this small has nothing to retain
     assert [torch.ops.nrd.supports_variant(theta, 19, 8, 16, 8, 4, v, True) for v in range(3)] == [True, True, False]
@@ -240,24 +210,21 @@ def test_what_the_bench_asks() -> None:
 
 
 def test_compiles_against_the_headers_of_cuda(tmp_path: Path) -> None:
-    toolkit = next((p for p in map(Path, ("/usr/local/cuda/include",)) if (p / "cuda_runtime_api.h").is_file()), None)
-    if toolkit is None:
+    toolkit = Path("/usr/local/cuda/include")
+    if not (toolkit / "cuda_runtime_api.h").is_file():
         pytest.skip("no headers of CUDA in /usr/local/cuda/include")
     macros = tmp_path / "c10/cuda/impl/cuda_cmake_macros.h"  # a CPU build of PyTorch lacks this one
     macros.parent.mkdir(parents=True)
     macros.write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n")
-    options = ["-fsyntax-only", f"-I{tmp_path}", *torch_headers(), "-isystem", str(toolkit)]
-    result = run_compiler([*options, str(KERNELS / "torch/binding.cpp")])
-    assert result.returncode == 0, result.stderr
     broken = tmp_path / "broken.cpp"
-    broken.write_text('#include "decode_kernel.h"\ncudaError_t unknown = nrd::noSuchLauncher();\n')
-    result = run_compiler([*options, f"-I{KERNELS}", str(broken)])
-    assert result.returncode != 0 and "noSuchLauncher" in result.stderr, "the compiler looks at the declarations"
+    broken.write_text((KERNELS / "torch/binding.cpp").read_text() + "\ncudaError_t unknown = nrd::noSuchLauncher();\n")
+    folders = [f"-I{folder}" for folder in (tmp_path, KERNELS / "torch", KERNELS)]
+    result = run_compiler(["-fsyntax-only", *folders, *torch_headers(), "-isystem", str(toolkit), str(broken)])
+    (error,) = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert "noSuchLauncher" in error, "the planted mistake is the only one, so the compiler looks at the declarations"
 
 
 def test_variants_have_the_numbers_of_the_header() -> None:
-    lines = (KERNELS / "decode_problem.h").read_text().split("enum class Variant")[1].split("};")[0].splitlines()
-    names = [line.split("=")[0].strip() for line in lines if "=" in line]
-    values = [int(line.split("=")[1].split(",")[0]) for line in lines if "=" in line]
-    assert [name.removeprefix("k").lower() for name in names] == list(cuda_op.VARIANTS)
-    assert all(b == a + 1 for a, b in pairwise([-1, *values]))
+    text = (KERNELS / "decode_problem.h").read_text().split("enum class Variant")[1].split("};")[0]
+    found = re.findall(r"k(\w+) = (\d+)", text)
+    assert [(name.lower(), int(value)) for name, value in found] == [(n, v) for v, n in enumerate(cuda_op.VARIANTS)]
