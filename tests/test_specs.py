@@ -96,24 +96,13 @@ def test_covers() -> None:
     assert not any(map(shape.covers, outside))
 
 
-@pytest.mark.parametrize(
-    ("array", "fits"),
-    [
-        (np.zeros((1, 4, 3), np.uint8), True),
-        (np.zeros((9, 4, 3), np.uint8), True),
-        (np.zeros((1, 5, 3), np.uint8), False),
-        (np.zeros((1, 4, 3), np.int8), False),
-        (np.zeros((1, 4), np.uint8), False),
-        (np.zeros((1, 4, 3, 1), np.uint8), False),
-    ],
-)
-def test_tensor_spec(array: np.ndarray, fits: bool) -> None:
+def test_tensor_spec() -> None:
     spec = TensorSpec(name="image", dtype=np.dtype(np.uint8), shape=(None, 4, 3))
-    if fits:
-        spec.check(array)
-        return
-    with pytest.raises(ShapeError, match=rf"'image': expected uint8 any×4×3, got {array.dtype}"):
-        spec.check(array)
+    for batch in (1, 9):
+        spec.check(np.zeros((batch, 4, 3), np.uint8))
+    for shape, dtype in (((1, 5, 3), np.uint8), ((1, 4, 3), np.int8), ((1, 4), np.uint8), ((1, 4, 3, 1), np.uint8)):
+        with pytest.raises(ShapeError, match=rf"'image': expected uint8 any×4×3, got {np.dtype(dtype)}"):
+            spec.check(np.zeros(shape, dtype))
 
 
 @pytest.mark.parametrize(("classes", "parameters"), [(19, 899), (59, 1579), (60, 1596), (150, 3126), (256, 4928)])
@@ -125,12 +114,9 @@ def test_theta_channels_of_the_released_models(classes: int, parameters: int) ->
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"num_classes": 1}, {"num_classes": 257}, {"hidden": 0}, {"guidance_channels": 0}, {"patch": 16},
-        {"upsample": 2},
-    ],
+    [{"num_classes": 1}, {"num_classes": 257}, {"hidden": 0}, {"guidance_channels": 0}, {"patch": 16}, {"upsample": 2}],
     ids=str,
-)  # fmt: skip
+)
 def test_decode_spec_refuses(fields: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         DecodeSpec(**{"num_classes": 19, **fields})

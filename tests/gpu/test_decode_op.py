@@ -7,7 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -190,23 +190,14 @@ def test_threads_with_a_stream_each() -> None:
     cases = [inputs(seed=seed) for seed in range(4)]
     wanted = [patch_decode_mask(*case, SPEC) for case in cases]
     torch.cuda.synchronize()
-    results: dict[int, list[bool]] = {}
 
-    def work(index: int) -> None:
+    def work(_: int) -> bool:
         with torch.cuda.stream(torch.cuda.Stream()):
-            results[index] = [
-                torch.equal(patch_decode_mask(*case, SPEC), mask)
-                for _ in range(20)
-                for case, mask in zip(cases, wanted, strict=True)
-            ]
+            pairs = list(zip(cases, wanted, strict=True)) * 20
+            return all(torch.equal(patch_decode_mask(*case, SPEC), mask) for case, mask in pairs)
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == [0, 1, 2]
-    assert all(all(answers) for answers in results.values())
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(work, range(3))) == [True] * 3
 
 
 def test_graphs_replay_with_new_inputs() -> None:

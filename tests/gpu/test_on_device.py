@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
@@ -177,17 +177,11 @@ def test_two_threads_capture_graphs_at_once() -> None:
     images = scenes()
     with on_plan(plan()) as single:
         wanted = [single.infer({"image": image})["mask"] for image in images]
-    results: dict[int, list[np.ndarray]] = {}
 
-    def work(index: int) -> None:
+    def work(_: int) -> list[np.ndarray]:
         with on_plan(plan()) as own:
-            results[index] = [own.infer({"image": image})["mask"] for _ in range(5) for image in images]
+            return [own.infer({"image": image})["mask"] for _ in range(5) for image in images]
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == [0, 1]
-    for got in results.values():
-        assert all(np.array_equal(*pair) for pair in zip(got, wanted * 5, strict=True))
+    with ThreadPoolExecutor(2) as pool:
+        for got in pool.map(work, range(2)):
+            assert all(np.array_equal(*pair) for pair in zip(got, wanted * 5, strict=True))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -53,24 +53,19 @@ def test_two_callers_share_the_engine() -> None:
     images = images_of("dynamic")
     with on_plan(plan("dynamic")) as trt:
         wanted = [trt.infer({"image": image})["mask"] for image in images]
-    right: dict[int, list[bool]] = {}
     with EngineThread(Engine(on_plan(plan("dynamic")), read_facts(export("dynamic")))) as engine:
 
-        def work(caller: int) -> None:
-            pending = deque([engine.begin({"image": images[0]})])
-            right[caller] = []
+        def work(_: int) -> list[bool]:
+            pending, right = deque([engine.begin({"image": images[0]})]), []
             for index in range(1, len(images) + 1):
                 if index < len(images):
                     pending.append(engine.begin({"image": images[index]}))
                 mask = pending.popleft().result()["mask"]
-                right[caller].append(np.array_equal(mask, wanted[index - 1]))
+                right.append(np.array_equal(mask, wanted[index - 1]))
+            return right
 
-        threads = [threading.Thread(target=work, args=(caller,)) for caller in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert right == {caller: [True] * len(images) for caller in range(2)}
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(work, range(2))) == [[True] * len(images)] * 2
 
 
 def test_opening_and_closing_takes_no_memory() -> None:
