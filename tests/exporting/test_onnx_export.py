@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto
 
 from nrd_trt.errors import ExportError, ShapeError
-from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx, exporter_record
 from nrd_trt.files import sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts, read_facts, write_facts
 from nrd_trt.graph.tensors import copy_model
@@ -217,3 +219,10 @@ def test_batch_norm_is_folded() -> None:
     kinds = {node.op_type for node in small_export().graph.node}
     assert "BatchNormalization" not in kinds
     assert not any(".bn" in tensor.name or "cat_norm" in tensor.name for tensor in small_export().graph.initializer)
+
+
+def test_what_wrote_a_file_is_described() -> None:
+    record = exporter_record()
+    assert record.revision >= 1
+    assert (record.torch, record.onnx) == (torch.__version__, onnx.__version__)
+    assert record.onnxscript == version("onnxscript")

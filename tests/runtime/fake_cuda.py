@@ -286,10 +286,15 @@ class FakeCuda(Cuda):
 
 
 class FakeEngine:
-    """An engine whose mask is the red channel and whose mean is that of the channels; `fail_at` fails the n-th run."""
+    """An engine whose mask is the red channel and whose mean is that of the channels.
 
-    def __init__(self, cuda: FakeCuda) -> None:
-        self.cuda, self.runs, self.fail_at = cuda, 0, 0
+    Attributes:
+        fail_at: The n-th run fails.
+        forks_fail_at: The n-th run of each fork from now on fails.
+    """
+
+    def __init__(self, cuda: FakeCuda, *, fail_at: int = 0) -> None:
+        self.cuda, self.runs, self.fail_at, self.forks_fail_at = cuda, 0, fail_at, 0
         self.forks: list[FakeEngine] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -337,7 +342,7 @@ class FakeEngine:
 
     def fork(self) -> FakeEngine:
         self._open()
-        self.forks.append(FakeEngine(self.cuda))
+        self.forks.append(type(self)(self.cuda, fail_at=self.forks_fail_at))
         return self.forks[-1]
 
     def close(self) -> None:
@@ -357,8 +362,8 @@ class FakeEngine:
 class PackedEngine(FakeEngine):
     """A `FakeEngine` that writes the mask's very bytes and calls them int32."""
 
-    def __init__(self, cuda: FakeCuda) -> None:
-        super().__init__(cuda)
+    def __init__(self, cuda: FakeCuda, *, fail_at: int = 0) -> None:
+        super().__init__(cuda, fail_at=fail_at)
         self.outputs["mask"] = TensorSpec(name="mask", dtype=np.dtype(np.int32), shape=(None, None, None))
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -366,10 +371,6 @@ class PackedEngine(FakeEngine):
         batch, height, width = outputs["mask"]
         self.shapes["mask"] = (batch, height, width // 4)
         return {**outputs, "mask": (batch, height, width // 4)}
-
-    def fork(self) -> FakeEngine:
-        self.forks.append(PackedEngine(self.cuda))
-        return self.forks[-1]
 
     def _tensor(self, name: str, shapes: Mapping[str, Any], addresses: Mapping[str, int]) -> np.ndarray:
         tensor = super()._tensor(name, shapes, addresses)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -12,13 +10,6 @@ from nrd_trt.runtime.base import DeviceTensor
 from nrd_trt.runtime.trt_runner import GRAPH_CAPACITY, TrtRunner
 from tests.runtime.bench import LARGE, SMALL, Bench, check, image, runner
 from tests.runtime.fake_cuda import FakeCuda
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    made = Bench(monkeypatch)
-    yield made
-    assert made.cuda.alive == {}
 
 
 def on_device(cuda: FakeCuda, pixels: np.ndarray) -> DeviceTensor:

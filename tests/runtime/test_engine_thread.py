@@ -44,12 +44,10 @@ class Doubler(BaseRunner):
         self.threads.add(threading.current_thread().name)
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    made = Bench(monkeypatch)
-    yield made
-    assert made.cuda.alive == {}
-    assert made.cuda.threads <= {"nrd-engine_0"}
+@pytest.fixture(autouse=True)
+def _one_thread_only(bench: Bench) -> Iterator[None]:
+    yield
+    assert bench.cuda.threads <= {"nrd-engine_0"}
 
 
 def on_thread(made: BaseRunner) -> EngineThread:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,11 @@ from hypothesis import strategies as st
 from nrd_trt.errors import ConfigError, RunnerError, ShapeError
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
 from tests.runtime.bench import LARGE, SMALL, Bench, image, runner
+from tests.runtime.conftest import MakeBench
 from tests.runtime.fake_cuda import LARGEST, FakeCuda, FakeEngine, PackedEngine, Queued
 
 BEGIN = ["upload", "record_event", "wait_event", "launch_graph", "record_event", "wait_event"]
 REPLAYED = [*BEGIN, "download", "download", "record_event"]
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    made = Bench(monkeypatch)
-    yield made
-    assert made.cuda.alive == {}
 
 
 def feed(shape: tuple[int, ...] = SMALL, seed: int = 0) -> dict[str, np.ndarray]:
@@ -95,8 +88,8 @@ def test_one_run_at_a_time_keeps_to_one_slot(bench: Bench) -> None:
         assert len(bench.cuda.graphs) == 1
 
 
-def test_integrated_gpus_copy_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(monkeypatch, integrated=True)
+def test_integrated_gpus_copy_nothing(make_bench: MakeBench) -> None:
+    bench = make_bench(integrated=True)
     with runner() as trt, OverlappedRunner(trt) as overlapped:
         warm(overlapped)
         tickets = [overlapped.begin(feed(seed=seed)) for seed in range(2)]
@@ -104,11 +97,10 @@ def test_integrated_gpus_copy_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             check(overlapped.finish(ticket), SMALL, seed)
     assert not {"upload", "download", "allocate"} & set(bench.cuda.names())
     assert "launch_graph" in bench.cuda.names()
-    assert bench.cuda.alive == {}
 
 
-def test_works_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(monkeypatch, has_graphs=False)
+def test_works_without_graphs(make_bench: MakeBench) -> None:
+    bench = make_bench(has_graphs=False)
     with runner() as trt, OverlappedRunner(trt) as overlapped:
         warm(overlapped)
         start = len(bench.cuda.calls)
@@ -117,7 +109,6 @@ def test_works_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
         for seed, ticket in enumerate(tickets):
             check(overlapped.finish(ticket), SMALL, seed)
     assert not {"begin_capture", "launch_graph"} & set(bench.cuda.names())
-    assert bench.cuda.alive == {}
 
 
 # --- equal to plain runs --------------------------------------------------------------------------------------------
@@ -274,21 +265,14 @@ def test_a_run_that_cannot_start_hurts_no_other(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("fails_at", [1, 2], ids=["before", "inside"])
-def test_a_failed_capture_hurts_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
-    fork = FakeEngine.fork
-
-    def failing(self: FakeEngine) -> FakeEngine:
-        made = fork(self)
-        made.fail_at = fails_at
-        return made
-
+def test_a_failed_capture_hurts_no_other(bench: Bench, fails_at: int) -> None:
     with runner() as trt, OverlappedRunner(trt) as overlapped:
         tickets = [overlapped.begin(feed(seed=seed)) for seed in range(2)]
         check(overlapped.finish(tickets[0]), SMALL, 0)
-        with monkeypatch.context() as patched:
-            patched.setattr(FakeEngine, "fork", failing)
-            with pytest.raises(RunnerError, match="could not start the run"):
-                overlapped.begin(feed())
+        bench.engines[0].forks_fail_at = fails_at
+        with pytest.raises(RunnerError, match="could not start the run"):
+            overlapped.begin(feed())
+        bench.engines[0].forks_fail_at = 0
         assert not bench.cuda.capturing and not bench.cuda.graphs and len(bench.cuda.engines) == 1
         check(overlapped.finish(tickets[1]), SMALL, 1)
         warm(overlapped)
@@ -296,8 +280,8 @@ def test_a_failed_capture_hurts_no_other(bench: Bench, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("fail_at", range(1, 7))
-def test_out_of_memory_leaves_the_slot_usable(monkeypatch: pytest.MonkeyPatch, fail_at: int) -> None:
-    bench = Bench(monkeypatch)
+def test_out_of_memory_leaves_the_slot_usable(make_bench: MakeBench, fail_at: int) -> None:
+    bench = make_bench()
     with runner() as trt, OverlappedRunner(trt) as overlapped:
         first = overlapped.begin(feed(seed=1))
         bench.cuda.fail_at = bench.cuda.allocations + fail_at
@@ -306,7 +290,6 @@ def test_out_of_memory_leaves_the_slot_usable(monkeypatch: pytest.MonkeyPatch, f
         for seed in range(3):
             check(overlapped.finish(overlapped.begin(feed(LARGE, seed))), LARGE, seed)
         check(overlapped.finish(first), SMALL, 1)
-    assert bench.cuda.alive == {}
 
 
 @pytest.mark.parametrize("failing", ["create_stream", "create_event", "facts"])

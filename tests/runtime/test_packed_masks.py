@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
 from nrd_trt.errors import RunnerError
-from nrd_trt.runtime import trt_runner
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
-from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import TensorSpec
-from tests.runtime.fake_cuda import FakeCuda, FakeEngine, PackedEngine
-
-SHAPE = (1, 4, 8, 3)
+from tests.runtime.bench import SMALL, Bench, check, image, runner
+from tests.runtime.conftest import MakeBench
+from tests.runtime.fake_cuda import FakeCuda, PackedEngine
 
 
 class Words(BaseRunner):
@@ -68,37 +65,25 @@ def test_what_is_no_packed_mask_is_an_error_and_closed(dtype: str) -> None:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    made = FakeCuda()
-    monkeypatch.setattr(trt_runner, "load_cuda", lambda: made)
-    loader = SimpleNamespace(deserialize=lambda plan, **options: PackedEngine(made))
-    monkeypatch.setattr(trt_runner, "load_tensorrt", lambda flavour: loader)
-    yield made
-    assert made.alive == {}
-
-
-def runner() -> TrtRunner:
-    return TrtRunner(b"plan", flavour="tensorrt", rebuild="rebuild it", mask_encoding="u8x4")
+def cuda(make_bench: MakeBench) -> FakeCuda:
+    return make_bench(PackedEngine).cuda
 
 
 def test_plan_gives_bytes_with_and_without_a_graph(cuda: FakeCuda) -> None:
-    with runner() as trt:
+    with runner(mask_encoding="u8x4") as trt:
         assert trt.outputs["mask"].dtype == np.uint8
         for seed in range(4):
-            pixels = np.random.default_rng(seed).integers(0, 256, SHAPE, np.uint8)
-            outputs = trt.infer({"image": pixels})
-            np.testing.assert_array_equal(outputs["mask"], pixels[..., 0])
-            np.testing.assert_allclose(outputs["mean"], pixels.mean(axis=-1))
+            check(trt, SMALL, seed)
         assert len(cuda.graphs) == 1
         assert [call[3] for call in cuda.calls if call[0] == "download"][:2] == [32, 128]  # bytes of mask and mean
 
 
 def test_bytes_on_the_device_are_where_the_words_are(cuda: FakeCuda) -> None:
-    stream, address = cuda.create_stream(), cuda.allocate(int(np.prod(SHAPE)))
-    pixels = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
+    pixels = image()
+    stream, address = cuda.create_stream(), cuda.allocate(pixels.nbytes)
     cuda.on_device(address, pixels.nbytes)[:] = pixels.reshape(-1)
-    with runner() as trt:
-        feed = {"image": DeviceTensor(address=address, shape=SHAPE, dtype=pixels.dtype)}
+    with runner(mask_encoding="u8x4") as trt:
+        feed = {"image": DeviceTensor(address=address, shape=SMALL, dtype=pixels.dtype)}
         outputs = trt.infer_device(feed, stream)
         cuda.synchronize(stream)
         mask = outputs["mask"]
@@ -109,8 +94,6 @@ def test_bytes_on_the_device_are_where_the_words_are(cuda: FakeCuda) -> None:
     cuda.destroy_stream(stream)
 
 
-def test_plan_of_another_encoding_is_an_error_and_closed(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    loader = SimpleNamespace(deserialize=lambda plan, **options: FakeEngine(cuda))
-    monkeypatch.setattr(trt_runner, "load_tensorrt", lambda flavour: loader)
-    with pytest.raises(RunnerError, match="expected int32 with four pixels in each, got uint8"), runner():
-        pass
+def test_plan_of_another_encoding_is_an_error_and_closed(bench: Bench) -> None:
+    with pytest.raises(RunnerError, match="expected int32 with four pixels in each, got uint8"):
+        runner(mask_encoding="u8x4").__enter__()

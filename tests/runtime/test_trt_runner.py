@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,16 +15,10 @@ from nrd_trt.runtime.base import DeviceRunner, Runner
 from nrd_trt.runtime.buffers import Buffer
 from nrd_trt.runtime.trt_runner import GRAPH_CAPACITY, GraphCache, Replay, TrtRunner
 from tests.runtime.bench import LARGE, SMALL, Bench, check, image, runner
+from tests.runtime.conftest import MakeBench
 from tests.runtime.fake_cuda import FakeCuda, FakeEngine
 
 ONE_RUN = ["upload", "enqueue", "download", "download", "synchronize"]
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    made = Bench(monkeypatch)
-    yield made
-    assert made.cuda.alive == {}  # every test of this file leaves nothing behind
 
 
 def test_is_a_runner_and_loads_as_it_is_told(bench: Bench, tmp_path: Any) -> None:
@@ -72,15 +65,14 @@ def test_a_smaller_image_copies_its_own_bytes_only(bench: Bench) -> None:
     assert not any(name.startswith("allocate") for name in bench.since(start))
 
 
-def test_integrated_gpus_copy_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(monkeypatch, integrated=True)
+def test_integrated_gpus_copy_nothing(make_bench: MakeBench) -> None:
+    bench = make_bench(integrated=True)
     with runner() as trt:
         for seed in range(4):
             check(trt, SMALL, seed)
             check(trt, LARGE, seed)
     assert not {"upload", "download", "allocate"} & set(bench.cuda.names())
     assert "launch_graph" in bench.cuda.names()
-    assert bench.cuda.alive == {}
 
 
 def test_second_run_of_a_shape_is_captured_and_later_ones_replayed(bench: Bench) -> None:
@@ -147,8 +139,8 @@ def test_growing_buffers_frees_the_graphs_that_hold_the_old_ones(bench: Bench) -
 
 
 @pytest.mark.parametrize(("asked", "has_graphs"), [(False, True), (True, False)])
-def test_never_captures_without_graphs(monkeypatch: pytest.MonkeyPatch, asked: bool, has_graphs: bool) -> None:
-    bench = Bench(monkeypatch, has_graphs=has_graphs)
+def test_never_captures_without_graphs(make_bench: MakeBench, asked: bool, has_graphs: bool) -> None:
+    bench = make_bench(has_graphs=has_graphs)
     with runner(cuda_graph=asked) as trt:
         assert trt.cuda_graph is False
         for seed in range(4):
@@ -156,24 +148,16 @@ def test_never_captures_without_graphs(monkeypatch: pytest.MonkeyPatch, asked: b
     assert bench.cuda.names().count("enqueue") == 4
     assert not {"begin_capture", "launch_graph"} & set(bench.cuda.names())
     assert not bench.engines[0].forks
-    assert bench.cuda.alive == {}
 
 
 @pytest.mark.parametrize("fails_at", [1, 2], ids=["before", "inside"])
-def test_failed_capture_is_left_and_freed(bench: Bench, monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
+def test_failed_capture_is_left_and_freed(bench: Bench, fails_at: int) -> None:
     with runner() as trt:
         check(trt, SMALL, 0)
-        fork = FakeEngine.fork
-
-        def failing(self: FakeEngine) -> FakeEngine:
-            made = fork(self)
-            made.fail_at = fails_at
-            return made
-
-        with monkeypatch.context() as patched:
-            patched.setattr(FakeEngine, "fork", failing)
-            with pytest.raises(RunnerError, match="could not start the run"):
-                trt.infer({"image": image()})
+        bench.engines[0].forks_fail_at = fails_at
+        with pytest.raises(RunnerError, match="could not start the run"):
+            trt.infer({"image": image()})
+        bench.engines[0].forks_fail_at = 0
         assert bench.cuda.names().count("abort_capture") == fails_at - 1
         assert not bench.cuda.capturing and not bench.cuda.graphs and len(bench.cuda.engines) == 1
         check(trt, SMALL, 1)
@@ -182,21 +166,18 @@ def test_failed_capture_is_left_and_freed(bench: Bench, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("fail_at", range(1, 7))
-def test_out_of_memory_says_what_to_do_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, fail_at: int) -> None:
-    bench = Bench(monkeypatch, fail_at=fail_at)
+def test_out_of_memory_says_what_to_do_and_leaves_nothing(make_bench: MakeBench, fail_at: int) -> None:
+    bench = make_bench(fail_at=fail_at)
     with runner() as trt:
         with pytest.raises(RunnerError, match="out of memory; close other programs or build a smaller size"):
             trt.infer({"image": image()})
         assert len(bench.cuda.device) == len(bench.cuda.host) == (fail_at - 1) // 2  # no half of a pair
         check(trt, SMALL, 1)
-    assert bench.cuda.alive == {}
 
 
 @pytest.mark.parametrize("fail_at", range(7, 13))
-def test_out_of_memory_while_growing_leaves_no_graph_of_freed_buffers(
-    monkeypatch: pytest.MonkeyPatch, fail_at: int
-) -> None:
-    bench = Bench(monkeypatch, fail_at=fail_at)
+def test_out_of_memory_while_growing_leaves_no_graph_of_freed_buffers(make_bench: MakeBench, fail_at: int) -> None:
+    bench = make_bench(fail_at=fail_at)
     with runner() as trt:
         check(trt, SMALL, 0)
         check(trt, SMALL, 1)
@@ -205,7 +186,6 @@ def test_out_of_memory_while_growing_leaves_no_graph_of_freed_buffers(
         assert not bench.cuda.graphs
         for shape in (SMALL, LARGE, SMALL):
             check(trt, shape, 2)
-    assert bench.cuda.alive == {}
 
 
 def test_opened_and_closed_many_times_leaves_nothing(bench: Bench) -> None:
