@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from nrd_trt.cli.main import app
 from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.synthetic import street_scene
+from tests.artefacts import listing
 
 Result = Any  # of the runner; its module differs between versions of Typer
 Invoke = Callable[..., Result]
@@ -50,3 +52,16 @@ def one_object(stdout: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TypeError(f"expected a JSON object, got {stdout!r}")
     return found
+
+
+def check_refused(result: Result, folder: Path, before: list[str], *expected: str) -> None:
+    """Exit 2, the message (regular expressions) on stderr without a traceback, one JSON object, nothing left."""
+    assert result.exit_code == 2, (result.stdout, result.stderr)
+    for text in expected:
+        assert re.search(text, result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("error: ") == 1
+    found = one_object(result.stdout)["error"]
+    assert found.keys() == {"type", "message"}
+    assert f"error: {found['message']}" in result.stderr
+    assert listing(folder) == before

@@ -5,18 +5,13 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
-import pickle
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import nrd_trt as package
@@ -32,7 +27,6 @@ from tests.artefacts import (
     bundle,
     checkpoint,
     content,
-    copy_of,
     listing,
     onnx_file,
     other_checkpoint,
@@ -40,7 +34,7 @@ from tests.artefacts import (
     run_process,
     untrained_checkpoint,
 )
-from tests.cli.conftest import Invoke, one_object
+from tests.cli.conftest import Invoke, check_refused, one_object
 from tests.faults import swap_rgb
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -91,28 +85,6 @@ def test_version(nrd_trt: Invoke) -> None:
     assert (result.exit_code, result.stdout.strip()) == (0, package.__version__)
 
 
-@pytest.mark.parametrize(
-    ("verb", "arguments"),
-    [
-        ("tune", []),
-        ("build", []),
-        ("build", ["m.onnx"]),
-        ("build", ["m.onnx", "-o", "a.nrd", "--precison", "fp16"]),
-        ("evaluate", ["a.nrd"]),
-        ("complexity", []),
-        ("benchmark", ["a.nrd", "--runs", "0"]),
-        ("benchmark", ["a.nrd", "--threads", "none"]),
-        ("predict", ["a.nrd", "b.png", "-o", "out", "--opacity", "60"]),
-    ],
-)
-def test_usage_errors_exit_2(verb: str, arguments: list[str], nrd_trt: Invoke) -> None:
-    result = nrd_trt(verb, *arguments)
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr
-
-
 def test_every_verb_but_train_knows_the_shared_options() -> None:
     for name, command in VERBS.items():
         parameters = inspect.signature(command).parameters
@@ -151,18 +123,6 @@ def test_evaluate_takes_every_option(nrd_trt: Invoke, data: Path, tmp_path: Path
     for option in (("--dilations", "1,1,2,3"), ("--fit", "letterbox"), ("--ignore-index", 0)):
         assert one_object(nrd_trt(*arguments, *option).stdout)["miou"] != default["miou"], option
     assert one_object(nrd_trt(*arguments, "--output-stride", 32, "--runner", "torch").stdout) == default
-    for option, message in (
-        (("--output-stride", 8), "output stride"),
-        (("--dilations", "1,2"), "--dilations '1,2'"),
-        (("--fit", "crop"), "--fit 'crop'"),
-        (("--size", "100x100"), "96x96"),
-        (("--runner", "onnxruntime"), "build a bundle for other runners: nrd-trt build"),
-    ):
-        check_refused(nrd_trt(*arguments, *option), tmp_path, listing(tmp_path), message)
-    of_bundle = nrd_trt(
-        "evaluate", bundle(), "--data", data, "--labels", tmp_path / "elsewhere", "--size", SIZE, "--json"
-    )
-    check_refused(of_bundle, tmp_path, listing(tmp_path), "fixed in a bundle; leave --size")
 
 
 # --- complexity ------------------------------------------------------------------------------------------------------
@@ -191,32 +151,6 @@ def test_complexity_of_the_dilated_network(nrd_trt: Invoke) -> None:
     dilated = ("--head", "deeplabv3", "--output-stride", 8, "--dilations", "1,12,24,36")
     found = one_object(nrd_trt("complexity", "camvid_r18", *dilated, "--size", SIZE, "--json").stdout)
     assert (found["head"], found["dilated_ratio"], found["parts"]["controller"]) == ("deeplabv3", 1.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["camvid_r18", "--size", "500x480"], ["500x480", "512x480"]),
-        (["camvid_r18", "--size", "big"], ["HEIGHTxWIDTH"]),
-        (["camvid_r19"], ["camvid_r19", "camvid_r18", "check the path or the name"]),
-        (["camvid_r18", "--output-stride", "8"], ["output stride"]),
-        (["camvid_r18", "--dilations", "1,2"], ["--dilations '1,2'"]),
-        (["absent.pth"], ["absent.pth"]),
-    ],
-)
-def test_bad_complexity(arguments: list[str], expected: list[str], nrd_trt: Invoke, tmp_path: Path) -> None:
-    check_refused(nrd_trt("complexity", *arguments, "--json"), tmp_path, [], *expected)
-
-
-def test_unknown_choice_is_refused_with_the_known_ones(nrd_trt: Invoke) -> None:
-    result = nrd_trt("complexity", "camvid_r18", "--head", "fcn")
-    assert result.exit_code == 2
-    assert "--head 'fcn': expected one of nrd, " in result.stderr and "deeplabv3plus" in result.stderr
-
-
-def test_head_of_a_checkpoint_is_fixed(nrd_trt: Invoke, tmp_path: Path) -> None:
-    result = nrd_trt("complexity", checkpoint(), "--head", "bilinear", "--json")
-    check_refused(result, tmp_path, [], "--head bilinear", "give a recipe's name")
 
 
 # --- export ----------------------------------------------------------------------------------------------------------
@@ -388,20 +322,6 @@ def test_validate_names_a_planted_fault_and_exits_1(nrd_trt: Invoke, tmp_path: P
     assert "worst image scene" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--localise",), "--localise needs --checkpoint"),
-        (("--rebuild", 1), "--rebuild 1: expected at least 2"),
-        (("--report", "a.txt"), "expected a name that ends in .html"),
-    ],
-)
-def test_validate_refuses_options_with_exit_2(nrd_trt: Invoke, options: tuple[object, ...], said: str) -> None:
-    result = nrd_trt("validate", bundle(), *options)
-    assert result.exit_code == 2
-    assert said in result.stderr
-
-
 # --- benchmark -------------------------------------------------------------------------------------------------------
 
 
@@ -432,23 +352,6 @@ def test_benchmark_compares_bundles_and_checkpoints(nrd_trt: Invoke) -> None:
         assert row["peak_memory_mib"] is None
     people = nrd_trt("benchmark", bundle("fp16"), *quick)
     assert "simulated" in people.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ((lambda: [bundle(), bundle("fp16")]), "--compare"),
-        ((lambda: [bundle(), "--batch", 2]), "built for 1 to 1"),
-        ((lambda: [checkpoint(), "--runner", "onnxruntime"]), "runs by --runner torch only"),
-        ((lambda: [checkpoint(), "--size", "100x100"]), "96x96"),
-        ((lambda: ["absent.nrd"]), "absent.nrd"),
-        ((lambda: ["absent.pth"]), "absent.pth"),
-    ],
-)
-def test_bad_benchmarks(arguments: Any, match: str, nrd_trt: Invoke) -> None:
-    result = nrd_trt("benchmark", *arguments())
-    assert result.exit_code == 2
-    assert match in result.stderr
 
 
 # --- predict ---------------------------------------------------------------------------------------------------------
@@ -521,288 +424,6 @@ def test_predict_never_replaces_what_it_reads(nrd_trt: Invoke, data: Path) -> No
     assert result.exit_code == 2
     assert "choose another folder" in result.stderr
     assert content(data) == before
-
-
-# --- bad inputs ------------------------------------------------------------------------------------------------------
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return print, ("code of a checkpoint ran",)
-
-
-def truncated(path: Path) -> None:
-    data = checkpoint().read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-
-
-def truncated_pickle(path: Path) -> None:
-    torch.save({"state_dict": {"a": torch.zeros(1000)}}, path)
-    path.write_bytes(path.read_bytes()[:-700])
-
-
-def other_head(path: Path) -> None:
-    save_file(
-        {"backbone.conv1.weight": torch.zeros(8, 3, 3, 3), "decode_head.conv_seg.weight": torch.zeros(19, 8, 1, 1)},
-        path,
-    )
-
-
-BAD_CHECKPOINTS = {
-    "truncated.safetensors": (truncated, "not a readable safetensors file"),
-    "truncated.pth": (truncated_pickle, "not a readable PyTorch checkpoint"),
-    "text.pth": (lambda path: path.write_text("hello"), "not a readable PyTorch checkpoint"),
-    "text.safetensors": (lambda path: path.write_text("hello"), "not a readable safetensors file"),
-    "empty.pth": (lambda path: path.write_bytes(b""), "not a readable PyTorch checkpoint"),
-    "evil.pth": (lambda path: torch.save({"state_dict": Evil()}, path), "expected plain tensors"),
-    "evil.pkl": (lambda path: path.write_bytes(pickle.dumps(Evil())), "evil.pkl"),
-    "numbers.pth": (lambda path: torch.save([1, 2, 3], path), "expected a state dict of tensors"),
-    "other_head.safetensors": (other_head, "expected an NRD head"),
-}
-
-
-def check_refused(result: Any, folder: Path, before: list[str], *expected: str) -> None:
-    """Exit 2, the message on stderr without a traceback, one JSON object, nothing left."""
-    assert result.exit_code == 2, (result.stdout, result.stderr)
-    for text in expected:
-        assert text in result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stderr.count("error: ") == 1
-    found = one_object(result.stdout)["error"]
-    assert found.keys() == {"type", "message"}
-    assert f"error: {found['message']}" in result.stderr
-    assert listing(folder) == before
-
-
-@pytest.mark.parametrize("verb", ["build", "export", "benchmark", "validate", "complexity"])
-@pytest.mark.parametrize("name", BAD_CHECKPOINTS)
-def test_bad_checkpoints(name: str, verb: str, nrd_trt: Invoke, tmp_path: Path) -> None:
-    write, message = BAD_CHECKPOINTS[name]
-    bad = tmp_path / name
-    write(bad)
-    arguments: dict[str, list[object]] = {
-        "build": ["build", bad, "-o", tmp_path / "a.nrd", "--builder", "onnxruntime"],
-        "export": ["export", bad, "-o", tmp_path / "m.onnx"],
-        "benchmark": ["benchmark", bad],
-        "validate": ["validate", bundle(), "--checkpoint", bad],
-        "complexity": ["complexity", bad],
-    }
-    result = nrd_trt(*arguments[verb], "--json")
-    check_refused(result, tmp_path, [name], message, name)
-    assert "code of a checkpoint ran" not in result.stdout
-
-
-@pytest.mark.parametrize("verb", ["build", "export"])
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--size", "100x100"], ["100x100", "96x96"]),
-        (["--size", "100x130"], ["96x128"]),
-        (["--size", "0x0"], ["32x32"]),
-        (["--size", "big"], ["HEIGHTxWIDTH"]),
-        (["--size", SIZE, "--dynamic", "64x64:64x64:96x96"], ["--size and --dynamic exclude each other"]),
-        (["--dynamic", "64x64:96x96"], ["MIN:OPT:MAX"]),
-        (["--dynamic", "64x64:100x96:128x128"], ["96x96"]),
-        (["--dynamic", "128x128:96x96:64x64"], ["MIN <= OPT <= MAX"]),
-        (["--batch", "0"], ["1 <= MIN"]),
-        (["--batch", "many"], ["--batch", "N or MIN:OPT:MAX"]),
-        (["--precision", "int4"], ["--precision 'int4'", "fp32, fp16, bf16"]),
-        (["--input", "yuv"], ["--input 'yuv'", "uint8, float"]),
-        (["--output", "boxes"], ["--output 'boxes'", "mask, logits, both"]),
-        (["--fit", "crop"], ["--fit 'crop'"]),
-        (["--mean", "1,2"], ["--mean '1,2'", "3 numbers"]),
-        (["--dilations", "1,a,3,4"], ["--dilations"]),
-        (["--classes", "absent.txt"], ["--classes 'absent.txt'"]),
-        (["--num-classes", "12"], ["K = 12"]),
-        (["--data", "absent"], ["absent: expected a folder of images"]),
-    ],
-)
-def test_bad_forms(verb: str, arguments: list[str], expected: list[str], nrd_trt: Invoke, tmp_path: Path) -> None:
-    target = tmp_path / ("a.nrd" if verb == "build" else "m.onnx")
-    result = nrd_trt(verb, checkpoint(), "-o", target, *arguments, "--json")
-    check_refused(result, tmp_path, [], *expected)
-
-
-def break_data(data: Path, kind: str) -> str:
-    """Damage the data set; return what the message must name."""
-    image, label = data / "images/1.png", data / "labels/1.png"
-    if kind == "empty folder":
-        shutil.rmtree(data)
-        (data / "images").mkdir(parents=True)
-        return "images"
-    if kind == "no image":
-        image.write_bytes(b"not a picture")
-        return "1.png"
-    if kind == "truncated image":
-        image.write_bytes(image.read_bytes()[:200])
-        return "1.png"
-    if kind == "missing label":
-        label.unlink()
-        return "1.png"
-    if kind == "label of another size":
-        Image.new("L", (70, 51)).save(label)
-        return "labels/1.png"
-    if kind == "label out of range":
-        Image.new("L", (70, 50), 12).save(label)
-        return "labels/1.png"
-    Image.new("RGB", (70, 50)).save(label)
-    return "labels/1.png"
-
-
-@pytest.mark.parametrize("verb", ["build", "validate", "evaluate"])
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "empty folder",
-        "no image",
-        "truncated image",
-        "missing label",
-        "label of another size",
-        "label out of range",
-        "label in colours",
-    ],
-)
-def test_bad_data(kind: str, verb: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
-    named = break_data(data, kind)
-    before = listing(tmp_path)
-    arguments: list[object] = ["validate", bundle(), "--checkpoint", checkpoint()]
-    if verb == "evaluate":
-        arguments = ["evaluate", checkpoint(), "--size", SIZE]
-    elif verb == "build":
-        arguments = ["build", onnx_file(), "-o", tmp_path / "a.nrd", "--precision", "fp32", *QUICK]
-    result = nrd_trt(*arguments, "--data", data, "--json")
-    check_refused(result, tmp_path, before, named)
-
-
-def test_ignored_label_values(nrd_trt: Invoke, data: Path) -> None:
-    Image.new("L", (70, 50), 11).save(data / "labels/0.png")  # void in CamVid
-    label = np.asarray(Image.open(data / "labels/1.png")).copy()
-    label[:10] = 200
-    Image.fromarray(label).save(data / "labels/1.png")
-    arguments = ("validate", bundle(), "--checkpoint", checkpoint(), "--data", data, "--json")
-    refused = nrd_trt(*arguments)
-    assert (refused.exit_code, "--ignore-index" in refused.stderr) == (2, True)
-    label[:10] = 255
-    Image.fromarray(label).save(data / "labels/1.png")
-    assert nrd_trt(*arguments).exit_code == 0
-
-
-@pytest.mark.parametrize("verb", ["validate", "predict", "benchmark", "build", "evaluate"])
-@pytest.mark.parametrize("damage", [ONNX_FILE, "reference.npz", RECORD_FILE, "absent", "extra"])
-def test_damaged_bundles(verb: str, damage: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
-    path = copy_of(bundle(), tmp_path / "bad.nrd")
-    if damage == "absent":
-        shutil.rmtree(path)
-    elif damage == "extra":
-        (path / "model.plan").write_bytes(b"smuggled")
-    else:
-        changed = bytearray((path / damage).read_bytes())
-        changed[len(changed) // 2] ^= 1
-        (path / damage).write_bytes(changed)
-    before = listing(tmp_path)
-    rest: dict[str, list[object]] = {
-        "validate": [],
-        "benchmark": [],
-        "predict": [data / "images/0.png", "-o", tmp_path / "out"],
-        "build": ["-o", tmp_path / "b.nrd", "--builder", "onnxruntime"],
-        "evaluate": ["--data", data],
-    }
-    result = nrd_trt(verb, path, *rest[verb], "--json")
-    check_refused(result, tmp_path, before, "bad.nrd", "check the path" if damage == "absent" else "ebuild")
-
-
-def test_existing_output_without_force(nrd_trt: Invoke, tmp_path: Path) -> None:
-    path = copy_of(bundle(), tmp_path / "a.nrd")
-    (tmp_path / "m.onnx").write_bytes(b"mine")
-    before, names = content(tmp_path), listing(tmp_path)
-    check_refused(nrd_trt("build", onnx_file(), "-o", path, *QUICK, "--json"), tmp_path, names, "--force")
-    check_refused(nrd_trt("export", checkpoint(), "-o", tmp_path / "m.onnx", "--json"), tmp_path, names, "--force")
-    assert content(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--min-agreement", "99.5"], ["--min-agreement 99.5", "fraction in 0-1"]),
-        (["--max-miou-drop", "2"], ["--max-miou-drop 2", "fraction in 0-1"]),
-        (["--min-agreement", "-0.5"], ["fraction in 0-1"]),
-    ],
-)
-@pytest.mark.parametrize("verb", ["build", "validate"])
-def test_gates_above_1(verb: str, arguments: list[str], expected: list[str], nrd_trt: Invoke, tmp_path: Path) -> None:
-    rest = ["-o", tmp_path / "a.nrd", "--builder", "onnxruntime"] if verb == "build" else []
-    check_refused(nrd_trt(verb, bundle(), *rest, *arguments, "--json"), tmp_path, [], *expected)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="enterprise TensorRT is installed")
-def test_absent_builder_asked_by_name(nrd_trt: Invoke, tmp_path: Path) -> None:
-    result = nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", "--builder", "tensorrt", "--json")
-    check_refused(result, tmp_path, [], "pip install nrd-trt[trt]")
-    assert one_object(result.stdout)["error"]["type"] == "MissingDependencyError"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--builder", "tvm"], "--builder 'tvm'"),
-        (["--builder", "onnxruntime", "--compute-capability", "8.6"], "--compute-capability"),
-        (["--decode", "cuda"], "--decode 'cuda': expected one of auto, plugin, onnx"),
-        (["--mask-encoding", "u8x4"], "--mask-encoding: fixed in an ONNX file"),
-        (["--mask-encoding", "u4"], "--mask-encoding 'u4': expected one of uint8, u8x4"),
-        (["--optimization-level", "9"], "--optimization-level 9: expected 0 to 5"),
-        (["--workspace-mib", "0"], "--workspace-mib 0: expected at least 1"),
-        (["--size", SIZE], "--size: fixed in an ONNX file"),
-    ],
-)
-def test_bad_build_options(arguments: list[str], expected: str, nrd_trt: Invoke, tmp_path: Path) -> None:
-    check_refused(nrd_trt("build", onnx_file(), "-o", tmp_path / "a.nrd", *arguments, "--json"), tmp_path, [], expected)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["train", "--recipe", "camvid_r18", "--data", "data", "-o", "out"],
-        ["complexity", "camvid_r18"],
-        ["evaluate", "CKPT", "--data", "DATA"],
-        ["benchmark", "CKPT"],
-        ["export", "CKPT", "-o", "m.onnx", "--dilations", "1,2,3,4"],
-    ],
-    ids=lambda arguments: arguments[0],
-)
-def test_without_pytorch_the_remedy_is_named(
-    arguments: list[str], nrd_trt: Invoke, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    places = {"CKPT": str(checkpoint()), "DATA": str(data)}
-    result = nrd_trt(*(places.get(word, word) for word in arguments), "--json")
-    assert result.exit_code == 2
-    assert one_object(result.stdout)["error"]["type"] == "MissingDependencyError"
-    assert "pip install nrd-trt[torch]" in result.stderr
-
-
-@pytest.mark.parametrize("runner", ["torch", "tensorrt", "tensorrt-rtx", "cuda"])
-@pytest.mark.parametrize("verb", ["validate", "benchmark", "predict", "evaluate"])
-def test_runners_that_cannot_be_had(verb: str, runner: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
-    rest = {"predict": [data / "images", "-o", tmp_path / "out"], "evaluate": ["--data", data]}.get(verb, [])
-    result = nrd_trt(verb, bundle(), *rest, "--runner", runner, "--json")
-    check_refused(result, tmp_path, listing(tmp_path), "--runner")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("kind", ["absent", "empty folder", "no image", "truncated"])
-def test_bad_images_to_predict(kind: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    if kind == "empty folder":
-        source.mkdir()
-    elif kind == "no image":
-        source = source.with_suffix(".png")
-        source.write_bytes(b"not a picture")
-    elif kind == "truncated":
-        source = source.with_suffix(".png")
-        source.write_bytes((data / "images/0.png").read_bytes()[:200])
-    before = listing(tmp_path)
-    result = nrd_trt("predict", bundle(), source, "-o", tmp_path / "out", "--json")
-    check_refused(result, tmp_path, before, source.name)
 
 
 # --- errors of the system and of our own -----------------------------------------------------------------------------

@@ -1,0 +1,292 @@
+"""Bad input to every verb: exit 2, one message without a traceback, one JSON object, nothing left on the disk."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from nrd_trt.engine.bundle import ONNX_FILE, RECORD_FILE
+from tests.artefacts import bundle, checkpoint, content, copy_of, listing, onnx_file
+from tests.cli.conftest import Invoke, check_refused, one_object
+
+QUICK = ("--builder", "onnxruntime", "--threads", 1, "--min-agreement", 0.9)
+PLACES = {"CKPT": checkpoint, "ONNX": onnx_file, "BUNDLE": bundle}
+
+
+def typed(line: str, out: Path, **places: Path) -> list[object]:
+    """Return a command line whose capitals stand for places."""
+    found = {name: place for name, place in places.items()} | {"OUT": out}
+    return [PLACES[word]() if word in PLACES else found.get(word, word) for word in line.split()]
+
+
+# --- what is typed ---------------------------------------------------------------------------------------------------
+
+TYPED = [
+    # usage
+    ("tune", "Missing argument 'CKPT'"),
+    ("build ONNX", "Missing option '-o'"),
+    ("build ONNX -o OUT --precison fp16", "No such option: --precison"),
+    ("evaluate BUNDLE", "Missing option '--data'"),
+    ("benchmark BUNDLE --runs 0", "--runs: "),
+    ("benchmark BUNDLE --threads none", "--threads: "),
+    ("predict BUNDLE b.png -o OUT --opacity 60", "--opacity: "),
+    ("fly", "No such command 'fly'"),
+    # forms
+    ("build CKPT -o OUT --size 100x130", "--size 100x130: .*96x128"),
+    ("export CKPT -o OUT --size 0x0", "32x32"),
+    ("export CKPT -o OUT --size big", "--size 'big': expected HEIGHTxWIDTH"),
+    ("build CKPT -o OUT --size 64x96 --dynamic 64x64:64x64:96x96", "--size and --dynamic exclude each other"),
+    ("export CKPT -o OUT --dynamic 64x64:96x96", "--dynamic '64x64:96x96': expected MIN:OPT:MAX"),
+    ("build CKPT -o OUT --dynamic 64x64:100x96:128x128", "--dynamic 100x96: .*96x96"),
+    ("export CKPT -o OUT --dynamic 128x128:96x96:64x64", "MIN <= OPT <= MAX"),
+    ("build CKPT -o OUT --batch many", "--batch 'many': expected N or MIN:OPT:MAX"),
+    ("export CKPT -o OUT --batch 0", "1 <= MIN"),
+    ("build CKPT -o OUT --precision int4", "--precision 'int4': expected one of fp32, fp16, bf16, int8"),
+    ("export CKPT -o OUT --precision int8", "--precision 'int8': expected one of fp32, fp16, bf16"),
+    ("build CKPT -o OUT --input yuv", "--input 'yuv': expected one of uint8, float"),
+    ("export CKPT -o OUT --output boxes", "--output 'boxes': expected one of mask, logits, both"),
+    ("build CKPT -o OUT --outputs mask,boxes", "--outputs boxes: expected one of 'mask', 'logits'"),
+    ("export CKPT -o OUT --output both --outputs mask", "--output and --outputs are the same"),
+    (
+        "build CKPT -o OUT --mask-encoding u8x4 --outputs logits",
+        "--mask-encoding u8x4: expected 'mask' among --outputs",
+    ),
+    ("export CKPT -o OUT --mean 1,2", "--mean '1,2': expected 3 numbers"),
+    ("build CKPT -o OUT --dilations 1,a,3,4", "--dilations '1,a,3,4'"),
+    ("export CKPT -o OUT --classes absent.txt", "--classes 'absent.txt': cannot read it"),
+    ("build CKPT -o OUT --num-classes 12", "K = 12"),
+    ("export CKPT -o OUT --data absent", "absent: expected a folder of images"),
+    # builds
+    ("build ONNX -o OUT --builder tvm", "--builder 'tvm': expected one of auto"),
+    ("build ONNX -o OUT --builder onnxruntime --compute-capability 8.6", "--compute-capability: only --builder"),
+    ("build ONNX -o OUT --decode cuda", "--decode 'cuda': expected one of auto, plugin, onnx"),
+    ("build ONNX -o OUT --builder onnxruntime --decode plugin", "--decode plugin: ONNX Runtime builds no plan"),
+    ("build ONNX -o OUT --mask-encoding u8x4", "--mask-encoding: fixed in an ONNX file"),
+    ("build ONNX -o OUT --size 64x96", "--size: fixed in an ONNX file"),
+    ("build ONNX -o OUT --optimization-level 9", "--optimization-level 9: expected 0 to 5"),
+    ("build ONNX -o OUT --workspace-mib 0", "--workspace-mib 0: expected at least 1"),
+    ("build BUNDLE -o OUT --min-agreement 99.5", "--min-agreement 99.5: expected a fraction in 0-1"),
+    ("validate BUNDLE --max-miou-drop 2", "--max-miou-drop 2.0: expected a fraction in 0-1"),
+    ("validate BUNDLE --min-agreement -0.5", "fraction in 0-1"),
+    # the other verbs
+    ("validate BUNDLE --localise", "--localise needs --checkpoint"),
+    ("validate BUNDLE --rebuild 1", "--rebuild 1: expected at least 2"),
+    ("validate BUNDLE --report a.txt", r"expected a name that ends in \.html"),
+    ("validate BUNDLE --runner torch", "--runner torch"),
+    ("benchmark BUNDLE --runner tensorrt", "--runner tensorrt"),
+    ("predict BUNDLE DATA -o OUT --runner tensorrt-rtx", "--runner tensorrt-rtx"),
+    ("evaluate BUNDLE --data DATA --runner cuda", "--runner 'cuda': expected one of auto"),
+    ("evaluate CKPT --data DATA --runner onnxruntime --size 64x96", "other runners: nrd-trt build"),
+    ("evaluate BUNDLE --data DATA --size 64x96", "fixed in a bundle; leave --size"),
+    ("benchmark BUNDLE BUNDLE", "--compare"),
+    ("benchmark BUNDLE --batch 2", "built for 1 to 1"),
+    ("benchmark CKPT --runner onnxruntime", "runs by --runner torch only"),
+    ("benchmark CKPT --size 100x100", "96x96"),
+    ("benchmark absent.nrd", r"absent\.nrd"),
+    ("benchmark absent.pth", r"absent\.pth"),
+    ("complexity camvid_r18 --size 500x480", "500x480.*512x480"),
+    ("complexity camvid_r19", "camvid_r19.*camvid_r18"),
+    ("complexity camvid_r18 --head fcn", "--head 'fcn': expected one of nrd, "),
+    ("complexity camvid_r18 --output-stride 8", "output stride"),
+    ("complexity camvid_r18 --dilations 1,2", "--dilations '1,2'"),
+    ("complexity CKPT --head bilinear", "--head bilinear.*give a recipe's name"),
+    ("complexity absent.pth", r"absent\.pth"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), TYPED, ids=[line for line, _ in TYPED])
+def test_bad_command_lines(line: str, message: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    before = listing(tmp_path)
+    result = nrd_trt(*typed(line, tmp_path / "out", DATA=data / "images" if "predict" in line else data), "--json")
+    check_refused(result, tmp_path, before, message)
+    plain = nrd_trt(*typed(line, tmp_path / "out", DATA=data / "images" if "predict" in line else data))
+    assert (plain.exit_code, plain.stdout) == (2, "")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return print, ("code of a checkpoint ran",)
+
+
+def truncated(path: Path) -> None:
+    data = checkpoint().read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def truncated_pickle(path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:-700])
+
+
+def other_head(path: Path) -> None:
+    save_file(
+        {"backbone.conv1.weight": torch.zeros(8, 3, 3, 3), "decode_head.conv_seg.weight": torch.zeros(19, 8, 1, 1)},
+        path,
+    )
+
+
+BAD_CHECKPOINTS = {
+    "truncated.safetensors": (truncated, "not a readable safetensors file"),
+    "truncated.pth": (truncated_pickle, "not a readable PyTorch checkpoint"),
+    "text.pth": (lambda path: path.write_text("hello"), "not a readable PyTorch checkpoint"),
+    "text.safetensors": (lambda path: path.write_text("hello"), "not a readable safetensors file"),
+    "empty.pth": (lambda path: path.write_bytes(b""), "not a readable PyTorch checkpoint"),
+    "evil.pth": (lambda path: torch.save({"state_dict": Evil()}, path), "expected plain tensors"),
+    "evil.pkl": (lambda path: path.write_bytes(pickle.dumps(Evil())), "evil.pkl"),
+    "numbers.pth": (lambda path: torch.save([1, 2, 3], path), "expected a state dict of tensors"),
+    "other_head.safetensors": (other_head, "expected an NRD head"),
+}
+
+
+CHECKPOINT_LINES = ("build BAD -o OUT --builder onnxruntime", "export BAD -o OUT", "benchmark BAD")
+CHECKPOINT_LINES += ("validate BUNDLE --checkpoint BAD", "complexity BAD")
+
+
+@pytest.mark.parametrize("name", BAD_CHECKPOINTS)
+def test_bad_checkpoints(name: str, nrd_trt: Invoke, tmp_path: Path) -> None:
+    """Every kind with one verb, every verb with some kinds."""
+    write, message = BAD_CHECKPOINTS[name]
+    (bad := tmp_path / name).touch()
+    write(bad)
+    line = CHECKPOINT_LINES[list(BAD_CHECKPOINTS).index(name) % len(CHECKPOINT_LINES)]
+    result = nrd_trt(*typed(line, tmp_path / "out", BAD=bad), "--json")
+    check_refused(result, tmp_path, [name], message, name)
+    assert "code of a checkpoint ran" not in result.stdout
+
+
+def break_data(data: Path, kind: str) -> str:
+    """Damage the data set; return what the message must name."""
+    image, label = data / "images/1.png", data / "labels/1.png"
+    if kind == "empty folder":
+        shutil.rmtree(data)
+        (data / "images").mkdir(parents=True)
+        return "images"
+    if kind == "no image":
+        image.write_bytes(b"not a picture")
+        return "1.png"
+    if kind == "truncated image":
+        image.write_bytes(image.read_bytes()[:200])
+        return "1.png"
+    if kind == "missing label":
+        label.unlink()
+        return "1.png"
+    if kind == "label of another size":
+        Image.new("L", (70, 51)).save(label)
+        return "labels/1.png"
+    if kind == "label out of range":
+        Image.new("L", (70, 50), 12).save(label)
+        return "labels/1.png"
+    Image.new("RGB", (70, 50)).save(label)
+    return "labels/1.png"
+
+
+KINDS = ("empty folder", "no image", "truncated image", "missing label", "label of another size")
+KINDS += ("label out of range", "label in colours")
+DATA_LINES = ("build ONNX -o OUT --precision fp32 --builder onnxruntime --threads 1", "evaluate CKPT --size 64x96")
+DATA_LINES += ("validate BUNDLE --checkpoint CKPT",)
+
+
+@pytest.mark.parametrize("index", range(len(KINDS)), ids=KINDS)
+def test_bad_data(index: int, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    named = break_data(data, KINDS[index])
+    before = listing(tmp_path)
+    line = DATA_LINES[index % len(DATA_LINES)]
+    check_refused(nrd_trt(*typed(line, tmp_path / "out"), "--data", data, "--json"), tmp_path, before, named)
+
+
+def test_ignored_label_values(nrd_trt: Invoke, data: Path) -> None:
+    Image.new("L", (70, 50), 11).save(data / "labels/0.png")  # void in CamVid
+    label = np.asarray(Image.open(data / "labels/1.png")).copy()
+    label[:10] = 200
+    Image.fromarray(label).save(data / "labels/1.png")
+    arguments = ("validate", bundle(), "--checkpoint", checkpoint(), "--data", data, "--json")
+    refused = nrd_trt(*arguments)
+    assert (refused.exit_code, "--ignore-index" in refused.stderr) == (2, True)
+    label[:10] = 255
+    Image.fromarray(label).save(data / "labels/1.png")
+    assert nrd_trt(*arguments).exit_code == 0
+
+
+DAMAGES = {
+    ONNX_FILE: "validate BAD",
+    "reference.npz": "build BAD -o OUT --builder onnxruntime",
+    RECORD_FILE: "predict BAD IMAGE -o OUT",
+    "absent": "benchmark BAD",
+    "extra": "evaluate BAD --data DATA",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_bundles(damage: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    path = copy_of(bundle(), tmp_path / "bad.nrd")
+    if damage == "absent":
+        shutil.rmtree(path)
+    elif damage == "extra":
+        (path / "model.plan").write_bytes(b"smuggled")
+    else:
+        changed = bytearray((path / damage).read_bytes())
+        changed[len(changed) // 2] ^= 1
+        (path / damage).write_bytes(changed)
+    before = listing(tmp_path)
+    line = typed(DAMAGES[damage], tmp_path / "out", BAD=path, DATA=data, IMAGE=data / "images/0.png")
+    advice = "check the path" if damage == "absent" else "[Rr]ebuild"
+    check_refused(nrd_trt(*line, "--json"), tmp_path, before, "bad.nrd", advice)
+
+
+def test_existing_output_without_force(nrd_trt: Invoke, tmp_path: Path) -> None:
+    path = copy_of(bundle(), tmp_path / "a.nrd")
+    (tmp_path / "m.onnx").write_bytes(b"mine")
+    before, names = content(tmp_path), listing(tmp_path)
+    for line, out in (("build ONNX -o OUT --builder onnxruntime", path), ("export CKPT -o OUT", tmp_path / "m.onnx")):
+        check_refused(nrd_trt(*typed(line, out), "--json"), tmp_path, names, "already exists; give --force")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--recipe", "camvid_r18", "--data", "data", "-o", "out"],
+        ["complexity", "camvid_r18"],
+        ["evaluate", "CKPT", "--data", "DATA"],
+        ["benchmark", "CKPT"],
+        ["export", "CKPT", "-o", "m.onnx", "--dilations", "1,2,3,4"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_without_pytorch_the_remedy_is_named(
+    arguments: list[str], nrd_trt: Invoke, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    places = {"CKPT": str(checkpoint()), "DATA": str(data)}
+    result = nrd_trt(*(places.get(word, word) for word in arguments), "--json")
+    assert result.exit_code == 2
+    assert one_object(result.stdout)["error"]["type"] == "MissingDependencyError"
+    assert "pip install nrd-trt[torch]" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty folder", "no image", "truncated"])
+def test_bad_images_to_predict(kind: str, nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    if kind == "empty folder":
+        source.mkdir()
+    elif kind == "no image":
+        source = source.with_suffix(".png")
+        source.write_bytes(b"not a picture")
+    elif kind == "truncated":
+        source = source.with_suffix(".png")
+        source.write_bytes((data / "images/0.png").read_bytes()[:200])
+    before = listing(tmp_path)
+    result = nrd_trt("predict", bundle(), source, "-o", tmp_path / "out", "--json")
+    check_refused(result, tmp_path, before, source.name)
