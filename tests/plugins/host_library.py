@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nrd_trt.decode.reference import patch_decode, upsample
+from nrd_trt.decode.reference import patch_decode
 from nrd_trt.specs import DecodeSpec
 from tests.artefacts import workspace
 
 PLUGINS = Path(__file__).resolve().parent.parent.parent / "plugins"
-GENERIC, SIMT, TENSOR_CORE, SIMT_RETAINED, TENSOR_CORE_RETAINED = 1, 2, 3, 4, 5
+VARIANTS = GENERIC, SIMT, TENSOR_CORE, SIMT_RETAINED, TENSOR_CORE_RETAINED = 1, 2, 3, 4, 5
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MASK_TYPES = {"int32": 0, "half": 1, "uint8": 2}
 MASK_DTYPES = {"int32": np.int32, "half": np.float16, "uint8": np.uint8}
@@ -132,11 +132,6 @@ class Case:
         batch, _, height, width = self.logits_shape
         return batch, height * self.upsample, width * self.upsample
 
-    @property
-    def is_released(self) -> bool:
-        """Whether the kernels with fixed sizes take it."""
-        return (self.hidden, self.guidance_channels, self.patch, self.upsample) == (16, 16, 8, 4)
-
 
 def random_case(
     num_classes: int = 19,
@@ -180,11 +175,6 @@ def reference_logits(case: Case) -> Tensor:
     """What PyTorch computes in fp32 from the widened tensors."""
     theta, guidance = case.theta.float(), case.guidance.float()
     return patch_decode(theta, guidance, case.x_table, case.y_table, case.spec)
-
-
-def enlarged(case: Case, logits: Tensor) -> Tensor:
-    """`logits` at the mask's size."""
-    return upsample(logits, case.upsample) if case.upsample > 1 else logits
 
 
 def host_logits(case: Case) -> Tensor:
