@@ -16,7 +16,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all gpu-check check format bench check-resolution clean
+.PHONY: help install demo test test-fast test-all gpu-check check format bench check-resolution clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ demo: install  ## Checkpoint to checked engine on this machine, into build/demo/
 
 test: install  ## Run the suite that needs no GPU
 	$(PYTEST) $(ARGS)
+
+# Neither trains, nor exports or builds a network of the zoo, nor starts a service.
+FAST := tests/data tests/decode tests/engine tests/graph tests/machine tests/calibration tests/benchmarking \
+	tests/test_architecture.py tests/test_errors.py tests/test_files.py tests/test_optional.py tests/test_specs.py
+test-fast: install  ## Run the part of it for the inner loop
+	$(PYTEST) -m "not all_combinations and not slow" $(FAST) $(ARGS)
 
 test-all: install  ## Run it with every combination of encoder, precision and input form
 	$(PYTEST) -m "" $(ARGS)
