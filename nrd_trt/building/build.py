@@ -322,13 +322,7 @@ def _builder_record(request: BuildRequest, engine: BuiltEngine | None, device: G
     system, machine = platform.system().lower(), platform.machine()
     if engine is None:
         return BuilderRecord(
-            name="onnxruntime",
-            version=None,
-            compute_capabilities=(),
-            os=system,
-            machine=machine,
-            gpu=None,
-            driver=None,
+            name="onnxruntime", version=None, compute_capabilities=(), os=system, machine=machine, gpu=None, driver=None
         )
     capabilities, config = engine.compute_capabilities, request.config
     if engine.flavour == "tensorrt" and device is not None and device.compute_capability is not None:
