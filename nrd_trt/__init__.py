@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from nrd_trt.model import load_model
     from nrd_trt.runtime.engine import open_bundle
     from nrd_trt.serving.serve import serve
+    from nrd_trt.training.complexity import complexity
+    from nrd_trt.training.train import train
     from nrd_trt.validation.evaluate import evaluate
     from nrd_trt.validation.validate import validate
     from nrd_trt.video.segment_video import segment_video
@@ -58,6 +60,7 @@ __all__ = [
     "benchmark",
     "build",
     "calibrate",
+    "complexity",
     "doctor",
     "evaluate",
     "export",
@@ -66,6 +69,7 @@ __all__ = [
     "open_bundle",
     "segment_video",
     "serve",
+    "train",
     "tune",
     "validate",
 ]
@@ -74,6 +78,7 @@ _FUNCTIONS = {
     "benchmark": "nrd_trt.benchmarking.benchmark",
     "build": "nrd_trt.building.build",
     "calibrate": "nrd_trt.building.calibrate",
+    "complexity": "nrd_trt.training.complexity",
     "doctor": "nrd_trt.machine.doctor",
     "evaluate": "nrd_trt.validation.evaluate",
     "export": "nrd_trt.exporting.export",
@@ -82,6 +87,7 @@ _FUNCTIONS = {
     "open_bundle": "nrd_trt.runtime.engine",
     "segment_video": "nrd_trt.video.segment_video",
     "serve": "nrd_trt.serving.serve",
+    "train": "nrd_trt.training.train",
     "tune": "nrd_trt.building.tune",
     "validate": "nrd_trt.validation.validate",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -69,10 +70,39 @@ def test_only_the_rooms_of_pytorch_load_it() -> None:
     assert "torch" not in loaded
 
 
-def test_no_room_hides_a_public_function() -> None:
+CALLS = {
+    "benchmark": ("absent.pth",),
+    "build": ("absent.pth", "absent.nrd"),
+    "calibrate": ("absent.pth", "synthetic"),
+    "complexity": ("absent.pth",),
+    "doctor": (),
+    "evaluate": ("absent.pth", "absent"),
+    "export": ("absent.pth", "absent.onnx"),
+    "inspect": ("absent.onnx",),
+    "load_model": ("absent.pth",),
+    "open_bundle": ("absent.nrd",),
+    "segment_video": ("absent.mp4", "absent_masks.mp4", "absent.nrd"),
+    "serve": ("absent.mp4", "absent.nrd"),
+    "train": ("absent", "absent", "absent"),
+    "tune": ("absent.pth", "absent.nrd", "absent"),
+    "validate": ("absent.nrd",),
+}
+
+
+def test_every_public_function_is_called_by_attribute() -> None:
     """Importing a submodule sets an attribute of the package, which would replace a function of that name."""
-    code = f"{_MODULES}\nimport importlib\n[importlib.import_module(name) for name in names]\n"
-    _loaded(code + "assert not [name for name in nrd_trt.__all__ if type(getattr(nrd_trt, name)).__name__ == 'module']")
+    assert sorted(CALLS) == [name for name in nrd_trt.__all__ if inspect.isfunction(getattr(nrd_trt, name))]
+    _loaded(f"""{_MODULES}
+import importlib
+for name in names:
+    importlib.import_module(name)
+for name, arguments in {CALLS!r}.items():
+    try:
+        getattr(nrd_trt, name)(*arguments)
+        assert name == "doctor", name
+    except nrd_trt.NrdTrtError as error:
+        assert "absent" in str(error), (name, error)
+""")
 
 
 def test_all_is_sorted_and_complete() -> None:
