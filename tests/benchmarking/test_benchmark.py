@@ -175,6 +175,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Benchmark]:
 Run = Callable[..., Benchmark]
 
 
+@pytest.mark.slow
 def test_keys_and_figures_of_a_host_run(run: Run) -> None:
     row = run(HostRunner(), threads=2).to_dict()
     assert row.keys() == KEYS

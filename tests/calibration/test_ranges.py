@@ -157,6 +157,7 @@ def test_keys_follow_model_data_and_recipe() -> None:
     assert differing == [[True, False, False], [False, True, False], [False, False, True]]
 
 
+@pytest.mark.slow
 def test_float_input_and_dynamic_sizes() -> None:
     image = np.random.default_rng(0).standard_normal((2, 3, 128, 256)).astype(np.float32)
     found = run(small_export("float"), RECIPES["minmax"], [{"image": image[:1]}, {"image": image[1:]}])

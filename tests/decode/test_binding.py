@@ -18,7 +18,7 @@ from tests.decode.test_cuda_op import inputs, numbers, widened
 
 SPEC = DecodeSpec(num_classes=19)
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -84,6 +84,7 @@ def test_list_covers_all_pairs() -> None:
         assert covered == set(itertools.product(FACTORS[first], FACTORS[second]))
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.parametrize(("encoder", "precision", "output", "form", "shape"), PAIRWISE)
 def test_build(encoder: str, precision: Precision, output: str, form: InputForm, shape: str) -> None:

@@ -31,6 +31,7 @@ def infer(model: onnx.ModelProto, image: dict[str, np.ndarray]) -> dict[str, np.
         return runner.infer(image)
 
 
+@pytest.mark.slow
 def test_agreement_with_fp32(record_property: Callable[[str, object], None]) -> None:
     """On the deepest of the released networks with the most classes, where 16 bits show most."""
     graph, image = exported("resnetv1c101", 150, "float"), feed("float", 1, 128, 256)
