@@ -327,7 +327,7 @@ def test_absent_builder_asked_by_name(tmp_path: Path) -> None:
 def test_compute_capabilities_are_recorded(tmp_path: Path) -> None:
     given: dict[str, Any] = {"compute_capabilities": ["8.6", "8.9"], "optimization_level": 2}
     facts = build(bundle("fp16"), tmp_path / "a.nrd", builder="tensorrt-rtx", **given)
-    assert (facts["builder"]["compute_capabilities"], facts["builder"]["optimization_level"]) == (("8.6", "8.9"), 2)
+    assert [*facts["builder"]["compute_capabilities"], facts["builder"]["optimization_level"]] == ["8.6", "8.9", 2]
     assert "optimization_level=2, compute_capabilities=('8.6', '8.9')" in facts["command"]
 
 
