@@ -124,7 +124,7 @@ def test_bad_input_exits_2(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     for source, options, kind, message in (
         (broken, (), ExportError, "broken.onnx: not a valid ONNX file"),
         (onnx_file(), ("--size", SIZE), ConfigError, "--size and what describes a checkpoint are fixed"),
-        (onnx_file(), ("--recipe", "max"), ConfigError, "--recipe 'max': expected one of 'minmax'"),
+        (onnx_file(), ("--recipe", "max"), ConfigError, "--recipe 'max': expected one of minmax, percentile"),
         (onnx_file(), ("--memory-mb", 0), ConfigError, "--memory-mb"),
     ):
         result = nrd_trt(
