@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
-# One process per core, one thread per process: PyTorch would start as many threads as cores in each.
+# One process per core, one thread per process: PyTorch would start as many threads as cores in each. Files are taken in
+# their order: by their number of tests, the kernels, which are few and slow, would come last and alone.
 JOBS ?= auto
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 CPP_FILES := $(shell find plugins -path plugins/build -prune -o -type f \
 	\( -name '*.h' -o -name '*.cu' -o -name '*.cpp' \) -print 2>/dev/null)
 
