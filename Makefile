@@ -41,7 +41,7 @@ test: install  ## Run the suite that needs no GPU
 	$(PYTEST) $(ARGS)
 
 # Neither trains, nor exports or builds a network of the zoo, nor starts a service.
-FAST := tests/data tests/decode tests/engine tests/graph tests/machine tests/calibration tests/benchmarking \
+FAST := tests/data tests/decode tests/engine tests/graph tests/machine tests/calibration \
 	tests/test_architecture.py tests/test_errors.py tests/test_files.py tests/test_optional.py tests/test_specs.py
 test-fast: install  ## Run the part of it for the inner loop
 	$(PYTEST) -m "not all_combinations and not slow" $(FAST) $(ARGS)
