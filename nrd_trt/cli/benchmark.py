@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 from nrd_trt.specs import format_size
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def benchmark_command(
+    *,
     targets: Annotated[list[Path] | None, typer.Argument(metavar="NAME.nrd|CKPT…", help="What to time.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Time several targets in turn; ratios are against the first.")
@@ -26,9 +27,7 @@ def benchmark_command(
     ] = 20,
     batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Images per call.")] = 1,
     size: common.Size = None,
-    runner: common.Runner = "auto",
-    plugin: common.Plugin = None,
-    threads: common.Threads = None,
+    run: groups.RunnerOptions,
     copies: Annotated[
         bool | None,
         typer.Option("--include-copies/--no-copies", help="Time a device's copies from and to the host (default yes)."),
@@ -47,20 +46,18 @@ def benchmark_command(
         Path | None, typer.Option("--markdown", metavar="FILE.md", help="With --decode: also write the tables.")
     ] = None,
     force: common.Force = False,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    out: groups.OutputOptions,
 ) -> None:
     """Time one image from RGB to mask; checkpoints run in eager PyTorch."""
     from nrd_trt import benchmark
     from nrd_trt.errors import ConfigError
 
     if decode:
-        options = {"--compare": compare, "--batch": batch != 1, "--size": size, "--plugin": plugin, "--plot": plot}
+        options = {"--compare": compare, "--batch": batch != 1, "--size": size, "--plugin": run.plugin, "--plot": plot}
         given = [name for name, value in options.items() if value]
-        if targets or given or runner != "auto":
+        if targets or given or run.runner != "auto":
             raise ConfigError(f"--decode: its cases are fixed; leave out {', '.join(given) or 'targets and --runner'}.")
-        _benchmark_decode(quick=quick, markdown=markdown, force=force, as_json=as_json, quiet=quiet)
+        _benchmark_decode(quick=quick, markdown=markdown, force=force, out=out)
         return
     if quick or markdown is not None:
         raise ConfigError("--quick and --markdown: expected together with --decode; add it or leave them out.")
@@ -70,28 +67,26 @@ def benchmark_command(
         raise ConfigError("several targets: give --compare to time them in turn.")
     found = benchmark(
         *targets,
-        runner=runner,
-        plugin=plugin,
+        **run.given(),
         warmup=warmup,
         runs=runs,
         batch=batch,
         size=size,
-        threads=threads,
         copies=copies,
         cuda_graph=cuda_graph,
         plot=plot,
         force=force,
-        progress=not quiet,
+        progress=not out.quiet,
     )
-    if as_json:
-        common.print_json({"results": [row.to_dict() for row in found.rows]} if compare else found.to_dict())
+    if out.as_json and compare:
+        common.print_json({"results": [row.to_dict() for row in found.rows]})
     else:
-        typer.echo("\n".join(table(found.rows)))
+        out.show(found, table(found.rows))
     if plot is not None:
-        common.note(f"wrote {plot}", quiet=quiet)
+        out.note(f"wrote {plot}")
 
 
-def _benchmark_decode(*, quick: bool, markdown: Path | None, force: bool, as_json: bool, quiet: bool) -> None:
+def _benchmark_decode(*, quick: bool, markdown: Path | None, force: bool, out: groups.OutputOptions) -> None:
     """Measure, print and write; exit 1 where a kernel's results are wrong."""
     from nrd_trt.benchmarking.decode import benchmark_decode
     from nrd_trt.files import atomic_file, check_absent
@@ -99,15 +94,12 @@ def _benchmark_decode(*, quick: bool, markdown: Path | None, force: bool, as_jso
     if markdown is not None:
         check_absent(markdown, force=force)
     command = f"nrd-trt benchmark --decode{' --quick' if quick else ''}"
-    result = benchmark_decode(quick=quick, command=command, on_stage=lambda line: common.note(line, quiet=quiet))
-    if as_json:
-        common.print_json(result.to_dict())
-    else:
-        typer.echo(result.markdown().rstrip())
+    result = benchmark_decode(quick=quick, command=command, on_stage=out.note)
+    out.show(result, [result.markdown().rstrip()])
     if markdown is not None:
         with atomic_file(markdown) as temporary:
             temporary.write_text(result.markdown(), encoding="utf-8")
-        common.note(f"wrote {markdown}", quiet=quiet)
+        out.note(f"wrote {markdown}")
     if not result.passed:
         raise typer.Exit(common.GATE_FAILED)
 

@@ -23,9 +23,7 @@ def build_command(
     calibration: groups.CalibrationOption = None,
     quantization: groups.QuantizationOptions,
     data: common.Data = None,
-    labels: common.Labels = None,
-    ignore_index: common.IgnoreIndex = None,
-    fit: common.FitOption = None,
+    judged: groups.LabelOptions,
     checkpoint: Annotated[
         Path | None,
         common.checks_option(
@@ -38,14 +36,11 @@ def build_command(
     facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    out: groups.OutputOptions,
 ) -> None:
     """Build an engine bundle and prove its masks (default precision fp16)."""
     from nrd_trt import build
 
-    stages = common.Stages(quiet=quiet)
     bundle = build(
         source,
         output,
@@ -54,23 +49,20 @@ def build_command(
         calibration=calibration,
         **quantization.given(),
         data=data,
-        labels=labels,
-        ignore_index=ignore_index,
-        fit=fit,
+        **judged.given(),
         checkpoint=checkpoint,
         **engine.given(),
         min_agreement=min_agreement,
         max_miou_drop=max_miou_drop,
         force=force,
         threads=threads,
-        progress=not quiet,
-        on_stage=stages,
-        on_message=common.on_message(verbose),
+        progress=not out.quiet,
+        on_stage=out.on_stage,
+        on_message=out.on_message,
         describe=shell_line,
         **facts.given(),
     )
-    stages.end()
-    common.show(bundle, _lines(bundle), as_json=as_json)
+    out.show(bundle, _lines(bundle))
     common.exit_on(bundle.failures, common.MARKED)
 
 

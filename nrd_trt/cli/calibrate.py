@@ -27,14 +27,11 @@ def calibrate_command(
     facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    out: groups.OutputOptions,
 ) -> None:
     """Measure the ranges of activations that int8 needs, on images like those of deployment."""
     from nrd_trt import calibrate
 
-    stages = common.Stages(quiet=quiet)
     calibration = calibrate(
         source,
         data,
@@ -44,12 +41,11 @@ def calibrate_command(
         fit=fit,
         force=force,
         threads=threads,
-        progress=not quiet,
-        on_stage=stages,
+        progress=not out.quiet,
+        on_stage=out.on_stage,
         **facts.given(),
     )
-    stages.end()
-    common.show(calibration, _lines(calibration), as_json=as_json)
+    out.show(calibration, _lines(calibration))
 
 
 def _lines(found: Calibration) -> list[str]:

@@ -12,17 +12,16 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from nrd_trt.cli import parse
 from nrd_trt.cli.flags import flags_of, translated
 from nrd_trt.errors import NrdTrtError
-from nrd_trt.progress import OnMessage, silent
-from nrd_trt.specs import BuilderName, Fit, Precision, RunnerName
+from nrd_trt.specs import BuilderName, Fit, Precision
 
 GATE_FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
 MARKED = "the bundle is kept and marked as not passed"
@@ -77,22 +76,6 @@ def report(kind: str, message: str, *, as_json: bool) -> None:
         print_json({"error": {"type": kind, "message": message}})
 
 
-class Result(Protocol):
-    """What a function of the library returns."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        ...
-
-
-def show(result: Result, lines: Iterable[str], *, as_json: bool) -> None:
-    """Print the result of a verb: one JSON object, or lines for people."""
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        typer.echo("\n".join(lines))
-
-
 def exit_on(failures: Sequence[str], consequence: str | None = None) -> None:
     """Raise `typer.Exit` where a gate failed, and say which and what follows."""
     if failures:
@@ -131,13 +114,6 @@ class Stages:
         self._started = None
 
 
-def on_message(verbose: bool) -> OnMessage:
-    """Return what prints TensorRT's messages on stderr, with ``-v``."""
-    from nrd_trt.engine.messages import stderr_message
-
-    return stderr_message if verbose else silent
-
-
 def kept_lines(kept: Mapping[str, str]) -> list[str]:
     """Return lines on the nodes that stay in fp32, each with its reason."""
     return ["kept in fp32 for their range:"] * bool(kept) + [f"  {name}: {reason}" for name, reason in kept.items()]
@@ -168,7 +144,6 @@ def _show_warning(
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
-Json = Annotated[bool, output_option("--json", help="Print exactly one JSON object on stdout.")]
 Verbose = Annotated[bool, output_option("-v", "--verbose", help="Show TensorRT's messages and tracebacks.")]
 Quiet = Annotated[bool, output_option("-q", "--quiet", help="No progress on stderr.")]
 Force = Annotated[bool, output_option("--force", help="Replace an existing output.")]
@@ -180,12 +155,7 @@ Size = Annotated[
 Data = Annotated[
     Path | None, input_option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")
 ]
-Labels = Annotated[Path | None, input_option("--labels", metavar="DIR", help="Index PNGs, paired by name.")]
-IgnoreIndex = Annotated[
-    int | None, input_option("--ignore-index", min=0, max=255, help="Label value to ignore besides 255.")
-]
 FitOption = Annotated[Fit | None, input_option("--fit", help="How images are brought to the engine's size.")]
-Runner = Annotated[RunnerName, engine_option("--runner", help="What runs it; auto takes the plan where it can.")]
 Builder = Annotated[
     BuilderName, engine_option("--builder", help="What builds; auto takes the TensorRT that is installed.")
 ]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def complexity_command(
+    *,
     source: Annotated[str, typer.Argument(metavar="CKPT|RECIPE", help="A checkpoint, or the name of a recipe.")],
     size: Annotated[
         Any,
@@ -25,9 +26,7 @@ def complexity_command(
     head: Annotated[Head | None, typer.Option("--head", help="Instead of the recipe's.")] = None,
     output_stride: common.OutputStride = None,
     dilations: common.Dilations = None,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    out: groups.OutputOptions,
 ) -> None:
     """Count multiply-adds, parameters and activations of a network by part."""
     from nrd_trt.training.complexity import complexity
@@ -38,10 +37,7 @@ def complexity_command(
         head=head,
         **groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).given(),
     )
-    if as_json:
-        common.print_json(found.to_dict())
-    else:
-        typer.echo("\n".join(table(found)))
+    out.show(found, table(found))
 
 
 def table(found: Complexity) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 
 if TYPE_CHECKING:
     from nrd_trt.machine.doctor import DoctorReport
@@ -17,15 +17,14 @@ _WIDEST = 100
 
 
 def doctor_command(
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    *,
+    out: groups.OutputOptions,
 ) -> None:
     """Tell what this machine can do, and the command that supplies what is missing."""
     from nrd_trt.machine.doctor import doctor
 
     report = doctor()
-    if as_json:
+    if out.as_json:
         common.print_json(report.to_dict())
     else:
         _print(report)

@@ -15,13 +15,11 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(
+    *,
     source: Annotated[Path, typer.Argument(metavar="CKPT|NAME.nrd", help="A checkpoint or a bundle.")],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")],
-    labels: common.Labels = None,
-    runner: common.Runner = "auto",
-    plugin: common.Plugin = None,
-    ignore_index: common.IgnoreIndex = None,
-    fit: common.FitOption = None,
+    judged: groups.LabelOptions,
+    run: groups.RunnerOptions,
     size: Annotated[
         Any,
         common.input_option(
@@ -33,10 +31,7 @@ def evaluate_command(
     ] = None,
     output_stride: common.OutputStride = None,
     dilations: common.Dilations = None,
-    threads: common.Threads = None,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    out: groups.OutputOptions,
 ) -> None:
     """Compare the masks of a checkpoint or a bundle with labels."""
     from nrd_trt import evaluate
@@ -44,20 +39,13 @@ def evaluate_command(
     evaluation = evaluate(
         source,
         data,
-        labels=labels,
-        ignore_index=ignore_index,
-        fit=fit,
+        **judged.given(),
         size=size,
-        runner=runner,
-        plugin=plugin,
-        threads=threads,
-        progress=not quiet,
+        **run.given(),
+        progress=not out.quiet,
         **groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).given(),
     )
-    if as_json:
-        common.print_json(evaluation.to_dict())
-    else:
-        typer.echo("\n".join(table(evaluation)))
+    out.show(evaluation, table(evaluation))
 
 
 def table(evaluation: Evaluation) -> list[str]:

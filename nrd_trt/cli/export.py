@@ -27,14 +27,11 @@ def export_command(
     facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    out: groups.OutputOptions,
 ) -> None:
     """Export a checkpoint to one ONNX file and compare it with PyTorch."""
     from nrd_trt import export
 
-    stages = common.Stages(quiet=quiet)
     result = export(
         checkpoint,
         output,
@@ -44,12 +41,11 @@ def export_command(
         fit=fit,
         force=force,
         threads=threads,
-        progress=not quiet,
-        on_stage=stages,
+        progress=not out.quiet,
+        on_stage=out.on_stage,
         **facts.given(),
     )
-    stages.end()
-    common.show(result, _lines(result), as_json=as_json)
+    out.show(result, _lines(result))
     common.exit_on(result.parity.failures, "no file was written")
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, get_type_hints
+
+import typer
 
 from nrd_trt.cli import common, parse
 from nrd_trt.errors import ConfigError
+from nrd_trt.progress import OnMessage, silent
 from nrd_trt.specs import (
     DEFAULT_IMAGES,
     DEFAULT_MEMORY_MB,
@@ -20,6 +23,7 @@ from nrd_trt.specs import (
     InputForm,
     MaskEncoding,
     Quantizer,
+    RunnerName,
 )
 
 
@@ -61,6 +65,71 @@ class Group:
     def given(self) -> dict[str, Any]:
         """Return those that were given, as arguments of a function of the library."""
         return {name: value for name, value in vars(self).items() if value is not None and value is not False}
+
+
+class Result(Protocol):
+    """What a function of the library returns."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What a verb prints, and how."""
+
+    as_json: Annotated[bool, common.output_option("--json", help="Print exactly one JSON object on stdout.")] = False
+    verbose: common.Verbose = False
+    quiet: common.Quiet = False
+
+    @functools.cached_property
+    def on_stage(self) -> common.Stages:
+        """Announces the stages of a long verb, until its result is shown."""
+        return common.Stages(quiet=self.quiet)
+
+    @property
+    def on_message(self) -> OnMessage:
+        """Prints TensorRT's messages on stderr, with ``-v``."""
+        from nrd_trt.engine.messages import stderr_message
+
+        return stderr_message if self.verbose else silent
+
+    def note(self, text: str) -> None:
+        """Print one line of progress to stderr, unless with ``-q``."""
+        common.note(text, quiet=self.quiet)
+
+    def show(self, result: Result, lines: Iterable[str]) -> None:
+        """Print the result of a verb: one JSON object, or lines for people."""
+        self.on_stage.end()
+        if self.as_json:
+            common.print_json(result.to_dict())
+        else:
+            typer.echo("\n".join(lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(Group):
+    """How masks and images are made comparable with labels."""
+
+    labels: Annotated[
+        Path | None, common.input_option("--labels", metavar="DIR", help="Index PNGs, paired by name.")
+    ] = None
+    ignore_index: Annotated[
+        int | None, common.input_option("--ignore-index", min=0, max=255, help="Label value to ignore besides 255.")
+    ] = None
+    fit: common.FitOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerOptions(Group):
+    """What runs an engine."""
+
+    runner: Annotated[
+        RunnerName, common.engine_option("--runner", help="What runs it; auto takes the plan where it can.")
+    ] = "auto"
+    plugin: common.Plugin = None
+    threads: common.Threads = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 from nrd_trt.cli.flags import translated
 
 if TYPE_CHECKING:
@@ -32,23 +32,20 @@ Lines = Iterator[tuple[str, str | None]]
 
 
 def inspect_command(
+    *,
     path: Annotated[Path, typer.Argument(metavar="NAME.nrd|PLAN|m.onnx", help="What to look into.")],
     plugin: common.Plugin = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer, not only their numbers.")] = False,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    out: groups.OutputOptions,
 ) -> None:
     """Show layers, types, sizes and precision of a bundle, a plan or an ONNX file.
 
     A plan is opened where this machine can, which runs it as code: look into what you trust.
     """
     from nrd_trt import inspect
-    from nrd_trt.engine.messages import stderr_message
-    from nrd_trt.progress import silent
 
-    found = inspect(path, plugin=plugin, on_message=stderr_message if verbose else silent)
-    if as_json:
+    found = inspect(path, plugin=plugin, on_message=out.on_message)
+    if out.as_json:
         common.print_json(found.to_dict())
     else:
         _print(found, every_layer=layers)

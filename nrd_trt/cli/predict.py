@@ -10,25 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 
 if TYPE_CHECKING:
     from nrd_trt.runtime.engine import Engine
 
 
 def predict_command(
+    *,
     bundle: Annotated[Path, typer.Argument(metavar="NAME.nrd", help="The bundle.")],
     source: Annotated[Path, typer.Argument(metavar="IMAGE|DIR", help="An image or a folder of images.")],
     output_path: Annotated[Path, typer.Option("-o", metavar="DIR", help="Where to write the masks.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write the image with the mask over it.")] = False,
     opacity: Annotated[float, typer.Option("--opacity", min=0, max=1, help="Of the mask in the overlay.")] = 0.6,
-    runner: common.Runner = "auto",
-    plugin: common.Plugin = None,
+    run: groups.RunnerOptions,
     force: common.Force = False,
-    threads: common.Threads = None,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    out: groups.OutputOptions,
 ) -> None:
     """Write a palette PNG mask of every image, at the image's size."""
     from nrd_trt.data.folders import list_images
@@ -38,14 +35,14 @@ def predict_command(
     suffixes = ("", "_overlay")[: 1 + overlay]
     targets = [[output_path / f"{image.stem}{suffix}.png" for suffix in suffixes] for image in images]
     _check_targets(images, [path for paths in targets for path in paths], force=force)
-    with open_bundle(bundle, runner=runner, threads=threads, plugin=plugin) as engine:
+    with open_bundle(bundle, **run.given()) as engine:
         files, latencies = [], []
         for image, target in zip(images, targets, strict=True):
             latencies.append(_predict_one(engine, image, target, opacity))
             files += target
         name, arithmetic = engine.runner_name, engine.arithmetic
     latency = statistics.median(latencies)
-    if as_json:
+    if out.as_json:
         common.print_json(
             {"files": [str(f) for f in files], "latency_ms": latency, "runner": name, "arithmetic": arithmetic}
         )

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 from nrd_trt.cli.video import BundleOption, Live, Rate, Smooth, Source, rate_of
 
 
 def serve_command(
+    *,
     source: Source,
     bundle: BundleOption,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="0.0.0.0 for all; needs --token.")] = (
@@ -35,9 +36,7 @@ def serve_command(
     smooth: Smooth = "none",
     max_upload_mb: Annotated[int, typer.Option("--max-upload-mb", metavar="MIB", help="Largest upload.")] = 64,
     fit: common.FitOption = None,
-    runner: common.Runner = "auto",
-    plugin: common.Plugin = None,
-    threads: common.Threads = None,
+    run: groups.RunnerOptions,
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
 ) -> None:
@@ -66,9 +65,7 @@ def serve_command(
         rate=rate_of(rate),
         live=live,
         fit=fit,
-        runner=runner,
-        plugin=plugin,
-        threads=threads,
+        **run.given(),
         on_notice=functools.partial(common.note, quiet=quiet),
         on_ready=ready,
     )

@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 from nrd_trt.specs import Arithmetic, ControllerInit, Device, Head
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(groups.Group):
+    """How a run is done, and what it has instead of the recipe's."""
+
+    head: Annotated[Head | None, typer.Option("--head", help="Instead of the recipe's.")] = None
+    output_stride: common.OutputStride = None
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Instead of the recipe's.")] = None
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the recipe's.")] = None
+    evaluations: Annotated[
+        int | None, typer.Option("--evaluations", min=1, help="How often to validate, instead of the recipe's.")
+    ] = None
+    synthetic_share: Annotated[
+        float | None,
+        typer.Option("--synthetic-share", metavar="0-1", help="Share of procedural scenes, instead of the recipe's."),
+    ] = None
+    controller_init: Annotated[
+        ControllerInit | None,
+        typer.Option("--controller-init", help="Instead of the recipe's; perceptron is faster in short runs."),
+    ] = None
+    init_encoder: Annotated[
+        Path | None,
+        typer.Option("--init-encoder", metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one."),
+    ] = None
+    device: Annotated[Device, typer.Option("--device", help="auto takes a GPU if there is one.")] = "auto"
+    arithmetic: Annotated[Arithmetic, typer.Option("--arithmetic", help="auto is bf16 on a GPU and fp32 on a CPU.")] = (
+        "auto"
+    )
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare batches.")] = 0
+    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches per optimiser step.")] = 1
+    threads: common.Threads = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False
+    force: common.Force = False
+
+
 def train_command(
+    *,
     recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="What to train, e.g. camvid_mobilenetv2.")],
     data: Annotated[
         list[Path],
@@ -24,37 +60,8 @@ def train_command(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", metavar="DIR", help="Where to write the run.")],
-    head: Annotated[Head | None, typer.Option("--head", help="Instead of the recipe's.")] = None,
-    output_stride: common.OutputStride = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Instead of the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the recipe's.")] = None,
-    evaluations: Annotated[
-        int | None, typer.Option("--evaluations", min=1, help="How often to validate, instead of the recipe's.")
-    ] = None,
-    synthetic_share: Annotated[
-        float | None,
-        typer.Option("--synthetic-share", metavar="0-1", help="Share of procedural scenes, instead of the recipe's."),
-    ] = None,
-    controller_init: Annotated[
-        ControllerInit | None,
-        typer.Option("--controller-init", help="Instead of the recipe's; perceptron is faster in short runs."),
-    ] = None,
-    init_encoder: Annotated[
-        Path | None,
-        typer.Option("--init-encoder", metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one."),
-    ] = None,
-    device: Annotated[Device, typer.Option("--device", help="auto takes a GPU if there is one.")] = "auto",
-    arithmetic: Annotated[
-        Arithmetic, typer.Option("--arithmetic", help="auto is bf16 on a GPU and fp32 on a CPU.")
-    ] = "auto",
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare batches.")] = 0,
-    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches per optimiser step.")] = 1,
-    threads: common.Threads = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
-    force: common.Force = False,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    options: TrainingOptions,
+    out: groups.OutputOptions,
 ) -> None:
     """Train a network and keep the checkpoint with the best validation mIoU.
 
@@ -66,28 +73,11 @@ def train_command(
         recipe,
         data,
         output,
-        head=head,
-        output_stride=output_stride,
-        steps=steps,
-        seed=seed,
-        evaluations=evaluations,
-        synthetic_share=synthetic_share,
-        controller_init=controller_init,
-        init_encoder=init_encoder,
-        device=device,
-        arithmetic=arithmetic,
-        workers=workers,
-        accumulate=accumulate,
-        threads=threads,
-        resume=resume,
-        force=force,
-        progress=not quiet,
+        **options.given(),
+        progress=not out.quiet,
     )
     if int(os.environ.get("RANK", "0")):
         return  # one process of a run speaks for all
     for note in result.notes:
-        common.note(note, quiet=quiet)
-    if as_json:
-        common.print_json(result.to_dict())
-    else:
-        typer.echo(f"best mIoU {result.best_miou:.4f}: {result.checkpoint}")
+        out.note(note)
+    out.show(result, [f"best mIoU {result.best_miou:.4f}: {result.checkpoint}"])

@@ -21,9 +21,7 @@ def tune_command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help=".pth or .safetensors")],
     data: Annotated[Path, common.input_option("--data", metavar="DIR", help="Images that the rungs are judged on.")],
     output: Annotated[Path, common.output_option("-o", metavar="NAME.nrd", help="The winner's bundle.")],
-    labels: common.Labels = None,
-    ignore_index: common.IgnoreIndex = None,
-    fit: common.FitOption = None,
+    judged: groups.LabelOptions,
     calibration: groups.CalibrationOption = None,
     ranges: groups.RangeOptions,
     max_miou_drop: common.MaxMiouDrop = None,
@@ -34,21 +32,16 @@ def tune_command(
     facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    out: groups.OutputOptions,
 ) -> None:
     """Find the lowest precision whose masks hold the gates, and build its bundle (int8, mixed, fp16, fp32)."""
     from nrd_trt import tune
 
-    stages = common.Stages(quiet=quiet)
     tuned = tune(
         checkpoint,
         output,
         data,
-        labels=labels,
-        ignore_index=ignore_index,
-        fit=fit,
+        **judged.given(),
         calibration=calibration,
         **ranges.given(),
         min_agreement=min_agreement,
@@ -58,15 +51,14 @@ def tune_command(
         resume=resume,
         force=force,
         threads=threads,
-        progress=not quiet,
-        on_stage=stages,
-        on_rung=lambda rung: common.note(f"  {rung}", quiet=quiet),
-        on_message=common.on_message(verbose),
+        progress=not out.quiet,
+        on_stage=out.on_stage,
+        on_rung=lambda rung: out.note(f"  {rung}"),
+        on_message=out.on_message,
         describe=shell_line,
         **facts.given(),
     )
-    stages.end()
-    common.show(tuned, _lines(tuned, output), as_json=as_json)
+    out.show(tuned, _lines(tuned, output))
     common.exit_on(tuned.failures, common.MARKED if tuned.bundle else None)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 
 if TYPE_CHECKING:
     from nrd_trt.figures import Localisation, Rebuilds
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 
 
 def validate_command(
+    *,
     bundle: Annotated[Path, typer.Argument(metavar="NAME.nrd", help="The bundle.")],
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="CKPT", help="Reference; default: the bundle's stored masks.")
     ] = None,
     data: common.Data = None,
-    labels: common.Labels = None,
-    ignore_index: common.IgnoreIndex = None,
-    fit: common.FitOption = None,
+    judged: groups.LabelOptions,
     min_agreement: common.MinAgreement = None,
     max_miou_drop: common.MaxMiouDrop = None,
     localise: Annotated[
@@ -37,47 +36,30 @@ def validate_command(
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write one page with every figure.")
     ] = None,
     force: common.Force = False,
-    runner: common.Runner = "auto",
-    plugin: common.Plugin = None,
-    threads: common.Threads = None,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    run: groups.RunnerOptions,
+    out: groups.OutputOptions,
 ) -> None:
     """Compare an engine's masks with the reference, and the figures with the gates."""
     from nrd_trt import validate
-    from nrd_trt.engine.messages import stderr_message
-    from nrd_trt.progress import silent
 
-    stages = common.Stages(quiet=quiet)
     validation = validate(
         bundle,
         checkpoint=checkpoint,
         data=data,
-        labels=labels,
-        ignore_index=ignore_index,
-        fit=fit,
+        **judged.given(),
         min_agreement=min_agreement,
         max_miou_drop=max_miou_drop,
         localise=localise,
         rebuild=rebuild,
         report=report,
         force=force,
-        runner=runner,
-        plugin=plugin,
-        threads=threads,
-        progress=not quiet,
-        on_stage=stages,
-        on_message=stderr_message if verbose else silent,
+        **run.given(),
+        progress=not out.quiet,
+        on_stage=out.on_stage,
+        on_message=out.on_message,
     )
-    stages.end()
-    if as_json:
-        common.print_json(validation.to_dict())
-    else:
-        typer.echo("\n".join(_lines(validation)))
-    if not validation.passed:
-        common.note(f"gate failed: {'; '.join(validation.failures)}")
-        raise typer.Exit(common.GATE_FAILED)
+    out.show(validation, _lines(validation))
+    common.exit_on(validation.failures)
 
 
 def _lines(found: Validation) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nrd_trt.cli import common
+from nrd_trt.cli import common, groups
 from nrd_trt.errors import ConfigError
 from nrd_trt.specs import PaletteName, View
 
@@ -79,18 +79,12 @@ def video_command(
     overlay: Annotated[bool, typer.Option("--overlay", help="Plain folders get overlays beside the masks.")] = False,
     smooth: Smooth = "none",
     drawing: StyleOptions,
-    labels: common.Labels = None,
-    ignore_index: common.IgnoreIndex = None,
+    judged: groups.LabelOptions,
     rate: Rate = None,
     live: Live = None,
-    fit: common.FitOption = None,
-    runner: common.Runner = "auto",
-    plugin: common.Plugin = None,
+    run: groups.RunnerOptions,
     force: common.Force = False,
-    threads: common.Threads = None,
-    as_json: common.Json = False,
-    verbose: common.Verbose = False,
-    quiet: common.Quiet = False,
+    out: groups.OutputOptions,
 ) -> None:
     """Segment a camera, a stream or a clip and write or show the result."""
     from nrd_trt.video.segment_video import segment_video
@@ -103,22 +97,15 @@ def video_command(
         smooth=smooth,
         overlay=overlay,
         style=drawing.style(),
-        labels=labels,
-        ignore_index=ignore_index,
+        **judged.given(),
         rate=rate_of(rate),
         live=live,
-        fit=fit,
-        runner=runner,
-        plugin=plugin,
-        threads=threads,
+        **run.given(),
         force=force,
-        progress=not quiet,
-        on_notice=functools.partial(common.note, quiet=quiet),
+        progress=not out.quiet,
+        on_notice=out.note,
     )
-    if as_json:
-        common.print_json(result.to_dict())
-    else:
-        _print(result)
+    out.show(result, _lines(result))
     if result.interrupted:
         raise typer.Exit(common.INTERRUPTED)
 
@@ -131,25 +118,24 @@ def rate_of(text: str | None) -> Fraction | None:
         raise ConfigError(f"--rate {text!r}: expected frames per second such as 25, 29.97 or 30000/1001.") from exc
 
 
-def _print(result: VideoResult) -> None:
-    """Print how a run went."""
+def _lines(result: VideoResult) -> Iterator[str]:
+    """Yield how a run went."""
     rate = "" if result.fps is None else f" at {result.fps:.1f} frames/s"
     source = "" if result.source_fps is None else f" (source {result.source_fps:.6g})"
     dropped = f", {result.dropped} dropped" if result.dropped else ""
     reconnects = f", source lost and found {result.reconnects} times" if result.reconnects else ""
     ending = "" if result.complete else ", stopped before the source's end"
-    typer.echo(f"{result.frames} frames{rate}{source}{dropped}{reconnects}{ending}")
+    yield f"{result.frames} frames{rate}{source}{dropped}{reconnects}{ending}"
     split = "  ".join(f"{stage} {ms:.1f}" for stage, ms in result.split_ms.items())
-    typer.echo(f"time split, ms per frame: {split} (stages run at the same time)")
+    yield f"time split, ms per frame: {split} (stages run at the same time)"
     name, lag = result.smoothing.name, result.smoothing.lag_frames
     if result.flicker is not None:
         without = "" if name == "none" else f", {result.flicker_unsmoothed:.4f} without smoothing"
-        typer.echo(f"flicker {result.flicker:.4f} of the still pixels{without}")
+        yield f"flicker {result.flicker:.4f} of the still pixels{without}"
     if name != "none":
-        typer.echo(f"smoothing {name}: a lag of {lag:g} frames where the image stands still")
+        yield f"smoothing {name}: a lag of {lag:g} frames where the image stands still"
     if result.labels and result.labels.miou is not None:
         without = "" if name == "none" else f", {result.labels.miou_unsmoothed:.4f} without smoothing"
-        typer.echo(f"mIoU {result.labels.miou:.4f} on {result.labels.frames} labelled frames{without}")
-    for line in result.notes:
-        typer.echo(line)
-    typer.echo(f"{', '.join(result.outputs)} (run by {result.runner}, {result.arithmetic} arithmetic)")
+        yield f"mIoU {result.labels.miou:.4f} on {result.labels.frames} labelled frames{without}"
+    yield from result.notes
+    yield f"{', '.join(result.outputs)} (run by {result.runner}, {result.arithmetic} arithmetic)"
