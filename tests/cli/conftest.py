@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from nrd_trt.cli.main import app
-from nrd_trt.data.overlay import write_rgb
-from nrd_trt.data.synthetic import street_scene
-from tests.artefacts import listing
+from tests.artefacts import listing, scenes
 
 Result = Any  # of the runner; its module differs between versions of Typer
 Invoke = Callable[..., Result]
@@ -36,14 +33,7 @@ def nrd_trt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Two labelled scenes: `images/` and `labels/`."""
-    folder = tmp_path / "data"
-    for name in ("images", "labels"):
-        (folder / name).mkdir(parents=True)
-    for index in range(2):
-        scene = street_scene(index, (50, 70))
-        write_rgb(folder / "images" / f"{index}.png", scene.image)
-        Image.fromarray(scene.label).save(folder / "labels" / f"{index}.png")
-    return folder
+    return scenes(tmp_path / "data", 2, labels=True)
 
 
 def one_object(stdout: str) -> dict[str, Any]:

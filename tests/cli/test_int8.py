@@ -53,28 +53,6 @@ def test_ranges_measured_before_build_the_same_file(nrd_trt: Invoke, tmp_path: P
     assert three.record.calibration_sha256 == one.record.calibration_sha256 is not None
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--precision", "int8"), "give --calibration"),
-        (("--precision", "fp16", "--calibration", "r.json"), "serves --precision int8 only"),
-        (("--precision", "int8", "--calibration", "nowhere"), "nowhere"),
-        (("--precision", "int8", "--calibration", "synthetic", "--exclude", "no_such"), "matches none"),
-        (("--precision", "int8", "--calibration", "r.json", "--seed", 0, "--images", 9), "--images, --seed: fixed in"),
-        (("--recipe", "mse"), "--recipe: expected together with --calibration, got none"),
-        (("--calibration", "synthetic", "--memory-mb", 9), "--memory-mb: expected --precision int8, got none"),
-        (("--precision", "fp32", "--calibration", "synthetic"), "--calibration: expected fp16, bf16 or int8"),
-    ],
-)
-def test_bad_options_are_refused(options: tuple[object, ...], message: str, nrd_trt: Invoke, tmp_path: Path) -> None:
-    target = tmp_path / "a.nrd"
-    result = nrd_trt("build", onnx_file(), "-o", target, "--builder", "onnxruntime", *options, "--json")
-    assert result.exit_code == 2, result.stderr
-    assert message in one_object(result.stdout)["error"]["message"]
-    assert "Traceback" not in result.stderr
-    assert not target.exists()
-
-
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_recorded_command_builds_the_same_bundle(
     precision: str, nrd_trt: Invoke, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

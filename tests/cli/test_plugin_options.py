@@ -73,7 +73,7 @@ def test_auto_says_that_the_plan_is_not_run(
     nrd_trt: Invoke, data: Path, planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host(monkeypatch)
-    result = nrd_trt("predict", planned, data / "images/0.png", "-o", tmp_path / "out", "--json")
+    result = nrd_trt("predict", planned, data / "images/00.png", "-o", tmp_path / "out", "--json")
     assert "warning: the plan is not run, ONNX Runtime takes its place: no plugin library was found" in result.stderr
     assert (result.exit_code, one_object(result.stdout)["runner"]) == (0, "onnxruntime")
 
