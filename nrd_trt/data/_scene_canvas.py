@@ -90,13 +90,12 @@ def column(rgb: Rgb) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """Where the car camera is and how it looks; lengths on the picture are in units of its height."""
+    """Where the car camera is and how it looks; the focal length is the height of the picture."""
 
     x: float
     height: float
     horizon: float
     curve: float  # the street bends by curve * z**2 metres to the right
-    focal: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +124,7 @@ class Canvas:
         self.label = np.zeros(size_hw, np.uint8)
         self.camera, self.light = camera, light
         height, width = size_hw
-        self.focal = camera.focal * height
+        self.focal = float(height)
         self.centre = width / 2
         self.horizon = camera.horizon * height
 

@@ -194,9 +194,9 @@ def draw_sign(canvas: Canvas, item: Item) -> None:
     _post(canvas, item, height, (0.45, 0.46, 0.47))
     sign = canvas.billboard(item.x, item.z, 2.6, height + 0.9, base=height - 1.5)
     if kind == 0:
-        _paint_round(sign, height, ((0.75, 0.10, 0.10), WHITE))
+        _paint_round(sign, height, rim=(0.75, 0.10, 0.10), face=WHITE)
     elif kind == 1:
-        _paint_round(sign, height, ((0.85, 0.85, 0.85), (0.10, 0.25, 0.65)))
+        _paint_round(sign, height, rim=(0.85, 0.85, 0.85), face=(0.10, 0.25, 0.65))
     elif kind == 2:
         _paint_triangle(sign, height)
     elif kind == 3:
@@ -205,8 +205,7 @@ def draw_sign(canvas: Canvas, item: Item) -> None:
         _paint_signal(sign, height, int(rng.integers(3)))
 
 
-def _paint_round(sign: Panel, y: float, colours: tuple[Rgb, Rgb]) -> None:
-    rim, face = colours
+def _paint_round(sign: Panel, y: float, *, rim: Rgb, face: Rgb) -> None:
     sign.paint(sign.disk(0, y, 0.42, 0.42), rim, Label.SIGN)
     sign.paint(sign.disk(0, y, 0.31, 0.31), face, Label.SIGN)
     sign.paint(sign.box(-0.16, 0.16, y - 0.12, y + 0.12), mix(face, DARK, 0.6), Label.SIGN)

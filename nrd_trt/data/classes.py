@@ -56,17 +56,12 @@ ADE20K_CLASSES = (
 
 def voc_palette(count: int) -> Palette:
     """Return `count` distinct colours of the PASCAL VOC colour map, black left out."""
-    return tuple(_voc_colour(index) for index in range(1, count + 1))
 
+    def level(index: int, channel: int) -> int:
+        # The index has a bit of each channel in turn, the highest one first.
+        return sum((index >> (3 * place + channel) & 1) << (7 - place) for place in range(8))
 
-def _voc_colour(index: int) -> tuple[int, int, int]:
-    red = green = blue = 0
-    for bit in range(7, -1, -1):
-        red |= (index & 1) << bit
-        green |= (index >> 1 & 1) << bit
-        blue |= (index >> 2 & 1) << bit
-        index >>= 3
-    return red, green, blue
+    return tuple((level(index, 0), level(index, 1), level(index, 2)) for index in range(1, count + 1))
 
 
 def known_classes(count: int) -> tuple[tuple[str, ...], Palette] | None:

@@ -104,13 +104,12 @@ def read_label(
 def _read_indices(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise ConfigError(
-                    f"{path}: expected an 8-bit index PNG (mode L or P), got mode {image.mode}; "
-                    "convert colours to class indices first."
-                )
-            return np.array(image, dtype=np.uint8)
+            mode, indices = image.mode, np.array(image)
     except (OSError, ValueError, SyntaxError) as exc:
-        if isinstance(exc, ConfigError):
-            raise
         raise ConfigError(f"{path}: expected a label PNG, cannot read it ({exc}).") from exc
+    if mode not in ("L", "P"):
+        raise ConfigError(
+            f"{path}: expected an 8-bit index PNG (mode L or P), got mode {mode}; "
+            "convert colours to class indices first."
+        )
+    return indices

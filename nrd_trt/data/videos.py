@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -39,8 +40,7 @@ _REASONS = {
     "HTTPForbiddenError": "access is forbidden (403); check the user's rights",
     "HTTPNotFoundError": "the server knows no such path (404); check the end of the URL",
     "ConnectionRefusedError": "the connection was refused; check the port, and that the server runs",
-    "ConnectionResetError": "the server closed the connection",
-    "BrokenPipeError": "the server closed the connection",
+    "ConnectionError": "the server closed the connection",
     "ExitError": "no answer in time; check address, network and that the server sends",
     "TimeoutError": "no answer in time; check address, network and that the server sends",
     "ProtocolNotFoundError": "this FFmpeg does not speak the protocol; use another URL, or a GStreamer pipeline",
@@ -185,12 +185,13 @@ class VideoReader:
         if self._live and self._container.format.name in _WITHOUT_TIMES:
             self._times, rate, time_base = _Arrivals(), None, _MICROSECOND
         self._reformatter = self._av.video.reformatter.VideoReformatter()
-        self._decoded = self._decode(stream)
-        self._first = next(self._decoded, None)
-        if self._first is None:
+        decoded = self._decode(stream)
+        first = next(decoded, None)
+        if first is None:
             raise VideoError(f"{self.name}: expected a video, no frame of it can be decoded; convert it.")
-        size = self._first.height, self._first.width
-        size_hw = size[::-1] if _quarter_turns(self._first) % 2 else size
+        self._frames = itertools.chain([first], decoded)
+        size = first.height, first.width
+        size_hw = size[::-1] if _quarter_turns(first) % 2 else size
         return VideoFacts(
             size_hw=size_hw,
             rate=rate,
@@ -210,8 +211,7 @@ class VideoReader:
             raise VideoError(f"{self.name}: expected a video, it is a text file; give a video.")
         if stream.codec_context is None:
             raise VideoError(f"{self.name}: expected a codec that FFmpeg decodes, got another; convert it to H.264.")
-        found: VideoStream = stream
-        return found
+        return cast("VideoStream", stream)
 
     def _bound(self, stream: VideoStream) -> None:
         if self._most_pixels is None:
@@ -224,15 +224,9 @@ class VideoReader:
         stream.codec_context.options = {"max_pixels": str(self._most_pixels)}  # for what changes midway
 
     def __iter__(self) -> Iterator[Picture]:
-        if self._first is not None:
-            first, self._first = self._first, None
-            yield self._picture(first)
-        for frame in self._decoded:
-            yield self._picture(frame)
-
-    def _picture(self, frame: av.VideoFrame) -> Picture:
-        pts, duration = self._times(frame.pts, frame.duration or None)
-        return Picture(pts=pts, duration=duration, rgb=partial(self._rgb, frame))
+        for frame in self._frames:
+            pts, duration = self._times(frame.pts, frame.duration or None)
+            yield Picture(pts=pts, duration=duration, rgb=partial(self._rgb, frame))
 
     def _decode(self, stream: VideoStream) -> Iterator[av.VideoFrame]:
         count, packets, cut = 0, 0, False

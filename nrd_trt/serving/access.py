@@ -11,7 +11,7 @@ import hmac
 import ipaddress
 import secrets
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -72,10 +72,6 @@ class Access:
                 f"token=: expected at least {_TOKEN_LENGTH} printable ASCII characters without spaces, got "
                 f"{len(self.token)}; token='auto' makes one."
             )
-
-    def at(self, port: int) -> Access:
-        """Return the same rules for the port that was taken."""
-        return replace(self, port=port)
 
     @property
     def url(self) -> str:

@@ -1,4 +1,4 @@
-"""Uploaded clips, from bytes to bytes: decode, segment, draw, encode as MP4. PyAV on use.
+"""Uploaded clips, from bytes to bytes: decode, draw, encode as MP4. PyAV on use.
 
 The demuxer is named and may open nothing else: no playlist, no reference to another file, no protocol.
 """
@@ -12,16 +12,14 @@ from typing import Literal
 
 import numpy as np
 
-from nrd_trt.data.overlay import Palette
 from nrd_trt.data.videos import Picture, VideoReader
 from nrd_trt.progress import silent
-from nrd_trt.serving.pictures import Look, compose
 from nrd_trt.serving.problems import Refusal
 from nrd_trt.serving.uploads import Job, Limits
 from nrd_trt.video.sinks.mp4 import Mp4Encoder
 
 ClipKind = Literal["mp4", "matroska"]
-Segment = Callable[[np.ndarray], np.ndarray]
+Draw = Callable[[np.ndarray], np.ndarray]
 
 _DEMUXERS = {"mp4": "mov", "matroska": "matroska"}
 _OPTIONS = {
@@ -31,23 +29,13 @@ _OPTIONS = {
 }
 
 
-def overlay_clip(
-    body: bytes,
-    kind: ClipKind,
-    segment: Segment,
-    palette: Palette,
-    look: Look,
-    limits: Limits,
-    job: Job,
-) -> bytes:
-    """Segment a clip and draw the masks over it.
+def overlay_clip(body: bytes, kind: ClipKind, draw: Draw, limits: Limits, job: Job) -> bytes:
+    """Draw every picture of a clip anew.
 
     Args:
         body: The file.
         kind: What it is by its first bytes.
-        segment: From image to mask.
-        palette: One RGB triple per class.
-        look: What is drawn.
+        draw: From image to picture, ``(H, W, 3) uint8 RGB`` both.
         limits: Size, length and number of frames that are taken.
         job: Told of every frame, and asked whether to go on.
 
@@ -69,9 +57,7 @@ def overlay_clip(
         try:
             for picture in _pictures(reader, limits):
                 job.check()
-                rgb = picture.rgb()
-                drawn = compose(rgb, segment(rgb), palette, look)
-                encoder.write(_even(drawn), picture.pts, picture.duration)
+                encoder.write(_even(draw(picture.rgb())), picture.pts, picture.duration)
                 job.done += 1
         finally:
             encoder.close()

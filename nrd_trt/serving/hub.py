@@ -44,6 +44,7 @@ class Hub:
         pause: The switch that pauses the run.
 
     Attributes:
+        pause: As given.
         info: What the source is, once it is open.
         newest: The last frame, or None before the first.
         latency_sum_s: Sum of the latencies of all frames.
@@ -59,7 +60,7 @@ class Hub:
         self.latency_sum_s = 0.0
         self.started = threading.Event()
         self.closing = False
-        self._pause = pause
+        self.pause = pause
         self._lock, self._making = threading.Lock(), threading.Lock()
         self._waiting: set[Callable[[], Any]] = set()
         self._made: tuple[int, dict[Hashable, Any]] = (0, {})
@@ -127,7 +128,7 @@ class Hub:
         """How the run stands, and a sentence about it where there is one."""
         if self._over is not None:
             return self._over
-        if self._pause.paused:
+        if self.pause.paused:
             return "paused", None
         if self.newest is None:
             return "starting", self._notice

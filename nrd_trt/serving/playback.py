@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import TracebackType
 
 from nrd_trt.video.frames import Frame, Source, StreamInfo
 
@@ -70,10 +69,8 @@ class Playback:
         self._playing.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._playing.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._playing.__exit__(*error)
 
     def _wait(self, gap_s: float) -> None:
         """Wait until the next frame is due; what was late by more than a frame stays late."""

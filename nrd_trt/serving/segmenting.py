@@ -7,6 +7,7 @@ import time
 from functools import partial
 from typing import Annotated, Literal
 
+import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -76,5 +77,7 @@ def _image(service: Service, body: bytes, result: Result, look: Look, job: Job) 
 
 
 def _clip(service: Service, body: bytes, kind: ClipKind, look: Look, job: Job) -> Response:
-    data = overlay_clip(body, kind, service.engine.predict, service.info.palette, look, service.uploads.limits, job)
-    return Response(data, media_type="video/mp4")
+    def draw(rgb: np.ndarray) -> np.ndarray:
+        return compose(rgb, service.engine.predict(rgb), service.info.palette, look)
+
+    return Response(overlay_clip(body, kind, draw, service.uploads.limits, job), media_type="video/mp4")

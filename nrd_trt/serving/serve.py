@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.sources.open_source import open_source
-from nrd_trt.video.stats import StatsCollector
 from nrd_trt.video.temporal import parse_smoothing
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "av")
@@ -95,8 +95,7 @@ def serve(
     made = new_token() if token == "auto" else None
     access = Access(host=host, port=port, token=made or token, allow_host=tuple(allow_host))
     engine = open_engine(bundle, runner=runner, plugin=plugin, threads=threads, fit=fit)
-    pause, stats, thread = PauseSwitch(), StatsCollector(), EngineThread(engine)
-    hub = Hub(pause)
+    hub, thread = Hub(PauseSwitch()), EngineThread(engine)
 
     def report(line: str) -> None:
         hub.report(line)
@@ -108,18 +107,16 @@ def serve(
         [hub],
         paint=Painter(engine.info, OverlayStyle()),
         smoother=parse_smoothing(smooth, has_logits=engine.graph.output != "mask", upsample=engine.graph.upsample),
-        pause=pause,
-        stats=stats,
+        pause=hub.pause,
     )
     with bind(host, port) as listener, DeviceWatch() as device, thread:
         service = Service(
             hub=hub,
-            pause=pause,
-            stats=stats,
+            stats=pipeline.stats,
             engine=thread,
             device=device,
             uploads=Uploads(Limits(mib=max_upload_mb)),
-            access=access.at(listener.getsockname()[1]),
+            access=replace(access, port=listener.getsockname()[1]),
             bundle=Path(bundle).name,
         )
         with running(pipeline, hub):

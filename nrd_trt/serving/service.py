@@ -18,7 +18,6 @@ from nrd_trt.serving.pictures import Look, View
 from nrd_trt.serving.problems import Refusal
 from nrd_trt.serving.uploads import Uploads
 from nrd_trt.specs import ModelInfo
-from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.stats import RunStats, StatsCollector
 
 _DEVICE_EVERY_S = 2.0
@@ -40,13 +39,11 @@ class DeviceWatch:
 
     def figures(self) -> dict[str, float] | None:
         """Return what can be read, by name; None where nothing can."""
-        if self._reading is None:
-            return None
-        known = {name: value for name in _DEVICE_FIGURES if (value := getattr(self._reading, name)) is not None}
-        return known or None
+        values = {name: getattr(self._reading, name, None) for name in _DEVICE_FIGURES}
+        return {name: value for name, value in values.items() if value is not None} or None
 
     def __enter__(self) -> DeviceWatch:
-        self._probe = probe = self._probe or open_probe()[0]
+        probe = self._probe or open_probe()[0]
 
         def watch(probe: Probe) -> None:
             while not self._leaving.is_set():
@@ -164,8 +161,7 @@ class Service:
     """The parts of a run that viewers see or use.
 
     Attributes:
-        hub: Holds the newest frame.
-        pause: Pauses the run, for all viewers.
+        hub: Holds the newest frame and the switch that pauses the run, for all viewers.
         stats: Figures of the run.
         engine: The one engine, for the run and for uploads.
         device: Power and temperature of the device.
@@ -175,7 +171,6 @@ class Service:
     """
 
     hub: Hub
-    pause: PauseSwitch
     stats: StatsCollector
     engine: EngineThread
     device: DeviceWatch

@@ -97,7 +97,8 @@ async def control(service: Served, request: Request) -> LiveStatus:
     action = _action_of(await read_body(request, 1024))
     if service.hub.over:
         raise Refusal(409, "RunIsOver", f"{action}: expected a run that goes on, got one that is over; start anew.")
-    {"pause": service.pause.pause, "resume": service.pause.resume, "step": service.pause.step}[action]()
+    pause = service.hub.pause
+    {"pause": pause.pause, "resume": pause.resume, "step": pause.step}[action]()
     service.hub.wake()
     return service.live()
 

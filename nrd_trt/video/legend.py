@@ -38,7 +38,7 @@ class Legend:
             picture: ``(H, W, 3) uint8 RGB``, written to. One too small for a single row stays as it is.
             shares: ``(256,)`` share of the pixels per class index, 0-1.
         """
-        layout = _Layout(font_px=max(9, round(picture.shape[0] / 36)))
+        layout = _Layout(max(9, round(picture.shape[0] / 36)))
         around = 2 * (layout.margin + layout.pad)
         lines = self._lines(shares, (round(_TALLEST * picture.shape[0]) - around) // layout.row)
         names_width = max(layout.width(self._names[index]) for index in self._shown)
@@ -74,28 +74,15 @@ class _Line:
     figure: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Layout:
     """Lengths in pixels, all from the size of the font."""
 
-    font_px: int
-
-    @property
-    def row(self) -> int:
-        return round(1.35 * self.font_px)
-
-    @property
-    def pad(self) -> int:
-        return round(0.5 * self.font_px)
-
-    @property
-    def margin(self) -> int:
-        return round(0.6 * self.font_px)
-
-    @property
-    def indent(self) -> int:
-        """From the plate's content to the names: colour and gap."""
-        return round(1.7 * self.font_px)
+    def __init__(self, font_px: int) -> None:
+        self.font_px = font_px
+        self.row = round(1.35 * font_px)
+        self.pad = round(0.5 * font_px)
+        self.margin = round(0.6 * font_px)
+        self.indent = round(1.7 * font_px)  # from the plate's content to the names: colour and gap
 
     def width(self, text: str) -> int:
         return _render(text, self.font_px).width

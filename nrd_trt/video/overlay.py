@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from nrd_trt.data.classes import Palette, known_classes
+from nrd_trt.data.classes import CAMVID_PALETTE, CITYSCAPES_PALETTE, Palette, voc_palette
 from nrd_trt.data.overlay import blend, colour
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.specs import ModelInfo, PaletteName, View, check_choice, format_size
@@ -18,7 +18,7 @@ from nrd_trt.video.legend import Legend
 
 _OUTLINE = 255
 _WIDE_FROM = 480  # from this height on, a line of one pixel is too thin to see
-_SETS = {"camvid": 11, "cityscapes": 19, "ade20k": 150}
+_SETS: dict[str, Palette] = {"camvid": CAMVID_PALETTE, "cityscapes": CITYSCAPES_PALETTE, "ade20k": voc_palette(150)}
 _LIGHTNESS = (30, 90)  # of 0-100: darker and lighter colours are hard to tell from black and white
 
 
@@ -148,8 +148,7 @@ def palette_of(name: PaletteName, info: ModelInfo) -> Palette:
         return info.palette
     if name == "generated":
         return distinct_colours(count)
-    known = known_classes(_SETS[name])
-    colours = () if known is None else known[1]
+    colours = _SETS[name]
     if len(colours) < count:
         raise ConfigError(
             f"palette={name!r}: expected a colour for each of the {count} classes, got {len(colours)}; take model or "

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -52,23 +52,9 @@ class _Fitted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Begun:
-    item: _Fitted
-    outputs: Pending
-    since: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Inferred:
     item: _Fitted
     outputs: Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Masked:
-    arrived: _Arrived
-    mask: np.ndarray
-    unsmoothed: np.ndarray
 
 
 class Pipeline:
@@ -81,7 +67,6 @@ class Pipeline:
         paint: Draws for the sinks that show pictures.
         smoother: Smooths the masks; None leaves them as they are.
         pause: Pauses and steps the run.
-        stats: Collects its figures.
 
     Attributes:
         info: What the source is, once the run has opened it.
@@ -100,18 +85,16 @@ class Pipeline:
         paint: Paint,
         smoother: Smoother | None = None,
         pause: PauseSwitch | None = None,
-        stats: StatsCollector | None = None,
     ) -> None:
         self._source, self._thread, self._engine, self._sinks = source, engine, engine.engine, sinks
         self._paint = paint if any(sink.shows_picture for sink in sinks) else None
         self._smoother, self._still = smoother or NoSmoothing(), Stillness()
-        self._pause, self.stats = pause or PauseSwitch(), stats or StatsCollector()
+        self._pause, self.stats = pause or PauseSwitch(), StatsCollector()
         self.flicker, self.flicker_unsmoothed = FlickerMeter(), FlickerMeter()
         self.info: StreamInfo | None = None
         self.notes: list[str] = []
         self._stages = StageThreads(self._release)
         self._stopping = False
-        self._shape: tuple[int, ...] = ()
 
     @property
     def failed_stage(self) -> str | None:
@@ -143,7 +126,7 @@ class Pipeline:
         self._arrived: Channel[_Arrived] = Channel(capacity, drop_oldest=info.live)
         self._fitted: Channel[_Fitted] = Channel(capacity, drop_oldest=info.live)
         self._inferred: Channel[_Inferred] = Channel(capacity)
-        self._masked: Channel[_Masked] = Channel(capacity)
+        self._masked: Channel[SegmentedFrame] = Channel(capacity)
         self._drawn: Channel[SegmentedFrame] = Channel(capacity)
         self.info = info
         self._stages.start(
@@ -233,23 +216,20 @@ class Pipeline:
         With live sources that would only make frames older.
         """
         ahead = 0 if self._source.info.live else 1
-        begun: deque[_Begun] = deque()
+        begun: deque[tuple[_Fitted, Pending, float]] = deque()
         ended = 0.0
         for item in self._fitted:
-            begun.append(_Begun(item=item, outputs=self._thread.begin(item.feed), since=time.perf_counter()))
+            begun.append((item, self._thread.begin(item.feed), time.perf_counter()))
             while begun and (len(begun) > ahead or not self._fitted.comes_within(_SOON_S)):
-                run = begun.popleft()
-                outputs = run.outputs.result()
+                run, pending, since = begun.popleft()
+                outputs = pending.result()
                 last_ended, ended = ended, time.perf_counter()
-                self.stats.stage("infer", ended - max(run.since, last_ended))  # the engine does one run at a time
-                self._inferred.put(_Inferred(item=run.item, outputs=outputs))
+                self.stats.stage("infer", ended - max(since, last_ended))  # the engine does one run at a time
+                self._inferred.put(_Inferred(item=run, outputs=outputs))
         self._inferred.end()
 
-    def _smooth(self, inferred: _Inferred) -> _Masked:
-        fitted = inferred.item.fitted
-        if fitted.image.shape != self._shape:
-            self._shape = fitted.image.shape
-            self._smoother.reset()
+    def _smooth(self, inferred: _Inferred) -> SegmentedFrame:
+        arrived, fitted = inferred.item.arrived, inferred.item.fitted
         raw = first_mask(inferred.outputs, self._engine.graph)
         still = self._still(fitted.image)
         logits = inferred.outputs["logits"][0] if self._smoother.needs_logits else None
@@ -259,19 +239,19 @@ class Pipeline:
         self.flicker.update(mask[:height, :width], still[:height, :width])
         restored = fitted.restore(mask)
         unsmoothed = restored if isinstance(self._smoother, NoSmoothing) else fitted.restore(raw)
-        return _Masked(arrived=inferred.item.arrived, mask=restored, unsmoothed=unsmoothed)
-
-    def _draw(self, masked: _Masked) -> SegmentedFrame:
-        frame, mask = masked.arrived.frame, masked.mask
-        shares = class_shares(mask)
         return SegmentedFrame(
-            frame=frame,
-            mask=mask,
-            unsmoothed=masked.unsmoothed,
-            picture=None if self._paint is None else self._paint(frame.rgb, mask, shares),
-            shares=shares,
-            arrived_s=masked.arrived.arrived_s,
+            frame=arrived.frame,
+            mask=restored,
+            unsmoothed=unsmoothed,
+            picture=None,
+            shares=class_shares(restored),
+            arrived_s=arrived.arrived_s,
         )
+
+    def _draw(self, frame: SegmentedFrame) -> SegmentedFrame:
+        if self._paint is None:
+            return frame
+        return replace(frame, picture=self._paint(frame.frame.rgb, frame.mask, frame.shares))
 
     def _write(self) -> None:
         """Give every frame to the sinks; they live on this thread, from opening to closing."""

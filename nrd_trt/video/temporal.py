@@ -17,19 +17,15 @@ from nrd_trt.runtime.graph_io import mask_of_logits
 # the lag grows faster than the flicker falls.
 HYSTERESIS_FRAMES = 2
 EMA_WEIGHT = 0.3
+_NOISE = 8
+"""Largest difference of a channel, of 0-255, between two pictures of what stands still."""
 
 
 class Stillness:
-    """Callable that tells where an image did not change against the one before.
+    """Callable that tells where an image did not change against the one before, but for noise."""
 
-    Args:
-        threshold: Largest difference of a channel, 0-255, that is taken for noise.
-    """
-
-    def __init__(self, threshold: int = 8) -> None:
-        if not 0 <= threshold <= 255:
-            raise ConfigError(f"stillness: expected a threshold of 0 to 255, got {threshold}; 8 is above most noise.")
-        self._threshold, self._before = threshold, np.empty((0, 0, 3), np.uint8)
+    def __init__(self) -> None:
+        self._before = np.empty((0, 0, 3), np.uint8)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Compare the next image ``(h, w, 3) uint8`` with the last: ``(h, w) bool``, all False where there is none."""
@@ -39,7 +35,7 @@ class Stillness:
         difference = np.maximum(image, before)
         difference -= np.minimum(image, before)
         red, green, blue = np.moveaxis(difference, 2, 0)  # a reduction over so short an axis takes seven times as long
-        still: np.ndarray = np.maximum(np.maximum(red, green), blue) <= self._threshold
+        still: np.ndarray = np.maximum(np.maximum(red, green), blue) <= _NOISE
         return still
 
 
@@ -89,10 +85,6 @@ class Smoother(Protocol):
         """
         ...
 
-    def reset(self) -> None:
-        """Forget all frames: the next one begins a stream."""
-        ...
-
 
 class NoSmoothing:
     """Return each mask as it is."""
@@ -102,9 +94,6 @@ class NoSmoothing:
     def __call__(self, mask: np.ndarray, logits: np.ndarray | None, still: np.ndarray) -> np.ndarray:
         """Copy the mask."""
         return mask.copy()
-
-    def reset(self) -> None:
-        """Do nothing."""
 
 
 class Hysteresis:
@@ -123,10 +112,9 @@ class Hysteresis:
         if not 1 <= frames <= 255:
             raise ConfigError(f"hysteresis: expected 1 to 255 frames, got {frames}; 1 does nothing, 2 or 3 calm a lot.")
         self._frames = frames
-        self._shown: np.ndarray
-        self._missed: np.ndarray  # frames in a row in which the shown class was not seen
+        self._shown = np.empty((0, 0), np.uint8)
+        self._missed = self._shown  # frames in a row in which the shown class was not seen
         self.name, self.lag_frames = f"hysteresis:{frames}", float(frames - 1)
-        self.reset()
 
     def __call__(self, mask: np.ndarray, logits: np.ndarray | None, still: np.ndarray) -> np.ndarray:
         """Smooth the next mask; see `Smoother`."""
@@ -138,10 +126,6 @@ class Hysteresis:
             self._missed *= kept
             self._shown = np.where(kept, self._shown, mask)
         return self._shown.copy()
-
-    def reset(self) -> None:
-        """Forget all frames: the next one begins a stream."""
-        self._shown = self._missed = np.empty((0, 0), np.uint8)
 
 
 class LogitsEma:
@@ -161,9 +145,8 @@ class LogitsEma:
         if not 0 < weight <= 1:
             raise ConfigError(f"ema: expected a weight above 0 and up to 1, got {weight}; 1 does nothing, 0.3 calms.")
         self._weight, self._scale = weight, upsample
-        self._mean: np.ndarray
+        self._mean = np.empty((0, 0, 0), np.float32)
         self.name, self.lag_frames = f"ema:{weight:g}", (1 - weight) / weight
-        self.reset()
 
     def __call__(self, mask: np.ndarray, logits: np.ndarray | None, still: np.ndarray) -> np.ndarray:
         """Smooth the next mask; see `Smoother`."""
@@ -178,10 +161,6 @@ class LogitsEma:
             kept = still.reshape(rows, scale, columns, scale).mean(axis=(1, 3), dtype=np.float32)
             self._mean += (1 - np.float32(1 - self._weight) * kept) * (logits - self._mean)
         return mask_of_logits(self._mean, self._scale)
-
-    def reset(self) -> None:
-        """Forget all frames: the next one begins a stream."""
-        self._mean = np.empty((0, 0, 0), np.float32)
 
 
 def parse_smoothing(text: str, *, has_logits: bool, upsample: int) -> Smoother:

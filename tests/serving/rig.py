@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from fractions import Fraction
 from functools import cache
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,18 +14,17 @@ import pytest
 
 from nrd_trt.data.synthetic import street_clip
 from nrd_trt.errors import VideoError
-from nrd_trt.machine.clocks import ProbedDevice, Reading
+from nrd_trt.machine.clocks import Reading
 from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.serving.hub import Hub, Shown
 from nrd_trt.serving.serve import running
-from nrd_trt.video.frames import Frame, StreamInfo
 from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
-from nrd_trt.video.stats import StatsCollector
 from tests.artefacts import bundle
 from tests.serving.waiting import until
+from tests.video.stand_ins import Pictures
 
 for needed in ("fastapi", "uvicorn", "prometheus_client", "av"):
     pytest.importorskip(needed, reason=f"needs {needed}: pip install nrd-trt[serve]")
@@ -49,43 +45,23 @@ def street() -> tuple[np.ndarray, ...]:
     return tuple(scene.image for scene in street_clip(7, SIZE_HW, frames=20, fps=20))
 
 
-class Street:
+class Street(Pictures):
     """A source that drives the same second again and again.
-
-    Args:
-        live: Whether it says that it is.
-        count: How many frames it has; None has no end.
 
     Attributes:
         silent: While set, no frame comes.
         broken: While set, the next frame cannot be read.
     """
 
-    reconnects = 0
-
     def __init__(self, *, live: bool = False, count: int | None = None) -> None:
-        rate = Fraction(20)
-        self.info = StreamInfo(name="street", size_hw=SIZE_HW, rate=rate, time_base=1 / rate, frames=None, live=live)
+        super().__init__(self._drive, count, live=live, every_s=0.05, size_hw=SIZE_HW, rate=20)
         self.silent, self.broken = threading.Event(), threading.Event()
-        self._stopped, self._count = threading.Event(), count
 
-    def __iter__(self) -> Iterator[Frame]:
-        index = 0
-        while not self._stopped.wait(0.05) and (self._count is None or index < self._count):
-            if self.broken.is_set():
-                raise VideoError("street: expected a frame, found roadworks; take another way.")
-            if not self.silent.is_set():
-                yield Frame(index=index, rgb=street()[index % 20], pts=index, duration=1, name=f"{index:06}")
-                index += 1
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def __enter__(self) -> Street:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def _drive(self, index: int) -> np.ndarray:
+        until(lambda: not self.silent.is_set() or self.broken.is_set() or self._stopped.is_set(), 60)
+        if self.broken.is_set():
+            raise VideoError("street: expected a frame, found roadworks; take another way.")
+        return street()[index % 20]
 
 
 class CountedSwitch(PauseSwitch):
@@ -102,15 +78,8 @@ class CountedSwitch(PauseSwitch):
 class Instrument:
     """A probe with steady readings."""
 
-    notes: list[str] = []  # noqa: RUF012 - that of the contract
-
-    def device(self) -> ProbedDevice:
-        return ProbedDevice(source="test")
-
     def read(self) -> Reading:
         return Reading(power_w=12.5, temperature_c=51.0)
-
-    glance = read
 
     def close(self) -> None:
         pass
@@ -127,7 +96,7 @@ class Rig:
 
     def __init__(self, source: Street | None = None, *, token: str | None = None, **limits: Any) -> None:
         self.source = source or Street()
-        self.pause, self.stats = CountedSwitch(), StatsCollector()
+        self.pause = CountedSwitch()
         self.hub = Hub(self.pause)
         self.engine = EngineThread(open_bundle(bundle(), threads=1))
         self.uploads = Uploads(replace(Limits(), **limits))
@@ -148,10 +117,12 @@ class Rig:
         with ExitStack() as stack:
             listener = stack.enter_context(bind("127.0.0.1", 0))
             stack.enter_context(self.engine)
-            device = stack.enter_context(DeviceWatch(Instrument()))
+            device = stack.enter_context(DeviceWatch(Instrument()))  # type: ignore[arg-type]
+            paint = Painter(self.engine.engine.info, OverlayStyle())
+            pipeline = Pipeline(self.source, self.engine, [self.hub], paint=paint, pause=self.pause)
+            self.stats = pipeline.stats
             self.service = Service(
                 hub=self.hub,
-                pause=self.pause,
                 stats=self.stats,
                 engine=self.engine,
                 device=device,
@@ -159,25 +130,18 @@ class Rig:
                 access=Access(host="127.0.0.1", port=listener.getsockname()[1], token=self._token),
                 bundle="street.nrd",
             )
-            paint = Painter(self.service.info, OverlayStyle())
-            pipeline = Pipeline(self.source, self.engine, [self.hub], paint=paint, pause=self.pause, stats=self.stats)
             stack.enter_context(running(pipeline, self.hub))
             server = make_server(create_app(self.service), self.hub)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="page")
             thread.start()
             stack.callback(thread.join)
             stack.callback(server.handle_exit, signal.SIGINT, None)
-            stack.enter_context(self._connected())
+            headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+            # The socket listens already, so that the first request waits until the server answers.
+            self.http = httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+            stack.enter_context(self.http)
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    def _connected(self) -> Any:
-        """Make the client of the tests; it waits until the server answers, as the socket listens already."""
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
-        return self.http
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()

@@ -13,19 +13,16 @@ import pytest
 
 from nrd_trt.serving import hub as hub_module
 from nrd_trt.serving.hub import Hub
-from nrd_trt.video.frames import Frame, SegmentedFrame, StreamInfo
+from nrd_trt.video.frames import SegmentedFrame, StreamInfo
 from nrd_trt.video.pause import PauseSwitch
 from tests.serving.waiting import until
+from tests.video.stand_ins import segmented
 
 INFO = StreamInfo(name="x", size_hw=(4, 6), rate=None, time_base=Fraction(1, 25), frames=None, live=True)
 
 
 def frame(index: int) -> SegmentedFrame:
-    read = Frame(index=index, rgb=np.zeros((4, 6, 3), np.uint8), pts=index, duration=1, name=str(index))
-    mask = np.zeros((4, 6), np.uint8)
-    return SegmentedFrame(
-        frame=read, mask=mask, unsmoothed=mask, picture=None, shares=np.eye(256)[0], arrived_s=time.monotonic() - 0.25
-    )
+    return segmented(index, np.zeros((4, 6, 3), np.uint8))
 
 
 @pytest.fixture

@@ -5,34 +5,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from fractions import Fraction
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
 from nrd_trt.serving.playback import Playback
-from nrd_trt.video.frames import Frame, StreamInfo
+from nrd_trt.video.frames import Frame
+from tests.video.stand_ins import Pictures
 
-RGB = np.zeros((2, 2, 3), np.uint8)
 
-
-class Clip:
+class Clip(Pictures):
     """Frames at given times, in ticks of a hundredth of a second."""
 
     reconnects = 3
 
     def __init__(self, times: tuple[int, ...], *, live: bool = False) -> None:
+        super().__init__(lambda index: np.zeros((2, 2, 3), np.uint8), len(times), live=live, rate=100)
         self._times, self.opened, self.closed = times, 0, 0
-        self.info = StreamInfo(
-            name="x", size_hw=(2, 2), rate=Fraction(50), time_base=Fraction(1, 100), frames=len(times), live=live
-        )
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, pts in enumerate(self._times):
-            yield Frame(index=index, rgb=RGB, pts=pts, duration=2, name=str(index))
-
-    def stop(self) -> None:
-        pass
+        self.read = 0
+        return (replace(frame, pts=self._times[frame.index], duration=2) for frame in super().__iter__())
 
     def __enter__(self) -> Clip:
         self.opened += 1

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,78 +18,13 @@ from nrd_trt.data.synthetic import street_clip
 from nrd_trt.errors import RunnerError, VideoError
 from nrd_trt.runtime.engine import Engine, open_bundle
 from nrd_trt.runtime.engine_thread import EngineThread
-from nrd_trt.video.frames import Ending, EndOfRun, Frame, SegmentedFrame, StreamInfo
+from nrd_trt.video.frames import Ending, EndOfRun, Frame, StreamInfo
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.temporal import Hysteresis
 from tests.artefacts import bundle
+from tests.video.stand_ins import INFO, Kept, Pictures
 
-INFO = StreamInfo(name="test", size_hw=(60, 90), rate=Fraction(15), time_base=Fraction(1, 15), frames=None, live=False)
 PROMPTLY_S = 1.5  # a second for the run, the rest for a loaded machine
-
-
-class Pictures:
-    """A source of arrays.
-
-    Args:
-        frames: Makes the picture of an index.
-        count: How many; None goes on for ever.
-        every_s: How long a frame takes to come.
-    """
-
-    reconnects = 0
-
-    def __init__(
-        self, picture: Callable[[int], np.ndarray], count: int | None, *, live: bool = False, every_s: float = 0.0
-    ) -> None:
-        self._picture, self._count, self._every_s = picture, count, every_s
-        self.info = StreamInfo(
-            name="pictures", size_hw=(60, 90), rate=Fraction(15), time_base=Fraction(1, 15), frames=count, live=live
-        )
-        self._stopped = threading.Event()
-        self.closed_by: str | None = None
-        self.read = 0
-
-    def __iter__(self) -> Iterator[Frame]:
-        index = 0
-        while not self._stopped.wait(self._every_s) and (self._count is None or index < self._count):
-            yield Frame(index=index, rgb=self._picture(index), pts=index, duration=1, name=f"{index:06}")
-            index += 1
-            self.read = index
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def __enter__(self) -> Pictures:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closed_by = threading.current_thread().name
-
-
-class Kept:
-    """A sink that keeps what it gets."""
-
-    def __init__(self, *, shows_picture: bool = False, on_write: Callable[[int], None] = lambda index: None) -> None:
-        self.shows_picture, self._on_write = shows_picture, on_write
-        self.frames: list[SegmentedFrame] = []
-        self.latencies_s: list[float] = []
-        self.ending: Ending | None = None
-
-    def open(self, info: StreamInfo) -> None:
-        self.info = info
-
-    def write(self, frame: SegmentedFrame) -> None:
-        self._on_write(frame.frame.index)
-        self.frames.append(frame)
-        self.latencies_s.append(time.monotonic() - frame.arrived_s)
-
-    def close(self, ending: Ending) -> str | None:
-        self.ending = ending
-        return f"ended {ending}"
-
-    @property
-    def indices(self) -> list[int]:
-        return [frame.frame.index for frame in self.frames]
 
 
 class Slow:

@@ -18,8 +18,8 @@ from nrd_trt.video.sinks.mp4 import Mp4Sink
 from nrd_trt.video.sinks.open_sink import FolderSink, NullSink, open_sink
 from nrd_trt.video.sinks.window import WindowSink
 from tests.helpers import model_info
-from tests.video.test_mp4 import segmented
-from tests.video.test_pipeline import INFO as STREAM
+from tests.video.stand_ins import INFO as STREAM
+from tests.video.stand_ins import segmented
 
 INFO = model_info(11)
 
@@ -32,7 +32,7 @@ def files(sink: FolderSink, folder: Path) -> list[str]:
     """Write two frames and return the names of the files."""
     sink.open(STREAM)
     for index in range(2):
-        sink.write(segmented(index, index, 1, np.full((6, 8, 3), 77, np.uint8)))
+        sink.write(segmented(index, np.full((6, 8, 3), 77, np.uint8)))
     sink.close("complete")
     return sorted(path.name for path in folder.iterdir())
 
@@ -127,12 +127,12 @@ def test_a_window_shows_bgr_and_closes(cv2: Cv2) -> None:
     picture[..., 0] = 200
     start = time.monotonic()
     for index in range(3):
-        sink.write(segmented(index, index, 1, picture))
+        sink.write(segmented(index, picture))
     assert cv2.shown[0][0, 0].tolist() == [0, 0, 200]
     # The last picture is due two fifteenths of a second after the first one.
     assert cv2.waits[0] == 1 and cv2.waits[-1] == pytest.approx(2000 / 15 - (time.monotonic() - start) * 1000, abs=30)
     with pytest.raises(VideoError, match="expected a drawn picture"):
-        sink.write(replace(segmented(0, 0, 1, picture), picture=None))
+        sink.write(replace(segmented(0, picture), picture=None))
     sink.close("complete")
     assert cv2.title == ""
 
@@ -153,7 +153,7 @@ def test_a_window_that_is_closed_ends_the_run(cv2: Cv2, how: str) -> None:
     cv2.key = {"q": ord("q"), "esc": 27, "button": -1}[how]
     cv2.visible = 0.0 if how == "button" else 1.0
     with pytest.raises(EndOfRun):
-        sink.write(segmented(0, 0, 1, np.zeros((4, 4, 3), np.uint8)))
+        sink.write(segmented(0, np.zeros((4, 4, 3), np.uint8)))
 
 
 def test_an_opencv_without_windows_or_none_at_all_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
-from types import TracebackType
 from typing import Protocol
 
 from nrd_trt.data.videos import BrokenOffError, Picture, VideoFacts
@@ -49,12 +47,15 @@ OpenReader = Callable[[threading.Event], Reader]
 
 
 class ReaderSource:
-    """A `Source` that plays a reader once; a live one is opened again whenever it is lost.
+    """A `Source` that plays a reader once; a live one is replaced by the next whenever it is lost.
 
     Args:
         name: See `StreamInfo`.
-        open_reader: Called on entering.
+        open_reader: Called on entering, and for each reader that follows a lost one.
         report: Receives one line when a live source is lost, and one when it is back.
+
+    Attributes:
+        reconnects: How often the source was lost and came back.
     """
 
     def __init__(self, name: str, open_reader: OpenReader, *, report: Report = print) -> None:
@@ -62,9 +63,9 @@ class ReaderSource:
         self._stopped = threading.Event()
         self._reading = threading.Lock()  # closing what another thread reads would end the process
         self._info: StreamInfo | None = None
-        self._reconnecting: Reconnecting | None = None
-        self._played: Reader | None = None
+        self._reader: Reader | None = None
         self._frames: Iterator[Frame] = iter(())
+        self.reconnects = 0
 
     @property
     def info(self) -> StreamInfo:
@@ -73,20 +74,10 @@ class ReaderSource:
             raise VideoError(f"{self._name}: expected an open source, got one that was not entered; use `with`.")
         return self._info
 
-    @property
-    def reconnects(self) -> int:
-        """How often the source was lost and came back."""
-        return 0 if self._reconnecting is None else self._reconnecting.count
-
     def __enter__(self) -> ReaderSource:
-        reader = self._open(self._stopped)
-        facts = reader.facts
-        if facts.live:
-            reader = self._reconnecting = Reconnecting(
-                reader, partial(self._open, self._stopped), name=self._name, stopped=self._stopped, report=self._report
-            )
-        self._played, self._frames = reader, self._play(reader)
-        self._info = StreamInfo(name=self._name, **vars(facts))
+        self._reader = reader = self._open(self._stopped)
+        self._frames = self._play(self._reconnecting(reader) if reader.facts.live else iter(reader))
+        self._info = StreamInfo(name=self._name, **vars(reader.facts))
         return self
 
     def __iter__(self) -> Iterator[Frame]:
@@ -100,17 +91,13 @@ class ReaderSource:
         """
         self._stopped.set()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
         with self._reading:
-            if self._played is not None:
-                self._played.close()
-                self._played = None
+            if self._reader is not None:
+                self._reader.close()
 
-    def _play(self, reader: Reader) -> Iterator[Frame]:
-        pictures = iter(reader)
+    def _play(self, pictures: Iterator[Picture]) -> Iterator[Frame]:
         for index in itertools.count():
             with self._reading:
                 picture = None if self._stopped.is_set() else next(pictures, None)
@@ -120,62 +107,40 @@ class ReaderSource:
             name = picture.name or f"{index:06d}"
             yield Frame(index=index, rgb=rgb, pts=picture.pts, duration=picture.duration, name=name)
 
-
-class Reconnecting:
-    """The pictures of a live reader and of all that follow it; a `Reader` itself.
-
-    Args:
-        reader: The first one; this object closes it.
-        reopen: Opens the next, or raises `VideoError`.
-        name: Name of the source in reports.
-        stopped: Ends the waiting for a lost reader.
-        report: Receives one line when a reader is lost, and one when the next is open.
-
-    Attributes:
-        facts: Facts of the first reader, to whose time base `Picture.pts` keeps.
-        count: How often a reader was replaced.
-    """
-
-    def __init__(
-        self, reader: Reader, reopen: Callable[[], Reader], *, name: str, stopped: threading.Event, report: Report
-    ) -> None:
-        self.facts, self.count = reader.facts, 0
-        self._reader, self._reopen = reader, reopen
-        self._name, self._stopped, self._report = name, stopped, report
-
-    def __iter__(self) -> Iterator[Picture]:
-        times = _Times(self.facts.time_base)
+    def _reconnecting(self, reader: Reader) -> Iterator[Picture]:
+        """Yield the pictures of a live reader and of all that follow it, in ticks of the first one's time base."""
+        times = _Times(reader.facts.time_base)
         while True:
             reason = "it ended"
             try:
-                for picture in self._reader:
-                    yield replace(picture, pts=times.place(picture.pts, self._reader.facts.time_base))
+                for picture in reader:
+                    yield replace(picture, pts=times.place(picture.pts, reader.facts.time_base))
             except BrokenOffError as exc:
                 reason = exc.reason.partition(";")[0]
-            if self._stopped.is_set() or not self._replace_reader(reason):
+            if self._stopped.is_set():
                 return
+            reader.close()
+            following = self._opened_again(reason)
+            if following is None:
+                return
+            self._reader = reader = following
             times.start_again()
 
-    def _replace_reader(self, reason: str) -> bool:
-        """Return whether there is a next reader; False when stopped."""
-        self._reader.close()
+    def _opened_again(self, reason: str) -> Reader | None:
+        """Return the next reader, or None when stopped."""
         self._report(f"{self._name}: lost ({reason}); opening it again")
         lost, pause_s = time.monotonic(), _FIRST_PAUSE_S
         # The pauses differ by chance, so that the clients of a server that restarts do not all come at once.
         while not self._stopped.wait(pause_s * random.uniform(0.8, 1.2)):
             try:
-                self._reader = self._reopen()
+                reader = self._open(self._stopped)
             except VideoError:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
-            self.count += 1
+            self.reconnects += 1
             self._report(f"{self._name}: back after {time.monotonic() - lost:.1f} s")
-            return True
-        return False
-
-    def close(self) -> None:
-        """Close the reader; may be called again."""
-        self._reader.close()
+            return reader
+        return None
 
 
 class _Times:
