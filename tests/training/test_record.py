@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nrd_trt.errors import CheckpointError, ConfigError, MissingDependencyError
-from nrd_trt.training import record
+from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.training.record import Log, RunState, clear_folder, prepare_folder, read_state, write_state
 from tests.training.conftest import tiny
 
@@ -44,11 +43,13 @@ def test_a_folder_with_a_file_of_a_run_is_not_written_to(tmp_path: Path) -> None
         assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_folders_are_made_and_others_may_be_used(tmp_path: Path) -> None:
+def test_folders_are_made_and_files_refused(tmp_path: Path) -> None:
     prepare_folder(tmp_path / "a" / "b", resume=False, force=False)
-    (tmp_path / "a" / "b" / "notes.txt").write_text("mine")
+    (notes := tmp_path / "a" / "b" / "notes.txt").write_text("mine")
     prepare_folder(tmp_path / "a" / "b", resume=False, force=False)
-    assert (tmp_path / "a" / "b" / "notes.txt").is_file()
+    assert notes.is_file()
+    with pytest.raises(ConfigError, match=r"notes\.txt: expected a folder to write to, got a file"):
+        prepare_folder(notes, resume=False, force=False)
 
 
 def test_resuming_needs_a_state_and_keeps_the_files(tmp_path: Path) -> None:
@@ -156,27 +157,14 @@ def test_log_has_a_row_per_call_at_once(tmp_path: Path) -> None:
 def test_resumed_log_drops_the_rows_that_are_made_again(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     write_rows(path, range(1, 7))
-    write_rows(path, range(5, 8), resumed_at=4)
-    assert [row[0] for row in rows_of(path)] == ["step", "1", "2", "3", "4", "5", "6", "7"]
     with Log(path, 4) as log:
         assert log.seconds == 40.0  # the clock goes on from there
-    with Log(path, 0) as log:
-        assert log.seconds == 0.0
-
-
-def test_resumed_log_is_whole_before_the_first_new_row(tmp_path: Path) -> None:
-    """A run that is killed before it has logged anything must not lose what the one before it logged."""
-    path = tmp_path / "log.csv"
-    write_rows(path, range(1, 5))
-    unclosed = Log(path, 4)
-    assert [row[0] for row in rows_of(path)] == ["step", "1", "2", "3", "4"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["log.csv"]
-    unclosed.__exit__()
-
-
-def test_a_last_row_that_was_not_written_whole_is_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    for end in ("5,0.1", "\n"):
+        # Whole before the first new row: a run that is killed now must not lose what the one before it logged.
+        assert [row[0] for row in rows_of(path)] == ["step", "1", "2", "3", "4"]
+        assert [entry.name for entry in tmp_path.iterdir()] == ["log.csv"]
+    write_rows(path, range(5, 8), resumed_at=4)
+    assert [row[0] for row in rows_of(path)] == ["step", "1", "2", "3", "4", "5", "6", "7"]
+    for end in ("5,0.1", "\n"):  # a last row that was not written whole
         write_rows(path, range(1, 5))  # takes nothing from the log that is there
         path.write_text(path.read_text() + end)
         write_rows(path, range(5, 7), resumed_at=4)
@@ -206,15 +194,3 @@ def test_picture_shows_loss_and_validation(tmp_path: Path) -> None:
         assert log.draw(tmp_path / "both.png", "camvid_r18, seed 0") is None
     assert GREY in colours(tmp_path / "losses.png") and BLUE not in colours(tmp_path / "losses.png")
     assert {GREY, BLUE} <= colours(tmp_path / "both.png")
-
-
-def test_without_matplotlib_there_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(module: str, *, extra: str, purpose: str) -> Any:
-        raise MissingDependencyError(f"{module} is absent; pip install nrd-trt[{extra}]")
-
-    monkeypatch.setattr(record, "require", absent)
-    with Log(tmp_path / "log.csv", 0) as log:
-        log.write(1, 2.0, 0.1, 1, 0.5)
-        note = log.draw(tmp_path / "curves.png", "title")
-    assert note == "curves.png was not drawn: matplotlib.figure is absent; pip install nrd-trt[plot]"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["log.csv"]

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nrd_trt.data.classes import CAMVID_CLASSES
 from nrd_trt.data.folders import IGNORE
 from nrd_trt.data.synthetic import Scene
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.training import samples as samples_module
-from nrd_trt.training.recipes import Recipe
 from nrd_trt.training.samples import FIRST_SCENE, Samples
 from tests.training.conftest import SIZE, VOID, tiny, write_arrays, write_pair
 
@@ -36,21 +34,15 @@ def classes_of(batch: tuple[np.ndarray, np.ndarray]) -> set[int]:
 # --- the sequence ----------------------------------------------------------------------------------------------------
 
 
-def test_samples_follow_the_seed(data: Path) -> None:
-    first, again = (Samples(tiny(), [data]).batch(3, 2) for _ in range(2))
-    other = Samples(tiny(seed=1), [data]).batch(3, 2)
-    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
-    assert not np.array_equal(first[0], other[0])
-    assert (first[0].shape, first[0].dtype) == ((2, 3, 64, 64), np.float32)
-    assert (first[1].shape, first[1].dtype) == ((2, 64, 64), np.uint8)
-
-
-def test_a_sample_depends_on_its_number_and_not_on_its_batch(data: Path) -> None:
+def test_a_sample_depends_on_the_seed_and_its_number_and_not_on_its_batch(data: Path) -> None:
     samples = Samples(tiny(), [data])
-    whole, parts = samples.batch(4, 4), [samples.batch(first, 2) for first in (6, 4)]
+    whole, parts = samples.batch(4, 4), [Samples(tiny(), [data]).batch(first, 2) for first in (6, 4)]
     for kind in (0, 1):
         assert np.array_equal(whole[kind], np.concatenate([parts[1][kind], parts[0][kind]]))
         assert not np.array_equal(whole[kind][0], whole[kind][1])
+    assert not np.array_equal(whole[0][:2], Samples(tiny(seed=1), [data]).batch(4, 2)[0])
+    assert (whole[0].shape, whole[0].dtype) == ((4, 3, 64, 64), np.float32)
+    assert (whole[1].shape, whole[1].dtype) == ((4, 64, 64), np.uint8)
 
 
 def test_scenes_are_mixed_in_at_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,18 +71,14 @@ def test_scenes_are_mixed_in_at_their_share(tmp_path: Path, monkeypatch: pytest.
 def test_folders_are_mixed(tmp_path: Path) -> None:
     flat(tmp_path / "a", 1, 1, 1)
     flat(tmp_path / "b", 2, 2, 2)
-    samples = Samples(tiny(synthetic_share=0.0), [tmp_path / "a", tmp_path / "b"])
+    folders = [tmp_path / "a", tmp_path / "b"]
+    samples = Samples(tiny(synthetic_share=0.0), folders)
     assert (len(samples.training), samples.validation_count()) == (4, 2)
     assert classes_of(samples.batch(0, 20)) == {1, 2}
     assert [set(samples.validation_sample(index)[1].flat) for index in (0, 1)] == [{1}, {2}]
-
-
-def test_a_folder_and_scenes(tmp_path: Path) -> None:
-    flat(tmp_path, 8, 8)
-    samples = Samples(tiny(synthetic_share=0.5), [tmp_path, SYNTHETIC])
-    assert samples.synthetic_share == 0.5
-    assert classes_of(samples.batch(0, 12)) > {8}
-    assert samples.validation_count() == 1, "validation is on the images alone"
+    with_scenes = Samples(tiny(synthetic_share=0.5), [*folders, SYNTHETIC])
+    assert classes_of(with_scenes.batch(0, 12)) > {1, 2}
+    assert with_scenes.validation_count() == 2, "validation is on the images alone"
 
 
 def test_scenes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,17 +98,12 @@ def test_scenes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (samples.class_weights() == 1).all()  # nothing to count
 
 
-@pytest.mark.parametrize("data", [[SYNTHETIC], ["folder", SYNTHETIC], ["folder"]])
-def test_scenes_have_camvids_classes(data: list[Path | str], tmp_path: Path) -> None:
-    flat(tmp_path / "folder", 1, 1)
-    paths = [tmp_path / "folder" if path == "folder" else Path(path) for path in data]
-    with pytest.raises(ConfigError, match=r"recipe camvid_mobilenetv2: procedural scenes have the CamVid classes"):
-        Samples(tiny(info=OTHER), paths)
-    Samples(tiny(info=OTHER, synthetic_share=0.0), [tmp_path / "folder"])
-
-
-def test_scenes_next_to_a_folder_need_a_share(tmp_path: Path) -> None:
+def test_scenes_have_camvids_classes_and_need_a_share(tmp_path: Path) -> None:
     flat(tmp_path, 1, 1)
+    for data in ([SYNTHETIC], [tmp_path, SYNTHETIC], [tmp_path]):
+        with pytest.raises(ConfigError, match=r"recipe camvid_mobilenetv2: procedural scenes have the CamVid classes"):
+            Samples(tiny(info=OTHER), data)
+    Samples(tiny(info=OTHER, synthetic_share=0.0), [tmp_path])
     with pytest.raises(ConfigError, match=r"data='synthetic' .*share of procedural scenes is 0; give synthetic_share="):
         Samples(tiny(synthetic_share=0.0), [tmp_path, SYNTHETIC])
 
@@ -147,49 +130,24 @@ def test_labels_that_count_from_one(tmp_path: Path) -> None:
         Samples(tiny(info=info), [tmp_path]).validation_sample(0)
 
 
-def _corrupt_image(folder: Path) -> str:
-    (folder / "images" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
-    return r"images.1\.png: expected an image, cannot read it"
-
-
-def _corrupt_label(folder: Path) -> str:
-    path = folder / "labels" / "1.png"
-    path.write_bytes(path.read_bytes()[:60])
-    return r"labels.1\.png: expected a label PNG, cannot read it"
-
-
-def _other_size(folder: Path) -> str:
-    write_arrays(folder, "1", np.zeros((70, 100, 3), np.uint8), np.zeros((70, 99), np.uint8))
-    return r"labels.1\.png: expected the image's size 70x100, got 70x99"
-
-
-def _out_of_range(folder: Path) -> str:
-    write_arrays(folder, "1", np.zeros((70, 100, 3), np.uint8), np.full((70, 100), 12, np.uint8))
-    return r"labels.1\.png: expected class indices 0-10 .*got \[12\]"
-
-
-@pytest.mark.parametrize("spoil", [_corrupt_image, _corrupt_label, _other_size, _out_of_range])
-def test_bad_files_are_named(spoil: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.zeros((70, 99), np.uint8), "expected the image's size 70x100, got 70x99"),
+        (np.full((70, 100), 12, np.uint8), r"expected class indices 0-10 .*got \[12\]"),
+    ],
+    ids=["size", "class"],
+)
+def test_bad_labels_are_named(label: np.ndarray, message: str, tmp_path: Path) -> None:
     flat(tmp_path, 1, 1)
-    message = spoil(tmp_path)  # type: ignore[operator]
+    write_arrays(tmp_path, "1", np.zeros((70, 100, 3), np.uint8), label)
     samples = Samples(tiny(synthetic_share=0.0), [tmp_path])
     for use in (lambda: samples.batch(0, 1), samples.class_weights):
-        with pytest.raises((ConfigError, ShapeError), match=message):
+        with pytest.raises((ConfigError, ShapeError), match=rf"labels.1\.png: {message}"):
             use()
 
 
 # --- class weights ---------------------------------------------------------------------------------------------------
-
-
-def _weights(folder: Path, recipe: Recipe | None = None) -> np.ndarray:
-    return Samples(recipe or tiny(), [folder]).class_weights()
-
-
-def test_rare_classes_weigh_more(data: Path) -> None:
-    weights = _weights(data)
-    assert weights.shape == (11,) and weights.dtype == np.float32
-    assert weights.min() >= 0.4 and weights.max() <= 3.0
-    assert weights[CAMVID_CLASSES.index("Road")] < 1 < weights[CAMVID_CLASSES.index("SignSymbol")]
 
 
 def test_weights_are_roots_of_rarity_within_bounds(tmp_path: Path) -> None:
@@ -198,7 +156,9 @@ def test_weights_are_roots_of_rarity_within_bounds(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write_arrays(tmp_path / part, "a", np.zeros((100, 100, 3), np.uint8), label)
     # Shares 1 : 25 : 100 : 400 : 5000 pixels, the median is 100; classes without pixels and void weigh nothing in.
-    assert _weights(tmp_path).tolist() == pytest.approx([3.0, 2.0, 1.0, 0.5, 0.4, *[1.0] * 6])
+    weights = Samples(tiny(), [tmp_path]).class_weights()
+    assert weights.dtype == np.float32
+    assert weights.tolist() == pytest.approx([3.0, 2.0, 1.0, 0.5, 0.4, *[1.0] * 6])
 
 
 def test_only_some_labels_of_a_large_set_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
