@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,8 @@ import onnx
 from onnx import TensorProto
 from tqdm import tqdm
 
-from nrd_trt.engine.compat import ConfigOptions, MessageLog, PhaseMonitor, TensorRT, load_tensorrt
+from nrd_trt.engine.compat import ConfigOptions, TensorRT, load_tensorrt
+from nrd_trt.engine.messages import MessageLog, progress_monitor
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.engine.timing_cache import read_timing_cache, write_timing_cache
 from nrd_trt.errors import BuildError
@@ -104,7 +105,8 @@ def build_engine(model: onnx.ModelProto, options: BuildOptions) -> BuiltEngine:
     tensorrt.record_errors(builder, network, log)
     layers = tensorrt.layers(network)
     check_types(model, layers, facts.precision)
-    check_decode(model, tensorrt.plugin_layers(network), plugin=options.plugin is not None)
+    plugin_layers = [record.name for record in layers if record.kind == "plugin_v3"]
+    check_decode(model, plugin_layers, plugin=options.plugin is not None)
     config = tensorrt.config(builder, options.config)
     _add_profile(builder, config, facts)
     with _timing_cache(tensorrt, config, options):
@@ -207,11 +209,10 @@ def _timing_cache(tensorrt: TensorRT, config: Any, options: BuildOptions) -> Ite
 
 def _add_profile(builder: Any, config: Any, facts: GraphFacts) -> None:
     """Give a dynamic input its range; a static one needs no profile."""
-    shape = facts.shape
-    if all(extent.is_static for extent in (shape.batch, shape.height, shape.width)):
+    extents = (facts.shape.batch, facts.shape.height, facts.shape.width)
+    if all(extent.is_static for extent in extents):
         return
     profile = builder.create_optimization_profile()
-    extents = (shape.batch, shape.height, shape.width)
     ranges = [[getattr(extent, which) for extent in extents] for which in ("min", "opt", "max")]
     axis = 3 if facts.input_form == "uint8" else 1
     low, opt, high = ((*sizes[:axis], 3, *sizes[axis:]) for sizes in ranges)  # 3 colours
@@ -220,8 +221,8 @@ def _add_profile(builder: Any, config: Any, facts: GraphFacts) -> None:
 
 
 def _serialise(tensorrt: TensorRT, builder: Any, network: Any, config: Any, progress: bool, log: MessageLog) -> bytes:
-    with _cancellable() as cancelled, _Bars(progress, cancelled) as bars:
-        config.progress_monitor = tensorrt.progress_monitor(bars)
+    with _cancellable() as cancelled, closing(_Bars(progress, cancelled)) as bars:
+        config.progress_monitor = progress_monitor(tensorrt.trt, bars.start, bars.step)
         plan = builder.build_serialized_network(network, config)
     if cancelled.is_set():
         raise KeyboardInterrupt
@@ -251,7 +252,7 @@ def _cancellable() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-class _Bars(PhaseMonitor):
+class _Bars:
     """One bar for the outermost phase; inner phases show as its description."""
 
     def __init__(self, show: bool, cancelled: threading.Event) -> None:
@@ -259,21 +260,18 @@ class _Bars(PhaseMonitor):
         self._bar: tqdm[Any] | None = None
         self._outermost: str | None = None
 
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def start(self, phase: str, parent: str | None, steps: int) -> None:
+    def start(self, phase: str, steps: int) -> None:
         if self._outermost is None:
             self._outermost = phase
             self._bar = bar(desc=phase, unit="step", show=self._show, total=steps)
         elif self._bar is not None:
             self._bar.set_description(phase, refresh=False)
 
-    def step(self, phase: str, step: int) -> bool:
+    def step(self, phase: str) -> bool:
         if phase == self._outermost and self._bar is not None:
             self._bar.update()
         return not self._cancelled.is_set()

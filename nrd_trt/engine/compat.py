@@ -11,29 +11,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args
 
 from nrd_trt.engine.loading import LoadedEngine, load_engine
-from nrd_trt.engine.messages import MessageLog, PhaseMonitor, message_log, progress_monitor, stderr_message
+from nrd_trt.engine.messages import MessageLog, message_log
 from nrd_trt.engine.timing_cache import TimingCacheKey
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.optional import require
 from nrd_trt.progress import OnMessage, silent
 from nrd_trt.specs import Flavour, LayerRecord
-
-__all__ = [
-    "FLAVOURS",
-    "ConfigOptions",
-    "LoadedEngine",
-    "MessageLog",
-    "PhaseMonitor",
-    "TensorRT",
-    "installed_flavours",
-    "load_tensorrt",
-    "stderr_message",
-    "version_numbers",
-]
 
 FLAVOURS: Mapping[str, tuple[str, str]] = {"tensorrt": ("tensorrt", "trt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 """Module and extra by flavour; each builds engines and runs its own."""
@@ -59,17 +45,17 @@ def load_tensorrt(flavour: str) -> TensorRT:
     return TensorRT(flavour, require(module, extra=extra, purpose=f"building and running {flavour} engines"))
 
 
+@dataclass(frozen=True)
 class TensorRT:
-    """One imported TensorRT flavour.
+    """One imported TensorRT flavour; two of one module are equal.
 
     Attributes:
         flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         trt: The module.
     """
 
-    def __init__(self, flavour: str, module: ModuleType) -> None:
-        self.flavour = flavour
-        self.trt: Any = module
+    flavour: str
+    trt: Any
 
     @property
     def version(self) -> str:
@@ -182,9 +168,6 @@ class TensorRT:
             config.clear_flag(self._member("BuilderFlag", "EXCLUDE_LEAN_RUNTIME"))  # the plan brings its runtime
         if options.hardware_compatible:
             config.hardware_compatibility_level = self._member("HardwareCompatibilityLevel", "AMPERE_PLUS")
-        if options.same_compute_capability:
-            level = self._member("HardwareCompatibilityLevel", "SAME_COMPUTE_CAPABILITY")
-            config.hardware_compatibility_level = level
         if options.compute_capabilities:
             self._set_targets(config, options.compute_capabilities)
         return config
@@ -210,10 +193,6 @@ class TensorRT:
             )
         return lambda: bytes(cache.serialize())
 
-    def progress_monitor(self, monitor: PhaseMonitor) -> Any:
-        """Wrap a `PhaseMonitor` as this flavour's progress monitor."""
-        return progress_monitor(self.trt, monitor)
-
     def layers(self, network: Any) -> tuple[LayerRecord, ...]:
         """Describe every layer of a parsed network."""
         layers = (network.get_layer(index) for index in range(network.num_layers))
@@ -225,11 +204,6 @@ class TensorRT:
             )
             for layer in layers
         )
-
-    def plugin_layers(self, network: Any) -> list[str]:
-        """Return the names of the layers of a parsed network that plugins of the third interface run."""
-        layers = (network.get_layer(index) for index in range(network.num_layers))
-        return [layer.name for layer in layers if layer.type == self.trt.LayerType.PLUGIN_V3]
 
     def _member(self, enum: str, name: str) -> Any:
         member = getattr(getattr(self.trt, enum, None), name, None)
@@ -262,8 +236,6 @@ class ConfigOptions:
         optimization_level: 0 (fast build) to 5 (slow build).
         version_compatible: The plan loads in later versions of the same major and the next one.
         hardware_compatible: The plan loads on any Ampere or later GPU, at some cost in speed.
-        same_compute_capability: The plan loads on GPUs of the same compute capability only, at less cost
-            (TensorRT >= 10.9).
         compute_capabilities: Targets such as ``"8.9"`` (TensorRT-RTX only); empty for its default.
     """
 
@@ -271,7 +243,6 @@ class ConfigOptions:
     optimization_level: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
-    same_compute_capability: bool = False
     compute_capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -279,8 +250,6 @@ class ConfigOptions:
             raise ConfigError(f"workspace_mib={self.workspace_mib}: expected at least 1.")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"optimization_level={self.optimization_level}: expected 0 to 5.")
-        if self.hardware_compatible and self.same_compute_capability:
-            raise ConfigError("hardware_compatible and same_compute_capability exclude each other; choose one of them.")
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ The module is handed in; this file and `nrd_trt.engine.compat` name what is in i
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,35 +93,27 @@ def _recorder(trt: Any, messages: list[str], on_message: OnMessage) -> Any:
     return _Recorder()
 
 
-class PhaseMonitor:
-    """Progress of nested build phases; override what is needed."""
+def progress_monitor(trt: Any, on_start: Callable[[str, int], None], on_step: Callable[[str], bool]) -> Any:
+    """Make a progress monitor of the nested phases of a build.
 
-    def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase of `steps` steps begins."""
-
-    def step(self, phase: str, step: int) -> bool:
-        """A step is done; False cancels the build."""
-        return True
-
-    def finish(self, phase: str) -> None:
-        """A phase ends."""
-
-
-def progress_monitor(trt: Any, monitor: PhaseMonitor) -> Any:
-    """Wrap a `PhaseMonitor` as TensorRT's progress monitor."""
+    Args:
+        trt: The module.
+        on_start: Called with a phase that begins and its number of steps.
+        on_step: Called with the phase after each of its steps; False cancels the build.
+    """
 
     class _Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            monitor.start(phase_name, parent_phase, num_steps)
+            on_start(phase_name, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return monitor.step(phase_name, step)
+            return on_step(phase_name)
 
         def phase_finish(self, phase_name: str) -> None:
-            monitor.finish(phase_name)
+            pass
 
     return _Monitor()
 

@@ -13,14 +13,14 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from nrd_trt.engine.compat import TensorRT, version_numbers
-from nrd_trt.engine.record import PluginRecord
+from nrd_trt.engine.record import PluginFacts, PluginRecord
 from nrd_trt.errors import PluginError
 from nrd_trt.files import sha256_file
 from nrd_trt.specs import MaskEncoding
@@ -42,30 +42,19 @@ SUPPORTED: Mapping[str, frozenset[int]] = {
 # Integrated GPUs run machine code of their own architecture only, and no other GPU runs theirs.
 _TEGRA = frozenset({53, 62, 72, 87, 101, 110})
 _CHECKOUT = Path(__file__).resolve().parents[2]
+_FACTS = tuple(field.name for field in fields(PluginFacts))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PluginInfo:
+class PluginInfo(PluginFacts):
     """What a library says of itself through ``nrd_plugin_info``.
 
     Attributes:
-        version: Version of the library.
-        tensorrt: Version of the TensorRT headers that it was built with.
-        tensorrt_major: Major version of these headers.
-        cuda: Version of the CUDA toolkit that it was built with.
-        architectures: GPUs that it holds machine code for, 87 for compute capability 8.7.
-        ptx: Architectures that it holds PTX for, which a driver compiles for these and later ones.
-        kernel_revision: Number that rises with every change of the kernels.
+        tensorrt_major: Major version of the TensorRT headers that it was built with.
         ops: Names of its plugins.
     """
 
-    version: str
-    tensorrt: str
     tensorrt_major: int
-    cuda: str
-    architectures: tuple[int, ...]
-    ptx: tuple[int, ...]
-    kernel_revision: int
     ops: tuple[str, ...]
 
     @classmethod
@@ -116,18 +105,8 @@ class PluginLibrary:
 
     def record(self, mask_encoding: MaskEncoding) -> PluginRecord:
         """Return what a bundle records of it, which does not depend on its folder."""
-        info = self.info
-        return PluginRecord(
-            file=self.path.name,
-            sha256=self.sha256,
-            version=info.version,
-            tensorrt=info.tensorrt,
-            cuda=info.cuda,
-            architectures=info.architectures,
-            ptx=info.ptx,
-            kernel_revision=info.kernel_revision,
-            mask_encoding=mask_encoding,
-        )
+        facts = {name: getattr(self.info, name) for name in _FACTS}
+        return PluginRecord(file=self.path.name, sha256=self.sha256, mask_encoding=mask_encoding, **facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,9 +262,7 @@ def check_recorded(library: PluginLibrary, recorded: PluginRecord, *, bundle: st
     """
     if library.sha256 == recorded.sha256:
         return
-    found = library.record(recorded.mask_encoding)
-    names = ("version", "tensorrt", "cuda", "architectures", "ptx", "kernel_revision")
-    pairs = {name: (getattr(recorded, name), getattr(found, name)) for name in names}
+    pairs = {name: (getattr(recorded, name), getattr(library.info, name)) for name in _FACTS}
     others = [f"{name}: {_text(was)}, found {_text(now)}" for name, (was, now) in pairs.items() if was != now]
     raise PluginError(
         f"{library.path}: {bundle} was built with another plugin library: expected SHA-256 "
@@ -295,7 +272,7 @@ def check_recorded(library: PluginLibrary, recorded: PluginRecord, *, bundle: st
     )
 
 
-_LOADED: dict[str, PluginLibrary] = {}  # by flavour, each of which has one registry per process
+_LOADED: dict[TensorRT, PluginLibrary] = {}  # each has one registry per process
 _LOADING = threading.Lock()
 
 
@@ -308,7 +285,7 @@ def load_plugin(library: PluginLibrary, tensorrt: TensorRT) -> None:
     check_plugin(library, tensorrt)
     with _LOADING:
         absent = _absent_creators(tensorrt)
-        loaded = _LOADED.get(tensorrt.flavour)
+        loaded = _LOADED.get(tensorrt)
         if not absent and loaded is not None and loaded.sha256 == library.sha256:
             return
         if len(absent) < len(OPS):
@@ -324,7 +301,7 @@ def load_plugin(library: PluginLibrary, tensorrt: TensorRT) -> None:
                 f"{', '.join(OPS)}, got {'none of ' + ', '.join(absent) if accepted else 'a refusal'}; "
                 f"build it with the headers of the installed version: {BUILD_COMMAND}"
             )
-        _LOADED[tensorrt.flavour] = library
+        _LOADED[tensorrt] = library
 
 
 def _absent_creators(tensorrt: TensorRT) -> list[str]:

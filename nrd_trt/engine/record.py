@@ -51,29 +51,38 @@ class ExporterRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PluginRecord:
-    """The plugin library that a plan was built with; nothing here depends on its folder.
+class PluginFacts:
+    """What a plugin library says of itself and a bundle keeps.
 
     Attributes:
-        file: Name of the file.
-        sha256: Hash of the file.
         version: Version of the library.
         tensorrt: Version of the TensorRT headers that it was built with.
-        cuda: Version of its CUDA toolkit.
+        cuda: Version of the CUDA toolkit that it was built with.
         architectures: GPUs that it holds machine code for, 87 for compute capability 8.7.
-        ptx: Architectures that it holds PTX for.
-        kernel_revision: Counts changes of the kernels.
-        mask_encoding: How the plan gives its mask.
+        ptx: Architectures that it holds PTX for, which a driver compiles for these and later ones.
+        kernel_revision: Number that rises with every change of the kernels.
     """
 
-    file: str
-    sha256: str
     version: str
     tensorrt: str
     cuda: str
     architectures: tuple[int, ...]
     ptx: tuple[int, ...]
     kernel_revision: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginRecord(PluginFacts):
+    """The plugin library that a plan was built with; nothing here depends on its folder.
+
+    Attributes:
+        file: Name of the file.
+        sha256: Hash of the file.
+        mask_encoding: How the plan gives its mask.
+    """
+
+    file: str
+    sha256: str
     mask_encoding: MaskEncoding
 
 

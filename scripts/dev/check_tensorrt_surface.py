@@ -61,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.bindings and not options.rtx:
         parser.error("give --bindings VERSION … or --rtx")
     try:
-        checked = {one: check_surface(read_version(one), "tensorrt", one) for one in options.bindings}
+        checked = {one: check_surface(read_version(one), "tensorrt") for one in options.bindings}
         if options.rtx:
             tensorrt = load_tensorrt("tensorrt-rtx")
             found = read_surface(tensorrt.trt)
-            checked[f"rtx {tensorrt.version}"] = check_surface(found, tensorrt.flavour, tensorrt.version)
+            checked[f"rtx {tensorrt.version}"] = check_surface(found, tensorrt.flavour)
     except NrdTrtError as exc:
         print(exc, file=sys.stderr)
         return 2
@@ -294,13 +294,11 @@ class Replacement:
     """What `nrd_trt.engine.compat` does where a name is absent.
 
     Attributes:
-        flavour: Whose bindings may lack it.
-        before: The version that brought it; None where it never came.
+        flavour: Whose bindings lack it in every version.
         instead: What happens then.
     """
 
     flavour: str
-    before: tuple[int, ...] | None
     instead: str
 
 
@@ -313,16 +311,11 @@ class Finding:
     detail: str = ""
 
 
-_ONE_GPU = Replacement(
-    flavour="tensorrt", before=None, instead="compute_capabilities is refused: it builds for its GPU"
-)
+_ONE_GPU = Replacement(flavour="tensorrt", instead="compute_capabilities is refused: it builds for its GPU")
 REPLACEMENTS: dict[str, Replacement] = {
     "ComputeCapability.__members__": _ONE_GPU,
     "IBuilderConfig.num_compute_capabilities": _ONE_GPU,
     "IBuilderConfig.set_compute_capability": _ONE_GPU,
-    "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": Replacement(
-        flavour="tensorrt", before=(10, 9), instead="same_compute_capability is refused: AMPERE_PLUS is the only level"
-    ),
 }
 
 
@@ -348,16 +341,16 @@ def read_surface(module: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def check_surface(found: Mapping[str, Mapping[str, Any]], flavour: str, version: str) -> list[Finding]:
-    """Judge what `read_surface` found in one version."""
-    return [_judge(use, found.get(use[0]), flavour, version_numbers(version)) for use in surface()]
+def check_surface(found: Mapping[str, Mapping[str, Any]], flavour: str) -> list[Finding]:
+    """Judge what `read_surface` found in the bindings of a flavour."""
+    return [_judge(use, found.get(use[0]), flavour) for use in surface()]
 
 
-def _judge(use: Use, found: Mapping[str, Any] | None, flavour: str, version: tuple[int, ...]) -> Finding:
+def _judge(use: Use, found: Mapping[str, Any] | None, flavour: str) -> Finding:
     name, kind, arguments = use
     if found is None:
         known = REPLACEMENTS.get(name)
-        if known and known.flavour == flavour and (known.before is None or version < known.before):
+        if known and known.flavour == flavour:
             return Finding(name=name, state="replaced", detail=known.instead)
         return Finding(name=name, state="missing", detail="not in these bindings")
     if kind == "set" and not found["settable"]:

@@ -28,7 +28,6 @@ def install(patch: pytest.MonkeyPatch, version: str = "10.3.0", device: Gpu | No
     patch.setitem(sys.modules, "tensorrt", module)
     patch.setattr(build_module, "probe_device", lambda: device)
     patch.setattr(select, "probe_device", lambda: None)
-    patch.setattr(plugins, "_LOADED", {})
     return module
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import subprocess
 import sys
@@ -10,34 +9,27 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
 import pytest
 
 from nrd_trt.engine.builder import BuildOptions, build_engine
-from nrd_trt.engine.compat import (
-    FLAVOURS,
-    ConfigOptions,
-    LoadedEngine,
-    TensorRT,
-    installed_flavours,
-    load_tensorrt,
-    version_numbers,
-)
+from nrd_trt.engine.compat import FLAVOURS, ConfigOptions, TensorRT, load_tensorrt, version_numbers
+from nrd_trt.engine.loading import LoadedEngine
 from nrd_trt.errors import BuildError, ConfigError, MissingDependencyError, RunnerError, ShapeError
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
-from tests.artefacts import environment
+from nrd_trt.progress import silent
+from tests.artefacts import environment, needs_rtx
+from tests.engine.surface.enterprise import enterprise
 from tests.engine.surface.fakes import PROFILE, Context, Engine, Kind, fake_module
 from tests.helpers import STATIC, small_export
 
 RTX = "tensorrt-rtx"
 REBUILD = "nrd_trt.build('a.nrd', 'a.nrd', force=True)"
-needs_rtx = pytest.mark.skipif(
-    RTX not in installed_flavours(), reason="needs the builder: `pip install nrd-trt[rtx]` (no GPU needed)"
-)
 needs_no_gpu = pytest.mark.skipif(
     Path("/proc/driver/nvidia/version").exists(), reason="shows what happens without an NVIDIA driver; there is one"
 )
@@ -92,9 +84,10 @@ def test_parser_prefers_plugin(flavour: str, version: str, prefers: bool) -> Non
     assert TensorRT(flavour, fake_module(None, [], version)).parser_prefers_plugin is prefers
 
 
-def test_two_hardware_levels_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="exclude each other"):
-        ConfigOptions(hardware_compatible=True, same_compute_capability=True)
+def test_a_setting_that_a_version_lacks_is_named() -> None:
+    tensorrt = TensorRT("tensorrt", enterprise())
+    with pytest.raises(ConfigError, match=r"^tensorrt 10\.3\.0 has no BuilderFlag\.VERSION_COMPATIBLE; leave that"):
+        tensorrt.config(tensorrt.builder(tensorrt.log(silent)), ConfigOptions(version_compatible=True))
 
 
 # --- messages of a build
@@ -167,11 +160,7 @@ for host_code in (False, True):
 
 def test_runtime_that_cannot_start_names_gpu_and_driver() -> None:
     module = fake_module(None, [])
-
-    def no_runtime(logger: Any) -> Any:
-        raise TypeError("pybind11::init(): factory function returned nullptr")
-
-    module.Runtime = no_runtime
+    module.Runtime = Mock(side_effect=TypeError("pybind11::init(): factory function returned nullptr"))
     with pytest.raises(RunnerError, match=r"tensorrt 10\.3\.0 cannot start on this machine.*NVIDIA GPU and its driver"):
         TensorRT("tensorrt", module).deserialize(b"plan", host_code=False, rebuild=REBUILD)
 
@@ -189,19 +178,13 @@ def test_refused_plan_says_why_and_what_to_do() -> None:
     assert seen == [("ERROR", "other compute capability")]
 
 
-@pytest.mark.parametrize("host_code", [False, True])
-def test_host_code_is_allowed_on_demand_only(host_code: bool) -> None:
-    made: list[Any] = []
-    tensorrt = TensorRT("tensorrt", fake_module(Engine(), made))
-    tensorrt.deserialize(b"the plan", host_code=host_code, rebuild=REBUILD)
-    assert [(runtime.plan, runtime.engine_host_code_allowed) for runtime in made] == [(b"the plan", host_code)]
-
-
-def test_every_object_reports_to_one_recorder() -> None:
-    made: list[Any] = []
-    engine = Engine()
-    _, context = load(engine, made)
-    assert made[0].error_recorder is engine.error_recorder is context.error_recorder is not None
+def test_host_code_is_allowed_on_demand_and_every_object_reports_to_one_recorder() -> None:
+    for host_code in (False, True):
+        made, engine = list[Any](), Engine()
+        TensorRT("tensorrt", fake_module(engine, made)).deserialize(b"a", host_code=host_code, rebuild=REBUILD)
+        (runtime,) = made
+        assert (runtime.plan, runtime.engine_host_code_allowed) == (b"a", host_code)
+        assert runtime.error_recorder is engine.error_recorder is engine.context.error_recorder is not None
 
 
 def test_no_context_is_an_error() -> None:
@@ -288,24 +271,7 @@ def test_refusal_is_an_error_with_its_own_messages_only(call: Any, words: str) -
             call(loaded)
 
 
-def test_closed_engine_holds_nothing_and_says_so() -> None:
-    made: list[Any] = []
-    engine: Any = Engine()
-    loaded, context = load(engine, made)
-    engine.context = None
-    kept = [weakref.ref(context), weakref.ref(made.pop())]
-    del context
-    loaded.close()
-    loaded.close()
-    gc.collect()
-    assert [reference() for reference in kept] == [None, None]
-    for call in (lambda: loaded.enqueue(0), lambda: loaded.set_shapes({}), lambda: loaded.profile_range("image")):
-        with pytest.raises(RunnerError, match="the engine is closed"):
-            call()
-    assert list(loaded.inputs) == ["image", "scale"]
-
-
-def test_engine_drops_users_before_what_they_use() -> None:
+def test_closed_engine_drops_users_before_what_they_use_and_says_so() -> None:
     dropped: list[str] = []
     made: list[Any] = []
     engine: Any = Engine()
@@ -315,4 +281,9 @@ def test_engine_drops_users_before_what_they_use() -> None:
     engine.context = None
     del context
     loaded.close()
+    loaded.close()
     assert dropped == ["context", "runtime"]
+    for call in (lambda: loaded.enqueue(0), lambda: loaded.set_shapes({}), lambda: loaded.profile_range("image")):
+        with pytest.raises(RunnerError, match="the engine is closed"):
+            call()
+    assert list(loaded.inputs) == ["image", "scale"]

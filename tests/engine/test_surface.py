@@ -25,24 +25,25 @@ from scripts.dev.check_tensorrt_surface import (
 )
 from tests.artefacts import environment
 
-RTX = "tensorrt_rtx"
+RTX, RECORDED_RTX = "tensorrt_rtx", "1.7.1.116"
 VERSIONS = (*script.VERSIONS, RTX)
 HERE = Path(__file__).parent / "surface"
 # Written by `python tests/engine/test_surface.py`; read here so that the checks of the check need no network.
 RECORDED: dict[str, dict[str, Any]] = json.loads((HERE / "names.json").read_text())
 USES = {name: (kind, arguments) for name, kind, arguments in surface()}
-LACKING = {  # what the bindings of each version do not have, all of it replaced
-    **dict.fromkeys(VERSIONS, set(REPLACEMENTS) - {"HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"}),
-    **{version: set(REPLACEMENTS) for version in ("10.3.0", "10.7.0")},
-    RTX: set(),
-}
+PLAIN = {"profiling_verbosity": "DETAILED", "flags": [], "cleared": [], "pools": {}}
 needs_rtx = pytest.mark.skipif(
     "tensorrt-rtx" not in installed_flavours(), reason="needs the package: `pip install nrd-trt[rtx]` (no GPU needed)"
 )
 
 
-def flavour_of(version: str) -> tuple[str, str]:
-    return ("tensorrt-rtx", "1.7.1.116") if version == RTX else ("tensorrt", version)
+def flavour_of(version: str) -> str:
+    return "tensorrt-rtx" if version == RTX else "tensorrt"
+
+
+def lacking(version: str) -> set[str]:
+    """The names that the bindings of a version do not have, all of them replaced."""
+    return set() if version == RTX else set(REPLACEMENTS)
 
 
 @cache
@@ -106,53 +107,37 @@ def test_a_use_is_found(source: str, name: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_bindings_have_every_name_or_its_replacement(version: str) -> None:
-    findings = check_surface(live(version), *flavour_of(version))
+    findings = check_surface(live(version), flavour_of(version))
     assert [finding for finding in findings if finding.state == "missing"] == []
-    assert {finding.name for finding in findings if finding.state == "replaced"} == LACKING[version]
+    assert {finding.name for finding in findings if finding.state == "replaced"} == lacking(version)
+    if version != RTX or load_tensorrt("tensorrt-rtx").version == RECORDED_RTX:
+        assert RECORDED[version] == live(version)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_record_of_the_bindings_is_true(version: str) -> None:
-    if version == RTX and load_tensorrt("tensorrt-rtx").version != flavour_of(RTX)[1]:
-        pytest.skip(f"the record is of TensorRT-RTX {flavour_of(RTX)[1]}")
-    assert RECORDED[version] == live(version)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_name_that_the_bindings_lose_is_missed(version: str) -> None:
+def test_what_changes_in_the_bindings_is_missed(version: str) -> None:
+    """A name that is lost, a call that takes other arguments, a property that became constant."""
     recorded = RECORDED[version]
-    assert recorded.keys() == USES.keys() - LACKING[version]  # `python -m tests.engine.test_surface` records anew
-    for lost in recorded:
-        found = {name: facts for name, facts in recorded.items() if name != lost}
-        findings = check_surface(found, *flavour_of(version))
-        assert [finding.name for finding in findings if finding.state == "missing"] == [lost]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_changed_signature_is_missed(version: str) -> None:
-    called = [name for name, facts in RECORDED[version].items() if facts["arguments"] and USES[name][1]]
-    assert len(called) > 30
-    for name in called:
-        changed = {**RECORDED[version], name: {"settable": False, "arguments": [[0, 0], [9, 9]]}}
-        (finding,) = (f for f in check_surface(changed, *flavour_of(version)) if f.state == "missing")
-        assert (finding.name, "arguments, not" in finding.detail) == (name, True)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_property_that_became_constant_is_missed(version: str) -> None:
-    settings = [name for name in RECORDED[version] if USES[name][0] == "set"]
-    assert len(settings) >= 10
-    for name in settings:
-        changed = {**RECORDED[version], name: {"settable": False, "arguments": None}}
-        findings = check_surface(changed, *flavour_of(version))
-        assert [(f.name, f.detail) for f in findings if f.state == "missing"] == [(name, "cannot be set")]
+    assert recorded.keys() == USES.keys() - lacking(version)  # `python -m tests.engine.test_surface` records anew
+    called = [name for name, facts in recorded.items() if facts["arguments"] and USES[name][1]]
+    settings = [name for name in recorded if USES[name][0] == "set"]
+    assert len(called) > 30 and len(settings) >= 10
+    for names, facts, words in (
+        (recorded, None, "not in these bindings"),
+        (called, {"settable": False, "arguments": [[0, 0], [9, 9]]}, "arguments, not"),
+        (settings, {"settable": False, "arguments": None}, "cannot be set"),
+    ):
+        for name in names:
+            found = {**recorded, name: facts} if facts else {key: recorded[key] for key in recorded.keys() - {name}}
+            (finding,) = (one for one in check_surface(found, flavour_of(version)) if one.state == "missing")
+            assert (finding.name, words in finding.detail) == (name, True)
 
 
 # --- our adapter on the bindings
 
 
-@cache
-def logic(version: str) -> dict[str, Any]:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_our_adapter_on_the_bindings(version: str) -> None:
     """What tests/engine/surface/logic.py tells of a version."""
     live(version)  # skips where it cannot be had
     if version == RTX:
@@ -160,44 +145,16 @@ def logic(version: str) -> dict[str, Any]:
         text = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
     else:
         text = script.run_with_bindings(version, [str(HERE / "logic.py"), "tensorrt"])
-    result: dict[str, Any] = json.loads(text)
-    return result
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_network_flag_is_taken_from_the_enum(version: str) -> None:
-    """STRONGLY_TYPED is bit 1 in 10.x and bit 0 in 11.x, where bit 1 means something else."""
-    assert logic(version)["network_flags"] == [2 if version.startswith("10.") else 1]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_settings_reach_the_configuration(version: str) -> None:
-    plain = {"profiling_verbosity": "DETAILED", "flags": [], "cleared": [], "pools": {}}
-    result = logic(version)
-    assert result["plain"] == {**plain, "builder_optimization_level": 5, "pools": {"WORKSPACE": 2 << 20}}
+    result = json.loads(text)
+    # STRONGLY_TYPED is bit 1 in 10.x and bit 0 in 11.x, where bit 1 means something else.
+    assert result["network_flags"] == [2 if version.startswith("10.") else 1]
+    assert result["plain"] == {**PLAIN, "builder_optimization_level": 5, "pools": {"WORKSPACE": 2 << 20}}
     assert result["compatible"] == {
-        **plain,
+        **PLAIN,
         "flags": ["VERSION_COMPATIBLE"],
         "cleared": ["EXCLUDE_LEAN_RUNTIME"],
         "hardware_compatibility_level": "AMPERE_PLUS",
     }
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_what_a_version_lacks_is_refused_by_name(version: str) -> None:
-    lacks = "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY" in LACKING[version]
-    assert (f"{version} has no HardwareCompatibilityLevel.SAME" in logic(version)["same_refused"]) == lacks
-    assert "compute_capabilities=: tensorrt" in logic(version)["targets_refused"]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_parser_prefers_a_plugin_since_10_7(version: str) -> None:
-    assert logic(version)["prefers_plugin"] == (version not in ("10.3.0", RTX))
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_objects_of_ours_can_be_made_and_called(version: str) -> None:
-    result = logic(version)
     assert result["messages"] == {
         "tail": " (WARNING: careful; INVALID_STATE: broken)",
         "seen": [["WARNING", "careful"], ["VERBOSE", "chatter"], ["ERROR", "broken"]],
@@ -206,24 +163,17 @@ def test_objects_of_ours_can_be_made_and_called(version: str) -> None:
         "first": ["INVALID_STATE", "broken"],
         "forgotten": ["", 0],
     }
-    assert result["phases"] == [["outer", None, 3], True, None]
+    assert result["phases"] == [["outer", 3], True, None]
     assert (result["types"]["HALF"], result["types"]["UINT8"], len(result["types"])) == ("float16", "uint8", 8)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_plugins_are_known_by_their_layers_and_creators(version: str) -> None:
-    result = logic(version)
-    assert result["plugin_layers"] == ["PLUGIN_V3"]
+    assert result["kinds"] == ["plugin_v2", "plugin_v3", "convolution"]
+    assert result["prefers_plugin"] == (version not in ("10.3.0", RTX))
     assert result["takes_plugins"] == (version != RTX)
     assert (result["has_creator"], result["loads_library"]) == (False, False)  # the bindings alone have no registry
-
-
-@pytest.mark.parametrize("version", script.VERSIONS)
-def test_no_library_is_an_error_and_no_crash(version: str) -> None:
-    result = logic(version)
-    assert result["builder_refused"].startswith(f"tensorrt {version} cannot create a builder on this machine")
-    assert result["runtime_refused"].startswith(f"tensorrt {version} cannot start on this machine")
-    assert "NVIDIA GPU and its driver" in result["runtime_refused"]
+    if version != RTX:
+        assert "compute_capabilities=: tensorrt builds for the GPU of this machine only" in result["targets_refused"]
+        assert result["builder_refused"].startswith(f"tensorrt {version} cannot create a builder on this machine")
+        assert result["runtime_refused"].startswith(f"tensorrt {version} cannot start on this machine")
+        assert "NVIDIA GPU and its driver" in result["runtime_refused"]
 
 
 # --- the script

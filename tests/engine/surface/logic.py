@@ -13,8 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from nrd_trt.engine.compat import ConfigOptions, PhaseMonitor, TensorRT, installed_flavours
+from nrd_trt.engine.compat import ConfigOptions, TensorRT
 from nrd_trt.engine.loading import numpy_types
+from nrd_trt.engine.messages import progress_monitor
 from nrd_trt.errors import BuildError, ConfigError, NrdTrtError, RunnerError
 
 
@@ -67,13 +68,15 @@ def messages(tensorrt: TensorRT) -> dict[str, Any]:
     return {**result, "forgotten": [log.tail(), log.recorder.num_errors()]}
 
 
-def plugin_layers(tensorrt: TensorRT) -> list[str]:
-    """Which of three layers are plugins of the third interface."""
-    kinds = tensorrt.trt.LayerType
+def kinds(tensorrt: TensorRT) -> list[str]:
+    """The kinds of three layers."""
+    types = tensorrt.trt.LayerType
     layers = [
-        SimpleNamespace(name=kind.name, type=kind) for kind in (kinds.PLUGIN_V2, kinds.PLUGIN_V3, kinds.CONVOLUTION)
+        SimpleNamespace(name="", type=one, num_outputs=0)
+        for one in (types.PLUGIN_V2, types.PLUGIN_V3, types.CONVOLUTION)
     ]
-    return tensorrt.plugin_layers(SimpleNamespace(num_layers=len(layers), get_layer=lambda index: layers[index]))
+    network = SimpleNamespace(num_layers=len(layers), get_layer=lambda index: layers[index])
+    return [record.kind for record in tensorrt.layers(network)]
 
 
 def main(module: str) -> dict[str, Any]:
@@ -83,21 +86,16 @@ def main(module: str) -> dict[str, Any]:
     bits: list[int] = []
     tensorrt.network(SimpleNamespace(create_network=bits.append))
     phases: list[Any] = []
-    monitor = PhaseMonitor()
-    monitor.start = lambda *phase: phases.append(phase)  # type: ignore[method-assign]
-    wrapped = tensorrt.progress_monitor(monitor)
+    wrapped = progress_monitor(tensorrt.trt, lambda *phase: phases.append(phase), lambda phase: phase == "outer")
     wrapped.phase_start("outer", None, 3)
     return {
-        "version": tensorrt.version,
-        "installed": installed_flavours(),
         "prefers_plugin": tensorrt.parser_prefers_plugin,
         "network_flags": bits,
         "plain": settings(tensorrt, workspace_mib=2, optimization_level=5),
         "compatible": settings(tensorrt, version_compatible=True, hardware_compatible=True),
-        "same_refused": error_of(lambda: settings(tensorrt, same_compute_capability=True), ConfigError),
         "targets_refused": error_of(lambda: settings(tensorrt, compute_capabilities=("8.6",)), ConfigError),
         "messages": messages(tensorrt),
-        "plugin_layers": plugin_layers(tensorrt),
+        "kinds": kinds(tensorrt),
         "takes_plugins": tensorrt.takes_plugins,
         "has_creator": tensorrt.has_creator("NrdPatchDecode", "1", "nrd"),
         "loads_library": flavour != "tensorrt-rtx" and tensorrt.load_plugin_library(Path("/absent.so")),
