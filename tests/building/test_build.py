@@ -156,16 +156,13 @@ NO_MODEL = onnx.helper.make_model(
 ).SerializeToString()
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "no facts", "truncated"])
-def test_what_is_no_file_of_ours_is_refused(kind: str, tmp_path: Path) -> None:
-    source = tmp_path / "m.onnx"
-    whole = onnx_file().read_bytes()
-    source.write_bytes(
-        {"empty": b"", "text": b"not a protobuf", "no facts": NO_MODEL, "truncated": whole[: len(whole) // 2]}[kind]
-    )
-    with pytest.raises(ExportError, match="export it"):
-        build(source, tmp_path / "a.nrd")
-    assert listing(tmp_path) == ["m.onnx"]
+def test_what_is_no_file_of_ours_is_refused(tmp_path: Path) -> None:
+    source, whole = tmp_path / "m.onnx", onnx_file().read_bytes()
+    for data in (b"", b"not a protobuf", NO_MODEL, whole[: len(whole) // 2]):
+        source.write_bytes(data)
+        with pytest.raises(ExportError, match="export it"):
+            build(source, tmp_path / "a.nrd")
+        assert listing(tmp_path) == ["m.onnx"]
 
 
 # --- from a bundle ---------------------------------------------------------------------------------------------------
@@ -196,14 +193,6 @@ def test_bundle_of_a_checkpoint_is_rebuilt_in_its_place_and_keeps_its_exporter(t
     assert (made["validation"]["reference"], made["validation"]["checkpoint_matches"]) == ("torch", True)
     assert made["command"].startswith("nrd_trt.build('a.nrd', 'NAME.nrd', precision='fp32'")
     assert {name.split("/")[0] for name in listing(tmp_path)} == {"a.nrd"}
-
-
-def test_damaged_bundle_is_not_built_from(tmp_path: Path) -> None:
-    source = Path(shutil.copytree(bundle(), tmp_path / "a.nrd"))
-    (source / REFERENCE_FILE).write_bytes(b"")
-    with pytest.raises(BundleError, match=REFERENCE_FILE):
-        build(source, tmp_path / "b.nrd")
-    assert not (tmp_path / "b.nrd").exists()
 
 
 WITHOUT_TORCH = """
@@ -407,21 +396,11 @@ def test_validation_of_the_stored_masks_repeats_the_builds() -> None:
     assert verdict(bundle("bf16"), min_agreement=None)["gates"] == {"min_agreement": 0.98, "max_miou_drop": 0.005}
 
 
-def test_validation_against_the_checkpoint(tmp_path: Path) -> None:
-    got = verdict(bundle("fp16"), checkpoint=checkpoint(), data=scenes(tmp_path / "data", 2, labels=True))
-    assert (got["reference"], got["images"], got["checkpoint_matches"], got["passed"]) == ("torch", 2, True, True)
-    assert got["miou_engine"] > 0
-
-
-def test_validation_against_another_checkpoint_compares_and_does_not_pass(tmp_path: Path) -> None:
-    got = verdict(bundle(), checkpoint=other_checkpoint(), min_agreement=0.0)
-    assert (got["checkpoint_matches"], got["passed"]) == (False, False)
-    assert 0 <= got["pixel_agreement"] < 0.5
-    assert [*got["failures"]] == ["the checkpoint is not the one that the bundle was built from"]
+def test_a_copy_of_the_checkpoint_is_not_the_one_that_was_built_from(tmp_path: Path) -> None:
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(checkpoint().read_bytes().replace(b"Sky", b"Air", 1))  # equal weights in another file
     got = verdict(bundle(), checkpoint=copy)
-    assert (got["checkpoint_matches"], got["passed"]) == (False, False)
-    assert got["pixel_agreement"] > 0.999
+    assert (got["checkpoint_matches"], got["pixel_agreement"] > 0.999) == (False, True)
+    assert [*got["failures"]] == ["the checkpoint is not the one that the bundle was built from"]
     with pytest.raises(ConfigError, match="expected 11 classes as in the engine, got 19"):
         verdict(bundle(), checkpoint=untrained_checkpoint(19))

@@ -24,23 +24,12 @@ from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputShape
-from tests.artefacts import build, bundle, content, listing, needs_rtx, onnx_file, workspace
-from tests.building.plugin_machine import build_with_plugin, hide_libraries, host, install
+from tests.artefacts import build, bundle, content, listing, needs_rtx, onnx_file, write_model
+from tests.building.plugin_machine import host, install
 from tests.helpers import small_model
 from tests.plugin_library import library, make_library, needs_compiler
 
-pytestmark = needs_compiler
-
-
-@pytest.fixture(autouse=True)
-def _nothing_lies_about(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    hide_libraries(monkeypatch, tmp_path_factory.mktemp("elsewhere"))
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that was built with the plugin on an Orin; do not change it."""
-    return build_with_plugin(tmp_path_factory.mktemp("planned") / "planned.nrd")
+pytestmark = [needs_compiler, pytest.mark.usefixtures("no_library")]
 
 
 @pytest.fixture
@@ -59,8 +48,7 @@ def stages_of(target: Path, **changes: Any) -> tuple[dict[str, Any], str]:
 # --- what a build gets and records
 
 
-@pytest.mark.parametrize("version", ["10.3.0", "10.16.1"])
-@pytest.mark.parametrize("decode", ["auto", "plugin"])
+@pytest.mark.parametrize(("decode", "version"), [("auto", "10.16.1"), ("plugin", "10.3.0")])
 def test_plugin_where_it_fits(decode: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = install(monkeypatch, version)
     monkeypatch.setenv(VARIABLE, str(library()))
@@ -81,21 +69,12 @@ def test_plugin_where_it_fits(decode: str, version: str, tmp_path: Path, monkeyp
     assert facts["validation"]["runner"] == "onnxruntime" and facts["passed"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"decode": "onnx"}, "asked for"),
-        ({}, f"no plugin library was found: expected {LIBRARY}"),
-        ({"workspace_mib": 64}, "no plugin library was found"),
-    ],
-)
-def test_function_where_there_is_no_library(changes: dict[str, Any], why: str, trt: Any, tmp_path: Path) -> None:
-    facts, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", **changes)
-    assert f"decode as onnx: {why}" in line
+def test_function_where_there_is_no_library(trt: Any, tmp_path: Path) -> None:
+    facts, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", workspace_mib=64)
+    assert f"decode as onnx: no plugin library was found: expected {LIBRARY}" in line
     assert (facts["decode"], facts["plugin"]) == ("onnx", None)
     assert "decode='onnx'" in facts["command"]
     assert trt.registry.loaded == []
-    assert "plugin_v3" not in {layer["kind"] for layer in facts["precision"]["layers"]}
 
 
 @pytest.mark.parametrize("registered", [False, True])
@@ -106,22 +85,22 @@ def test_onnx_never_loads_and_never_gets_a_plugin(
     monkeypatch.setenv(VARIABLE, str(library()))
     if registered:
         build(onnx_file(), tmp_path / "p.nrd", builder="tensorrt", decode="plugin")
-    facts = build(onnx_file(), tmp_path / "a.nrd", builder="tensorrt", decode="onnx")
+    facts, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", decode="onnx")
+    assert "decode as onnx: asked for" in line
     assert (facts["decode"], facts["plugin"]) == ("onnx", None)
     assert "plugin_v3" not in {layer["kind"] for layer in facts["precision"]["layers"]}
     assert len(module.registry.loaded) == registered
 
 
-UNFIT = [
-    ({"tensorrt": "11.1.0", "tensorrt_major": 11}, "expected a library built for TensorRT 10"),
-    ({"architectures": [90], "ptx": [90]}, r"compute capability 8\.7 \(sm_87\), got sm_90, compute_90"),
-    ({"cuda": "13.0"}, "CUDA 12.6 or older"),
-    ({"ops": ["NrdPatchDecode"]}, "without NrdPatchDecodeMask"),
-]
-
-
-@pytest.mark.parametrize(("changes", "words"), UNFIT)
-@pytest.mark.parametrize("asked", ["auto", "plugin", "plugin="])
+@pytest.mark.parametrize(
+    ("asked", "changes", "words"),
+    [
+        ("auto", {"tensorrt": "11.1.0", "tensorrt_major": 11}, "expected a library built for TensorRT 10"),
+        ("plugin", {"architectures": [90], "ptx": [90]}, r"compute capability 8\.7 \(sm_87\), got sm_90, compute_90"),
+        ("auto", {"cuda": "13.0"}, "CUDA 12.6 or older"),
+        ("plugin=", {"ops": ["NrdPatchDecode"]}, "without NrdPatchDecodeMask"),
+    ],
+)
 def test_library_that_does_not_fit(
     asked: str, changes: dict[str, Any], words: str, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,13 +148,9 @@ def test_plugin_that_cannot_be_had_is_found_before_the_work(
     assert listing(tmp_path) == []
 
 
-@pytest.mark.parametrize("builder", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
-def test_library_is_not_ignored_in_silence(builder: str, tmp_path: Path) -> None:
+def test_library_is_not_ignored_in_silence(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"^plugin=: .*decode='onnx'"):
-        build(onnx_file(), tmp_path / "a.nrd", builder=builder, plugin=library())
-
-
-def test_options_that_exclude_each_other(tmp_path: Path) -> None:
+        build(onnx_file(), tmp_path / "a.nrd", builder="onnxruntime", plugin=library())
     with pytest.raises(ConfigError, match="plugin=: expected decode='auto' or 'plugin' with it, got 'onnx'"):
         build(onnx_file(), tmp_path / "a.nrd", decode="onnx", plugin=library())
 
@@ -195,23 +170,14 @@ class Config:
         return lambda *args: None
 
 
-def file_with(name: str, **constants: int) -> Path:
-    """The fp32 file with other constants on the decode node."""
-    model = onnx.load(onnx_file())
-    (node,) = decode_nodes(model)
-    for entry in node.attribute:
-        if entry.name in constants:
-            entry.i = constants[entry.name]
-    path = workspace() / name
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
 @pytest.mark.parametrize("decode", ["auto", "plugin"])
 def test_constants_that_the_kernels_are_not_written_for(
     decode: str, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, lines = file_with("hidden.onnx", hidden=12), list[str]()
+    model, lines = onnx.load(onnx_file()), list[str]()
+    (node,) = decode_nodes(model)
+    next(entry for entry in node.attribute if entry.name == "hidden").i = 12
+    source = write_model(model, "hidden.onnx")
     monkeypatch.setenv(VARIABLE, str(library()))
     options: Any = {"builder": "tensorrt", "decode": decode, "on_stage": lines.append}
     words = r"the kernels are not written for hidden 12 \(expected 8, 16 or 32\)"
@@ -223,27 +189,16 @@ def test_constants_that_the_kernels_are_not_written_for(
         assert any("hidden 12" in line for line in lines)
 
 
-@pytest.fixture(scope="module")
-def baseline() -> Path:
-    """An ONNX file of a network without per-patch decode."""
+def test_network_without_the_decode(trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exported = export_onnx(small_model(head="bilinear"), ExportOptions(shape=InputShape.static((64, 96))))
-    path = workspace() / "baseline.onnx"
-    path.write_bytes(select_outputs(exported, "mask").SerializeToString())
-    return path
-
-
-@pytest.mark.parametrize("decode", ["auto", "onnx", "plugin"])
-def test_network_without_the_decode(
-    decode: str, baseline: Path, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    baseline = write_model(select_outputs(exported, "mask"), "baseline.onnx")
     monkeypatch.setenv(VARIABLE, str(library()))
-    if decode == "plugin":
-        with pytest.raises(PluginError, match="the head bilinear has no per-patch decode"):
-            build(baseline, tmp_path / "a.nrd", builder="tensorrt", decode=decode)
-        return
-    facts = build(baseline, tmp_path / "a.nrd", builder="tensorrt", decode=decode)
-    assert (facts["decode"], facts["plugin"]) == ("none", None)
-    assert "decode=" not in facts["command"]
+    with pytest.raises(PluginError, match="the head bilinear has no per-patch decode"):
+        build(baseline, tmp_path / "a.nrd", builder="tensorrt", decode="plugin")
+    for decode in ("auto", "onnx"):
+        facts = build(baseline, tmp_path / f"{decode}.nrd", builder="tensorrt", decode=decode)
+        assert (facts["decode"], facts["plugin"]) == ("none", None)
+        assert "decode=" not in facts["command"]
 
 
 def test_two_builds_have_the_same_bytes_wherever_the_library_lies(trt: Any, tmp_path: Path) -> None:
@@ -274,8 +229,10 @@ def test_plan_that_can_run_here_is_validated_with_its_library(tmp_path: Path, mo
 # --- rebuilding from a bundle
 
 
-@pytest.mark.parametrize(("decode", "expected"), [("auto", "plugin"), ("plugin", "plugin"), ("onnx", "onnx")])
-@pytest.mark.parametrize("source", ["plugin", "onnx"])
+@pytest.mark.parametrize(
+    ("source", "decode", "expected"),
+    [("plugin", "auto", "plugin"), ("onnx", "plugin", "plugin"), ("plugin", "onnx", "onnx")],
+)
 def test_rebuilding_honours_the_option(
     source: str, decode: str, expected: str, planned: Path, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,56 +15,52 @@ from nrd_trt.inspection.inspect import inspect
 from nrd_trt.inspection.onnx_summary import TensorSummary
 from nrd_trt.runtime import select
 from nrd_trt.runtime.select import make_runner
-from tests.artefacts import SIZE_HW, build, checkpoint, needs_rtx, scenes, workspace
+from tests.artefacts import SIZE_HW, build, bundle, checkpoint, needs_rtx, scenes, workspace
 from tests.building.plugin_machine import hide_libraries, host, install
 from tests.helpers import byte_images
 from tests.plugin_library import library, needs_compiler
 
 
-def made(encoding: Any, name: str, **changes: Any) -> Path:
-    """Build a bundle of the trained checkpoint with a mask encoding."""
+def made(name: str, **changes: Any) -> Path:
+    """Build a bundle of the trained checkpoint whose mask is packed."""
     target = workspace() / name
-    given = {"size": SIZE_HW, "mask_encoding": encoding, "precision": "fp32", "min_agreement": None, **changes}
-    build(checkpoint(), target, **given)
+    build(checkpoint(), target, **{"size": SIZE_HW, "mask_encoding": "u8x4", "precision": "fp32", **changes})
     return target
 
 
 @pytest.fixture(scope="module")
-def plain() -> Path:
-    return made(None, "encoding_plain.nrd")
-
-
-@pytest.fixture(scope="module")
 def packed() -> Path:
-    return made("u8x4", "encoding_packed.nrd")
+    return made("packed.nrd", min_agreement=None)
 
 
-def test_build_records_and_proves_it(packed: Path, plain: Path) -> None:
-    facts, usual = read_bundle(packed).record.to_dict(), read_bundle(plain).record.to_dict()
-    assert (facts["model"]["mask_encoding"], usual["model"]["mask_encoding"]) == ("u8x4", "uint8")
-    assert "mask_encoding='u8x4'" in facts["command"] and "mask_encoding" not in usual["command"]
+def test_build_records_and_proves_it(packed: Path) -> None:
+    opened, usual = read_bundle(packed), read_bundle(bundle())
+    facts = opened.record.to_dict()
+    assert facts["model"]["mask_encoding"] == "u8x4" and "mask_encoding='u8x4'" in facts["command"]
     assert facts["passed"] and facts["parity"]["agreement"] >= 0.9999
-    assert facts["validation"]["pixel_agreement"] == usual["validation"]["pixel_agreement"]
+    assert facts["validation"]["pixel_agreement"] == usual.record.validation.pixel_agreement
     (output,) = onnx.load(packed / ONNX_FILE).graph.output
     assert (output.name, output.type.tensor_type.elem_type) == ("mask", onnx.TensorProto.INT32)
-    references = [read_bundle(path).references() for path in (packed, plain)]
-    np.testing.assert_array_equal(references[0].masks, references[1].masks)
+    np.testing.assert_array_equal(opened.references().masks, usual.references().masks)
+    found = inspect(packed).onnx
+    assert found and found.metadata and found.metadata.mask_encoding == "u8x4"
+    assert found.outputs == (TensorSummary(name="mask", dtype="int32", shape=(1, 64, 24)),)
 
 
-def test_predictions_are_equal(packed: Path, plain: Path) -> None:
+def test_predictions_are_equal(packed: Path) -> None:
     image = byte_images(5, 1, 50, 70)[0]
     masks = []
-    for path in (packed, plain):
+    for path in (packed, bundle()):
         with open_bundle(path, runner="onnxruntime", threads=1) as predictor:
             masks.append(predictor.predict(image))
     assert masks[0].dtype == np.uint8 and len(np.unique(masks[0])) > 1
     np.testing.assert_array_equal(masks[0], masks[1])
 
 
-def test_verbs_give_the_figures_of_the_plain_bundle(packed: Path, plain: Path, tmp_path: Path) -> None:
+def test_verbs_give_the_figures_of_the_plain_bundle(packed: Path, tmp_path: Path) -> None:
     data = scenes(tmp_path / "data", 2, labels=True)
     verdicts, figures = [], []
-    for path in (packed, plain):
+    for path in (packed, bundle()):
         verdicts.append(validate(path, threads=1, progress=False).to_dict())
         figures.append(evaluate(path, data, runner="onnxruntime", threads=1, progress=False).to_dict())
     assert verdicts[0] == verdicts[1] and verdicts[0]["passed"]
@@ -73,17 +69,11 @@ def test_verbs_give_the_figures_of_the_plain_bundle(packed: Path, plain: Path, t
     assert row.latency.p50 > 0
 
 
-def test_inspect_tells(packed: Path) -> None:
-    found = inspect(packed).onnx
-    assert found and found.metadata and found.metadata.mask_encoding == "u8x4"
-    assert found.outputs == (TensorSummary(name="mask", dtype="int32", shape=(1, 64, 24)),)
-
-
 @pytest.mark.parametrize("builder", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
 def test_rebuilt_from_the_bundle_and_built_with_both_outputs(builder: str, tmp_path: Path) -> None:
-    first = workspace() / "encoding_both.nrd"
+    first = workspace() / "packed_both.nrd"
     if not first.exists():
-        made("u8x4", first.name, outputs=("mask", "logits"), precision="fp16", min_agreement=0.9)
+        made(first.name, outputs=("mask", "logits"), precision="fp16")
     facts = build(first, tmp_path / "b.nrd", builder=builder)
     assert facts["model"]["mask_encoding"] == "u8x4" and facts["model"]["output"] == "both"
     assert facts["validation"]["pixel_agreement"] >= 0.9

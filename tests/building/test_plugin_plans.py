@@ -25,29 +25,17 @@ from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from tests.artefacts import bundle, checkpoint, onnx_file, scenes
-from tests.building.plugin_machine import ORIN, build_with_plugin, hide_libraries, host
+from tests.building.plugin_machine import ORIN, host
 from tests.helpers import byte_images
 from tests.plugin_library import library, needs_compiler
 
-pytestmark = needs_compiler
-
-
-@pytest.fixture(autouse=True)
-def _nothing_lies_about(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    hide_libraries(monkeypatch, tmp_path_factory.mktemp("elsewhere"))
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that was built with the plugin on an Orin; do not change it."""
-    return build_with_plugin(tmp_path_factory.mktemp("planned") / "planned.nrd")
+pytestmark = [needs_compiler, pytest.mark.usefixtures("no_library")]
 
 
 # --- opening a plan with the plugin
 
 
-@pytest.mark.parametrize("runner", ["auto", "tensorrt"])
-@pytest.mark.parametrize("how", ["argument", "variable"])
+@pytest.mark.parametrize(("how", "runner"), [("argument", "auto"), ("variable", "tensorrt")])
 def test_library_is_loaded_before_the_plan(
     how: str, runner: str, planned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,26 +50,17 @@ def test_library_is_loaded_before_the_plan(
             assert module.registry.loaded == [str(library())]
 
 
-def test_double_refuses_the_plan_without_the_library(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    host(monkeypatch)
-    made = make_runner(read_bundle(planned), "tensorrt", plugin=library())
-    made._plugin = None  # type: ignore[attr-defined]
-    with pytest.raises(RunnerError, match="Cannot find plugin: NrdPatchDecodeMask"):
-        made.__enter__()
-
-
-OTHER = [
-    (2, None, r"built with another plugin library: expected SHA-256 .*kernel_revision: 1, found 2"),
-    (1, replace(ORIN, compute_capability="8.7", cuda="11.4"), "CUDA 11.4 or older"),
-]
-
-
-@pytest.mark.parametrize(("revision", "device", "words"), OTHER)
-@pytest.mark.parametrize("runner", ["auto", "tensorrt"])
+@pytest.mark.parametrize(
+    ("runner", "revision", "device", "words"),
+    [
+        ("auto", 2, ORIN, r"built with another plugin library: expected SHA-256 .*kernel_revision: 1, found 2"),
+        ("tensorrt", 1, replace(ORIN, cuda="11.4"), "CUDA 11.4 or older"),
+    ],
+)
 def test_another_library_is_refused_with_what_to_do(
     runner: str, revision: int, device: Any, words: str, planned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = host(monkeypatch, device or ORIN)
+    module = host(monkeypatch, device)
     with pytest.raises(PluginError, match=words) as caught:
         make_runner(read_bundle(planned), runner, plugin=library(revision))
     if revision == 2:
@@ -197,6 +176,18 @@ def test_inspect_shows_the_facts_and_opens_the_plan(planned: Path, with_gpu: Any
     assert found["plugin"] == read_bundle(planned).record.to_dict()["plugin"]
     assert found["plan"]["opened"] is True
     assert with_gpu.registry.loaded == [str(library())]
+    with pytest.raises(PluginError, match="another plugin library"):
+        inspect(planned, plugin=library(2))
+
+
+def test_inspect_without_a_gpu_compares_the_library_with_the_record(
+    planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
+    monkeypatch.setattr(inspect_module, "has_gpu", lambda: False)
+    assert inspect(planned, plugin=library()).to_dict()["plan"]["opened"] is False
+    with pytest.raises(PluginError, match="another plugin library"):
+        inspect(planned, plugin=library(2))
 
 
 @pytest.mark.parametrize("name", ["planned.nrd", PLAN_FILE])
@@ -205,21 +196,6 @@ def test_inspect_without_the_library_tells_the_rest(name: str, planned: Path, wi
     assert found["plan"]["opened"] is False
     assert "no plugin library was found" in found["plan"]["why_not"]
     assert found["plugin"]["file"] == LIBRARY and found["layers_from"] == "build"
-
-
-def test_inspect_with_another_library_is_an_error(planned: Path, with_gpu: Any) -> None:
-    with pytest.raises(PluginError, match="another plugin library"):
-        inspect(planned, plugin=library(2))
-
-
-def test_inspect_without_a_gpu_holds_the_library_against_the_record(
-    planned: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
-    monkeypatch.setattr(inspect_module, "has_gpu", lambda: False)
-    assert inspect(planned, plugin=library()).to_dict()["plan"]["opened"] is False
-    with pytest.raises(PluginError, match="another plugin library"):
-        inspect(planned, plugin=library(2))
 
 
 def test_inspect_of_a_plan_alone(planned: Path, with_gpu: Any, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.artefacts import SIZE_HW, checkpoint, scenes
 
 FEW = [r"^backbone\.layer7", r"^decode_head\.bottleneck"]
 """Four layers: enough for a ladder, quick enough for a test."""
+ONE = FEW[1:]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:classes never predicted:UserWarning"),  # three scenes do not show every class
@@ -62,9 +63,7 @@ def test_the_winner_holds_the_gates_and_its_bundle_is_built(first: Tuned) -> Non
     found = first.to_dict()
     assert (found.pop("path"), found.pop("files")) == (str(first.bundle.path), [str(table), str(picture)])
     assert json.loads(table.read_text()) == json.loads(json.dumps(found))
-    assert found.keys() == {
-        *("rungs", "sensitivity", "winner", "gates", "calibrated_on_data", "passed", "failures"),
-    }
+    assert found.keys() == set("rungs sensitivity winner gates calibrated_on_data passed failures".split())
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert not list(first.bundle.path.parent.glob("*state*")), "the state is removed when the run is done"
 
@@ -91,9 +90,9 @@ def test_a_rung_that_is_not_faster_than_the_next_is_rejected(data: Path, tmp_pat
         return 5.0 + pairs if pairs else {"fp16": 4.0, "fp32": 9.0}[read_facts(model).precision]
 
     ranges = tmp_path / "ranges.json"
-    given: dict[str, Any] = {"recipe": "minmax", "include": FEW, "size": SIZE_HW, "images": 3, "progress": False}
+    given: dict[str, Any] = {"recipe": "minmax", "include": ONE, "size": SIZE_HW, "images": 3, "progress": False}
     nrd_trt.calibrate(checkpoint(), "synthetic", output=ranges, **given)
-    given = {"calibration": ranges, "images": None, "recipe": None}
+    given = {"calibration": ranges, "images": None, "recipe": None, "include": ONE}
     tuned = tune(tmp_path / "tuned.nrd", data, time_file=time_file, **given)
     assert tuned.winner == "fp16" and tuned.bundle is not None
     assert all("not faster than" in rung.rejected[0] for rung in tuned.rungs[:-1])
@@ -160,14 +159,14 @@ def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(output, data, time_file=stop)
+        tune(output, data, time_file=stop, include=ONE)
     record = json.loads(state.read_text())
-    assert len(record["sensitivity"]) == 4 and not output.exists()
+    assert len(record["sensitivity"]) == 1 and not output.exists()
     with pytest.raises(ConfigError, match="got that of others"):
         tune(output, data, resume=True, include=FEW[:1])
     marked = {name: share + 1e-3 for name, share in record["sensitivity"].items()}  # taken over, not measured again
     state.write_text(json.dumps({**record, "sensitivity": marked}))
-    tuned = tune(output, data, resume=True)
+    tuned = tune(output, data, resume=True, include=ONE)
     assert tuned.sensitivity == marked
     assert tuned.winner and output.exists() and not state.exists()
 
@@ -178,8 +177,6 @@ def test_a_state_is_read_back_and_a_damaged_one_refused(tmp_path: Path) -> None:
     state.save(path)
     assert open_state(path, "mine", resume=True) == state
     assert open_state(path, "mine", resume=False) == TuneState(key="mine")
-    with pytest.raises(ConfigError, match="got that of others"):
-        open_state(path, "other", resume=True)
     for damaged in ("{", "[]", json.dumps({"key": "mine", "sensitivity": [], "rungs": {}})):
         path.write_text(damaged)
         with pytest.raises(ConfigError, match=r"not a state of nrd_trt\.tune .*start again without resume=True"):

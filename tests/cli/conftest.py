@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from nrd_trt.cli.main import app
 from tests.artefacts import listing, scenes
+from tests.building.conftest import no_library, planned  # noqa: F401  fixtures of the plugin's options
 
 Result = Any  # of the runner; its module differs between versions of Typer
 Invoke = Callable[..., Result]

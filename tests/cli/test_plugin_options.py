@@ -9,21 +9,12 @@ import pytest
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.engine.plugins import LIBRARY
 from tests.artefacts import SIZE, bundle, checkpoint, listing, onnx_file
-from tests.building.plugin_machine import build_with_plugin, hide_libraries, host, install
+from tests.building.plugin_machine import host, install
 from tests.cli.conftest import Invoke, check_refused, one_object
 from tests.plugin_library import library, needs_compiler
 
+pytestmark = pytest.mark.usefixtures("no_library")
 LENIENT = ("--min-agreement", 0.9)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_lies_about(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    hide_libraries(monkeypatch, tmp_path_factory.mktemp("elsewhere"))
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_with_plugin(tmp_path_factory.mktemp("planned") / "planned.nrd")
 
 
 # --- build
