@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
+from nrd_trt.decode import reference
 from nrd_trt.decode.bench import pitched
 from nrd_trt.decode.extension import kernel_sources
+from nrd_trt.specs import DecodeSpec
 from tests.helpers import made_once
 
 HERE = Path(__file__).parent / "cuda_on_cpu"
@@ -27,6 +29,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "pitch_8": pitched,
 }
 """Copy ``(B, C, H, W)`` values into each layout that the kernels read as it lies."""
+
+Tables = Sequence[list[float]]
+"""For each column and each row of a patch."""
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -63,3 +68,46 @@ def _compile(library: Path) -> None:
     libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
     folders = [f"-I{HERE}", f"-I{KERNELS}", *torch_headers()]
     compile_with([*folders, *map(str, sources), "-shared", *libraries, "-o", str(library)])
+
+
+def numbers(spec: DecodeSpec) -> tuple[int, int, int, int]:
+    """Return the constants as the operators take them."""
+    return spec.num_classes, spec.hidden, spec.guidance_channels, spec.patch
+
+
+def logits_in_fp32(spec: DecodeSpec, theta: Tensor, guidance: Tensor, tables: Tables) -> Tensor:
+    """Return what PyTorch computes from the widened tensors."""
+    return reference.patch_decode(theta.float(), guidance.float(), *map(torch.tensor, tables), spec)
+
+
+def launch_logits(
+    spec: DecodeSpec, theta: Tensor, guidance: Tensor, tables: Tables, variant: int = 0, *, seed: int = 1
+) -> Tensor:
+    """Run the host reference or an emulated kernel; `seed` decides in which order its threads run."""
+    batch, _, h, w = theta.shape
+    # No kernel writes this value, so a pixel left out shows.
+    logits = theta.new_full((batch, spec.num_classes, spec.patch * h, spec.patch * w), 1234.0)
+    torch.ops.nrd_emulation.set(seed, 0)
+    torch.ops.nrd.launch_decode(theta, guidance, logits, *tables, *numbers(spec), variant)
+    return logits
+
+
+def launch_mask(
+    spec: DecodeSpec,
+    theta: Tensor,
+    guidance: Tensor,
+    tables: Tables,
+    variant: int = 0,
+    *,
+    upsample: int | None = None,
+    prune: bool = True,
+    dtype: torch.dtype = torch.uint8,
+    seed: int = 1,
+) -> Tensor:
+    """Run the host reference or an emulated kernel; `upsample` may be another factor than that of `spec`."""
+    batch, _, h, w = theta.shape
+    factor = spec.upsample if upsample is None else upsample
+    mask = torch.full((batch, factor * spec.patch * h, factor * spec.patch * w), 255, dtype=dtype)
+    torch.ops.nrd_emulation.set(seed, 0)
+    torch.ops.nrd.launch_decode_mask(theta, guidance, mask, *tables, *numbers(spec), factor, variant, prune)
+    return mask

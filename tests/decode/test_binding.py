@@ -11,10 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from nrd_trt.decode import cuda_op, reference
+from nrd_trt.decode import cuda_op
 from nrd_trt.specs import DecodeSpec
-from tests.decode.on_cpu import KERNELS, load_binding, needs_compiler, run_compiler, torch_headers
-from tests.decode.test_cuda_op import inputs, numbers, widened
+from tests.decode import on_cpu
+from tests.decode.on_cpu import (
+    KERNELS,
+    launch_logits,
+    launch_mask,
+    load_binding,
+    logits_in_fp32,
+    needs_compiler,
+    numbers,
+)
+from tests.decode.test_cuda_op import inputs
 
 SPEC = DecodeSpec(num_classes=19)
 
@@ -26,67 +35,26 @@ def binding() -> None:
     load_binding()
 
 
-def logits_of(theta: Tensor, guidance: Tensor, *tables: list[float]) -> Tensor:
-    batch, _, h, w = theta.shape
-    logits = theta.new_full((batch, SPEC.num_classes, SPEC.patch * h, SPEC.patch * w), torch.nan)
-    torch.ops.nrd.launch_decode(theta, guidance, logits, *tables, *numbers(SPEC), 0)
-    return logits
-
-
-def mask_of(
-    theta: Tensor,
-    guidance: Tensor,
-    *tables: list[float],
-    spec: DecodeSpec = SPEC,
-    variant: int = 0,
-    dtype: torch.dtype = torch.uint8,
-) -> Tensor:
-    batch, _, h, w = theta.shape
-    mask = torch.full((batch, 32 * h, 32 * w), 77, dtype=dtype)
-    torch.ops.nrd.launch_decode_mask(theta, guidance, mask, *tables, *numbers(spec), spec.upsample, variant, True)
-    return mask
-
-
 def assert_close(logits: Tensor, wanted: Tensor) -> None:
     rounding = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}[logits.dtype]
     assert (logits.float() - wanted).abs().max() <= (1e-5 + rounding) * wanted.abs().max()
 
 
-def padded_last(tensor: Tensor, pitch: int) -> Tensor:
-    """The same values with a pixel's channels together and pixels `pitch` apart; what lies between is NaN."""
-    batch, channels, rows, columns = tensor.shape
-    room = tensor.new_full((batch, rows, columns, pitch), torch.nan)
-    room[..., :channels] = tensor.permute(0, 2, 3, 1)
-    return room[..., :channels].permute(0, 3, 1, 2)
-
-
-def part_of_planes(tensor: Tensor) -> Tensor:
-    """The same values as some of the planes of a larger NCHW tensor."""
-    batch, channels, rows, columns = tensor.shape
-    room = tensor.new_full((batch, channels + 3, rows, columns), torch.nan)
-    room[:, 2:-1] = tensor
-    return room[:, 2:-1]
-
-
-def part_of_rows(tensor: Tensor) -> Tensor:
-    """The same values as part of the columns of a larger tensor: no layout that a kernel reads."""
-    room = torch.full_like(torch.cat([tensor, tensor[..., :1]], dim=3), torch.nan)  # in the tensor's order
-    room[..., :-1] = tensor
-    return room[..., :-1]
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "nchw": lambda t: t.contiguous(),
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
-    "pitch_8": lambda t: padded_last(t, -(-t.shape[1] // 8) * 8),
-    "pitch_odd": lambda t: padded_last(t, t.shape[1] + 5),
-    "planes": part_of_planes,
-    "rows": part_of_rows,
-    "rows_of_channels_last": lambda t: part_of_rows(t.contiguous(memory_format=torch.channels_last)),
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # what lies between the values is NaN
+    **on_cpu.LAYOUTS,
+    "pitch_odd": lambda t: _padded(t, before=0, after=5).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)[:, :-5],
+    "planes": lambda t: _padded(t, before=2, after=1)[:, 2:-1],
+    "rows": lambda t: torch.cat([t, torch.nan * t[..., :1]], dim=3)[..., :-1],
+    "rows_of_channels_last": lambda t: LAYOUTS["rows"](on_cpu.LAYOUTS["channels_last"](t)),
     "turned": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
     "every_other": lambda t: t.repeat_interleave(2, dim=3)[..., ::2],
     "reversed_batch": lambda t: t.flip(0).contiguous().flip(0),
 }
+
+
+def _padded(tensor: Tensor, *, before: int, after: int) -> Tensor:
+    """Add planes of NaN."""
+    return torch.cat([torch.nan * tensor[:, :before], tensor, torch.nan * tensor[:, :after]], dim=1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -101,43 +69,20 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_every_layout_is_read(layout: str, size: tuple[int, int, int], dtype: torch.dtype) -> None:
     theta, guidance, *tables = inputs(SPEC, size=size, dtype=dtype)
     change = LAYOUTS[layout]
-    plain = logits_of(theta, guidance, *tables)
-    assert_close(plain, widened(theta, guidance, *tables, spec=SPEC))
+    plain = launch_logits(SPEC, theta, guidance, tables)
+    assert_close(plain, logits_in_fp32(SPEC, theta, guidance, tables))
     changed = change(theta), change(guidance)
-    assert torch.equal(logits_of(*changed, *tables), plain)
-    assert torch.equal(logits_of(changed[0], guidance, *tables), plain)
-    assert torch.equal(mask_of(*changed, *tables), mask_of(theta, guidance, *tables))
+    assert torch.equal(launch_logits(SPEC, *changed, tables), plain)
+    assert torch.equal(launch_logits(SPEC, changed[0], guidance, tables), plain)
+    assert torch.equal(launch_mask(SPEC, *changed, tables), launch_mask(SPEC, theta, guidance, tables))
 
 
 def test_one_image_seen_as_many_and_none() -> None:
     theta, guidance, *tables = inputs(SPEC, size=(1, 2, 2))
-    many = logits_of(theta.expand(3, -1, -1, -1), guidance.expand(3, -1, -1, -1), *tables)
-    assert all(torch.equal(one, logits_of(theta, guidance, *tables)[0]) for one in many)
-    assert logits_of(theta[:0], guidance[:0], *tables).shape == (0, 19, 16, 16)
-    assert mask_of(theta[..., :0], guidance[..., :0], *tables).shape == (1, 64, 0)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float16], ids=str)
-def test_every_mask_type(dtype: torch.dtype) -> None:
-    theta, guidance, *tables = inputs(SPEC)
-    wanted = reference.upsample(widened(theta, guidance, *tables, spec=SPEC), 4)
-    best = wanted.topk(2, dim=1).values
-    clear = best[:, 0] - best[:, 1] > 1e-4
-    mask = mask_of(theta, guidance, *tables, dtype=dtype)
-    assert mask.dtype == dtype
-    assert clear.float().mean() > 0.99
-    assert torch.equal(mask.long()[clear], wanted.argmax(dim=1)[clear])
-
-
-@pytest.mark.parametrize("variant", range(1, len(cuda_op.VARIANTS)), ids=cuda_op.VARIANTS[1:])
-def test_numbers_choose_the_kernel(variant: int) -> None:
-    """The emulated kernel of that number draws the host reference's mask, save where tensor cores round otherwise."""
-    spec = DecodeSpec(num_classes=40)
-    theta, guidance, *tables = inputs(spec, (1, 2, 1), torch.float16)
-    mask = mask_of(theta, guidance, *tables, spec=spec, variant=variant)
-    assert (mask == mask_of(theta, guidance, *tables, spec=spec)).float().mean() > (
-        0.999 if variant in (3, 5) else 0.9999
-    )
+    many = launch_logits(SPEC, theta.expand(3, -1, -1, -1), guidance.expand(3, -1, -1, -1), tables)
+    assert all(torch.equal(one, launch_logits(SPEC, theta, guidance, tables)[0]) for one in many)
+    assert launch_logits(SPEC, theta[:0], guidance[:0], tables).shape == (0, 19, 16, 16)
+    assert launch_mask(SPEC, theta[..., :0], guidance[..., :0], tables).shape == (1, 64, 0)
 
 
 def test_python_calls_the_binding_with_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +92,7 @@ def test_python_calls_the_binding_with_its_arguments(monkeypatch: pytest.MonkeyP
         theta, guidance, *tables = inputs(spec, (2, 1, 2))
         arguments = (theta, guidance, *tables, *numbers(spec))
         logits = cuda_op._logits_on_cuda(*arguments, 0)
-        assert_close(logits, widened(theta, guidance, *tables, spec=spec))
+        assert_close(logits, logits_in_fp32(spec, theta, guidance, tables))
         mask = cuda_op._mask_on_cuda(*arguments, s, 0, True)
         assert (mask == cuda_op.patch_decode_mask(theta, guidance, *tables, spec)).float().mean() > 0.999
         assert torch.equal(mask, cuda_op._mask_on_cuda(*arguments, s, 1, False))
@@ -219,7 +164,9 @@ def test_compiles_against_the_headers_of_cuda(tmp_path: Path) -> None:
     broken = tmp_path / "broken.cpp"
     broken.write_text((KERNELS / "torch/binding.cpp").read_text() + "\ncudaError_t unknown = nrd::noSuchLauncher();\n")
     folders = [f"-I{folder}" for folder in (tmp_path, KERNELS / "torch", KERNELS)]
-    result = run_compiler(["-fsyntax-only", *folders, *torch_headers(), "-isystem", str(toolkit), str(broken)])
+    result = on_cpu.run_compiler(
+        ["-fsyntax-only", *folders, *on_cpu.torch_headers(), "-isystem", str(toolkit), str(broken)]
+    )
     (error,) = [line for line in result.stderr.splitlines() if "error:" in line]
     assert "noSuchLauncher" in error, "the planted mistake is the only one, so the compiler looks at the declarations"
 

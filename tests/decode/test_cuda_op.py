@@ -18,6 +18,7 @@ from nrd_trt.decode.cuda_op import patch_decode, patch_decode_mask
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.runtime.graph_io import mask_of_logits
 from nrd_trt.specs import DecodeSpec
+from tests.decode.on_cpu import logits_in_fp32, numbers
 from tests.helpers import cached_small_model, random_decode_inputs
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -43,20 +44,12 @@ def inputs(
     return torch.from_numpy(theta).to(dtype), torch.from_numpy(guidance).to(dtype), x_table.tolist(), y_table.tolist()
 
 
-def numbers(spec: DecodeSpec) -> tuple[int, int, int, int]:
-    return spec.num_classes, spec.hidden, spec.guidance_channels, spec.patch
-
-
-def widened(theta: Tensor, guidance: Tensor, *tables: list[float], spec: DecodeSpec = SPEC) -> Tensor:
-    return reference.patch_decode(theta.float(), guidance.float(), *map(torch.tensor, tables), spec)
-
-
 @pytest.mark.parametrize("spec", EVERY, ids=spec_id)
 def test_equal_to_the_reference(spec: DecodeSpec) -> None:
     """The mask is compared with NumPy's enlargement too, which shares nothing with PyTorch's."""
     theta, guidance, *tables = inputs(spec, (2, 1, 2))
     logits, mask = patch_decode(theta, guidance, *tables, spec), patch_decode_mask(theta, guidance, *tables, spec)
-    expected = widened(theta, guidance, *tables, spec=spec)
+    expected = logits_in_fp32(spec, theta, guidance, tables)
     assert torch.equal(logits, expected)
     assert logits.is_contiguous()
     assert mask.dtype == torch.uint8
@@ -72,7 +65,7 @@ def test_any_factor_with_any_patch() -> None:
         spec = DecodeSpec(num_classes=5, patch=patch, upsample=32 // patch)
         theta, guidance, *tables = inputs(spec, (1, 2, 1))
         mask = torch.ops.nrd.patch_decode_mask(theta, guidance, *tables, *numbers(spec), factor, 0, True)
-        expected = widened(theta, guidance, *tables, spec=spec)
+        expected = logits_in_fp32(spec, theta, guidance, tables)
         assert mask.shape == (1, factor * patch * 2, factor * patch)
         assert torch.equal(mask, reference.upsample(expected, factor).argmax(dim=1).to(torch.uint8))
 
@@ -82,7 +75,7 @@ def test_nothing_is_rounded_before_the_mask(dtype: torch.dtype) -> None:
     """16-bit inputs are widened; where rounded logits would tie, the mask still tells the classes apart."""
     spec = DecodeSpec(num_classes=19)
     theta, guidance, *tables = inputs(spec, (2, 3, 3), dtype)
-    expected = widened(theta, guidance, *tables, spec=spec)
+    expected = logits_in_fp32(spec, theta, guidance, tables)
     assert torch.equal(patch_decode(theta, guidance, *tables, spec), expected.to(dtype))
     mask = patch_decode_mask(theta, guidance, *tables, spec)
     assert torch.equal(mask, reference.upsample(expected, 4).argmax(dim=1).to(torch.uint8))

@@ -22,7 +22,8 @@ from nrd_trt.decode.extension import (
 )
 from nrd_trt.errors import MissingDependencyError, PluginError
 from nrd_trt.specs import DecodeSpec
-from tests.decode.test_cuda_op import inputs, numbers
+from tests.decode.on_cpu import numbers
+from tests.decode.test_cuda_op import inputs
 
 
 @pytest.fixture

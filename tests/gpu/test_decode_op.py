@@ -24,8 +24,8 @@ from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.specs import DecodeSpec
 from nrd_trt.zoo import checkpoint_path
 from tests.artefacts import REPOSITORY
-from tests.decode.on_cpu import LAYOUTS, load_binding
-from tests.decode.test_cuda_op import Decoder, numbers
+from tests.decode.on_cpu import LAYOUTS, load_binding, numbers
+from tests.decode.test_cuda_op import Decoder
 from tests.helpers import agreement, byte_images
 
 

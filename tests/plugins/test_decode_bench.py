@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.plugins.host_library import PLUGINS
+from tests.decode.on_cpu import KERNELS
 
 HERE = Path(__file__).with_name("bench_on_cpu")
-KERNELS = PLUGINS / "nrd_decode"
 FEW = (75, 87, 90, 110)
 KNOWN = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
 SIZE = "32x64x30"

@@ -7,7 +7,7 @@ on shared memory that starts as NaN and ends at a page nobody may touch (plugins
 from __future__ import annotations
 
 import mmap
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nrd_trt.decode.cuda_op import VARIANTS
 from nrd_trt.decode.reference import upsample
 from nrd_trt.model.folding import PatchAdapter
+from nrd_trt.specs import DecodeSpec
+from tests.decode import on_cpu
+from tests.decode.on_cpu import LAYOUTS, Tables, needs_compiler
 from tests.golden.keyed_weights import keyed_image
-from tests.helpers import GOLDEN, keyed_model
-from tests.plugins import host_library as host
-from tests.plugins.host_library import Case, random_case, smooth_case
+from tests.helpers import GOLDEN, keyed_model, random_decode_inputs
 
-pytestmark = pytest.mark.skipif(host.missing_tools() is not None, reason=str(host.missing_tools()))
+pytestmark = needs_compiler
 
+HOST, GENERIC, SIMT, TENSOR_CORE, SIMT_RETAINED, TENSOR_CORE_RETAINED = range(len(VARIANTS))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LAYOUTS = ("planar", "channels_last", "padded")
+MASK_DTYPES = (torch.uint8, torch.int32, torch.float16)
 ORDER_TOLERANCE = 2e-6
 """Of the largest logit: PyTorch adds the same numbers in another order."""
 TENSOR_CORE_TOLERANCE = 1e-5
@@ -35,6 +38,67 @@ TENSOR_CORE_TOLERANCE = 1e-5
 EPSILON = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 GIVEN = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def binding() -> None:
+    on_cpu.load_binding()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One decode; `upsample` may be any factor, which `DecodeSpec` ties to the patch."""
+
+    spec: DecodeSpec
+    upsample: int
+    theta: Tensor
+    guidance: Tensor
+    tables: Tables
+
+    def logits(self, variant: int = HOST, *, seed: int = 0) -> Tensor:
+        return on_cpu.launch_logits(self.spec, self.theta, self.guidance, self.tables, variant, seed=seed)
+
+    def mask(self, variant: int = HOST, **options: Any) -> Tensor:
+        tensors = self.theta, self.guidance, self.tables
+        return on_cpu.launch_mask(self.spec, *tensors, variant, upsample=self.upsample, **options)
+
+    def pytorch_logits(self) -> Tensor:
+        return on_cpu.logits_in_fp32(self.spec, self.theta, self.guidance, self.tables)
+
+
+def random_case(
+    num_classes: int = 19,
+    hidden: int = 16,
+    guidance_channels: int = 16,
+    patch: int = 8,
+    upsample: int = 4,
+    *,
+    size: tuple[int, int, int] = (1, 2, 3),
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Case:
+    spec = DecodeSpec(
+        num_classes=num_classes,
+        hidden=hidden,
+        guidance_channels=guidance_channels,
+        patch=patch,
+        upsample=32 // patch,
+    )
+    theta, guidance, *tables = map(torch.from_numpy, random_decode_inputs(spec, *size, seed))
+    return Case(
+        spec=spec,
+        upsample=upsample,
+        theta=theta.to(dtype),
+        guidance=guidance.to(dtype),
+        tables=[table.tolist() for table in tables],
+    )
+
+
+def smooth_case(*sizes: int, **changes: Any) -> Case:
+    """A case whose masks have areas, as those of real images: weak guidance, patches that resemble each other."""
+    case = random_case(*sizes, **changes)
+    theta = case.theta[:, :, :1, :1] + 0.1 * case.theta
+    return replace(case, theta=theta.to(case.theta.dtype), guidance=(0.1 * case.guidance).to(case.guidance.dtype))
 
 
 @st.composite
@@ -49,42 +113,33 @@ def cases(draw: Any, *, released: bool = False) -> Case:
         )
     case = (smooth_case if draw(st.booleans()) else random_case)(
         *sizes,
-        batch=draw(st.integers(1, 2)),
-        rows=draw(st.integers(1, 2)),
-        columns=draw(st.integers(1, 3)),
+        size=(draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 3))),
         dtype=draw(st.sampled_from(DTYPES)),
         seed=draw(st.integers(0, 2**31)),
     )
-    layouts = st.sampled_from(LAYOUTS)
-    return replace(case, theta_layout=draw(layouts), guidance_layout=draw(layouts))
+    theta, guidance = (
+        LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))](tensor) for tensor in (case.theta, case.guidance)
+    )
+    return replace(case, theta=theta, guidance=guidance)
 
 
-def assert_mask_of(case: Case, mask: np.ndarray, logits: Tensor, tolerance: float) -> None:
+def assert_mask_of(case: Case, mask: Tensor, logits: Tensor, tolerance: float) -> None:
     """Every pixel is the argmax of the enlarged logits, but for pixels whose two best are within the tolerance."""
     large = upsample(logits, case.upsample) if case.upsample > 1 else logits
     best = large.topk(2, dim=1).values
-    decided = ((best[:, 0] - best[:, 1]) > 2 * tolerance * logits.abs().max()).numpy()
+    decided = (best[:, 0] - best[:, 1]) > 2 * tolerance * logits.abs().max()
     assert mask.shape == decided.shape
-    assert np.array_equal(mask[decided], large.argmax(dim=1).numpy()[decided])
-    assert decided.mean() > 0.95
+    assert torch.equal(mask[decided].long(), large.argmax(dim=1)[decided])
+    assert decided.float().mean() > 0.95
 
 
 @GIVEN
-@given(case=cases())
-def test_host_logits_are_those_of_pytorch(case: Case) -> None:
-    want = host.reference_logits(case)
-    got = host.host_logits(case)
-    assert got.dtype == case.theta.dtype
+@given(case=cases(), prune=st.booleans(), mask_type=st.sampled_from(MASK_DTYPES))
+def test_host_reference_is_that_of_pytorch(case: Case, prune: bool, mask_type: torch.dtype) -> None:
+    want, got = case.pytorch_logits(), case.logits()
     tolerance = (ORDER_TOLERANCE + EPSILON.get(got.dtype, 0)) * want.abs().max()
     assert (got.float() - want).abs().max() <= tolerance
-
-
-@GIVEN
-@given(case=cases(), prune=st.booleans(), mask_type=st.sampled_from(sorted(host.MASK_TYPES)))
-def test_host_mask_is_that_of_pytorch(case: Case, prune: bool, mask_type: str) -> None:
-    mask = host.host_mask(case, prune=prune, mask_type=mask_type)
-    assert mask.dtype == host.MASK_DTYPES[mask_type]
-    assert_mask_of(case, mask.astype(np.int64), host.reference_logits(case), ORDER_TOLERANCE)
+    assert_mask_of(case, case.mask(prune=prune, dtype=mask_type), want, ORDER_TOLERANCE)
 
 
 @GIVEN
@@ -92,26 +147,24 @@ def test_host_mask_is_that_of_pytorch(case: Case, prune: bool, mask_type: str) -
 def test_generic_kernel_equals_the_host_bit_by_bit_and_pruning_changes_nothing(
     case: Case, prune: bool, seed: int
 ) -> None:
-    want = host.host_mask(case)
-    assert np.array_equal(host.host_mask(case, prune=False), want)
-    assert np.array_equal(host.kernel_mask(case, host.GENERIC, prune=prune, seed=seed), want)
-    assert torch.equal(host.kernel_logits(case, host.GENERIC, seed=seed), host.host_logits(case))
+    want = case.mask()
+    assert torch.equal(case.mask(prune=False), want)
+    assert torch.equal(case.mask(GENERIC, prune=prune, seed=seed), want)
+    assert torch.equal(case.logits(GENERIC, seed=seed), case.logits())
 
 
 @GIVEN
 @given(
     case=cases(released=True),
     prune=st.booleans(),
-    mask_type=st.sampled_from(sorted(host.MASK_TYPES)),
+    mask_type=st.sampled_from(MASK_DTYPES),
     seed=st.integers(0, 2**31),
 )
-def test_released_kernels_equal_the_host_bit_by_bit(case: Case, prune: bool, mask_type: str, seed: int) -> None:
-    want = host.host_mask(case, mask_type=mask_type)
-    variants = [host.SIMT] + [host.SIMT_RETAINED] * (case.num_classes > 24)
-    for variant in variants:
-        got = host.kernel_mask(case, variant, prune=prune, mask_type=mask_type, seed=seed)
-        assert np.array_equal(got, want)
-    assert torch.equal(host.kernel_logits(case, host.SIMT, seed=seed), host.host_logits(case))
+def test_released_kernels_equal_the_host_bit_by_bit(case: Case, prune: bool, mask_type: torch.dtype, seed: int) -> None:
+    want = case.mask(dtype=mask_type)
+    for variant in [SIMT] + [SIMT_RETAINED] * (case.spec.num_classes > 24):
+        assert torch.equal(case.mask(variant, prune=prune, dtype=mask_type, seed=seed), want)
+    assert torch.equal(case.logits(SIMT, seed=seed), case.logits())
 
 
 @GIVEN
@@ -119,25 +172,29 @@ def test_released_kernels_equal_the_host_bit_by_bit(case: Case, prune: bool, mas
 def test_tensor_core_kernels_stay_within_their_bound(case: Case, prune: bool, seed: int) -> None:
     if case.theta.dtype == torch.float32:
         case = replace(case, theta=case.theta.half(), guidance=case.guidance.half())
-    want = host.reference_logits(case)
-    largest = want.abs().max()
-    got = host.kernel_logits(case, host.TENSOR_CORE, seed=seed).float()
-    assert (got - want).abs().max() <= (TENSOR_CORE_TOLERANCE + EPSILON[case.theta.dtype]) * largest
-    variants = [host.TENSOR_CORE] + [host.TENSOR_CORE_RETAINED] * (case.num_classes > 24)
-    masks = [host.kernel_mask(case, variant, prune=prune, seed=seed) for variant in variants]
-    assert_mask_of(case, masks[0], want, TENSOR_CORE_TOLERANCE)
-    assert all(np.array_equal(mask, masks[0]) for mask in masks)
+    want = case.pytorch_logits()
+    got = case.logits(TENSOR_CORE, seed=seed).float()
+    assert (got - want).abs().max() <= (TENSOR_CORE_TOLERANCE + EPSILON[case.theta.dtype]) * want.abs().max()
+    mask = case.mask(TENSOR_CORE, prune=prune, seed=seed)
+    assert_mask_of(case, mask, want, TENSOR_CORE_TOLERANCE)
+    if case.spec.num_classes > 24:
+        assert torch.equal(case.mask(TENSOR_CORE_RETAINED, prune=prune, seed=seed), mask)
 
 
 def test_tensor_core_activations_are_split() -> None:
     """fp32 logits show it: one tf32 number per activation misses the bound, the two that the kernel takes keep it."""
-    case = random_case(19, rows=1, columns=1, dtype=torch.bfloat16)
-    exact = host.reference_logits(case)
-    want = host.host_logits(case)
-    got = host.kernel_logits(case, host.TENSOR_CORE)
-    rounded_apart = (got != want).float().mean()
+    case = random_case(size=(1, 1, 1), dtype=torch.bfloat16)
+    exact, got = case.pytorch_logits(), case.logits(TENSOR_CORE)
+    rounded_apart = (got != case.logits()).float().mean()
     assert rounded_apart < 0.01, "all but a few logits round to the same bfloat16"
     assert (got.float() - exact).abs().max() <= 2**-8 * exact.abs().max()
+
+
+def test_results_do_not_depend_on_the_order_of_threads() -> None:
+    case = random_case(30, dtype=torch.float16)
+    for variant in range(GENERIC, len(VARIANTS)):
+        masks = [case.mask(variant, seed=seed) for seed in range(4)]
+        assert all(torch.equal(mask, masks[0]) for mask in masks)
 
 
 ADVERSARIES = {
@@ -170,36 +227,32 @@ def test_adversarial_weights_keep_kernels_and_pruning_exact(
 ) -> None:
     for case in (random_case(num_classes), smooth_case(num_classes=num_classes)):
         case = replace(case, theta=ADVERSARIES[adversary](case.theta).to(dtype), guidance=case.guidance.to(dtype))
-        want = host.host_mask(case, prune=False)
-        assert np.array_equal(host.host_mask(case, prune=True), want)
-        for variant in (host.GENERIC, host.SIMT):
-            assert np.array_equal(host.kernel_mask(case, variant), want)
-            logits = host.kernel_logits(case, variant)
-            assert torch.equal(_patterns(logits), _patterns(host.host_logits(case)))
-        assert want.max() < num_classes and want.min() >= 0
+        want, logits = case.mask(prune=False), _patterns(case.logits())
+        assert torch.equal(case.mask(prune=True), want)
+        for variant in (GENERIC, SIMT):
+            assert torch.equal(case.mask(variant), want)
+            assert torch.equal(_patterns(case.logits(variant)), logits)
+        assert want.max() < num_classes
 
 
 def _patterns(tensor: Tensor) -> Tensor:
     """Bits, with one pattern for NaN: x86 keeps the sign that a GPU drops."""
-    return (
-        torch.where(tensor.isnan(), torch.zeros_like(tensor), tensor).view(
-            torch.int32 if tensor.dtype == torch.float32 else torch.int16
-        )
-        + 7 * tensor.isnan()
-    )
+    integers = torch.int32 if tensor.dtype == torch.float32 else torch.int16
+    return tensor.masked_fill(tensor.isnan(), 4321.0).view(integers)
 
 
 @pytest.mark.parametrize("step", [2.0**-20, 2.0**-23, 0.0], ids=["close", "ulp", "tie"])
 def test_pruning_is_exact_where_rounding_could_decide(step: float) -> None:
     """Classes 3 and 1 lead everywhere and differ by a few units in the last place, or by none."""
     case = _constant_logits(8, {1: 1.0, 3: 1.0 + step})
-    assert np.array_equal(host.host_mask(case, prune=True), host.host_mask(case, prune=False))
-    assert np.array_equal(host.kernel_mask(case, host.SIMT), host.host_mask(case, prune=False))
+    want = case.mask(prune=False)
+    assert torch.equal(case.mask(prune=True), want)
+    assert torch.equal(case.mask(SIMT), want)
 
 
 def _constant_logits(num_classes: int, values: dict[int, float]) -> Case:
     """Every pixel has these logits, and 0 for the other classes: only b2 is not zero. Scaled from patch to patch."""
-    case = random_case(num_classes, rows=3, columns=3)
+    case = random_case(num_classes, size=(1, 3, 3))
     theta = torch.zeros_like(case.theta)
     for index, value in values.items():
         theta[:, theta.shape[1] - num_classes + index] = value
@@ -224,73 +277,51 @@ def test_ties_go_to_the_lowest_class_nan_never_wins_and_infinity_does() -> None:
         # In the image's outer half cells a weight is 0, and 0 * infinity is NaN.
         inner = np.s_[:, 2:-2, 2:-2] if inf in map(abs, values.values()) else np.s_[:]
         for prune in (False, True):
-            mask = host.host_mask(case, prune=prune)
+            mask = case.mask(prune=prune)
             assert (mask[inner] == winner).all(), values
-            assert np.array_equal(host.kernel_mask(case, host.SIMT, prune=prune), mask)
+            assert torch.equal(case.mask(SIMT, prune=prune), mask)
 
 
 @pytest.mark.parametrize("place", [0, 300, 600])
 def test_nan_passes_the_hidden_layers_as_in_pytorch(place: int) -> None:
     """A NaN among W0, W1 or W2; a ReLU that hides it would leave logits that look right."""
-    case = random_case(19)
-    theta = case.theta.clone()
-    theta[:, place, 0, 0] = float("nan")
-    case = replace(case, theta=theta)
-    want = host.reference_logits(case).isnan()
+    case = random_case()
+    case.theta[:, place, 0, 0] = float("nan")
+    want = case.pytorch_logits().isnan()
     assert want.any() and not want.all()
-    for logits in (host.host_logits(case), host.kernel_logits(case, host.SIMT), host.kernel_logits(case, host.GENERIC)):
-        assert torch.equal(logits.isnan(), want)
+    for variant in (HOST, GENERIC, SIMT):
+        assert torch.equal(case.logits(variant).isnan(), want)
     half = replace(case, theta=case.theta.half(), guidance=case.guidance.half())
-    assert torch.equal(host.kernel_logits(half, host.TENSOR_CORE).isnan(), want)
+    assert torch.equal(half.logits(TENSOR_CORE).isnan(), want)
 
 
 def test_an_infinite_hidden_value_stays_infinite_on_tensor_cores() -> None:
     """bfloat16 reaches it: the lower half of a split infinity must not be infinity - infinity."""
-    case = random_case(19, dtype=torch.bfloat16)
-    theta = case.theta.clone()
-    theta[:, 288:304] = 3e38  # b0
-    theta[:, 304:576] = theta[:, 304:576].abs() * 1e3  # W1, b1: infinite sums
-    theta[:, 576:] = theta[:, 576:].abs() + 1  # W2, b2
-    case = replace(case, theta=theta)
-    assert host.host_logits(case).isinf().all()
-    assert host.kernel_logits(case, host.TENSOR_CORE).isinf().all()
-
-
-def test_results_do_not_depend_on_the_order_of_threads() -> None:
-    case = random_case(30, dtype=torch.float16)
-    for variant in host.VARIANTS:
-        masks = [host.kernel_mask(case, variant, seed=seed) for seed in range(4)]
-        assert all(np.array_equal(mask, masks[0]) for mask in masks)
-
-
-@pytest.mark.parametrize("sizes", [(1, 16, 16, 8, 4), (257, 16, 16, 8, 4), (19, 12, 16, 8, 4), (19, 16, 16, 5, 4)])
-def test_sizes_that_no_kernel_takes_are_refused(sizes: tuple[int, ...]) -> None:
-    case = random_case(19)
-    names = ("num_classes", "hidden", "guidance_channels", "patch", "upsample")
-    wrong = replace(case, **dict(zip(names, sizes, strict=True)))
-    for run in (host.host_logits, host.host_mask):
-        with pytest.raises(ValueError, match="expected"):
-            run(wrong)
+    case = random_case(dtype=torch.bfloat16)
+    case.theta[:, 288:304] = 3e38  # b0
+    case.theta[:, 304:576] = case.theta[:, 304:576].abs() * 1e3  # W1, b1: infinite sums
+    case.theta[:, 576:] = case.theta[:, 576:].abs() + 1  # W2, b2
+    assert case.logits().isinf().all()
+    assert case.logits(TENSOR_CORE).isinf().all()
 
 
 def test_tensors_of_more_than_2_31_elements() -> None:
     """The last block of an image whose tensors are mostly untouched memory draws what it draws in a small image."""
-    small = random_case(19, rows=2, columns=2, dtype=torch.float16)
+    small = random_case(size=(1, 2, 2), dtype=torch.float16)
     batch, rows, columns = 2, 2100, 1024
-    channels = small.theta.shape[1]
-    big = replace(
-        small,
-        theta=_untouched((batch, channels, rows, columns), torch.float16),
-        guidance=_untouched((batch, 16, 8 * rows, 8 * columns), torch.float16),
-    )
-    logits = _untouched(big.logits_shape, torch.float16)
-    mask = _untouched(big.mask_shape, torch.uint8)
-    assert min(tensor.numel() for tensor in (big.theta, big.guidance, logits, mask)) > 2**31
-    big.theta[-1, :, -1, -1] = small.theta[-1, :, -1, -1]
-    big.guidance[-1, :, -8:, -8:] = small.guidance[-1, :, -8:, -8:]
-    host.last_blocks(big, logits.view(torch.int16).numpy(), mask.numpy(), host.SIMT)
-    assert torch.equal(logits[-1, :, -8:, -8:], host.host_logits(small)[-1, :, -8:, -8:])
-    assert np.array_equal(mask[-1, -30:, -30:].numpy(), host.host_mask(small, mask_type="uint8")[-1, -30:, -30:])
+    theta = _untouched((batch, small.spec.theta_channels, rows, columns), torch.float16)
+    guidance = _untouched((batch, 16, 8 * rows, 8 * columns), torch.float16)
+    logits = _untouched((batch, 19, 8 * rows, 8 * columns), torch.float16)
+    mask = _untouched((batch, 32 * rows, 32 * columns), torch.uint8)
+    assert min(tensor.numel() for tensor in (theta, guidance, logits, mask)) > 2**31
+    theta[-1, :, -1, -1] = small.theta[-1, :, -1, -1]
+    guidance[-1, :, -8:, -8:] = small.guidance[-1, :, -8:, -8:]
+    torch.ops.nrd_emulation.set(0, batch * rows * columns - 1)
+    constants = *small.tables, *on_cpu.numbers(small.spec)
+    torch.ops.nrd.launch_decode(theta, guidance, logits, *constants, SIMT)
+    torch.ops.nrd.launch_decode_mask(theta, guidance, mask, *constants, 4, SIMT, True)
+    assert torch.equal(logits[-1, :, -8:, -8:], small.logits()[-1, :, -8:, -8:])
+    assert torch.equal(mask[-1, -30:, -30:], small.mask()[-1, -30:, -30:])
 
 
 def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -308,13 +339,13 @@ def test_golden_logits_and_mask() -> None:
     adapter = PatchAdapter(keyed_model("resnetv1c50", 19))
     with torch.inference_mode():
         theta, guidance = adapter(torch.from_numpy(keyed_image(int(golden["image_seed"]), *golden["size_hw"])))
-    tables = {"x_table": torch.from_numpy(adapter.x_table), "y_table": torch.from_numpy(adapter.y_table)}
-    case = replace(random_case(19), theta=theta, guidance=guidance, **tables)
+    tables = [adapter.x_table.tolist(), adapter.y_table.tolist()]
+    case = replace(random_case(), theta=theta, guidance=guidance, tables=tables)
     deviation = golden["logits"].std()
-    for logits in (host.host_logits(case), host.kernel_logits(case, host.SIMT)):
-        assert np.abs(logits[0].numpy() - golden["logits"]).max() <= 1e-4 * deviation
+    for variant in (HOST, SIMT):
+        assert np.abs(case.logits(variant)[0].numpy() - golden["logits"]).max() <= 1e-4 * deviation
     best = upsample(torch.from_numpy(golden["logits"])[None], 4)[0].topk(2, dim=0).values
-    tied = (best[0] - best[1]).numpy() <= 1e-4 * deviation
-    mask = host.kernel_mask(case, host.SIMT)[0]
-    assert np.array_equal(mask[~tied], golden["mask"][~tied])
-    assert np.array_equal(mask, host.host_mask(case, prune=False)[0])
+    clear = (best[0] - best[1]).numpy() > 1e-4 * deviation
+    mask = case.mask(SIMT)
+    assert np.array_equal(mask[0].numpy()[clear], golden["mask"][clear])
+    assert torch.equal(mask, case.mask(prune=False))

@@ -11,7 +11,7 @@ import pytest
 
 from scripts.dev import kernel_resources
 from scripts.dev.kernel_resources import ARCHITECTURES, blocks_per_multiprocessor, compile_kernels, parse_resources
-from tests.plugins.host_library import PLUGINS
+from tests.decode import on_cpu
 
 NEEDS_NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc; install the CUDA toolkit")
 QUICK = (75, 87, 90, 110)
@@ -90,7 +90,7 @@ def test_nvrtc_compiles_the_device_code(architecture: int, dense: str) -> None:
     program = ctypes.c_void_p()
     assert library.nvrtcCreateProgram(ctypes.byref(program), PROGRAM, b"decode.cu", 0, None, None) == 0
     options = [f"-arch=sm_{architecture}", "-std=c++17", "-fmad=false", f"-DDENSE={dense}"]
-    options.append(f"-I{PLUGINS / 'nrd_decode'}")
+    options.append(f"-I{on_cpu.KERNELS}")
     given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     status = library.nvrtcCompileProgram(program, len(options), given)
     size = ctypes.c_size_t()

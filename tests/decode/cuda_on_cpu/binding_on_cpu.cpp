@@ -1,5 +1,6 @@
 // The PyTorch binding of the kernels on CPU tensors: its checks and its reading of strides need no GPU. Launches go to
-// the host reference, or to the emulated kernel where a variant is asked for by name.
+// the host reference, or to the emulated kernel where a variant is asked for by name. torch.ops.nrd_emulation.set chooses
+// the order of its threads and its first block.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
@@ -13,6 +14,24 @@
 #include "emulated_kernels.h"
 #include "host_reference.h"
 #include "launch_plan.h"
+
+namespace
+{
+
+uint64_t seed = 1;
+nrd::BlockRange blocks;
+
+} // namespace
+
+TORCH_LIBRARY(nrd_emulation, library)
+{
+    library.def("set",
+        [](int64_t newSeed, int64_t firstBlock)
+        {
+            seed = static_cast<uint64_t>(newSeed);
+            blocks.first = firstBlock;
+        });
+}
 
 namespace nrd
 {
@@ -40,7 +59,7 @@ cudaError_t patchDecode(DecodeProblem const& problem, void* logits, Variant vari
     }
     else
     {
-        emulatePatchDecode(problem, logits, variant, 1);
+        emulatePatchDecode(problem, logits, variant, seed, blocks);
     }
     return cudaSuccess;
 }
@@ -54,7 +73,7 @@ cudaError_t patchDecodeMask(
     }
     else
     {
-        emulatePatchDecodeMask(problem, mask, maskType, variant, prune, 1);
+        emulatePatchDecodeMask(problem, mask, maskType, variant, prune, seed, blocks);
     }
     return cudaSuccess;
 }
