@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,18 +31,8 @@ ENGINE = ROOT / "nrd_trt" / "engine"
 OWNERS = tuple(ENGINE / f"{name}.py" for name in ("builder", "compat", "loading", "messages"))
 VERSIONS = ("10.3.0", "10.7.0", "10.9.0.34", "10.16.1.11", "11.0.0.114", "11.4.0.106")
 _CU13_SINCE = (10, 13, 2)
-_LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
-_SYMBOLS = (
-    "createInferBuilder_INTERNAL",
-    "createInferRefitter_INTERNAL",
-    "createInferRuntime_INTERNAL",
-    "createNvOnnxParserRefitter_INTERNAL",
-    "createNvOnnxParser_INTERNAL",
-    "getBuilderPluginRegistry",
-    "getNvOnnxParserVersion",
-    "getPluginRegistry",
-    "initLibNvInferPlugins",
-)
+_LIBRARIES = rb"lib(?:nvinfer|nvinfer_plugin|nvonnxparser)\.so\.\d+"
+_SYMBOLS = rb"\0(\w+_INTERNAL|get\w*PluginRegistry|getNvOnnxParserVersion|initLibNvInferPlugins)(?=\0)"
 
 
 class BindingsError(NrdTrtError):
@@ -135,19 +125,19 @@ def _download(version: str, folder: Path) -> None:
 
 
 def _write_stubs(folder: Path) -> None:
-    """Write libraries under the names that the bindings want; each has all nine symbols and returns null."""
+    """Write libraries under the names that the bindings want; each has all symbols that they want and returns null."""
     compiler = shutil.which(os.environ.get("CC", "gcc"))
     if compiler is None:
         raise NoBindingsError("the stub libraries need a C compiler: install gcc or set CC.")
     binary = (folder / "tensorrt" / "tensorrt.so").read_bytes()
+    libraries, symbols = (sorted(set(re.findall(pattern, binary))) for pattern in (_LIBRARIES, _SYMBOLS))
+    if len(libraries) != 3:
+        raise BindingsError(f"{folder}: the bindings want {libraries}; this script knows three libraries.")
     source = folder / "lib" / "stub.c"
     source.parent.mkdir()
-    source.write_text("".join(f"void* {symbol}(void) {{ return 0; }}\n" for symbol in _SYMBOLS))
-    for library in _LIBRARIES:
-        name = re.search(rf"lib{library}\.so\.\d+".encode(), binary)
-        if name is None:
-            raise BindingsError(f"{folder}: the bindings do not want lib{library}; this script does not know them.")
-        output = str(source.parent / name[0].decode())
+    source.write_text("".join(f"void* {symbol.decode()}(void) {{ return 0; }}\n" for symbol in symbols))
+    for library in libraries:
+        output = str(source.parent / library.decode())
         subprocess.run([compiler, "-shared", "-fPIC", "-o", output, str(source)], check=True)
 
 
@@ -171,76 +161,47 @@ _OBJECTS = {
     "severity": "ILogger.Severity",
     "tensor": "ITensor",
 }
-_GIVES = {
-    "Builder.create_builder_config": "IBuilderConfig",
-    "Builder.create_network": "INetworkDefinition",
-    "Builder.create_optimization_profile": "IOptimizationProfile",
-    "IBuilderConfig.create_timing_cache": "ITimingCache",
-    "ICudaEngine.create_engine_inspector": "EngineInspector",
-    "ICudaEngine.create_execution_context": "IExecutionContext",
-    "ICudaEngine.get_tensor_dtype": "DataType",
-    "ILayer.get_output": "ITensor",
-    "ILayer.type": "LayerType",
-    "INetworkDefinition.get_layer": "ILayer",
-    "ITensor.dtype": "DataType",
-    "OnnxParser.get_error": "ParserError",
-    "Runtime.deserialize_cuda_engine": "ICudaEngine",
-    "get_plugin_registry": "IPluginRegistry",
-}
+"""Classes by the names that our sources give their objects."""
+_GIVEN = {**_OBJECTS, "dtype": "DataType", "output": "ITensor", "type": "LayerType"}
+"""Classes of what methods and properties give, by the last word of their names, as in ``create_network``."""
+
 Use = tuple[str, str, int | None]
 """Name; ``read``, ``set``, ``call`` or ``override``; and the number of arguments, ``self`` not counted."""
 
 
 def used_names(source: str) -> set[Use]:
     """Return the uses of TensorRT in a source text."""
-    finder = _Finder()
-    finder.visit(ast.parse(source))
-    return finder.found
+    tree = ast.parse(source)
+    finder = _Finder(tree)
+    return {use for node in ast.walk(tree) for use in finder.uses(node)}
 
 
-class _Finder(ast.NodeVisitor):
-    def __init__(self) -> None:
-        self.found: set[Use] = set()
+class _Finder:
+    """Tells which expressions of a source are TensorRT's."""
+
+    def __init__(self, tree: ast.Module) -> None:
         self._objects = dict(_OBJECTS)
-        self._seen: set[int] = set()  # attributes that were counted with the call around them
+        for node in ast.walk(tree):  # what is bound to names of its own choosing
+            if isinstance(node, ast.Assign) and (owner := self._type(node.value)):
+                self._objects.update((_plain(target), owner) for target in node.targets if _plain(target))
 
-    def visit_Module(self, node: ast.Module) -> None:
-        for child in ast.walk(node):  # first, what is bound to names of its own choosing
-            if isinstance(child, ast.Assign) and (owner := self._type(child.value)):
-                self._objects.update((_plain(target), owner) for target in child.targets if _plain(target))
-        self.generic_visit(node)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for base in node.bases:
-            owner = self._path(base)
-            for method in node.body if owner else ():
-                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
-                    self._add(f"{owner}.{method.name}", "override", len(method.args.args) - 1)
-        self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        count = len(node.args) + len(node.keywords)
-        looked_up = self._looked_up(node)
-        path = self._path(node.func)
-        if looked_up:
-            self._add(looked_up, "read", None)
-        elif path and path.split(".")[-1][0].isupper():  # a class: Builder(logger)
-            self._add(f"{path}.__init__", "call", count)
-        elif path:
-            self._seen.add(id(node.func))
-            unbound = path.endswith(".__init__")
-            self._add(path, "call", count - unbound)
-        self.generic_visit(node)
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        path = self._path(node)
-        is_class = path is not None and "." not in path and path[0].isupper()
-        if path and not is_class and id(node) not in self._seen:
-            self._add(path, "set" if isinstance(node.ctx, ast.Store) else "read", None)
-        self.generic_visit(node)
-
-    def _add(self, name: str, kind: str, arguments: int | None) -> None:
-        self.found.add((name, kind, arguments))
+    def uses(self, node: ast.AST) -> Iterator[Use]:
+        """Yield what one node uses; a method that is called is also read."""
+        if isinstance(node, ast.ClassDef):
+            for owner in filter(None, map(self._path, node.bases)):
+                for method in node.body:
+                    if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                        yield f"{owner}.{method.name}", "override", len(method.args.args) - 1
+        elif isinstance(node, ast.Call):
+            count, path = len(node.args) + len(node.keywords), self._path(node.func)
+            if looked_up := self._looked_up(node):
+                yield looked_up, "read", None
+            elif path and path.split(".")[-1][0].isupper():  # a class: Builder(logger)
+                yield f"{path}.__init__", "call", count
+            elif path:
+                yield path, "call", count - path.endswith(".__init__")
+        elif isinstance(node, ast.Attribute) and (path := self._path(node)) and not _is_class(path):
+            yield path, "set" if isinstance(node.ctx, ast.Store) else "read", None
 
     def _path(self, node: ast.expr) -> str | None:
         """``"Builder.create_network"`` for an attribute of a known object or of the module."""
@@ -253,23 +214,24 @@ class _Finder(ast.NodeVisitor):
         """The class of an expression, the module itself, or None where it is nothing of TensorRT."""
         if (name := _plain(node)) in self._objects:
             return self._objects[name]
-        if isinstance(node, ast.Call):
-            path = self._path(node.func)
-            return path if path and path[0].isupper() and "." not in path else _GIVES.get(path or "")
-        path = self._path(node)
-        if path and all(part[0].isupper() for part in path.split(".")):
+        path = self._path(node.func if isinstance(node, ast.Call) else node)
+        if path is None or all(part[0].isupper() for part in path.split(".")):
             return path
-        return _GIVES.get(path or "")
+        return _GIVEN.get(re.split(r"[._]", path)[-1])
 
     def _looked_up(self, node: ast.Call) -> str | None:
         """The name in ``getattr(x, "name")``, ``hasattr(x, "name")`` or ``self._member("Enum", "NAME")``."""
         function, literals = _plain(node.func), [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
         if function == "member" and len(literals) == 2:
             return ".".join(literals)
-        if function in ("getattr", "hasattr") and literals and isinstance(node.args[1], ast.Constant):
+        if function in ("getattr", "hasattr") and isinstance(node.args[1], ast.Constant):
             owner = self._type(node.args[0])
             return None if owner is None else f"{owner}.{literals[0]}".lstrip(".")
         return None
+
+
+def _is_class(path: str) -> bool:
+    return path[0].isupper() and "." not in path
 
 
 def _plain(node: ast.expr) -> str:
@@ -290,19 +252,6 @@ def surface() -> tuple[Use, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replacement:
-    """What `nrd_trt.engine.compat` does where a name is absent.
-
-    Attributes:
-        flavour: Whose bindings lack it in every version.
-        instead: What happens then.
-    """
-
-    flavour: str
-    instead: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Finding:
     """One name in the bindings of one version."""
 
@@ -311,12 +260,13 @@ class Finding:
     detail: str = ""
 
 
-_ONE_GPU = Replacement(flavour="tensorrt", instead="compute_capabilities is refused: it builds for its GPU")
-REPLACEMENTS: dict[str, Replacement] = {
+_ONE_GPU = "compute_capabilities is refused: it builds for its GPU"
+REPLACEMENTS = {
     "ComputeCapability.__members__": _ONE_GPU,
     "IBuilderConfig.num_compute_capabilities": _ONE_GPU,
     "IBuilderConfig.set_compute_capability": _ONE_GPU,
 }
+"""Names that TensorRT, but not TensorRT-RTX, lacks in every version, and what `nrd_trt.engine.compat` does then."""
 
 
 def read_surface(module: Any) -> dict[str, dict[str, Any]]:
@@ -349,9 +299,8 @@ def check_surface(found: Mapping[str, Mapping[str, Any]], flavour: str) -> list[
 def _judge(use: Use, found: Mapping[str, Any] | None, flavour: str) -> Finding:
     name, kind, arguments = use
     if found is None:
-        known = REPLACEMENTS.get(name)
-        if known and known.flavour == flavour:
-            return Finding(name=name, state="replaced", detail=known.instead)
+        if flavour == "tensorrt" and name in REPLACEMENTS:
+            return Finding(name=name, state="replaced", detail=REPLACEMENTS[name])
         return Finding(name=name, state="missing", detail="not in these bindings")
     if kind == "set" and not found["settable"]:
         return Finding(name=name, state="missing", detail="cannot be set")
