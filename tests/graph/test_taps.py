@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from nrd_trt.graph.outputs import PREFIX, select_outputs, with_taps
 from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.quantize import insert_qdq, plan_quantization, quantizable_layers
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.graph.weights import coordinate_tables, stored_weights, weight_types
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -66,29 +69,12 @@ def test_coordinates_are_read_from_nodes_and_functions() -> None:
         np.testing.assert_array_equal(np.float32(tables), np.float32(first))
 
 
-def quantised(scale_of: str | None = None) -> onnx.ModelProto:
-    """Return the small file with its convolutions' weights as int8 times a scale per row; one scale may be doubled."""
+@cache
+def quantised() -> onnx.ModelProto:
+    """The small file with every convolution in int8; read-only."""
     model = select_outputs(small_export(), "mask")
-    graph = model.graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = list(graph.node)
-    del graph.node[:]
-    for node in nodes:
-        if node.op_type == "Conv":
-            name = node.input[1]
-            values = numpy_helper.to_array(tensors[name])
-            scale = np.maximum(np.abs(values).reshape(len(values), -1).max(1), 1e-9).astype(np.float32) / 127
-            steps = np.rint(values / scale.reshape(-1, 1, 1, 1)).astype(np.int8)
-            if name == scale_of:
-                scale *= 2
-            graph.initializer.remove(tensors[name])
-            graph.initializer.append(numpy_helper.from_array(steps, f"{name}/steps"))
-            graph.initializer.append(numpy_helper.from_array(scale, f"{name}/scale"))
-            inputs = [f"{name}/steps", f"{name}/scale"]
-            graph.node.append(helper.make_node("DequantizeLinear", inputs, [f"{name}/dq"], name=f"{name}/dq", axis=0))
-            node.input[1] = f"{name}/dq"
-        graph.node.append(node)
-    return model
+    plan = plan_quantization(model, quantizable_layers(model))
+    return insert_qdq(model, plan, dict.fromkeys(plan.tensors, 10.0))
 
 
 def test_types_of_the_weights_are_found() -> None:
@@ -100,27 +86,19 @@ def test_types_of_the_weights_are_found() -> None:
 
 
 def test_a_doubled_scale_of_int8_weights_is_named() -> None:
-    want = stored_weights(small_export())
-    assert describe_weights(want, stored_weights(quantised()), 0.1) is None
+    want, wrong = stored_weights(small_export()), copy_model(quantised())
+    assert describe_weights(want, stored_weights(wrong), 0.1) is None
     name = "backbone.layer4.1.conv.0.conv.weight"
-    said = describe_weights(want, stored_weights(quantised(name)), 0.1)
+    (scale,) = (tensor for tensor in wrong.graph.initializer if tensor.name == f"{name}/scale")
+    scale.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(scale), scale.name))
+    said = describe_weights(want, stored_weights(wrong), 0.1)
     assert said is not None
     assert said.endswith(f"weights are not the checkpoint's: {name} (×2.00)")
     assert said.startswith("1 of ")
 
 
 def test_stages_are_found_through_quantisation() -> None:
-    """Quantise what the head reads of the encoder: the tap is before, where the encoder wrote it."""
-    model = copy_model(small_export())
-    c4 = taps(model)[f"{PREFIX}c4"]
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "scale"))
-    model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "zero"))
-    for node in model.graph.node:
-        node.input[:] = ["c4/dq" if name == c4 else name for name in node.input]
-    place = next(index for index, node in enumerate(model.graph.node) if c4 in node.output)
-    for offset, (op, source, target) in enumerate(
-        (("QuantizeLinear", c4, "c4/q"), ("DequantizeLinear", "c4/q", "c4/dq"))
-    ):
-        node = helper.make_node(op, [source, "scale", "zero"], [target], name=f"backbone/{op}")
-        model.graph.node.insert(place + 1 + offset, node)
-    assert taps(model)[f"{PREFIX}c4"] == c4
+    """What the head reads of the encoder is quantised: the tap is before, where the encoder wrote it."""
+    c4 = taps(small_export())[f"{PREFIX}c4"]
+    assert f"{c4}/dequantized" in {name for node in quantised().graph.node for name in node.input}
+    assert taps(quantised())[f"{PREFIX}c4"] == c4
