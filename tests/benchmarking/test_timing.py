@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -9,47 +11,24 @@ from nrd_trt.benchmarking import timing
 from nrd_trt.benchmarking.timing import Latency, peak_memory_mib, time_in_turn
 
 
-class Clock:
-    """Time that moves only when a call moves it."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    fake = Clock()
-    monkeypatch.setattr(timing.time, "perf_counter", fake.perf_counter)
-    return fake
-
-
-def test_calls_are_interleaved_after_the_warmup() -> None:
-    order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}  # type: ignore[misc]
-    got = time_in_turn(calls, warmup=2, runs=3, between=lambda: order.append("|"))
-    assert "".join(order) == "aabb" + "ab|" * 3
-    assert list(got) == ["a", "b"]
-    assert [latency.runs for latency in got.values()] == [3, 3]
-
-
-def test_only_timed_calls_count(clock: Clock) -> None:
-    durations = {"slow": [9.0, 9.0, 0.004, 0.002, 0.003], "fast": [9.0, 9.0, 0.001, 0.001, 0.001]}
+def test_calls_are_interleaved_after_the_warmup_and_only_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time moves only when a call moves it."""
+    now, order = [100.0], ""
+    durations = {"a": [9.0, 9.0, 0.004, 0.002, 0.003], "b": [9.0, 9.0, 0.001, 0.001, 0.001], "|": [50.0] * 3}
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
     def call(name: str) -> None:
-        clock.now += durations[name].pop(0)
+        nonlocal order
+        order += name
+        now[0] += durations[name].pop(0)
 
-    def between() -> None:
-        clock.now += 50.0
-
-    calls = {name: (lambda name=name: call(name)) for name in durations}  # type: ignore[misc]
-    got = time_in_turn(calls, warmup=2, runs=3, between=between)
-    assert got["slow"].samples_ms == pytest.approx((4.0, 2.0, 3.0))
-    assert got["slow"].p50 == pytest.approx(3.0)
-    assert got["slow"].p99 == pytest.approx(np.percentile([2, 3, 4], 99))
-    assert (got["fast"].p50, got["fast"].p90, got["fast"].p99) == (pytest.approx(1.0),) * 3
+    calls = {name: partial(call, name) for name in "ab"}
+    got = time_in_turn(calls, warmup=2, runs=3, between=partial(call, "|"))
+    assert order == "aabb" + "ab|" * 3
+    assert got["a"].samples_ms == pytest.approx((4.0, 2.0, 3.0))
+    assert got["a"].p50 == pytest.approx(3.0)
+    assert got["a"].p99 == pytest.approx(np.percentile([2, 3, 4], 99))
+    assert (got["b"].runs, got["b"].p50, got["b"].p90) == (3, pytest.approx(1.0), pytest.approx(1.0))
 
 
 def test_summary_and_throughput() -> None:
