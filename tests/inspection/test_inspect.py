@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -26,24 +25,21 @@ from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.inspection import plan_summary
 from nrd_trt.inspection.inspect import inspect
-from nrd_trt.inspection.plan_summary import OpenedPlan, PlanLayer, inspector_layers, open_plan, read_header
+from nrd_trt.inspection.plan_summary import PlanLayer, inspector_layers, open_plan, read_header
 from nrd_trt.specs import TensorSpec
-from tests.artefacts import SIZE_HW, bundle, copy_of, onnx_file, read_facts_of, rewrite_facts, run_process
+from tests.artefacts import SIZE_HW, bundle, copy_of, needs_rtx, onnx_file, read_facts_of, rewrite_facts
 from tests.helpers import DYNAMIC
 
 KEYS = {
     "kind", "path", "bytes", "sha256", "layers", "layers_from", "types", "formats", "profiles", "precision", "plugin",
     "onnx", "plan", "bundle",
 }  # fmt: skip
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed: pip install nrd-trt[rtx]"
-)
 WEIGHT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def invoke(*arguments: object) -> Any:
-    """Run the verb in this process."""
-    return CliRunner().invoke(app, ["inspect", *map(str, arguments)])
+    """Run the verb in this process, on a wide terminal."""
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["inspect", *map(str, arguments)])
 
 
 def shown(*arguments: object) -> dict[str, Any]:
@@ -57,6 +53,11 @@ def shown(*arguments: object) -> dict[str, Any]:
 
 def rtx_bundle() -> Path:
     return bundle("fp16", "tensorrt-rtx")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
 
 
 # --- ONNX files ------------------------------------------------------------------------------------------------------
@@ -84,11 +85,10 @@ def test_onnx_file_of_each_precision(precision: str, tmp_path: Path) -> None:
     assert found["profiles"] == [{"image": {which: [1, *SIZE_HW, 3] for which in ("min", "opt", "max")}}]
 
 
-def test_functions_and_plugin_nodes(tmp_path: Path) -> None:
+def test_functions_and_plugin_nodes() -> None:
     summary = shown(onnx_file())["onnx"]
-    ((name, domain),) = {(function["name"], function["domain"]) for function in summary["functions"]}
-    (node,) = summary["plugin_nodes"]
-    assert (node["op"], node["domain"]) == (name, domain)
+    (function,), (node,) = summary["functions"], summary["plugin_nodes"]
+    assert (node["op"], node["domain"]) == (function["name"], function["domain"])
     assert (node["attributes"]["num_classes"], node["attributes"]["plugin_namespace"]) == (11, "nrd")
     assert len(node["attributes"]["x_table"]) == node["attributes"]["patch"]
 
@@ -134,8 +134,8 @@ def test_bundle_without_a_plan() -> None:
 
 
 @needs_rtx
-def test_bundle_with_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
+@pytest.mark.usefixtures("no_gpu")
+def test_bundle_with_a_plan() -> None:
     path = rtx_bundle()
     found, facts = shown(path), read_bundle(path).record.to_dict()
     assert found["layers"] == facts["precision"]["layers"]
@@ -144,43 +144,30 @@ def test_bundle_with_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (plan["flavour"], plan["opened"], plan["inputs"]) == ("tensorrt-rtx", False, None)
     assert plan["version"] == facts["builder"]["version"] == importlib.metadata.version("tensorrt-rtx-cu13")
     assert "no NVIDIA GPU" in plan["why_not"]
-    text = invoke(path).stdout
-    assert "before it fused layers" in text
-    assert "convolution" in text
-    assert facts["precision"]["layers"][0]["name"] not in text.splitlines()[-1]
+    names = [layer["name"] for layer in facts["precision"]["layers"]]
+    for option in ([], ["--layers"]):
+        text = invoke(path, *option).stdout
+        assert "before it fused layers" in text and "convolution" in text
+        assert all(name in text for name in names) == bool(option)
+        assert [line for line in text.splitlines()[1:] if len(line) > 100] == []
 
 
 @needs_rtx
-def test_plan_inside_its_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
-    path = rtx_bundle() / PLAN_FILE
-    found = shown(path)
-    assert (found["kind"], found["path"], found["sha256"]) == ("plan", str(path), sha256_file(path))
-    assert found["bytes"] == path.stat().st_size
-    assert found["bundle"]["command"] == read_bundle(path.parent).record.to_dict()["command"]
-
-
-@needs_rtx
-def test_plan_without_its_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
-    path = Path(shutil.copy(rtx_bundle() / PLAN_FILE, tmp_path / "other.engine"))
-    found = shown(path)
-    assert (found["kind"], found["bundle"], found["onnx"], found["layers"]) == ("plan", None, None, None)
-    assert (found["sha256"], found["bytes"]) == (sha256_file(path), path.stat().st_size)
-    text = invoke(path).stdout
-    assert sha256_file(path) in text
+@pytest.mark.usefixtures("no_gpu")
+def test_plan_inside_its_bundle_and_without_it(tmp_path: Path) -> None:
+    inside = rtx_bundle() / PLAN_FILE
+    alone = Path(shutil.copy(inside, tmp_path / "other.engine"))
+    for path in (inside, alone):
+        found = shown(path)
+        assert (found["kind"], found["path"], found["sha256"]) == ("plan", str(path), sha256_file(path))
+        assert found["bytes"] == path.stat().st_size
+        if path == inside:
+            assert found["bundle"]["command"] == read_bundle(path.parent).record.to_dict()["command"]
+        else:
+            assert (found["bundle"], found["onnx"], found["layers"]) == (None, None, None)
+    text = invoke(alone).stdout
+    assert sha256_file(alone) in text
     assert "give the bundle folder" in text
-
-
-@needs_rtx
-@pytest.mark.parametrize("layers", [False, True])
-def test_tables_fit_100_columns(layers: bool) -> None:
-    path = rtx_bundle()
-    done = run_process("inspect", path, *(["--layers"] if layers else []), COLUMNS="200")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [line for line in done.stdout.splitlines()[1:] if len(line) > 100] == []
-    names = [layer["name"] for layer in read_bundle(path).record.to_dict()["precision"]["layers"]]
-    assert all(name in done.stdout for name in names) == layers
 
 
 # --- opening a plan --------------------------------------------------------------------------------------------------
@@ -216,22 +203,11 @@ def test_layers_of_the_inspector() -> None:
     (layer,) = inspector_layers(json.dumps(INSPECTED_11))
     assert (layer.type, layer.format) == ("half", "Channel major")
     assert inspector_layers("{}") == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("Row major linear UINT8", "uint8"),
-        ("Row major Int8 format", "int8"),
-        ("Row major linear FP32", "float"),
-        ("Row major linear INT32", "int32"),
-        ("Row major linear Bool", "bool"),
-        ("Row major linear", "unknown"),
-    ],
-)
-def test_type_in_a_format_text(text: str, kind: str) -> None:
-    (layer,) = inspector_layers(json.dumps({"Layers": [{"Name": "a", "Outputs": [{"Format/Datatype": text}]}]}))
-    assert layer.type == kind
+    kinds = {"UINT8": "uint8", "Int8 format": "int8", "FP32": "float", "INT32": "int32", "Bool": "bool", "": "unknown"}
+    for text, kind in kinds.items():
+        told = {"Name": "a", "Outputs": [{"Format/Datatype": f"Row major linear {text}"}]}
+        (layer,) = inspector_layers(json.dumps({"Layers": [told]}))
+        assert layer.type == kind, text
 
 
 class _Engine:
@@ -263,35 +239,26 @@ def runtime_giving(monkeypatch: pytest.MonkeyPatch, deserialize: Callable[..., A
 
 @needs_rtx
 @pytest.mark.parametrize("compatible", [False, True])
-def test_version_compatible_plan_may_bring_its_own_runtime(
-    compatible: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    path, allowed = copy_of(rtx_bundle(), tmp_path / "a.nrd"), []
+def test_opened_plan(compatible: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A version-compatible one may bring its own runtime."""
+    path, engine, allowed = copy_of(rtx_bundle(), tmp_path / "a.nrd"), _Engine(), []
     rewrite_facts(path, builder={**read_facts_of(path)["builder"], "version_compatible": compatible})
 
     def deserialize(plan: bytes, *, host_code: bool, **_: Any) -> _Engine:
         allowed.append(host_code)
-        return _Engine()
+        return engine
 
     runtime_giving(monkeypatch, deserialize)
-    inspect(path)
-    assert allowed == [compatible]
-
-
-@needs_rtx
-def test_opened_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = _Engine()
-    runtime_giving(monkeypatch, lambda plan, **_: engine)
-    found = shown(rtx_bundle())
+    found = shown(path)
     assert engine.closed
+    assert allowed == [compatible]
     assert (found["layers_from"], found["types"]) == ("plan", {"half": 1, "unknown": 1})
     assert found["formats"] == {"Channel major FP16 format": 1, "unknown": 1}
     assert found["profiles"][0]["image"]["max"] == [4, 64, 96, 3]
     assert found["plan"]["opened_with"] == "tensorrt-rtx 1.7.1.116"
-    text = invoke(rtx_bundle()).stdout
-    assert "of the plan, as built" in text
-    assert "scratch memory   5.0 MiB" in text
-    assert "mask uint8 ?×64×96" in text
+    text = invoke(path).stdout
+    for part in ("of the plan, as built", "scratch memory   5.0 MiB", "mask uint8 ?×64×96"):
+        assert part in text
 
 
 @needs_rtx
@@ -312,12 +279,8 @@ def test_flavour_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path
     opened = open_plan(path, "tensorrt", rebuild="nrd-trt build")
     assert isinstance(opened, str) and "pip install nrd-trt[trt]" in opened
     assert (read_header(path).flavour, read_header(path).version) == ("tensorrt", "10.3.0.30")
-    assert not isinstance(opened, OpenedPlan)
-
-
-def test_header_of_another_form_tells_no_version(tmp_path: Path) -> None:
-    (tmp_path / "a.plan").write_bytes(b"ftrt\x01" + bytes(100))
-    assert read_header(tmp_path / "a.plan").version is None
+    path.write_bytes(b"ftrt\x01" + bytes(100))  # a header of another form
+    assert read_header(path).version is None
 
 
 # --- bad inputs ------------------------------------------------------------------------------------------------------
@@ -334,22 +297,17 @@ def damaged(name: str, folder: Path) -> Path:
         changed = bytearray(target.read_bytes())
         changed[len(changed) // 2] ^= 1
         target.write_bytes(changed)
-    elif name == "half.onnx":
+    elif name != "absent":
         data = onnx_file().read_bytes()
-        path.write_bytes(data[: len(data) // 2])
-    elif name.startswith("empty"):
-        path.touch()
-    elif name == "short.plan":
-        path.write_bytes(b"vtrt" + bytes(10))
-    elif name.startswith("text"):
-        path.write_text("hello, I am a text\n" * 10)
+        contents = {"half": data[: len(data) // 2], "empty": b"", "short": b"vtrt" + bytes(10)}
+        path.write_bytes(contents.get(path.stem, b"hello, I am a text\n" * 10))
     return path
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "parts"),
     [
-        ("absent.nrd ", "ConfigError", ["expected a bundle", "found none", "check the path"]),
+        ("absent", "ConfigError", ["expected a bundle", "found none", "check the path"]),
         ("facts.nrd", "BundleError", ["bundle.json", "ebuild"]),
         ("model.nrd", "BundleError", ["model.onnx", "expected SHA-256", "rebuild with: nrd-trt build"]),
         ("empty folder", "BundleError", ["expected a bundle folder", "check the path"]),
