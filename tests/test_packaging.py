@@ -12,7 +12,6 @@ import sys
 import zipfile
 from email.message import Message
 from email.parser import Parser
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,6 +49,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+@pytest.fixture(scope="module")
+def installed(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the wheel installs; read-only."""
+    folder = tmp_path_factory.mktemp("installed")
+    wheel.extractall(folder)
+    return folder
+
+
 def _metadata(wheel: zipfile.ZipFile, name: str) -> str:
     (member,) = (member for member in wheel.namelist() if member.endswith(f".dist-info/{name}"))
     return wheel.read(member).decode()
@@ -60,6 +67,7 @@ def _header(wheel: zipfile.ZipFile) -> Message:
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    """And no pixels: CamVid's licence does not let us hand its frames on, and golden data is for the tests."""
     modules = _modules()
     zoo = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/zoo").glob("*") if path.is_file()}
     planted = {"nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md"}
@@ -67,6 +75,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
     page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/serving/page").iterdir()}
     template = {"nrd_trt/validation/report.html.j2"}
     assert held == modules | zoo | page | template | planted | {"nrd_trt/py.typed"} | _kernel_files()
+    assert [name for name in held if Path(name).suffix in _PIXELS] == []
 
 
 def _modules() -> set[str]:
@@ -76,13 +85,14 @@ def _modules() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt").rglob("*.py")} | beside
 
 
-def test_calibration_is_a_room_of_the_installed_package(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    """No `calibration` lands beside `nrd_trt`, and the room is imported from the package."""
-    wheel.extractall(tmp_path)
-    assert not (tmp_path / "calibration").exists()
+def test_calibration_is_a_room_of_the_installed_package(installed: Path) -> None:
+    """No `calibration` lands beside `nrd_trt`, and the room is imported from the package; the kernels lie there too."""
+    assert not (installed / "calibration").exists()
     code = "import nrd_trt.calibration.ranges as module; print(module.__file__)"
-    result = _run(code, tmp_path)
-    assert result.stdout.strip() == str(tmp_path / "nrd_trt/calibration/ranges.py"), result.stderr
+    result = _run(code, installed)
+    assert result.stdout.strip() == str(installed / "nrd_trt/calibration/ranges.py"), result.stderr
+    code = "from nrd_trt.decode.extension import kernel_sources; print(kernel_sources())"
+    assert _run(code, installed).stdout.strip() == str(installed / "nrd_trt/_plugins")
 
 
 def test_editable_install_sees_the_same_files(tmp_path: Path) -> None:
@@ -100,16 +110,14 @@ def test_editable_install_sees_the_same_files(tmp_path: Path) -> None:
     zipfile.ZipFile(path).extractall(site)
     # Isolated, so that no other checkout is installed; to find a module imports none of its requirements.
     find = "from importlib.util import find_spec; print(find_spec('nrd_trt.calibration').origin)"
-    script = f"import site; site.addsitedir({str(site)!r}); {find}"
-    command = [sys.executable, "-I", "-S", "-c", script]
-    found = subprocess.run(command, cwd=site, capture_output=True, text=True)
+    found = _run(f"import site; site.addsitedir({str(site)!r}); {find}", site, "-I", "-S")
     assert found.returncode == 0, found.stderr
     assert Path(found.stdout.strip()).resolve() == (tmp_path / "calibration/__init__.py").resolve()
 
 
-def _run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+def _run(code: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environment, command = {**os.environ, "PYTHONPATH": str(folder)}, [sys.executable, *options, "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def _kernel_files() -> set[str]:
@@ -119,10 +127,9 @@ def _kernel_files() -> set[str]:
     return {f"nrd_trt/_{path.relative_to(ROOT).as_posix()}" for path in found}
 
 
-def test_kernels_compile_from_the_wheel_alone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+def test_kernels_compile_from_the_wheel_alone(installed: Path) -> None:
     """Every local header that a compiled file includes, directly or by way of others, is in the wheel."""
-    wheel.extractall(tmp_path)
-    folder = tmp_path / "nrd_trt/_plugins"
+    folder = installed / "nrd_trt/_plugins"
     waiting, seen = source_files(folder), set[Path]()
     assert {path.name for path in waiting} >= {"decode_kernel.cu", "binding.cpp"}
     while waiting:
@@ -131,23 +138,6 @@ def test_kernels_compile_from_the_wheel_alone(wheel: zipfile.ZipFile, tmp_path: 
         included = re.findall(r'^#include "(.+)"$', path.read_text(encoding="utf-8"), re.MULTILINE)
         waiting += {(path.parent / name).resolve() for name in included} - seen
     assert folder / "nrd_decode/decode_problem.h" in seen
-
-
-def test_installed_package_finds_its_kernels(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    wheel.extractall(tmp_path)
-    code = "from nrd_trt.decode.extension import kernel_sources; print(kernel_sources())"
-    command = [sys.executable, "-c", code]
-    run = partial(
-        subprocess.run, command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
-    )
-    assert run().stdout.strip() == str(tmp_path / "nrd_trt/_plugins")
-    (tmp_path / "nrd_trt/_plugins/nrd_decode/decode_kernel.h").unlink()
-    assert "PluginError: kernel sources: expected" in run().stderr
-
-
-def test_wheel_holds_no_pixels(wheel: zipfile.ZipFile) -> None:
-    """CamVid's licence does not let us hand its frames on, and golden data is for the tests."""
-    assert [name for name in wheel.namelist() if Path(name).suffix in _PIXELS] == []
 
 
 def test_wheel_states_what_it_is(wheel: zipfile.ZipFile) -> None:

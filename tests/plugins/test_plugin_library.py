@@ -136,15 +136,12 @@ def symbols(library: Path, *options: str) -> set[str]:
 
 @pytest.mark.slow
 @each_version
-def test_plugin_compiles_without_warnings(builds: Builds, version: str) -> None:
+def test_library_compiles_without_warnings_and_needs_no_symbol_of_tensorrt(builds: Builds, version: str) -> None:
     assert "warning" not in builds.log(version).lower()
-
-
-@each_version
-def test_library_exports_three_symbols_and_needs_none_of_tensorrt(builds: Builds, version: str) -> None:
-    assert symbols(builds.library(version), "--defined-only") == EXPORTS
-    assert symbols(builds.registrar(version), "--defined-only") == set()
-    for library in (builds.library(version), builds.registrar(version)):
+    libraries = [builds.library(version), builds.registrar(version)]
+    assert {path for path in builds.folder(version).parent.rglob("*") if path.is_file()} == set(libraries)
+    assert [symbols(library, "--defined-only") for library in libraries] == [EXPORTS, set()]
+    for library in libraries:
         undefined = symbols(library, "--undefined-only")
         assert "dlsym" in undefined
         assert [name for name in undefined if FOREIGN.search(name)] == []
@@ -192,12 +189,6 @@ def test_cpp_tests_pass(builds: Builds, version: str) -> None:
     assert ("test_lean" in passed) == (runtime is not None and version.startswith("11."))
 
 
-@each_version
-def test_installed_files(builds: Builds, version: str) -> None:
-    files = {path for path in builds.folder(version).parent.rglob("*") if path.is_file()}
-    assert files == {builds.library(version), builds.registrar(version)}
-
-
 # --- configuring
 
 
@@ -240,21 +231,27 @@ def test_given_architectures(tmp_path: Path, architectures: str, works: bool, wo
     assert words in " ".join((done.stdout + done.stderr).split())
 
 
-def test_wrong_folder_of_headers_is_named(tmp_path: Path) -> None:
-    done = configure(tmp_path / "build", "-DNRD_TRT_CUDA=OFF", f"-DTENSORRT_ROOT={tmp_path}")
-    assert done.returncode != 0
-    words = f"TENSORRT_ROOT: got {tmp_path}, expected a folder with include/NvInferRuntime.h"
-    assert words in " ".join(done.stderr.split())
-
-
-def test_headers_of_tensorrt_rtx_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "TENSORRT_ROOT: got {folder}, expected a folder with include/NvInferRuntime.h"),
+        (
+            {
+                "NvInferRuntime.h": "",
+                "NvInferVersion.h": "#define TRT_MAJOR_RTX 1\n#define NV_TENSORRT_MAJOR TRT_MAJOR_RTX\n",
+            },
+            "got headers of major 1, expected TensorRT 10.3 or newer",
+        ),
+    ],
+    ids=["no headers", "TensorRT-RTX"],
+)
+def test_wrong_headers_are_named(tmp_path: Path, files: dict[str, str], words: str) -> None:
     (tmp_path / "include").mkdir()
-    (tmp_path / "include/NvInferRuntime.h").touch()
-    version = "#define TRT_MAJOR_RTX 1\n#define NV_TENSORRT_MAJOR TRT_MAJOR_RTX\n"
-    (tmp_path / "include/NvInferVersion.h").write_text(version)
+    for name, text in files.items():
+        (tmp_path / "include" / name).write_text(text)
     done = configure(tmp_path / "build", "-DNRD_TRT_CUDA=OFF", f"-DTENSORRT_ROOT={tmp_path}")
     assert done.returncode != 0
-    assert "got headers of major 1, expected TensorRT 10.3 or newer" in " ".join(done.stderr.split())
+    assert words.format(folder=tmp_path) in " ".join(done.stderr.split())
 
 
 # --- in a real registry
@@ -327,16 +324,12 @@ def test_library_of_another_major_reports_to_stderr(builds: Builds, probe: Probe
         assert f"[nrd_trt] error: {message}" in stderr
 
 
-def test_registrar_registers_on_dlopen(builds: Builds, probe: Probe) -> None:
-    registrar = builds.registrar("11.1")
-    found, _ = probe("-", registrar)
+def test_registrar_registers_on_dlopen_and_leaves_nothing_to_load(builds: Builds, probe: Probe) -> None:
+    """TensorRT refuses creators that it has; ours still work."""
+    found, _ = probe("-", builds.registrar("11.1"))
     assert found["before"] == OPS
     check_creation(found)
     assert found["refused"]["value"] == [MESSAGES["value"]]
-
-
-def test_registrar_first_leaves_nothing_to_load(builds: Builds, probe: Probe) -> None:
-    """TensorRT refuses creators that it has; ours still work."""
     found, _ = probe(builds.library("11.1"), builds.registrar("11.1"))
     assert (found["before"], found["loaded"]) == (OPS, False)
     check_creation(found)
