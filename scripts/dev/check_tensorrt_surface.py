@@ -200,8 +200,9 @@ class _Finder:
                 yield f"{path}.__init__", "call", count
             elif path:
                 yield path, "call", count - path.endswith(".__init__")
-        elif isinstance(node, ast.Attribute) and (path := self._path(node)) and not _is_class(path):
-            yield path, "set" if isinstance(node.ctx, ast.Store) else "read", None
+        elif isinstance(node, ast.Attribute) and (path := self._path(node)):
+            if "." in path or not path[0].isupper():  # to name a class is no use of it
+                yield path, "set" if isinstance(node.ctx, ast.Store) else "read", None
 
     def _path(self, node: ast.expr) -> str | None:
         """``"Builder.create_network"`` for an attribute of a known object or of the module."""
@@ -228,10 +229,6 @@ class _Finder:
             owner = self._type(node.args[0])
             return None if owner is None else f"{owner}.{literals[0]}".lstrip(".")
         return None
-
-
-def _is_class(path: str) -> bool:
-    return path[0].isupper() and "." not in path
 
 
 def _plain(node: ast.expr) -> str:
