@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +13,6 @@ import onnx
 from nrd_trt.calibration.recipes import Recipe
 from nrd_trt.errors import CalibrationError
 from nrd_trt.files import atomic_file, sha256_bytes
-
-_MEANING = {"model": "the ONNX model", "data": "the images", "recipe": "the recipe"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +96,15 @@ def save_ranges(ranges: Ranges, path: Path) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def load_ranges(path: Path, *, model: str | None = None, data: str | None = None, recipe: str | None = None) -> Ranges:
-    """Read a file of ranges and compare it with what it shall be used for.
+def load_ranges(path: Path, *, model: str | None = None) -> Ranges:
+    """Read a file of ranges and compare it with the model that it shall be used for.
 
     Args:
         path: Written by `save_ranges`.
         model: Expected key (`model_sha256`); None accepts any.
-        data: Expected key (`CalibrationStream.sha256`); None accepts any.
-        recipe: Expected key (`Recipe.sha256`); None accepts any.
 
     Raises:
-        CalibrationError: The file cannot be read, or was made for another model, other images or another recipe; the
-            message names what differs.
+        CalibrationError: The file cannot be read, or was made for another model.
     """
     try:
         ranges = msgspec.json.decode(path.read_bytes(), type=Ranges)
@@ -117,12 +112,9 @@ def load_ranges(path: Path, *, model: str | None = None, data: str | None = None
         raise CalibrationError(
             f"{path}: expected ranges of nrd_trt.calibrate, cannot read them ({exc}); calibrate again."
         ) from exc
-    expected, found = {"model": model, "data": data, "recipe": recipe}, asdict(ranges.keys)
-    if differing := [key for key, value in expected.items() if value not in (None, found[key])]:
-        details = "; ".join(
-            f"{_MEANING[key]}: expected {str(expected[key])[:12]}…, got {found[key][:12]}…" for key in differing
-        )
+    if model not in (None, ranges.keys.model):
         raise CalibrationError(
-            f"{path}: made for other input, {details}. Calibrate again with this model, these images and this recipe."
+            f"{path}: made for other input, the ONNX model: expected {str(model)[:12]}…, got "
+            f"{ranges.keys.model[:12]}…. Calibrate again with this model."
         )
     return ranges

@@ -14,7 +14,7 @@ import onnx
 from nrd_trt.calibration.cache import Ranges, load_ranges, model_sha256
 from nrd_trt.calibration.modelopt import check_modelopt, quantize_with_modelopt
 from nrd_trt.calibration.ranges import measure_ranges
-from nrd_trt.calibration.recipes import find_recipe, layered
+from nrd_trt.calibration.recipes import find_recipe
 from nrd_trt.calibration.stream import CalibrationStream
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
@@ -109,7 +109,7 @@ class Calibrator:
         check_number("seed", seed, low=0)
         check_number("memory_mb", memory_mb, low=1, whole=False)
         self.sha256: str | None = None
-        self._recipe = layered(find_recipe(recipe or DEFAULT_RECIPE), include=include or (), exclude=exclude or ())
+        self._recipe = find_recipe(recipe or DEFAULT_RECIPE, include=include or (), exclude=exclude or ())
         self._named = recipe
         self._images, self._seed = DEFAULT_IMAGES if images is None else images, seed or 0
         self._memory_mb = DEFAULT_MEMORY_MB if memory_mb is None else memory_mb

@@ -53,8 +53,11 @@ class Histogram:
         """
         self.largest = max(self.largest, largest)
         exponent = max(math.frexp(largest)[1], _SMALLEST_EXPONENT)
+        half = len(self.counts) // 2
         while self._exponent < exponent:
-            self._double()
+            self.counts[:half] = self.counts[0::2] + self.counts[1::2]
+            self.counts[half:] = 0
+            self._exponent += 1
         if values is None:
             return
         scale = np.float32(1 / self.width)
@@ -63,15 +66,6 @@ class Histogram:
             # Scaling by a power of two is exact, so a value is never counted one bin too high.
             indices = (np.abs(flat[start : start + _CHUNK]) * scale).astype(np.int32)
             self.counts += np.bincount(indices, minlength=len(self.counts))
-
-    def _double(self) -> None:
-        half = len(self.counts) // 2
-        if not self.counts.any():
-            self._exponent += 1
-            return
-        self.counts[:half] = self.counts[0::2] + self.counts[1::2]
-        self.counts[half:] = 0
-        self._exponent += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +92,7 @@ def estimate(histogram: Histogram, recipe: Recipe) -> Estimate:
         recipe: Names the estimator.
     """
     amax = histogram.largest
-    if histogram.counts.any():
+    if recipe.estimator != "minmax" and histogram.counts.any():
         amax = min(_ESTIMATORS[recipe.estimator](histogram, recipe), histogram.largest)
     return describe(histogram, amax)
 
@@ -118,10 +112,6 @@ def describe(histogram: Histogram, amax: float) -> Estimate:
     )
 
 
-def _minmax(histogram: Histogram, recipe: Recipe) -> float:
-    return histogram.largest
-
-
 def _percentile(histogram: Histogram, recipe: Recipe) -> float:
     """The value below which `percentile` of the values lie, interpolated within its bin."""
     if recipe.percentile == 100:
@@ -136,7 +126,6 @@ def _percentile(histogram: Histogram, recipe: Recipe) -> float:
 def _mse(histogram: Histogram, recipe: Recipe) -> float:
     """The range with the least squared error; a coarse search, then a fine one around its best."""
     counts, centres = histogram.counts, _centres(histogram)
-    best, spread = histogram.largest, 1.0
     candidates = histogram.largest * np.geomspace(1 / 64, 1, 64)
     for _ in range(3):
         best = float(candidates[np.argmin(_squared_errors(counts, centres, candidates))])
@@ -200,7 +189,6 @@ def _centres(histogram: Histogram) -> np.ndarray:
 
 
 _ESTIMATORS: Mapping[Estimator, Callable[[Histogram, Recipe], float]] = {
-    "minmax": _minmax,
     "percentile": _percentile,
     "entropy": _entropy,
     "mse": _mse,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -26,21 +25,23 @@ _LABEL_VALUES = 64  # a photo shows more grey levels than a label image has clas
 _LOOKED_AT = 3
 
 
-class ImageSet(Protocol):
-    """Images in a fixed order that can be read again and again."""
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Images in a fixed order that can be read again and again.
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """One per image."""
-        ...
+    Attributes:
+        names: One per image.
+        read: Makes an iterator over the images, ``(H, W, 3) uint8 RGB``, each a fresh array.
+        contents: Returns one hash per image, or None where their pixels have to be hashed.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[], Iterator[np.ndarray]]
+    contents: Callable[[], list[str] | None]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield ``(H, W, 3) uint8 RGB`` per name, each a fresh array."""
-        ...
-
-    def contents(self) -> list[str] | None:
-        """Return one hash per image, or None where their pixels have to be hashed."""
-        ...
+        """Yield the images."""
+        return self.read()
 
 
 def open_images(data: Path | str, *, images: int, seed: int, size_hw: tuple[int, int]) -> ImageSet:
@@ -61,7 +62,13 @@ def open_images(data: Path | str, *, images: int, seed: int, size_hw: tuple[int,
     if images < 1:
         raise ConfigError(f"images={images}: expected 1 or more.")
     if str(data) == SYNTHETIC:
-        return DrawnImages(images=images, seed=seed, size_hw=size_hw)
+        low, high = _SCENE_SEEDS
+        streets = [low + index for index in _choose(high - low, images, seed)]
+        return ImageSet(
+            names=tuple(f"street {street}" for street in streets),
+            read=lambda: (street_scene(street, size_hw).image for street in streets),
+            contents=lambda: None,  # how a street is drawn may change from version to version
+        )
     path = Path(data)
     if path.is_file():
         if path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -69,78 +76,44 @@ def open_images(data: Path | str, *, images: int, seed: int, size_hw: tuple[int,
                 f"{path}: expected a folder of images, a video ({', '.join(VIDEO_SUFFIXES)}) or "
                 f"{SYNTHETIC!r}, got another file."
             )
-        return VideoImages(path, images=images, seed=seed)
-    return FolderImages(path, images=images, seed=seed)
+        return _frames(path, images, seed)
+    return _files(path, images, seed)
 
 
-class FolderImages:
+def _files(folder: Path, images: int, seed: int) -> ImageSet:
     """Image files of a folder."""
-
-    def __init__(self, folder: Path, *, images: int, seed: int) -> None:
-        paths = _listed(folder)
-        self._paths = [paths[index] for index in _choose(len(paths), images, seed)]
-        self.names = tuple(path.name for path in self._paths)
-        _refuse_labels(self._paths[:_LOOKED_AT])
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (read_image(path) for path in self._paths)
-
-    def contents(self) -> list[str]:
-        """Return the SHA-256 of the files."""
-        return [sha256_file(path) for path in self._paths]
+    listed = _listed(folder)
+    paths = [listed[index] for index in _choose(len(listed), images, seed)]
+    _refuse_labels(paths[:_LOOKED_AT])
+    return ImageSet(
+        names=tuple(path.name for path in paths),
+        read=lambda: (read_image(path) for path in paths),
+        contents=lambda: [sha256_file(path) for path in paths],
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DrawnImages:
-    """Procedural street scenes, each of another street."""
-
-    images: int
-    seed: int
-    size_hw: tuple[int, int]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """One per street."""
-        return tuple(f"street {seed}" for seed in self._seeds())
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (street_scene(seed, self.size_hw).image for seed in self._seeds())
-
-    def contents(self) -> None:
-        """Only the pixels tell: how a seed is drawn may change from version to version."""
-        return None
-
-    def _seeds(self) -> list[int]:
-        low, high = _SCENE_SEEDS
-        return [low + index for index in _choose(high - low, self.images, self.seed)]
-
-
-class VideoImages:
+def _frames(path: Path, images: int, seed: int) -> ImageSet:
     """Frames of a video, one from each of equal stretches. Every frame up to the last one chosen is decoded."""
+    # Counted, because what a file says of itself is often wrong.
+    with closing(VideoReader(path)) as reader:
+        total = sum(1 for _ in reader)
+    frames = _choose(total, images, seed)
 
-    def __init__(self, path: Path, *, images: int, seed: int) -> None:
-        self._path = path
-        # Counted, because what a file says of itself is often wrong.
-        with closing(VideoReader(path)) as reader:
-            total = sum(1 for _ in reader)
-        self._frames = _choose(total, images, seed)
-        self.names = tuple(f"{path.name} frame {frame}" for frame in self._frames)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def read() -> Iterator[np.ndarray]:
         # Frames are passed one by one: seeking lands on other frames in some formats.
-        with closing(VideoReader(self._path)) as reader:
+        with closing(VideoReader(path)) as reader:
             pictures = enumerate(reader)
-            for frame in self._frames:
+            for frame in frames:
                 picture = next((picture for index, picture in pictures if index == frame), None)
                 if picture is None:
-                    raise CalibrationError(
-                        f"{self._path}: expected frame {frame} as before, got none; has the file changed?"
-                    )
+                    raise CalibrationError(f"{path}: expected frame {frame} as before, got none; has the file changed?")
                 yield picture.rgb()
 
-    def contents(self) -> list[str]:
-        """Return the SHA-256 of the file, for each frame."""
-        return [sha256_file(self._path)] * len(self._frames)
+    return ImageSet(
+        names=tuple(f"{path.name} frame {frame}" for frame in frames),
+        read=read,
+        contents=lambda: [sha256_file(path)] * len(frames),
+    )
 
 
 def _choose(total: int, wanted: int, seed: int) -> list[int]:

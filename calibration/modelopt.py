@@ -29,7 +29,7 @@ def check_modelopt() -> None:
 
 
 def quantize_with_modelopt(
-    full: onnx.ModelProto, images: Iterable[np.ndarray], *, exclude: Sequence[str], method: str = "entropy"
+    full: onnx.ModelProto, images: Iterable[np.ndarray], *, exclude: Sequence[str]
 ) -> onnx.ModelProto:
     """Return the fp32 file with Model Optimizer's Q/DQ pairs, in fp32 otherwise.
 
@@ -37,7 +37,6 @@ def quantize_with_modelopt(
         full: An fp32 file of this toolkit.
         images: Feeds of its input ``image``, each with its batch dimension; all are held in one array.
         exclude: Regular expressions of node names that stay as they are.
-        method: ``"entropy"`` or ``"max"``.
 
     Raises:
         MissingDependencyError: Model Optimizer is not installed.
@@ -55,7 +54,7 @@ def quantize_with_modelopt(
             "onnx_path": [str(source)],
             "output_path": [str(target)],
             "calibration_data": [str(data)],
-            "calibration_method": [method],
+            "calibration_method": ["entropy"],
             "high_precision_dtype": ["fp32"],
             "nodes_to_exclude": [_whole(pattern) for pattern in exclude],
         }

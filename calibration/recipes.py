@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import get_args
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import canonical_json, sha256_bytes
@@ -62,36 +63,19 @@ class Recipe:
         return sha256_bytes(canonical_json(asdict(self)))
 
 
-RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(name="minmax", estimator="minmax"),
-        Recipe(name="percentile", estimator="percentile"),
-        Recipe(name="entropy", estimator="entropy"),
-        Recipe(name="mse", estimator="mse"),
-    )
-}
+RECIPES: Mapping[str, Recipe] = {name: Recipe(name=name, estimator=name) for name in get_args(Estimator)}
 
 
-def layered(recipe: Recipe, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Recipe:
-    """Return a recipe for the layers that regular expressions choose.
+def find_recipe(name: Estimator, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Recipe:
+    """Return a recipe by name, for the layers that regular expressions choose.
 
     Raises:
-        ConfigError: One value is a text in place of several, or no regular expression.
-    """
-    for name, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise ConfigError(
-                f"{name}={patterns!r}: expected a list of regular expressions, got a text; give [{patterns!r}]."
-            )
-    return replace(recipe, include=tuple(include), exclude=tuple(exclude))
-
-
-def find_recipe(name: Estimator) -> Recipe:
-    """Return a recipe by name.
-
-    Raises:
-        ConfigError: There is none of this name.
+        ConfigError: There is none of this name, or one value is a text in place of several, or no regular expression.
     """
     check_choice("recipe", name, Estimator)
-    return RECIPES[name]
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise ConfigError(
+                f"{option}={patterns!r}: expected a list of regular expressions, got a text; give [{patterns!r}]."
+            )
+    return replace(RECIPES[name], include=tuple(include), exclude=tuple(exclude))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nrd_trt.calibration.images import ImageSet, open_images
+from nrd_trt.calibration.images import open_images
 from nrd_trt.data.preprocessing import FittedImage, fit_image
 from nrd_trt.errors import CalibrationError, ShapeError
 from nrd_trt.files import canonical_json, sha256_bytes
@@ -73,7 +73,7 @@ class CalibrationStream:
         self._batch = facts.shape.batch.min
         # Images of one batch must have one size.
         self._shape = facts.shape if self._batch == 1 else InputShape.static(facts.shape.opt_hw, self._batch)
-        self._source: ImageSet = open_images(data, images=images, seed=seed, size_hw=facts.shape.opt_hw)
+        self._source = open_images(data, images=images, seed=seed, size_hw=facts.shape.opt_hw)
         self.names = self._source.names
         self.sha256 = self._survey(progress)
 

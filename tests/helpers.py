@@ -20,7 +20,7 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.network import Segmentor
-from nrd_trt.specs import DecodeSpec, InputForm, InputShape, ModelInfo, Range
+from nrd_trt.specs import DecodeSpec, InputForm, InputShape, MaskEncoding, ModelInfo, Range
 from tests.golden.keyed_weights import keyed_image, keyed_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -94,10 +94,10 @@ def exported(
 
 
 @cache
-def small_export(form: InputForm = "uint8", shape: str = "static") -> onnx.ModelProto:
+def small_export(form: InputForm = "uint8", shape: str = "static", encoding: MaskEncoding = "uint8") -> onnx.ModelProto:
     """Return the shared fp32 export of the quickest network, both outputs; do not change it."""
-    options = ExportOptions(shape=SHAPES[shape], input_form=form)
-    return exported_once(f"small-{form}-{shape}", lambda: export_onnx(cached_small_model(), options))
+    options = ExportOptions(shape=SHAPES[shape], input_form=form, mask_encoding=encoding)
+    return exported_once(f"small-{form}-{shape}-{encoding}", lambda: export_onnx(cached_small_model(), options))
 
 
 def run_folder() -> Path:

@@ -12,7 +12,7 @@ import onnx
 from nrd_trt.building.inputs import load_onnx
 from nrd_trt.calibration.cache import Ranges, save_ranges
 from nrd_trt.calibration.ranges import measure_ranges, tensors_to_calibrate
-from nrd_trt.calibration.recipes import find_recipe, layered
+from nrd_trt.calibration.recipes import find_recipe
 from nrd_trt.calibration.stream import CalibrationStream
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.export import export_checked
@@ -105,7 +105,7 @@ def calibrate(
         UserWarning: A tensor is zero everywhere, or a class was never seen.
     """
     source, data, path = as_path("source", source), as_path("data", data), optional_path("output", output)
-    chosen = layered(find_recipe(recipe), include=include, exclude=exclude)
+    chosen = find_recipe(recipe, include=include, exclude=exclude)
     check_choice("fit", fit or "resize", Fit)
     check_number("images", images, low=1)
     check_number("seed", seed, low=0)

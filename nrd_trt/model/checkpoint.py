@@ -30,6 +30,7 @@ from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, StoredInfo, 
 
 _INFO_KEY = "nrd_trt.info"
 _CONFIG_KEY = "nrd_trt.config"
+_STORED = ("num_classes", "hidden", "patch", "dilations", "output_stride")
 _UNUSED = "decode_head.conv_seg."  # by an NRD head
 _SHOWN = 10
 # Raised by metadata of other kinds than ours.
@@ -87,18 +88,9 @@ def save_checkpoint(
     Raises:
         CheckpointError: A weight does not fit 16 bits.
     """
-    config = model.config
     metadata = dict(extra or {})
     metadata[_INFO_KEY] = json.dumps(asdict(model.info))
-    metadata[_CONFIG_KEY] = json.dumps(
-        {
-            "num_classes": config.num_classes,
-            "hidden": config.hidden,
-            "patch": config.patch,
-            "dilations": config.dilations,
-            "output_stride": config.output_stride,
-        }
-    )
+    metadata[_CONFIG_KEY] = json.dumps({name: getattr(model.config, name) for name in _STORED})
     tensors = {}
     for name, tensor in model.state_dict().items():
         stored = tensor.half() if half and tensor.is_floating_point() else tensor

@@ -85,12 +85,12 @@ class ResNetPlan:
 
 
 # Per output stride: strides and dilations of the four stages.
-_RESNET_STAGES = {
+RESNET_STAGES = {
     32: ((1, 2, 2, 2), (1, 1, 1, 1)),
     16: ((1, 2, 2, 1), (1, 1, 1, 2)),
     8: ((1, 2, 1, 1), (1, 1, 2, 4)),
 }
-OUTPUT_STRIDES = tuple(_RESNET_STAGES)
+OUTPUT_STRIDES = tuple(RESNET_STAGES)
 
 
 class ResNet(nn.Module):
@@ -99,7 +99,7 @@ class ResNet(nn.Module):
     def __init__(self, plan: ResNetPlan, output_stride: int = 32) -> None:
         super().__init__()
         self.plan = plan
-        self.strides, self.dilations = _RESNET_STAGES[output_stride]
+        self.strides, self.dilations = RESNET_STAGES[output_stride]
         if plan.deep_stem:  # three 3x3 convolutions in place of the 7x7 one (mmseg's V1c)
             self.stem = nn.Sequential()
             for in_channels, out_channels, stride in ((3, 32, 2), (32, 32, 1), (32, 64, 1)):
@@ -166,7 +166,7 @@ class InvertedResidual(nn.Module):
 
 
 # Per output stride: stride and dilation of each layer's first block; the others have 1 (as in mmseg).
-_MOBILENET_LAYERS = {
+MOBILENET_LAYERS = {
     32: ((1, 2, 2, 2, 1, 2, 1), (1, 1, 1, 1, 1, 1, 1)),
     16: ((1, 2, 2, 2, 1, 1, 1), (1, 1, 1, 1, 1, 2, 2)),
     8: ((1, 2, 2, 1, 1, 1, 1), (1, 1, 1, 2, 2, 4, 4)),
@@ -185,7 +185,7 @@ class MobileNetV2(nn.Module):
         self.channels = tuple(self._LAYERS[index][1] for index in self._OUTPUTS)
         self.conv1 = ConvBnAct(3, 32, 3, stride=2, act=nn.ReLU6())
         in_channels = 32
-        firsts = zip(*_MOBILENET_LAYERS[output_stride], strict=True)
+        firsts = zip(*MOBILENET_LAYERS[output_stride], strict=True)
         for index, ((expand, out_channels, blocks), first) in enumerate(zip(self._LAYERS, firsts, strict=True)):
             layer = nn.Sequential()
             for block in range(blocks):

@@ -18,21 +18,19 @@ from nrd_trt.model.layers import ConvBnAct, SeparableConv
 class AsppHead(nn.Module):
     """What mmseg's ASPP heads have in common: atrous spatial pyramid pooling and a classifier ``conv_seg``."""
 
-    def __init__(
-        self, config: NetworkConfig, in_channels: int, *, with_aspp: bool = True, separable: bool = True
-    ) -> None:
+    def __init__(self, config: NetworkConfig, encoder_channels: tuple[int, ...]) -> None:
         super().__init__()
-        width = config.channels
+        width, in_channels = config.channels, encoder_channels[-1]
         self.conv_seg = nn.Conv2d(width, config.num_classes, 1)
-        if not with_aspp:
+        if config.head == "nrd_no_aspp":
             return
         self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvBnAct(in_channels, width, 1, act=nn.ReLU()))
         self.aspp_modules = nn.ModuleList([ConvBnAct(in_channels, width, 1, act=nn.ReLU())])
         for dilation in config.dilations[1:]:
             self.aspp_modules.append(
-                SeparableConv(in_channels, width, dilation=dilation)
-                if separable
-                else ConvBnAct(in_channels, width, 3, dilation=dilation, act=nn.ReLU())
+                ConvBnAct(in_channels, width, 3, dilation=dilation, act=nn.ReLU())
+                if config.head == "deeplabv3"
+                else SeparableConv(in_channels, width, dilation=dilation)
             )
         self.bottleneck = ConvBnAct(5 * width, width, 3, act=nn.ReLU())
 
@@ -69,7 +67,7 @@ class NrdHead(AsppHead):
     def __init__(self, config: NetworkConfig, encoder_channels: tuple[int, ...]) -> None:
         c1, c4 = encoder_channels[0], encoder_channels[-1]
         width, m, spec = config.channels, config.guidance_channels, config.decode
-        super().__init__(config, c4, with_aspp=config.head == "nrd")
+        super().__init__(config, encoder_channels)
         self.config = config
         self.c1_bottleneck: nn.Module
         if config.head == "nrd":
@@ -125,7 +123,7 @@ class DeepLabV3PlusHead(AsppHead):
     """mmseg's DepthwiseSeparableASPPHead: context enlarged to the first stage's size, joined with it, refined twice."""
 
     def __init__(self, config: NetworkConfig, encoder_channels: tuple[int, ...]) -> None:
-        super().__init__(config, encoder_channels[-1])
+        super().__init__(config, encoder_channels)
         width, c1 = config.channels, config.c1_channels
         self.scale = config.output_stride // GUIDANCE_STRIDE
         self.c1_bottleneck = ConvBnAct(encoder_channels[0], c1, 1, act=nn.ReLU())
@@ -143,9 +141,6 @@ class BilinearHead(AsppHead):
 
     With separable branches this is the plain decoder of the paper's comparison, with dense ones mmseg's DeepLabV3.
     """
-
-    def __init__(self, config: NetworkConfig, encoder_channels: tuple[int, ...]) -> None:
-        super().__init__(config, encoder_channels[-1], separable=config.head == "bilinear")
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         """Map encoder features to logits ``(B, K, H/stride, W/stride)``."""

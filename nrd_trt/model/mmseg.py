@@ -10,16 +10,12 @@ from typing import Any
 
 import msgspec
 
+from nrd_trt.model.encoders import MOBILENET_LAYERS, RESNET_STAGES
 from nrd_trt.model.recognise import StoredFacts
+from nrd_trt.specs import STRIDE
 
-# Per kind of encoder: the stride before its stages, its own strides, and the dilations of each output stride.
-_RESNET = (4, (1, 2, 2, 2), {32: (1, 1, 1, 1), 16: (1, 1, 1, 2), 8: (1, 1, 2, 4)})
-_MOBILENET = (
-    2,
-    (1, 2, 2, 2, 1, 2, 1),
-    {32: (1, 1, 1, 1, 1, 1, 1), 16: (1, 1, 1, 1, 1, 2, 2), 8: (1, 1, 1, 2, 2, 4, 4)},
-)
-
+# Per kind of encoder: the stride before its stages, and per output stride their strides and dilations.
+_RESNET, _MOBILENET = (4, RESNET_STAGES), (2, MOBILENET_LAYERS)
 _FORM = ("strides", "dilations", "contract_dilation", "style", "multi_grid")
 
 
@@ -88,13 +84,15 @@ def _dilation(model: Mapping[str, Any]) -> dict[str, Any]:
     family = _MOBILENET if kind == "MobileNetV2" else _RESNET if kind.startswith("ResNe") else None
     if not isinstance(encoder, dict) or family is None:
         return facts
-    stem, own_strides, known = family
-    strides, dilations = tuple(encoder.get("strides", own_strides)), tuple(encoder.get("dilations", known[32]))
+    stem, known = family
+    strides, dilations = (
+        tuple(encoder.get(name, own)) for name, own in zip(("strides", "dilations"), known[STRIDE], strict=True)
+    )
     output_stride = stem * math.prod(strides)
-    contracted = family is _MOBILENET or output_stride == 32 or encoder.get("contract_dilation") is True
+    contracted = family is _MOBILENET or output_stride == STRIDE or encoder.get("contract_dilation") is True
     # Neither shows in the tensors: strides on the 1x1 convolutions, and dilations that differ from block to block.
     plain = encoder.get("style", "pytorch") == "pytorch" and encoder.get("multi_grid") is None
-    if known.get(output_stride) == dilations and contracted and plain:
+    if output_stride in known and known[output_stride][1] == dilations and contracted and plain:
         return {**facts, "output_stride": output_stride}
     form = ", ".join(f"{key}={encoder[key]!r}" for key in _FORM if key in encoder)
     return {

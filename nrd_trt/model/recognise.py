@@ -174,9 +174,15 @@ def _baseline(
 
 
 def nearest(shapes: Shapes) -> str:
-    """Say which known configuration a checkpoint resembles most."""
-    name, share = nearest_config(shapes)
-    return f"The nearest known configuration is {name} ({share:.0%} of the tensors agree)."
+    """Say which known configuration a checkpoint resembles most: by the share of names and shapes in common."""
+    given = set(shapes.items())
+
+    def similarity(name: str) -> float:
+        known = set(expected_shapes(KNOWN_CONFIGS[name]).items())
+        return len(given & known) / len(given | known)
+
+    best = max(KNOWN_CONFIGS, key=similarity)
+    return f"The nearest known configuration is {best} ({similarity(best):.0%} of the tensors agree)."
 
 
 def _encoder(shapes: Shapes) -> str | None:
@@ -250,25 +256,6 @@ def describe(classes: int, stored: StoredInfo, options: CheckpointOptions) -> Mo
     }
     told = {name: value for name, value in chosen.items() if value is not None}
     return ModelInfo(class_names=names, palette=palette, **told)
-
-
-def nearest_config(shapes: Shapes) -> tuple[str, float]:
-    """Return the known configuration whose parameters resemble `shapes` most.
-
-    Args:
-        shapes: Parameter names and shapes of a checkpoint.
-
-    Returns:
-        Its name, and the share in 0-1 of names and shapes that the two have in common.
-    """
-    given = set(shapes.items())
-
-    def similarity(name: str) -> float:
-        known = set(expected_shapes(KNOWN_CONFIGS[name]).items())
-        return len(given & known) / len(given | known)
-
-    best = max(KNOWN_CONFIGS, key=similarity)
-    return best, similarity(best)
 
 
 @cache

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from nrd_trt.data.augment import Augmentation
 from nrd_trt.data.classes import known_classes
 from nrd_trt.errors import ConfigError
 from nrd_trt.model.config import CAMVID_INFO, KNOWN_CONFIGS, NetworkConfig
 from nrd_trt.specs import ControllerInit, Fit, Head, ModelInfo, Size, check_choice, check_size
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,30 +181,30 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def adapted(
-    recipe: Recipe,
-    *,
-    head: Head | None = None,
-    output_stride: int | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    evaluations: int | None = None,
-    synthetic_share: float | None = None,
-    controller_init: ControllerInit | None = None,
-) -> Recipe:
+class RecipeChanges(TypedDict, total=False):
+    """What a user may change of a recipe by name; None leaves the recipe's own."""
+
+    head: Head | None
+    output_stride: int | None
+    steps: int | None
+    seed: int | None
+    evaluations: int | None
+    synthetic_share: float | None
+    controller_init: ControllerInit | None
+
+
+def adapted(recipe: Recipe, **changes: Unpack[RecipeChanges]) -> Recipe:
     """Return the recipe with the values that are not None in place of its own; the decay ends with the last step.
 
     Raises:
-        ConfigError: A value is out of range.
+        ConfigError: A value is out of range, or a name is not one of `RecipeChanges`.
     """
-    config = recipe.config if head is None else replace(recipe.config, head=head)
-    config = config if output_stride is None else config.with_stride(output_stride)
-    changes = {
-        "config": config,
-        "steps": steps,
-        "seed": seed,
-        "evaluations": evaluations,
-        "synthetic_share": synthetic_share,
-        "controller_init": controller_init,
-    }
-    return replace(recipe, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
+    if unknown := sorted(changes.keys() - RecipeChanges.__annotations__.keys()):
+        raise ConfigError(
+            f"{unknown[0]}=: expected a known argument, or one of {', '.join(RecipeChanges.__annotations__)}."
+        )
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    config = replace(recipe.config, head=given.pop("head", recipe.config.head))
+    if (output_stride := given.pop("output_stride", None)) is not None:
+        config = config.with_stride(output_stride)
+    return replace(recipe, config=config, **given)

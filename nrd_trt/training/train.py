@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrd_trt.model import require_torch
-from nrd_trt.specs import Arithmetic, ControllerInit, Device, Head
+from nrd_trt.specs import Arithmetic, Device
 
 if TYPE_CHECKING:
-    from nrd_trt.training.recipes import Recipe
+    from typing_extensions import Unpack
+
+    from nrd_trt.training.recipes import Recipe, RecipeChanges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,6 @@ def train(
     data: Path | str | Sequence[Path | str],
     output: Path | str,
     *,
-    head: Head | None = None,
-    output_stride: int | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    evaluations: int | None = None,
-    synthetic_share: float | None = None,
-    controller_init: ControllerInit | None = None,
     init_encoder: Path | str | None = None,
     device: Device = "auto",
     arithmetic: Arithmetic = "auto",
@@ -54,6 +49,7 @@ def train(
     resume: bool = False,
     force: bool = False,
     progress: bool = True,
+    **changes: Unpack[RecipeChanges],
 ) -> TrainResult:
     """Train a network and keep the checkpoint with the best validation mIoU.
 
@@ -64,13 +60,6 @@ def train(
         data: Folders of labelled images in a layout that `nrd_trt.data.datasets.find_split` knows, or ``"synthetic"``
             for procedural street scenes. Several are mixed.
         output: Folder to write, made if absent.
-        head: Takes the place of the recipe's head.
-        output_stride: Takes the place of the recipe's, with the dilations in proportion.
-        steps: Optimiser steps, in place of the recipe's.
-        seed: Takes the place of the recipe's.
-        evaluations: How often to validate, in place of the recipe's.
-        synthetic_share: Share in 0-1 of procedural scenes, in place of the recipe's.
-        controller_init: How the controller starts, in place of the recipe's; see `Recipe`.
         init_encoder: Checkpoint whose encoder weights training starts from; None starts from random ones.
         device: ``"auto"`` takes a GPU if there is one.
         arithmetic: Types of the products; ``"auto"`` is bfloat16 on a GPU and float32 on a CPU.
@@ -80,6 +69,8 @@ def train(
         resume: Go on with the run in `output`, which must have had the same recipe and the same split of its batches.
         force: Replace the run in `output`.
         progress: Show a bar on stderr.
+        **changes: What takes the place of the recipe's own: ``head``, ``output_stride`` (with the dilations in
+            proportion), ``steps``, ``seed``, ``evaluations``, ``synthetic_share`` or ``controller_init``; see `Recipe`.
 
     Returns:
         The best validation mIoU and the checkpoint that reached it.
@@ -96,16 +87,7 @@ def train(
     from nrd_trt.training.loop import Execution, run_recipe
     from nrd_trt.training.recipes import adapted, find_recipe
 
-    chosen = adapted(
-        find_recipe(recipe) if isinstance(recipe, str) else recipe,
-        head=head,
-        output_stride=output_stride,
-        steps=steps,
-        seed=seed,
-        evaluations=evaluations,
-        synthetic_share=synthetic_share,
-        controller_init=controller_init,
-    )
+    chosen = adapted(find_recipe(recipe) if isinstance(recipe, str) else recipe, **changes)
     how = Execution(
         device=device,
         arithmetic=arithmetic,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -14,16 +14,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.calibration import ranges as module
 from nrd_trt.calibration.cache import Ranges
-from nrd_trt.calibration.probes import with_probes
 from nrd_trt.calibration.ranges import ClassCounter, measure_ranges, tensors_to_calibrate
 from nrd_trt.calibration.recipes import RECIPES, Recipe
 from nrd_trt.calibration.stream import CalibrationStream, Feed
 from nrd_trt.errors import CalibrationError
 from nrd_trt.graph.metadata import read_facts, with_precision
 from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputShape
-from tests.helpers import byte_images, exported, small_export
+from tests.helpers import byte_images, small_export
 
 FEEDS = [{"image": byte_images(20 + 5 * index, 1, 128, 256)} for index in range(3)]
 EVERY_VALUE = {name: replace(recipe, samples=None) for name, recipe in RECIPES.items()}
@@ -44,8 +44,7 @@ def run(
 @pytest.fixture(scope="module")
 def values() -> dict[str, np.ndarray]:
     """Every calibrated tensor over all feeds, as the plain graph computes it."""
-    model = onnx.ModelProto()
-    model.CopyFrom(small_export())
+    model = copy_model(small_export())
     names = tensors_to_calibrate(model, RECIPES["mse"])
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     with OrtRunner(model, threads=1) as runner:
@@ -91,25 +90,18 @@ def rounding_error(array: np.ndarray, amax: float) -> float:
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The tensors of each pass, one list per session."""
     seen: list[list[str]] = []
-    drawn: list[bool] = []
     original = module.with_probes
 
     def noted(model: onnx.ModelProto, probes: Any, *, masks: bool) -> onnx.ModelProto:
+        assert masks == (not seen), "the masks are drawn once"
         seen.append([probe.tensor for probe in probes])
-        drawn.append(masks)
         return original(model, probes, masks=masks)
 
     monkeypatch.setattr(module, "with_probes", noted)
-    yield seen
-    assert drawn[: len(seen)] == [True] + [False] * (len(seen) - 1)  # the masks are drawn once
-
-
-def test_one_pass_where_the_memory_suffices(passes: list[list[str]]) -> None:
-    run(small_export(), RECIPES["mse"])
-    assert len(passes) == 1
+    return seen
 
 
 @pytest.mark.parametrize(("recipe", "memory_mb"), [(RECIPES["mse"], 10), (EVERY_VALUE["mse"], 25)])
@@ -119,17 +111,12 @@ def test_little_memory_takes_more_passes_to_the_same_ranges(
     small = run(small_export(), recipe, memory_mb=memory_mb)
     assert len(passes) > 2
     assert [tensor for group in passes for tensor in group] == list(small.tensors)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "with_probes", with_probes)
-        large = run(small_export(), recipe)
+    del passes[:]
+    large = run(small_export(), recipe)
+    assert len(passes) == 1
     # Other outputs let ONNX Runtime fuse other nodes: a value may fall into the next bin.
     assert small.tensors == pytest.approx(large.tensors, rel=5e-3)
     assert (small.images, small.coverage, small.keys) == (large.images, large.coverage, large.keys)
-
-
-def test_memory_that_holds_no_tensor() -> None:
-    with pytest.raises(CalibrationError, match=r"needs \d+ MB by itself, memory_mb=1 allows less; raise it"):
-        run(small_export(), EVERY_VALUE["mse"], memory_mb=1)
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------
@@ -155,16 +142,6 @@ def test_keys_follow_model_data_and_recipe() -> None:
         [a != b for a, b in zip(plain, other, strict=True)] for other in (other_model, other_data, other_recipe)
     ]
     assert differing == [[True, False, False], [False, True, False], [False, False, True]]
-
-
-@pytest.mark.slow
-def test_float_input_and_dynamic_sizes() -> None:
-    image = np.random.default_rng(0).standard_normal((2, 3, 128, 256)).astype(np.float32)
-    found = run(small_export("float"), RECIPES["minmax"], [{"image": image[:1]}, {"image": image[1:]}])
-    assert found.tensors["image"] == np.abs(image).max()
-    sizes = ((1, 64, 96), (1, 256, 320))
-    feeds = [{"image": byte_images(3, *size)} for size in sizes]
-    assert run(small_export("uint8", "dynamic"), RECIPES["mse"], feeds).images == 2
 
 
 @pytest.mark.parametrize(
@@ -205,8 +182,7 @@ def test_images_of_one_batch_are_told_apart() -> None:
 
 
 def test_typed_file_is_refused() -> None:
-    model = onnx.ModelProto()
-    model.CopyFrom(small_export())
+    model = copy_model(small_export())
     with_precision(model, "fp16")
     with pytest.raises(CalibrationError, match="expected an fp32 file, got fp16"):
         run(model, RECIPES["minmax"], tensors=["pixels"])
@@ -215,22 +191,15 @@ def test_typed_file_is_refused() -> None:
 # --- planted faults --------------------------------------------------------------------------------------------------
 
 
-def with_weight(change: Callable[[np.ndarray], None], name: str) -> onnx.ModelProto:
-    """The network with one weight tensor changed in place."""
-    model = onnx.ModelProto()
-    model.CopyFrom(small_export())
-    tensor = next(entry for entry in model.graph.initializer if entry.name == name)
-    array = numpy_helper.to_array(tensor).copy()
-    change(array)
-    tensor.CopyFrom(numpy_helper.from_array(array, name))
+def with_weights(places: slice, value: float, *names: str) -> onnx.ModelProto:
+    """The network with some numbers of some of its weights changed."""
+    model = copy_model(small_export())
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            array = numpy_helper.to_array(tensor).copy()
+            array.reshape(-1)[places] = value
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     return model
-
-
-def fill(value: float) -> Callable[[np.ndarray], None]:
-    def change(array: np.ndarray) -> None:
-        array.reshape(-1)[3] = value
-
-    return change
 
 
 @pytest.mark.parametrize(
@@ -243,7 +212,7 @@ def fill(value: float) -> Callable[[np.ndarray], None]:
     ],
 )
 def test_activations_that_are_not_finite_are_named(recipe: Recipe, value: float) -> None:
-    model = with_weight(fill(value), "backbone.layer2.0.conv.2.conv.weight")
+    model = with_weights(slice(3, 4), value, "backbone.layer2.0.conv.2.conv.weight")
     feeds = [Feed(feed, [f"frame{index}.png"], [(128, 256)]) for index, feed in enumerate(FEEDS)]
     message = r"tensor '.*layer2.0.conv.2.conv/Conv', frame0.png: expected finite activations, got NaN or infinity"
     with pytest.raises(CalibrationError, match=message):
@@ -258,23 +227,13 @@ def test_one_nan_among_the_values_is_found_and_its_image_named(name: str, place:
     images = np.random.default_rng(0).standard_normal((2, 3, 128, 256)).astype(np.float32)
     images[place] = np.nan
     feeds = [Feed({"image": images}, ["a.png", "b.png"], [(128, 256)] * 2)]
-    model = exported("mobilenetv2", 11, "float", "dynamic", 32)
     with pytest.raises(CalibrationError, match=rf"tensor 'image', {'ab'[place[0]]}.png: expected finite"):
-        run(model, RECIPES[name], feeds, tensors=["image"])
+        run(small_export("float", "dynamic"), RECIPES[name], feeds, tensors=["image"])
 
 
 def test_tensor_that_is_zero_everywhere() -> None:
     """Any range represents it; int8 needs one above 0."""
-
-    def change(array: np.ndarray) -> None:
-        array[:] = 0
-
-    weights = [entry.name for entry in small_export().graph.initializer]
-    assert {"decode_head.bottleneck.conv.weight", "decode_head.bottleneck.conv.bias"} <= set(weights)
-    model = with_weight(change, "decode_head.bottleneck.conv.weight")
-    for entry in model.graph.initializer:
-        if entry.name == "decode_head.bottleneck.conv.bias":
-            entry.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(entry)), entry.name))
+    model = with_weights(slice(None), 0, "decode_head.bottleneck.conv.weight", "decode_head.bottleneck.conv.bias")
     tensors = tensors_to_calibrate(model, RECIPES["mse"])
     with pytest.warns(UserWarning) as caught:
         found = measure_ranges(model, FEEDS, tensors, RECIPES["mse"], threads=1, progress=False)

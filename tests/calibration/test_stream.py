@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +12,40 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nrd_trt.calibration.images import open_images
-from nrd_trt.calibration.stream import CalibrationStream, Feed
+from nrd_trt.calibration.stream import CalibrationStream
 from nrd_trt.data.images import read_image
 from nrd_trt.data.preprocessing import fit_image
-from nrd_trt.errors import CalibrationError, ConfigError, MissingDependencyError, NrdTrtError, ShapeError, VideoError
+from nrd_trt.data.synthetic import street_scene
+from nrd_trt.errors import CalibrationError, ConfigError, NrdTrtError, ShapeError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.runtime.graph_io import image_feed
-from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputForm, InputShape, Range
-from tests.calibration.images import folder_of, picture, video_of
 from tests.helpers import DYNAMIC, small_export
 
 
 def facts_of(form: InputForm = "uint8", shape: InputShape | None = None) -> GraphFacts:
     facts = read_facts(small_export(form))
     return replace(facts, shape=shape or facts.shape)
+
+
+def picture(seed: int, size_hw: tuple[int, int] = (70, 90)) -> np.ndarray:
+    return street_scene(seed, size_hw).image
+
+
+def folder_of(path: Path, count: int) -> Path:
+    path.mkdir(parents=True)
+    for index in range(count):
+        Image.fromarray(picture(index)).save(path / f"{index:03}.png")
+    return path
+
+
+def video_of(path: Path, count: int) -> Path:
+    """Frame i is red of level 10·i, so that a decoded frame says which one it is."""
+    pytest.importorskip("av", reason="needs PyAV: pip install nrd-trt[video]")
+    from tests.video.clips import write_clip
+
+    frames = [np.full((64, 96, 3), (10 * index, 0, 0), np.uint8) for index in range(count)]
+    return write_clip(path, frames, codec="mjpeg", pix_fmt="yuvj420p")
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +80,6 @@ def test_feeds_are_those_of_deployment(form: InputForm, folder: Path) -> None:
             assert feed.keys() == expected.keys()
             assert all((feed[key] == expected[key]).all() for key in expected)
             assert (feed.names, feed.contents_hw) == ((name,), (fitted.content_hw,))
-
-
-def test_parent_of_images_is_accepted(folder: Path) -> None:
-    inner, outer = (CalibrationStream(path, facts_of()) for path in (folder, folder.parent))
-    assert inner.names == outer.names
-    assert inner.sha256 == outer.sha256
 
 
 def test_choice_is_seeded_and_spread(folder: Path) -> None:
@@ -135,34 +146,11 @@ def test_frames_are_spread_over_the_video(tmp_path: Path) -> None:
     stream = CalibrationStream(video, facts_of(shape=InputShape.static((64, 96))), images=5)
     numbers = [int(name.rsplit(" ", 1)[1]) for name in stream.names]
     assert [number // 4 for number in numbers] == [0, 1, 2, 3, 4]
-    levels = [float(array.mean()) / 10 for array in arrays(stream)]
+    levels = [float(array[..., 0].mean()) / 10 for array in arrays(stream)]
     assert np.rint(levels).tolist() == numbers
+    assert all(array[..., 1:].mean() < 10 for array in arrays(stream)), "RGB"
     assert all((a == b).all() for a, b in zip(arrays(stream), arrays(stream), strict=True))
     assert len(CalibrationStream(video, facts_of(), images=50)) == 20
-
-
-def test_channels_of_a_video_are_rgb(tmp_path: Path) -> None:
-    pytest.importorskip("av", reason="needs PyAV: pip install nrd-trt[video]")
-    from tests.video.clips import write_clip
-
-    write_clip(tmp_path / "red.avi", [np.full((64, 96, 3), (level, 0, 0), np.uint8) for level in (150, 250)])
-    for image in open_images(tmp_path / "red.avi", images=2, seed=0, size_hw=(64, 96)):
-        assert image[..., 0].mean() > 120 and image[..., 1:].mean() < 40
-
-
-def test_file_that_is_no_video(tmp_path: Path) -> None:
-    pytest.importorskip("av", reason="needs PyAV: pip install nrd-trt[video]")
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(b"no video" * 100)
-    with pytest.raises(VideoError, match=r"clip.mp4: expected a video, FFmpeg finds none in it"):
-        CalibrationStream(path, facts_of())
-
-
-def test_videos_name_the_package_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    (tmp_path / "clip.mp4").touch()
-    with pytest.raises(MissingDependencyError, match=r"reading videos needs .*pip install nrd-trt\[video\]"):
-        CalibrationStream(tmp_path / "clip.mp4", facts_of())
 
 
 def test_video_that_is_cut_after_the_first_pass(tmp_path: Path) -> None:
@@ -176,32 +164,10 @@ def test_video_that_is_cut_after_the_first_pass(tmp_path: Path) -> None:
 # --- what is wrong with a folder -------------------------------------------------------------------------------------
 
 
-def nothing(path: Path) -> None:
-    path.mkdir()
-
-
-def one_level_too_high(path: Path) -> None:
-    folder_of(path / "train" / "images", 2)
-
-
-def other_files(path: Path) -> None:
-    (path / "notes").mkdir(parents=True)
-    (path / "frame.heic").touch()
-
-
-def only_a_video(path: Path) -> None:
-    path.mkdir()
-    (path / "drive.mp4").touch()
-
-
 def labels(path: Path) -> None:
     path.mkdir()
     for index in range(3):
         Image.fromarray(np.full((40, 40), index, np.uint8)).save(path / f"{index}.png")
-
-
-def one_image(path: Path) -> None:
-    folder_of(path, 1)
 
 
 def copies(path: Path) -> None:
@@ -215,17 +181,31 @@ def damaged(path: Path) -> None:
     (path / "001.png").write_bytes((path / "001.png").read_bytes()[:300])
 
 
+def empty(*names: str) -> Callable[[Path], None]:
+    """Write a folder with empty files and folders of these names."""
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        for name in names:
+            (path / name).touch() if "." in name else (path / name).mkdir()
+
+    return write
+
+
 BAD: dict[str, tuple[Callable[[Path], object], type[NrdTrtError], str]] = {
     "missing": (lambda path: None, ConfigError, "expected a folder of images, found none"),
-    "empty": (nothing, CalibrationError, "the folder is empty; check the path"),
-    "one level too high": (one_level_too_high, CalibrationError, r"found them one level below; give .*/train"),
-    "other files": (other_files, CalibrationError, r"expected images \(.png.*found notes/, .heic; check the path"),
-    "a video inside": (only_a_video, CalibrationError, r"found a video; give the file itself, .*drive.mp4"),
+    "empty": (empty(), CalibrationError, "the folder is empty; check the path"),
+    "one level too high": (
+        lambda path: folder_of(path / "train" / "images", 2), CalibrationError,
+        r"found them one level below; give .*/train",
+    ),
+    "other files": (empty("notes", "a.heic"), CalibrationError, r"images \(.png.*found notes/, .heic; check the path"),
+    "a video inside": (empty("a.mp4"), CalibrationError, r"found a video; give the file itself, .*a.mp4"),
     "labels": (labels, CalibrationError, r"0.png: expected a photo, got what looks like a label image"),
-    "one image": (one_image, CalibrationError, "expected different images, got one image"),
+    "one image": (lambda path: folder_of(path, 1), CalibrationError, "expected different images, got one image"),
     "copies of one image": (copies, CalibrationError, "expected different images, got 3 copies of one image"),
     "unreadable": (damaged, ConfigError, r"001.png: expected an image, cannot read it"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -257,10 +237,3 @@ def test_mostly_copies_are_warned_of(tmp_path: Path) -> None:
         shutil.copy(data / "000.png", data / f"copy{index}.png")
     with pytest.warns(UserWarning, match="7 images, but only 2 different ones"):
         CalibrationStream(data, facts_of())
-
-
-def test_feed_is_a_mapping_for_any_runner(folder: Path) -> None:
-    feed = next(iter(CalibrationStream(folder, facts_of(), images=2)))
-    assert isinstance(feed, Feed) and isinstance(feed, dict)
-    with OrtRunner(small_export(), threads=1) as runner:
-        assert runner.infer(feed)["mask"].shape == (1, 128, 256)

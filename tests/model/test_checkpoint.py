@@ -26,7 +26,7 @@ from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.config import KNOWN_CONFIGS, NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, expected_shapes, nearest_config, recognise
+from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, expected_shapes, nearest, recognise
 from tests.bad_checkpoints import BAD_CHECKPOINTS
 from tests.helpers import cached_small_model, small_model
 
@@ -329,4 +329,5 @@ def test_faulty_tensors_are_listed(
 
 def test_nearest_config_finds_itself() -> None:
     for name, config in KNOWN_CONFIGS.items():
-        assert nearest_config(expected_shapes(config)) == (name, 1.0)
+        found = nearest(expected_shapes(config))
+        assert found == f"The nearest known configuration is {name} (100% of the tensors agree)."
