@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from nrd_trt.errors import CheckpointError, ConfigError, NrdTrtError, ShapeError
 from nrd_trt.model import load_model
 from nrd_trt.model.network import Segmentor
 from nrd_trt.validation.evaluate import Evaluation, evaluate
-from tests.artefacts import SIZE_HW, bundle, checkpoint, onnx_file, trained_model
+from tests.artefacts import SIZE_HW, bundle, checkpoint, needs_rtx, onnx_file, trained_model
 
 SIZES_HW = [(50, 70), (64, 96), (131, 90)]  # none but the second is the network's
 Pairs = list[tuple[np.ndarray, np.ndarray]]
@@ -154,13 +153,6 @@ def test_size_and_options_of_a_checkpoint_are_heeded(tmp_path: Path) -> None:
     assert own.miou != usual.miou
 
 
-def test_labels_may_lie_elsewhere(tmp_path: Path) -> None:
-    data = data_set(tmp_path / "data", scenes(SIZES_HW))
-    expected = run(checkpoint(), data)
-    (data / "labels").rename(tmp_path / "elsewhere")
-    assert run(checkpoint(), data, labels=tmp_path / "elsewhere") == expected
-
-
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -209,9 +201,7 @@ def test_arguments_that_do_not_fit_the_source(
         run(make(), data_set(tmp_path / "data", scenes([SIZE_HW])), **changes)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="no TensorRT-RTX: pip install nrd-trt[rtx]"
-)
+@needs_rtx
 def test_plan_that_was_not_run_is_mentioned(tmp_path: Path) -> None:
     got = run(bundle(builder="tensorrt-rtx"), data_set(tmp_path / "data", scenes([SIZE_HW])))
     assert got.plan_run is (got.runner == "tensorrt-rtx")

@@ -86,13 +86,6 @@ def test_a_shifted_outline_counts_up_to_the_tolerance(shift: int, expected: floa
     assert score(halves(10), halves(10 + shift), 2).per_class().tolist() == [expected, expected]
 
 
-def test_the_distance_is_euclidean() -> None:
-    """Two lone pixels two rows and two columns apart are 2.83 apart: out of 2 (a square would hold them), in 3."""
-    reference, mask = np.zeros((2, 15, 15), np.uint8)
-    reference[6, 6], mask[8, 8] = 1, 1
-    assert [score(reference, mask, 2, tolerance).per_class()[1] for tolerance in (2, 3)] == [0.0, 1.0]
-
-
 def test_a_class_on_one_side_only_scores_0_and_one_on_none_is_left_out() -> None:
     found = score(halves(10), np.zeros((8, 20), np.uint8), 3)
     assert found.per_class()[:2].tolist() == [0.0, 0.0]
