@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,22 @@ from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
-from nrd_trt.graph.metadata import read_facts, write_facts
+from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision, undocumented_casts
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
-from tests.helpers import SHAPES, STATIC, cached_small_model, feed, small_export, small_model
+from tests.helpers import STATIC, feed, small_export, small_model
 
 needs_rtx = pytest.mark.skipif(
     "tensorrt-rtx" not in installed_flavours(), reason="needs the builder: `pip install nrd-trt[rtx]` (no GPU needed)"
 )
 
 
-@cache
 def packed(shape: str = "static") -> onnx.ModelProto:
     """The shared export with a packed mask; do not change it."""
-    return export_onnx(cached_small_model(), ExportOptions(shape=SHAPES[shape], mask_encoding="u8x4"))
+    return small_export(shape=shape, encoding="u8x4")
 
 
 @pytest.mark.parametrize(
@@ -109,9 +107,7 @@ def test_encoding_of_a_later_version_is_refused() -> None:
 
 
 def test_file_of_an_earlier_version_has_plain_masks() -> None:
-    model = onnx.ModelProto()
-    write_facts(model, read_facts(small_export()))
-    kept = [entry for entry in model.metadata_props if entry.key != "nrd_trt.mask_encoding"]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
+    model = copy_model(packed())
+    (entry,) = (entry for entry in model.metadata_props if entry.key == "nrd_trt.mask_encoding")
+    model.metadata_props.remove(entry)
     assert read_facts(model).mask_encoding == "uint8"

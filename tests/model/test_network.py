@@ -28,12 +28,9 @@ CHANNELS = {
 }
 
 
-def test_every_encoder_is_listed_here() -> None:
-    assert CHANNELS.keys() == ENCODERS.keys()
-
-
-@pytest.mark.parametrize(("name", "channels"), CHANNELS.items())
-def test_encoder_strides_and_channels(name: str, channels: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_strides_and_channels(name: str) -> None:
+    channels = CHANNELS[name]
     with torch.device("meta"):  # shapes without arithmetic
         encoder = ENCODERS[name]()
         features = encoder(torch.empty(2, 3, 64, 96))
@@ -43,16 +40,17 @@ def test_encoder_strides_and_channels(name: str, channels: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize(
-    ("size_hw", "nearest"), [((100, 256), "96x256"), ((128, 250), "128x256"), ((33, 31), "32x32"), ((16, 16), "32x32")]
+    ("shape", "message"),
+    [
+        ((1, 3, 100, 256), "multiples of 32.*nearest valid size is 96x256"),
+        ((1, 3, 128, 250), "multiples of 32.*nearest valid size is 128x256"),
+        ((1, 3, 16, 16), "multiples of 32.*nearest valid size is 32x32"),
+        *((shape, r"expected \(B, 3, H, W\)") for shape in ((3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3))),
+    ],
+    ids=str,
 )
-def test_other_sizes_are_refused_with_the_nearest(size_hw: tuple[int, int], nearest: str) -> None:
-    with pytest.raises(ShapeError, match=f"multiples of 32.*nearest valid size is {nearest}"):
-        cached_small_model()(torch.zeros(1, 3, *size_hw))
-
-
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3)])
-def test_other_ranks_and_channels_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match=r"expected \(B, 3, H, W\)"):
+def test_other_shapes_are_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
         cached_small_model()(torch.zeros(shape))
 
 
@@ -90,12 +88,6 @@ def test_variants_run(changes: dict[str, object]) -> None:
     logits = model(torch.zeros(1, 3, 64, 64))
     assert logits.shape == (1, model.config.num_classes, 16, 16)
     assert logits.std() > 1e-3
-
-
-def test_dilations_change_the_result() -> None:
-    images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    released, other = (small_model(dilations=d)(images) for d in ((1, 3, 6, 9), (1, 2, 3, 4)))
-    assert (released - other).abs().max() > 0.01
 
 
 def test_no_aspp_has_the_authors_names() -> None:
