@@ -6,14 +6,11 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import onnx
 import pytest
-from onnx import numpy_helper
 
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.outputs import select_outputs
@@ -52,16 +49,6 @@ def swapped_channels() -> Path:
     return artefacts.write_model(select_outputs(full, "mask"), "swapped.onnx")
 
 
-@cache
-def doubled_weights() -> Path:
-    """One convolution's weights doubled."""
-    model = onnx.load(artefacts.onnx_file())
-    node = next(node for node in model.graph.node if node.output[0].endswith("layer4.1.conv.1.conv/Conv"))
-    (weights,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
-    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * 2, weights.name))
-    return artefacts.write_model(model, "doubled.onnx")
-
-
 def test_good_pair_passes_by_polygraphys_own_comparison() -> None:
     """The line with nothing but the option; Polygraphy draws the input and holds every byte of the masks equal."""
     done = polygraphy("run", artefacts.onnx_file(), "--onnxrt", "--nrd-torch", artefacts.checkpoint())
@@ -83,28 +70,20 @@ def test_good_pair_of_floats_and_open_sizes_passes() -> None:
     assert "logits | pixel agreement 1.000000" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("model", "checkpoint"),
-    [
-        pytest.param(artefacts.onnx_file, artefacts.other_checkpoint, id="another checkpoint"),
-        pytest.param(swapped_channels, artefacts.checkpoint, id="swapped channels"),
-        pytest.param(doubled_weights, artefacts.checkpoint, id="doubled weights"),
-    ],
-)
-def test_planted_fault_fails(model: Callable[[], Path], checkpoint: Callable[[], Path]) -> None:
-    done = run(model(), checkpoint())
+def test_planted_fault_fails_until_the_checkpoint_is_told_of_it() -> None:
+    done = run(swapped_channels(), artefacts.checkpoint())
     assert done.returncode == 1, done.stdout
     assert "FAILED: pixel agreement 0." in done.stdout
     assert "at least 0.9999 needed" in done.stdout
+    done = run(swapped_channels(), artefacts.checkpoint(), "--nrd-torch-options", "bgr:1")
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "settings", "expected"),
     [
-        (["--nrd-torch", "absent.pth"], {}, "absent.pth: expected a checkpoint file"),
         (["--nrd-torch-options", "bgrr:1"], {}, "--nrd-torch-options bgrr: expected some of num_classes"),
         ([], {"MIN_AGREMENT": "0.5"}, "NRD_POLYGRAPHY_MIN_AGREMENT: expected one of NRD_POLYGRAPHY_MODEL"),
-        ([], {"DATA": "absent"}, "absent: expected a folder of images"),
     ],
 )
 def test_mistake_is_one_line(arguments: list[str], settings: dict[str, str], expected: str) -> None:
@@ -114,22 +93,10 @@ def test_mistake_is_one_line(arguments: list[str], settings: dict[str, str], exp
     assert "Traceback" not in done.stdout
 
 
-def test_checkpoint_with_other_classes_is_named() -> None:
-    done = run(artefacts.onnx_file(), artefacts.untrained_checkpoint())
-    assert done.returncode == 1
-    assert "expected 11 classes as in the engine, got 19" in done.stdout
-
-
 def test_checkpoint_is_needed() -> None:
     done = polygraphy("run", artefacts.onnx_file(), "--onnxrt", "--nrd-torch")
     assert done.returncode == 2
     assert "argument --nrd-torch: expected one argument" in done.stdout
-
-
-def test_options_reach_the_checkpoint() -> None:
-    """The swapped channels of the planted fault above become right."""
-    done = run(swapped_channels(), artefacts.checkpoint(), "--nrd-torch-options", "bgr:1")
-    assert done.returncode == 0, done.stdout
 
 
 def test_two_checkpoints_are_compared_in_their_order() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +214,7 @@ def test_logits_are_compared_by_their_best_class() -> None:
     assert found.agreement == pytest.approx(14 / 16)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(("value", "side"), [(np.nan, 0), (np.inf, 1)])
 def test_logits_that_are_not_finite_fail(value: float, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     setting(monkeypatch, MIN_AGREEMENT=0)
     pair = [np.zeros((1, 3, 4, 4), np.float32) for _ in range(2)]
@@ -297,6 +296,18 @@ def test_runner_has_the_files_inputs_and_outputs(options: ExportOptions, output:
     }
     if "mask" in expected:
         assert (outputs["mask"] == expected["mask"]).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        (lambda: Path("absent.pth"), "absent.pth: expected a checkpoint file"),
+        (artefacts.untrained_checkpoint, "expected 11 classes as in the engine, got 19"),
+    ],
+)
+def test_checkpoint_that_does_not_fit_is_named(checkpoint: Callable[[], Path], message: str) -> None:
+    with pytest.raises(PolygraphyException, match=message):
+        NrdTorchRunner(str(checkpoint()), str(artefacts.onnx_file())).activate()
 
 
 def test_runner_can_be_entered_again() -> None:
