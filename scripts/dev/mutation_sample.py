@@ -1,7 +1,7 @@
 """Change the product in a seeded sample of places, one at a time, and count how many changes the tests notice.
 
 First: coverage run --rcfile scripts/dev/coverage.ini -m pytest -n auto --dist loadfile, then coverage combine, which
-records the tests that run each line. Each mutant is judged by those tests and by those of its file, in a copy of the
+records the tests that run each line. Each mutant is judged by those tests, then by those of its room, in a copy of the
 checkout; a survivor is one that all of them pass. Tests that noticed something must pass on the unchanged copy.
 """
 
@@ -80,8 +80,11 @@ def _is_text(node: ast.BinOp) -> bool:
     return any(isinstance(part, ast.JoinedStr) or isinstance(getattr(part, "value", None), str) for part in parts)
 
 
-def tests_of(data: CoverageData, mutant: Mutant) -> list[str]:
-    """Return the tests that run the changed line, as arguments of pytest; a few of each file where they are many."""
+def tests_of(data: CoverageData, mutant: Mutant) -> tuple[list[str], list[str]]:
+    """Return arguments of pytest: the tests that run the changed line, a few of many, and those of its room.
+
+    What runs on import, in a fixture or in a child process belongs to no test, so that the room's tests come after.
+    """
     measured = next((name for name in data.measured_files() if name.endswith(f"/{mutant.path}")), None)
     contexts = data.contexts_by_lineno(measured).get(mutant.line, []) if measured else []
     tests = sorted({context for context in contexts if context.startswith("tests.")})
@@ -94,14 +97,12 @@ def tests_of(data: CoverageData, mutant: Mutant) -> list[str]:
         if module:
             found.append(f"{file.relative_to(ROOT)}::{function}")
     random.Random(str(mutant)).shuffle(found)
-    # What runs on import or in a fixture belongs to no test: the tests of the file come too, else those of its room.
     room = Path("tests", *(part for part in mutant.path.parent.parts if part != "nrd_trt"))
     while not (ROOT / room).is_dir():
         room = room.parent
     own = room / f"test_{mutant.path.stem}.py"
-    if (ROOT / own).is_file():
-        return [*found[:MOST_TESTS], str(own)]
-    return found[:MOST_TESTS] or [str(room)]
+    first = found[:MOST_TESTS] + ([str(own)] if (ROOT / own).is_file() else [])
+    return first, [] if room == Path("tests") else [str(room)]
 
 
 def run_tests(tests: Iterable[str], copy: Path) -> list[str]:
@@ -116,13 +117,14 @@ def run_tests(tests: Iterable[str], copy: Path) -> list[str]:
     return found or [f"exit status {done.returncode}"] * (done.returncode != 0)
 
 
-def killer_of(mutant: Mutant, tests: list[str], copy: Path) -> str | None:
-    """Apply a mutant to the copy, run the tests, undo it, and return what noticed it."""
+def killer_of(mutant: Mutant, tests: Iterable[list[str]], copy: Path) -> str | None:
+    """Apply a mutant to the copy, run tests, one group after the other, undo it, and return what noticed it."""
     target = copy / mutant.path
     original = target.read_bytes()
     target.write_bytes(original[: mutant.start] + mutant.text.encode() + original[mutant.end :])
     try:
-        return next(iter(run_tests(tests, copy)), None)
+        found = (name for group in tests if group for name in run_tests(group, copy))
+        return next(found, None)
     finally:
         target.write_bytes(original)
 
