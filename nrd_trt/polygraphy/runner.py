@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 PREFIX = "nrd-torch-runner"
 """What the names of these runners begin with."""
-INPUT_FORMS = ("uint8", "float")
-OUTPUTS = ("mask", "logits", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
