@@ -162,20 +162,14 @@ class Calibrator:
         plain = select_outputs(model, "mask")  # as `nrd_trt.calibrate` exports it, whose files are keyed by the model
         key, wanted, known = model_sha256(plain), tuple(tensors), self._ranges
         if known is None or known.keys.model != key or not known.tensors.keys() >= set(wanted):
-            known = self._measure(plain, wanted) if self.has_images else load_ranges(Path(self.source), model=key)
+            if self.has_images:
+                options: dict[str, Any] = {"threads": self._threads, "progress": self._progress}
+                feeds = self.feeds(plain)
+                known = measure_ranges(plain, feeds, wanted, self._recipe, memory_mb=self._memory_mb, **options)
+            else:
+                known = load_ranges(Path(self.source), model=key)
             self._ranges, self.sha256 = known, known.keys.data
         return known.tensors
-
-    def _measure(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Ranges:
-        return measure_ranges(
-            model,
-            self.feeds(model),
-            tensors,
-            self._recipe,
-            memory_mb=self._memory_mb,
-            threads=self._threads,
-            progress=self._progress,
-        )
 
     def quantize(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Return an fp32 file with Q/DQ pairs on the layers that shall compute in int8.

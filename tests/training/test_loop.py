@@ -398,6 +398,7 @@ def test_verb_refuses(verb: Any) -> None:
         ({"threads": 0}, r"^threads=0: expected 1 or more\."),
         ({"steps": 0}, "expected steps, batch and evaluations >= 1"),
         ({"synthetic_share": 2.0}, r"expected synthetic_share in 0-1, got 2\.0"),
+        ({"lr": 0.5}, "^lr=: expected a known argument, or one of head, output_stride, steps, .*, controller_init"),
         ({"data": "nowhere"}, "nowhere: expected a folder of labelled images"),
         ({"resume": True}, "out: expected the folder of an earlier run, found none; leave out resume="),
         ({"init_encoder": "none.pth"}, r"none\.pth: expected a checkpoint file, found none"),
