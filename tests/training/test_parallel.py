@@ -134,16 +134,15 @@ def _values(state: Any, name: str = "") -> dict[str, Tensor]:
     return {key: tensor for index, value in items for key, tensor in _values(value, f"{name}.{index}").items()}
 
 
-def test_two_processes_equal_two_micro_batches(data: Path, tmp_path: Path) -> None:
+def test_two_processes_of_two_micro_batches_equal_four(data: Path, tmp_path: Path) -> None:
     """Weights, moving average, batch-norm statistics, the optimisers' momenta, the log, and who writes it."""
-    changes = BATCH_OF_FOUR
-    both = on_two_processes(
-        changes, "--recipe", "tiny", "--data", data, "-o", tmp_path / "two", "--threads", 1, "-q", "--json"
-    )
+    changes = {**BATCH_OF_FOUR, "batch": 8, "optimizer": "sgd"}
+    arguments = ("--recipe", "tiny", "--data", data, "-o", tmp_path / "two", "--threads", 1, "-q", "--json")
+    both = on_two_processes(changes, *arguments, "--accumulate", 2)
     assert [code for code, _, _ in both] == [0, 0], both
-    train(tiny(name="tiny", **changes), data, tmp_path / "one", progress=False, accumulate=2)
+    train(tiny(name="tiny", **changes), data, tmp_path / "one", progress=False, accumulate=4)
     one, two = (torch.load(tmp_path / folder / "state.pt") for folder in ("one", "two"))
-    assert (two["step"], two["parts"]) == (2, 2)
+    assert (two["step"], two["parts"]) == (2, 4)
     for kind in ("objective", "average", "optimizers"):
         expected, got = _values(one[kind]), _values(two[kind])
         assert expected.keys() == got.keys()
