@@ -28,9 +28,9 @@ def rng(seed: int = 5) -> np.random.Generator:
 
 
 def blocks() -> tuple[np.ndarray, np.ndarray]:
-    """A label of six blocks, and the image whose every channel is 40 times the label."""
-    label = np.kron(np.array([[0, 1, 2], [3, 4, 5]], np.uint8), np.ones((40, 40), np.uint8))
-    return np.repeat((label * 40)[..., None], 3, axis=2), label
+    """A label of six blocks, and the image whose every channel is the label."""
+    label = np.kron(np.array([[0, 40, 80], [120, 160, 200]], np.uint8), np.ones((40, 40), np.uint8))
+    return np.repeat(label[..., None], 3, axis=2), label
 
 
 def ramp(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,19 +48,11 @@ def test_image_and_label_move_together(scale: float, seed: int) -> None:
     assert (mask.shape, mask.dtype) == (CROP, np.uint8)
     counted = mask != IGNORE
     # only pixels beside a border between two classes may be a blend of both
-    assert np.mean(np.abs(out[0][counted] / 40 - mask[counted]) < 0.05) > 0.8
+    assert np.mean(np.abs(out[0][counted] - mask[counted]) < 2) > 0.8
+    assert set(np.unique(mask[counted]).tolist()) <= {0, 40, 80, 120, 160, 200}  # no label is
     assert (out[:, ~counted] == 0).all()
     assert counted.all() == (scale >= 1)
     assert len(np.unique(mask[counted])) > 1
-
-
-@pytest.mark.parametrize("scale", [0.4, 0.9, 1.7])
-def test_labels_are_not_blended(scale: float) -> None:
-    label = np.repeat(np.array([0, 5, 255], np.uint8), 50)[None].repeat(100, axis=0)
-    image = np.zeros((100, 150, 3), np.uint8)
-    for seed in range(4):
-        _, mask = random_sample(image, label, how(scale_range=(scale, scale)), rng(seed), info=PLAIN)
-        assert set(np.unique(mask).tolist()) <= {0, 5, 255}
 
 
 def test_the_seed_decides_everything() -> None:
@@ -94,15 +86,6 @@ def test_small_pictures_lie_anywhere_on_the_mean_colour() -> None:
         assert (out[:, mask == IGNORE] == 0).all()
         corners.add((rows[0], columns[0]))
     assert len(corners) > 20 and max(row for row, _ in corners) > 30
-
-
-def test_channel_order_of_the_network() -> None:
-    image, label = np.full((64, 96, 3), (10, 20, 30), np.uint8), np.ones((64, 96), np.uint8)
-    out, _ = random_sample(image, label, how(), rng(), info=model_info(6, mean=(0, 0, 0), std=(1, 1, 1)))
-    swapped, _ = random_sample(
-        image, label, how(), rng(), info=model_info(6, mean=(0, 0, 0), std=(1, 1, 1), channel_order="bgr")
-    )
-    assert (out[:, 0, 0].tolist(), swapped[:, 0, 0].tolist()) == ([10, 20, 30], [30, 20, 10])
 
 
 # --- scales ----------------------------------------------------------------------------------------------------------
@@ -205,11 +188,6 @@ def test_colours_change_within_a_byte_and_labels_do_not(colour: str) -> None:
         images.append(out)
     changed = [not np.array_equal(image, recoloured("none", seed, noise())[0]) for seed, image in enumerate(images)]
     assert sum(changed) >= (18 if colour == "photometric" else 20)
-
-
-def test_no_colour_change() -> None:
-    out, _ = recoloured("none", 0, noise())
-    assert np.array_equal(out.transpose(1, 2, 0), noise()) or np.array_equal(out.transpose(1, 2, 0)[:, ::-1], noise())
 
 
 def test_jitter_changes_brightness_by_up_to_thirty_percent() -> None:

@@ -18,17 +18,16 @@ RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 def write(path: Path, array: np.ndarray, mode: str | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(array)
-    (image.convert(mode) if mode else image).save(path)
-    return path
-
-
-def write_label(path: Path, values: list[list[int]], palette: bool = False) -> Path:
-    image = Image.fromarray(np.array(values, np.uint8))
-    if palette:
+    if mode == "P":
         image.putpalette([value % 256 for value in range(5, 5 + 768)])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    elif mode:
+        image = image.convert(mode)
     image.save(path)
     return path
+
+
+def write_label(path: Path, values: list[list[int]], mode: str = "L") -> Path:
+    return write(path, np.array(values, np.uint8), mode)
 
 
 def test_images_are_listed_by_name_from_the_subfolder_where_there_is_one(tmp_path: Path) -> None:
@@ -57,13 +56,9 @@ def test_pairs_by_stem(tmp_path: Path) -> None:
     assert default_labels(tmp_path) == tmp_path / "labels"
     pairs = [(image.name, label.name) for image, label in list_pairs(tmp_path)]
     assert pairs == [("one.jpg", "one.png"), ("two.jpg", "two.png")]
-
-
-def test_labels_elsewhere(tmp_path: Path) -> None:
-    image = write(tmp_path / "frames" / "one.jpg", RGB)
-    label = write_label(tmp_path / "truth" / "one.png", [[0]])
-    assert default_labels(tmp_path / "frames") is None
-    assert list_pairs(tmp_path / "frames", tmp_path / "truth") == [(image, label)]
+    frames, truth = (tmp_path / "images").rename(tmp_path / "frames"), (tmp_path / "labels").rename(tmp_path / "truth")
+    assert default_labels(frames) is None
+    assert list_pairs(frames, truth)[0] == (frames / "one.jpg", truth / "one.png")
 
 
 def test_missing_labels_and_label_folders_are_named(tmp_path: Path) -> None:
@@ -91,8 +86,8 @@ def test_labels_that_are_no_index_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_label_values_and_ignored_pixels(tmp_path: Path) -> None:
-    for palette in (False, True):
-        path = write_label(tmp_path / "a.png", [[0, 1, 2], [11, 255, 10]], palette)
+    for mode in ("L", "P"):
+        path = write_label(tmp_path / "a.png", [[0, 1, 2], [11, 255, 10]], mode)
         label = read_label(path, num_classes=11, ignore_index=11, image_hw=(2, 3))
         assert label.dtype == np.uint8
         assert label.tolist() == [[0, 1, 2], [IGNORE, IGNORE, 10]]
@@ -102,20 +97,16 @@ def test_label_values_and_ignored_pixels(tmp_path: Path) -> None:
     assert counted_from_one.tolist() == [[IGNORE, 0, IGNORE]]
 
 
-@pytest.mark.parametrize(
-    ("ignore_index", "message"),
-    [(None, r"0-10 or ignored values \(255\), got \[11, 12\]"), (11, r"ignored values \(255, 11\), got \[12\]")],
-)
-def test_label_values_out_of_range(ignore_index: int | None, message: str, tmp_path: Path) -> None:
+def test_label_values_out_of_range_and_another_size_are_refused(tmp_path: Path) -> None:
     path = write_label(tmp_path / "a.png", [[0, 11, 12, 255]])
-    with pytest.raises(ConfigError, match=rf"a\.png.*{message}; name the ignored value with ignore_index=N"):
-        read_label(path, num_classes=11, ignore_index=ignore_index)
-
-
-def test_label_of_another_size(tmp_path: Path) -> None:
-    path = write_label(tmp_path / "a.png", [[0, 1]])
-    with pytest.raises(ShapeError, match=r"a\.png: expected the image's size 2x1, got 1x2"):
-        read_label(path, num_classes=2, ignore_index=None, image_hw=(2, 1))
+    for ignore_index, message in (
+        (None, r"0-10 or ignored values \(255\), got \[11, 12\]"),
+        (11, r"ignored values \(255, 11\), got \[12\]"),
+    ):
+        with pytest.raises(ConfigError, match=rf"a\.png.*{message}; name the ignored value with ignore_index=N"):
+            read_label(path, num_classes=11, ignore_index=ignore_index)
+    with pytest.raises(ShapeError, match=r"a\.png: expected the image's size 4x1, got 1x4"):
+        read_label(path, num_classes=13, ignore_index=None, image_hw=(4, 1))
 
 
 def test_camvid_pairs_read(camvid: Path) -> None:

@@ -22,12 +22,9 @@ def test_blend_is_within_one_grey_level_of_the_exact_one_for_all_pairs_of_greys(
     assert np.abs(blend(IMAGE, MASK, GREYS, opacity) - np.rint(exact)).max() <= 1
 
 
-def test_blend_of_no_or_full_opacity_is_the_image_or_the_colours() -> None:
+def test_blend_of_no_or_full_opacity_is_exact_and_leaves_the_image_where_a_class_is_not_shown() -> None:
     np.testing.assert_array_equal(blend(IMAGE, MASK, GREYS, 0), IMAGE)
     np.testing.assert_array_equal(blend(IMAGE, MASK, GREYS, 1), colour(MASK, GREYS))
-
-
-def test_blend_leaves_the_image_where_a_class_is_not_shown() -> None:
     shown = np.arange(256) % 3 == 0
     mixed = blend(IMAGE, MASK, GREYS, 0.6, shown=shown)
     np.testing.assert_array_equal(mixed[:, ~shown], IMAGE[:, ~shown])
@@ -43,12 +40,9 @@ def test_results_belong_to_the_caller_and_arguments_are_not_written() -> None:
         assert not np.shares_memory(result, image)
 
 
-def test_indices_beyond_the_palette_are_black() -> None:
+def test_indices_beyond_the_palette_are_black_and_kept_in_the_file(tmp_path: Path) -> None:
     mask = np.array([[0, 1, 2, 255]], np.uint8)
     assert colour(mask, [(1, 2, 3), (4, 5, 6)]).tolist() == [[[1, 2, 3], [4, 5, 6], [0, 0, 0], [0, 0, 0]]]
-
-
-def test_a_written_mask_keeps_indices_beyond_the_palette(tmp_path: Path) -> None:
     write_mask(tmp_path / "mask.png", MASK, [(1, 2, 3)])
     with Image.open(tmp_path / "mask.png") as image:
         np.testing.assert_array_equal(np.asarray(image), MASK)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
-import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -32,10 +34,6 @@ def read_record(content: bytes) -> tuple[dict[str, Any], Layers | None]:
     split = header["layers"]["image"]
     image = np.asarray(Image.open(io.BytesIO(rest[:split])))
     return header, (image, np.frombuffer(zlib.decompress(rest[split:]), np.uint8).reshape(image.shape[:2]))
-
-
-def frame_of(index: int) -> np.ndarray:
-    return street()[index % 20]
 
 
 def picture(response: httpx.Response) -> np.ndarray:
@@ -69,7 +67,7 @@ def test_frames_carry_the_masks_of_the_engine(rig: Rig) -> None:
         image, mask = layers
         assert header["number"] > number
         number = header["number"]
-        original = frame_of(header["index"])
+        original = street()[header["index"] % 20]
         assert np.array_equal(mask, rig.engine.predict(original))
         assert np.abs(image.astype(int) - original).mean() < 6
         shares = np.bincount(mask.ravel(), minlength=11) / mask.size
@@ -86,43 +84,6 @@ def test_a_viewer_waits_for_another_frame_than_the_one_that_it_has_seen(rig: Rig
     header, layers = read_record(rig.http.get("/frame", params={"after": 10_000_000}).content)
     assert layers is not None
     assert header["number"] == shown.number
-
-
-def test_a_slow_viewer_skips_frames_and_delays_nobody(rig: Rig) -> None:
-    """One asks, sleeps, asks again; the other takes every frame that comes."""
-    numbers: dict[str, list[int]] = {"slow": [], "quick": []}
-
-    def watch(name: str, pause_s: float) -> None:
-        with httpx.Client(base_url=rig.url, trust_env=False) as http:
-            end, number = time.monotonic() + 1.0, 0
-            while time.monotonic() < end:
-                content = http.get("/frame", params={"after": number, "viewer": name}).content
-                number = read_record(content)[0]["number"]
-                numbers[name].append(number)
-                time.sleep(pause_s)
-
-    threads = [threading.Thread(target=watch, args=args) for args in (("slow", 0.3), ("quick", 0.0))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(numbers["quick"]) > 2 * len(numbers["slow"])
-    assert min(np.diff(numbers["slow"])) > 1
-    assert min(np.diff(numbers["quick"])) > 0
-    assert rig.hub.viewers >= 2
-
-
-def test_nothing_is_encoded_while_nobody_watches(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nrd_trt.serving import watching
-
-    encoded: list[int] = []
-    real = watching.encode_layers
-    monkeypatch.setattr(watching, "encode_layers", lambda *args: (encoded.append(1), real(*args))[1])
-    before = rig.stats.snapshot().frames
-    until(lambda: rig.stats.snapshot().frames > before + 5)
-    assert not encoded
-    rig.http.get("/frame")
-    assert len(encoded) == 1
 
 
 def test_snapshots_are_what_they_are_asked_to_be(rig: Rig) -> None:
@@ -242,9 +203,6 @@ def test_health_follows_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert rig.http.get("/healthz").json()["reason"].startswith("no frame for")
         source.silent.clear()
         until(lambda: rig.http.get("/healthz").status_code == 200)
-        source.broken.set()
-        until(lambda: rig.http.get("/healthz").status_code == 503)
-        assert rig.http.get("/healthz").json()["reason"] == "the run has failed"
 
 
 # --- ends ----------------------------------------------------------------------------------------------------------
@@ -263,11 +221,12 @@ def test_a_run_that_fails_says_why_and_keeps_its_last_frame() -> None:
             "failed",
             "street: expected a frame, found roadworks; take another way.",
         )
+        assert rig.http.get("/healthz").json() == {"healthy": False, "reason": "the run has failed"}
         assert picture(rig.http.get("/snapshot.png")).shape == (*SIZE_HW, 3)
         response = act(rig, "pause")
         assert (response.status_code, response.json()["error"]["type"]) == (409, "RunIsOver")
-        segmented = rig.http.post("/segment?result=mask", content=encoded(frame_of(0)))
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(segmented.content))), rig.engine.predict(frame_of(0)))
+        segmented = rig.http.post("/segment?result=mask", content=encoded(street()[0]))  # the engine still runs
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(segmented.content))), rig.engine.predict(street()[0]))
 
 
 def test_a_run_that_ends_says_so_and_one_without_a_frame_has_nothing_to_show() -> None:
@@ -287,43 +246,30 @@ def test_a_run_that_ends_says_so_and_one_without_a_frame_has_nothing_to_show() -
 def test_the_server_leaves_within_a_second_in_spite_of_viewers() -> None:
     with Rig() as rig:
         until(lambda: rig.hub.newest)
-        ends: list[float] = []
 
-        def watch(path: str) -> None:
-            try:
-                with httpx.Client(base_url=rig.url, trust_env=False) as http, http.stream("GET", path) as response:
-                    for _ in response.iter_raw():
-                        pass
-            except httpx.HTTPError:
-                pass
-            ends.append(time.monotonic())
+        def watch(path: str) -> float:
+            with suppress(httpx.HTTPError):
+                httpx.get(f"{rig.url}{path}", trust_env=False)
+            return time.monotonic()
 
         rig.pause.pause()
-        paths = ("/stream.mjpg", "/stream.mjpg?view=mask", "/frame?after=1")
-        threads = [threading.Thread(target=watch, args=[path]) for path in paths]
-        for thread in threads:
-            thread.start()
+        pool = ThreadPoolExecutor()
+        ends = pool.map(watch, ("/stream.mjpg", "/stream.mjpg?view=mask", "/frame?after=1"))
         until(lambda: rig.hub.viewers >= 3)
         start = time.monotonic()
-    for thread in threads:
-        thread.join()
     assert max(ends) - start < 0.9  # after a second the server would cut them off
+    pool.shutdown()
 
 
 # --- pages ---------------------------------------------------------------------------------------------------------
 
 
-def test_pages_and_their_files_come_from_here(rig: Rig) -> None:
+def test_pages_and_their_files_come_from_here_and_nothing_else(rig: Rig) -> None:
     for path in ("/", "/docs"):
         response = rig.http.get(path)
         assert response.status_code == 200
-        assert "http://" not in response.text.replace("http://www.w3.org", "")
-        assert "https://" not in response.text
+        assert not re.search("https?://(?!www.w3.org)", response.text)
     assert rig.http.get("/assets/main.js").headers["content-type"] == "text/javascript; charset=utf-8"
-    assert rig.http.get("/assets/page.css").status_code == 200
-
-
-def test_no_other_file_path_or_method_is_served(rig: Rig) -> None:
     for path in ("../app.py", "..%2fapp.py", "index.html", "x.js", "%2e%2e/%2e%2e/setup.cfg", "../nothing"):
         response = rig.http.get(f"/assets/{path}")
         assert (response.status_code, response.json()["error"]["type"]) == (404, "NotServed"), path
