@@ -158,12 +158,8 @@ class InputShape:
     @classmethod
     def static(cls, size_hw: Size, batch: int | tuple[int, int, int] = 1) -> InputShape:
         """Return the shape with one allowed size."""
-        height, width = map(operator.index, size_hw)
-        return cls(
-            batch=Range.of(batch, what="batch="),
-            height=Range(min=height, opt=height, max=height),
-            width=Range(min=width, opt=width, max=width),
-        )
+        height, width = (Range.of(side, what="size=") for side in size_hw)
+        return cls(batch=Range.of(batch, what="batch="), height=height, width=width)
 
     @classmethod
     def of(
@@ -196,12 +192,8 @@ class InputShape:
             raise ConfigError(f"dynamic={dynamic!r}: expected three sizes: the smallest, the usual and the largest.")
         for one in dynamic:
             check_size(one, what="dynamic=")
-        heights, widths = zip(*dynamic, strict=True)
-        return cls(
-            batch=Range.of(batch, what="batch="),
-            height=Range.of(heights, what="dynamic="),
-            width=Range.of(widths, what="dynamic="),
-        )
+        height, width = (Range.of(sides, what="dynamic=") for sides in zip(*dynamic, strict=True))
+        return cls(batch=Range.of(batch, what="batch="), height=height, width=width)
 
     @property
     def opt_hw(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from nrd_trt.errors import MissingDependencyError
 from nrd_trt.machine.gpu import kernel_driver, throttle_reasons
@@ -58,51 +58,14 @@ class ProbedDevice:
     power_mode: str | None = None
 
 
-class Probe(Protocol):
-    """An instrument: NVML or tegrastats.
-
-    Attributes:
-        notes: What a reader of its figures must know.
-    """
-
-    notes: list[str]
-
-    def device(self) -> ProbedDevice:
-        """Return what does not change during a run."""
-        ...
-
-    def read(self) -> Reading:
-        """Look once, at leisure: before and after a run."""
-        ...
-
-    def glance(self) -> Reading:
-        """Look once, within about a millisecond: during a run."""
-        ...
-
-    def close(self) -> None:
-        """Release the instrument."""
-        ...
-
-
-def open_probe() -> tuple[Probe | None, str | None]:
-    """Return the instrument for the GPU in use, or None and a sentence about why there is none."""
-    if shutil.which("tegrastats"):
-        return TegraProbe(Machine()), None
-    try:
-        nvml = require("pynvml", extra="gpu", purpose="reading clocks, power and throttling")
-    except MissingDependencyError as exc:
-        return None, f"clocks and throttling were not read: {exc}"
-    try:
-        return NvmlProbe(nvml), None
-    except nvml.NVMLError as exc:
-        return None, f"clocks and throttling were not read: NVML says {exc}"
-
-
 class NvmlProbe:
     """NVML on the first GPU that CUDA programs of this process see.
 
     Args:
         nvml: The module ``pynvml``.
+
+    Attributes:
+        notes: What a reader of its figures must know.
     """
 
     def __init__(self, nvml: ModuleType) -> None:
@@ -121,7 +84,7 @@ class NvmlProbe:
         return ProbedDevice(source="nvml", name=self._get("nvmlDeviceGetName"), driver=driver)
 
     def read(self) -> Reading:
-        """Return the whole reading."""
+        """Return the whole reading, at leisure: before and after a run."""
         return replace(
             self.glance(),
             clock_max_mhz=self._get("nvmlDeviceGetMaxClockInfo", self._nvml.NVML_CLOCK_SM),
@@ -129,7 +92,7 @@ class NvmlProbe:
         )
 
     def glance(self) -> Reading:
-        """Return clock, power, memory and throttle reasons."""
+        """Return clock, power, memory and throttle reasons within about a millisecond: during a run."""
         power, memory = self._get("nvmlDeviceGetPowerUsage"), self._get("nvmlDeviceGetMemoryInfo")
         # Drivers before 535 know the reasons by their older name only.
         reasons = self._get("nvmlDeviceGetCurrentClocksEventReasons")
@@ -204,6 +167,24 @@ class TegraProbe:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+Probe = NvmlProbe | TegraProbe
+"""An instrument."""
+
+
+def open_probe() -> tuple[Probe | None, str | None]:
+    """Return the instrument for the GPU in use, or None and a sentence about why there is none."""
+    if shutil.which("tegrastats"):
+        return TegraProbe(Machine()), None
+    try:
+        nvml = require("pynvml", extra="gpu", purpose="reading clocks, power and throttling")
+    except MissingDependencyError as exc:
+        return None, f"clocks and throttling were not read: {exc}"
+    try:
+        return NvmlProbe(nvml), None
+    except nvml.NVMLError as exc:
+        return None, f"clocks and throttling were not read: NVML says {exc}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ import platform
 import re
 from collections.abc import Iterator
 
-from nrd_trt.engine.plugins import BUILD_COMMAND, VARIABLE, find_misfit, search_path
+from nrd_trt.engine.plugins import BUILD_COMMAND, VARIABLE, PluginInfo, find_misfit, search_path
 from nrd_trt.machine.findings import Inventory, Row
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA
 from nrd_trt.machine.host import Machine
-from nrd_trt.machine.software import Flavour, LibraryReading, ask
+from nrd_trt.machine.software import Flavour, ask
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "tensorrt-lean": "TensorRT lean runtime"}
 REINSTALL = "pip install --force-reinstall"
@@ -151,11 +151,9 @@ def plugin_row(have: Inventory) -> Row:
         places = ", ".join([VARIABLE, *map(str, tried), "the loader's path"])
         found = f"none ({places}); engines decode with the function in the ONNX file, with the same masks"
         return Row(name, "missing", found, BUILD_COMMAND)
-    answer = ask(machine, LibraryReading, "-m", "nrd_trt.machine.software", str(path))
-    if isinstance(answer, str) or answer.info is None:
-        problem = answer if isinstance(answer, str) else answer.error
-        return Row(name, "missing", f"{path}: it cannot be used: {problem}", BUILD_COMMAND)
-    info = answer.info
+    info = ask(machine, PluginInfo, "-m", "nrd_trt.machine.software", str(path))
+    if isinstance(info, str):
+        return Row(name, "missing", f"{path}: it cannot be used: {info}", BUILD_COMMAND)
     listed = info.code.replace(",", "")
     described = f"{path}, version {info.version} for TensorRT {info.tensorrt}, CUDA {info.cuda}, {listed}"
     if tensorrt.version is None:

@@ -74,27 +74,17 @@ _QUESTIONS: Mapping[type[Package], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What happened when a flavour of TensorRT was imported and asked for a builder.
+    """What happened when a flavour of TensorRT was asked for a builder.
 
     Attributes:
-        version: Its version, or None where it cannot be imported.
+        version: Its version.
         builds: Whether a builder could be made.
         knows_gpu: Whether the GPU is among the targets that it builds for; None where it has no such list.
-        error: What went wrong.
     """
 
-    version: str | None = None
-    builds: bool = False
+    version: str
+    builds: bool
     knows_gpu: bool | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LibraryReading:
-    """What a plugin library says of itself, or why it cannot be used; one of them is None."""
-
-    info: PluginInfo | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +139,8 @@ def find_flavour(machine: Machine, name: str, graphics: Graphics) -> Flavour:
         return _judged(found, graphics, knows_gpu=None)
     capability = graphics.gpus[0].compute_capability if graphics.gpus else None
     answer = ask(machine, Trial, "-m", "nrd_trt.machine.software", name, *filter(None, [capability]))
-    if isinstance(answer, str) or answer.version is None:
-        error = answer if isinstance(answer, str) else answer.error
-        return replace(found, why=f"installed, and cannot be imported: {error}")
+    if isinstance(answer, str):
+        return replace(found, why=f"installed, and cannot be imported: {answer}")
     return _judged(replace(found, version=answer.version, builds=answer.builds), graphics, knows_gpu=answer.knows_gpu)
 
 
@@ -171,8 +160,8 @@ def _judged(found: Flavour, graphics: Graphics, *, knows_gpu: bool | None) -> Fl
     return replace(found, runs=True, why=f"on {gpu.name}")
 
 
-def try_flavour(flavour: str, compute_capability: str | None = None) -> Trial:
-    """Import a flavour of TensorRT and make a builder.
+def try_flavour(flavour: str, compute_capability: str | None = None) -> Trial | str:
+    """Import a flavour of TensorRT and make a builder; return what happened, or why it cannot be imported.
 
     Args:
         flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
@@ -180,12 +169,12 @@ def try_flavour(flavour: str, compute_capability: str | None = None) -> Trial:
     """
     try:
         tensorrt = load_tensorrt(flavour)
-    except (MissingDependencyError, BuildError) as exc:
-        return Trial(error=str(exc.__cause__ or exc))
+    except MissingDependencyError as exc:
+        return str(exc.__cause__)
     try:
         builder = tensorrt.builder(tensorrt.log(lambda severity, text: None))
-    except BuildError as exc:
-        return Trial(version=tensorrt.version, error=str(exc))
+    except BuildError:
+        return Trial(version=tensorrt.version, builds=False)
     made = Trial(version=tensorrt.version, builds=True)
     if flavour != "tensorrt-rtx" or not compute_capability:
         return made
@@ -196,14 +185,14 @@ def try_flavour(flavour: str, compute_capability: str | None = None) -> Trial:
     return replace(made, knows_gpu=True)
 
 
-def read_library(path: str) -> LibraryReading:
-    """Open a plugin library, which runs its code."""
+def read_library(path: str) -> PluginInfo | str:
+    """Open a plugin library, which runs its code; return what it says of itself, or why it cannot be used."""
     try:
-        return LibraryReading(info=read_plugin(Path(path)).info)
+        return read_plugin(Path(path)).info
     except PluginError as exc:
-        return LibraryReading(error=str(exc))
+        return str(exc)
 
 
 if __name__ == "__main__":
-    known = sys.argv[1] in DISTRIBUTIONS
-    print(msgspec.json.encode(try_flavour(*sys.argv[1:]) if known else read_library(sys.argv[1])).decode())
+    told = try_flavour(*sys.argv[1:]) if sys.argv[1] in DISTRIBUTIONS else read_library(sys.argv[1])
+    print(" ".join(told.splitlines()) if isinstance(told, str) else msgspec.json.encode(told).decode())

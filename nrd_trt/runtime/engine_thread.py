@@ -11,10 +11,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from threading import Lock
 from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 
@@ -27,12 +25,8 @@ from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
 Outputs = dict[str, np.ndarray]
 
 
-class Pending(Protocol):
-    """A run that was begun."""
-
-    def result(self) -> Outputs:
-        """Wait for the run and return its outputs by name, or raise its error; may be called again."""
-        ...
+Pending = Future[Outputs]
+"""A run that was begun: its result is the outputs by name, or its error."""
 
 
 class EngineThread:
@@ -69,9 +63,9 @@ class EngineThread:
                 raise RunnerError(f"{self._runner.name}: not entered; use it inside a `with` block.")
             if self._in_order is None:
                 return self._pool.submit(self._runner.infer, feed)
-            outcome: Future[Outputs] = Future()
+            outcome = _Overlapped(self._finish)
             self._pool.submit(self._in_order.begin, feed, outcome)
-            return _Overlapped(outcome, partial(self._finish, self._in_order, outcome))
+            return outcome
 
     def __enter__(self) -> EngineThread:
         if self._pool is not None:
@@ -105,23 +99,24 @@ class EngineThread:
                 stack.callback(self._in_order.finish_all)
             self._release = stack.pop_all()
 
-    def _finish(self, in_order: _InOrder, outcome: Future[Outputs]) -> None:
+    def _finish(self, outcome: Pending) -> None:
         """Ask the thread to finish a run; whoever leaves the runner has that done."""
         with self._lock:
-            if self._pool is not None and not outcome.done():
-                self._pool.submit(in_order.finish, outcome)
+            if self._pool is not None and self._in_order is not None and not outcome.done():
+                self._pool.submit(self._in_order.finish, outcome)
 
 
-class _Overlapped:
+class _Overlapped(Pending):
     """A run that the engine's thread finishes when its result is asked for."""
 
-    def __init__(self, outcome: Future[Outputs], finish: Callable[[], None]) -> None:
-        self._outcome, self._finish = outcome, finish
+    def __init__(self, finish: Callable[[Pending], None]) -> None:
+        super().__init__()
+        self._finish = finish
 
-    def result(self) -> Outputs:
-        """See `Pending.result`."""
-        self._finish()
-        return self._outcome.result()
+    def result(self, timeout: float | None = None) -> Outputs:
+        """Wait for the run and return its outputs by name, or raise its error; may be called again."""
+        self._finish(self)
+        return super().result(timeout)
 
 
 class _InOrder:
@@ -133,9 +128,9 @@ class _InOrder:
 
     def __init__(self, runner: OverlappedRunner) -> None:
         self._runner = runner
-        self._running: deque[tuple[Ticket, Future[Outputs]]] = deque()
+        self._running: deque[tuple[Ticket, Pending]] = deque()
 
-    def begin(self, feed: Mapping[str, np.ndarray], outcome: Future[Outputs]) -> None:
+    def begin(self, feed: Mapping[str, np.ndarray], outcome: Pending) -> None:
         """Begin a run.
 
         Where all slots are taken, the oldest run is finished first and its outputs are kept for whoever asks for them.
@@ -148,7 +143,7 @@ class _InOrder:
         except BaseException as exc:
             outcome.set_exception(exc)
 
-    def finish(self, outcome: Future[Outputs]) -> None:
+    def finish(self, outcome: Pending) -> None:
         """Finish the runs up to this one; the engine ends them in this order too."""
         while not outcome.done():
             self._finish_oldest()

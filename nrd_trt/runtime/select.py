@@ -166,20 +166,20 @@ def rebuild_call(bundle: Path, builder: str, decode: str = "auto") -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanHost:
-    """The facts of a machine that a plan depends on; None where one cannot be told.
+    """The facts of a machine that a plan depends on.
 
     Attributes:
         os: ``"linux"``.
         machine: ``"x86_64"`` or ``"aarch64"``.
         builder: ``"tensorrt"`` or ``"tensorrt-rtx"``: the flavour that would run the plan.
         version: Version of that flavour.
-        compute_capability: Compute capability of the GPU, such as ``"8.7"``.
+        compute_capability: Compute capability of the GPU, such as ``"8.7"``; None where there is none to use.
     """
 
     os: str
     machine: str
     builder: str
-    version: str | None
+    version: str
     compute_capability: str | None
 
 
@@ -190,7 +190,7 @@ def host_mismatches(built: BuilderRecord, host: PlanHost) -> list[str]:
         ("machine", built.machine, host.machine),
         ("builder", built.name, host.builder),
     ]
-    if not built.version_compatible and host.version is not None:
+    if not built.version_compatible:
         pairs.append(("TensorRT version", built.version or "none", host.version))
     if host.compute_capability is not None and not _runs_on(built, host.compute_capability):
         wanted = " or ".join(built.compute_capabilities) + (" or later" if built.hardware_compatible else "")

@@ -58,17 +58,16 @@ class TrtRunner(BaseRunner):
         self.name = flavour
         self.cuda_graph, self.mask_encoding = cuda_graph, mask_encoding
         self._plan, self._rebuild, self._host_code, self._plugin = plan, rebuild, host_code, plugin
-        self._release: list[Callable[[], None]] = []
+        self._release = ExitStack()
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-        try:
-            return self._acquire()
-        except BaseException:
-            self._close()
-            raise
+        with ExitStack() as stack:
+            self._acquire(stack)
+            self._release = stack.pop_all()
+        return dict(self._engine.inputs), dict(self._engine.outputs)
 
-    def _acquire(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-        """Take everything in the order of need; `_close` gives it back in the opposite order."""
+    def _acquire(self, stack: ExitStack) -> None:
+        """Take everything in the order of need; the stack gives it back in the opposite order."""
         tensorrt = load_tensorrt(self.name)
         cuda = self._cuda = load_cuda()
         self.cuda_graph = self.cuda_graph and cuda.has_graphs
@@ -76,21 +75,18 @@ class TrtRunner(BaseRunner):
         if self._plugin is not None:
             load_plugin(self._plugin, tensorrt)
         self._engine: LoadedEngine = tensorrt.deserialize(plan, host_code=self._host_code, rebuild=self._rebuild)
-        self._release.append(self._engine.close)
-        stream = self._stream = cuda.create_stream()
-        self._release.append(lambda: cuda.destroy_stream(stream))
+        stack.callback(self._engine.close)
+        self._stream = cuda.create_stream()
+        stack.callback(cuda.destroy_stream, self._stream)
         mapped = cuda.facts().integrated
         self._buffers = {name: Buffer(cuda, mapped=mapped) for name in [*self._engine.inputs, *self._engine.outputs]}
-        self._release += [buffer.release for buffer in self._buffers.values()]
+        for buffer in self._buffers.values():
+            stack.callback(buffer.release)
         self._graphs = GraphCache(GRAPH_CAPACITY, self._destroy)
-        self._release.append(self._graphs.clear)
-        return dict(self._engine.inputs), dict(self._engine.outputs)
+        stack.callback(self._graphs.clear)
 
     def _close(self) -> None:
-        with ExitStack() as stack:  # goes on to the rest where one fails
-            for release in self._release:
-                stack.callback(release)
-            self._release = []
+        self._release.close()  # goes on to the rest where one fails
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shapes: Shapes = tuple((name, array.shape) for name, array in feed.items())
@@ -242,9 +238,6 @@ class GraphCache:
         self._capacity, self._destroy = capacity, destroy
         self._replays: OrderedDict[Hashable, Replay] = OrderedDict()
         self._recent: OrderedDict[Hashable, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._replays)
 
     def get(self, key: Hashable) -> Replay | None:
         """Return the graph of these shapes or addresses, or None."""

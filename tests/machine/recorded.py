@@ -45,9 +45,9 @@ def torch(version: str = "2.13.0+cpu", cuda: str | None = None, gpu: str | None 
     return json.dumps({"version": version, "cuda": cuda, "available": gpu is not None, "gpu": gpu}) + "\n"
 
 
-def trial(version: str | None, *, builds: bool = True, knows_gpu: bool | None = None, error: str | None = None) -> str:
+def trial(version: str, *, builds: bool = True, knows_gpu: bool | None = None) -> str:
     """What the child that tries TensorRT prints."""
-    return json.dumps({"version": version, "builds": builds, "knows_gpu": knows_gpu, "error": error}) + "\n"
+    return json.dumps({"version": version, "builds": builds, "knows_gpu": knows_gpu}) + "\n"
 
 
 ORT = json.dumps({"version": "1.31.1", "providers": ["AzureExecutionProvider", "CPUExecutionProvider"]})
