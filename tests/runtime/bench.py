@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from nrd_trt.runtime import buffers, overlap, trt_runner
+from nrd_trt.runtime.base import DeviceTensor
 from nrd_trt.runtime.trt_runner import TrtRunner
 from tests.runtime.fake_cuda import FakeCuda, FakeEngine
 
@@ -53,3 +57,40 @@ def check(trt: TrtRunner, shape: tuple[int, ...], seed: int) -> dict[str, np.nda
     assert np.allclose(outputs["mean"], pixels.mean(axis=-1))
     assert outputs["mean"].dtype == np.float32
     return outputs
+
+
+@dataclass
+class Caller:
+    """Somebody with a stream and device memory of his own."""
+
+    cuda: FakeCuda
+    stream: int
+    held: list[int] = field(default_factory=list)
+
+    def room(self, nbytes: int) -> int:
+        """Return the address of new memory."""
+        self.held.append(self.cuda.allocate(nbytes))
+        return self.held[-1]
+
+    def put(self, pixels: np.ndarray) -> DeviceTensor:
+        """Copy an array to the device."""
+        address = self.room(pixels.nbytes)
+        self.cuda.on_device(address, pixels.nbytes)[:] = pixels.reshape(-1)
+        return DeviceTensor(address=address, shape=pixels.shape, dtype=pixels.dtype)
+
+    def read(self, tensor: DeviceTensor) -> np.ndarray:
+        """Wait for the stream and return a copy of what a run has written."""
+        self.cuda.synchronize(self.stream)
+        nbytes = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
+        return self.cuda.on_device(tensor.address, nbytes).copy().view(tensor.dtype).reshape(tensor.shape)
+
+
+@contextmanager
+def caller(cuda: FakeCuda) -> Iterator[Caller]:
+    """Yield somebody who waits for his stream and frees what he holds at the end."""
+    one = Caller(cuda, cuda.create_stream())
+    yield one
+    cuda.synchronize(one.stream)
+    for address in one.held:
+        cuda.free(address)
+    cuda.destroy_stream(one.stream)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from nrd_trt.errors import RunnerError
-from nrd_trt.runtime.base import BaseRunner, DeviceTensor
+from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.specs import TensorSpec
-from tests.runtime.bench import SMALL, Bench, check, image, runner
+from tests.runtime.bench import SMALL, Bench, caller, check, image, runner
 from tests.runtime.conftest import MakeBench
-from tests.runtime.fake_cuda import FakeCuda, PackedEngine
+from tests.runtime.fake_cuda import PackedEngine
 
 
 class Words(BaseRunner):
@@ -37,19 +37,15 @@ class Words(BaseRunner):
         self.closed += 1
 
 
-def test_first_pixel_is_the_lowest_byte() -> None:
+def test_first_pixel_is_the_lowest_byte_and_dynamic_width_stays_dynamic() -> None:
     with Words(np.array([[[0x04030201, -1]]], np.int32), (None, None, 2)) as runner:
         assert runner.outputs["mask"] == TensorSpec(name="mask", dtype=np.dtype(np.uint8), shape=(None, None, 8))
         assert runner.outputs["logits"].shape == (None, 3)
         outputs = runner.infer({})
     assert outputs["mask"].tolist() == [[[1, 2, 3, 4, 255, 255, 255, 255]]]
     assert outputs["logits"].dtype == np.float32
-
-
-def test_dynamic_width_stays_dynamic() -> None:
     with Words(np.zeros((1, 2, 3), np.int32), (None, None, None)) as runner:
         assert runner.outputs["mask"].shape == (None, None, None)
-        assert runner.infer({})["mask"].shape == (1, 2, 12)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i8", "f4", ">i4"])
@@ -64,34 +60,18 @@ def test_what_is_no_packed_mask_is_an_error_and_closed(dtype: str) -> None:
         runner.infer({})
 
 
-@pytest.fixture
-def cuda(make_bench: MakeBench) -> FakeCuda:
-    return make_bench(PackedEngine).cuda
-
-
-def test_plan_gives_bytes_with_and_without_a_graph(cuda: FakeCuda) -> None:
-    with runner(mask_encoding="u8x4") as trt:
+def test_plan_gives_bytes_with_and_without_a_graph_and_on_the_device(make_bench: MakeBench) -> None:
+    cuda, pixels = make_bench(PackedEngine).cuda, image()
+    with runner(mask_encoding="u8x4") as trt, caller(cuda) as mine:
         assert trt.outputs["mask"].dtype == np.uint8
         for seed in range(4):
             check(trt, SMALL, seed)
         assert len(cuda.graphs) == 1
         assert [call[3] for call in cuda.calls if call[0] == "download"][:2] == [32, 128]  # bytes of mask and mean
-
-
-def test_bytes_on_the_device_are_where_the_words_are(cuda: FakeCuda) -> None:
-    pixels = image()
-    stream, address = cuda.create_stream(), cuda.allocate(pixels.nbytes)
-    cuda.on_device(address, pixels.nbytes)[:] = pixels.reshape(-1)
-    with runner(mask_encoding="u8x4") as trt:
-        feed = {"image": DeviceTensor(address=address, shape=SMALL, dtype=pixels.dtype)}
-        outputs = trt.infer_device(feed, stream)
-        cuda.synchronize(stream)
-        mask = outputs["mask"]
-        assert (mask.dtype, mask.shape) == (np.uint8, (1, 4, 8))
+        outputs = trt.infer_device({"image": mine.put(pixels)}, mine.stream)
+        assert (outputs["mask"].dtype, outputs["mask"].shape) == (np.uint8, (1, 4, 8))
         assert (outputs["mean"].dtype, outputs["mean"].shape) == (np.float32, (1, 4, 8))
-        np.testing.assert_array_equal(cuda.on_device(mask.address, 32).reshape(mask.shape), pixels[..., 0])
-    cuda.free(address)
-    cuda.destroy_stream(stream)
+        np.testing.assert_array_equal(mine.read(outputs["mask"]), pixels[..., 0])
 
 
 def test_plan_of_another_encoding_is_an_error_and_closed(bench: Bench) -> None:
