@@ -32,12 +32,10 @@ from tests.runtime.test_contract import (  # noqa: F401
     test_arrays_are_fresh_and_inputs_untouched,
     test_feeds_are_checked_before_any_run,
     test_images_that_are_not_contiguous,
-    test_leaves_on_an_error,
     test_life_cycle,
     test_sizes_off_the_grid_are_an_error,
     test_specs_describe_what_is_taken_and_given,
     test_two_threads_with_a_runner_each,
-    test_use_outside_is_an_error,
 )
 
 _MISSING = missing_for_plans()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from types import TracebackType
 
 import numpy as np
 import pytest
@@ -15,11 +13,10 @@ from nrd_trt.data.preprocessing import normalise
 from nrd_trt.errors import ShapeError
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.runtime.base import Arithmetic
 from nrd_trt.runtime.engine import Engine
-from nrd_trt.runtime.graph_io import image_feed, mask_of_logits
+from nrd_trt.runtime.graph_io import first_mask, image_feed, mask_of_logits
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import DecodeSpec, InputForm, InputShape, Range, TensorSpec
+from nrd_trt.specs import DecodeSpec, InputForm, InputShape, Range
 from tests.artefacts import SIZE_HW, both_outputs, trained_model
 from tests.helpers import model_info
 
@@ -39,31 +36,6 @@ def facts(form: InputForm = "uint8", batch: int = 1, upsample: int = 4) -> Graph
     )
 
 
-class Answering:
-    """A runner that keeps its feed and gives a fixed answer."""
-
-    name = "answering"
-    arithmetic: Arithmetic = "native"
-    inputs: Mapping[str, TensorSpec] = {}
-    outputs: Mapping[str, TensorSpec] = {}
-
-    def __init__(self, answer: dict[str, np.ndarray]) -> None:
-        self.answer = answer
-        self.seen: dict[str, np.ndarray] = {}
-
-    def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.seen = dict(feed)
-        return self.answer
-
-    def __enter__(self) -> Answering:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-
 def image() -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (32, 64, 3), dtype=np.uint8)
 
@@ -76,8 +48,7 @@ def torch_mask(logits: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
     return enlarged.argmax(0).numpy(), (best[0] - best[1]).numpy()
 
 
-@pytest.mark.parametrize("scale", [1, 2, 4, 8])
-@pytest.mark.parametrize("size", [(11, 8, 12), (2, 1, 5), (150, 3, 1), (256, 4, 4)])
+@pytest.mark.parametrize(("size", "scale"), [((11, 8, 12), 4), ((2, 1, 5), 8), ((150, 3, 1), 2), ((256, 4, 4), 1)])
 def test_mask_of_logits_is_torchs(size: tuple[int, int, int], scale: int) -> None:
     logits = np.random.default_rng(scale).standard_normal(size).astype(np.float32)
     expected, gap = torch_mask(logits, scale)
@@ -89,50 +60,30 @@ def test_mask_of_logits_is_torchs(size: tuple[int, int, int], scale: int) -> Non
     np.testing.assert_array_equal(got[clear], expected[clear])
 
 
-def test_ties_go_to_the_lowest_class() -> None:
+def test_ties_go_to_the_lowest_class_and_edges_repeat_the_border() -> None:
     logits = np.zeros((4, 2, 2), np.float32)
     logits[1:3] = 1.0
     np.testing.assert_array_equal(mask_of_logits(logits, 4), np.ones((8, 8)))
-
-
-def test_mask_of_logits_at_its_edges_repeats_the_border() -> None:
     logits = np.array([[[0.0, 1.0]], [[0.5, 0.5]]], np.float32)  # class 0 wins right of the middle
     np.testing.assert_array_equal(mask_of_logits(logits, 4), np.tile([1, 1, 1, 1, 0, 0, 0, 0], (4, 1)))
 
 
-def test_uint8_feed_is_the_image() -> None:
-    feed = image_feed(image(), facts())
-    assert feed.keys() == {"image"}
-    assert feed["image"].dtype == np.uint8
-    np.testing.assert_array_equal(feed["image"], image()[None])
+def test_feed_is_the_image_in_the_graphs_form_as_often_as_its_smallest_batch_asks() -> None:
+    feed = image_feed(image(), facts(batch=3))
+    assert feed.keys() == {"image"} and feed["image"].dtype == np.uint8
+    np.testing.assert_array_equal(feed["image"], np.stack([image()] * 3))
+    normal = image_feed(image(), facts("float", batch=2))["image"]
+    assert (normal.dtype, normal.shape) == (np.float32, (2, 3, 32, 64))
+    np.testing.assert_array_equal(normal, normalise(np.stack([image()] * 2), INFO))
+    assert normal[1, 1, 5, 7] == pytest.approx((float(image()[5, 7, 1]) - 20) / 4)
 
 
-def test_float_feed_is_normalised() -> None:
-    feed = image_feed(image(), facts("float"))["image"]
-    assert (feed.dtype, feed.shape) == (np.float32, (1, 3, 32, 64))
-    np.testing.assert_array_equal(feed, normalise(image()[None], INFO))
-    assert feed[0, 1, 5, 7] == pytest.approx((float(image()[5, 7, 1]) - 20) / 4)
-
-
-@pytest.mark.parametrize("form", ["uint8", "float"])
-def test_smallest_batch_is_filled_with_the_image(form: InputForm) -> None:
-    feed = image_feed(image(), facts(form, batch=3))["image"]
-    assert len(feed) == 3
-    for one in feed[1:]:
-        np.testing.assert_array_equal(one, feed[0])
-
-
-def test_mask_output_is_taken_before_logits() -> None:
+@pytest.mark.parametrize("upsample", [1, 4])
+def test_mask_output_is_taken_before_logits_which_are_enlarged_by_the_networks_factor(upsample: int) -> None:
     mask = np.random.default_rng(0).integers(0, 3, (2, 32, 64), dtype=np.uint8)
-    runner = Answering({"mask": mask, "logits": np.full((2, 3, 8, 16), np.nan, np.float32)})
-    np.testing.assert_array_equal(Engine(runner, facts(batch=2)).mask(image()), mask[0])
-    assert len(runner.seen["image"]) == 2
-
-
-@pytest.mark.parametrize("upsample", [1, 2, 4, 8])
-def test_logits_are_enlarged_by_the_networks_factor(upsample: int) -> None:
     logits = np.random.default_rng(1).standard_normal((1, 3, 32 // upsample, 64 // upsample)).astype(np.float32)
-    got = Engine(Answering({"logits": logits}), facts(upsample=upsample)).mask(image())
+    np.testing.assert_array_equal(first_mask({"mask": mask, "logits": logits}, facts(upsample=upsample)), mask[0])
+    got = first_mask({"logits": logits}, facts(upsample=upsample))
     np.testing.assert_array_equal(got, mask_of_logits(logits[0], upsample))
     assert got.shape == (32, 64)
 
