@@ -3,6 +3,7 @@
 First: coverage run --rcfile scripts/dev/coverage.ini -m pytest -n auto --dist loadfile, then coverage combine, which
 records the tests that run each line. Each mutant is judged by those tests, then by those of its room, in a copy of the
 checkout; a survivor is one that all of them pass. Tests that noticed something must pass on the unchanged copy.
+Arguments of decorators are left alone: frozen=True and the like restrict the writer of code, not what the code does.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from coverage import CoverageData
 
@@ -48,9 +51,12 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line.encode()))
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    decorators = [part for node in ast.walk(tree) for part in getattr(node, "decorator_list", [])]
+    spared = {node for part in decorators for node in ast.walk(part)}
+    for node in ast.walk(tree):
         replacement = _replacement(node)
-        if replacement is not None and isinstance(node, ast.expr):
+        if replacement is not None and isinstance(node, ast.expr) and node not in spared:
             first = starts[node.lineno - 1] + node.col_offset
             last = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
             yield Mutant(path=path.relative_to(ROOT), line=node.lineno, start=first, end=last, text=replacement)
@@ -134,6 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="mutants judged at a time")
     parser.add_argument("--data", type=Path, default=ROOT / "build/coverage/.coverage", metavar="FILE")
     args = parser.parse_args()
     data = CoverageData(str(args.data))
@@ -142,18 +149,28 @@ def main() -> int:
     files = [path for path in files if (ROOT / "nrd_trt/calibration") not in path.parents]
     every = [mutant for path in files for mutant in mutants_of(path)]
     sample = random.Random(args.seed).sample(every, args.count)
-    killers: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="nrd_trt-mutants-") as folder:
-        copy = Path(folder)
-        for name in COPIED:
-            source = ROOT / name
-            shutil.copytree(source, copy / name, symlinks=True) if source.is_dir() else shutil.copy(source, copy)
-        for number, mutant in enumerate(sample, 1):
-            killer = killer_of(mutant, tests_of(data, mutant), copy)
+    with tempfile.TemporaryDirectory(prefix="nrd_trt-mutants-") as folder, ThreadPoolExecutor(args.jobs) as workers:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(args.jobs):
+            copies.put(copy := Path(folder, str(number)))
+            for name in COPIED:
+                source = ROOT / name
+                if source.is_dir():
+                    shutil.copytree(source, copy / name, symlinks=True)
+                else:
+                    shutil.copy(source, copy)
+
+        def judge(mutant: Mutant) -> str | None:
+            copy = copies.get()
+            try:
+                return killer_of(mutant, tests_of(data, mutant), copy)
+            finally:
+                copies.put(copy)
+
+        killers = []
+        for number, (mutant, killer) in enumerate(zip(sample, workers.map(judge, sample), strict=True), 1):
             where = f"{mutant.path}:{mutant.line}: {mutant.text[:80]}"
-            print(
-                f"{number:3} {'killed' if killer else 'survives':8} {where}", f"({killer})" * bool(killer), flush=True
-            )
+            print(f"{number:3} {'killed' if killer else 'survives':8} {where} ({killer})", flush=True)
             killers += [killer] if killer else []
         tests = sorted({killer for killer in killers if killer.startswith("tests/")})
         if not killers or (wrong := run_tests(tests, copy)):
