@@ -49,7 +49,8 @@ def test_without_the_token_nothing_of_the_run_is_seen_or_done(closed: Rig, stran
 
 def test_another_token_or_a_made_up_cookie_is_refused(closed: Rig, stranger: Any) -> None:
     name = closed.service.access.cookie_name
-    made_up = [("Authorization", value) for value in ("Bearer wrong", f"Bearer {TOKEN}x", "Bearer", "Basic x")]
+    bearers = ("Bearer wrong", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer", "Basic x")
+    made_up = [("Authorization", value) for value in bearers]
     made_up += [("Cookie", f"{name}={value}") for value in ("x", TOKEN)]
     for header in made_up:
         assert kind(stranger.get("/status", headers=dict([header]))) == (401, "Unauthorised"), header

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from nrd_trt.data.overlay import blend, colour
-from nrd_trt.serving.pictures import shrink
+from nrd_trt.serving import pictures
 from tests.data.pictures import encoded
 from tests.serving.rig import SIZE_HW, Rig, Street, httpx, street
 from tests.serving.waiting import until
@@ -86,6 +86,37 @@ def test_a_viewer_waits_for_another_frame_than_the_one_that_it_has_seen(rig: Rig
     assert header["number"] == shown.number
 
 
+def test_nothing_is_encoded_while_nobody_watches(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    real = pictures._saved  # every picture for viewers passes here
+    monkeypatch.setattr(pictures, "_saved", lambda *args, **options: (encoded.append(1), real(*args, **options))[1])
+    before = rig.stats.snapshot().frames
+    until(lambda: rig.stats.snapshot().frames > before + 5)
+    assert encoded == []
+    assert read_record(rig.http.get("/frame").content)[1] is not None
+    assert encoded == [1]
+
+
+def test_a_slow_viewer_skips_frames_and_delays_neither_others_nor_the_run(rig: Rig) -> None:
+    """One asks, sleeps, asks again; another opens the stream and reads nothing; the third takes every frame."""
+
+    def watch(name: str, pause_s: float) -> np.ndarray:
+        numbers, end = [0], time.monotonic() + 1.0
+        with httpx.Client(base_url=rig.url, trust_env=False) as http:
+            while time.monotonic() < end:
+                response = http.get("/frame", params={"after": numbers[-1], "viewer": name})
+                numbers.append(read_record(response.content)[0]["number"])
+                time.sleep(pause_s)
+        return np.diff(numbers[1:])
+
+    with rig.http.stream("GET", "/stream.mjpg"), ThreadPoolExecutor() as pool:
+        slow, quick = pool.map(watch, ("slow", "quick"), (0.3, 0.0))
+        assert rig.hub.viewers >= 3
+    assert slow.min() > 1
+    assert quick.min() > 0
+    assert len(quick) > 2 * len(slow)
+
+
 def test_snapshots_are_what_they_are_asked_to_be(rig: Rig) -> None:
     shown = rig.paused()
     rgb, mask, palette = shown.frame.frame.rgb, shown.frame.mask, rig.engine.engine.info.palette
@@ -104,10 +135,10 @@ def test_snapshots_are_what_they_are_asked_to_be(rig: Rig) -> None:
 
 def test_what_viewers_get_is_shrunk_without_inventing_a_class() -> None:
     rgb, mask = np.zeros((90, 160, 3), np.uint8), np.tile(np.array([0, 4], np.uint8), (90, 80))
-    small = shrink(rgb, mask, 80)
+    small = pictures.shrink(rgb, mask, 80)
     assert (small[0].shape, small[1].shape) == ((45, 80, 3), (45, 80))
     assert set(np.unique(small[1])) <= {0, 4}
-    assert shrink(rgb, mask, 160)[0] is rgb
+    assert pictures.shrink(rgb, mask, 160)[0] is rgb
 
 
 def test_odd_parameters_are_refused(rig: Rig) -> None:
