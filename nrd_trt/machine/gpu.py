@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from nrd_trt.machine.host import Machine, memory_mib
+from nrd_trt.machine.host import Machine, memory_bytes
 from nrd_trt.machine.jetson import Jetson
 
 DRIVER_OF_CUDA = {12: 525, 13: 580}
@@ -132,14 +132,9 @@ def _listed(machine: Machine, driver: str | None, cuda: str | None) -> list[Gpu]
 
 def _integrated(machine: Machine, jetson: Jetson, gpu: Gpu) -> Gpu:
     """Complete a Jetson's GPU: it has no memory of its own, and nvidia-smi knows little of it."""
-    total_mib, free_mib = memory_mib(machine) or (None, None)
-    return replace(
-        gpu,
-        compute_capability=gpu.compute_capability or jetson.compute_capability,
-        integrated=True,
-        memory_bytes=None if total_mib is None else int(total_mib) << 20,
-        free_bytes=None if free_mib is None else int(free_mib) << 20,
-    )
+    total, free = memory_bytes(machine) or (None, None)
+    capability = gpu.compute_capability or jetson.compute_capability
+    return replace(gpu, compute_capability=capability, integrated=True, memory_bytes=total, free_bytes=free)
 
 
 def _on_the_bus(machine: Machine) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from nrd_trt.errors import ConfigError
 from nrd_trt.machine.findings import Inventory, Row
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA, query, throttle_reasons
-from nrd_trt.machine.host import Machine, host_facts, memory_mib
+from nrd_trt.machine.host import Machine, host_facts, memory_bytes
 from nrd_trt.machine.jetson import PowerMode, TegraStats, gpu_clock, power_mode, read_tegrastats
 from nrd_trt.machine.package_rows import REINSTALL, TITLES
 from nrd_trt.zoo import checkpoint_path
@@ -194,10 +194,10 @@ def cpu_row(machine: Machine) -> Row:
 
 def memory_row(machine: Machine) -> Row:
     """Say how much memory is free, within the limit of a container where there is one."""
-    told = memory_mib(machine)
+    told = memory_bytes(machine)
     if told is None:
         return Row("Memory", "missing", "/proc/meminfo does not tell", "free -h")
-    total, free = (int(amount) << 20 for amount in told)
+    total, free = told
     limit, used = (machine.read_number(f"sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     if limit is not None and used is not None and limit < total:
         total, free = limit, min(free, limit - used)

@@ -126,11 +126,11 @@ def host_facts(machine: Machine) -> HostFacts:
     return HostFacts(cpu=cpu or None, machine=machine.architecture, cores=machine.cores)
 
 
-def memory_mib(machine: Machine) -> tuple[float, float] | None:
-    """Return total and available memory in MiB, or None where the kernel does not tell; containers' limits apart."""
+def memory_bytes(machine: Machine) -> tuple[int, int] | None:
+    """Return total and available memory, or None where the kernel does not tell; containers' limits apart."""
     text = machine.read("proc/meminfo")
     total, free = (re.search(rf"^{key}:\s+(\d+) kB", text, re.MULTILINE) for key in ("MemTotal", "MemAvailable"))
-    return (int(total[1]) / 1024, int(free[1]) / 1024) if total and free else None
+    return (int(total[1]) << 10, int(free[1]) << 10) if total and free else None
 
 
 def load_average() -> float | None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nrd_trt.machine.gpu import find_graphics, throttle_reasons
+from nrd_trt.machine.gpu import Gpu, Graphics, find_graphics, throttle_reasons
 from nrd_trt.machine.host import Machine
-from nrd_trt.machine.jetson import GpuClock, gpu_clock, over_current_events, parse_tegrastats, read_tegrastats
-from tests.machine.recorded import AGX_ORIN_JP6, DESKTOP, NO_GPU, QUERY, header, recorded
+from nrd_trt.machine.jetson import (
+    GpuClock,
+    find_jetson,
+    gpu_clock,
+    over_current_events,
+    parse_tegrastats,
+    read_tegrastats,
+)
+from tests.machine.recorded import AGX_ORIN_JP6, DESKTOP, NO_GPU, ORIN, QUERY, header, recorded
 
 OLD_QUERY = QUERY.removesuffix(",compute_cap")
 # One line each in the shape of its release: fields, brackets, letter case and units are those of the device.
@@ -54,6 +62,25 @@ def test_old_driver_and_a_kernel_module_alone(tmp_path: Path) -> None:
     module = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build  (dvs-builder)\n"
     machine = recorded(tmp_path / "module", NO_GPU, files={"proc/driver/nvidia/version": module})
     assert find_graphics(machine, None).driver == "580.82.07"
+
+
+def test_gpu_of_a_jetson_shares_the_memory_of_the_host(tmp_path: Path) -> None:
+    machine = recorded(tmp_path, ORIN)
+    shared = Gpu(
+        name="Orin (nvgpu)",
+        compute_capability="8.7",
+        driver="540.4.0",
+        cuda="12.6",
+        integrated=True,
+        memory_bytes=65870956 << 10,
+        free_bytes=60102144 << 10,
+    )
+    assert find_graphics(machine, find_jetson(machine)) == Graphics(
+        gpus=(shared,), driver="540.4.0", cuda="12.6", hardware=True
+    )
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       65870956 kB\n")  # as kernels before 3.14 tell it
+    unknown = replace(shared, memory_bytes=None, free_bytes=None)
+    assert find_graphics(machine, find_jetson(machine)).gpus == (unknown,)
 
 
 @pytest.mark.parametrize(
