@@ -50,12 +50,14 @@ def test_neighbours_overlap_and_only_what_must_wait_does(bench: Bench) -> None:
         by_name: dict[str, list[Queued]] = {}
         for node in bench.cuda.queued[start:]:
             by_name.setdefault(node.name, []).append(node)
-        (upload, upload_2), (engine, engine_2) = by_name["upload"], by_name["engine"]
-        downloads = by_name["download"]
-        assert engine.is_behind(upload) and all(node.is_behind(engine) for node in downloads[:2])
-        assert engine_2.is_behind(upload_2) and engine_2.is_behind(engine)
-        assert not upload_2.is_behind(engine)
-        assert not any(engine_2.is_behind(node) for node in downloads[:2])
+        uploads, engines, downloads = (by_name[name] for name in ("upload", "engine", "download"))
+        # Runs across, what they may be behind down: only the engine waits for the other run, and for its engine only.
+        assert [[node.is_behind(upload) for node in engines] for upload in uploads] == [[True, True], [False, True]]
+        assert [[node.is_behind(engine) for node in engines] for engine in engines] == [[True, True], [False, True]]
+        assert [[node.is_behind(engine) for node in uploads] for engine in engines] == [[False, False]] * 2
+        assert [[node.is_behind(download) for node in engines] for download in downloads] == [[False, False]] * 4
+        assert [node.is_behind(engines[0]) for node in downloads] == [True] * 4
+        assert [node.is_behind(engines[1]) for node in downloads] == [False, False, True, True]
         for seed, ticket in enumerate(tickets):
             check(overlapped.finish(ticket), SMALL, seed)
 
@@ -67,7 +69,7 @@ def test_finishing_a_run_does_not_wait_for_the_next(bench: Bench) -> None:
         start = len(bench.cuda.calls)
         check(overlapped.finish(first), SMALL, 1)
         assert bench.since(start) == ["synchronize_event"]
-        assert [node.name for node in bench.cuda.queued if node.name == "engine" and not node.done] == ["engine"]
+        assert [node.done for node in bench.cuda.queued if node.name == "engine"][-2:] == [True, False]
         check(overlapped.finish(second), SMALL, 2)
 
 
