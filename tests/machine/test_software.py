@@ -17,7 +17,7 @@ from nrd_trt.machine.doctor import examine
 from nrd_trt.machine.findings import Row
 from nrd_trt.machine.host import run_command
 from nrd_trt.machine.software import Trial, read_library, try_flavour
-from tests.artefacts import environment
+from tests.artefacts import REPOSITORY, environment
 from tests.engine.surface.enterprise import enterprise
 from tests.machine.recorded import NO_GPU, ORIN, recorded
 from tests.plugin_library import INFO, library, make_library, needs_compiler
@@ -80,6 +80,20 @@ def test_children_say_what_a_library_is_or_what_is_wrong(tmp_path: Path) -> None
     for _ in range(2):
         assert str(path) in str(read_library(str(path)))
         make_library(path, "")
+
+
+@pytest.mark.parametrize("asked", ["tensorrt", "library\nof two lines.so"])
+def test_children_that_fail_print_one_line(asked: str, tmp_path: Path) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10\\n cannot be opened')\n")
+    variables = environment(PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    command = [sys.executable, "-m", "nrd_trt.machine.software", asked]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0
+    if asked == "tensorrt":
+        assert done.stdout == "libnvinfer.so.10  cannot be opened\n"
+    else:
+        (line,) = done.stdout.splitlines()
+        assert line.startswith(f"{tmp_path}/library of two lines.so: expected {LIBRARY}, got a file that cannot be")
 
 
 def test_trial_of_a_flavour_that_is_absent_or_makes_no_builder(monkeypatch: pytest.MonkeyPatch) -> None:
