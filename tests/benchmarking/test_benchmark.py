@@ -20,13 +20,23 @@ from nrd_trt.benchmarking.benchmark import Benchmark
 from nrd_trt.cli.benchmark import table
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle
 from nrd_trt.errors import ConfigError, RunnerError
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import sha256_file
 from nrd_trt.machine.clocks import ProbedDevice, Reading
 from nrd_trt.machine.host import HostFacts
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
 from nrd_trt.runtime.engine import Engine
-from nrd_trt.specs import TensorSpec
-from tests.artefacts import bundle, checkpoint, copy_of, onnx_file, read_facts_of, rewrite_facts
+from nrd_trt.specs import InputShape, TensorSpec
+from tests.artefacts import (
+    bundle,
+    checkpoint,
+    copy_of,
+    onnx_file,
+    read_facts_of,
+    rewrite_facts,
+    trained_model,
+    write_model,
+)
 from tests.runtime.fake_cuda import FakeCuda
 
 KEYS = {
@@ -329,3 +339,6 @@ def test_a_checkpoint_takes_the_bundles_size_and_an_onnx_file_its_own() -> None:
     assert [(row.runner, row.size) for row in rows] == [(name, (64, 96)) for name in ("torch", *["onnxruntime"] * 2)]
     (row,) = nrd_trt.benchmark(checkpoint(), size=(32, 64), batch=2, **once).rows
     assert (row.size, row.batch) == ((32, 64), 2)
+    pairs = ExportOptions(shape=InputShape.static((64, 96), batch=2))
+    (row,) = nrd_trt.benchmark(write_model(export_onnx(trained_model(), pairs), "pairs.onnx"), batch=2, **once).rows
+    assert (row.size, row.batch) == ((64, 96), 2)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -20,6 +21,7 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.metadata import with_precision
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
+from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import InputShape
 from nrd_trt.validation.compare import Sample
 from nrd_trt.validation.localise import compare_stages
@@ -27,7 +29,7 @@ from nrd_trt.validation.rebuild import rebuild_plans, recorded_config
 from nrd_trt.validation.references import StoredSamples
 from nrd_trt.validation.validate import Validation, validate
 from tests.artefacts import SIZE_HW, build, bundle, checkpoint, needs_rtx, plant, scenes, trained_model
-from tests.faults import swap_rgb
+from tests.faults import double, swap_rgb
 from tests.helpers import byte_images, cached_small_model, small_model
 
 EVIL = "<b>&\"'.nrd"
@@ -47,24 +49,35 @@ def samples(count: int = 1) -> list[Sample]:
 ALL = "preprocessing c1 c4 theta guidance logits mask"
 
 
+def file_of(model: Segmentor, precision: Any, output: str = "mask", **options: Any) -> onnx.ModelProto:
+    file = export_onnx(model, ExportOptions(shape=InputShape.static(SIZE_HW), **options))
+    return select_outputs(to_precision(file, precision), output)
+
+
+def other_head(head: str) -> Segmentor:
+    """A random head on the trained encoder, which 16 bits are enough for."""
+    model = small_model(head=head)
+    model.backbone.load_state_dict(trained_model().backbone.state_dict())
+    return model
+
+
 @pytest.mark.parametrize(
-    ("changes", "options", "output", "precision", "stages"),
+    ("head", "options", "output", "precision", "stages"),
     [
-        ({}, {"input_form": "float"}, "mask", "fp32", ALL),
-        ({}, {"mask_encoding": "u8x4"}, "mask", "fp16", ALL),
-        ({}, {}, "both", "fp32", ALL),
-        ({}, {}, "logits", "fp16", ALL),
-        ({"head": "nrd_no_aspp"}, {}, "mask", "fp32", ALL),
-        ({"head": "deeplabv3plus"}, {}, "mask", "fp32", "preprocessing c1 c4 logits mask"),
-        ({"head": "bilinear"}, {}, "mask", "fp32", "preprocessing c4 logits mask"),
+        ("nrd", {"input_form": "float"}, "mask", "fp32", ALL),
+        ("nrd", {"mask_encoding": "u8x4"}, "mask", "fp16", ALL),
+        ("nrd", {}, "both", "fp32", ALL),
+        ("nrd", {}, "logits", "fp16", ALL),
+        ("nrd_no_aspp", {}, "mask", "fp32", ALL),
+        ("deeplabv3plus", {}, "mask", "fp16", "preprocessing c1 c4 logits mask"),
+        ("bilinear", {}, "mask", "fp32", "preprocessing c4 logits mask"),
     ],
 )
 def test_every_kind_of_file_shows_its_stages(
-    changes: dict[str, Any], options: dict[str, Any], output: str, precision: Any, stages: str
+    head: str, options: dict[str, Any], output: str, precision: Any, stages: str
 ) -> None:
-    model = small_model(**changes) if changes else trained_model()
-    file = export_onnx(model, ExportOptions(shape=InputShape.static(SIZE_HW), **options))
-    file = select_outputs(to_precision(file, precision), output)
+    model = trained_model() if head == "nrd" else other_head(head)
+    file = file_of(model, precision, output, **options)
     found = compare_stages(model, file, samples(), mask_tolerance=0.02, threads=1)
     assert [figures.stage for figures in found.stages] == stages.split()
     assert found.first_beyond is None, found
@@ -72,9 +85,33 @@ def test_every_kind_of_file_shows_its_stages(
     assert all(figures.error > 0 for figures in compared)  # two forms of the arithmetic, not one compared with itself
 
 
+LAST_WEIGHT = "decode_head.conv_seg.weight"
+ENCODER_WEIGHT = "backbone.layer5.0.conv.1.conv.weight"
+SCALED = "11 channels, from 0 on, are scaled by 2.00, up to an offset"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("head", "weight", "stage", "hints"),
+    [
+        ("deeplabv3plus", LAST_WEIGHT, "logits", (SCALED, f"1 of 132 weights are not the checkpoint's: {LAST_WEIGHT}")),
+        ("bilinear", ENCODER_WEIGHT, "c4", (f"1 of 122 weights are not the checkpoint's: {ENCODER_WEIGHT}",)),
+    ],
+)
+def test_a_fault_in_a_baseline_is_named(
+    head: str, weight: str, stage: str, hints: tuple[str, ...], precision: str
+) -> None:
+    model = other_head(head)
+    file = file_of(model, precision)
+    double(weight)(file)
+    found = compare_stages(model, file, samples(), mask_tolerance=0.02, threads=1)
+    assert found.first_beyond == stage
+    assert found.hints == (*hints[:-1], f"{hints[-1]} (×2.00)")
+
+
 def test_a_plan_that_differs_from_its_file_is_named() -> None:
     model = cached_small_model()
-    file = select_outputs(export_onnx(model, ExportOptions(shape=InputShape.static(SIZE_HW))), "mask")
+    file = file_of(model, "fp32")
     found = compare_stages(
         model, file, samples(2), mask_tolerance=0.01, plan_disagreement=0.2, has_plan=True, threads=1
     )
@@ -86,8 +123,7 @@ def test_a_plan_that_differs_from_its_file_is_named() -> None:
 
 
 def test_a_checkpoint_of_another_kind_has_no_stages_in_common() -> None:
-    model = cached_small_model()
-    file = export_onnx(model, ExportOptions(shape=InputShape.static(SIZE_HW)))
+    file = file_of(cached_small_model(), "fp32")
     with pytest.raises(ConfigError, match=r"expected a checkpoint of the bundle's kind .*no stages in common"):
         compare_stages(small_model(head="deeplabv3plus"), file, samples(), mask_tolerance=0.01)
 
@@ -152,7 +188,9 @@ def test_plans_are_built_again_and_compared() -> None:
     assert found.types_found[0] == opened.record.to_dict()["precision"]["found"]
     assert 1 <= found.distinct_plans <= 2
     assert found.same_as_bundle == found.plans.count(opened.record.to_dict()["files"]["model.plan"])
-    assert (found.agreement is None) == (found.images == 0) == ("this machine cannot run them" in found.note)
+    cannot_run = "this machine cannot run them" in found.note
+    assert (found.agreement is None) is cannot_run
+    assert (found.images == 0) is cannot_run
 
 
 def test_the_recorded_settings_are_those_of_the_build() -> None:
@@ -221,7 +259,9 @@ def test_the_report_tells_everything_and_loads_nothing(reported: tuple[Validatio
     assert not {"script", "link", "iframe", "object"} & set(page.elements)
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"url\(|@import|https?://", text)
-    assert "<i>" not in text and "<b>&" not in text and "&lt;i&gt;00.png" in text
+    assert "<i>" not in text
+    assert "<b>&" not in text
+    assert "&lt;i&gt;00.png" in text
     for words in (
         f"Validation of {EVIL}",
         "NOT PASSED",
