@@ -184,7 +184,7 @@ def _onnx_file(path: Path) -> Inspection:
 def _bare_plan(path: Path, plugin: Path | None, on_message: OnMessage) -> Inspection:
     """Tell of a plan without a bundle what its header says, and its inside where it can be opened."""
     header = read_header(path)
-    advice = "nrd-trt build m.onnx -o NAME.nrd"
+    advice = "nrd_trt.build('m.onnx', 'NAME.nrd')"
     library = read_plugin(find_plugin(plugin)) if plugin is not None else None
     plan, layers = _plan(
         path, header, open_plan(path, header.flavour, rebuild=advice, plugin=library, on_message=on_message)

@@ -112,7 +112,7 @@ def open_plan(
     Args:
         path: The plan.
         flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        rebuild: The command that builds it again.
+        rebuild: The call that builds it again.
         host_code: Let the plan bring its own runtime, as version-compatible plans do.
         plugin: Library to load first, where the plan needs one.
         on_message: Receives TensorRT's messages as ``(severity, text)``.

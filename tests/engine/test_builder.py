@@ -18,12 +18,13 @@ import pytest
 from nrd_trt.engine import builder
 from nrd_trt.engine.builder import BuildOptions, build_engine, check_types
 from nrd_trt.engine.compat import ConfigOptions, load_tensorrt
+from nrd_trt.engine.messages import progress_monitor
 from nrd_trt.engine.timing_cache import TimingCacheKey, read_timing_cache, write_timing_cache
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.tensors import copy_model
-from nrd_trt.progress import bar, silent
+from nrd_trt.progress import silent
 from nrd_trt.specs import InputForm, LayerRecord, Precision
 from tests.artefacts import needs_rtx
 from tests.engine.surface.enterprise import enterprise
@@ -232,17 +233,20 @@ def test_rtx_writes_a_timing_cache_without_timings(tmp_path: Path) -> None:
 @needs_rtx
 def test_ctrl_c_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGINT)
-    made: list[Any] = []
+    goes_on: list[bool] = []
 
-    def bar_of_an_impatient_user(**arguments: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
-        made.append(bar(**arguments))
-        return made[-1]
+    def monitor_of_an_impatient_user(trt: Any, start: Callable[..., None], step: Callable[[str], bool]) -> Any:
+        def interrupted(phase: str) -> bool:
+            os.kill(os.getpid(), signal.SIGINT)
+            goes_on.append(step(phase))
+            return goes_on[-1]
 
-    monkeypatch.setattr(builder, "bar", bar_of_an_impatient_user)
+        return progress_monitor(trt, start, interrupted)
+
+    monkeypatch.setattr(builder, "progress_monitor", monitor_of_an_impatient_user)
     with pytest.raises(KeyboardInterrupt):
         build_engine(small("fp32"), options(timing_cache=tmp_path / "timing.cache"))
-    assert len(made) == 1 and made[0].n < made[0].total  # the builder was told to stop
+    assert goes_on == [False]  # the builder is told to stop at its first step, and stops
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is before
 

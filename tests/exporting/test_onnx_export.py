@@ -95,6 +95,15 @@ def test_dynamic_sizes_and_batches(form: InputForm, size: tuple[int, int, int]) 
     check_parity(cached_small_model(), small_export(form, "dynamic"), feed(form, *size))
 
 
+def test_sizes_are_traced_as_multiples_of_32_in_their_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: dict[str, Any] = {}
+    monkeypatch.setattr(torch.onnx, "export", lambda adapter, images, **options: traced.update(options))
+    with pytest.raises(ExportError, match="returned no program"):
+        export_onnx(cached_small_model(), ExportOptions(shape=DYNAMIC))
+    (dims,) = traced["dynamic_shapes"]
+    assert {axis: (dim.min, dim.max) for axis, dim in dims.items()} == {0: (1, 3), 2: (64, 256), 3: (64, 320)}
+
+
 def test_static_batch() -> None:
     model = cached_small_model()
     graph = export_onnx(model, ExportOptions(shape=InputShape.static((64, 96), batch=2), input_form="float"))

@@ -213,10 +213,14 @@ def test_bad_expressions_are_refused(include: tuple[str, ...], exclude: tuple[st
 def test_unknown_layers_and_missing_or_infinite_ranges_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"backbone\.nothing"):
         plan_quantization(residual_export(), ["backbone.nothing"])
+    with pytest.raises(ConfigError, match=r"^layers x0, x1, x2, x3, x4: expected convolutions"):
+        plan_quantization(residual_export(), [f"x{index}" for index in range(7)])
     plan = plan_of(residual_export())
     name, *others = plan.tensors
+    with pytest.raises(CalibrationError, match=rf", none for {', '.join(map(re.escape, [name, *others[:4]]))};"):
+        insert_qdq(residual_export(), plan, {})
     for given in ({}, {name: float("nan")}, {name: float("inf")}):
-        with pytest.raises(CalibrationError, match=re.escape(name)):
+        with pytest.raises(CalibrationError, match=rf", none for {re.escape(name)};"):
             insert_qdq(residual_export(), plan, {**dict.fromkeys(others, 1.0), **given})
 
 

@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 from nrd_trt.cli.main import app
 from nrd_trt.engine import compat
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
-from nrd_trt.errors import RunnerError
+from nrd_trt.errors import BundleError, RunnerError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.inspection import plan_summary
 from nrd_trt.inspection.inspect import inspect
-from nrd_trt.inspection.plan_summary import PlanLayer, inspector_layers, open_plan, read_header
+from nrd_trt.inspection.plan_summary import PlanHeader, PlanLayer, inspector_layers, open_plan, read_header
 from nrd_trt.specs import TensorSpec
 from tests.artefacts import SIZE_HW, bundle, copy_of, needs_rtx, onnx_file, read_facts_of, rewrite_facts
 from tests.helpers import DYNAMIC
@@ -210,6 +210,10 @@ def test_layers_of_the_inspector() -> None:
         assert layer.type == kind, text
 
 
+PLAN = b"ftrt" + bytes(20) + bytes([10, 3, 0, 30])
+"""A header and nothing else."""
+
+
 class _Engine:
     """What `TensorRT.deserialize` returns, with layers."""
 
@@ -261,26 +265,39 @@ def test_opened_plan(compatible: bool, monkeypatch: pytest.MonkeyPatch, tmp_path
         assert part in text
 
 
-@needs_rtx
-def test_plan_that_the_runtime_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(plan: bytes, **_: Any) -> None:
-        raise RunnerError("it was made for another GPU; rebuild with: nrd-trt build")
+def test_plan_that_the_runtime_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The advice is a call of the library, which the command line shows as a command."""
+
+    def refuse(plan: bytes, *, rebuild: str, **_: Any) -> None:
+        raise RunnerError(f"it was made for another GPU; rebuild with: {rebuild}")
 
     runtime_giving(monkeypatch, refuse)
-    found = shown(rtx_bundle())
-    assert (found["plan"]["opened"], "another GPU" in found["plan"]["why_not"]) == (False, True)
+    path = tmp_path / "a.plan"
+    path.write_bytes(PLAN)
+    plan = shown(path)["plan"]
+    assert plan["opened"] is False
+    assert plan["why_not"] == "it was made for another GPU; rebuild with: nrd_trt.build('m.onnx', 'NAME.nrd')"
+    assert "rebuild with: nrd-trt build m.onnx -o NAME.nrd" in " ".join(invoke(path).stdout.split())
 
 
 def test_flavour_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(plan_summary, "has_gpu", lambda: True)
     monkeypatch.setitem(compat.FLAVOURS, "tensorrt", ("nrd_no_such_module", "trt"))
     path = tmp_path / "a.plan"
-    path.write_bytes(b"ftrt" + bytes(20) + bytes([10, 3, 0, 30]) + bytes(100))
-    opened = open_plan(path, "tensorrt", rebuild="nrd-trt build")
+    path.write_bytes(PLAN)
+    opened = open_plan(path, "tensorrt", rebuild="nrd_trt.build()")
     assert isinstance(opened, str) and "pip install nrd-trt[trt]" in opened
-    assert (read_header(path).flavour, read_header(path).version) == ("tensorrt", "10.3.0.30")
-    path.write_bytes(b"ftrt\x01" + bytes(100))  # a header of another form
-    assert read_header(path).version is None
+
+
+def test_a_header_is_28_bytes_and_tells_the_version_in_one_form(tmp_path: Path) -> None:
+    path = tmp_path / "a.plan"
+    path.write_bytes(PLAN)
+    assert read_header(path) == PlanHeader(flavour="tensorrt", version="10.3.0.30")
+    path.write_bytes(b"vtrt\x01" + bytes(23))  # a header of another form
+    assert read_header(path) == PlanHeader(flavour="tensorrt-rtx", version=None)
+    path.write_bytes(PLAN[:27])
+    with pytest.raises(BundleError, match=r"got b'ftrt' \(27 bytes\)"):
+        read_header(path)
 
 
 # --- bad inputs ------------------------------------------------------------------------------------------------------
