@@ -36,7 +36,7 @@ def test_frames_pass_until_paused_and_again_once_resumed() -> None:
     assert not switch.paused
 
 
-def test_a_step_pauses_and_lets_exactly_one_through() -> None:
+def test_a_step_pauses_and_lets_exactly_one_through_and_does_not_outlive_a_resume() -> None:
     switch = PauseSwitch()
     switch.step()
     assert switch.paused
@@ -45,10 +45,6 @@ def test_a_step_pauses_and_lets_exactly_one_through() -> None:
     switch.step()
     assert not waiting(switch).is_alive()
     assert passed(switch, 2) == [True, False]
-
-
-def test_steps_do_not_outlive_a_resume() -> None:
-    switch = PauseSwitch()
     switch.step()
     switch.resume()
     switch.pause()

@@ -42,39 +42,33 @@ def test_five_frames_in_four_seconds_are_one_per_second_and_one_frame_has_no_rat
     assert run.rates() == pytest.approx((1.0, 1.0))
 
 
-def test_a_source_that_stands_still_loses_its_rate(run: Run) -> None:
+def test_a_source_that_stands_still_loses_its_rate_and_the_window_forgets(run: Run) -> None:
     run.write(index / 10 for index in range(11))
     run.now += 1
     assert run.rates() == pytest.approx((10, 10))
     run.now += 10
     assert run.rates() == pytest.approx((10 / 11, 10))
+    run.write(12 + index / 100 for index in range(200))
+    assert run.rates() == pytest.approx((100, 210 / 13.99))
+    assert run.stats.total().frames == 211
 
 
-def test_the_window_forgets_and_the_total_does_not(run: Run) -> None:
-    run.write(range(10))
-    run.write(10 + index / 100 for index in range(200))
-    assert run.rates() == pytest.approx((100, 209 / 11.99))
-    assert run.stats.total().frames == 210
-
-
-def test_split_is_the_mean_of_each_stage(run: Run) -> None:
-    assert run.stats.total().split_ms == dict.fromkeys(STAGES, 0.0)
+def test_the_split_is_the_mean_of_each_stage_and_percentiles_are_latencies_that_were_seen(run: Run) -> None:
+    before = run.stats.total()
+    assert (before.split_ms, before.latency_ms) == (dict.fromkeys(STAGES, 0.0), None)
     for seconds in (0.001, 0.003):
         run.stats.stage("infer", seconds)
     run.stats.stage("write", 0.5)
-    assert run.stats.total().split_ms["infer"] == pytest.approx(2.0)
-    assert run.stats.snapshot().split_ms["write"] == pytest.approx(500.0)
-
-
-def test_latency_percentiles_are_latencies_that_were_seen(run: Run) -> None:
-    assert run.stats.snapshot().latency_ms is None
     for milliseconds in range(1, 101):
         run.stats.written(run.now - milliseconds / 1000)
-    assert run.stats.snapshot().latency_ms == pytest.approx({"p50": 50.0, "p90": 90.0, "p99": 99.0})
+    for figures in (run.stats.snapshot(), run.stats.total()):
+        assert figures.split_ms == pytest.approx(dict.fromkeys(STAGES, 0.0) | {"infer": 2.0, "write": 500.0})
+        assert figures.latency_ms == pytest.approx({"p50": 50.0, "p90": 90.0, "p99": 99.0})
 
 
 def test_drops_and_reconnects_are_counted(run: Run) -> None:
     for count in (1, 2, 0):
         run.stats.drop(count)
     run.stats.reconnects(3)
-    assert (run.stats.snapshot().dropped, run.stats.total().reconnects) == (3, 3)
+    for figures in (run.stats.snapshot(), run.stats.total()):
+        assert (figures.dropped, figures.reconnects) == (3, 3)
