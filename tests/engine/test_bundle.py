@@ -89,6 +89,8 @@ def test_own_hash_is_over_the_canonical_rest(path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_changed_byte_is_found_and_named(name: str, path: Path) -> None:
+    rewrite_facts(path, passed=False)
+    assert read_bundle(path).passed is False  # the record's own hash signs nothing; it finds damage
     file = path / name
     original = file.read_bytes()
     ends = [original[:-1], original + b"\0", b""]
@@ -109,11 +111,7 @@ def test_changed_byte_is_found_and_named(name: str, path: Path) -> None:
     "change",
     [
         lambda text: text + "\n",
-        lambda text: text + " ",
-        lambda text: " " + text,
-        lambda text: text.rstrip("\n"),
         lambda text: text.replace("\n", "\r\n"),
-        lambda text: text.replace("true", "false"),
         lambda text: text.replace('"resize"', '"pad"'),
         lambda text: text.replace("ß", "\\u00df"),
         lambda text: text.replace('"fit": "resize",', '"fit": "resize",\n "fit": "resize",'),
@@ -131,20 +129,9 @@ def test_an_edited_record_is_found(change: Callable[[str], str], path: Path) -> 
         read_bundle(path)
 
 
-def test_an_edited_record_with_a_right_hash_does_not_hide_a_changed_file(path: Path) -> None:
-    rewrite_facts(path, passed=False)
-    assert read_bundle(path).passed is False  # the hash does not sign; it finds damage
-    for name, data in FILES.items():
-        (path / name).write_bytes(data + b"!")
-        with pytest.raises(BundleError, match=name):
-            read_bundle(path)
-        (path / name).write_bytes(data)
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 2}, r"expected schema 1, .* got 2; update it"),
         ({"fit": "stretch"}, r"Invalid enum value 'stretch' - at `\$\.fit`\); rebuild"),
         ({"files": ...}, r"expected hashes of model\.onnx and reference\.npz, got none"),
         ({"files": {ONNX_FILE: "0", REFERENCE_FILE: "0"}}, r"expected the files \['model\.onnx', 'reference\.npz'\]"),
@@ -157,15 +144,12 @@ def test_a_record_that_is_wrong_in_spite_of_its_hash(changes: dict[str, Any], wo
         read_bundle(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "null", "\xff\xfe"])
-def test_a_record_that_is_none_is_named(text: str, path: Path) -> None:
-    (path / RECORD_FILE).write_bytes(text.encode("latin-1"))
-    with pytest.raises(BundleError, match=r"bundle\.json: not readable .*rebuild"):
-        read_bundle(path)
-
-
 @pytest.mark.parametrize("name", [*sorted(FILES), RECORD_FILE])
-def test_missing_file_is_found(name: str, path: Path) -> None:
+def test_missing_and_extra_files_are_found_and_named(name: str, path: Path) -> None:
+    (path / ".DS_Store").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"\.DS_Store.*rebuild"):
+        read_bundle(path)
+    (path / ".DS_Store").unlink()
     (path / name).unlink()
     with pytest.raises(BundleError, match=name.replace(".", r"\.")):
         read_bundle(path)
@@ -173,12 +157,6 @@ def test_missing_file_is_found(name: str, path: Path) -> None:
         (path / name).mkdir()
         with pytest.raises(BundleError, match=rf"{name}: .*got no file"):
             read_bundle(path)
-
-
-def test_extra_file_is_found_and_named(path: Path) -> None:
-    (path / ".DS_Store").write_bytes(b"")
-    with pytest.raises(BundleError, match=r"\.DS_Store.*rebuild"):
-        read_bundle(path)
 
 
 def test_what_is_no_bundle_is_said(tmp_path: Path) -> None:
@@ -248,12 +226,6 @@ def test_force_replaces_bundles_only(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="force=True replaces bundles only"):
             write_bundle(target, FILES, RECORD, force=True)
     assert content(tmp_path) == {"photos.nrd/holiday.jpg": b"dear", "file.nrd": b"dear"}
-
-
-def test_missing_parent_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="does not exist"):
-        write_bundle(tmp_path / "none" / "a.nrd", FILES, RECORD, force=False)
-    assert listing(tmp_path) == []
 
 
 # --- full disk -------------------------------------------------------------------------------------------------------

@@ -5,27 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from nrd_trt.engine.record import (
-    MAX_BYTES,
-    BuilderRecord,
-    BundleRecord,
-    CheckpointRecord,
-    ExporterRecord,
-    PluginRecord,
-    PrecisionRecord,
-    read_record,
-    write_record,
-)
-from nrd_trt.figures import FlipPair, Flips, Gates, ImageFigures, MaskFigures, Parity, ValidationRecord
+from nrd_trt.engine.record import MAX_BYTES, read_record, write_record
 from nrd_trt.files import canonical_json, sha256_bytes
-from nrd_trt.specs import LayerRecord
 from tests.engine.records import CONTENT, record
 
 Path = tuple[str | int, ...]
@@ -82,50 +69,22 @@ def test_equal_records_give_equal_bytes() -> None:
     assert write_record(replace(record(), passed=False)) != write_record(record())
 
 
-SHARE, NUMBER = st.none() | st.floats(0, 1), st.integers(0, 1 << 40)
+def test_what_may_be_null_is_read_and_written_as_null() -> None:
+    nullable = []
+    for at, _ in places():
+        content = changed(at, None)
+        with suppress(ValueError):
+            assert write_record(read_record(text(content))) == text(content)
+            nullable.append(at)
+    assert len(nullable) == 45
 
 
-def _figures() -> dict[str, st.SearchStrategy[Any]]:
-    """Return what fields of `MaskFigures` may hold; Hypothesis itself would try NaN."""
-    found: dict[str, st.SearchStrategy[Any]] = {
-        field.name: SHARE for field in fields(MaskFigures) if field.type == "float | None"
-    }
-    by_class = st.dictionaries(st.text(), SHARE, max_size=3)
-    found |= {name: by_class for name in NAMED_FREELY if name.startswith("per_class")}
-    found["flips"] = st.builds(Flips, share=SHARE, far_share=SHARE)
-    found["flip_pairs"] = st.tuples(st.builds(FlipPair))
-    found["worst_images"] = st.tuples(st.builds(ImageFigures, pixel_agreement=SHARE))
-    return found
-
-
-RECORDS = st.builds(
-    BundleRecord,
-    checkpoint=st.none() | st.builds(CheckpointRecord),
-    plugin=st.none() | st.builds(PluginRecord),
-    builder=st.builds(
-        BuilderRecord, compute_capabilities=st.tuples(st.just("8.7")), cuda=st.none() | st.text(), workspace_mib=NUMBER
-    ),
-    precision=st.builds(PrecisionRecord, layers=st.tuples(st.builds(LayerRecord))),
-    model=st.just(record().model),
-    parity=st.none() | st.builds(Parity, max_abs=SHARE, agreement=st.floats(0, 1)),
-    validation=st.builds(
-        ValidationRecord,
-        gates=st.builds(Gates, min_agreement=st.floats(0, 1), max_miou_drop=st.floats(0, 1)),
-        localisation=st.none(),
-        rebuilds=st.none(),
-        **_figures(),
-    ),
-    files=st.dictionaries(st.text(), st.text(), max_size=3),
-    exporter=st.none() | st.builds(ExporterRecord),
-)
-
-
-@settings(deadline=None, max_examples=40, derandomize=True)
-@given(RECORDS)
-def test_any_record_is_read_as_it_was_written(one: BundleRecord) -> None:
-    written = write_record(one)
-    assert read_record(written) == one
-    assert write_record(read_record(written)) == written
+def test_odd_texts_and_numbers_are_read_as_they_were_written() -> None:
+    odd = '\0\x1f\\"\u2028\U0001f6e3'
+    parity, builder = {**CONTENT["parity"], "max_abs": 1e-300}, {**CONTENT["builder"], "workspace_mib": 1 << 40}
+    one = record(command=odd, files={odd: "", "": odd}, parity=parity, builder=builder)
+    assert (one.command, one.files) == (odd, {odd: "", "": odd})
+    assert read_record(write_record(one)) == one
 
 
 # --- other versions --------------------------------------------------------------------------------------------------
