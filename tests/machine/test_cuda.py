@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.machinery
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -17,12 +16,14 @@ import pytest
 from nrd_trt.errors import MissingDependencyError, RunnerError
 from nrd_trt.machine import cuda
 from nrd_trt.machine.cuda import host_view, load_cuda, probe_device
+from nrd_trt.machine.gpu import Gpu, kernel_driver
+from nrd_trt.machine.host import Machine
 
 _CUDA = ("cuda.bindings.runtime", "cuda.bindings", "cuda")
 
 
-class _PyCudaError(Exception):
-    pass
+class PyCudaError(Exception):
+    """What pycuda raises."""
 
 
 @pytest.fixture
@@ -35,29 +36,17 @@ def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def fake_pycuda(monkeypatch: pytest.MonkeyPatch, init: Callable[[], None] = lambda: None, **members: Any) -> Any:
-    """Install a pycuda with an Orin; return its driver module."""
-    package, driver = ModuleType("pycuda"), ModuleType("pycuda.driver")
-    package.__spec__ = importlib.machinery.ModuleSpec("pycuda", None, is_package=True)
-    context = SimpleNamespace(push=lambda: None)
-    device = SimpleNamespace(
-        retain_primary_context=lambda: context,
-        name=lambda: "Orin",
-        compute_capability=lambda: (8, 7),
-        get_attribute=lambda attribute: 1,
-    )
-    vars(driver).update(
-        Error=_PyCudaError,
-        init=init,
-        Device=lambda index: device,
-        device_attribute=SimpleNamespace(INTEGRATED=18),
-        get_driver_version=lambda: 12060,
-        mem_get_info=lambda: (10, 20),
-        **members,
-    )
+def fake_pycuda(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Put a pycuda with an Orin in the place of cuda-python; return its driver module."""
+    hide(monkeypatch, *_CUDA)
+    driver = Mock(Error=PyCudaError)
+    device = driver.Device.return_value
+    device.name.return_value, device.compute_capability.return_value = "Orin", (8, 7)
+    driver.get_driver_version.return_value, driver.mem_get_info.return_value = 12060, (10, 20)
+    package = Mock(__spec__=importlib.machinery.ModuleSpec("pycuda", None, is_package=True))
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-    return context
+    return driver
 
 
 def cuda_python(runtime: Any) -> Any:
@@ -85,36 +74,38 @@ def test_no_binding_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe_device() is None
 
 
-@pytest.mark.parametrize("hidden", [_CUDA, _CUDA[:2]], ids=["no cuda", "another package below cuda"])
-def test_pycuda_where_only_that_is_installed(hidden: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package", [None, ModuleType("cuda")], ids=["no cuda", "another package below cuda"])
+def test_pycuda_where_only_that_is_installed(package: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """cuda-pathfinder, which PyTorch brings, makes a package ``cuda`` without bindings."""
-    hide(monkeypatch, *hidden)
     fake_pycuda(monkeypatch)
-    loaded, facts = load_cuda(), probe_device()
+    monkeypatch.setitem(sys.modules, "cuda", package)
+    loaded = load_cuda()
     assert (loaded.name, loaded.has_graphs) == ("pycuda", False)
-    assert facts is not None
-    assert (facts.name, facts.compute_capability, facts.cuda, facts.integrated) == ("Orin", "8.7", "12.6", True)
-    assert (facts.memory_bytes, facts.free_bytes) == (20, 10)
-    for call in (
+    assert probe_device() == Gpu(
+        name="Orin",
+        compute_capability="8.7",
+        driver=kernel_driver(Machine()),
+        cuda="12.6",
+        integrated=True,
+        memory_bytes=20,
+        free_bytes=10,
+    )
+    for method in (
         loaded.begin_capture, loaded.end_capture, loaded.abort_capture, loaded.destroy_graph,
         lambda stream: loaded.launch_graph(0, stream),
     ):  # fmt: skip
         with pytest.raises(RunnerError, match=r"CUDA graphs need cuda-python.*nrd-trt\[cuda\]"):
-            call(0)
+            method(0)
 
 
-def test_cuda_python_comes_first(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_python_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_pycuda(monkeypatch)
     monkeypatch.setattr(cuda._CudaPython, "__init__", lambda self: None)
     assert load_cuda().name == "cuda-python"
 
 
 def test_pycuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def init() -> None:
-        raise _PyCudaError("no CUDA-capable device is detected")
-
-    hide(monkeypatch, *_CUDA)
-    fake_pycuda(monkeypatch, init)
+    fake_pycuda(monkeypatch).init.side_effect = PyCudaError("no CUDA-capable device is detected")
     expected = r"no GPU can be used .no CUDA-capable device is detected.; check `nvidia-smi`"
     with pytest.raises(RunnerError, match=expected):
         load_cuda()
@@ -156,62 +147,43 @@ def test_every_runtime_name_exists(runtime: Any) -> None:
     assert [name for name in sorted(used) if not hasattr(runtime, name)] == []
 
 
-def test_cuda_python_hands_events_on(runtime: Any) -> None:
+def test_cuda_python_hands_events_on(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Argument by argument: the library takes numbers for handles, and a swapped pair would be two valid numbers."""
-    calls: list[tuple[Any, ...]] = []
-
-    class Spy:
-        def __getattr__(self, name: str) -> Any:
-            if not name.startswith(("cudaEvent", "cudaStreamWait")) or not callable(getattr(runtime, name)):
-                return getattr(runtime, name)
-
-            def call(*args: Any) -> tuple[Any, ...]:
-                calls.append((name, *args))
-                return (runtime.cudaError_t.cudaSuccess, *([9] if "Create" in name else []))
-
-            return call
-
-    binding = cuda_python(Spy())
+    spy, done = Mock(), runtime.cudaError_t.cudaSuccess
+    for name in ("EventCreateWithFlags", "EventRecord", "StreamWaitEvent", "EventSynchronize", "EventDestroy"):
+        function = getattr(spy, name)
+        function.return_value = (done, 9) if "Create" in name else (done,)
+        monkeypatch.setattr(runtime, f"cuda{name}", function)
+    binding = cuda_python(runtime)
     event = binding.create_event()
     binding.record_event(event, 7)
     binding.wait_event(8, event)
     binding.synchronize_event(event)
     binding.destroy_event(event)
-    assert calls == [
-        ("cudaEventCreateWithFlags", runtime.cudaEventDisableTiming | runtime.cudaEventBlockingSync),
-        ("cudaEventRecord", 9, 7), ("cudaStreamWaitEvent", 8, 9, 0), ("cudaEventSynchronize", 9),
-        ("cudaEventDestroy", 9),
+    flags = runtime.cudaEventDisableTiming | runtime.cudaEventBlockingSync
+    assert spy.mock_calls == [
+        call.EventCreateWithFlags(flags), call.EventRecord(9, 7), call.StreamWaitEvent(8, 9, 0),
+        call.EventSynchronize(9), call.EventDestroy(9),
     ]  # fmt: skip
 
 
 def test_pycuda_hands_events_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Any, ...]] = []
-
-    def noting(name: str) -> Callable[..., None]:
-        return lambda *arguments: calls.append((name, *arguments))
-
-    def stream_of(flags: int) -> SimpleNamespace:
-        return SimpleNamespace(handle=40, synchronize=noting("own stream"), wait_for_event=noting("wait"))
-
-    def event_of(flags: int) -> SimpleNamespace:
-        calls.append(("create", flags))
-        return SimpleNamespace(record=noting("record"), synchronize=noting("synchronize"))
-
-    hide(monkeypatch, *_CUDA)
-    flags = SimpleNamespace(DISABLE_TIMING=2, BLOCKING_SYNC=1)
-    context = fake_pycuda(monkeypatch, Stream=stream_of, Event=event_of, event_flags=flags)
-    context.synchronize = noting("context")
+    driver = fake_pycuda(monkeypatch)
+    driver.event_flags = SimpleNamespace(DISABLE_TIMING=2, BLOCKING_SYNC=1)
+    driver.Stream.return_value.handle = 40
     loaded: Any = load_cuda()
+    driver.reset_mock()
     stream, event = loaded.create_stream(), loaded.create_event()
-    stream_object, event_object = (loaded._objects[handle] for handle in (stream, event))
     loaded.record_event(event, stream)
     loaded.wait_event(stream, event)
     loaded.synchronize_event(event)
     loaded.synchronize(stream)
     loaded.synchronize(41)  # a stream that somebody else made
-    assert calls == [
-        ("create", 3), ("record", stream_object), ("wait", event_object),
-        ("synchronize",), ("own stream",), ("context",),
+    made_stream, made_event = driver.Stream.return_value, driver.Event.return_value
+    assert driver.mock_calls == [
+        call.Stream(flags=1), call.Event(3), call.Event().record(made_stream),
+        call.Stream().wait_for_event(made_event), call.Event().synchronize(), call.Stream().synchronize(),
+        call.Device().retain_primary_context().synchronize(),
     ]  # fmt: skip
     loaded.destroy_event(event)
     loaded.destroy_stream(stream)

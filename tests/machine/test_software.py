@@ -14,32 +14,18 @@ import pytest
 
 from nrd_trt.engine.plugins import BUILD_COMMAND, LIBRARY, PluginInfo
 from nrd_trt.machine.doctor import examine
-from nrd_trt.machine.findings import Row
 from nrd_trt.machine.host import run_command
 from nrd_trt.machine.software import Trial, read_library, try_flavour
 from tests.artefacts import REPOSITORY, environment
 from tests.engine.surface.enterprise import enterprise
 from tests.machine.recorded import NO_GPU, ORIN, recorded
+from tests.machine.test_rows import row_of
 from tests.plugin_library import INFO, library, make_library, needs_compiler
 
 
 def told(**changes: Any) -> str:
     """What the child that reads a library prints."""
     return json.dumps({**INFO, **changes}) + "\n"
-
-
-def row(root: Path, machine: dict[str, Any], **changes: Any) -> Row:
-    report = examine(recorded(root, machine, **changes))
-    (found,) = (row for row in report.rows if row.name == "Plugin library")
-    return found
-
-
-def test_library_of_the_loaders_cache(tmp_path: Path) -> None:
-    path = tmp_path / LIBRARY
-    path.touch()
-    commands = {"ldconfig -p": f"\t{LIBRARY} (libc6,x86-64) => {path}\n", f"trial {path}": told()}
-    found = row(tmp_path, ORIN, commands=commands)
-    assert (found.status, found.found.split(",")[0], found.remedy) == ("ok", str(path), None)
 
 
 NO_TENSORRT = {**ORIN["commands"], "trial tensorrt 8.7": "libnvinfer.so.10 is absent\n"}
@@ -63,11 +49,15 @@ DESCRIBED = "version 0.1.0 for TensorRT 10.3.0, CUDA 12.6, sm_75"
 def test_library_that_is_found(
     machine: dict[str, Any], answer: str, status: str, words: str, remedy: str | None, tmp_path: Path
 ) -> None:
+    """By the variable as by the loader's cache."""
     path = tmp_path / LIBRARY
     path.touch()
-    found = row(tmp_path, machine, environ={"NRD_TRT_PLUGIN": str(path)}, commands={f"trial {path}": answer})
-    assert (found.status, words in found.found, remedy is None) == (status, True, found.remedy is None), found
-    assert (remedy or "") in (found.remedy or "")
+    commands = {f"trial {path}": answer, "ldconfig -p": f"\t{LIBRARY} (libc6,x86-64) => {path}\n"}
+    by_variable = {"environ": {"NRD_TRT_PLUGIN": str(path)}, "commands": {f"trial {path}": answer}}
+    for changes in (by_variable, {"commands": commands}):
+        found = row_of(examine(recorded(tmp_path, machine, **changes)), "Plugin library")
+        assert (found.status, words in found.found, remedy is None) == (status, True, found.remedy is None), found
+        assert (remedy or "") in (found.remedy or "")
 
 
 @needs_compiler
