@@ -98,7 +98,17 @@ def save_checkpoint(
             raise CheckpointError(f"{path}: tensor {name} does not fit {stored.dtype}; save it without half.")
         tensors[name] = stored.contiguous()
     with atomic_file(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))  # save_file would make a file that only its owner may read
+        temporary.write_bytes(_serialise(tensors, metadata))
+
+
+def _serialise(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes of a safetensors file, a function of the content: the library writes metadata in any order."""
+    plain = save(tensors)
+    start = 8 + int.from_bytes(plain[:8], "little")
+    described = {"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8:start])}
+    header = json.dumps(described, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(plain)[start:]))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -168,6 +169,14 @@ def test_in_range_keeps_nothing() -> None:
     extremes = read_extremes(infer(with_extremes(graph, "fp16"), feed("float", 1, 128, 256)))
     assert out_of_range(graph, extremes, "fp16") == {}
     assert out_of_range(planted(2.0**17), extremes, "bf16") == {}  # bf16 has the range of fp32
+
+
+@pytest.mark.parametrize(("precision", "half"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)])
+def test_values_that_count_as_lost_are_those_that_round_to_zero(precision: Precision, half: Any) -> None:
+    probed = with_extremes(small_export("float"), precision).graph.initializer
+    (largest,) = (numpy_helper.to_array(tensor) for tensor in probed if tensor.name == "extremes/smallest")
+    assert largest.astype(half) == 0
+    assert np.nextafter(largest, np.float32(1)).astype(half) > 0
 
 
 @pytest.mark.parametrize(

@@ -89,13 +89,20 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
     }
     model = small_model(info=info, dilations=(1, 2, 3, 4))
     path = tmp_path / "m.safetensors"
-    save_checkpoint(model, path, extra={"recipe": "none", "step": "12"})
+    extra = {"recipe": "none", "step": "12", "place": "Zürich"}
+    saved = []
+    for given in (extra, dict(reversed(extra.items()))):
+        save_checkpoint(model, path, extra=given)
+        saved.append(path.read_bytes())
+    assert saved[0] == saved[1], "the bytes depend on the content alone"
+    assert int.from_bytes(saved[0][:8], "little") % 8 == 0
     loaded = nrd_trt.load_model(path)
     assert loaded.info == model.info
     assert same_network(loaded, model)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    assert (metadata["recipe"], metadata["step"]) == ("none", "12")
+    assert metadata.keys() == {*extra, "nrd_trt.config", "nrd_trt.info"}
+    assert {key: metadata[key] for key in extra} == extra
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
 
 
