@@ -9,70 +9,37 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nrd_trt.errors import (
-    BuildError,
-    BundleError,
-    CalibrationError,
-    CheckpointError,
-    ConfigError,
-    ExportError,
-    MissingDependencyError,
-    NrdTrtError,
-    PluginError,
-    RunnerError,
-    ShapeError,
-    VideoError,
-)
+from nrd_trt.errors import BuildError as BuildError
+from nrd_trt.errors import BundleError as BundleError
+from nrd_trt.errors import CalibrationError as CalibrationError
+from nrd_trt.errors import CheckpointError as CheckpointError
+from nrd_trt.errors import ConfigError as ConfigError
+from nrd_trt.errors import ExportError as ExportError
+from nrd_trt.errors import MissingDependencyError as MissingDependencyError
+from nrd_trt.errors import NrdTrtError as NrdTrtError
+from nrd_trt.errors import PluginError as PluginError
+from nrd_trt.errors import RunnerError as RunnerError
+from nrd_trt.errors import ShapeError as ShapeError
+from nrd_trt.errors import VideoError as VideoError
 
 if TYPE_CHECKING:
-    from nrd_trt.benchmarking.benchmark import benchmark
-    from nrd_trt.building.build import build
-    from nrd_trt.building.calibrate import calibrate
-    from nrd_trt.building.tune import tune
-    from nrd_trt.exporting.export import export
-    from nrd_trt.inspection.inspect import inspect
-    from nrd_trt.machine.doctor import doctor
-    from nrd_trt.model import load_model
-    from nrd_trt.runtime.engine import open_bundle
-    from nrd_trt.serving.serve import serve
-    from nrd_trt.training.complexity import complexity
-    from nrd_trt.training.train import train
-    from nrd_trt.validation.evaluate import evaluate
-    from nrd_trt.validation.validate import validate
-    from nrd_trt.video.segment_video import segment_video
+    from nrd_trt.benchmarking.benchmark import benchmark as benchmark
+    from nrd_trt.building.build import build as build
+    from nrd_trt.building.calibrate import calibrate as calibrate
+    from nrd_trt.building.tune import tune as tune
+    from nrd_trt.exporting.export import export as export
+    from nrd_trt.inspection.inspect import inspect as inspect
+    from nrd_trt.machine.doctor import doctor as doctor
+    from nrd_trt.model import load_model as load_model
+    from nrd_trt.runtime.engine import open_bundle as open_bundle
+    from nrd_trt.serving.serve import serve as serve
+    from nrd_trt.training.complexity import complexity as complexity
+    from nrd_trt.training.train import train as train
+    from nrd_trt.validation.evaluate import evaluate as evaluate
+    from nrd_trt.validation.validate import validate as validate
+    from nrd_trt.video.segment_video import segment_video as segment_video
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "BuildError",
-    "BundleError",
-    "CalibrationError",
-    "CheckpointError",
-    "ConfigError",
-    "ExportError",
-    "MissingDependencyError",
-    "NrdTrtError",
-    "PluginError",
-    "RunnerError",
-    "ShapeError",
-    "VideoError",
-    "__version__",
-    "benchmark",
-    "build",
-    "calibrate",
-    "complexity",
-    "doctor",
-    "evaluate",
-    "export",
-    "inspect",
-    "load_model",
-    "open_bundle",
-    "segment_video",
-    "serve",
-    "train",
-    "tune",
-    "validate",
-]
 
 _FUNCTIONS = {
     "benchmark": "nrd_trt.benchmarking.benchmark",
@@ -91,6 +58,7 @@ _FUNCTIONS = {
     "tune": "nrd_trt.building.tune",
     "validate": "nrd_trt.validation.validate",
 }
+__all__ = sorted(["__version__", *_FUNCTIONS, *(name for name in globals() if name.endswith("Error"))])
 
 
 def __getattr__(name: str) -> Any:

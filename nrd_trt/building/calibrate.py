@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from nrd_trt.building.inputs import load_onnx
 from nrd_trt.calibration.cache import Ranges, save_ranges
 from nrd_trt.calibration.ranges import measure_ranges, tensors_to_calibrate
 from nrd_trt.calibration.recipes import find_recipe
@@ -17,7 +16,7 @@ from nrd_trt.calibration.stream import CalibrationStream
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.export import export_checked
 from nrd_trt.files import check_absent
-from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.metadata import load_checked, read_facts
 from nrd_trt.model import load_model
 from nrd_trt.progress import OnStage, silent
 from nrd_trt.specs import (
@@ -138,7 +137,7 @@ def _fp32_file(
                 f"{source}: size= and what describes a checkpoint are fixed in an ONNX file; leave them out, or give "
                 "the checkpoint."
             )
-        file = load_onnx(source)
+        file = load_checked(source)
         if (precision := read_facts(file).precision) != "fp32":
             raise ConfigError(
                 f"{source}: expected an fp32 file, got {precision}; ranges are measured in fp32, export one."

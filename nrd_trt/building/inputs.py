@@ -12,12 +12,12 @@ import onnx
 from nrd_trt.building.request import BuildRequest
 from nrd_trt.engine.bundle import is_bundle, read_bundle
 from nrd_trt.engine.record import CheckpointRecord, ExporterRecord
-from nrd_trt.errors import ConfigError, ExportError
+from nrd_trt.errors import ConfigError
 from nrd_trt.exporting.export import export_checked
 from nrd_trt.exporting.precision import Typed, derive_precision
 from nrd_trt.figures import Parity
 from nrd_trt.files import sha256_file
-from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.graph.metadata import GraphFacts, load_checked, read_facts
 from nrd_trt.model import load_model
 from nrd_trt.specs import Fit, Precision
 from nrd_trt.validation.compare import ReferenceFn
@@ -113,7 +113,7 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
 
 
 def _from_onnx(request: BuildRequest) -> BuildInput:
-    model = load_onnx(request.source)
+    model = load_checked(request.source)
     _refuse_form(request, "an ONNX file")
     graph = read_facts(model)
     samples = request.samples(graph.shape, graph.info)
@@ -205,16 +205,6 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
         calibration_sha256=bundle.record.calibration_sha256,
         exporter=bundle.record.exporter,
     )
-
-
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file and check it, or raise `ExportError`."""
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except Exception as exc:  # protobuf's and onnx's errors have no common base
-        raise ExportError(f"{path}: not a valid ONNX file ({exc}); export it again with nrd_trt.export.") from exc
-    return model
 
 
 def _check_calibration(request: BuildRequest, precision: Precision, held: Precision) -> None:

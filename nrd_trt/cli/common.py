@@ -129,14 +129,7 @@ def fraction(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
     """Show our own warnings as one line; those of libraries speak to developers, not to users."""
     if category is UserWarning and not {"nrd_trt", "calibration"}.isdisjoint(Path(filename).parts):
         print(f"warning: {translated(str(message), _flags)}", file=sys.stderr)
@@ -150,7 +143,7 @@ Force = Annotated[bool, output_option("--force", help="Replace an existing outpu
 Threads = Annotated[int | None, engine_option("--threads", min=1, metavar="N", help="CPU threads.")]
 PrecisionOption = Annotated[Precision | None, precision_option("--precision", help="Types of the graph.")]
 Size = Annotated[
-    Any, input_option("--size", metavar="HxW", parser=parse.parse_size, help="Fixed size, multiples of 32.")
+    Any, input_option("--size", metavar="HxW", parser=parse.parse_size, help="Size of the input, multiples of 32.")
 ]
 Data = Annotated[
     Path | None, input_option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")

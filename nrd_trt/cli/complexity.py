@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nrd_trt.cli import common, groups
-from nrd_trt.cli.parse import parse_size
 from nrd_trt.specs import Head
 
 if TYPE_CHECKING:
@@ -17,12 +16,7 @@ if TYPE_CHECKING:
 def complexity_command(
     *,
     source: Annotated[str, typer.Argument(metavar="CKPT|RECIPE", help="A checkpoint, or the name of a recipe.")],
-    size: Annotated[
-        Any,
-        common.input_option(
-            "--size", metavar="HxW", parser=parse_size, help="Of the input, multiples of 32 (default the model's)."
-        ),
-    ] = None,
+    size: common.Size = None,
     head: Annotated[Head | None, typer.Option("--head", help="Instead of the recipe's.")] = None,
     output_stride: common.OutputStride = None,
     dilations: common.Dilations = None,

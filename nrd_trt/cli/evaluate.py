@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nrd_trt.cli import common, groups
-from nrd_trt.cli.parse import parse_size
 
 if TYPE_CHECKING:
     from nrd_trt.validation.evaluate import Evaluation
@@ -20,15 +19,7 @@ def evaluate_command(
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")],
     judged: groups.LabelOptions,
     run: groups.RunnerOptions,
-    size: Annotated[
-        Any,
-        common.input_option(
-            "--size",
-            metavar="HxW",
-            parser=parse_size,
-            help="Of a checkpoint's input, multiples of 32 (default its own).",
-        ),
-    ] = None,
+    size: common.Size = None,
     output_stride: common.OutputStride = None,
     dilations: common.Dilations = None,
     out: groups.OutputOptions,

@@ -17,8 +17,9 @@ from nrd_trt.cli.flags import translated
 if TYPE_CHECKING:
     from nrd_trt.engine.record import BundleRecord, PluginRecord
     from nrd_trt.graph.metadata import GraphFacts
-    from nrd_trt.inspection.inspect import Inspection, PlanSummary, PluginLayers
+    from nrd_trt.inspection.inspect import Inspection, PluginLayers
     from nrd_trt.inspection.onnx_summary import OnnxSummary, TensorSummary
+    from nrd_trt.inspection.plan_summary import PlanSummary
 
 _WIDEST = 100
 _LABEL = 16

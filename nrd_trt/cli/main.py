@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 import nrd_trt
-from nrd_trt.cli.benchmark import benchmark_command
-from nrd_trt.cli.build import build_command
-from nrd_trt.cli.calibrate import calibrate_command
 from nrd_trt.cli.common import report, verb
-from nrd_trt.cli.complexity import complexity_command
-from nrd_trt.cli.doctor import doctor_command
-from nrd_trt.cli.evaluate import evaluate_command
-from nrd_trt.cli.export import export_command
 from nrd_trt.cli.flags import flags_of
 from nrd_trt.cli.groups import flattened
-from nrd_trt.cli.inspect import inspect_command
-from nrd_trt.cli.predict import predict_command
-from nrd_trt.cli.serve import serve_command
-from nrd_trt.cli.train import train_command
-from nrd_trt.cli.tune import tune_command
-from nrd_trt.cli.validate import validate_command
-from nrd_trt.cli.video import video_command
 
 
 class _Verbs(TyperGroup):
@@ -64,21 +51,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+_NAMES = "doctor train evaluate complexity export calibrate build inspect validate predict benchmark tune video serve"
 VERBS: dict[str, Callable[..., None]] = {
-    "doctor": doctor_command,
-    "train": train_command,
-    "evaluate": evaluate_command,
-    "complexity": complexity_command,
-    "export": export_command,
-    "calibrate": calibrate_command,
-    "build": build_command,
-    "inspect": inspect_command,
-    "validate": validate_command,
-    "predict": predict_command,
-    "benchmark": benchmark_command,
-    "tune": tune_command,
-    "video": video_command,
-    "serve": serve_command,
+    name: getattr(import_module(f"nrd_trt.cli.{name}"), f"{name}_command") for name in _NAMES.split()
 }
 FLAGS = {name: flags_of(flattened(command)) for name, command in VERBS.items()}
 for name, command in VERBS.items():

@@ -53,6 +53,25 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise ExportError(f"{path}: expected an ONNX file, cannot read it ({exc}); export it again.") from exc
 
 
+def load_checked(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file and check that it is a valid one.
+
+    Raises:
+        ExportError: It is not.
+    """
+    import onnx
+
+    model = load_onnx(path)
+    try:
+        onnx.checker.check_model(model)
+    except Exception as exc:  # protobuf's and onnx's errors have no common base
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise ExportError(
+            f"{path}: expected an ONNX file, got one that is not valid ({reason}); export it again."
+        ) from exc
+    return model
+
+
 def write_facts(model: onnx.ModelProto, facts: GraphFacts) -> None:
     """Replace the file's metadata by `facts`, one JSON value per property."""
     del model.metadata_props[:]

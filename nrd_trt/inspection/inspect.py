@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,52 +13,20 @@ from nrd_trt.engine.record import BundleRecord, PluginRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, MissingDependencyError, PluginError
 from nrd_trt.figures import json_values
 from nrd_trt.files import sha256_file
-from nrd_trt.inspection.onnx_summary import (
-    OnnxSummary,
-    ShapeRange,
-    TensorSummary,
-    counted,
-    load_checked,
-    profile_of,
-    summarise_onnx,
+from nrd_trt.graph.metadata import load_checked
+from nrd_trt.inspection.onnx_summary import OnnxSummary, ShapeRange, counted, profile_of, summarise_onnx
+from nrd_trt.inspection.plan_summary import (
+    PlanLayer,
+    PlanSummary,
+    file_facts,
+    has_gpu,
+    is_plan,
+    open_plan,
+    read_header,
 )
-from nrd_trt.inspection.plan_summary import OpenedPlan, PlanHeader, PlanLayer, has_gpu, is_plan, open_plan, read_header
 from nrd_trt.progress import OnMessage, silent
 from nrd_trt.runtime.select import bundle_plugin, recorded_plugin
 from nrd_trt.specs import LayerRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanSummary:
-    """What is known of a plan: from its header anywhere, from its inside where this machine opened it.
-
-    Attributes:
-        path: The file.
-        bytes: Its size.
-        sha256: Its hash.
-        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        version: Version of the builder; None where the header does not tell.
-        opened: Whether this machine opened it; without that what follows `why_not` is None.
-        why_not: Why it was not opened.
-        opened_with: Flavour and version of the runtime.
-        inputs: Inputs of the plan.
-        outputs: Outputs of the plan.
-        profiles: Shapes that each input may have, per profile.
-        device_memory_bytes: Scratch memory of one execution.
-    """
-
-    path: str
-    bytes: int
-    sha256: str
-    flavour: str
-    version: str | None
-    opened: bool
-    why_not: str | None
-    opened_with: str | None = None
-    inputs: tuple[TensorSummary, ...] | None = None
-    outputs: tuple[TensorSummary, ...] | None = None
-    profiles: tuple[dict[str, ShapeRange], ...] | None = None
-    device_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +93,8 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the JSON object; layers stand in it once, at the top."""
         values: dict[str, Any] = json_values(self)
-        values["precision"].pop("layers", None)
+        for part in (values["precision"], values["plan"] or {}):
+            part.pop("layers", None)
         if values["bundle"]:
             record = values["bundle"].pop("record")
             del record["precision"]["layers"]
@@ -166,16 +135,13 @@ def inspect(path: Path | str, *, plugin: Path | str | None = None, on_message: O
 
 def _onnx_file(path: Path) -> Inspection:
     summary, layers = summarise_onnx(load_checked(path))
-    facts, types = summary.metadata, summary.nodes.by_type
+    facts = summary.metadata
     return Inspection(
         kind="onnx",
-        **_file(path),
-        layers=layers,
-        layers_from="onnx",
-        types=types,
-        formats=None,
+        **file_facts(path),
+        **_told(layers, "onnx"),
         profiles=(profile_of(facts),) if facts else None,
-        precision=FoundPrecision(asked=facts.precision if facts else None, found=types),
+        precision=FoundPrecision(asked=facts.precision if facts else None, found=summary.nodes.by_type),
         plugin=None,
         onnx=summary,
     )
@@ -183,22 +149,16 @@ def _onnx_file(path: Path) -> Inspection:
 
 def _bare_plan(path: Path, plugin: Path | None, on_message: OnMessage) -> Inspection:
     """Tell of a plan without a bundle what its header says, and its inside where it can be opened."""
-    header = read_header(path)
-    advice = "nrd_trt.build('m.onnx', 'NAME.nrd')"
     library = read_plugin(find_plugin(plugin)) if plugin is not None else None
-    plan, layers = _plan(
-        path, header, open_plan(path, header.flavour, rebuild=advice, plugin=library, on_message=on_message)
-    )
-    run_by_plugins = tuple(layer.name for layer in layers or () if "plugin" in layer.kind.lower())
+    plan = open_plan(path, rebuild="nrd_trt.build('m.onnx', 'NAME.nrd')", plugin=library, on_message=on_message)
+    run_by_plugins = tuple(layer.name for layer in plan.layers or () if "plugin" in layer.kind.lower())
+    told = _told(plan.layers, "plan")
     return Inspection(
         kind="plan",
-        **_file(path),
-        layers=layers,
-        layers_from="plan" if layers else None,
-        types=_types(layers),
-        formats=_formats(layers),
+        **file_facts(path),
+        **told,
         profiles=plan.profiles,
-        precision=FoundPrecision(asked=None, found=_types(layers)),
+        precision=FoundPrecision(asked=None, found=told["types"]),
         plugin=PluginLayers(layers=run_by_plugins) if run_by_plugins else None,
         plan=plan,
     )
@@ -210,9 +170,9 @@ def _bundle(bundle: Bundle, kind: Literal["bundle", "plan"], plugin: Path | None
     if plugin is not None and record.decode != "plugin":
         raise ConfigError(f"plugin={plugin}: expected a bundle whose plan needs it, got {bundle.path}; leave it out.")
     summary, nodes = summarise_onnx(load_checked(bundle.onnx_path))
-    plan, opened = _plan_of(bundle, plugin, on_message)
-    recorded = record.precision.layers
-    layers = opened or recorded or nodes
+    plan = _plan_of(bundle, bundle.plan_path, plugin, on_message) if bundle.plan_path else None
+    opened, recorded = plan.layers if plan else None, record.precision.layers
+    told = _told(opened, "plan") if opened else _told(recorded, "build") if recorded else _told(nodes, "onnx")
     sizes = {name: (bundle.path / name).stat().st_size for name in sorted(record.files)}
     named = bundle.plan_path if kind == "plan" else None
     return Inspection(
@@ -220,10 +180,7 @@ def _bundle(bundle: Bundle, kind: Literal["bundle", "plan"], plugin: Path | None
         path=str(named or bundle.path),
         bytes=sizes[PLAN_FILE] if named else sum(sizes.values()),
         sha256=record.files[PLAN_FILE] if named else sha256_file(bundle.path / RECORD_FILE),
-        layers=layers,
-        layers_from="plan" if opened else "build" if recorded else "onnx",
-        types=_types(layers),
-        formats=_formats(layers),
+        **told,
         profiles=(plan.profiles if plan else None) or (profile_of(bundle.graph),),
         precision=record.precision,
         plugin=record.plugin,
@@ -233,48 +190,29 @@ def _bundle(bundle: Bundle, kind: Literal["bundle", "plan"], plugin: Path | None
     )
 
 
-def _plan_of(
-    bundle: Bundle, plugin: Path | None, on_message: OnMessage
-) -> tuple[PlanSummary | None, tuple[PlanLayer, ...] | None]:
+def _plan_of(bundle: Bundle, path: Path, plugin: Path | None, on_message: OnMessage) -> PlanSummary:
     """Open a bundle's plan; a library that does not fit is an error only where it was given."""
-    if bundle.plan_path is None:
-        return None, None
-    header, record = read_header(bundle.plan_path), bundle.record
-    opened: OpenedPlan | str
     if plugin is not None:
         recorded_plugin(bundle, plugin)
     try:
-        opened = open_plan(
-            bundle.plan_path,
-            header.flavour,
-            rebuild=record.command,
-            host_code=record.builder.version_compatible,
+        return open_plan(
+            path,
+            rebuild=bundle.record.command,
+            host_code=bundle.record.builder.version_compatible,
             plugin=bundle_plugin(bundle, plugin) if has_gpu() else None,
             on_message=on_message,
         )
     except (MissingDependencyError, PluginError) as exc:
         if plugin is not None:
             raise
-        opened = str(exc)
-    return _plan(bundle.plan_path, header, opened)
+        return replace(read_header(path), why_not=str(exc))
 
 
-def _plan(path: Path, header: PlanHeader, opened: OpenedPlan | str) -> tuple[PlanSummary, tuple[PlanLayer, ...] | None]:
-    """Return what is known of a plan, and its layers where it was opened."""
-    known = {**_file(path), **vars(header)}
-    if isinstance(opened, str):
-        return PlanSummary(**known, opened=False, why_not=opened), None
-    inside = {name: value for name, value in vars(opened).items() if name != "layers"}
-    return PlanSummary(**known, opened=True, why_not=None, **inside), opened.layers
-
-
-def _file(path: Path) -> dict[str, Any]:
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _types(layers: Sequence[LayerRecord] | None) -> dict[str, int] | None:
-    return counted(layer.type for layer in layers) if layers else None
-
-
-def _formats(layers: Sequence[LayerRecord] | None) -> dict[str, int] | None:
-    return counted(layer.format for layer in layers or () if isinstance(layer, PlanLayer)) or None
+def _told(layers: Sequence[LayerRecord] | None, source: str) -> dict[str, Any]:
+    """Return what an `Inspection` says of layers, and where they are from."""
+    return {
+        "layers": layers,
+        "layers_from": source if layers else None,
+        "types": counted(layer.type for layer in layers) if layers else None,
+        "formats": counted(layer.format for layer in layers or () if isinstance(layer, PlanLayer)) or None,
+    }

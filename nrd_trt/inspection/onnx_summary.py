@@ -6,14 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
 
 from nrd_trt.errors import ExportError
-from nrd_trt.graph.metadata import GraphFacts, load_onnx, read_facts
+from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.specs import LayerRecord
 
 _SHORT = {"FLOAT": "float32", "DOUBLE": "float64"}
@@ -102,23 +101,6 @@ class OnnxSummary:
     functions: tuple[FunctionSummary, ...]
     plugin_nodes: tuple[PluginNode, ...]
     metadata: GraphFacts | None
-
-
-def load_checked(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file and check that it is a valid one.
-
-    Raises:
-        ExportError: It is not.
-    """
-    model = load_onnx(path)
-    try:
-        onnx.checker.check_model(model)
-    except Exception as exc:  # protobuf's and onnx's errors have no common base
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-        raise ExportError(
-            f"{path}: expected an ONNX file, got one that is not valid ({reason}); export it again."
-        ) from exc
-    return model
 
 
 def summarise_onnx(model: onnx.ModelProto) -> tuple[OnnxSummary, tuple[LayerRecord, ...]]:

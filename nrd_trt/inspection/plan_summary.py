@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import BundleError, MissingDependencyError, RunnerError
+from nrd_trt.files import sha256_file
 from nrd_trt.inspection.onnx_summary import ShapeRange, TensorSummary
 from nrd_trt.machine.gpu import find_graphics
 from nrd_trt.machine.host import Machine
@@ -26,19 +27,6 @@ _TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanHeader:
-    """What the first bytes of a plan tell.
-
-    Attributes:
-        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        version: Version of the builder, such as ``"10.3.0.30"``, or None for a header of another form.
-    """
-
-    flavour: str
-    version: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class PlanLayer(LayerRecord):
     """A layer of an opened plan.
 
@@ -50,10 +38,17 @@ class PlanLayer(LayerRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedPlan:
-    """What an opened plan tells.
+class PlanSummary:
+    """What is known of a plan: from its header anywhere, from its inside where this machine opened it.
 
     Attributes:
+        path: The file.
+        bytes: Its size.
+        sha256: Its hash.
+        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        version: Version of the builder, such as ``"10.3.0.30"``; None for a header of another form.
+        opened: Whether this machine opened it; without that what follows `why_not` is None.
+        why_not: Why it was not opened.
         opened_with: Flavour and version of the runtime.
         inputs: Inputs of the plan.
         outputs: Outputs of the plan.
@@ -62,16 +57,28 @@ class OpenedPlan:
         layers: Layers as they were built; empty where the runtime does not tell.
     """
 
-    opened_with: str
-    inputs: tuple[TensorSummary, ...]
-    outputs: tuple[TensorSummary, ...]
-    profiles: tuple[dict[str, ShapeRange], ...]
-    device_memory_bytes: int
-    layers: tuple[PlanLayer, ...]
+    path: str
+    bytes: int
+    sha256: str
+    flavour: str
+    version: str | None
+    opened: bool = False
+    why_not: str | None = None
+    opened_with: str | None = None
+    inputs: tuple[TensorSummary, ...] | None = None
+    outputs: tuple[TensorSummary, ...] | None = None
+    profiles: tuple[dict[str, ShapeRange], ...] | None = None
+    device_memory_bytes: int | None = None
+    layers: tuple[PlanLayer, ...] | None = None
 
 
-def read_header(path: Path) -> PlanHeader:
-    """Read the first bytes of a plan; nothing of it is run.
+def file_facts(path: Path) -> dict[str, Any]:
+    """Return path, size and hash of a file by their names in the JSON object."""
+    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def read_header(path: Path) -> PlanSummary:
+    """Return what the first bytes of a plan tell; nothing of it is run.
 
     Raises:
         BundleError: They are not those of a plan.
@@ -85,7 +92,8 @@ def read_header(path: Path) -> PlanHeader:
             f"({path.stat().st_size} bytes); build it again with nrd_trt.build."
         )
     (form,) = struct.unpack_from("<I", head, 4)
-    return PlanHeader(flavour=_TAGS[head[:4]], version=".".join(map(str, head[24:28])) if form == 0 else None)
+    version = ".".join(map(str, head[24:28])) if form == 0 else None
+    return PlanSummary(**file_facts(path), flavour=_TAGS[head[:4]], version=version)
 
 
 def is_plan(path: Path) -> bool:
@@ -98,48 +106,47 @@ def is_plan(path: Path) -> bool:
 
 def open_plan(
     path: Path,
-    flavour: str,
     *,
     rebuild: str,
     host_code: bool = False,
     plugin: PluginLibrary | None = None,
     on_message: OnMessage = silent,
-) -> OpenedPlan | str:
-    """Open a plan with the runtime of its flavour.
+) -> PlanSummary:
+    """Open a plan with the runtime of its flavour, where this machine can.
 
     A plan is run as code when it is opened, so it must come from a source that is trusted.
 
     Args:
         path: The plan.
-        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         rebuild: The call that builds it again.
         host_code: Let the plan bring its own runtime, as version-compatible plans do.
         plugin: Library to load first, where the plan needs one.
         on_message: Receives TensorRT's messages as ``(severity, text)``.
 
-    Returns:
-        What it tells, or why this machine cannot open it.
-
     Raises:
+        BundleError: It is no plan.
         PluginError: TensorRT refuses the library.
     """
     from nrd_trt.engine.compat import load_tensorrt
 
+    plan = read_header(path)
     if not has_gpu():
-        return "this machine has no NVIDIA GPU that can be used; nrd_trt.doctor() tells more"
+        return replace(plan, why_not="this machine has no NVIDIA GPU that can be used; nrd_trt.doctor() tells more")
     try:
-        runtime = load_tensorrt(flavour)
+        runtime = load_tensorrt(plan.flavour)
         if plugin is not None:
             load_plugin(plugin, runtime)
         engine = runtime.deserialize(path.read_bytes(), host_code=host_code, rebuild=rebuild, on_message=on_message)
     except (MissingDependencyError, RunnerError) as exc:
-        return str(exc)
+        return replace(plan, why_not=str(exc))
     try:
         ranges = {
             name: ShapeRange(**dict(zip(_SIZES, engine.profile_range(name), strict=True))) for name in engine.inputs
         }
-        return OpenedPlan(
-            opened_with=f"{flavour} {runtime.version}",
+        return replace(
+            plan,
+            opened=True,
+            opened_with=f"{plan.flavour} {runtime.version}",
             inputs=tuple(map(_described, engine.inputs.values())),
             outputs=tuple(map(_described, engine.outputs.values())),
             profiles=(ranges,),

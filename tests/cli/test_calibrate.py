@@ -115,7 +115,7 @@ def test_options_reach_the_recipe_and_an_existing_file_needs_force(nrd_trt: Invo
         ({"source": "missing.pth"}, r"missing\.pth: expected a checkpoint or an ONNX file"),
         ({"source": lambda: half()}, "expected an fp32 file, got fp16"),
         ({"source": lambda: REPOSITORY / "README.md"}, "README"),
-        ({"source": lambda: broken()}, r"broken\.onnx: not a valid ONNX file"),
+        ({"source": lambda: broken()}, r"broken\.onnx: expected an ONNX file"),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str, data: Path, tmp_path: Path) -> None:

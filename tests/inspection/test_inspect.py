@@ -25,7 +25,7 @@ from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.inspection import plan_summary
 from nrd_trt.inspection.inspect import inspect
-from nrd_trt.inspection.plan_summary import PlanHeader, PlanLayer, inspector_layers, open_plan, read_header
+from nrd_trt.inspection.plan_summary import PlanLayer, PlanSummary, inspector_layers, open_plan, read_header
 from nrd_trt.specs import TensorSpec
 from tests.artefacts import SIZE_HW, bundle, copy_of, needs_rtx, onnx_file, read_facts_of, rewrite_facts
 from tests.helpers import DYNAMIC
@@ -285,16 +285,17 @@ def test_flavour_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setitem(compat.FLAVOURS, "tensorrt", ("nrd_no_such_module", "trt"))
     path = tmp_path / "a.plan"
     path.write_bytes(PLAN)
-    opened = open_plan(path, "tensorrt", rebuild="nrd_trt.build()")
-    assert isinstance(opened, str) and "pip install nrd-trt[trt]" in opened
+    assert "pip install nrd-trt[trt]" in (open_plan(path, rebuild="nrd_trt.build()").why_not or "")
 
 
 def test_a_header_is_28_bytes_and_tells_the_version_in_one_form(tmp_path: Path) -> None:
     path = tmp_path / "a.plan"
     path.write_bytes(PLAN)
-    assert read_header(path) == PlanHeader(flavour="tensorrt", version="10.3.0.30")
+    assert read_header(path) == PlanSummary(
+        path=str(path), bytes=28, sha256=sha256_file(path), flavour="tensorrt", version="10.3.0.30"
+    )
     path.write_bytes(b"vtrt\x01" + bytes(23))  # a header of another form
-    assert read_header(path) == PlanHeader(flavour="tensorrt-rtx", version=None)
+    assert (read_header(path).flavour, read_header(path).version) == ("tensorrt-rtx", None)
     path.write_bytes(PLAN[:27])
     with pytest.raises(BundleError, match=r"got b'ftrt' \(27 bytes\)"):
         read_header(path)
