@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from nrd_trt.data.classes import CAMVID_PALETTE
 from nrd_trt.data.folders import list_pairs
 from nrd_trt.data.images import read_image
 from nrd_trt.data.overlay import write_mask, write_rgb
-from nrd_trt.data.synthetic import street_clip, street_scene
+from nrd_trt.data.synthetic import Scene, street_clip, street_scene
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.validation.validate import validate
 from nrd_trt.video.overlay import OverlayStyle, Painter
@@ -45,7 +45,7 @@ def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     source = checkpoint_path(CHECKPOINT)
-    scenes = write_scenes(FOLDER / "scenes")
+    scenes = write_scenes(FOLDER / "scenes", (street_scene(seed, SCENE_HW) for seed in SCENE_SEEDS))
     bundle = build(
         source,
         FOLDER / "demo.nrd",
@@ -73,15 +73,19 @@ def main() -> int:
     return 0 if report["passed"] and (camvid is None or camvid["passed"]) else 1
 
 
-def write_scenes(folder: Path) -> Path:
+def write_scenes(folder: Path, scenes: Iterable[Scene]) -> Path:
     """Write procedural scenes as ``images/*.png`` and ``labels/*.png``."""
-    for name in ("images", "labels"):
-        (folder / name).mkdir(parents=True)
-    for seed in SCENE_SEEDS:
-        scene = street_scene(seed, SCENE_HW)
-        write_rgb(folder / "images" / f"scene_{seed}.png", scene.image)
-        write_mask(folder / "labels" / f"scene_{seed}.png", scene.label, CAMVID_PALETTE)
+    make_folders(folder)
+    for index, scene in enumerate(scenes):
+        write_rgb(folder / "images" / f"{index:06}.png", scene.image)
+        write_mask(folder / "labels" / f"{index:06}.png", scene.label, CAMVID_PALETTE)
     return folder
+
+
+def make_folders(folder: Path) -> None:
+    """Make the two folders of a data set."""
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
 
 
 def validate_on_camvid(bundle: Path, checkpoint: Path) -> dict[str, Any] | None:
@@ -91,8 +95,7 @@ def validate_on_camvid(bundle: Path, checkpoint: Path) -> dict[str, Any] | None:
         print("no CamVid frames (NRD_TRT_CAMVID is not set): procedural scenes only", file=sys.stderr)
         return None
     frames = FOLDER / "camvid"
-    for kind in ("images", "labels"):
-        (frames / kind).mkdir(parents=True)
+    make_folders(frames)
     for pair in list_pairs(Path(root) / "val")[::CAMVID_STEP]:
         for path, kind in zip(pair, ("images", "labels"), strict=True):
             shutil.copy(path, frames / kind / path.name)
@@ -103,12 +106,8 @@ def validate_on_camvid(bundle: Path, checkpoint: Path) -> dict[str, Any] | None:
 def write_clip(bundle: Path) -> dict[str, Any]:
     """Draw a drive along a procedural street, then the overlay of the engine's masks as ``overlay.mp4``."""
     print("drawing and segmenting a clip", file=sys.stderr)
-    frames = FOLDER / "clip"
-    for kind in ("images", "labels"):
-        (frames / kind).mkdir(parents=True)
-    for index, scene in enumerate(street_clip(CLIP_SEED, SCENE_HW, frames=CLIP_FRAMES, fps=CLIP_FPS)):
-        write_rgb(frames / "images" / f"{index:06}.png", scene.image)
-        write_mask(frames / "labels" / f"{index:06}.png", scene.label, CAMVID_PALETTE)
+    scenes = street_clip(CLIP_SEED, SCENE_HW, frames=CLIP_FRAMES, fps=CLIP_FPS)
+    frames = write_scenes(FOLDER / "clip", scenes)
     style = OverlayStyle(legend=True)
     result = segment_video(
         frames, FOLDER / "overlay.mp4", bundle, rate=CLIP_FPS, labels=frames / "labels", style=style, progress=False

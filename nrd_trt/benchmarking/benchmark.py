@@ -5,7 +5,7 @@ Sources are timed in turn, call by call, and every figure comes with what makes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,11 +31,12 @@ from nrd_trt.benchmarking.timing import (
     time_in_turn,
     timed_call,
     uses_graph,
+    watch_device,
 )
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError
-from nrd_trt.machine.clocks import DeviceLog, DeviceMonitor, ProbedDevice, open_probe
+from nrd_trt.machine.clocks import DeviceLog, ProbedDevice
 from nrd_trt.machine.host import HostFacts, Machine, host_facts, load_average
 from nrd_trt.progress import bar
 from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
@@ -147,19 +148,6 @@ class _Calls:
     cuda_graph: bool | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What was measured of all targets together."""
-
-    latencies: Mapping[str, Latency]
-    host: HostFacts
-    load_before: float | None
-    load_after: float | None
-    device: ProbedDevice | None
-    log: DeviceLog | None
-    notes: Sequence[str]
-
-
 def benchmark(
     *sources: Path | str,
     runner: RunnerName = "auto",
@@ -211,8 +199,7 @@ def benchmark(
     if plot is not None:
         check_plot(plot, force=force)
     targets = _open([Path(source) for source in sources], calls, runner, plugin, size)
-    run = _measure(targets, calls, progress=progress)
-    result = Benchmark(rows=tuple(_row(targets, index, run, calls) for index in range(len(targets))))
+    result = Benchmark(rows=_measure(targets, calls, progress=progress))
     if plot is not None:
         _plot(plot, result.rows)
     return result
@@ -265,17 +252,12 @@ def _check_shape(path: Path, engine: Engine, size: Size, batch: int) -> None:
         raise ConfigError(f"size={format_size(size)}: {path} was built for {smallest} to {largest}.")
 
 
-def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> _Run:
+def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> tuple[BenchmarkRow, ...]:
     """Enter every runner, time them in turn and watch host and device."""
     host, load_before = host_facts(Machine()), load_average()
-    monitor, device, notes = None, None, list[str]()
     with ExitStack() as stack:
-        if any(on_device(target.engine.runner) for target in targets):
-            probe, reason = open_probe()
-            notes = [reason] if reason else []
-            if probe is not None:
-                stack.callback(probe.close)
-                monitor, device, notes = DeviceMonitor(probe), probe.device(), probe.notes
+        watched = any(on_device(target.engine.runner) for target in targets)
+        monitor, device, instrument_notes = watch_device(stack) if watched else (None, None, ())
         timed = {}
         for index, target in enumerate(targets):
             engine = target.engine
@@ -291,54 +273,51 @@ def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> _R
                 monitor.glance()
             shown.update()
 
-        latencies = time_in_turn(timed, warmup=calls.warmup, runs=calls.runs, between=between)
-        return _Run(
-            latencies=latencies,
+        latencies = time_in_turn(timed, warmup=calls.warmup, runs=calls.runs, between=between).values()
+        load_after, log = load_average(), monitor.finish() if monitor is not None else None
+    first, alone = next(iter(latencies)), len(targets) == 1
+    rows = []
+    for target, latency in zip(targets, latencies, strict=True):
+        engine, there = target.engine, on_device(target.engine.runner)
+        marks = [*load_marks(load_before, host.cores), *device_marks(log if there else None), *spread_marks(latency)]
+        notes = [*marks, *_notes(target, instrument_notes if there else (), calls)]
+        notes += comparison_notes([format_size(other.size) for other in targets])
+        row = BenchmarkRow(
+            target=target.name,
+            runner=engine.runner_name,
+            arithmetic=engine.arithmetic,
+            precision=engine.graph.precision,
+            size=target.size,
+            batch=calls.batch,
+            warmup=calls.warmup,
+            runs=calls.runs,
+            threads=calls.threads,
+            copies=("excluded" if calls.copies is False else "included") if there else "host arrays",
+            cuda_graph=uses_graph(engine.runner),
+            latency=latency,
+            ratio=first.p50 / latency.p50,
+            # Memory is the process's and the device's, whichever target asked for it.
+            peak_memory_mib=peak_memory_mib() if alone else None,
+            device_memory_mib=log.memory_grown_mib if alone and there and log is not None else None,
             host=host,
             load_before=load_before,
-            load_after=load_average(),
-            device=device,
-            log=monitor.finish() if monitor is not None else None,
-            notes=notes,
+            load_after=load_after,
+            device=device if there else None,
+            log=log if there else None,
+            doubtful=bool(marks),
+            notes=tuple(notes),
         )
+        rows.append(row)
+    return tuple(rows)
 
 
-def _row(targets: Sequence[_Target], index: int, run: _Run, calls: _Calls) -> BenchmarkRow:
-    engine, size, latency = targets[index].engine, targets[index].size, run.latencies[f"{index}"]
-    there, alone = on_device(engine.runner), len(targets) == 1
-    log = run.log if there else None
-    marks = [*load_marks(run.load_before, run.host.cores), *device_marks(log), *spread_marks(latency)]
-    notes = [*marks, *arithmetic_notes(engine.arithmetic)]
-    if engine.bundle is not None and engine.bundle.plan_path is not None and not there:
+def _notes(target: _Target, instrument_notes: Sequence[str], calls: _Calls) -> list[str]:
+    """Say what a reader of one source's figures must know, disturbances aside."""
+    engine = target.engine
+    notes = arithmetic_notes(engine.arithmetic)
+    if engine.plan_run is not None and not on_device(engine.runner):
         notes.append(f"the plan was built but not run here: these are {engine.runner_name}'s figures")
-    notes += run.notes if there else []
-    notes += graph_notes(engine.runner, wanted=calls.cuda_graph, warmup=calls.warmup)
-    notes += comparison_notes([format_size(target.size) for target in targets])
-    return BenchmarkRow(
-        target=targets[index].name,
-        runner=engine.runner_name,
-        arithmetic=engine.arithmetic,
-        precision=engine.graph.precision,
-        size=size,
-        batch=calls.batch,
-        warmup=calls.warmup,
-        runs=calls.runs,
-        threads=calls.threads,
-        copies=("excluded" if calls.copies is False else "included") if there else "host arrays",
-        cuda_graph=uses_graph(engine.runner),
-        latency=latency,
-        ratio=run.latencies["0"].p50 / latency.p50,
-        # Memory is the process's and the device's, whichever target asked for it.
-        peak_memory_mib=peak_memory_mib() if alone else None,
-        device_memory_mib=log.memory_grown_mib if alone and log is not None else None,
-        host=run.host,
-        load_before=run.load_before,
-        load_after=run.load_after,
-        device=run.device if there else None,
-        log=log,
-        doubtful=bool(marks),
-        notes=tuple(notes),
-    )
+    return [*notes, *instrument_notes, *graph_notes(engine.runner, wanted=calls.cuda_graph, warmup=calls.warmup)]
 
 
 def _plot(path: Path, rows: Sequence[BenchmarkRow]) -> None:

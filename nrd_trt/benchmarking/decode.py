@@ -15,8 +15,9 @@ import numpy as np
 
 import nrd_trt
 from nrd_trt.benchmarking.notes import device_marks
+from nrd_trt.benchmarking.timing import watch_device
 from nrd_trt.data.synthetic import street_scene
-from nrd_trt.machine.clocks import DeviceLog, DeviceMonitor, open_probe
+from nrd_trt.machine.clocks import DeviceLog
 from nrd_trt.machine.gpu import kernel_driver
 from nrd_trt.machine.host import Machine
 from nrd_trt.model import load_trained, require_torch
@@ -168,14 +169,9 @@ def benchmark_decode(
     require_torch("timing the decode")
     from nrd_trt.decode import bench
 
-    gpu, monitor = bench.find_gpu(), None
+    gpu, measured = bench.find_gpu(), []
     with ExitStack() as stack:
-        probe, reason = open_probe()
-        notes = [reason] if reason else []
-        if probe is not None:
-            stack.callback(probe.close)
-            monitor, notes = DeviceMonitor(probe), list(probe.notes)
-        measured = []
+        monitor, _, notes = watch_device(stack)
         for case in chosen_cases(quick=quick) if cases is None else cases:
             on_stage(str(case))
             compared = case.theta == "random" and (not quick or case.size_hw == (1024, 2048))

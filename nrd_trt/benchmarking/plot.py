@@ -92,16 +92,7 @@ def _draw(axes: Any, curve: Curve, colour: str) -> None:
     label = _plain(f"{name}\n{curve.runner}\n{figures} ms")
     axes.step(steps, heights, where="post", color=colour, linewidth=1.8, linestyle=style, label=label)
     for share, marker in _MARKED:
-        axes.plot(
-            [marks[share]],
-            [share],
-            marker,
-            color=colour,
-            markersize=7,
-            markeredgecolor="white",
-            markeredgewidth=1.0,
-            zorder=3,
-        )
+        axes.plot(marks[share], share, marker, color=colour, markersize=7, markeredgecolor="white", zorder=3)
 
 
 def _plain(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from nrd_trt.errors import ConfigError, NrdTrtError, RunnerError
+from nrd_trt.machine.clocks import DeviceMonitor, ProbedDevice, open_probe
 from nrd_trt.machine.cuda import host_view, load_cuda
 from nrd_trt.runtime.base import DeviceTensor, Runner
 
@@ -99,6 +100,22 @@ def time_in_turn(
 def peak_memory_mib() -> float:
     """Return the largest resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def watch_device(stack: ExitStack) -> tuple[DeviceMonitor | None, ProbedDevice | None, Sequence[str]]:
+    """Open the instrument of the GPU in use.
+
+    Args:
+        stack: Closes the instrument.
+
+    Returns:
+        What reads its clocks from now on, the device, and what a reader of the figures must know; None without one.
+    """
+    probe, reason = open_probe()
+    if probe is None:
+        return None, None, [reason] if reason else []
+    stack.callback(probe.close)
+    return DeviceMonitor(probe), probe.device(), probe.notes
 
 
 def on_device(runner: Runner) -> bool:

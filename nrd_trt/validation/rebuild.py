@@ -29,6 +29,8 @@ from nrd_trt.validation.compare import Sample
 COMPARED_COUNT = 8
 """Images whose masks are compared between builds."""
 
+_NOT_RUN = "the plans were built and compared; this machine cannot run them"
+
 
 def rebuild_plans(
     bundle: Bundle,
@@ -58,54 +60,35 @@ def rebuild_plans(
         BuildError: A build failed.
         PluginError: The plan needs a library that cannot be had.
     """
-    builder = bundle.record.builder.name
-    compared = list(islice(samples, COMPARED_COUNT))
-    if builder != "onnxruntime":
-        options = _options(bundle, builder, plugin, progress, on_message)
-        return _compare_plans(bundle, count, compared, options, on_stage)
-    masks = []
-    for index in range(count):
-        on_stage(f"session {index + 1} of {count} in ONNX Runtime")
-        masks.append(_masks(bundle, OrtRunner(bundle.onnx_path, threads=threads), compared))
-    return Rebuilds(
-        builder=builder,
-        version=None,
-        builds=count,
-        plans=(),
-        same_as_bundle=None,
-        types_found=(),
-        images=len(compared),
-        agreement=_smallest_agreement(masks),
-        note="the bundle has no plan; each build is a new session of ONNX Runtime on its file",
-        distinct_plans=0,
-    )
-
-
-def _compare_plans(
-    bundle: Bundle, count: int, samples: list[Sample], options: BuildOptions, on_stage: OnStage
-) -> Rebuilds:
-    built, model = bundle.record.builder, onnx.load(bundle.onnx_path)
-    runs = can_run_plan(built)
-    plans, types, masks = [], [], []
-    for index in range(count):
-        on_stage(f"build {index + 1} of {count} with {options.flavour}")
-        engine = build_engine(model, options)
-        plans.append(sha256_bytes(engine.plan))
-        types.append(engine.types_found)
-        if runs:
-            rebuild = rebuild_call(bundle.path, options.flavour, bundle.record.decode)
-            encoding = bundle.graph.mask_encoding
-            runner = plan_runner(engine.plan, built, rebuild, plugin=options.plugin, mask_encoding=encoding)
-            masks.append(_masks(bundle, runner, samples))
-    note = "every build drew the masks" if runs else "the plans were built and compared; this machine cannot run them"
+    built, compared = bundle.record.builder, list(islice(samples, COMPARED_COUNT))
+    version, plans, types, masks = None, list[str](), list[dict[str, int]](), list[list[np.ndarray]]()
+    if built.name == "onnxruntime":
+        for index in range(count):
+            on_stage(f"session {index + 1} of {count} in ONNX Runtime")
+            masks.append(_masks(bundle, OrtRunner(bundle.onnx_path, threads=threads), compared))
+        note = "the bundle has no plan; each build is a new session of ONNX Runtime on its file"
+    else:
+        model, options = onnx.load(bundle.onnx_path), _options(bundle, built.name, plugin, progress, on_message)
+        rebuild = rebuild_call(bundle.path, options.flavour, bundle.record.decode)
+        encoding, runs = bundle.graph.mask_encoding, can_run_plan(built)
+        for index in range(count):
+            on_stage(f"build {index + 1} of {count} with {options.flavour}")
+            engine = build_engine(model, options)
+            version = engine.version
+            plans.append(sha256_bytes(engine.plan))
+            types.append(engine.types_found)
+            if runs:
+                runner = plan_runner(engine.plan, built, rebuild, plugin=options.plugin, mask_encoding=encoding)
+                masks.append(_masks(bundle, runner, compared))
+        note = "every build drew the masks" if runs else _NOT_RUN
     return Rebuilds(
         builder=built.name,
-        version=engine.version,
+        version=version,
         builds=count,
         plans=tuple(plans),
-        same_as_bundle=plans.count(bundle.record.files[PLAN_FILE]),
+        same_as_bundle=plans.count(bundle.record.files[PLAN_FILE]) if plans else None,
         types_found=tuple(types),
-        images=len(samples) if runs else 0,
+        images=len(compared) if masks else 0,
         agreement=_smallest_agreement(masks),
         note=note,
         distinct_plans=len(set(plans)),

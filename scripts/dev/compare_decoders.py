@@ -11,7 +11,7 @@ import argparse
 import csv
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,10 @@ DECODERS: dict[str, tuple[Head, ControllerInit]] = {
 }
 COLOURS = {"nrd": "#1f5fbf", "deeplabv3plus": "#c05a1f", "bilinear": "#6b7280", "nrd_released_init": "#7fb2e5"}
 SIZES_HW = ((352, 480), (512, 1024))
+HEADER = f"""\
+| decoder | mIoU, mean ± std (seeds) | decoder GMAC | of DeepLabV3+'s | total GMAC | parameters | \
+{" | ".join(f"latency {format_size(size_hw)}, ms" for size_hw in SIZES_HW)} |
+|---|---|---|---|---|---|---|---|"""
 SCENE_SEEDS = (0, 3, 5)
 
 
@@ -65,17 +69,10 @@ def main() -> None:
     scores = {key: score(folder, args.data) for key, folder in runs.items()}
     first = {name: runs[name, args.seeds[0]] / LAST for name in args.decoders}
     latencies = {size_hw: time_side_by_side(first, size_hw, args.out) for size_hw in SIZES_HW}
-    costs = {name: complexity(path) for name, path in first.items()}
-    rows = [
-        Row(
-            name=name,
-            mious=[scores[name, seed] for seed in args.seeds],
-            cost=costs[name],
-            latency_ms=[latencies[size_hw][name] for size_hw in SIZES_HW],
-        )
-        for name in args.decoders
-    ]
-    print("\n".join(table(rows)))
+    print(HEADER)
+    for name, path in first.items():
+        mious = [scores[name, seed] for seed in args.seeds]
+        print(row(name, mious, complexity(path), [latencies[size_hw][name] for size_hw in SIZES_HW]))
     if args.plot:
         draw_curves(args.plot, runs)
     if args.picture:
@@ -106,33 +103,15 @@ def time_side_by_side(checkpoints: Mapping[str, Path], size_hw: tuple[int, int],
     return {name: row.latency.p50 for name, row in zip(bundles, rows, strict=True)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One decoder's line of the table."""
-
-    name: str
-    mious: Sequence[float]
-    cost: Complexity
-    latency_ms: Sequence[float]
-
-
-def table(rows: Sequence[Row]) -> list[str]:
-    """Return the table as Markdown."""
-    sizes = " | ".join(f"latency {format_size(size_hw)}, ms" for size_hw in SIZES_HW)
-    lines = [
-        f"| decoder | mIoU, mean ± std (seeds) | decoder GMAC | of DeepLabV3+'s | total GMAC | parameters | {sizes} |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        spread = statistics.stdev(row.mious) if len(row.mious) > 1 else 0.0
-        single = ", ".join(f"{miou:.3f}" for miou in row.mious)
-        latencies = " | ".join(f"{latency:.1f}" for latency in row.latency_ms)
-        lines.append(
-            f"| {row.name} | {statistics.mean(row.mious):.3f} ± {spread:.3f} ({single}) | "
-            f"{row.cost.cost.decoder / 1e9:.3f} | {row.cost.decoder_ratio:.1%} | {row.cost.cost.total / 1e9:.2f} | "
-            f"{row.cost.cost.parameters / 1e6:.2f} M | {latencies} |"
-        )
-    return lines
+def row(name: str, mious: Sequence[float], found: Complexity, latencies_ms: Sequence[float]) -> str:
+    """Return one decoder's line of the table, in Markdown."""
+    spread = statistics.stdev(mious) if len(mious) > 1 else 0.0
+    single, latencies = ", ".join(f"{miou:.3f}" for miou in mious), " | ".join(f"{ms:.1f}" for ms in latencies_ms)
+    cost = found.cost
+    return (
+        f"| {name} | {statistics.mean(mious):.3f} ± {spread:.3f} ({single}) | {cost.decoder / 1e9:.3f} | "
+        f"{found.decoder_ratio:.1%} | {cost.total / 1e9:.2f} | {cost.parameters / 1e6:.2f} M | {latencies} |"
+    )
 
 
 def draw_curves(path: Path, runs: Mapping[tuple[str, int], Path]) -> None:

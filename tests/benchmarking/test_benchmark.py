@@ -142,7 +142,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Benchmark]:
             return Engine(waiting.pop(0), opened.graph, bundle=opened)
 
         monkeypatch.setattr(room, "open_bundle", open_bundle)
-        monkeypatch.setattr(room, "open_probe", lambda: (probe, None if probe else "no NVML"))
+        monkeypatch.setattr(timing, "open_probe", lambda: (probe, None if probe else "no NVML"))
         sources = [source or bundle()] * len(runners)
         return nrd_trt.benchmark(*sources, **{"warmup": 1, "runs": 3, "progress": False, **options})
 
