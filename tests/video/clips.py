@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from fractions import Fraction
 from functools import cache
@@ -65,4 +66,15 @@ def write_clip(
             frame.time_base = 1 / Fraction(rate) if pts is None else 1 / Fraction(1000 * rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def write_damaged_clip(path: Path) -> Path:
+    """Twenty frames of which number 12 cannot be decoded."""
+    write_clip(path, street_frames(20), codec="png", pix_fmt="rgb24")
+    with av.open(str(path)) as container:
+        packet = next(itertools.islice(container.demux(), 12, None))
+        start, size = packet.pos + 8, packet.size
+    data = path.read_bytes()
+    path.write_bytes(data[:start] + b"\xff" * size + data[start + size :])
     return path

@@ -19,7 +19,7 @@ from PIL import Image
 from nrd_trt.errors import MissingDependencyError, VideoError
 from nrd_trt.video.frames import Frame
 from nrd_trt.video.sources.open_source import open_source
-from tests.video.clips import av, grey_frames, number_of, street_frames, write_clip
+from tests.video.clips import av, grey_frames, number_of, street_frames, write_clip, write_damaged_clip
 
 
 def frames_of(path: Path) -> list[Frame]:
@@ -188,16 +188,9 @@ def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_packet_that_is_damaged_is_named(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "clip.avi", street_frames(20), codec="png", pix_fmt="rgb24")
-    with av.open(str(path)) as container:
-        packet = next(itertools.islice(container.demux(), 12, None))
-        start, size = packet.pos, packet.size
-    data = bytearray(path.read_bytes())
-    data[start + 8 : start + 8 + size] = b"\xff" * size
-    path.write_bytes(data)
     frames = []
     with pytest.raises(VideoError, match=r"clip.avi: expected frame 12, found damaged data; repair or cut"):
-        with open_source(str(path)) as source:
+        with open_source(str(write_damaged_clip(tmp_path / "clip.avi"))) as source:
             for frame in source:
                 frames.append(frame)
     assert len(frames) == 12
