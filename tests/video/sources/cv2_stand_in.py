@@ -34,7 +34,7 @@ class StandIn:
 
 class _Capture:
     def __init__(self, module: StandIn, opens: bool) -> None:
-        self.module, self.opens, self.released = module, opens, 0
+        self.module, self.opens, self.released = module, opens, False
         self.given, self.asked = 0, dict[int, float]()
 
     def isOpened(self) -> bool:
@@ -56,4 +56,4 @@ class _Capture:
         return True, image
 
     def release(self) -> None:
-        self.released += 1
+        self.released = True

@@ -29,15 +29,12 @@ def test_pictures_of_a_camera(stand_in: StandIn) -> None:
     assert info.time_base == Fraction(1, 1_000_000)
     assert [tuple(frame.rgb[0, 0].tolist()) for frame in frames] == [(200, 0, 10 * index) for index in range(5)]
     assert all(earlier.pts < later.pts for earlier, later in itertools.pairwise(frames))
-    (capture,) = stand_in.captures
-    assert capture.asked == {stand_in.CAP_PROP_FPS: 15.0} and capture.released
-
-
-def test_device_by_its_path(stand_in: StandIn) -> None:
     stand_in.fps = 0.0  # drivers that do not know it
     with open_source("/dev/video2") as source:
         assert (source.info.name, source.info.rate) == ("/dev/video2", None)
-    assert stand_in.opened == [("/dev/video2",)]
+    assert stand_in.opened == [(0,), ("/dev/video2",)]
+    assert [capture.asked for capture in stand_in.captures] == [{stand_in.CAP_PROP_FPS: 15.0}, {}]
+    assert all(capture.released for capture in stand_in.captures)
 
 
 def test_lost_camera_is_opened_again(stand_in: StandIn) -> None:
@@ -61,14 +58,13 @@ def test_absent_camera_is_told_with_those_that_exist(stand_in: StandIn, monkeypa
         assert f"camera 7: expected a camera that opens, {words}" in str(caught.value)
 
 
-def test_camera_without_a_picture(stand_in: StandIn) -> None:
+def test_a_camera_without_a_picture_and_an_absent_opencv_are_named(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in.frames = 0
     with pytest.raises(VideoError, match="camera 0: expected a picture, it gives none"), open_source("0"):
         pass
     assert stand_in.captures[0].released
-
-
-def test_opencv_is_named_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingDependencyError, match=r"reading cameras needs .*nrd-trt\[camera\]"), open_source("0"):
         pass

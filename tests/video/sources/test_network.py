@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import io
 import itertools
 import socket
 import subprocess
@@ -14,13 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from PIL import Image
 
 from nrd_trt.errors import VideoError
 from nrd_trt.video.frames import Frame
 from nrd_trt.video.sources import network
 from nrd_trt.video.sources.open_source import open_source
+from tests.data.pictures import encoded
+from tests.serving.waiting import until
 from tests.video.clips import grey_frames, number_of, write_clip
 from tests.video.services import (
     free_port,
@@ -73,11 +74,19 @@ def test_stream_goes_on_after_its_server_was_killed(kind: str) -> None:
     assert 0.4 < longest_s < waited_s + 1  # the gap shows in the times
 
 
-def test_film_behind_a_url_is_read_like_a_file(tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip.mp4", grey_frames(20), codec="libx264", container_options={"movflags": "faststart"})
-    with http_files(tmp_path) as address, open_source(f"{address}/clip.mp4") as source:
-        assert (source.info.live, source.info.frames) == (False, 20)
-        assert [number_of(frame.rgb) for frame in source] == list(range(20))
+def test_a_film_behind_a_url_is_read_like_a_file_unless_it_shall_be_live(tmp_path: Path) -> None:
+    lines: list[str] = []
+    write_clip(tmp_path / "clip.mp4", grey_frames(3), codec="libx264", container_options={"movflags": "faststart"})
+    with http_files(tmp_path) as address:
+        with open_source(f"{address}/clip.mp4") as source:
+            assert (source.info.live, source.info.frames) == (False, 3)
+            assert [number_of(frame.rgb) for frame in source] == [0, 1, 2]
+        with open_source(f"{address}/clip.mp4", live=True, report=lines.append) as source:
+            assert source.info.live
+            frames = list(itertools.islice(source, 7))  # it begins again and again
+    assert [number_of(frame.rgb) for frame in frames] == [0, 1, 2, 0, 1, 2, 0]
+    assert source.reconnects == 2
+    assert lines[0] == f"{address}/clip.mp4: lost (it ended); opening it again"
 
 
 def test_how_streams_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,66 +102,47 @@ def test_how_streams_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {settings["options"].get("rtsp_transport") for settings in opened} == {transport}
 
 
-def test_live_can_be_asked_for(tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip.mp4", grey_frames(3), container_options={"movflags": "faststart"})
-    lines: list[str] = []
-    with http_files(tmp_path) as address:
-        source = open_source(f"{address}/clip.mp4", live=True, report=lines.append)
-        with source:
-            assert source.info.live
-            frames = list(itertools.islice(source, 7))  # it begins again and again
-    assert [number_of(frame.rgb) for frame in frames] == [0, 1, 2, 0, 1, 2, 0]
-    assert source.reconnects == 2 and "lost (it ended); opening it again" in lines[0]
-
-
-class _Webcam(http.server.BaseHTTPRequestHandler):
-    """Twenty JPEGs a second, as many cameras and phones send them: without a word about times."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
-        self.end_headers()
-        jpeg = io.BytesIO()
-        Image.new("RGB", (64, 48), (200, 30, 40)).save(jpeg, "JPEG")
-        head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg.getvalue())}\r\n\r\n"
-        with contextlib.suppress(OSError):
-            while True:
-                self.wfile.write(head.encode() + jpeg.getvalue() + b"\r\n")
-                time.sleep(0.05)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def test_webcam_without_times_has_those_of_the_clock() -> None:
-    with http_server(_Webcam) as address, open_source(f"{address}/video.mjpg") as source:
-        assert (source.info.live, source.info.rate, source.info.size_hw) == (True, None, (48, 64))
-        frames = list(itertools.islice(source, 25))
-        last = frames[-8:]  # the first ones were waiting
-        seconds = [float((b.pts - a.pts) * source.info.time_base) for a, b in itertools.pairwise(last)]
-    assert 0.04 < sum(seconds) / len(seconds) < 0.15
-
-
-# --- what never comes ------------------------------------------------------------------------------------------------
-
-
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Answers with a status, or with data once and then nothing for as long as the client stays."""
+    """Answers with a status and some data, again and again or once, and then nothing while the client stays."""
 
-    def __init__(self, *arguments: Any, code: int = 200, data: bytes = b"") -> None:
-        self.code, self.data = code, data
+    def __init__(
+        self, *arguments: Any, code: int = 200, kind: str = "", data: bytes = b"", every_s: float | None = None
+    ) -> None:
+        self.code, self.kind, self.data, self.every_s = code, kind, data, every_s
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
         self.send_response(self.code)
+        self.send_header("Content-Type", self.kind)
         self.end_headers()
-        if self.data:
+        with contextlib.suppress(OSError):
             self.wfile.write(self.data)
-            self.wfile.flush()
-            self.connection.recv(1)
+            while self.every_s is not None:
+                time.sleep(self.every_s)
+                self.wfile.write(self.data)
+            if self.data:
+                self.connection.recv(1)
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+def test_a_webcam_without_times_has_those_of_the_clock() -> None:
+    """Twenty JPEGs a second, as many cameras and phones send them: without a word about times."""
+    jpeg = encoded(np.full((48, 64, 3), 90, np.uint8), "JPEG")
+    part = b"--next\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n" % (len(jpeg), jpeg)
+    kind = "multipart/x-mixed-replace; boundary=next"
+    with (
+        http_server(_Handler, kind=kind, data=part, every_s=0.05) as address,
+        open_source(f"{address}/video.mjpg") as source,
+    ):
+        assert (source.info.live, source.info.rate, source.info.size_hw) == (True, None, (48, 64))
+        first, *_, last = list(itertools.islice(source, 25))[-8:]  # the first ones were waiting
+        seconds = float((last.pts - first.pts) * source.info.time_base)
+    assert 0.04 < seconds / 7 < 0.15
+
+
+# --- what never comes ------------------------------------------------------------------------------------------------
 
 
 def refusal(url: str) -> str:
@@ -250,7 +240,8 @@ def test_stop_ends_the_pause_before_the_next_attempt(stalling: str, hasty: None)
     assert lost.wait(5)
     source.stop()
     thread.join(1)
-    assert not thread.is_alive() and frames
+    assert not thread.is_alive()
+    assert frames
     for _ in range(2):
         source.stop()
         source.__exit__(None, None, None)
@@ -261,8 +252,7 @@ def test_stop_ends_a_stream_that_runs() -> None:
     port = free_port()
     with rtsp_server(port), open_source(f"rtsp://127.0.0.1:{port}/street") as source:
         frames, thread = collected(iter(source))
-        while not frames:
-            time.sleep(0.01)
+        until(lambda: frames)
         source.stop()
         thread.join(1)
         assert not thread.is_alive()
