@@ -32,25 +32,18 @@ def names(folder: Path) -> list[str]:
 
 
 def test_atomic_file_writes_and_replaces(tmp_path: Path) -> None:
-    target = tmp_path / "out.bin"
-    for content in (b"first", b"second"):
-        with atomic_file(target) as temporary:
-            temporary.write_bytes(content)
-            assert temporary.parent == tmp_path
-            assert target.exists() == (content == b"second")
-        assert target.read_bytes() == content
-    assert names(tmp_path) == ["out.bin"]
-
-
-def test_atomic_file_does_not_write_into_the_old_file(tmp_path: Path) -> None:
     """Who reads the old file meanwhile goes on reading the old content."""
     target = tmp_path / "out.bin"
     target.write_bytes(b"old")
     with target.open("rb") as reader:
-        with atomic_file(target) as temporary:
-            temporary.write_bytes(b"new")
+        for path in (target, tmp_path / "new.bin"):
+            with atomic_file(path) as temporary:
+                temporary.write_bytes(b"new")
+                assert temporary.parent == tmp_path
+                assert path.exists() == (path == target)
+            assert path.read_bytes() == b"new"
         assert reader.read() == b"old"
-    assert target.read_bytes() == b"new"
+    assert names(tmp_path) == ["new.bin", "out.bin"]
 
 
 def _full_disk() -> OSError:
@@ -103,25 +96,19 @@ def test_atomic_folder_leaves_the_old_content_on_error(
 
 @pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
 def test_leftovers_of_dead_processes_are_removed(writer: Any, dead_pid: int, tmp_path: Path) -> None:
-    (tmp_path / f".out.tmp-{dead_pid}").mkdir()
-    (tmp_path / f".out.tmp-{dead_pid}" / "half.bin").write_bytes(b"half")
+    """In containers every run may get the same process id, so one with our own is of an earlier process."""
+    for pid in (dead_pid, os.getpid()):
+        (tmp_path / f".out.tmp-{pid}").mkdir()
+        (tmp_path / f".out.tmp-{pid}" / "half.bin").write_bytes(b"half")
     alive, other = f".out.tmp-{os.getppid()}", f".another.tmp-{dead_pid}"
     for name in (alive, other, ".out.tmp-notes"):
         (tmp_path / name).write_bytes(b"")
     with writer(tmp_path / "out") as temporary:
         if writer is atomic_file:
             temporary.write_bytes(b"whole")
+        else:
+            assert names(temporary) == []
     assert names(tmp_path) == sorted([alive, other, ".out.tmp-notes", "out"])
-
-
-def test_leftovers_of_an_earlier_process_with_our_id_are_removed(dead_pid: int, tmp_path: Path) -> None:
-    """In containers, every run may get the same process id."""
-    (tmp_path / f".out.tmp-{dead_pid}").write_bytes(b"half")
-    (tmp_path / f".out.tmp-{os.getpid()}").mkdir()
-    (tmp_path / f".out.tmp-{os.getpid()}" / "half.bin").write_bytes(b"half")
-    with atomic_folder(tmp_path / "out") as temporary:
-        assert names(temporary) == []
-    assert names(tmp_path) == ["out"]
 
 
 def test_hashes(tmp_path: Path) -> None:

@@ -29,21 +29,12 @@ def test_device_runs_use_the_callers_memory_and_stream(bench: Bench, host_runs: 
             check(trt, SMALL, seed)
 
 
-@pytest.mark.parametrize(
-    "feed",
-    [
-        {},
-        {"picture": DeviceTensor(address=1, shape=SMALL, dtype=np.dtype(np.uint8))},
-        {"image": DeviceTensor(address=1, shape=SMALL, dtype=np.dtype(np.int8))},
-        {"image": DeviceTensor(address=1, shape=SMALL[1:], dtype=np.dtype(np.uint8))},
-    ],
-    ids=["missing", "renamed", "type", "rank"],
-)
-def test_wrong_device_feeds_are_errors(bench: Bench, feed: dict[str, DeviceTensor]) -> None:
+def test_wrong_device_feeds_are_errors(bench: Bench) -> None:
     with runner() as trt:
         start = len(bench.cuda.calls)
-        with pytest.raises(ShapeError):
-            trt.infer_device(feed, 1)
+        for name, shape, dtype in (("picture", SMALL, "u1"), ("image", SMALL, "i1"), ("image", SMALL[1:], "u1")):
+            with pytest.raises(ShapeError):
+                trt.infer_device({name: DeviceTensor(address=1, shape=shape, dtype=np.dtype(dtype))}, 1)
         assert bench.since(start) == []
 
 

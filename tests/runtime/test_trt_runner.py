@@ -141,25 +141,18 @@ def test_failed_capture_is_left_and_freed(bench: Bench, fails_at: int) -> None:
         assert len(bench.cuda.graphs) == 1
 
 
-@pytest.mark.parametrize("fail_at", range(1, 7))
-def test_out_of_memory_says_what_to_do_and_leaves_nothing(make_bench: MakeBench, fail_at: int) -> None:
+@pytest.mark.parametrize("fail_at", range(1, 13))
+def test_out_of_memory_says_what_to_do_and_leaves_no_half_of_a_pair(make_bench: MakeBench, fail_at: int) -> None:
+    """In the first run, or where the buffers of a graph are to grow; that goes, because it holds freed ones."""
     bench = make_bench(fail_at=fail_at)
+    growing = fail_at > 6
     with runner() as trt:
+        for seed in range(2 if growing else 0):
+            check(trt, SMALL, seed)
         with pytest.raises(RunnerError, match="out of memory; close other programs or build a smaller size"):
-            trt.infer({"image": image()})
-        assert len(bench.cuda.device) == len(bench.cuda.host) == (fail_at - 1) // 2  # no half of a pair
-        check(trt, SMALL, 1)
-
-
-@pytest.mark.parametrize("fail_at", range(7, 13))
-def test_out_of_memory_while_growing_leaves_no_graph_of_freed_buffers(make_bench: MakeBench, fail_at: int) -> None:
-    bench = make_bench(fail_at=fail_at)
-    with runner() as trt:
-        check(trt, SMALL, 0)
-        check(trt, SMALL, 1)
-        with pytest.raises(RunnerError, match="out of memory"):
             trt.infer({"image": image(LARGE)})
         assert not bench.cuda.graphs
+        assert len(bench.cuda.device) == len(bench.cuda.host) == (2 if growing else (fail_at - 1) // 2)
         for shape in (SMALL, LARGE, SMALL):
             check(trt, shape, 2)
 
@@ -222,15 +215,11 @@ def test_use_outside_is_an_error_and_exit_may_be_repeated(bench: Bench) -> None:
         trt.infer_device({}, 0)
 
 
-@pytest.mark.parametrize(
-    "feed",
-    [{}, {"picture": image()}, {"image": image().astype(np.float32)}, {"image": image((5, 4, 8, 3))}],
-    ids=["missing", "renamed", "type", "too large"],
-)
-def test_feeds_are_checked_before_any_copy(bench: Bench, feed: dict[str, np.ndarray]) -> None:
+def test_feeds_are_checked_before_any_copy(bench: Bench) -> None:
     with runner() as trt:
         start = len(bench.cuda.calls)
-        with pytest.raises(ShapeError):
-            trt.infer(feed)
+        for feed in ({}, {"image": image((5, 4, 8, 3))}):  # the second is refused by the engine
+            with pytest.raises(ShapeError):
+                trt.infer(feed)
         assert bench.since(start) == []
         check(trt, SMALL, 0)

@@ -108,7 +108,6 @@ def fake_module(engine: Engine | None, made: list[Any], version: str = "10.3.0")
         __version__=version,
         ILogger=Logger,
         IErrorRecorder=type("IErrorRecorder", (), {"__init__": lambda self: None}),
-        IOutputAllocator=type("IOutputAllocator", (), {"__init__": lambda self: None}),
         DataType=Kind,
         TensorIOMode=Mode,
         Runtime=Runtime,
