@@ -291,7 +291,10 @@ class FakeEngine:
     Attributes:
         fail_at: The n-th run fails.
         forks_fail_at: The n-th run of each fork from now on fails.
+        mask_dtype: What it calls the mask's bytes.
     """
+
+    mask_dtype: Any = np.uint8
 
     def __init__(self, cuda: FakeCuda, *, fail_at: int = 0) -> None:
         self.cuda, self.runs, self.fail_at, self.forks_fail_at = cuda, 0, fail_at, 0
@@ -300,21 +303,20 @@ class FakeEngine:
         self.addresses: dict[str, int] = {}
         self.inputs = {"image": TensorSpec(name="image", dtype=np.dtype(np.uint8), shape=(None, None, None, 3))}
         self.outputs = {
-            "mask": TensorSpec(name="mask", dtype=np.dtype(np.uint8), shape=(None, None, None)),
-            "mean": TensorSpec(name="mean", dtype=np.dtype(np.float32), shape=(None, None, None)),
+            name: TensorSpec(name=name, dtype=np.dtype(dtype), shape=(None, None, None))
+            for name, dtype in (("mask", self.mask_dtype), ("mean", np.float32))
         }
         cuda.engines.add(self)
-
-    def profile_range(self, name: str) -> tuple[tuple[int, ...], ...]:
-        return (1, 1, 1, 3), (1, 8, 8, 3), LARGEST
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         self._open()
         shape = shapes["image"]
         if any(n > limit for n, limit in zip(shape, LARGEST, strict=True)):
             raise ShapeError(f"tensor 'image': expected at most {LARGEST}, got {shape}; resize it.")
-        self.shapes = {"image": shape, "mask": shape[:3], "mean": shape[:3]}
-        return {name: shape[:3] for name in self.outputs}
+        batch, height, width, _ = shape
+        outputs = {"mask": (batch, height, width // np.dtype(self.mask_dtype).itemsize), "mean": shape[:3]}
+        self.shapes = {"image": shape, **outputs}
+        return outputs
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
         self._open()
@@ -334,7 +336,7 @@ class FakeEngine:
         def work() -> None:
             self._open()
             image = self._tensor("image", shapes, addresses)
-            self._tensor("mask", shapes, addresses)[...] = image[..., 0]
+            self._tensor("mask", shapes, addresses).view(np.uint8)[...] = image[..., 0]
             self._tensor("mean", shapes, addresses)[...] = image.mean(axis=-1)
 
         uses = {addresses[name]: name in self.outputs for name in shapes}
@@ -362,19 +364,4 @@ class FakeEngine:
 class PackedEngine(FakeEngine):
     """A `FakeEngine` that writes the mask's very bytes and calls them int32."""
 
-    def __init__(self, cuda: FakeCuda, *, fail_at: int = 0) -> None:
-        super().__init__(cuda, fail_at=fail_at)
-        self.outputs["mask"] = TensorSpec(name="mask", dtype=np.dtype(np.int32), shape=(None, None, None))
-
-    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        outputs = super().set_shapes(shapes)
-        batch, height, width = outputs["mask"]
-        self.shapes["mask"] = (batch, height, width // 4)
-        return {**outputs, "mask": (batch, height, width // 4)}
-
-    def _tensor(self, name: str, shapes: Mapping[str, Any], addresses: Mapping[str, int]) -> np.ndarray:
-        tensor = super()._tensor(name, shapes, addresses)
-        if name != "mask":
-            return tensor
-        batch, height, width = tensor.shape
-        return tensor.view(np.uint8).reshape(batch, height, 4 * width)
+    mask_dtype = np.int32
