@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -19,57 +19,24 @@ class NvmlError(Exception):
     """What pynvml raises."""
 
 
-class FakeNvml:
-    """pynvml with one busy GPU, whose driver is older than the newer name of the reasons; `answers` are changed."""
-
-    NVMLError = NvmlError
-    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
-
-    def __init__(self, *, gpus: int = 1, **answers: Any) -> None:
-        self.gpus, self.open = gpus, 0
-        self.asked: list[Any] = []
-        self.answers = {
-            "Name": "NVIDIA L4", "ClockInfo": 1200, "MaxClockInfo": 2040, "PowerUsage": 71500, "Temperature": 55,
-            "MemoryInfo": SimpleNamespace(used=512 << 20), "CurrentClocksThrottleReasons": 0x44, **answers,
-        }  # fmt: skip
-
-    def nvmlInit(self) -> None:
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self) -> int:
-        return self.gpus
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
-        if index >= self.gpus:
-            raise NvmlError("Invalid Argument")
-        return self.nvmlDeviceGetHandleByUUID(index)
-
-    def nvmlDeviceGetHandleByUUID(self, which: Any) -> str:
-        self.asked.append(which)
-        return "handle"
-
-    def nvmlSystemGetDriverVersion(self) -> str:
-        return "580.95.05"
-
-    def __getattr__(self, name: str) -> Any:
-        def answer(handle: str, *_: Any) -> Any:
-            found = self.answers.get(name.removeprefix("nvmlDeviceGet"))
-            if found is None:
-                raise NvmlError("Not Supported")
-            return found
-
-        return answer
-
-
-def nvml_probe(nvml: FakeNvml) -> NvmlProbe:
-    return NvmlProbe(nvml)  # type: ignore[arg-type]
+def fake_nvml(**answers: Any) -> Mock:
+    """Return pynvml with one busy GPU, whose driver is older than the newer name of the reasons, with other answers."""
+    answers = {
+        "Name": "NVIDIA L4", "ClockInfo": 1200, "MaxClockInfo": 2040, "PowerUsage": 71500, "Temperature": 55,
+        "MemoryInfo": SimpleNamespace(used=512 << 20), "CurrentClocksThrottleReasons": 0x44,
+        "CurrentClocksEventReasons": None, "Count": 1, **answers,
+    }  # fmt: skip
+    nvml = Mock(NVMLError=NvmlError, NVML_CLOCK_SM=1, NVML_TEMPERATURE_GPU=0)
+    nvml.nvmlSystemGetDriverVersion.return_value = "580.95.05"
+    for name, value in answers.items():
+        function = getattr(nvml, f"nvmlDeviceGet{name}")
+        function.return_value, function.side_effect = value, NvmlError("Not Supported") if value is None else None
+    return nvml
 
 
 def test_nvml_reading() -> None:
-    probe = nvml_probe(FakeNvml())
+    nvml = fake_nvml()
+    probe = NvmlProbe(nvml)
     assert probe.device() == ProbedDevice(source="nvml", name="NVIDIA L4", driver="580.95.05")
     assert probe.read() == Reading(
         clock_mhz=1200,
@@ -80,33 +47,42 @@ def test_nvml_reading() -> None:
         throttle=("power cap", "hardware thermal slowdown"),
     )
     assert probe.glance().clock_max_mhz is None
+    assert probe.notes == []
+    handle = nvml.nvmlDeviceGetHandleByIndex.return_value
+    nvml.nvmlDeviceGetClockInfo.assert_called_with(handle, 1)
+    nvml.nvmlDeviceGetMaxClockInfo.assert_called_with(handle, 1)
+    nvml.nvmlDeviceGetTemperature.assert_called_with(handle, 0)
 
 
 def test_nvml_figures_that_a_gpu_does_not_tell_are_null() -> None:
     """A Thor tells no memory, an older GeForce no throttle reasons; their newer name comes first."""
-    got = nvml_probe(FakeNvml(MemoryInfo=None, PowerUsage=None, CurrentClocksThrottleReasons=None)).read()
+    got = NvmlProbe(fake_nvml(MemoryInfo=None, PowerUsage=None, CurrentClocksThrottleReasons=None)).read()
     assert (got.memory_used_mib, got.power_w, got.throttle, got.temperature_c) == (None, None, (), 55)
-    assert nvml_probe(FakeNvml(CurrentClocksEventReasons=0x20)).glance().throttle == ("software thermal slowdown",)
+    assert NvmlProbe(fake_nvml(CurrentClocksEventReasons=0x20)).glance().throttle == ("software thermal slowdown",)
 
 
-@pytest.mark.parametrize(("visible", "asked"), [("2,0", 2), ("GPU-8f1c", "GPU-8f1c"), ("", 0)])
+@pytest.mark.parametrize(
+    ("visible", "asked"), [("2,0", call.ByIndex(2)), ("GPU-8f1c", call.ByUUID("GPU-8f1c")), ("", call.ByIndex(0))]
+)
 def test_nvml_looks_at_the_gpu_in_use(visible: str, asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    nvml = FakeNvml(gpus=4)
-    probe = nvml_probe(nvml)
-    assert nvml.asked == [asked]
+    nvml, handles = fake_nvml(Count=4), Mock()
+    nvml.nvmlDeviceGetHandleByIndex, nvml.nvmlDeviceGetHandleByUUID = handles.ByIndex, handles.ByUUID
+    probe = NvmlProbe(nvml)
+    assert handles.mock_calls == [asked]
     assert bool(probe.notes) == (not visible)  # which of four GPUs ran is then a guess
+    assert not nvml.nvmlShutdown.called
     probe.close()
-    assert nvml.open == 0
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
+    nvml.nvmlShutdown.assert_called_once_with()
+    handles.ByIndex.side_effect = handles.ByUUID.side_effect = NvmlError("Invalid Argument")
     with pytest.raises(NvmlError):
-        nvml_probe(nvml)
-    assert nvml.open == 0
+        NvmlProbe(nvml)
+    assert (nvml.nvmlInit.call_count, nvml.nvmlShutdown.call_count) == (2, 2)
 
 
 def test_instruments_are_found_or_their_absence_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = FakeNvml()
-    monkeypatch.setattr(nvml, "nvmlInit", Mock(side_effect=NvmlError("Driver Not Loaded")))
+    nvml = fake_nvml()
+    nvml.nvmlInit.side_effect = NvmlError("Driver Not Loaded")
     monkeypatch.setenv("PATH", str(tmp_path))
     absent = MissingDependencyError("needs pynvml: pip install nrd-trt[gpu]")
     for require, words in (
@@ -157,7 +133,7 @@ def test_log_of_a_run() -> None:
 def test_monitor_looks_at_most_every_fifth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(clocks.time, "monotonic", lambda: now[0])
-    monitor = DeviceMonitor(nvml_probe(FakeNvml()))
+    monitor = DeviceMonitor(NvmlProbe(fake_nvml()))
     for step in range(10):
         now[0] = step * 0.05
         monitor.glance()
