@@ -120,7 +120,7 @@ class DecodeBenchmark:
             f"CUDA {gpu.cuda}, PyTorch {gpu.torch}, nrd_trt {nrd_trt.__version__}",
             "- medians in µs of runs in CUDA graphs, inputs rotated through more than four times the L2 cache",
         ]
-        if self.device is not None and (clock := self.device.clock_during_mhz) is not None:
+        if self.device is not None and (clock := self.device.median("clock_mhz")) is not None:
             lines.append(f"- clock {clock:.0f} MHz, throttled: {', '.join(self.device.throttle) or 'no'}")
         lines += [f"- {note}" for note in self.notes]
         rows = [[cell.replace("|", "\\|") for cell in row] for row in self._rows()]

@@ -26,7 +26,7 @@ def device_marks(log: DeviceLog | None) -> list[str]:
     if log is None:
         return []
     marks = [f"throttled: {', '.join(log.throttle)}"] if log.throttle else []
-    clock, largest = log.clock_during_mhz, log.clock_max_mhz
+    clock, largest = log.median("clock_mhz"), log.clock_max_mhz
     if clock is not None and largest and clock < _LOWEST_CLOCK_SHARE * largest:
         marks.append(
             f"low clocks: the GPU ran at {clock:.0f} of {largest:.0f} MHz; warm it up longer or fix its clocks"

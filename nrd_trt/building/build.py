@@ -31,7 +31,7 @@ from nrd_trt.graph.metadata import read_facts
 from nrd_trt.machine.cuda import probe_device
 from nrd_trt.machine.gpu import Gpu
 from nrd_trt.progress import OnMessage, OnStage, silent
-from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_call
@@ -288,7 +288,7 @@ def _choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
 
 def _runner(
     request: BuildRequest, model: onnx.ModelProto, engine: BuiltEngine | None, built: BuilderRecord, form: DecodeForm
-) -> BaseRunner:
+) -> Runner:
     """Run the plan where this machine can, else the same file in ONNX Runtime."""
     if engine is not None and can_run_plan(built):
         rebuild = rebuild_call(request.output, engine.flavour, form.name)
@@ -297,7 +297,7 @@ def _runner(
     return OrtRunner(model, threads=request.threads)
 
 
-def _validate(request: BuildRequest, given: BuildInput, runner: BaseRunner) -> tuple[Validation, ReferenceSet]:
+def _validate(request: BuildRequest, given: BuildInput, runner: Runner) -> tuple[Validation, ReferenceSet]:
     """Compare the model's masks with the reference's; return the verdict and the masks to store."""
     graph = given.graph
     engine = Engine(runner, graph)

@@ -201,11 +201,6 @@ class DeviceLog:
         return _largest(reading.clock_max_mhz for reading in (self.before, *self.during, self.after))
 
     @property
-    def clock_during_mhz(self) -> float | None:
-        """Median GPU clock during the run."""
-        return self.median("clock_mhz")
-
-    @property
     def throttle(self) -> list[str]:
         """Reasons seen during or right after the run; one from before it has passed."""
         return sorted({reason for reading in (*self.during, self.after) for reason in reading.throttle})

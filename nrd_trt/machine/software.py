@@ -21,11 +21,7 @@ from nrd_trt.errors import BuildError, ConfigError, MissingDependencyError, Plug
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA, Graphics
 from nrd_trt.machine.host import Machine
 
-DISTRIBUTIONS = {
-    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
-    "tensorrt-lean": ("tensorrt-lean-cu13", "tensorrt-lean-cu12", "tensorrt-lean"),
-}
+DISTRIBUTIONS = {name: (f"{name}-cu13", f"{name}-cu12", name) for name in ("tensorrt", "tensorrt-rtx", "tensorrt-lean")}
 """Distributions that bring a flavour of TensorRT, the one for CUDA 13 first."""
 _OLDEST_RTX = (7, 5)
 

@@ -7,7 +7,6 @@ a thread of its own, where runs are begun before the ones ahead of them have end
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.graph.metadata import GraphFacts, load_onnx, read_facts
 from nrd_trt.model import load_trained
-from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.graph_io import first_mask, image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import make_runner
@@ -44,9 +43,7 @@ class Engine:
         ConfigError: `fit` is not known.
     """
 
-    def __init__(
-        self, runner: BaseRunner, graph: GraphFacts, *, fit: Fit = "resize", bundle: Bundle | None = None
-    ) -> None:
+    def __init__(self, runner: Runner, graph: GraphFacts, *, fit: Fit = "resize", bundle: Bundle | None = None) -> None:
         check_choice("fit", fit, Fit)
         self.runner, self.graph, self.fit, self.bundle = runner, graph, fit, bundle
         self._entered = False
@@ -107,11 +104,9 @@ class Engine:
             self._entered = True
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._entered = False
-        self.runner.__exit__(kind, error, trace)
+        self.runner.__exit__(*error)
 
 
 def open_bundle(
@@ -201,7 +196,7 @@ def open_engine(
     return Engine(made, graph, fit="resize" if fit is None else fit)
 
 
-def _open_onnx(path: Path, threads: int | None) -> tuple[BaseRunner, GraphFacts]:
+def _open_onnx(path: Path, threads: int | None) -> tuple[Runner, GraphFacts]:
     model = load_onnx(path)
     try:
         return OrtRunner(model, threads=threads), read_facts(model)
@@ -211,7 +206,7 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[BaseRunner, GraphFacts]
 
 def _open_checkpoint(
     path: Path, threads: int | None, size: Size | None, options: CheckpointOptions | None
-) -> tuple[BaseRunner, GraphFacts]:
+) -> tuple[Runner, GraphFacts]:
     model = load_trained(path, options)
     from nrd_trt.runtime.torch_runner import TorchRunner  # after `load_trained`, which tells of a missing PyTorch
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Lock
-from types import TracebackType
 
 import numpy as np
 
@@ -79,9 +78,7 @@ class EngineThread:
         self._pool = pool
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:

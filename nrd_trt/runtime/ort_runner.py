@@ -17,19 +17,14 @@ from nrd_trt.errors import RunnerError
 from nrd_trt.graph.metadata import load_onnx, read_facts
 from nrd_trt.graph.precision import simulate_rounding
 from nrd_trt.optional import require
-from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.base import Runner
 from nrd_trt.specs import TensorSpec
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "tensor(uint8)": np.dtype(np.uint8),
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(int32)": np.dtype(np.int32),
-}
+_NUMPY_NAMES = {"tensor(float)": "float32"}
+"""NumPy's names of types whose names differ; ``"tensor(uint8)"`` is that of ``"uint8"``."""
 
 
-class OrtRunner(BaseRunner):
+class OrtRunner(Runner):
     """ONNX Runtime session on the CPU.
 
     Args:
@@ -80,7 +75,7 @@ def _specs(nodes: list[Any]) -> dict[str, TensorSpec]:
     return {
         node.name: TensorSpec(
             name=node.name,
-            dtype=_DTYPES[node.type],
+            dtype=np.dtype(_NUMPY_NAMES.get(node.type, node.type[len("tensor(") : -1])),
             shape=tuple(n if isinstance(n, int) else None for n in node.shape),
         )
         for node in nodes

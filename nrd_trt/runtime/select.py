@@ -13,7 +13,7 @@ from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, 
 from nrd_trt.engine.record import BuilderRecord
 from nrd_trt.errors import BundleError, ConfigError, PluginError, RunnerError
 from nrd_trt.machine.cuda import probe_device
-from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import MaskEncoding, RunnerName, check_choice
@@ -21,7 +21,7 @@ from nrd_trt.specs import MaskEncoding, RunnerName, check_choice
 
 def make_runner(
     bundle: Bundle, runner: RunnerName = "auto", *, threads: int | None = None, plugin: Path | None = None
-) -> BaseRunner:
+) -> Runner:
     """Make the runner of a bundle.
 
     Args:

@@ -19,15 +19,14 @@ from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.engine.loading import LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.machine.cuda import load_cuda
-from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement, check_feed
+from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Placement, check_feed
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
 from nrd_trt.specs import MaskEncoding, TensorSpec
 
-Shapes = tuple[tuple[str, Shape], ...]
 GRAPH_CAPACITY = 4
 
 
-class TrtRunner(BaseRunner):
+class TrtRunner(DeviceRunner):
     """One plan on the current GPU.
 
     Args:
@@ -89,23 +88,17 @@ class TrtRunner(BaseRunner):
         self._release.close()  # goes on to the rest where one fails
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        shapes: Shapes = tuple((name, array.shape) for name, array in feed.items())
-        known = self._graphs.get(shapes)
+        shapes = {name: array.shape for name, array in feed.items()}
+        key = tuple(shapes.items())
+        known = self._graphs.get(key)
         outputs = known.outputs if known else self._prepare(feed)
         for name, array in feed.items():
             self._buffers[name].fill(array)
+        addresses = {name: self._buffers[name].device for name in (*feed, *outputs)}
         try:
-            if known:
-                self._cuda.launch_graph(known.graph, self._stream)
-            elif self.cuda_graph and self._graphs.seen_before(shapes):
-                addresses = self._addresses([*feed, *outputs])
-                replay = self._capture(
-                    dict(shapes), addresses, outputs, self._stream, lambda engine: self._queue(engine, feed, outputs)
-                )
-                self._graphs.put(shapes, replay)
-                self._cuda.launch_graph(replay.graph, self._stream)
-            else:
-                self._queue(self._engine, feed, outputs)
+            self._launch(
+                key, shapes, addresses, outputs, self._stream, lambda engine: self._queue(engine, feed, outputs)
+            )
         finally:  # after an error too: copies that were queued before it use the buffers
             self._cuda.synchronize(self._stream)
         types = self._engine.outputs
@@ -121,7 +114,9 @@ class TrtRunner(BaseRunner):
         sizes = _sizes(outputs, self._engine.outputs)
         place = place or self._placement(sizes, stream)
         written = {name: place(name, nbytes) for name, nbytes in sizes.items()}
-        self._launch(shapes, {name: tensor.address for name, tensor in feed.items()} | written, outputs, stream)
+        addresses = {name: tensor.address for name, tensor in feed.items()} | written
+        key = (tuple(shapes.items()), tuple(addresses.items()))  # a graph holds addresses
+        self._launch(key, shapes, addresses, outputs, stream, lambda engine: engine.enqueue(stream))
         return {name: self._on_device(name, outputs[name], address) for name, address in written.items()}
 
     def _placement(self, sizes: Mapping[str, int], stream: int) -> Placement:
@@ -132,20 +127,25 @@ class TrtRunner(BaseRunner):
         return lambda name, nbytes: self._buffers[name].device
 
     def _launch(
-        self, shapes: Mapping[str, Shape], addresses: Mapping[str, int], outputs: dict[str, Shape], stream: int
+        self,
+        key: Hashable,
+        shapes: Mapping[str, Shape],
+        addresses: Mapping[str, int],
+        outputs: dict[str, Shape],
+        stream: int,
+        queue: Callable[[LoadedEngine], None],
     ) -> None:
-        """Queue the engine, from the second time on as a graph; that holds addresses, so they are part of its key."""
-        key = (tuple(shapes.items()), tuple(addresses.items()))
+        """Queue a run, from the second time on as a graph; the engine's shapes are set."""
         replay = self._graphs.get(key)
         if replay is None and self.cuda_graph and self._graphs.seen_before(key):
             # A capture leaves the stream idle, so the graph that goes for this one has ended and its context can too.
-            replay = self._capture(shapes, addresses, outputs, stream, lambda engine: engine.enqueue(stream))
+            replay = self._capture(shapes, addresses, outputs, stream, queue)
             self._graphs.put(key, replay)
         if replay is not None:
             self._cuda.launch_graph(replay.graph, stream)
             return
         self._engine.set_addresses(addresses)
-        self._engine.enqueue(stream)
+        queue(self._engine)
 
     def _on_device(self, name: str, shape: Shape, address: int) -> DeviceTensor:
         """Return an output where it lies; a packed mask is the same bytes as the mask."""
@@ -155,14 +155,10 @@ class TrtRunner(BaseRunner):
         return DeviceTensor(address=address, shape=shape, dtype=dtype)
 
     def _prepare(self, feed: Mapping[str, np.ndarray]) -> dict[str, Shape]:
-        """Set shapes and addresses for a run on host arrays; return the outputs' shapes."""
+        """Set shapes and make room for a run on host arrays; return the outputs' shapes."""
         outputs = self._engine.set_shapes({name: array.shape for name, array in feed.items()})
         self._reserve({name: array.nbytes for name, array in feed.items()} | _sizes(outputs, self._engine.outputs))
-        self._engine.set_addresses(self._addresses([*feed, *outputs]))
         return outputs
-
-    def _addresses(self, names: Iterable[str]) -> dict[str, int]:
-        return {name: self._buffers[name].device for name in names}
 
     def _reserve(self, sizes: Mapping[str, int]) -> None:
         try:

@@ -19,7 +19,7 @@ from nrd_trt.figures import Rebuilds
 from nrd_trt.files import sha256_bytes
 from nrd_trt.machine.cuda import probe_device
 from nrd_trt.progress import OnMessage, OnStage, silent
-from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import bundle_plugin, can_run_plan, plan_runner, rebuild_call
@@ -122,7 +122,7 @@ def _options(
     )
 
 
-def _masks(bundle: Bundle, runner: BaseRunner, samples: list[Sample]) -> list[np.ndarray]:
+def _masks(bundle: Bundle, runner: Runner, samples: list[Sample]) -> list[np.ndarray]:
     with Engine(runner, bundle.graph) as engine:
         return [engine.mask(sample.image) for sample in samples]
 

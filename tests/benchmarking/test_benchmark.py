@@ -24,7 +24,7 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import sha256_file
 from nrd_trt.machine.clocks import ProbedDevice, Reading
 from nrd_trt.machine.host import HostFacts
-from nrd_trt.runtime.base import BaseRunner, DeviceTensor
+from nrd_trt.runtime.base import DeviceTensor, Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.specs import InputShape, TensorSpec
 from tests.artefacts import (
@@ -46,7 +46,7 @@ KEYS = {
 }
 
 
-class HostRunner(BaseRunner):
+class HostRunner(Runner):
     """Draws nothing."""
 
     looks = 0
@@ -135,7 +135,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Benchmark]:
     """Run `benchmark` on bundles whose runners are these."""
 
-    def benchmark(*runners: BaseRunner, probe: Any = None, source: Path | None = None, **options: Any) -> Benchmark:
+    def benchmark(*runners: Runner, probe: Any = None, source: Path | None = None, **options: Any) -> Benchmark:
         waiting = list(runners)
 
         def open_bundle(opened: Bundle, **_: Any) -> Engine:

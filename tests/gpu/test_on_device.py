@@ -19,7 +19,7 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.figures import Gates
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.machine.cuda import Cuda, host_view, load_cuda
-from nrd_trt.runtime.base import BaseRunner, DeviceRunner, DeviceTensor
+from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Runner
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import InputForm, InputShape, Precision, Range
@@ -80,13 +80,13 @@ def on_plan(content: bytes, **options: Any) -> TrtRunner:
 
 @pytest.fixture
 def kind(monkeypatch: pytest.MonkeyPatch) -> str:
-    make: Callable[[InputForm], BaseRunner] = lambda form: on_plan(small_plan(form))  # noqa: E731
+    make: Callable[[InputForm], Runner] = lambda form: on_plan(small_plan(form))  # noqa: E731
     monkeypatch.setitem(contract.RUNNERS, "plan", make)
     return "plan"
 
 
 @pytest.fixture
-def runner(kind: str) -> BaseRunner:
+def runner(kind: str) -> Runner:
     return contract.RUNNERS[kind]("uint8")
 
 
@@ -100,7 +100,7 @@ def expected(size_hw: tuple[int, int]) -> list[np.ndarray]:
         return [reference.infer({"image": image})["mask"] for image in scenes(size_hw)]
 
 
-def test_is_a_device_runner(runner: BaseRunner) -> None:
+def test_is_a_device_runner(runner: Runner) -> None:
     with runner:
         assert isinstance(runner, DeviceRunner)
         assert (runner.name, runner.arithmetic, runner.cuda_graph) == (installed_flavours()[0], "native", True)

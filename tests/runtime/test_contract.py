@@ -10,17 +10,17 @@ import pytest
 
 from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.graph.precision import to_precision
-from nrd_trt.runtime.base import BaseRunner, Runner
+from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.specs import InputForm, Precision
 from tests.helpers import agreement, cached_small_model, feed, small_export
 
-Make = Callable[[InputForm], BaseRunner]
+Make = Callable[[InputForm], Runner]
 
 
 def _ort(precision: Precision) -> Make:
-    def make(form: InputForm) -> BaseRunner:
+    def make(form: InputForm) -> Runner:
         pytest.importorskip("onnxruntime", reason="needs onnxruntime: `pip install nrd-trt[ort]`")
         return OrtRunner(to_precision(small_export(form, "dynamic"), precision), threads=1)
 
@@ -41,14 +41,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def runner(kind: str) -> BaseRunner:
+def runner(kind: str) -> Runner:
     return RUNNERS[kind]("uint8")
 
 
 @pytest.mark.parametrize("form", ["uint8", "float"])
 def test_specs_describe_what_is_taken_and_given(kind: str, form: InputForm) -> None:
     with RUNNERS[kind](form) as runner:
-        assert isinstance(runner, Runner)
         image = feed(form, *SIZE)
         assert list(runner.inputs) == ["image"]
         assert set(runner.outputs) == {"mask", "logits"}
@@ -62,7 +61,7 @@ def test_specs_describe_what_is_taken_and_given(kind: str, form: InputForm) -> N
         assert len(np.unique(outputs["mask"])) > 1
 
 
-def test_life_cycle(runner: BaseRunner) -> None:
+def test_life_cycle(runner: Runner) -> None:
     runner.__exit__(None, None, None)  # before entering
     with runner:
         with pytest.raises(RunnerError, match="already entered"):
@@ -79,7 +78,7 @@ def test_life_cycle(runner: BaseRunner) -> None:
             use()
 
 
-def test_arrays_are_fresh_and_inputs_untouched(runner: BaseRunner) -> None:
+def test_arrays_are_fresh_and_inputs_untouched(runner: Runner) -> None:
     image, other = feed("uint8", *SIZE), feed("uint8", *SIZE, seed=99)
     before = image["image"].copy()
     with runner:
@@ -114,7 +113,7 @@ IMAGE = np.zeros((1, 64, 64, 3), np.uint8)
     ids=["missing", "unknown", "renamed", "float", "int8", "rank", "planes", "channels"],
 )
 def test_feeds_are_checked_before_any_run(
-    runner: BaseRunner, wrong: Mapping[str, np.ndarray], message: str, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, wrong: Mapping[str, np.ndarray], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[object] = []
     monkeypatch.setattr(runner, "_run", ran.append)
@@ -130,7 +129,7 @@ def test_sizes_off_the_grid_are_an_error(kind: str, form: InputForm) -> None:
         runner.infer(feed(form, 1, 100, 128))
 
 
-def test_images_that_are_not_contiguous(runner: BaseRunner) -> None:
+def test_images_that_are_not_contiguous(runner: Runner) -> None:
     wide = feed("uint8", 2, 64, 192)["image"]
     with runner:
         got = runner.infer({"image": wide[:, :, ::2]})

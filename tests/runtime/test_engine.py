@@ -22,7 +22,7 @@ from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.model.recognise import CheckpointOptions
-from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -110,7 +110,7 @@ def test_dynamic_file_of_larger_batches(form: InputForm) -> None:
             assert (got == fitted.restore(expected.numpy().astype(np.uint8))).mean() > 0.995
 
 
-class Counting(BaseRunner):
+class Counting(Runner):
     """A runner that gives an empty mask and counts how often it starts and ends."""
 
     name = "counting"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nrd_trt.errors import RunnerError, ShapeError
-from nrd_trt.runtime.base import BaseRunner
+from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.engine_thread import EngineThread, Pending
 from nrd_trt.specs import TensorSpec
@@ -22,7 +22,7 @@ WITHIN_S = 60.0
 SHAPES = (SMALL, LARGE, (1, 8, 8, 3))
 
 
-class Doubler(BaseRunner):
+class Doubler(Runner):
     """A runner on the CPU that notes its thread."""
 
     name = "doubler"
@@ -50,7 +50,7 @@ def _one_thread_only(bench: Bench) -> Iterator[None]:
     assert bench.cuda.threads <= {"nrd-engine_0"}
 
 
-def on_thread(made: BaseRunner) -> EngineThread:
+def on_thread(made: Runner) -> EngineThread:
     return EngineThread(Engine(made, facts()))
 
 
