@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,44 +33,36 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def started(*arguments: object, **changes: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start it and wait for the line with the address."""
-    command = command_line("serve", *arguments, "--port", 0, "--threads", 1)
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**changes)
-    )
-    watchdog = threading.Timer(60, process.kill)
-    watchdog.start()
-    try:
-        assert process.stdout is not None
-        yield process, process.stdout.readline().strip()
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.communicate()
+    command = command_line("serve", *arguments, "--bundle", bundle(), "--port", 0, "--threads", 1)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment(**changes), **pipes) as process:  # type: ignore[call-overload]
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            watchdog.cancel()
+            process.kill()
 
 
 def stopped(process: subprocess.Popen[str], *signals: signal.Signals) -> str:
-    """End it and return what it said on stderr."""
-    start = time.monotonic()
+    """End it and return what it still said."""
     for each in signals:
         process.send_signal(each)
-    process.wait(timeout=10)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    assert process.returncode == 130, errors
-    assert time.monotonic() - start < 5.0  # 0.4 s on an idle machine
-    assert "Traceback" not in errors
-    return errors
+    told = "".join(process.communicate(timeout=5))  # 0.4 s on an idle machine
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    return told
 
 
 def test_it_serves_until_it_is_stopped_twice(drive: Path) -> None:
-    with started(drive, "--bundle", bundle()) as (process, url):
+    with started(drive) as (process, url):
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url), url
         with httpx.stream("GET", f"{url}stream.mjpg", trust_env=False, timeout=10) as stream:
             next(stream.iter_raw())
             # The clip has four frames: it has begun again.
             until(lambda: httpx.get(f"{url}status", trust_env=False).json()["number"] >= 8)
-            errors = stopped(process, signal.SIGINT, signal.SIGINT)
-        assert "Ctrl-C" in errors
+            assert "Ctrl-C" in stopped(process, signal.SIGINT, signal.SIGINT)
 
 
 def test_from_python_it_serves_until_ctrl_c_and_makes_a_token(drive: Path) -> None:
@@ -105,14 +96,12 @@ def test_a_token_that_it_makes_is_printed(nrd_trt: Invoke, drive: Path, monkeypa
 
 def test_a_token_that_it_is_given_is_not_printed(drive: Path) -> None:
     secret = "given-by-the-environment"
-    with started(drive, "--bundle", bundle(), "--no-loop", NRD_TRT_TOKEN=secret) as (process, url):
+    with started(drive, "--no-loop", NRD_TRT_TOKEN=secret) as (process, url):
         assert httpx.get(f"{url}status", trust_env=False).status_code == 401
         headers = {"Authorization": f"Bearer {secret}"}
         # The page is still there when the run has ended.
         until(lambda: httpx.get(f"{url}status", headers=headers, trust_env=False).json()["state"] == "ended")
-        errors = stopped(process, signal.SIGTERM)
-        assert process.stdout is not None
-        assert secret not in url + process.stdout.read() + errors
+        assert secret not in url + stopped(process, signal.SIGTERM)
 
 
 def test_a_taken_port_is_bad_input(nrd_trt: Invoke, drive: Path) -> None:

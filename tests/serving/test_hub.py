@@ -7,19 +7,20 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nrd_trt.serving import hub as hub_module
-from nrd_trt.serving.hub import Hub
-from nrd_trt.video.frames import SegmentedFrame, StreamInfo
+from nrd_trt.serving.hub import Hub, Shown
+from nrd_trt.video.frames import SegmentedFrame
 from nrd_trt.video.pause import PauseSwitch
 from tests.serving.waiting import until
+from tests.video.stand_ins import INFO as STREAM
 from tests.video.stand_ins import segmented
 
-INFO = StreamInfo(name="x", size_hw=(4, 6), rate=None, time_base=Fraction(1, 25), frames=None, live=True)
+INFO = replace(STREAM, live=True)
 
 
 def frame(index: int) -> SegmentedFrame:
@@ -34,7 +35,7 @@ def hub() -> Hub:
 
 
 def test_the_newest_frame_wins_and_waiting_for_another_ends(hub: Hub) -> None:
-    """In time, with the run, and with the server."""
+    """With a frame, in time, with the run, and with the server."""
     for index in range(3):
         hub.write(frame(index))
     shown = asyncio.run(hub.newer(1, 1.0))
@@ -43,33 +44,18 @@ def test_the_newest_frame_wins_and_waiting_for_another_ends(hub: Hub) -> None:
     assert hub.latency_sum_s == pytest.approx(0.75, abs=0.2)
     assert asyncio.run(hub.newer(3, 0.05)) is None
 
-    async def ended_by(action: Callable[[], None]) -> float:
-        loop, start = asyncio.get_running_loop(), time.monotonic()
-        loop.call_later(0.05, action)
-        assert await hub.newer(3, 5.0) is None
-        return time.monotonic() - start
+    async def woken_by(action: Callable[[], object]) -> Shown | None:
+        asyncio.get_running_loop().call_later(0.05, action)
+        return await asyncio.wait_for(hub.newer(3, 5.0), 1)
 
-    assert asyncio.run(ended_by(hub.leave)) < 1
-    assert asyncio.run(ended_by(lambda: hub.close("stopped"))) < 1
-
-
-def test_a_viewer_waits_for_a_frame_that_it_has_not_seen(hub: Hub) -> None:
-    hub.write(frame(0))
-
-    async def watch() -> int:
-        later = asyncio.get_running_loop().run_in_executor(None, lambda: (time.sleep(0.1), hub.write(frame(1))))
-        shown = await hub.newer(1, 5.0)
-        await later
-        return shown.number if shown else 0
-
-    assert asyncio.run(watch()) == 2
+    assert asyncio.run(woken_by(lambda: hub.write(frame(3)))) is hub.newest
+    hub.newest = shown
+    assert asyncio.run(woken_by(hub.leave)) is None
+    assert asyncio.run(woken_by(lambda: hub.close("stopped"))) is None
     assert not hub._waiting
 
 
 def test_something_is_made_once_for_all_viewers(hub: Hub) -> None:
-    hub.write(frame(0))
-    shown = hub.newest
-    assert shown is not None
     made: list[int] = []
 
     def make() -> object:
@@ -77,12 +63,12 @@ def test_something_is_made_once_for_all_viewers(hub: Hub) -> None:
         time.sleep(0.05)
         return object()
 
+    hub.write(frame(0))
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda _: hub.once(shown, "x", make), range(8)))
+        results = list(pool.map(lambda _: hub.once(hub.newest, "x", make), range(8)))
     assert (len(made), len(set(map(id, results)))) == (1, 1)
-    assert hub.once(shown, "y", make) is not results[0]
+    assert hub.once(hub.newest, "y", make) is not results[0]
     hub.write(frame(1))
-    assert hub.newest is not None
     assert hub.once(hub.newest, "x", make) is not results[0]
     for key in range(1000):  # what is kept of a frame is bounded
         assert hub.once(hub.newest, key, lambda key=key: key) == key
@@ -91,17 +77,13 @@ def test_something_is_made_once_for_all_viewers(hub: Hub) -> None:
 
 def test_the_pipeline_does_not_wait_for_an_encoder(hub: Hub) -> None:
     hub.write(frame(0))
-    shown, release = hub.newest, threading.Event()
-    assert shown is not None
-    thread = threading.Thread(target=lambda: hub.once(shown, "x", lambda: release.wait(3)))
-    thread.start()
-    start = time.monotonic()
-    for index in range(1, 100):
-        hub.write(frame(index))
-    took = time.monotonic() - start
-    release.set()
-    thread.join()
-    assert took < 1
+    release = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        encoding = pool.submit(hub.once, hub.newest, "x", lambda: release.wait(3))
+        for index in range(1, 100):
+            hub.write(frame(index))
+        release.set()
+        assert encoding.result()  # in time
 
 
 def test_viewers_are_counted_while_they_ask(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

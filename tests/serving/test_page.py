@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +110,9 @@ def page(window: Watched, rig: Rig) -> Iterator[Watched]:
     assert window.complaints == []
 
 
-def pause(page: Watched, rig: Rig) -> Any:
-    """Pause by the button and return the frame that stays, once the page shows it."""
-    page.page.click("#pause")
+def pause(page: Watched, rig: Rig, hold: Callable[[], None] | None = None) -> Any:
+    """Pause, by the button if not told otherwise, and return the frame that stays, once the page shows it."""
+    (hold or partial(page.page.click, "#pause"))()
     until(lambda: page.state() == "Paused")
     shown = rig.paused()
     until(lambda: page.number() == shown.number)
@@ -131,32 +132,26 @@ def test_frames_change_and_figures_come(page: Watched) -> None:
     assert "12.5" in page.page.inner_text("#tiles")
 
 
-def test_views_and_opacity_are_those_of_the_server(page: Watched, rig: Rig) -> None:
+def test_views_opacity_and_classes_are_those_of_the_server(page: Watched, rig: Rig) -> None:
     """JPEG loses a little; the colours of the mask are exact."""
     frame = pause(page, rig)
     rgb, mask, palette = frame.frame.rgb, frame.mask, rig.engine.engine.info.palette
-    page.view("Mask")
-    assert np.array_equal(page.pixels(), colour(mask, palette))
-    assert page.page.is_disabled("#opacity")
-    page.view("Overlay")
+    coloured, road = colour(mask, palette), (mask == 3)[..., None]
     for percent in (0, 35, 100):
         page.opacity(percent)
         wanted = blend(rgb, mask, palette, percent / 100)
         assert np.abs(page.pixels().astype(int) - wanted).mean() < 5, percent
         assert page.page.inner_text("#opacity-value") == f"{percent} %"
-    assert np.array_equal(page.pixels(), colour(mask, palette))  # at 100 %
+    assert np.array_equal(page.pixels(), coloured)  # at 100 %
     page.view("Side by side")
     both = page.pixels()
     assert both.shape == (SIZE_HW[0], 2 * SIZE_HW[1], 3)
     assert np.abs(both[:, : SIZE_HW[1]].astype(int) - rgb).mean() < 5
-    assert np.array_equal(both[:, SIZE_HW[1] :], colour(mask, palette))
-
-
-def test_classes_can_be_hidden_and_a_snapshot_shows_what_is_left(page: Watched, rig: Rig) -> None:
-    frame = pause(page, rig)
-    road, coloured = (frame.mask == 3)[..., None], colour(frame.mask, rig.engine.engine.info.palette)
-    assert 0.05 < road.mean() < 0.95
+    assert np.array_equal(both[:, SIZE_HW[1] :], coloured)
     page.view("Mask")
+    assert page.page.is_disabled("#opacity")
+    assert np.array_equal(page.pixels(), coloured)
+    assert 0.05 < road.mean() < 0.95
     page.page.click(".class >> text=Road")
     assert np.array_equal(page.pixels(), np.where(road, 0, coloured))
     with page.page.expect_download() as download:
@@ -171,33 +166,28 @@ def test_classes_can_be_hidden_and_a_snapshot_shows_what_is_left(page: Watched, 
     until(lambda: page.page.inner_text(".class:has-text('Road') b") == f"{100 * road.mean():.1f} %")
 
 
-def test_pause_holds_step_shows_one_more_and_resume_goes_on(page: Watched, rig: Rig) -> None:
-    pause(page, rig)
-    number = page.number()
-    page.page.click("#step")
-    until(lambda: page.number() == number + 1)
-    page.page.wait_for_timeout(200)
-    assert page.number() == number + 1
-    page.page.click("text=Resume")
-    until(lambda: page.number() > number + 4)
-    assert page.state() == "Live"
+def test_buttons_and_keys_pause_step_and_resume_and_tab_reaches_everything(page: Watched, rig: Rig) -> None:
+    press, click = page.page.keyboard.press, page.page.click  # a button that was clicked takes the keys
 
+    def check(hold: Callable[[], None], step: Callable[[], None], resume: Callable[[], None]) -> None:
+        pause(page, rig, hold)
+        number = page.number()
+        step()
+        until(lambda: page.number() == number + 1)
+        page.page.wait_for_timeout(200)
+        assert page.number() == number + 1
+        resume()
+        until(lambda: page.number() > number + 4)
+        assert page.state() == "Live"
 
-def test_keys_do_what_the_page_says_and_tab_reaches_everything(page: Watched) -> None:
-    press = page.page.keyboard.press
+    check(partial(press, "Space"), partial(press, "."), partial(press, "Space"))
     for key, view in {"2": "mask", "3": "side", "1": "overlay"}.items():
         press(key)
         assert page.page.is_checked(f"[value={view}]")
-    press("Space")
-    until(lambda: page.state() == "Paused")
-    number = page.number()
-    press(".")
-    until(lambda: page.number() > number)
     with page.page.expect_download() as download:
         press("s")
     assert download.value.suggested_filename.startswith("snapshot-")
-    press("Space")
-    until(lambda: page.state() == "Live")
+    check(partial(click, "#pause"), partial(click, "#step"), partial(click, "text=Resume"))
     reached = set()
     for _ in range(40):
         press("Tab")
@@ -280,7 +270,6 @@ def test_dropped_files_are_taken(page: Watched) -> None:
 
 def test_uploads_that_are_refused_are_told(browser: Browser, rig: Rig) -> None:
     with opened(browser, rig.url) as page:
-        until(lambda: page.number() > 0)
         upload(page, "bomb.png", "application/octet-stream", bomb_png())
         until(lambda: "expected at most 40 million pixels" in page.page.inner_text("#problem"))
         assert page.page.is_hidden("#progress")
@@ -345,11 +334,10 @@ def test_lost_and_failed_sources_are_told(browser: Browser, monkeypatch: pytest.
 
 def test_an_ended_run_keeps_its_last_frame_and_a_server_that_went_away_is_told(browser: Browser) -> None:
     with ExitStack() as stack:
-        rig = stack.enter_context(Rig(Street(count=5)))
-        page = stack.enter_context(opened(browser, rig.url))
-        until(lambda: page.state() == "Ended" and page.number() == 5)
-        assert page.page.is_hidden("#veil")
-        rig.__exit__(None, None, None)
+        with Rig(Street(count=5)) as rig:
+            page = stack.enter_context(opened(browser, rig.url))
+            until(lambda: page.state() == "Ended" and page.number() == 5)
+            assert page.page.is_hidden("#veil")
         until(lambda: page.state() == "Connecting")
 
 
