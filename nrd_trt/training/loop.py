@@ -251,7 +251,8 @@ class _Run:
             with network.no_sync() if self.world.size > 1 and not last else nullcontext():  # type: ignore[operator]
                 total += self._backward(network, next(batches)) / self.how.accumulate
             statistics.add(last=last)
-        self.world.mean_all(statistics.tensors)
+        for tensor in statistics.tensors:
+            self.world.mean(tensor)
         loss = self.world.mean(total).item()
         if not math.isfinite(loss):
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import torch
@@ -16,19 +17,6 @@ from nrd_trt.training.recipes import Recipe
 _AUX_STAGE = 2  # stride 16, as released
 
 
-class AuxiliaryHead(nn.Module):
-    """mmseg's FCNHead with one convolution: supervises the third stage and is dropped after training."""
-
-    def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.convs = nn.Sequential(ConvBnAct(in_channels, channels, 3, act=nn.ReLU()))
-        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, in_channels, h, w)`` to logits ``(B, K, h, w)``."""
-        return self.conv_seg(self.convs(x))  # type: ignore[no-any-return]
-
-
 class Objective(nn.Module):
     """Network and auxiliary head with their losses; one module, so that gradients of both are shared by all ranks."""
 
@@ -39,9 +27,11 @@ class Objective(nn.Module):
         self.segmentor = segmentor
         self.aux_weight = recipe.aux_weight
         self.frozen_stages = recipe.frozen_stages
-        if recipe.aux_weight:
-            in_channels = segmentor.backbone.channels[_AUX_STAGE]
-            self.auxiliary_head = AuxiliaryHead(in_channels, recipe.aux_channels, recipe.config.num_classes)
+        if recipe.aux_weight:  # mmseg's FCNHead with one convolution, which is dropped after training
+            in_channels, width = segmentor.backbone.channels[_AUX_STAGE], recipe.aux_channels
+            convs = nn.Sequential(ConvBnAct(in_channels, width, 3, act=nn.ReLU()))
+            conv_seg = nn.Conv2d(width, recipe.config.num_classes, 1)
+            self.auxiliary_head = nn.Sequential(OrderedDict(convs=convs, conv_seg=conv_seg))
         self.register_buffer("class_weights", class_weights, persistent=False)
         for module in (*self._frozen(), *segmentor.unused_modules()):
             module.requires_grad_(False)

@@ -6,7 +6,7 @@ Without torchrun's variables in the environment there is one rank and nothing is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -39,11 +39,6 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
-
-    def mean_all(self, tensors: Iterable[Tensor]) -> None:
-        """Replace every tensor by its mean over all ranks."""
-        for tensor in tensors if self.size > 1 else ():
-            self.mean(tensor)
 
     def barrier(self) -> None:
         """Wait for every rank."""

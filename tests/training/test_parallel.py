@@ -148,8 +148,10 @@ def test_two_processes_of_two_micro_batches_equal_four(data: Path, tmp_path: Pat
         assert expected.keys() == got.keys()
         for name, tensor in expected.items():
             # The sums are the same ones in another order, which float32 rounds within 1e-7 of the largest of them.
-            # Two steps carry that on; 1e-5 is far below what a forgotten sample or statistic would change.
-            torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-5 * tensor.abs().max().item(), msg=name)
+            # Two steps carry that on; 1e-5 is far below what a forgotten sample or statistic would change. A bias whose
+            # next layers end in a batch norm has no gradient but the rounding of others, a few 1e-8 of momentum.
+            atol = max(1e-5 * tensor.abs().max().item(), 1e-6)
+            torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=atol, msg=name)
     columns = [[(row["loss"], row["miou"]) for row in logged(tmp_path / folder)] for folder in ("one", "two")]
     assert columns[0] == columns[1]
     printed = json.loads(both[0][1])
@@ -167,7 +169,6 @@ def test_one_process_communicates_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         assert world.device == torch.device("cpu")
         tensor = torch.arange(3.0)
         assert world.sum(tensor).tolist() == world.mean(tensor).tolist() == [0, 1, 2]
-        world.mean_all([tensor])
         world.barrier()
         assert not torch.distributed.is_initialized()
 
