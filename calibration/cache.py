@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import onnx
 
+from nrd_trt.calibration.histograms import TensorFigures
 from nrd_trt.calibration.recipes import Recipe
 from nrd_trt.errors import CalibrationError
 from nrd_trt.files import atomic_file, sha256_bytes
@@ -28,21 +29,6 @@ class Coverage:
     pixel_share: dict[str, float]
     images: dict[str, int]
     never_seen: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorFigures:
-    """How the range of one tensor came about.
-
-    Attributes:
-        largest: Largest magnitude of all values.
-        clipped: See `nrd_trt.calibration.histograms.Estimate`.
-        error: See there, too.
-    """
-
-    largest: float
-    clipped: float | None
-    error: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

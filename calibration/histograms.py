@@ -69,23 +69,23 @@ class Histogram:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A range.
+class TensorFigures:
+    """What a range does to the values of one tensor.
 
     Attributes:
-        amax: Largest magnitude that int8 shall represent, above 0.
-        clipped: Share of the counted values above it, 0-1; None where no values were counted.
+        largest: Largest magnitude of all values.
+        clipped: Share of the counted values above the range, 0-1; None where no values were counted.
         error: Root of the mean squared error of rounding and clipping, over the root mean square of the values; None
             likewise.
     """
 
-    amax: float
-    clipped: float | None = None
-    error: float | None = None
+    largest: float
+    clipped: float | None
+    error: float | None
 
 
-def estimate(histogram: Histogram, recipe: Recipe) -> Estimate:
-    """Return the range of a tensor that is not zero everywhere.
+def estimate(histogram: Histogram, recipe: Recipe) -> float:
+    """Return the range of a tensor that is not zero everywhere: the largest magnitude that int8 shall represent.
 
     Args:
         histogram: With ``largest > 0``. Without any count the range is `largest`.
@@ -94,19 +94,19 @@ def estimate(histogram: Histogram, recipe: Recipe) -> Estimate:
     amax = histogram.largest
     if recipe.estimator != "minmax" and histogram.counts.any():
         amax = min(_ESTIMATORS[recipe.estimator](histogram, recipe), histogram.largest)
-    return describe(histogram, amax)
+    return amax
 
 
-def describe(histogram: Histogram, amax: float) -> Estimate:
+def describe(histogram: Histogram, amax: float) -> TensorFigures:
     """Return what a range does to the counted values."""
     counts, centres = histogram.counts, _centres(histogram)
     total = counts.sum()
     if total == 0:
-        return Estimate(amax=amax)
+        return TensorFigures(largest=histogram.largest, clipped=None, error=None)
     power = float((counts * centres**2).sum())
     error = float(_squared_errors(counts, centres, np.array([amax]))[0])
-    return Estimate(
-        amax=amax,
+    return TensorFigures(
+        largest=histogram.largest,
         clipped=float(counts[np.arange(len(counts)) * histogram.width > amax].sum() / total),
         error=math.sqrt(error / power) if power else 0.0,
     )

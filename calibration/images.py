@@ -39,10 +39,6 @@ class ImageSet:
     read: Callable[[], Iterator[np.ndarray]]
     contents: Callable[[], list[str] | None]
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the images."""
-        return self.read()
-
 
 def open_images(data: Path | str, *, images: int, seed: int, size_hw: tuple[int, int]) -> ImageSet:
     """Open a data set and choose at most `images` of it.

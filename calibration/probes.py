@@ -270,19 +270,13 @@ def _not_negative(model: onnx.ModelProto) -> set[str]:
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with weights as further inputs: inference copies a file several times, which these outweigh."""
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    for tensor in model.graph.initializer:
+    graph, inputs = model.graph, list(model.graph.input)
+    kept = [tensor for tensor in graph.initializer if tensor.data_type != TensorProto.FLOAT]  # inference reads shapes
+    for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
-            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        else:  # shapes and axes, whose values inference reads
-            light.graph.initializer.append(tensor)
-    return light
+            inputs.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    light = helper.make_graph(graph.node, graph.name, inputs, graph.output, kept)
+    return helper.make_model(light, functions=model.functions, opset_imports=model.opset_import)
 
 
 def _types_and_shapes(

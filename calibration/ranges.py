@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx
 
-from nrd_trt.calibration.cache import Coverage, Keys, Ranges, TensorFigures, model_sha256
-from nrd_trt.calibration.histograms import Histogram, estimate
+from nrd_trt.calibration.cache import Coverage, Keys, Ranges, model_sha256
+from nrd_trt.calibration.histograms import Histogram, describe, estimate
 from nrd_trt.calibration.probes import Probe, make_probes, plan_groups, read_masks, with_probes
 from nrd_trt.calibration.recipes import Recipe
 from nrd_trt.calibration.stream import batch_of, check_distinct, contents_of, image_digests, names_of
@@ -170,17 +170,12 @@ class _Collection:
 
     def ranges(self, keys: Keys) -> Ranges:
         """Estimate a range for every tensor."""
-        zero = tuple(name for name, histogram in self._histograms.items() if not histogram.largest)
-        estimates = {
-            name: estimate(histogram, self._recipe) for name, histogram in self._histograms.items() if histogram.largest
-        }
+        used = {name: histogram for name, histogram in self._histograms.items() if histogram.largest}
+        tensors = {name: estimate(histogram, self._recipe) for name, histogram in used.items()}
         return Ranges(
-            tensors={name: estimates[name].amax if name in estimates else 1.0 for name in self._histograms},
-            figures={
-                name: TensorFigures(largest=self._histograms[name].largest, clipped=found.clipped, error=found.error)
-                for name, found in estimates.items()
-            },
-            zero=zero,
+            tensors={name: tensors.get(name, 1.0) for name in self._histograms},
+            figures={name: describe(histogram, tensors[name]) for name, histogram in used.items()},
+            zero=tuple(name for name in self._histograms if name not in used),
             images=len(self._digests),
             coverage=self._classes.coverage(),
             recipe=self._recipe,

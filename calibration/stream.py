@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,27 +84,15 @@ class CalibrationStream:
 
     def __iter__(self) -> Iterator[Feed]:
         """Yield one feed per batch; the last is filled up with its own images."""
-        waiting: list[FittedImage] = []
-        done = 0
-        for fitted in self._fitted():
-            waiting.append(fitted)
-            if len(waiting) == self._batch:
-                yield self._feed(waiting, done)
-                done += len(waiting)
-                waiting = []
-        if waiting:
-            yield self._feed(waiting, done)
-
-    def _feed(self, fitted: list[FittedImage], done: int) -> Feed:
-        names = self.names[done : done + len(fitted)]
-        pixels = [entry.image for entry in fitted]
-        while len(pixels) < self._batch:
-            pixels.append(pixels[len(pixels) % len(names)])
-        contents = [entry.content_hw for entry in fitted]
-        return Feed(batch_feed(np.stack(pixels), self._facts), names, contents)
+        images = self._fitted()
+        for first in range(0, len(self.names), self._batch):
+            names = self.names[first : first + self._batch]
+            fitted = list(itertools.islice(images, len(names)))
+            pixels = np.stack([fitted[index % len(names)].image for index in range(self._batch)])
+            yield Feed(batch_feed(pixels, self._facts), names, [entry.content_hw for entry in fitted])
 
     def _fitted(self) -> Iterator[FittedImage]:
-        for name, rgb in zip(self.names, self._source, strict=True):
+        for name, rgb in zip(self.names, self._source.read(), strict=True):
             try:
                 yield fit_image(rgb, self._shape, self._facts.info, self._fit)
             except ShapeError as exc:

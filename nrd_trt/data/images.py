@@ -14,17 +14,7 @@ from PIL import Image, ImageOps
 from nrd_trt.errors import ConfigError, ShapeError
 
 # Pillow's decoders let all of these through when a file is damaged.
-_DAMAGED = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
+_DAMAGED = (OSError, ValueError, SyntaxError, IndexError, TypeError, OverflowError, struct.error, zlib.error)
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 
 

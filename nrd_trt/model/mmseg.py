@@ -29,24 +29,19 @@ def mmseg_facts(meta: Mapping[str, Any]) -> StoredFacts:
         msgspec.ValidationError: A value has another type than mmseg writes.
     """
     text = str(meta.get("config", ""))
-    info: dict[str, Any] = {}
     names = meta.get("CLASSES") or meta.get("dataset_meta", {}).get("classes")
-    palette = meta.get("PALETTE") or meta.get("dataset_meta", {}).get("palette")
-    if names:
-        info["class_names"] = list(names)
-    if palette:
-        info["palette"] = [list(map(int, colour)) for colour in palette]
-    found = {"info": {**info, **_normalisation(text)}, **_dilation(_model(text))}
-    return msgspec.convert(found, StoredFacts)
+    palette = meta.get("PALETTE") or meta.get("dataset_meta", {}).get("palette") or ()
+    colours = [list(map(int, colour)) for colour in palette]
+    info = {"class_names": list(names or ()) or None, "palette": colours or None, **_normalisation(text)}
+    return msgspec.convert({"info": info, **_dilation(_model(text))}, StoredFacts)
 
 
 def _normalisation(text: str) -> dict[str, Any]:
-    info: dict[str, Any] = {}
     config = re.search(r"img_norm_cfg\s*=\s*dict\((.*?)\)", text, re.DOTALL)
-    for key in ("mean", "std") if config else ():
-        if found := re.search(rf"{key}=(\[[^\]]*\])", config[1]):  # type: ignore[index]
-            info[key] = ast.literal_eval(found[1])
-    if config and (found := re.search(r"to_rgb=(True|False)", config[1])):
+    given = config[1] if config else ""
+    lists = {key: re.search(rf"{key}=(\[[^\]]*\])", given) for key in ("mean", "std")}
+    info: dict[str, Any] = {key: ast.literal_eval(found[1]) for key, found in lists.items() if found}
+    if found := re.search(r"to_rgb=(True|False)", given):
         info["channel_order"] = "rgb" if found[1] == "True" else "bgr"
     return info
 

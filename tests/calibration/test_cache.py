@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nrd_trt.calibration.cache import Coverage, Keys, Ranges, TensorFigures, load_ranges, model_sha256, save_ranges
+from nrd_trt.calibration.cache import Coverage, Keys, Ranges, load_ranges, model_sha256, save_ranges
+from nrd_trt.calibration.histograms import TensorFigures
 from nrd_trt.calibration.recipes import RECIPES
 from nrd_trt.errors import CalibrationError
 from tests.artefacts import listing

@@ -30,7 +30,7 @@ def opened(path: Path) -> np.ndarray:
 
 
 def calibrated(path: Path) -> np.ndarray:
-    (image,) = open_images(path.parent, images=1, seed=0, size_hw=(64, 64))
+    (image,) = open_images(path.parent, images=1, seed=0, size_hw=(64, 64)).read()
     return image
 
 
