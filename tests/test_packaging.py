@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import configparser
 import os
 import re
@@ -27,9 +26,12 @@ _PIXELS = {".png", ".jpg", ".jpeg", ".npz", ".npy", ".mp4"}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel that an sdist gives. A copy is built: a build leaves files, and takes up those of earlier ones."""
-    folder = tmp_path_factory.mktemp("wheel")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the wheel of an sdist installs; read-only.
+
+    A copy is built: a build leaves files, and takes up those of earlier ones.
+    """
+    folder, target = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("installed")
     source = folder / "source"
     skip = shutil.ignore_patterns("__pycache__", "build")
     for name in ("nrd_trt", *(name for name in _BESIDE if (ROOT / name).is_dir())):
@@ -46,43 +48,37 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = folder.glob("*.whl")
-    return zipfile.ZipFile(path)
+    zipfile.ZipFile(path).extractall(target)
+    return target
 
 
-@pytest.fixture(scope="module")
-def installed(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the wheel installs; read-only."""
-    folder = tmp_path_factory.mktemp("installed")
-    wheel.extractall(folder)
-    return folder
+def _metadata(installed: Path, name: str) -> str:
+    (path,) = installed.glob(f"*.dist-info/{name}")
+    return path.read_text(encoding="utf-8")
 
 
-def _metadata(wheel: zipfile.ZipFile, name: str) -> str:
-    (member,) = (member for member in wheel.namelist() if member.endswith(f".dist-info/{name}"))
-    return wheel.read(member).decode()
+def _header(installed: Path) -> Message:
+    return Parser().parsestr(_metadata(installed, "METADATA"))
 
 
-def _header(wheel: zipfile.ZipFile) -> Message:
-    return Parser().parsestr(_metadata(wheel, "METADATA"))
+def _files(folder: Path, pattern: str, root: Path = ROOT) -> set[str]:
+    """Return the files of a pattern, as paths from the root."""
+    return {path.relative_to(root).as_posix() for path in folder.glob(pattern) if path.is_file()}
 
 
-def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_the_package_and_nothing_else(installed: Path) -> None:
     """And no pixels: CamVid's licence does not let us hand its frames on, and golden data is for the tests."""
-    modules = _modules()
-    zoo = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/zoo").glob("*") if path.is_file()}
+    package, kernels = ROOT / "nrd_trt", ROOT / "plugins/nrd_decode"
+    ours = _files(package, "**/*.py") | _files(package / "zoo", "*") | _files(package / "serving/page", "*")
+    calibration = {f"nrd_trt/{name}" for name in _files(ROOT / "calibration", "**/*.py")}
+    assert len(calibration) > 5
+    # What PyTorch's extension loader needs.
+    sources = {f"nrd_trt/_{name}" for pattern in ("*.cu", "*.h", "torch/*") for name in _files(kernels, pattern)}
     planted = {"nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md"}
-    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt/serving/page").iterdir()}
-    template = {"nrd_trt/validation/report.html.j2"}
-    assert held == modules | zoo | page | template | planted | {"nrd_trt/py.typed"} | _kernel_files()
+    others = {"nrd_trt/validation/report.html.j2", "nrd_trt/py.typed"}
+    held = {name for name in _files(installed, "**/*", installed) if ".dist-info/" not in name}
+    assert held == ours | calibration | sources | planted | others
     assert [name for name in held if Path(name).suffix in _PIXELS] == []
-
-
-def _modules() -> set[str]:
-    """Ours, as they lie in the wheel; those of calibration/ are nrd_trt.calibration there."""
-    beside = {f"nrd_trt/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "calibration").rglob("*.py")}
-    assert len(beside) > 5
-    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "nrd_trt").rglob("*.py")} | beside
 
 
 def test_calibration_is_a_room_of_the_installed_package(installed: Path) -> None:
@@ -120,13 +116,6 @@ def _run(code: str, folder: Path, *options: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def _kernel_files() -> set[str]:
-    """What PyTorch's extension loader needs of ``plugins/``, as it lies in the package."""
-    kernels = ROOT / "plugins/nrd_decode"
-    found = [*kernels.glob("*.cu"), *kernels.glob("*.h"), *(kernels / "torch").iterdir()]
-    return {f"nrd_trt/_{path.relative_to(ROOT).as_posix()}" for path in found}
-
-
 def test_kernels_compile_from_the_wheel_alone(installed: Path) -> None:
     """Every local header that a compiled file includes, directly or by way of others, is in the wheel."""
     folder = installed / "nrd_trt/_plugins"
@@ -140,41 +129,27 @@ def test_kernels_compile_from_the_wheel_alone(installed: Path) -> None:
     assert folder / "nrd_decode/decode_problem.h" in seen
 
 
-def test_wheel_states_what_it_is(wheel: zipfile.ZipFile) -> None:
-    header = _header(wheel)
+def test_wheel_states_what_it_is_and_needs_neither_torch_nor_tensorrt(installed: Path) -> None:
+    """A Jetson brings its own TensorRT and rebuilds a bundle without PyTorch."""
+    header, entry_points = _header(installed), _metadata(installed, "entry_points.txt")
     assert (header["Name"], header["Version"]) == ("nrd-trt", nrd_trt.__version__)
     assert header["Requires-Python"] == ">=3.10"
     assert "Apache-2.0" in (header["License-Expression"], header["License"])
-    assert "Apache License" in _metadata(wheel, "licenses/LICENSE")
-    assert "nrd-trt = nrd_trt.cli.main:main" in _metadata(wheel, "entry_points.txt")
-    extension = "[polygraphy.run.plugins]\nnrd-trt = nrd_trt.polygraphy.extension:arg_groups\n"
-    assert extension in _metadata(wheel, "entry_points.txt")
-
-
-def test_wheel_needs_neither_torch_nor_tensorrt(wheel: zipfile.ZipFile) -> None:
-    """A Jetson brings its own TensorRT and rebuilds a bundle without PyTorch."""
-    needed = [line for line in _header(wheel).get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert "Apache License" in _metadata(installed, "licenses/LICENSE")
+    assert "nrd-trt = nrd_trt.cli.main:main" in entry_points
+    assert "[polygraphy.run.plugins]\nnrd-trt = nrd_trt.polygraphy.extension:arg_groups\n" in entry_points
+    needed = [line for line in header.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert any(line.startswith("onnxruntime") for line in needed)
     assert [line for line in needed if line.startswith(("torch", "tensorrt", "onnxscript"))] == []
 
 
-def test_extras_named_in_messages_exist(wheel: zipfile.ZipFile) -> None:
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "nrd_trt").rglob("*.py")]
-    called = set().union(*map(_extras_required, trees))
-    assert called, "no call of require() was found"
-    assert called | {extra for _, extra in FLAVOURS.values()} <= set(_header(wheel).get_all("Provides-Extra", []))
-
-
-def _extras_required(tree: ast.Module) -> set[str]:
-    """The literal ``extra=`` of every call of `require`."""
-    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return {
-        keyword.value.value
-        for call in calls
-        if getattr(call.func, "attr", getattr(call.func, "id", "")) == "require"
-        for keyword in call.keywords
-        if keyword.arg == "extra" and isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str)
-    }
+def test_extras_named_in_messages_exist(installed: Path) -> None:
+    """The literal ``extra=`` of every call of `require`, and those of the flavours."""
+    called = {extra for _, extra in FLAVOURS.values()}
+    for path in (ROOT / "nrd_trt").rglob("*.py"):
+        called |= set(re.findall(r'\brequire\([^()]*\bextra="([^"]+)"', path.read_text(encoding="utf-8")))
+    assert len(called) > 5
+    assert called <= set(_header(installed).get_all("Provides-Extra", []))
 
 
 def test_every_requirement_has_both_bounds() -> None:
