@@ -29,13 +29,10 @@ def polygraphy(*arguments: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_shows_inputs_outputs_and_the_decode_function() -> None:
+def test_shows_inputs_outputs_and_the_decode_function_and_finds_every_node_supported() -> None:
     shown = polygraphy("inspect", "model", artefacts.bundle() / "model.onnx", "--show", "layers")
     for text in ("image [dtype=uint8", "mask [dtype=uint8", "NrdPatchDecodeMask"):
         assert text in shown
-
-
-def test_finds_every_node_supported() -> None:
     shown = polygraphy("inspect", "capability", artefacts.bundle() / "model.onnx")
     assert "Graph is fully supported by TensorRT" in shown
 

@@ -71,10 +71,7 @@ ORIN: dict[str, Any] = {
         "ort": ORT,
     },
     "files": {
-        "etc/nv_tegra_release": (
-            "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, "
-            "DATE: Wed Jan  8 01:49:37 UTC 2025\n# KERNEL_VARIANT: oot\n"
-        ),
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
         "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
         **clock(1300500000, 1300500000, 1300500000),
         "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0nvidia,tegra234\0",
@@ -93,10 +90,7 @@ THOR: dict[str, Any] = {
         "ort": ORT,
     },
     "files": {
-        "etc/nv_tegra_release": (
-            "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64, "
-            "DATE: Fri Aug 22 00:55:42 UTC 2025\n"
-        ),
+        "etc/nv_tegra_release": "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64\n",
         "proc/device-tree/model": "NVIDIA Jetson AGX Thor Developer Kit\0",
         "proc/device-tree/compatible": "nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0nvidia,tegra264\0",
         "proc/meminfo": MEMORY,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from nrd_trt.runtime import buffers, overlap, trt_runner
-from nrd_trt.runtime.base import DeviceTensor
+from nrd_trt.runtime.base import DeviceTensor, Runner
 from nrd_trt.runtime.trt_runner import TrtRunner
+from nrd_trt.specs import TensorSpec
 from tests.runtime.fake_cuda import FakeCuda, FakeEngine
 
 SMALL, LARGE = (1, 4, 8, 3), (2, 16, 32, 3)
@@ -39,6 +41,32 @@ class Bench:
     def since(self, start: int) -> list[str]:
         """Names of the calls from one on."""
         return self.cuda.names()[start:]
+
+
+class HostRunner(Runner):
+    """A runner on the host whose mask is the red channel; it notes its calls and their threads."""
+
+    name = "host"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.threads: set[str] = set()
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        self.threads.add(threading.current_thread().name)
+
+    def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        self._note("open")
+        return {"image": TensorSpec(name="image", dtype=np.dtype(np.uint8), shape=(None, None, None, 3))}, {}
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._note("run")
+        return {"mask": feed["image"][..., 0]}
+
+    def _close(self) -> None:
+        self._note("close")
 
 
 def runner(**options: Any) -> TrtRunner:

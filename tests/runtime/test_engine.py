@@ -22,11 +22,10 @@ from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.model.recognise import CheckpointOptions
-from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import Fit, InputForm, InputShape, Range, TensorSpec
+from nrd_trt.specs import Fit, InputForm, InputShape, Range
 from tests.artefacts import (
     SIZE_HW,
     bundle,
@@ -39,6 +38,7 @@ from tests.artefacts import (
 )
 from tests.engine.records import record
 from tests.helpers import cached_small_model, small_export
+from tests.runtime.bench import HostRunner
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -110,51 +110,29 @@ def test_dynamic_file_of_larger_batches(form: InputForm) -> None:
             assert (got == fitted.restore(expected.numpy().astype(np.uint8))).mean() > 0.995
 
 
-class Counting(Runner):
-    """A runner that gives an empty mask and counts how often it starts and ends."""
-
-    name = "counting"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.starts = self.ends = 0
-
-    def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-        self.starts += 1
-        image = TensorSpec(name="image", dtype=np.dtype(np.uint8), shape=(1, 32, 64, 3))
-        return {"image": image}, {}
-
-    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"mask": np.zeros((1, 32, 64), np.uint8)}
-
-    def _close(self) -> None:
-        self.ends += 1
-
-
 def test_the_runner_starts_with_the_first_image_and_once_and_ends_with_the_block() -> None:
-    runner = Counting()
+    runner = HostRunner()
     engine = Engine(runner, record().model)
-    assert runner.starts == 0
+    assert runner.calls == []
     for _ in range(2):
         engine.predict(picture(64, 96))
-    assert (runner.starts, runner.ends) == (1, 0)
-    for ended in (1, 2):
-        with engine as entered:
-            assert entered is engine
-            engine.predict(picture(64, 96))
-        assert (runner.starts, runner.ends) == (ended, ended)
-        with pytest.raises(RunnerError, match="not entered"):
-            runner.infer({})
+    assert runner.calls == ["open", "run", "run"]
+    with engine as entered:
+        assert entered is engine
+        engine.predict(picture(64, 96))
+    assert runner.calls == ["open", *["run"] * 3, "close"]
+    with pytest.raises(RunnerError, match="not entered"):
+        runner.infer({})
     engine.__exit__(None, None, None)
     with pytest.raises(ZeroDivisionError), engine:
         raise ZeroDivisionError
-    assert (runner.starts, runner.ends) == (3, 3)
+    assert runner.calls[5:] == ["open", "close"]
 
 
 def test_a_runner_that_cannot_start_may_be_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(Counting(), record().model)
+    engine = Engine(HostRunner(), record().model)
     with monkeypatch.context() as patch, pytest.raises(RunnerError, match="no memory"):
-        patch.setattr(Counting, "_open", Mock(side_effect=RunnerError("no memory")))
+        patch.setattr(HostRunner, "_open", Mock(side_effect=RunnerError("no memory")))
         engine.predict(picture(32, 64))
     assert engine.predict(picture(32, 64)).shape == (32, 64)
 
@@ -173,8 +151,8 @@ def test_whether_the_plan_runs() -> None:
     planned = Bundle(path=Path("a.nrd"), record=record(files={PLAN_FILE: "0"}))
     by_plan = TrtRunner(b"", flavour="tensorrt", rebuild="rebuild it")
     assert Engine(by_plan, planned.graph, bundle=planned).plan_run is True
-    assert Engine(Counting(), planned.graph, bundle=planned).plan_run is False
-    assert Engine(Counting(), planned.graph).plan_run is None
+    assert Engine(HostRunner(), planned.graph, bundle=planned).plan_run is False
+    assert Engine(HostRunner(), planned.graph).plan_run is None
 
 
 # --- every kind of file ----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,34 +14,11 @@ from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.engine_thread import EngineThread, Pending
-from nrd_trt.specs import TensorSpec
-from tests.runtime.bench import LARGE, SMALL, Bench, image, runner
+from tests.runtime.bench import LARGE, SMALL, Bench, HostRunner, image, runner
 from tests.runtime.test_graph_io import facts
 
 WITHIN_S = 60.0
 SHAPES = (SMALL, LARGE, (1, 8, 8, 3))
-
-
-class Doubler(Runner):
-    """A runner on the CPU that notes its thread."""
-
-    name = "doubler"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.threads: set[str] = set()
-
-    def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-        self.threads.add(threading.current_thread().name)
-        spec = TensorSpec(name="x", dtype=np.dtype(np.int32), shape=(None,))
-        return {"x": spec}, {"y": spec}
-
-    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.threads.add(threading.current_thread().name)
-        return {"y": 2 * feed["x"]}
-
-    def _close(self) -> None:
-        self.threads.add(threading.current_thread().name)
 
 
 @pytest.fixture(autouse=True)
@@ -83,13 +60,15 @@ def in_time(*work: Callable[[], None]) -> None:
 
 
 def test_a_runner_on_the_cpu_runs_one_by_one() -> None:
-    doubler = Doubler()
-    with on_thread(doubler) as engine:
-        pending = [engine.begin({"x": np.full(2, n, np.int32)}) for n in range(4)]
-        assert [one.result()["y"].tolist() for one in pending] == [[0, 0], [2, 2], [4, 4], [6, 6]]
+    host = HostRunner()
+    with on_thread(host) as engine:
+        pending = [begin(engine, seed) for seed in range(4)]
+        for seed, one in enumerate(pending):
+            check(one, seed)
         with pytest.raises(ShapeError):
             engine.begin({}).result()
-    assert doubler.threads == {"nrd-engine_0"}
+    assert host.calls == ["open", *["run"] * 4, "close"]
+    assert host.threads == {"nrd-engine_0"}
 
 
 def test_a_run_is_begun_while_the_one_ahead_goes_on(bench: Bench) -> None:
