@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import secrets
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -162,11 +161,6 @@ def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
-
-
-def new_token() -> str:
-    """Return a token that nobody guesses."""
-    return secrets.token_urlsafe(18)
 
 
 def _host_name(host: str) -> str:

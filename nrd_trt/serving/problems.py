@@ -34,13 +34,9 @@ class Refusal(NrdTrtError):
 def answer_problems(app: FastAPI) -> None:
     """Give every error of `app` the one form."""
 
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, error: Refusal) -> JSONResponse:
-        return error.response()
-
     @app.exception_handler(NrdTrtError)
     async def ours(request: Request, error: NrdTrtError) -> JSONResponse:
-        return _answer(422, type(error).__name__, str(error))
+        return error.response() if isinstance(error, Refusal) else _answer(422, type(error).__name__, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

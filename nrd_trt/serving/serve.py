@@ -5,6 +5,7 @@ The packages of the extra ``serve`` are imported on use.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from nrd_trt.serving.hub import Hub
 from nrd_trt.serving.playback import Playback
 from nrd_trt.specs import Fit, RunnerName
 from nrd_trt.video.frames import Report
-from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.sources.open_source import open_source
@@ -86,13 +86,13 @@ def serve(
         raise ConfigError(f"max_upload_mb={max_upload_mb}: expected 1 or more; 64 is the usual one.")
     for package in _PACKAGES:
         require(package, extra="serve", purpose="the page")
-    from nrd_trt.serving.access import Access, new_token
+    from nrd_trt.serving.access import Access
     from nrd_trt.serving.app import create_app
     from nrd_trt.serving.server import bind, make_server
     from nrd_trt.serving.service import DeviceWatch, Service
     from nrd_trt.serving.uploads import Limits, Uploads
 
-    made = new_token() if token == "auto" else None
+    made = secrets.token_urlsafe(18) if token == "auto" else None
     access = Access(host=host, port=port, token=made or token, allow_host=tuple(allow_host))
     engine = open_engine(bundle, runner=runner, plugin=plugin, threads=threads, fit=fit)
     hub, thread = Hub(PauseSwitch()), EngineThread(engine)
@@ -105,7 +105,6 @@ def serve(
         Playback(lambda: open_source(str(source), rate=rate, live=live, report=report), loop=loop),
         thread,
         [hub],
-        paint=Painter(engine.info, OverlayStyle()),
         smoother=parse_smoothing(smooth, has_logits=engine.graph.output != "mask", upsample=engine.graph.upsample),
         pause=hub.pause,
     )

@@ -55,7 +55,7 @@ class SegmentedFrame:
         frame: The frame as it was read.
         mask: ``(H, W) uint8`` class indices at the frame's size.
         unsmoothed: The same before smoothing; without smoothing the same array.
-        picture: ``(H, W, 3) uint8 RGB``, or None where no sink shows one.
+        picture: ``(H, W, 3) uint8 RGB``; the frame itself where no sink shows one.
         shares: ``(256,)`` share of the mask's pixels per class index.
         arrived_s: When the frame was read, by `time.monotonic`.
     """
@@ -63,7 +63,7 @@ class SegmentedFrame:
     frame: Frame
     mask: np.ndarray
     unsmoothed: np.ndarray
-    picture: np.ndarray | None
+    picture: np.ndarray
     shares: np.ndarray
     arrived_s: float
 

@@ -51,10 +51,7 @@ class _Fitted:
     feed: Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Inferred:
-    item: _Fitted
-    outputs: Mapping[str, np.ndarray]
+_Inferred = tuple[_Fitted, Mapping[str, np.ndarray]]
 
 
 class Pipeline:
@@ -64,7 +61,7 @@ class Pipeline:
         source: Not entered: the run opens and closes it.
         engine: Entered.
         sinks: All get every frame, in this order.
-        paint: Draws for the sinks that show pictures.
+        paint: Draws for the sinks that show pictures; None shows the frames themselves.
         smoother: Smooths the masks; None leaves them as they are.
         pause: Pauses and steps the run.
 
@@ -82,7 +79,7 @@ class Pipeline:
         engine: EngineThread,
         sinks: Sequence[Sink],
         *,
-        paint: Paint,
+        paint: Paint | None = None,
         smoother: Smoother | None = None,
         pause: PauseSwitch | None = None,
     ) -> None:
@@ -225,15 +222,15 @@ class Pipeline:
                 outputs = pending.result()
                 last_ended, ended = ended, time.perf_counter()
                 self.stats.stage("infer", ended - max(since, last_ended))  # the engine does one run at a time
-                self._inferred.put(_Inferred(item=run, outputs=outputs))
+                self._inferred.put((run, outputs))
         self._inferred.end()
 
     def _smooth(self, inferred: _Inferred) -> SegmentedFrame:
-        arrived, fitted = inferred.item.arrived, inferred.item.fitted
-        raw = first_mask(inferred.outputs, self._engine.graph)
+        item, outputs = inferred
+        arrived, fitted = item.arrived, item.fitted
+        raw = first_mask(outputs, self._engine.graph)
         still = self._still(fitted.image)
-        logits = inferred.outputs["logits"][0] if self._smoother.needs_logits else None
-        mask = self._smoother(raw, logits, still)
+        mask = self._smoother(raw, outputs, still)
         height, width = fitted.content_hw  # padding does not count
         self.flicker_unsmoothed.update(raw[:height, :width], still[:height, :width])
         self.flicker.update(mask[:height, :width], still[:height, :width])
@@ -243,7 +240,7 @@ class Pipeline:
             frame=arrived.frame,
             mask=restored,
             unsmoothed=unsmoothed,
-            picture=None,
+            picture=arrived.frame.rgb,
             shares=class_shares(restored),
             arrived_s=arrived.arrived_s,
         )

@@ -6,6 +6,7 @@ All arrays are of the engine's size ``(h, w)``; none that is given is written to
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -65,19 +66,17 @@ class Smoother(Protocol):
     Attributes:
         name: As `parse_smoothing` reads it.
         lag_frames: Frames by which a change is shown later where the image is still; the mean where that varies.
-        needs_logits: Whether it must be called with them.
     """
 
     name: str
     lag_frames: float
-    needs_logits: bool
 
-    def __call__(self, mask: np.ndarray, logits: np.ndarray | None, still: np.ndarray) -> np.ndarray:
+    def __call__(self, mask: np.ndarray, outputs: Mapping[str, np.ndarray], still: np.ndarray) -> np.ndarray:
         """Smooth the next mask; a new size starts over.
 
         Args:
             mask: ``(h, w) uint8``.
-            logits: ``(K, h/s, w/s) float32``, or None where `needs_logits` is False.
+            outputs: Those of the engine: ``logits (1, K, h/s, w/s) float32`` where it gives them.
             still: ``(h, w) bool``, where the image is that of the frame before.
 
         Returns:
@@ -89,9 +88,9 @@ class Smoother(Protocol):
 class NoSmoothing:
     """Return each mask as it is."""
 
-    name, lag_frames, needs_logits = "none", 0.0, False
+    name, lag_frames = "none", 0.0
 
-    def __call__(self, mask: np.ndarray, logits: np.ndarray | None, still: np.ndarray) -> np.ndarray:
+    def __call__(self, mask: np.ndarray, outputs: Mapping[str, np.ndarray], still: np.ndarray) -> np.ndarray:
         """Copy the mask."""
         return mask.copy()
 
@@ -106,8 +105,6 @@ class Hysteresis:
         frames: Frames in a row, 1-255.
     """
 
-    needs_logits = False
-
     def __init__(self, frames: int) -> None:
         if not 1 <= frames <= 255:
             raise ConfigError(f"hysteresis: expected 1 to 255 frames, got {frames}; 1 does nothing, 2 or 3 calm a lot.")
@@ -116,7 +113,7 @@ class Hysteresis:
         self._missed = self._shown  # frames in a row in which the shown class was not seen
         self.name, self.lag_frames = f"hysteresis:{frames}", float(frames - 1)
 
-    def __call__(self, mask: np.ndarray, logits: np.ndarray | None, still: np.ndarray) -> np.ndarray:
+    def __call__(self, mask: np.ndarray, outputs: Mapping[str, np.ndarray], still: np.ndarray) -> np.ndarray:
         """Smooth the next mask; see `Smoother`."""
         if self._shown.shape != mask.shape:
             self._shown, self._missed = mask.copy(), np.zeros(mask.shape, np.uint8)
@@ -139,8 +136,6 @@ class LogitsEma:
         upsample: Factor from the logits' size to the mask's.
     """
 
-    needs_logits = True
-
     def __init__(self, weight: float, *, upsample: int) -> None:
         if not 0 < weight <= 1:
             raise ConfigError(f"ema: expected a weight above 0 and up to 1, got {weight}; 1 does nothing, 0.3 calms.")
@@ -148,12 +143,9 @@ class LogitsEma:
         self._mean = np.empty((0, 0, 0), np.float32)
         self.name, self.lag_frames = f"ema:{weight:g}", (1 - weight) / weight
 
-    def __call__(self, mask: np.ndarray, logits: np.ndarray | None, still: np.ndarray) -> np.ndarray:
+    def __call__(self, mask: np.ndarray, outputs: Mapping[str, np.ndarray], still: np.ndarray) -> np.ndarray:
         """Smooth the next mask; see `Smoother`."""
-        if logits is None:
-            raise ConfigError(
-                f"{self.name}: expected logits, got none; build the engine with the outputs mask and logits."
-            )
+        logits = outputs["logits"][0]
         if self._mean.shape != logits.shape:
             self._mean = logits.copy()
         else:

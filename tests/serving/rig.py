@@ -19,7 +19,6 @@ from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.serving.hub import Hub, Shown
 from nrd_trt.serving.serve import running
-from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
 from tests.artefacts import bundle
@@ -118,8 +117,7 @@ class Rig:
             listener = stack.enter_context(bind("127.0.0.1", 0))
             stack.enter_context(self.engine)
             device = stack.enter_context(DeviceWatch(Instrument()))  # type: ignore[arg-type]
-            paint = Painter(self.engine.engine.info, OverlayStyle())
-            pipeline = Pipeline(self.source, self.engine, [self.hub], paint=paint, pause=self.pause)
+            pipeline = Pipeline(self.source, self.engine, [self.hub], pause=self.pause)
             self.stats = pipeline.stats
             self.service = Service(
                 hub=self.hub,

@@ -54,7 +54,7 @@ def plain(index: int) -> np.ndarray:
 
 
 def piped(source: Pictures, engine: EngineThread, *sinks: Kept, smoother: Hysteresis | None = None) -> Pipeline:
-    return Pipeline(source, engine, sinks, paint=lambda rgb, mask, shares: rgb, smoother=smoother)
+    return Pipeline(source, engine, sinks, smoother=smoother)
 
 
 def on_thread(**slow: Any) -> EngineThread:
@@ -105,11 +105,18 @@ def test_every_frame_comes_out_in_order_with_the_mask_of_a_single_image(engine: 
 
 def test_pictures_are_drawn_only_where_a_sink_shows_them(engine: EngineThread) -> None:
     for shows in (False, True):
-        drawn: list[int] = []
+        drawn: list[np.ndarray] = []
+
+        def paint(rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray, drawn: list[np.ndarray] = drawn) -> np.ndarray:
+            drawn.append(255 - rgb)
+            return drawn[-1]
+
         sinks = [Kept(), Kept(shows_picture=shows)]
-        Pipeline(Pictures(plain, 2), engine, sinks, paint=lambda rgb, *_, drawn=drawn: (drawn.append(1), rgb)[1]).run()
+        Pipeline(Pictures(plain, 2), engine, sinks, paint=paint).run()
+        for sink in sinks:
+            for index, frame in enumerate(sink.frames):
+                assert frame.picture is (drawn[index] if shows else frame.frame.rgb)
         assert len(drawn) == 2 * shows
-        assert [frame.picture is not None for sink in sinks for frame in sink.frames] == [shows] * 4
 
 
 def test_a_slow_sink_slows_a_file_down_loses_nothing_and_lets_little_pile_up(engine: EngineThread) -> None:
@@ -153,7 +160,7 @@ def test_a_stage_that_fails_on_frame_3_of_100_stops_all(stage: str) -> None:
     count = itertools.count()
 
     class Smoother(Hysteresis):
-        def __call__(self, mask: np.ndarray, logits: np.ndarray | None, still: np.ndarray) -> np.ndarray:
+        def __call__(self, mask: np.ndarray, outputs: Mapping[str, np.ndarray], still: np.ndarray) -> np.ndarray:
             failing(next(count) if stage == "smooth" else 0)
             return mask
 

@@ -33,12 +33,12 @@ def pixel(value: float, kind: type = np.uint8) -> np.ndarray:
 
 
 def logits_of(mask: np.ndarray) -> np.ndarray:
-    """Logits ``(6, h/4, w/4)`` that speak for the class in the upper left corner of each block."""
-    return (np.arange(6)[:, None, None] == mask[::SCALE, ::SCALE]).astype(np.float32)
+    """Logits ``(1, 6, h/4, w/4)`` that speak for the class in the upper left corner of each block."""
+    return (np.arange(6)[:, None, None] == mask[::SCALE, ::SCALE])[None].astype(np.float32)
 
 
 def run(smoother: Smoother, masks: Sequence[np.ndarray], stills: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [smoother(mask, logits_of(mask), still) for mask, still in zip(masks, stills, strict=True)]
+    return [smoother(mask, {"logits": logits_of(mask)}, still) for mask, still in zip(masks, stills, strict=True)]
 
 
 def blocks(values: np.ndarray) -> np.ndarray:
@@ -107,7 +107,7 @@ def test_masks_belong_to_the_caller_arguments_are_neither_written_nor_kept_and_a
     smoother, got = made(name), []
     for mask, still in frames:
         arguments = mask.copy(), logits_of(mask), still.copy()
-        shown = smoother(*arguments)
+        shown = smoother(arguments[0], {"logits": arguments[1]}, arguments[2])
         assert not any(np.shares_memory(shown, array) for array in arguments)
         np.testing.assert_array_equal(arguments[0], mask)
         np.testing.assert_array_equal(arguments[1], logits_of(mask))
@@ -138,7 +138,7 @@ def test_masks_belong_to_the_caller_arguments_are_neither_written_nor_kept_and_a
 )
 def test_hysteresis_on_one_pixel(frames: int, seen: str, moves: str, shown: str) -> None:
     smoother = Hysteresis(frames)
-    got = [smoother(pixel(int(c)), None, pixel(m == "0", np.bool_)) for c, m in zip(seen, moves, strict=True)]
+    got = [smoother(pixel(int(c)), {}, pixel(m == "0", np.bool_)) for c, m in zip(seen, moves, strict=True)]
     assert "".join(str(mask.item()) for mask in got) == shown
 
 
@@ -168,8 +168,8 @@ def test_hysteresis_shows_what_was_lately_seen_and_keeps_it_while_it_comes_back(
 def ema_of_one_block(weight: float, values: Sequence[float], stills: Sequence[np.ndarray]) -> list[int]:
     """Run on one logit of two classes: 0 and a value; returns the class of the block."""
     smoother, mask = LogitsEma(weight, upsample=SCALE), np.zeros((SCALE, SCALE), np.uint8)
-    logits = [np.array([0, value], np.float32).reshape(2, 1, 1) for value in values]
-    shown = [smoother(mask, one, still) for one, still in zip(logits, stills, strict=True)]
+    logits = [np.array([0, value], np.float32).reshape(1, 2, 1, 1) for value in values]
+    shown = [smoother(mask, {"logits": one}, still) for one, still in zip(logits, stills, strict=True)]
     assert all((one == one[0, 0]).all() for one in shown)
     return [int(one[0, 0]) for one in shown]
 
@@ -201,8 +201,6 @@ def test_ema_changes_only_the_blocks_that_changed() -> None:
 
 
 def test_ema_without_logits_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"ema:0\.5: expected logits, got none; build the engine with the outputs"):
-        LogitsEma(0.5, upsample=SCALE)(pixel(0), None, pixel(True, np.bool_))
     with pytest.raises(ConfigError, match=r"smooth='ema': expected an engine that gives logits.*mask and logits"):
         made("ema", has_logits=False)
     assert made("hysteresis", has_logits=False).name == "hysteresis:2"
@@ -212,19 +210,19 @@ def test_ema_without_logits_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "lag_frames", "needs_logits"),
+    ("text", "name", "lag_frames"),
     [
-        ("none", "none", 0, False),
-        ("hysteresis", "hysteresis:2", 1, False),
-        ("hysteresis:5", "hysteresis:5", 4, False),
-        ("ema", "ema:0.3", 0.7 / 0.3, True),
-        ("ema:.5", "ema:0.5", 1, True),
-        ("ema:1", "ema:1", 0, True),
+        ("none", "none", 0),
+        ("hysteresis", "hysteresis:2", 1),
+        ("hysteresis:5", "hysteresis:5", 4),
+        ("ema", "ema:0.3", 0.7 / 0.3),
+        ("ema:.5", "ema:0.5", 1),
+        ("ema:1", "ema:1", 0),
     ],
 )
-def test_the_option_names_a_smoother(text: str, name: str, lag_frames: float, needs_logits: bool) -> None:
+def test_the_option_names_a_smoother(text: str, name: str, lag_frames: float) -> None:
     smoother = made(text)
-    assert (smoother.name, smoother.needs_logits) == (name, needs_logits)
+    assert smoother.name == name
     assert smoother.lag_frames == pytest.approx(lag_frames)
     assert made(name).name == name
 

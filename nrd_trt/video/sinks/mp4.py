@@ -56,7 +56,7 @@ class Mp4Sink:
             if target.is_dir():
                 raise ConfigError(f"{target}: expected a file, found a folder; choose another name.")
             check_absent(target, force=force)
-        self._encoder: Mp4Encoder | None = None
+        self._opened = False
 
     def open(self, info: StreamInfo) -> None:
         """Take the place; the file is begun with the first picture."""
@@ -74,16 +74,15 @@ class Mp4Sink:
             report=lambda line: self._report(f"{self._path}: {line}"),
             options={"movflags": "hybrid_fragmented+frag_keyframe"},
         )
+        self._opened = True
 
     def write(self, frame: SegmentedFrame) -> None:
         """Encode a picture with the frame's timestamp."""
-        if self._encoder is None or frame.picture is None:
-            raise VideoError(f"{self._path}: expected an open file and a drawn picture, got none; open it first.")
         self._encoder.write(frame.picture, frame.frame.pts, frame.frame.duration)
 
     def close(self, ending: Ending) -> str | None:
         """Finish the file; after a failure it keeps its partial name."""
-        if self._encoder is None:
+        if not self._opened:
             return None
         self._encoder.close()
         if not self._encoder.begun:

@@ -101,7 +101,7 @@ class FolderSink:
         stem = frame.frame.name
         if self._masks:
             write_mask(self._path / f"{stem}.png", frame.mask, self._palette)
-        if frame.picture is not None and self.shows_picture:
+        if self.shows_picture:
             write_rgb(self._path / f"{stem}{'_overlay' if self._masks else ''}.png", frame.picture)
 
     def close(self, ending: Ending) -> None:

@@ -38,8 +38,6 @@ class WindowSink:
 
     def write(self, frame: SegmentedFrame) -> None:
         """Show a picture, as long as it may stand before the next one, but at least for the window's events."""
-        if frame.picture is None:
-            raise VideoError("window: expected a drawn picture, got none.")
         self._cv2.imshow(_TITLE, frame.picture[..., ::-1])
         now, time_s = time.monotonic(), float(frame.frame.pts * self._info.time_base)
         if self._info.live or self._began is None:

@@ -180,23 +180,21 @@ class _Pipe:
     """The reading end of a pipe as a file whose `read` ends when stopped, and after a silence."""
 
     def __init__(self, descriptor: int, stopped: threading.Event) -> None:
-        self._descriptor, self._stopped = descriptor, stopped
+        self._file, self._stopped = os.fdopen(descriptor, "rb", buffering=0), stopped
         self._patience_s = _START_S
 
     def read(self, size: int) -> bytes:
         until = time.monotonic() + self._patience_s
-        while not select.select([self._descriptor], [], [], _LOOK_S)[0]:
+        while not select.select([self._file], [], [], _LOOK_S)[0]:
             if self._stopped.is_set():
                 return b""
             if time.monotonic() > until:
                 raise TimeoutError
         self._patience_s = _SILENCE_S
-        return os.read(self._descriptor, size)
+        return self._file.read(size)
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
+        self._file.close()
 
 
 class _LastLines:

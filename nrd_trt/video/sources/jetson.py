@@ -15,9 +15,7 @@ from nrd_trt.data.videos import VideoReader
 from nrd_trt.errors import VideoError
 from nrd_trt.video.sources.network import open_url, redacted
 
-_PARSERS = {"h264": "h264parse", "hevc": "h265parse"}
-_DEPAYLOADERS = {"h264": "rtph264depay", "hevc": "rtph265depay"}
-_DECODER = "nvv4l2decoder ! nvvidconv ! video/x-raw,format=BGRx"
+_ELEMENTS = {"h264": ("rtph264depay", "h264parse"), "hevc": ("rtph265depay", "h265parse")}
 _DEMUXERS = {
     ".mp4": "qtdemux",
     ".mov": "qtdemux",
@@ -48,52 +46,31 @@ def csi_pipeline(
     )
 
 
-def file_pipeline(path: Path | str, *, codec: str = "h264") -> str:
-    """Return the pipeline that decodes a file by hardware.
+def decoder_pipeline(target: str, *, codec: str | None = None) -> str:
+    """Return the pipeline that decodes a file or, over TCP, an RTSP stream by hardware.
 
     Args:
-        path: MP4, QuickTime, Matroska or MPEG transport stream.
-        codec: FFmpeg's name: ``"h264"`` or ``"hevc"``.
-
-    Raises:
-        VideoError: There is no such path through the hardware.
-    """
-    demuxer = _DEMUXERS.get(Path(path).suffix.lower())
-    if demuxer is None or codec not in _PARSERS:
-        raise _refusal(str(path), f"{', '.join(_DEMUXERS)} with {' or '.join(_PARSERS)}", codec)
-    return f"filesrc location={shlex.quote(str(path))} ! {demuxer} ! queue ! {_PARSERS[codec]} ! {_DECODER}"
-
-
-def rtsp_pipeline(url: str, *, codec: str = "h264", latency_ms: int = 200) -> str:
-    """Return the pipeline that decodes an RTSP stream by hardware, over TCP.
-
-    Args:
-        url: With user and password where it needs them.
-        codec: As for `file_pipeline`.
-        latency_ms: Time that the jitter buffer holds back.
-
-    Raises:
-        VideoError: There is no such path through the hardware.
-    """
-    if codec not in _PARSERS:
-        raise _refusal(redacted(url), " or ".join(_PARSERS), codec)
-    source = f"rtspsrc location={shlex.quote(url)} latency={latency_ms} protocols=tcp"
-    return f"{source} ! {_DEPAYLOADERS[codec]} ! {_PARSERS[codec]} ! {_DECODER}"
-
-
-def decoder_pipeline(target: str) -> str:
-    """Look what codec a file or an RTSP stream has, and return `file_pipeline` or `rtsp_pipeline` for it.
+        target: Path of an MP4, QuickTime, Matroska or MPEG transport stream, or a URL with the user and password that
+            it needs.
+        codec: FFmpeg's name: ``"h264"`` or ``"hevc"``; None looks into the target.
 
     Raises:
         VideoError: It cannot be read, or the hardware does not decode it.
         MissingDependencyError: PyAV is not installed.
     """
-    if target.startswith(("rtsp://", "rtsps://")):
-        with closing(open_url(target, live=True)) as reader:
-            return rtsp_pipeline(target, codec=reader.codec)
-    with closing(VideoReader(Path(target))) as reader:
-        return file_pipeline(target, codec=reader.codec)
-
-
-def _refusal(name: str, expected: str, codec: str) -> VideoError:
-    return VideoError(f"{name}: expected {expected}, got {codec}; leave out jetson://, or write the pipeline yourself.")
+    streamed, suffix = target.startswith(("rtsp://", "rtsps://")), Path(target).suffix.lower()
+    if codec is None:
+        with closing(open_url(target, live=True) if streamed else VideoReader(Path(target))) as reader:
+            codec = reader.codec
+    if codec not in _ELEMENTS or not (streamed or suffix in _DEMUXERS):
+        expected = f"{'a stream' if streamed else ', '.join(_DEMUXERS)} with {' or '.join(_ELEMENTS)}, got {codec}"
+        raise VideoError(
+            f"{redacted(target)}: expected {expected}; leave out jetson://, or write the pipeline yourself."
+        )
+    depayloader, parser = _ELEMENTS[codec]
+    location = f"location={shlex.quote(target)}"
+    if streamed:
+        source = f"rtspsrc {location} latency=200 protocols=tcp ! {depayloader}"
+    else:
+        source = f"filesrc {location} ! {_DEMUXERS[suffix]} ! queue"
+    return f"{source} ! {parser} ! nvv4l2decoder ! nvvidconv ! video/x-raw,format=BGRx"

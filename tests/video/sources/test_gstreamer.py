@@ -16,7 +16,7 @@ from nrd_trt.errors import ConfigError, MissingDependencyError, VideoError
 from nrd_trt.video.frames import Frame
 from nrd_trt.video.sources import gstreamer
 from nrd_trt.video.sources.gstreamer import is_finite, pipeline_tokens
-from nrd_trt.video.sources.jetson import csi_pipeline, decoder_pipeline, file_pipeline, rtsp_pipeline
+from nrd_trt.video.sources.jetson import csi_pipeline, decoder_pipeline
 from nrd_trt.video.sources.open_source import open_source
 from tests.video.clips import grey_frames, number_of, write_clip
 from tests.video.services import free_port, need_gstreamer, need_rtsp_server, rtsp_server
@@ -191,7 +191,7 @@ def test_csi_camera() -> None:
 def test_film_by_hardware(tmp_path: Path, suffix: str) -> None:
     path = write_clip(tmp_path / f"clip one{suffix}", grey_frames(20), codec="libx264", rate=25)
     pipeline = decoder_pipeline(str(path))
-    assert pipeline == file_pipeline(path, codec="h264")
+    assert pipeline == decoder_pipeline(str(path), codec="h264")
     need_gstreamer("h264parse", "avdec_h264", "tsdemux")
     with open_source(in_software(pipeline)) as source:
         assert [number_of(frame.rgb) for frame in source] == list(range(20))
@@ -204,7 +204,7 @@ def test_stream_by_hardware() -> None:
     with rtsp_server(port):
         url = f"rtsp://127.0.0.1:{port}/street"
         pipeline = decoder_pipeline(url)
-        assert pipeline == rtsp_pipeline(url, codec="h264")
+        assert pipeline == decoder_pipeline(url, codec="h264")
         with open_source(in_software(pipeline)) as source:
             assert source.info.live and source.info.size_hw == (120, 160)
             assert len(list(itertools.islice(source, 5))) == 5
@@ -215,5 +215,5 @@ def test_what_the_hardware_does_not_decode(tmp_path: Path) -> None:
         path = write_clip(tmp_path / name, grey_frames(3), codec=codec)
         with pytest.raises(VideoError, match="got mpeg4; leave out jetson://"), open_source(f"jetson://{path}"):
             pass
-    with pytest.raises(VideoError, match=r"rtsp://a/b: expected h264 or hevc, got vp8"):
-        rtsp_pipeline("rtsp://me:secret@a/b", codec="vp8")
+    with pytest.raises(VideoError, match=r"rtsp://a/b: expected a stream with h264 or hevc, got vp8"):
+        decoder_pipeline("rtsp://me:secret@a/b", codec="vp8")
