@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx
 
 import nrd_trt
-from nrd_trt.building.decode_form import DecodeForm, choose_form, look_for_plugin
+from nrd_trt.building.decode_form import choose_form, look_for_plugin
 from nrd_trt.building.inputs import BuildInput, read_input
-from nrd_trt.building.request import BuildRequest
+from nrd_trt.building.request import FORM, BuildRequest
 from nrd_trt.calibration.calibrator import make_calibrator
 from nrd_trt.engine.builder import BuildOptions, BuiltEngine, build_engine
 from nrd_trt.engine.bundle import (
@@ -29,7 +29,6 @@ from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.machine.cuda import probe_device
-from nrd_trt.machine.gpu import Gpu
 from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
@@ -58,6 +57,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from nrd_trt.model import CheckpointFields
+
+_GATES = ("min_agreement", "max_miou_drop")
 
 
 def build(
@@ -217,59 +218,166 @@ def build(
 def build_bundle(request: BuildRequest) -> Bundle:
     """Build what a request asks for, see `build`."""
     check_target(request.output, force=request.force)
-    flavour = _choose_builder(request)
-    device = probe_device()
-    library = look_for_plugin(request, flavour, device)
+    build = _Build(request)
     given = read_input(request)
-    form = choose_form(request, library, given.model)
-    engine = _build(request, given.model, flavour, form, device)
-    built = _builder_record(request, engine, device)
+    build.make(given.typed.model)
     request.on_stage("validating the masks")
-    validation, references = _validate(request, given, _runner(request, given.model, engine, built, form))
+    validation, references = build.validate(given)
     files = {
-        ONNX_FILE: given.model.SerializeToString(deterministic=True),
+        ONNX_FILE: given.typed.model.SerializeToString(deterministic=True),
         REFERENCE_FILE: references.to_bytes(),
     }
-    if engine is not None:
-        files[PLAN_FILE] = engine.plan
-    record = _record(request, given, engine, built, form, validation)
-    return write_bundle(request.output, files, record, force=request.force)
+    if build.engine is not None:
+        files[PLAN_FILE] = build.engine.plan
+    return write_bundle(request.output, files, build.record(given, validation), force=request.force)
 
 
 def plan_runner_here(request: BuildRequest, model: onnx.ModelProto) -> TrtRunner | None:
     """Build the plan of a typed file and return what runs it, or None where the builder or this machine cannot."""
-    flavour, device = _choose_builder(request), probe_device()
-    if flavour == "onnxruntime" or device is None:
+    build = _Build(request)
+    if build.flavour == "onnxruntime" or build.device is None:
         return None
-    form = choose_form(request, look_for_plugin(request, flavour, device), model)
-    engine = _build(request, model, flavour, form, device)
-    runner = _runner(request, model, engine, _builder_record(request, engine, device), form)
+    build.make(model)
+    runner = build.runner()
     return runner if isinstance(runner, TrtRunner) else None
 
 
-def _build(
-    request: BuildRequest,
-    model: onnx.ModelProto,
-    flavour: Flavour | Literal["onnxruntime"],
-    form: DecodeForm,
-    device: Gpu | None,
-) -> BuiltEngine | None:
-    """Build the plan, or nothing for ONNX Runtime."""
-    if flavour == "onnxruntime":
-        return None
-    precision = read_facts(model).precision
-    request.on_stage(f"building the {precision} engine with {flavour}; decode as {form.name}: {form.why}")
-    options = BuildOptions(
-        flavour=flavour,
-        config=request.config,
-        plugin=form.library,
-        timing_cache=request.timing_cache,
-        gpu=device.name if device else None,
-        driver=device.driver if device else None,
-        progress=request.progress,
-        on_message=request.on_message,
-    )
-    return build_engine(model, options)
+class _Build:
+    """One build: what is asked for, the builder, the device and the plugin; what is absent is found before the work."""
+
+    def __init__(self, request: BuildRequest) -> None:
+        self.request, self.flavour, self.device = request, _choose_builder(request), probe_device()
+        self._library = look_for_plugin(request, self.flavour, self.device)
+
+    def make(self, model: onnx.ModelProto) -> None:
+        """Build the plan of a typed file; ONNX Runtime has none."""
+        request, device = self.request, self.device
+        self.model, self.graph = model, read_facts(model)
+        self.form = choose_form(request, self._library, model)
+        self.engine: BuiltEngine | None = None
+        if self.flavour != "onnxruntime":
+            how = f"with {self.flavour}; decode as {self.form.name}: {self.form.why}"
+            request.on_stage(f"building the {self.graph.precision} engine {how}")
+            options = BuildOptions(
+                flavour=self.flavour,
+                config=request.config,
+                plugin=self.form.library,
+                timing_cache=request.timing_cache,
+                gpu=device.name if device else None,
+                driver=device.driver if device else None,
+                progress=request.progress,
+                on_message=request.on_message,
+            )
+            self.engine = build_engine(model, options)
+        self.built = self._built()
+
+    def runner(self) -> Runner:
+        """Run the plan where this machine can, else the same file in ONNX Runtime."""
+        request, form = self.request, self.form
+        if self.engine is not None and can_run_plan(self.built):
+            rebuild = rebuild_call(request.output, self.engine.flavour, form.name)
+            encoding = self.graph.mask_encoding
+            return plan_runner(self.engine.plan, self.built, rebuild, plugin=form.library, mask_encoding=encoding)
+        return OrtRunner(self.model, threads=request.threads)
+
+    def validate(self, given: BuildInput) -> tuple[Validation, ReferenceSet]:
+        """Compare the model's masks with the reference's; return the verdict and the masks to store."""
+        request, engine = self.request, Engine(self.runner(), self.graph)
+        with given.reference() as reference:
+            collector = ReferenceCollector(reference, given.drawn_by)
+            comparison = compare_with_progress(given.samples, collector, engine, progress=request.progress)
+        validation = judge(
+            comparison,
+            engine,
+            self.model,
+            gates=request.gates(self.graph.precision),
+            reference=given.reference_name,
+            samples=given.samples.name,
+            precision_asked=self.graph.precision,
+            checkpoint=request.checkpoint,
+        )
+        return validation, collector.collected()
+
+    def _built(self) -> BuilderRecord:
+        """Say what built the plan and what the plan depends on; TensorRT-RTX builds for GPUs that are not here."""
+        engine, device, config = self.engine, self.device, self.request.config
+        system, machine = platform.system().lower(), platform.machine()
+        if engine is None:
+            return BuilderRecord(
+                name="onnxruntime",
+                version=None,
+                compute_capabilities=(),
+                os=system,
+                machine=machine,
+                gpu=None,
+                driver=None,
+            )
+        capabilities = engine.compute_capabilities
+        if engine.flavour == "tensorrt" and device is not None and device.compute_capability is not None:
+            capabilities = (device.compute_capability,)
+        return BuilderRecord(
+            name=engine.flavour,
+            version=engine.version,
+            compute_capabilities=capabilities,
+            os=system,
+            machine=machine,
+            gpu=device.name if device else None,
+            driver=device.driver if device else None,
+            cuda=device.cuda if device else None,
+            version_compatible=config.version_compatible,
+            hardware_compatible=config.hardware_compatible,
+            workspace_mib=config.workspace_mib,
+            optimization_level=config.optimization_level,
+        )
+
+    def record(self, given: BuildInput, validation: Validation) -> BundleRecord:
+        """Collect what ``bundle.json`` records; nothing depends on time or place, so equal builds are equal."""
+        graph, typed, engine, parity = self.graph, given.typed, self.engine, given.parity
+        return BundleRecord(
+            nrd_trt=nrd_trt.__version__,
+            checkpoint=given.checkpoint,
+            calibration_sha256=given.calibration_sha256,
+            plugin=self.form.library.record(graph.mask_encoding) if self.form.library else None,
+            decode=self.form.name,
+            builder=self.built,
+            precision=PrecisionRecord(
+                asked=graph.precision,
+                found=engine.types_found if engine else None,
+                kept_fp32=tuple(sorted(typed.kept_fp32)),
+                kept_because=dict(sorted(typed.kept_fp32.items())),
+                int8_layers=typed.int8_layers,
+                layers=engine.layers if engine else (),
+            ),
+            model=graph,
+            fit=given.fit,
+            parity=parity,
+            validation=validation.record(),
+            passed=validation.passed and (parity is None or parity.passed),
+            command=(self.request.describe or str)(self._call()),
+            exporter=given.exporter,
+        )
+
+    def _call(self) -> str:
+        """Return the call that builds this bundle again; places are named without folders, the bundle NAME.nrd."""
+        request, precision, form = self.request, self.graph.precision, self.form.name
+        asked, config = vars(request), vars(request.config)
+        arguments: dict[str, Any] = {
+            "precision": precision,
+            "builder": self.built.name,
+            "decode": None if form == "none" else form,
+            **{name: asked[name] for name in (*FORM, "fit")},
+            **{name: config[name] for name in ("workspace_mib", "optimization_level", "compute_capabilities")},
+            **{name: asked[name] for name in ("checkpoint", "data", "labels", "ignore_index", *_GATES)},
+            **request.options,
+            **(vars(request.calibrator.arguments(precision)) if request.calibrator else {}),
+            "version_compatible": request.config.version_compatible or None,
+            "hardware_compatible": request.config.hardware_compatible or None,
+            "force": True,
+        }
+        given = [
+            f"{name}={_literal(value)!r}" for name, value in arguments.items() if value is not None and value != ()
+        ]
+        return f"nrd_trt.build({request.source.name!r}, 'NAME.nrd', {', '.join(given)})"
 
 
 def _choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
@@ -284,131 +392,6 @@ def _choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
     if builder != "onnxruntime":
         load_tensorrt(builder)  # an absent builder is found before the export, not after it
     return builder
-
-
-def _runner(
-    request: BuildRequest, model: onnx.ModelProto, engine: BuiltEngine | None, built: BuilderRecord, form: DecodeForm
-) -> Runner:
-    """Run the plan where this machine can, else the same file in ONNX Runtime."""
-    if engine is not None and can_run_plan(built):
-        rebuild = rebuild_call(request.output, engine.flavour, form.name)
-        encoding = read_facts(model).mask_encoding
-        return plan_runner(engine.plan, built, rebuild, plugin=form.library, mask_encoding=encoding)
-    return OrtRunner(model, threads=request.threads)
-
-
-def _validate(request: BuildRequest, given: BuildInput, runner: Runner) -> tuple[Validation, ReferenceSet]:
-    """Compare the model's masks with the reference's; return the verdict and the masks to store."""
-    graph = given.graph
-    engine = Engine(runner, graph)
-    with given.reference() as reference:
-        collector = ReferenceCollector(reference, given.drawn_by)
-        comparison = compare_with_progress(given.samples, collector, engine, progress=request.progress)
-    validation = judge(
-        comparison,
-        engine,
-        given.model,
-        gates=request.gates(graph.precision),
-        reference=given.reference_name,
-        samples=given.samples.name,
-        precision_asked=graph.precision,
-        checkpoint=request.checkpoint,
-    )
-    return validation, collector.collected()
-
-
-def _builder_record(request: BuildRequest, engine: BuiltEngine | None, device: Gpu | None) -> BuilderRecord:
-    """Say what built the plan and what the plan depends on; TensorRT-RTX builds for GPUs that are not here."""
-    system, machine = platform.system().lower(), platform.machine()
-    if engine is None:
-        return BuilderRecord(
-            name="onnxruntime", version=None, compute_capabilities=(), os=system, machine=machine, gpu=None, driver=None
-        )
-    capabilities, config = engine.compute_capabilities, request.config
-    if engine.flavour == "tensorrt" and device is not None and device.compute_capability is not None:
-        capabilities = (device.compute_capability,)
-    return BuilderRecord(
-        name=engine.flavour,
-        version=engine.version,
-        compute_capabilities=capabilities,
-        os=system,
-        machine=machine,
-        gpu=device.name if device else None,
-        driver=device.driver if device else None,
-        cuda=device.cuda if device else None,
-        version_compatible=config.version_compatible,
-        hardware_compatible=config.hardware_compatible,
-        workspace_mib=config.workspace_mib,
-        optimization_level=config.optimization_level,
-    )
-
-
-def _record(
-    request: BuildRequest,
-    given: BuildInput,
-    engine: BuiltEngine | None,
-    built: BuilderRecord,
-    form: DecodeForm,
-    validation: Validation,
-) -> BundleRecord:
-    """Collect what ``bundle.json`` records; nothing depends on time or place, so equal builds are equal."""
-    graph, parity = given.graph, given.parity
-    return BundleRecord(
-        nrd_trt=nrd_trt.__version__,
-        checkpoint=given.checkpoint,
-        calibration_sha256=given.calibration_sha256,
-        plugin=form.library.record(graph.mask_encoding) if form.library else None,
-        decode=form.name,
-        builder=built,
-        precision=PrecisionRecord(
-            asked=graph.precision,
-            found=engine.types_found if engine else None,
-            kept_fp32=tuple(sorted(given.kept_fp32)),
-            kept_because=dict(sorted(given.kept_fp32.items())),
-            int8_layers=tuple(given.int8_layers),
-            layers=engine.layers if engine else (),
-        ),
-        model=graph,
-        fit=given.fit,
-        parity=parity,
-        validation=validation.record(),
-        passed=validation.passed and (parity is None or parity.passed),
-        command=(request.describe or str)(_call(request, graph.precision, built.name, form)),
-        exporter=given.exporter,
-    )
-
-
-def _call(request: BuildRequest, precision: Precision, builder: str, decode: DecodeForm) -> str:
-    """Return the call that builds this bundle again; places are named without their folders, the bundle NAME.nrd."""
-    config = request.config
-    arguments: dict[str, Any] = {
-        "precision": precision,
-        "builder": builder,
-        "decode": None if decode.name == "none" else decode.name,
-        "input_form": request.input_form,
-        "outputs": request.outputs,
-        "mask_encoding": request.mask_encoding,
-        "size": request.size,
-        "dynamic": request.dynamic,
-        "batch": request.batch,
-        "fit": request.fit,
-        "workspace_mib": config.workspace_mib,
-        "optimization_level": config.optimization_level,
-        "compute_capabilities": config.compute_capabilities,
-        "checkpoint": request.checkpoint,
-        "data": request.data,
-        "labels": request.labels,
-        "ignore_index": request.ignore_index,
-        "min_agreement": request.min_agreement,
-        "max_miou_drop": request.max_miou_drop,
-        **request.options,
-        **(vars(request.calibrator.arguments(precision)) if request.calibrator else {}),
-        "version_compatible": config.version_compatible or None,
-        "hardware_compatible": config.hardware_compatible or None,
-        "force": True,
-    }
-    given = [f"{name}={_literal(value)!r}" for name, value in arguments.items() if value is not None and value != ()]
-    return f"nrd_trt.build({request.source.name!r}, 'NAME.nrd', {', '.join(given)})"
 
 
 def _literal(value: Any) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -32,37 +32,28 @@ class BuildInput:
     """A typed ONNX model with all that its validation needs; the three kinds of source end here.
 
     Attributes:
-        model: In the precision and form asked for.
+        typed: The model, in the precision and form asked for.
         samples: To validate on.
         reference: Opens what draws the right masks of the samples.
         reference_name: ``"torch"``, ``"onnx"`` or ``"stored"``.
         drawn_by: What drew or draws the reference masks, ``"torch"`` or ``"onnx"``.
         fit: How images are brought to the engine's size.
         checkpoint: Name and SHA-256, as far as they are known.
-        kept_fp32: Nodes kept in fp32, each with the reason.
-        int8_layers: Layers that compute in int8.
         calibration_sha256: Hash of the images that ranges were measured on, where there were any.
         parity: The exported file against PyTorch, where something was exported.
         exporter: What wrote the ONNX file, where that is known.
     """
 
-    model: onnx.ModelProto
+    typed: Typed
     samples: SampleSource | StoredSamples
     reference: Callable[[], AbstractContextManager[ReferenceFn]]
     reference_name: str
     drawn_by: str
     fit: Fit
     checkpoint: CheckpointRecord | None
-    kept_fp32: Mapping[str, str] = field(default_factory=dict)
-    int8_layers: tuple[str, ...] = ()
     calibration_sha256: str | None = None
     parity: Parity | None = None
     exporter: ExporterRecord | None = None
-
-    @property
-    def graph(self) -> GraphFacts:
-        """What the model says about itself."""
-        return read_facts(self.model)
 
 
 def read_input(request: BuildRequest) -> BuildInput:
@@ -97,7 +88,7 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         progress=request.progress,
     )
     return BuildInput(
-        model=exported.model,
+        typed=exported.typed,
         samples=samples,
         reference=lambda: torch_reference(model),
         reference_name="torch",
@@ -105,8 +96,6 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         fit=samples.fit,
         checkpoint=CheckpointRecord(name=request.source.name, sha256=sha256_file(request.source)),
         exporter=exporter_record(),
-        kept_fp32=exported.typed.kept_fp32,
-        int8_layers=exported.typed.int8_layers,
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
         parity=exported.parity,
     )
@@ -145,15 +134,13 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
             "an fp32 file."
         )
     return BuildInput(
-        model=typed.model,
+        typed=typed,
         samples=samples,
         reference=reference,
         reference_name=name,
         drawn_by=name,
         fit=samples.fit,
         checkpoint=CheckpointRecord(name=None, sha256=graph.checkpoint_sha256),
-        kept_fp32=typed.kept_fp32,
-        int8_layers=typed.int8_layers,
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
     )
 
@@ -192,16 +179,15 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
     else:
         samples = request.samples(bundle.graph.shape, bundle.graph.info, fit)
         reference, name, drawn_by = _checkpoint_reference(request, request.checkpoint, bundle.graph), "torch", "torch"
+    held = bundle.record.precision
     return BuildInput(
-        model=onnx.load(bundle.onnx_path),
+        typed=Typed(model=onnx.load(bundle.onnx_path), kept_fp32=held.kept_because, int8_layers=held.int8_layers),
         samples=samples,
         reference=reference,
         reference_name=name,
         drawn_by=drawn_by,
         fit=fit,
         checkpoint=bundle.record.checkpoint,
-        kept_fp32=bundle.record.precision.kept_because,
-        int8_layers=bundle.record.precision.int8_layers,
         calibration_sha256=bundle.record.calibration_sha256,
         exporter=bundle.record.exporter,
     )

@@ -28,7 +28,8 @@ from nrd_trt.specs import (
 )
 from nrd_trt.validation.samples import SampleSource
 
-_FORM = ("input_form", "outputs", "mask_encoding", "size", "dynamic", "batch")
+FORM = ("input_form", "outputs", "mask_encoding", "size", "dynamic", "batch")
+"""Arguments about the form of the exported file, which an ONNX file and a bundle have already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class BuildRequest:
 
     def form_given(self) -> list[str]:
         """Return which arguments about the form of the exported file were given."""
-        return [f"{name}=" for name in _FORM if getattr(self, name) is not None]
+        return [f"{name}=" for name in FORM if getattr(self, name) is not None]
 
     def samples(self, shape: InputShape, info: ModelInfo, fit: Fit = "resize") -> SampleSource:
         """Return the images that masks are compared on; `fit` where none is asked for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,7 +152,7 @@ def export(
     return ExportResult(
         path=output,
         sha256=sha256_bytes(exported.to_bytes()) if exported.parity.passed else None,
-        opset=next(entry.version for entry in exported.model.opset_import if not entry.domain),
+        opset=next(entry.version for entry in exported.typed.model.opset_import if not entry.domain),
         parity=exported.parity,
         kept_fp32=exported.typed.kept_fp32,
     )
@@ -178,13 +178,12 @@ def check_form(
 class Exported:
     """An ONNX model in the precision asked for, with its evidence."""
 
-    model: onnx.ModelProto
-    parity: Parity
     typed: Typed
+    parity: Parity
 
     def to_bytes(self) -> bytes:
         """Return the file's bytes; equal inputs give equal bytes."""
-        return bytes(self.model.SerializeToString(deterministic=True))
+        return bytes(self.typed.model.SerializeToString(deterministic=True))
 
 
 def export_checked(
@@ -228,7 +227,7 @@ def export_checked(
         raise ExportError(f"casts outside TensorRT's documented set: {', '.join(casts)}; report this model.")
     parity = _parity(model, typed.model, images, precision, threads)
     output = "both" if len(outputs or ()) == 2 else "mask" if outputs is None else outputs[0]
-    return Exported(model=select_outputs(typed.model, output), parity=parity, typed=typed)
+    return Exported(typed=replace(typed, model=select_outputs(typed.model, output)), parity=parity)
 
 
 def _parity(
