@@ -1,4 +1,4 @@
-"""The contract and the life cycle of all runners. NumPy only.
+"""The Runner contract and the life cycle that all runners share. NumPy only.
 
 A runner's constructor is cheap; its resources live between entering and leaving. ``infer`` checks every feed before any
 copy and returns arrays that the caller owns. A graph may pack four pixels of the mask in one int32; runners show and
@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,48 @@ from nrd_trt.specs import MaskEncoding, TensorLike, TensorSpec
 
 Arithmetic = Literal["native", "simulated"]
 _BYTE, _FOUR_BYTES = np.dtype(np.uint8), np.dtype("<i4")
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Anything that turns named input arrays into named output arrays.
+
+    Attributes:
+        name: Backend, e.g. ``"onnxruntime"``.
+        arithmetic: ``"native"``, or ``"simulated"`` where 16-bit results are rounded fp32 results.
+        inputs: Specs by name; known once entered.
+        outputs: Specs by name; known once entered.
+    """
+
+    name: str
+    arithmetic: Arithmetic
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Input specs by name."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Output specs by name."""
+        ...
+
+    def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once; the arrays returned are fresh.
+
+        Raises:
+            RunnerError: The runner is not entered, or the backend failed.
+            ShapeError: A feed is missing, unknown, or has another type or shape.
+        """
+        ...
+
+    def __enter__(self) -> Runner:
+        """Acquire resources."""
+        ...
+
+    def __exit__(self, *error: object) -> None:
+        """Release resources; may be called again."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +82,42 @@ Placement = Callable[[str, int], int]
 """From an output's name and size in bytes to the device address, aligned to 256, of memory that the caller keeps."""
 
 
-class Runner(ABC):
-    """Turns named input arrays into named output arrays; a backend implements `_open`, `_run` and `_close`.
+@runtime_checkable
+class DeviceRunner(Runner, Protocol):
+    """A runner that can also read and write device memory, without copies to the host.
 
     Attributes:
-        name: Backend, e.g. ``"onnxruntime"``.
-        arithmetic: ``"native"``, or ``"simulated"`` where 16-bit results are rounded fp32 results.
+        cuda_graph: Whether runs are replayed as CUDA graphs.
+    """
+
+    cuda_graph: bool
+
+    def infer_device(
+        self, feed: Mapping[str, DeviceTensor], stream: int, place: Placement | None = None
+    ) -> dict[str, DeviceTensor]:
+        """Queue one run on a CUDA stream.
+
+        Args:
+            feed: Inputs, which must stay valid until the stream has passed the run.
+            stream: Handle of a CUDA stream.
+            place: Tells where outputs are to be written; None takes memory of the runner.
+
+        Returns:
+            Outputs where they were placed, or in memory of the runner, valid until its next run. On the same stream
+            that run may be queued at once. Before one on another stream, or `infer`, wait for this stream: one
+            execution context must not be on two at once.
+
+        Raises:
+            RunnerError: The runner is not entered, or the run cannot be started.
+            ShapeError: An input is missing, unknown, or has another type or shape.
+        """
+        ...
+
+
+class BaseRunner(ABC):
+    """Life cycle and feed checks; a backend implements `_open`, `_run` and `_close`.
+
+    Attributes:
         mask_encoding: How the backend gives the output ``mask``; known once entered.
     """
 
@@ -70,15 +142,15 @@ class Runner(ABC):
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
-        """Input specs by name; known once entered."""
+        """Input specs by name."""
         return self._entered()[0]
 
     @property
     def outputs(self) -> Mapping[str, TensorSpec]:
-        """Output specs by name; known once entered."""
+        """Output specs by name."""
         return self._entered()[1]
 
-    def __enter__(self) -> Runner:
+    def __enter__(self) -> BaseRunner:
         if self._specs is not None:
             raise RunnerError(f"{self.name}: already entered; leave it first or make a second runner.")
         inputs, outputs = self._open()
@@ -95,12 +167,7 @@ class Runner(ABC):
             self._close()
 
     def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once; the arrays returned are fresh.
-
-        Raises:
-            RunnerError: The runner is not entered, or the backend failed.
-            ShapeError: A feed is missing, unknown, or has another type or shape.
-        """
+        """Run once; see `Runner.infer`."""
         check_feed(self.name, feed, self.inputs)
         outputs = self._run(feed)
         if self.mask_encoding == "u8x4" and "mask" in outputs:
@@ -125,37 +192,6 @@ class Runner(ABC):
         if self._specs is None:
             raise RunnerError(f"{self.name}: not entered; use it inside a `with` block.")
         return self._specs
-
-
-class DeviceRunner(Runner):
-    """A runner that can also read and write device memory, without copies to the host.
-
-    Attributes:
-        cuda_graph: Whether runs are replayed as CUDA graphs.
-    """
-
-    cuda_graph: bool
-
-    @abstractmethod
-    def infer_device(
-        self, feed: Mapping[str, DeviceTensor], stream: int, place: Placement | None = None
-    ) -> dict[str, DeviceTensor]:
-        """Queue one run on a CUDA stream.
-
-        Args:
-            feed: Inputs, which must stay valid until the stream has passed the run.
-            stream: Handle of a CUDA stream.
-            place: Tells where outputs are to be written; None takes memory of the runner.
-
-        Returns:
-            Outputs where they were placed, or in memory of the runner, valid until its next run. On the same stream
-            that run may be queued at once. Before one on another stream, or `infer`, wait for this stream: one
-            execution context must not be on two at once.
-
-        Raises:
-            RunnerError: The runner is not entered, or the run cannot be started.
-            ShapeError: An input is missing, unknown, or has another type or shape.
-        """
 
 
 def check_feed(runner_name: str, feed: Mapping[str, TensorLike], specs: Mapping[str, TensorSpec]) -> None:

@@ -17,14 +17,14 @@ from nrd_trt.errors import RunnerError
 from nrd_trt.graph.metadata import load_onnx, read_facts
 from nrd_trt.graph.precision import simulate_rounding
 from nrd_trt.optional import require
-from nrd_trt.runtime.base import Runner
+from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.specs import TensorSpec
 
 _NUMPY_NAMES = {"tensor(float)": "float32"}
 """NumPy's names of types whose names differ; ``"tensor(uint8)"`` is that of ``"uint8"``."""
 
 
-class OrtRunner(Runner):
+class OrtRunner(BaseRunner):
     """ONNX Runtime session on the CPU.
 
     Args:

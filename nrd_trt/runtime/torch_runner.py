@@ -19,11 +19,11 @@ from nrd_trt.decode.reference import upsample
 from nrd_trt.errors import MissingDependencyError, PluginError, ShapeError
 from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
-from nrd_trt.runtime.base import Runner
+from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.specs import InputForm, TensorSpec, check_size
 
 
-class TorchRunner(Runner):
+class TorchRunner(BaseRunner):
     """Eager fp32 on the model's device.
 
     Args:

@@ -19,14 +19,14 @@ from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.engine.loading import LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.machine.cuda import load_cuda
-from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Placement, check_feed
+from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement, check_feed
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
 from nrd_trt.specs import MaskEncoding, TensorSpec
 
 GRAPH_CAPACITY = 4
 
 
-class TrtRunner(DeviceRunner):
+class TrtRunner(BaseRunner):
     """One plan on the current GPU.
 
     Args:

@@ -24,7 +24,7 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import sha256_file
 from nrd_trt.machine.clocks import ProbedDevice, Reading
 from nrd_trt.machine.host import HostFacts
-from nrd_trt.runtime.base import DeviceTensor, Runner
+from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.specs import InputShape, TensorSpec
 from tests.artefacts import (
@@ -46,7 +46,7 @@ KEYS = {
 }
 
 
-class HostRunner(Runner):
+class HostRunner(BaseRunner):
     """Draws nothing."""
 
     looks = 0

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nrd_trt.runtime import buffers, overlap, trt_runner
-from nrd_trt.runtime.base import DeviceTensor, Runner
+from nrd_trt.runtime.base import BaseRunner, DeviceTensor
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import TensorSpec
 from tests.runtime.fake_cuda import FakeCuda, FakeEngine
@@ -43,7 +43,7 @@ class Bench:
         return self.cuda.names()[start:]
 
 
-class HostRunner(Runner):
+class HostRunner(BaseRunner):
     """A runner on the host whose mask is the red channel; it notes its calls and their threads."""
 
     name = "host"

@@ -64,6 +64,7 @@ def test_specs_describe_what_is_taken_and_given(kind: str, form: InputForm) -> N
 def test_life_cycle(runner: Runner) -> None:
     runner.__exit__(None, None, None)  # before entering
     with runner:
+        assert isinstance(runner, Runner)
         with pytest.raises(RunnerError, match="already entered"):
             runner.__enter__()
         first = runner.infer(feed("uint8", *SIZE))

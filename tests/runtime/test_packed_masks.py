@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from nrd_trt.errors import RunnerError
-from nrd_trt.runtime.base import Runner
+from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.specs import TensorSpec
 from tests.runtime.bench import SMALL, Bench, caller, check, image, runner
 from tests.runtime.conftest import MakeBench
 from tests.runtime.fake_cuda import PackedEngine
 
 
-class Words(Runner):
+class Words(BaseRunner):
     """A runner whose backend gives a mask of a type and shape."""
 
     name = "words"

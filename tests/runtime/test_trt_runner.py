@@ -20,7 +20,7 @@ ONE_RUN = ["upload", "enqueue", "download", "download", "synchronize"]
 def test_is_a_runner_and_loads_as_it_is_told(bench: Bench, tmp_path: Any) -> None:
     (tmp_path / "engine.plan").write_bytes(b"from a file")
     with runner() as first, TrtRunner(tmp_path / "engine.plan", flavour="tensorrt", rebuild="x", host_code=True):
-        assert isinstance(first, DeviceRunner)
+        assert isinstance(first, DeviceRunner)  # a protocol: by what it has, not by descent
         assert list(first.inputs) == ["image"] and list(first.outputs) == ["mask", "mean"]
     assert bench.asked == [
         (b"plan", {"host_code": False, "rebuild": "rebuild it"}),
