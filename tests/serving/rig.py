@@ -7,6 +7,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,16 +75,6 @@ class CountedSwitch(PauseSwitch):
         return passes
 
 
-class Instrument:
-    """A probe with steady readings."""
-
-    def read(self) -> Reading:
-        return Reading(power_w=12.5, temperature_c=51.0)
-
-    def close(self) -> None:
-        pass
-
-
 class Rig:
     """Serves while entered.
 
@@ -116,7 +107,9 @@ class Rig:
         with ExitStack() as stack:
             listener = stack.enter_context(bind("127.0.0.1", 0))
             stack.enter_context(self.engine)
-            device = stack.enter_context(DeviceWatch(Instrument()))  # type: ignore[arg-type]
+            reading = Reading(power_w=12.5, temperature_c=51.0)
+            instrument = SimpleNamespace(read=lambda: reading, close=lambda: None)
+            device = stack.enter_context(DeviceWatch(instrument))  # type: ignore[arg-type]
             pipeline = Pipeline(self.source, self.engine, [self.hub], pause=self.pause)
             self.stats = pipeline.stats
             self.service = Service(

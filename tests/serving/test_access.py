@@ -34,9 +34,6 @@ def kind(response: Any) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["type"]
 
 
-# --- token ---------------------------------------------------------------------------------------------------------
-
-
 def test_without_the_token_nothing_of_the_run_is_seen_or_done(closed: Rig, stranger: Any) -> None:
     for path in ("/status", "/frame", "/stream.mjpg", "/snapshot.png", "/metrics", "/openapi.json"):
         assert kind(stranger.get(path)) == (401, "Unauthorised"), path
@@ -76,9 +73,6 @@ def test_the_token_opens_as_header_in_the_address_for_players_and_as_a_cookie(cl
         assert stranger.get(path).status_code == 200  # the client keeps cookies
 
 
-# --- host and origin -----------------------------------------------------------------------------------------------
-
-
 def test_the_server_is_reached_by_its_own_names_only(rig: Rig) -> None:
     """A page of another site that lets its own name point here is of the same origin as far as browsers know."""
     for host in ("evil.example", "127.0.0.1.evil.example", "192.168.0.9", "", "[::1", "localhost.evil"):
@@ -116,9 +110,6 @@ def test_whoever_shows_the_token_may_embed_the_stream(closed: Rig, stranger: Any
     assert closed.http.get("/", headers={}).headers["x-frame-options"] == "DENY"
 
 
-# --- headers -------------------------------------------------------------------------------------------------------
-
-
 def test_every_answer_carries_the_headers(rig: Rig, stranger: Any) -> None:
     paths = ("/", "/docs", "/status", "/nothing", "/assets/main.js", "/frame", "/metrics")
     refused = [stranger.get("/status"), rig.http.get("/", headers={"Host": "evil.example"})]
@@ -132,9 +123,6 @@ def test_every_answer_carries_the_headers(rig: Rig, stranger: Any) -> None:
         assert headers["cache-control"] == "no-store"
         assert headers["cross-origin-resource-policy"] == "same-origin"
         assert "server" not in headers
-
-
-# --- rules ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_server_for_others_needs_a_token_and_one_for_this_machine_needs_none() -> None:

@@ -37,9 +37,6 @@ def opened(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-# --- images --------------------------------------------------------------------------------------------------------
-
-
 ACCEPTED = (".png", ".jpg", ".webp", ".bmp")
 
 
@@ -94,9 +91,6 @@ def test_hostile_images_are_refused_quickly(rig: Rig) -> None:
             assert refusal(rig.http.post("/segment", content=body)) == expected, index
             assert time.monotonic() - start < 3
     assert rig.http.get("/healthz").status_code == 200
-
-
-# --- clips ---------------------------------------------------------------------------------------------------------
 
 
 def decoded(content: bytes) -> tuple[list[np.ndarray], list[float]]:
@@ -181,9 +175,6 @@ def test_progress_is_told_and_work_given_up_where_the_client_has_left(
     done = [job["done"] for job in told]
     assert 1 < done[0] <= done[-1] < 50
     assert done == sorted(done)
-
-
-# --- bodies and the queue ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

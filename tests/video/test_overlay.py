@@ -50,9 +50,6 @@ def test_a_mask_of_another_size_is_refused() -> None:
         Painter(INFO, OverlayStyle())(SCENE.image, SCENE.label[::2])
 
 
-# --- Classes and palettes -----------------------------------------------------------------------------------
-
-
 def test_only_the_chosen_classes_are_coloured() -> None:
     chosen = np.isin(SCENE.label, (3, 8))
     for show in (("Car", "Road"), (8, 3), (3, "Car", "Car")):
@@ -103,9 +100,6 @@ def test_invalid_styles_are_refused(style: dict[str, Any], message: str) -> None
         draw(**style)
 
 
-# --- Outlines -----------------------------------------------------------------------------------------------
-
-
 def outlined(mask: np.ndarray, **style: Any) -> np.ndarray:
     return (Painter(INFO, OverlayStyle(contours=True, **style))(np.zeros((*mask.shape, 3), np.uint8), mask) == 255).all(
         2
@@ -129,9 +123,6 @@ def test_outlines_run_along_the_borders_between_classes() -> None:
     np.testing.assert_array_equal(np.flatnonzero(outlined(mask)[:, 30]), [359, 360])
     mask = np.repeat(np.array([[0, 1, 1, 8, 3, 2]], np.uint8), 6, axis=0)  # none between classes without a colour
     np.testing.assert_array_equal(np.flatnonzero(outlined(mask, show=("Car",))[3]), [3, 4])
-
-
-# --- The legend ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -207,9 +198,6 @@ def test_a_long_name_is_cut_before_the_figure() -> None:
 def test_a_picture_too_small_for_a_line_has_no_legend() -> None:
     for size_hw in ((1, 1), (8, 8), (20, 400), (400, 20), (32, 64)):
         assert (legend_on(200, size_hw) == 200).all()
-
-
-# --- Shares -------------------------------------------------------------------------------------------------
 
 
 def test_class_shares_are_the_counts_of_all_indices() -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -76,75 +77,45 @@ def test_forms(tmp_path: Path) -> None:
         opened(str(tmp_path / "nowhere" / "a.mp4"))
 
 
-class Cv2:
-    """What the window asks of OpenCV."""
-
-    WINDOW_NORMAL = WINDOW_KEEPRATIO = WND_PROP_VISIBLE = 0
-    error = RuntimeError
-
-    def __init__(self, gui: str) -> None:
-        self.gui, self.display, self.key, self.visible = gui, True, -1, 1.0
-        self.shown: list[np.ndarray] = []
-        self.waits: list[int] = []
-
-    def getBuildInformation(self) -> str:
-        return f"General configuration\n  GUI:                           {self.gui}\n    GTK+: YES\n"
-
-    def namedWindow(self, title: str, flags: int) -> None:
-        if not self.display:
-            raise self.error("cannot open display")
-        self.title = title
-
-    def imshow(self, title: str, picture: np.ndarray) -> None:
-        self.shown.append(picture)
-
-    def waitKey(self, milliseconds: int) -> int:
-        assert milliseconds >= 1  # 0 would wait for ever
-        self.waits.append(milliseconds)
-        return self.key
-
-    def getWindowProperty(self, title: str, what: int) -> float:
-        return self.visible
-
-    def destroyWindow(self, title: str) -> None:
-        self.title = ""
-
-
 @pytest.fixture
-def cv2(monkeypatch: pytest.MonkeyPatch) -> Cv2:
-    stand_in = Cv2("GTK3")
-    monkeypatch.setitem(sys.modules, "cv2", stand_in)  # type: ignore[arg-type]
+def cv2(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """What the window asks of OpenCV."""
+    stand_in = MagicMock(error=RuntimeError)
+    stand_in.getBuildInformation.return_value = "General configuration\n  GUI:     GTK3\n    GTK+: YES\n"
+    stand_in.waitKey.return_value, stand_in.getWindowProperty.return_value = -1, 1.0
+    monkeypatch.setitem(sys.modules, "cv2", stand_in)
     return stand_in
 
 
-def test_a_window_shows_bgr_and_closes(cv2: Cv2) -> None:
+def test_a_window_shows_bgr_and_closes(cv2: MagicMock) -> None:
     sink = opened("window")
     sink.open(STREAM)
-    picture = np.zeros((4, 4, 3), np.uint8)
-    picture[..., 0] = 200
     start = time.monotonic()
     for index in range(3):
-        sink.write(segmented(index, picture))
-    assert cv2.shown[0][0, 0].tolist() == [0, 0, 200]
+        sink.write(segmented(index, np.full((4, 4, 3), (200, 0, 0), np.uint8)))
+    assert cv2.imshow.call_args.args[1][0, 0].tolist() == [0, 0, 200]
+    first, _, last = (call.args[0] for call in cv2.waitKey.call_args_list)
+    assert first == 1  # 0 would wait for ever
     # The last picture is due two fifteenths of a second after the first one.
-    assert cv2.waits[0] == 1 and cv2.waits[-1] == pytest.approx(2000 / 15 - (time.monotonic() - start) * 1000, abs=30)
+    assert last == pytest.approx(2000 / 15 - (time.monotonic() - start) * 1000, abs=30)
     sink.close("complete")
-    assert cv2.title == ""
+    cv2.destroyWindow.assert_called_once_with(cv2.namedWindow.call_args.args[0])
 
 
-def test_a_window_without_a_display_is_an_error_and_one_that_is_closed_ends_the_run(cv2: Cv2) -> None:
+def test_a_window_without_a_display_is_an_error_and_one_that_is_closed_ends_the_run(cv2: MagicMock) -> None:
     sink = WindowSink()
     sink.open(STREAM)
-    for cv2.key, cv2.visible in ((ord("q"), 1.0), (27, 1.0), (-1, 0.0)):
+    for cv2.waitKey.return_value, cv2.getWindowProperty.return_value in ((ord("q"), 1.0), (27, 1.0), (-1, 0.0)):
         with pytest.raises(EndOfRun):
             sink.write(segmented(0, np.zeros((4, 4, 3), np.uint8)))
-    cv2.display = False
+    cv2.namedWindow.side_effect = cv2.error("cannot open display")
     with pytest.raises(VideoError, match=r"a window cannot be shown \(cannot open display\); is there a display"):
         sink.open(STREAM)
 
 
-def test_an_opencv_without_windows_or_none_at_all_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, told in ((Cv2("NONE"), "headless build"), (None, r"nrd-trt\[camera\]")):
+def test_an_opencv_without_windows_or_none_at_all_is_named(cv2: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    cv2.getBuildInformation.return_value = "General configuration\n  GUI:                           NONE\n"
+    for module, told in ((cv2, "headless build"), (None, r"nrd-trt\[camera\]")):
         monkeypatch.setitem(sys.modules, "cv2", module)  # type: ignore[arg-type]
         with pytest.raises(MissingDependencyError, match=told):
             WindowSink()

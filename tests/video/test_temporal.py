@@ -46,9 +46,6 @@ def blocks(values: np.ndarray) -> np.ndarray:
     return values.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
 
 
-# --- Stillness ----------------------------------------------------------------------------------------------
-
-
 def test_a_pixel_is_still_while_no_channel_changes_by_more_than_the_threshold_nor_the_size() -> None:
     stillness = Stillness()
     first = np.full((2, 3, 3), 100, np.uint8)
@@ -63,9 +60,6 @@ def test_a_pixel_is_still_while_no_channel_changes_by_more_than_the_threshold_no
     small, large = np.zeros((4, 4, 3), np.uint8), np.zeros((8, 4, 3), np.uint8)
     assert [bool(stillness(image).all()) for image in (small, small, large, large)] == [False, True, False, True]
     assert stillness(small).shape == (4, 4)
-
-
-# --- Flicker ------------------------------------------------------------------------------------------------
 
 
 def test_flicker_is_the_share_of_still_pixels_that_changed_over_all_pairs() -> None:
@@ -94,9 +88,6 @@ def test_what_is_given_may_be_overwritten_after_the_call() -> None:
     assert meter.flicker == 1
 
 
-# --- Every smoother -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", SMOOTHERS)
 def test_masks_belong_to_the_caller_arguments_are_neither_written_nor_kept_and_a_new_size_starts_over(
     name: str,
@@ -117,9 +108,6 @@ def test_masks_belong_to_the_caller_arguments_are_neither_written_nor_kept_and_a
     np.testing.assert_array_equal(got, expected)
     new = np.full((12, 12), 3, np.uint8)
     np.testing.assert_array_equal(run(smoother, [new], [np.ones((12, 12), np.bool_)])[0], new)
-
-
-# --- Hysteresis ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -162,9 +150,6 @@ def test_hysteresis_shows_what_was_lately_seen_and_keeps_it_while_it_comes_back(
         assert not (changed & stills[index] & came_back).any()
 
 
-# --- The mean of logits -------------------------------------------------------------------------------------
-
-
 def ema_of_one_block(weight: float, values: Sequence[float], stills: Sequence[np.ndarray]) -> list[int]:
     """Run on one logit of two classes: 0 and a value; returns the class of the block."""
     smoother, mask = LogitsEma(weight, upsample=SCALE), np.zeros((SCALE, SCALE), np.uint8)
@@ -204,9 +189,6 @@ def test_ema_without_logits_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"smooth='ema': expected an engine that gives logits.*mask and logits"):
         made("ema", has_logits=False)
     assert made("hysteresis", has_logits=False).name == "hysteresis:2"
-
-
-# --- The option ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -140,21 +140,20 @@ def test_the_real_clip(tmp_path: Path, camvid: Path) -> None:
     assert check_same_frames(source, tmp_path / "out.mp4") == 101
 
 
-def test_odd_sizes_and_variable_frame_rates_are_kept(tmp_path: Path) -> None:
-    frames = [frame[:47, :63] for frame in street_frames(6, SIZE_HW)]
-    source = write_clip(tmp_path / "in.mkv", frames, codec="ffv1", pix_fmt="bgr0")
-    facts(source, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks", "--fit", "letterbox")
-    assert read(tmp_path / "out.mp4")[0].size_hw == (47, 63)
-    with Image.open(tmp_path / "masks" / "000000.png") as image:
-        assert image.size == (63, 47)
-    source = write_clip(tmp_path / "in.mp4", street_frames(6, SIZE_HW), rate=15, pts=[0, 1000, 1500, 4000, 4200, 9000])
-    facts(source, "-o", tmp_path / "times.mp4")
-    assert check_same_frames(source, tmp_path / "times.mp4") == 6
-
-
 def test_a_folder_plays_at_the_rate_asked_for_and_keeps_names(tmp_path: Path, labelled: Path) -> None:
     Image.fromarray(street_frames(1, SIZE_HW)[0]).save(labelled / "images" / "f00.jpg")  # the stem of another
-    facts(labelled, "-o", tmp_path / "out.mp4", "-o", tmp_path / "masks", "--rate", "30000/1001", "--overlay")
+    facts(
+        labelled,
+        "-o",
+        tmp_path / "out.mp4",
+        "-o",
+        tmp_path / "masks",
+        "--rate",
+        "30000/1001",
+        "--overlay",
+        "--fit",
+        "letterbox",
+    )
     written, frames = read(tmp_path / "out.mp4")
     assert (written.rate, len(frames)) == (Fraction(30000, 1001), 7)
     names = sorted(path.name for path in (tmp_path / "masks").iterdir())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nrd_trt.video.sources.open_source import open_source
-from tests.video.clips import av
+from tests.video.clips import av, write_clip
 
 _COLOURS = [(200, 30, 40), (20, 180, 60), (30, 60, 220), (128, 128, 128), (255, 255, 255), (0, 0, 0), (250, 220, 10)]
 _WEIGHTS = {"bt709": (0.2126, 0.0722), "bt601": (0.299, 0.114), "bt2020": (0.2627, 0.0593)}
@@ -93,12 +93,7 @@ def test_what_is_rgb_or_grey_stays_as_it_is(tmp_path: Path, codec: str, pix_fmt:
     image[...] = np.arange(64, dtype=np.uint8)[:, None] * 4
     if pix_fmt != "gray":
         image[:24, :, 1:] = 30
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, pix_fmt
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    write_clip(path, [image], codec=codec, pix_fmt=pix_fmt)
     with open_source(str(path)) as source:
         (frame,) = source
     # Grey goes through limited range on its way in and out.
