@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -25,25 +26,13 @@ def blocks(text: str) -> list[str]:
 def command_lines(text: str) -> list[list[str]]:
     """Return the commands of all blocks as words; comments, prompts, settings and outputs of pipes left out."""
     found = []
-    for block in blocks(text):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            for part in split_at(words, {"|", "&&", ";", ">", "2>"}):
-                while part and re.fullmatch(r"[A-Z_]+=.*", part[0]):
-                    part = part[1:]
-                if part:
-                    found.append(part)
+    for line in "".join(blocks(text)).replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        for separator, part in itertools.groupby(words, {"|", "&&", ";", ">", "2>"}.__contains__):
+            command = list(itertools.dropwhile(re.compile(r"[A-Z_]+=.*").fullmatch, part))
+            if command and not separator:
+                found.append(command)
     return found
-
-
-def split_at(words: list[str], separators: set[str]) -> list[list[str]]:
-    parts: list[list[str]] = [[]]
-    for word in words:
-        if word in separators:
-            parts.append([])
-        else:
-            parts[-1].append(word)
-    return parts
 
 
 def problems_of(words: list[str]) -> list[str]:

@@ -158,11 +158,16 @@ for host_code in (False, True):
     assert "magicTag" in lines[1] or "header" in lines[1].lower()
 
 
-def test_runtime_that_cannot_start_names_gpu_and_driver() -> None:
-    module = fake_module(None, [])
+def test_runtime_or_context_that_cannot_be_made_says_what_to_do() -> None:
+    module, engine = fake_module(None, []), Engine()
     module.Runtime = Mock(side_effect=TypeError("pybind11::init(): factory function returned nullptr"))
-    with pytest.raises(RunnerError, match=r"tensorrt 10\.3\.0 cannot start on this machine.*NVIDIA GPU and its driver"):
-        TensorRT("tensorrt", module).deserialize(b"plan", host_code=False, rebuild=REBUILD)
+    engine.context = None
+    for made, words in (
+        (module, r"tensorrt 10\.3\.0 cannot start on this machine.*NVIDIA GPU and its driver"),
+        (fake_module(engine, []), r"cannot make room.*free GPU memory"),
+    ):
+        with pytest.raises(RunnerError, match=words):
+            TensorRT("tensorrt", made).deserialize(b"plan", host_code=False, rebuild=REBUILD)
 
 
 # --- a loaded engine
@@ -185,13 +190,6 @@ def test_host_code_is_allowed_on_demand_and_every_object_reports_to_one_recorder
         (runtime,) = made
         assert (runtime.plan, runtime.engine_host_code_allowed) == (b"a", host_code)
         assert runtime.error_recorder is engine.error_recorder is engine.context.error_recorder is not None
-
-
-def test_no_context_is_an_error() -> None:
-    engine = Engine()
-    engine.context = None
-    with pytest.raises(RunnerError, match=r"cannot make room.*free GPU memory"):
-        TensorRT("tensorrt", fake_module(engine, [])).deserialize(b"plan", host_code=False, rebuild=REBUILD)
 
 
 def test_specs_ranges_and_memory() -> None:

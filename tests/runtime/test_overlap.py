@@ -62,25 +62,19 @@ def test_neighbours_overlap_and_only_what_must_wait_does(bench: Bench) -> None:
             check(overlapped.finish(ticket), SMALL, seed)
 
 
-def test_finishing_a_run_does_not_wait_for_the_next(bench: Bench) -> None:
+def test_a_warm_run_is_copies_and_a_graph_and_its_end_does_not_wait_for_the_next(bench: Bench) -> None:
     with runner() as trt, OverlappedRunner(trt) as overlapped:
         warm(overlapped)
-        first, second = overlapped.begin(feed(seed=1)), overlapped.begin(feed(seed=2))
+        assert len(bench.cuda.graphs) == 2
+        start = len(bench.cuda.calls)
+        first = overlapped.begin(feed(seed=1))
+        assert bench.since(start) == REPLAYED
+        second = overlapped.begin(feed(seed=2))
         start = len(bench.cuda.calls)
         check(overlapped.finish(first), SMALL, 1)
         assert bench.since(start) == ["synchronize_event"]
         assert [node.done for node in bench.cuda.queued if node.name == "engine"][-2:] == [True, False]
         check(overlapped.finish(second), SMALL, 2)
-
-
-def test_a_warm_run_is_copies_and_a_graph(bench: Bench) -> None:
-    with runner() as trt, OverlappedRunner(trt) as overlapped:
-        warm(overlapped)
-        assert len(bench.cuda.graphs) == 2
-        start = len(bench.cuda.calls)
-        ticket = overlapped.begin(feed(seed=1))
-        assert bench.since(start) == REPLAYED
-        check(overlapped.finish(ticket), SMALL, 1)
 
 
 def test_one_run_at_a_time_keeps_to_one_slot(bench: Bench) -> None:

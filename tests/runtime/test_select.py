@@ -147,10 +147,10 @@ def test_runners_that_a_bundle_without_a_plan_has_not(name: RunnerName, error: t
         make_runner(UNPLANNED, name)
 
 
-@pytest.mark.parametrize("runner", ["auto", "onnxruntime"])
-def test_a_library_for_a_bundle_that_needs_none(runner: RunnerName) -> None:
-    with pytest.raises(ConfigError, match=r"plugin=a\.so: expected a bundle whose plan needs it .*leave it out"):
-        make_runner(PLANNED, runner, plugin=Path("a.so"))
+def test_a_library_for_a_bundle_that_needs_none() -> None:
+    for runner in ("auto", "onnxruntime"):
+        with pytest.raises(ConfigError, match=r"plugin=a\.so: expected a bundle whose plan needs it .*leave it out"):
+            make_runner(PLANNED, runner, plugin=Path("a.so"))
 
 
 @pytest.mark.parametrize("host_code", [False, True])
