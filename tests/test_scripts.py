@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import shutil
 import subprocess
 import sys
@@ -26,11 +25,6 @@ SCRIPTS = {
 
 def test_scripts_are_those_that_the_documentation_names() -> None:
     assert {path.stem for path in (REPOSITORY / "scripts").glob("*.py")} == {*SCRIPTS, "demo"}
-
-
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "scripts").rglob("*.py")), ids=lambda path: path.name)
-def test_script_says_what_it_is(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 def test_services_that_cannot_be_installed_are_no_failure(tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ OLD_DRIVER: dict[str, Any] = {
 }
 MACHINES = {
     "orin": ORIN, "thor": THOR, "desktop": DESKTOP, "h200": H200, "no gpu": NO_GPU, "old driver": OLD_DRIVER,
+    "nothing": {"commands": {}, "files": {}, "versions": {}, "changes": {}},
 }  # fmt: skip
 
 

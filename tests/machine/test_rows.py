@@ -101,6 +101,11 @@ ROWS: dict[str, Expected] = {
         "Driver": ("limited", f"535.183.01, supports CUDA 12.2: {TOO_OLD}", "sudo apt install nvidia-driver-580-open"),
         "Clocks and power": ("limited", "held back: power cap, software thermal slowdown", "nvidia-smi -q -d"),
     },
+    "nothing": {
+        "ONNX": ("missing", "not installed", "pip install nrd-trt"),
+        "ONNX Runtime": ("missing", "not installed", "nrd-trt[ort]"),
+        "Memory": ("missing", "/proc/meminfo", "free -h"),
+    },
 }
 ON_CPU = {"build: onnxruntime", "run: onnxruntime"}
 WITH_TORCH = ON_CPU | {"train", "export", "run: torch", "build: tensorrt-rtx"}
@@ -111,6 +116,7 @@ POSSIBLE = {
     "h200": WITH_TORCH | {"build: tensorrt", "run: tensorrt"},
     "no gpu": WITH_TORCH,
     "old driver": WITH_TORCH,
+    "nothing": set(),
 }
 
 
@@ -134,14 +140,6 @@ def test_recorded_machines(name: str, tmp_path: Path) -> None:
     assert {ability.name for ability in report.abilities if ability.possible} == POSSIBLE[name]
     assert len(report.abilities) == 9
     assert [one for one in report.abilities if not one.why or (one.remedy is None) != one.possible] == []
-
-
-def test_nothing_at_all_is_a_report(tmp_path: Path) -> None:
-    report = examine(recorded(tmp_path, {"commands": {}, "files": {}, "versions": {}, "changes": {}}))
-    assert {ability.name for ability in report.abilities if ability.possible} == set()
-    check(row_of(report, "ONNX"), "missing", "not installed", "pip install nrd-trt")
-    check(row_of(report, "ONNX Runtime"), "missing", "not installed", "nrd-trt[ort]")
-    check(row_of(report, "Memory"), "missing", "/proc/meminfo", "free -h")
 
 
 def without(machine: dict[str, Any], *versions: str) -> dict[str, Any]:

@@ -84,13 +84,6 @@ def test_result_belongs_to_the_caller() -> None:
         np.testing.assert_array_equal(predictor.predict(picture(64, 96)), kept)
 
 
-def test_logits_bundle_predicts_the_same_masks() -> None:
-    rgb = picture(61, 47)
-    masks = [open_bundle(bundle(output=output), threads=1).predict(rgb) for output in ("mask", "logits", "both")]
-    assert (masks[0] == masks[1]).mean() > 0.999
-    np.testing.assert_array_equal(masks[0], masks[2])
-
-
 @pytest.mark.parametrize("form", ["uint8", "float"])
 def test_dynamic_file_of_larger_batches(form: InputForm) -> None:
     """Sizes within the range are run as they are, and one image fills a batch of two."""

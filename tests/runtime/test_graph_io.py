@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional
 
 from nrd_trt.data.preprocessing import normalise
-from nrd_trt.errors import ShapeError
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.runtime.engine import Engine
@@ -101,8 +100,3 @@ def test_mask_and_logits_of_the_trained_network_give_one_mask() -> None:
     for mask in masks:
         assert (mask == expected).mean() > 0.999
     assert len(np.unique(expected)) > 1
-
-
-def test_image_of_another_size_is_refused() -> None:
-    with Engine(OrtRunner(both_outputs(), threads=1), facts()) as engine, pytest.raises(ShapeError, match="image"):
-        engine.mask(image())
