@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,16 +27,8 @@ from nrd_trt.machine.host import HostFacts
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.specs import InputShape, TensorSpec
-from tests.artefacts import (
-    bundle,
-    checkpoint,
-    copy_of,
-    onnx_file,
-    read_facts_of,
-    rewrite_facts,
-    trained_model,
-    write_model,
-)
+from tests import artefacts
+from tests.artefacts import bundle, checkpoint, copy_of, onnx_file, read_facts_of, rewrite_facts
 from tests.runtime.fake_cuda import FakeCuda
 
 KEYS = {
@@ -117,7 +109,7 @@ class FakeProbe:
 
 
 @pytest.fixture(autouse=True)
-def steady(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time that moves 4 ms with every look at it, on an idle host with two cores."""
     now = [0.0]
 
@@ -128,11 +120,13 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(time, "perf_counter", perf_counter)
     monkeypatch.setattr(room, "load_average", lambda: 0.5)
     monkeypatch.setattr(room, "host_facts", lambda _: HostFacts(cpu="AMD EPYC", machine="x86_64", cores=2))
-    yield
+
+
+Run = Callable[..., Benchmark]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Benchmark]:
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run `benchmark` on bundles whose runners are these."""
 
     def benchmark(*runners: Runner, probe: Any = None, source: Path | None = None, **options: Any) -> Benchmark:
@@ -149,9 +143,6 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Benchmark]:
     return benchmark
 
 
-Run = Callable[..., Benchmark]
-
-
 @pytest.mark.slow
 def test_keys_and_figures_of_a_host_run(run: Run) -> None:
     row = run(HostRunner(), threads=2).to_dict()
@@ -166,7 +157,7 @@ def test_keys_and_figures_of_a_host_run(run: Run) -> None:
     assert row["peak_memory_mib"] > 10
 
 
-def test_device_run_is_stamped(run: Run) -> None:
+def test_device_run_is_stamped_and_an_absent_instrument_named(run: Run) -> None:
     probe = FakeProbe()
     row = run(DeviceRunner(), probe=probe, warmup=2).to_dict()
     assert row.keys() == KEYS
@@ -180,6 +171,8 @@ def test_device_run_is_stamped(run: Run) -> None:
     assert (row["copies"], row["cuda_graph"], row["device_memory_mib"]) == ("included", True, 321)
     assert (row["doubtful"], row["notes"]) == (False, [])
     assert probe.closed
+    (row,) = run(DeviceRunner(), probe=None, warmup=2).rows
+    assert (row.device, row.doubtful, row.notes) == (None, False, ("no NVML",))
 
 
 def test_copies_left_out_are_those_of_the_device(run: Run, cuda: FakeCuda) -> None:
@@ -251,11 +244,6 @@ def test_disturbed_device_is_marked_in_notes_and_table(probe: FakeProbe, words: 
     assert [line[0] for line in lines[1:4]] == ["!", " ", " "]
     assert words in lines[2]
     assert "NVIDIA L4" in "\n".join(lines) and "2000.0 MHz, 70.0 W, – °C" in "\n".join(lines)
-
-
-def test_absent_instruments_are_said(run: Run) -> None:
-    (row,) = run(DeviceRunner(), probe=None, warmup=2).rows
-    assert (row.device, row.doubtful, row.notes) == (None, False, ("no NVML",))
 
 
 def test_comparison(run: Run, tmp_path: Path) -> None:
@@ -340,5 +328,6 @@ def test_a_checkpoint_takes_the_bundles_size_and_an_onnx_file_its_own() -> None:
     (row,) = nrd_trt.benchmark(checkpoint(), size=(32, 64), batch=2, **once).rows
     assert (row.size, row.batch) == ((32, 64), 2)
     pairs = ExportOptions(shape=InputShape.static((64, 96), batch=2))
-    (row,) = nrd_trt.benchmark(write_model(export_onnx(trained_model(), pairs), "pairs.onnx"), batch=2, **once).rows
+    path = artefacts.write_model(export_onnx(artefacts.trained_model(), pairs), "pairs.onnx")
+    (row,) = nrd_trt.benchmark(path, batch=2, **once).rows
     assert (row.size, row.batch) == ((64, 96), 2)

@@ -23,13 +23,7 @@ from nrd_trt.machine.clocks import DeviceLog, Reading
 from nrd_trt.model import stages
 from tests.decode.on_cpu import load_binding, needs_compiler
 
-GPU = TorchGpu(
-    name="Pretender",
-    compute_capability="9.0",
-    l2_bytes=100_000,
-    torch="2.13.0",
-    cuda="13.0",
-)
+GPU = TorchGpu(name="Pretender", compute_capability="9.0", l2_bytes=100_000, torch="2.13.0", cuda="13.0")
 CASES = (
     DecodeCase(size_hw=(32, 64), num_classes=19),
     DecodeCase(size_hw=(32, 32), num_classes=40, batch=2, precision="bf16"),

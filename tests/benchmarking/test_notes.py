@@ -49,17 +49,11 @@ def test_load_marks(load: float | None, cores: int, marked: bool) -> None:
     assert all("other work was running: load average 2.1 on 2 cores" in text for text in got)
 
 
-def test_spread_marks() -> None:
+def test_other_marks_and_notes() -> None:
     assert spread_marks(Latency.of([0.010] * 8 + [0.0149] * 2)) == []
     (text,) = spread_marks(Latency.of([0.010] * 8 + [0.030] * 2))
     assert "p90 is 3.0 times p50" in text
-
-
-def test_simulated_arithmetic_is_no_figure_of_the_device() -> None:
     assert arithmetic_notes("native") == []
     assert "says nothing about the device" in arithmetic_notes("simulated")[0]
-
-
-def test_ratio_between_sizes_is_said_to_be_unequal() -> None:
     assert comparison_notes(["64x96", "64x96"]) == []
     assert "64x96, 32x32" in comparison_notes(["64x96", "32x32", "64x96"])[0]

@@ -45,6 +45,10 @@ def test_small_case_by_hand() -> None:
     assert got.miou_between == pytest.approx((4 / 5 + 3 / 4) / 2)
     assert got.pixel_agreement == 7 / 8
     assert got.per_class_iou == {"sky": pytest.approx(0.6), "road": pytest.approx(0.5), "car": None}
+    assert got.per_class_between == {"sky": pytest.approx(0.8), "road": 0.75, "car": None}
+    assert got.per_class_reference == {"sky": 0.75, "road": 0.75, "car": None}
+    assert got.per_class_boundary == {"sky": 1.0, "road": 1.0, "car": None}  # the outline moved by one pixel
+    assert (got.boundary_between, got.boundary_reference, got.boundary_engine) == (1.0, 1.0, 1.0)
     assert got.miou_drop == pytest.approx(0.75 - 0.55)
     assert got.tie_share is None
     assert got.images == 1
@@ -56,11 +60,8 @@ def test_figures_without_labels_are_null(label: np.ndarray | None) -> None:
     assert (got.miou_reference, got.miou_engine, got.per_class_iou, got.miou_drop) == (None, None, None, None)
     assert (got.per_class_reference, got.boundary_reference, got.boundary_engine) == (None, None, None)
     assert (got.pixel_agreement, got.miou_between) == (1.0, 1.0)
-
-
-def test_nothing_compared_is_no_agreement() -> None:
-    got = figures()
-    assert (got.pixel_agreement, got.miou_between, got.images) == (None, None, 0)
+    nothing = figures()
+    assert (nothing.pixel_agreement, nothing.miou_between, nothing.images) == (None, None, 0)
 
 
 def test_miou_is_of_the_whole_set_and_not_a_mean_over_images() -> None:
@@ -80,30 +81,19 @@ def test_tie_share_is_null_where_one_image_does_not_know_its_ties() -> None:
     assert comparator.result().tie_share is None
 
 
-@pytest.mark.parametrize("fit", ["pad", "letterbox"])
-def test_padding_is_never_counted(fit: Fit) -> None:
-    """The engine disagrees everywhere in the padding and nowhere else."""
-    fitted = fit_image(np.full((40, 50, 3), 200, np.uint8), InputShape.static((64, 96)), model_info(3), fit)
-    reference, engine = np.zeros((64, 96), np.uint8), np.full((64, 96), 1, np.uint8)
-    rows, columns = fitted.content_hw
-    assert rows * columns < 64 * 96
-    engine[:rows, :columns] = 0
-    one = Sample(image=fitted.image, restore=fitted.restore, label=np.zeros((40, 50), np.uint8))
-    ties = np.ones((64, 96), bool)
-    got = compare([one], lambda _: Reference(mask=reference, near_tie=ties), lambda _: engine, NAMES)
-    assert (got.pixel_agreement, got.miou_between, got.miou_engine, got.tie_share) == (1.0, 1.0, 1.0, 0.0)
-
-
 @pytest.mark.parametrize("fit", FITS)
-def test_pixels_are_counted_at_the_images_size(fit: Fit) -> None:
-    """One of 30 x 50 pixels is wrong, whatever the engine's size."""
+def test_pixels_are_counted_at_the_images_size_and_padding_never(fit: Fit) -> None:
+    """One of 30 x 50 labels is wrong; the engine disagrees with its reference everywhere in the padding."""
     fitted = fit_image(np.zeros((30, 50, 3), np.uint8), InputShape.static((32, 64)), model_info(3), fit)
-    label = np.zeros((30, 50), np.uint8)
-    label[0, 0] = 1
+    rows, columns = fitted.content_hw
+    assert (rows * columns < 32 * 64) == (fit != "resize")
+    reference, engine, label = np.zeros((32, 64), np.uint8), np.ones((32, 64), np.uint8), np.zeros((30, 50), np.uint8)
+    engine[:rows, :columns], label[0, 0] = 0, 1
     one = Sample(image=fitted.image, restore=fitted.restore, label=label)
-    zeros = np.zeros((32, 64), np.uint8)
-    got = compare([one], lambda _: Reference(mask=zeros, near_tie=None), lambda _: zeros, NAMES)
+    ties = np.ones((32, 64), bool)
+    got = compare([one], lambda _: Reference(mask=reference, near_tie=ties), lambda _: engine, NAMES)
     assert got.per_class_iou == {"sky": pytest.approx(1499 / 1500), "road": 0.0, "car": None}
+    assert (got.pixel_agreement, got.miou_between, got.tie_share) == (1.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("source", ["torch", "onnx"])
@@ -128,20 +118,9 @@ def test_flips_are_told_apart_by_ties_and_classes() -> None:
     assert pairs == [("car", "sky", 2, 1), ("road", "sky", 1, 1), ("sky", "road", 1, 0)]
     assert figures((reference, reference, None), ties=ties).tie_share == 0.0
     unknown = figures((reference, engine, None))
-    assert (unknown.flips.pixels, unknown.flips.near_tie, unknown.flips.far, unknown.flips.far_share) == (
-        4,
-        *[None] * 3,
-    )
+    assert (unknown.flips.pixels, unknown.flips.share) == (4, 4 / 6)
+    assert (unknown.flips.near_tie, unknown.flips.far, unknown.flips.far_share) == (None, None, None)
     assert {pair.far for pair in unknown.flip_pairs} == {None}
-
-
-def test_per_class_figures_between_the_masks_and_of_both_sides() -> None:
-    reference, engine = mask([0, 0, 1, 1]), mask([0, 0, 0, 1])
-    got = figures((reference, engine, mask([0, 0, 1, 1])))
-    assert got.per_class_between == {"sky": pytest.approx(2 / 3), "road": 0.5, "car": None}
-    assert got.per_class_reference == {"sky": 1.0, "road": 1.0, "car": None}
-    assert got.per_class_boundary == {"sky": 1.0, "road": 1.0, "car": None}  # the outline moved by one pixel
-    assert (got.boundary_between, got.boundary_reference, got.boundary_engine) == (1.0, 1.0, 1.0)
 
 
 def test_the_worst_images_are_named_and_kept() -> None:

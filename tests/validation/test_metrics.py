@@ -39,6 +39,7 @@ def test_figures_are_those_of_a_loop_over_the_pixels(classes: int, present: int)
     hits = [sum(want == got == index for want, got in pairs) for index in range(classes)]
     iou = [hit / union if union else np.nan for hit, union in zip(hits, unions, strict=True)]
     np.testing.assert_allclose(iou_per_class(matrix), iou, rtol=1e-12)
+    assert 0.0 in iou or classes < 150, "a class on one side only"
     assert mean_iou(matrix) == pytest.approx(np.nanmean(iou), rel=1e-12)
     assert pixel_agreement(matrix) == pytest.approx(sum(hits) / len(pairs), rel=1e-12)
 
@@ -52,13 +53,6 @@ def test_small_case_by_hand() -> None:
     assert (mean_iou(MATRIX), pixel_agreement(MATRIX)) == (0.5, pytest.approx(4 / 6))
 
 
-def test_class_in_one_side_only_counts_as_zero() -> None:
-    nowhere, once = np.zeros(4, np.uint8), np.array([0, 0, 0, 1], np.uint8)
-    for matrix in (confusion_matrix(nowhere, once, 3), confusion_matrix(once, nowhere, 3)):
-        assert named_iou(matrix, "abc") == {"a": 0.75, "b": 0.0, "c": None}
-        assert mean_iou(matrix) == 0.375
-
-
 def test_nothing_counted_is_no_figure() -> None:
     matrix = confusion_matrix(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8), 2)
     assert (mean_iou(matrix), pixel_agreement(matrix)) == (None, None)
@@ -68,8 +62,8 @@ def test_nothing_counted_is_no_figure() -> None:
 # --- boundary --------------------------------------------------------------------------------------------------------
 
 
-def score(reference: np.ndarray, mask: np.ndarray, classes: int, tolerance: int = 2) -> BoundaryScore:
-    found = BoundaryScore(classes, tolerance)
+def score(reference: np.ndarray, mask: np.ndarray, classes: int, *tolerance: int) -> BoundaryScore:
+    found = BoundaryScore(classes, *tolerance)
     found.add(reference, mask)
     return found
 
@@ -104,8 +98,7 @@ def test_ignored_pixels_make_no_outline() -> None:
 
 
 def test_counts_are_of_the_whole_set() -> None:
-    found = BoundaryScore(2, 2)
-    found.add(halves(10), halves(10))
+    found = score(halves(10), halves(10), 2)
     found.add(halves(10), halves(15))
     assert found.per_class().tolist() == [0.5, 0.5]
 

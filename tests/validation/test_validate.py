@@ -225,9 +225,6 @@ class Page(HTMLParser):
         if tag not in self.VOID:
             self.opened.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append(tag)
-
     def handle_endtag(self, tag: str) -> None:
         assert self.opened.pop() == tag
 
