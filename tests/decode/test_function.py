@@ -136,18 +136,6 @@ def test_every_index_is_packed() -> None:
     assert set(np.unique(packed)) == set(range(256))
 
 
-def test_control_reading_the_weights_the_other_way_round_differs() -> None:
-    spec = SPECS[1]
-    theta, guidance, *tables = random_decode_inputs(spec, 1, 1, 1)
-    turned = theta.copy()
-    start = sum(spec.sections[:2])
-    turned[:, start : start + 256] = (
-        theta[:, start : start + 256].reshape(1, 16, 16).transpose(0, 2, 1).reshape(1, 256, 1, 1)
-    )
-    expected = patch_decode(*map(torch.from_numpy, (theta, guidance, *tables)), spec).numpy()
-    assert np.abs(run(both(spec, *tables), turned, guidance)[0] - expected).max() > 0.1
-
-
 def test_nodes_carry_what_a_plugin_needs() -> None:
     spec = SPECS[2]
     tables = random_decode_inputs(spec, 1, 1, 1)[2:]

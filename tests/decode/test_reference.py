@@ -23,7 +23,7 @@ SPECS = [  # odd K, d and m; every f
 def naive_decode(
     theta: np.ndarray, guidance: np.ndarray, x_table: np.ndarray, y_table: np.ndarray, spec: DecodeSpec, order: str
 ) -> np.ndarray:
-    """Decode one pixel at a time in float64; `order` is how a weight matrix lies in theta."""
+    """Decode one pixel at a time in float64, x before y; `order` is how a weight matrix lies in theta."""
     f, layers = spec.patch, (spec.hidden, spec.hidden, spec.num_classes)
     batch, _, height, width = guidance.shape
     result = np.empty((batch, spec.num_classes, height, width))
@@ -58,18 +58,6 @@ def test_equals_the_loop_over_pixels(spec: DecodeSpec) -> None:
     np.testing.assert_allclose(got, naive_decode(*arrays, spec, "out,in"), rtol=0, atol=1e-12)
     if spec.hidden > 1:  # the control: the other reading of the weights must not pass
         assert np.abs(got - naive_decode(*arrays, spec, "in,out")).max() > 0.1
-
-
-def test_x_is_the_column_and_comes_first() -> None:
-    """One perceptron that adds 1 x + 100 y: the table of columns must vary along the last axis."""
-    spec = DecodeSpec(num_classes=2, hidden=2, guidance_channels=1, patch=4, upsample=8)
-    w0, b0 = [1, 0, 0, 0, 100, 0], [0, 0]  # rows: x alone, 100 y alone
-    w1, b1 = [1, 0, 0, 1], [0, 0]
-    w2, b2 = [1, 1, 0, 0], [0, 0]
-    theta = np.array([*w0, *b0, *w1, *b1, *w2, *b2], np.float32).reshape(1, -1, 1, 1)
-    x_table, y_table = np.arange(4, dtype=np.float32), np.arange(4, dtype=np.float32)
-    logits = decode((theta, np.zeros((1, 1, 4, 4), np.float32), x_table, y_table), spec)
-    assert logits[0, 0].tolist() == [[column + 100 * row for column in range(4)] for row in range(4)]
 
 
 def test_float32_stays_float32_and_near_float64() -> None:

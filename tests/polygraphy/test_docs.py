@@ -14,7 +14,8 @@ from onnx import numpy_helper
 from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.synthetic import street_scene
 from tests import artefacts
-from tests.polygraphy.tool import needs_polygraphy, needs_rtx, tool_environment
+from tests.artefacts import needs_rtx
+from tests.polygraphy.tool import needs_polygraphy, tool_environment
 
 pytestmark = [needs_polygraphy, needs_rtx, pytest.mark.slow]
 
@@ -55,6 +56,7 @@ def test_every_block_says_where_it_runs() -> None:
     assert set(kinds) == {"install", "cpu", "gpu"}
     gpu = PAGE.index("\n## On a GPU")
     assert [found.start() > gpu for found in BLOCK.finditer(PAGE)] == [kind == "gpu" for kind in kinds]
+    assert len(gpu_commands()) == 6
 
 
 def test_cpu_blocks_do_what_the_page_says(tmp_path: Path) -> None:
@@ -88,10 +90,6 @@ def gpu_commands() -> list[str]:
     """The comparisons of the GPU's blocks; of a search the one that it makes at each step."""
     lines = [line for block in blocks("gpu") for line in block.replace("\\\n", " ").splitlines()]
     return [line[line.index("polygraphy run") :] for line in lines if "polygraphy run" in line]
-
-
-def test_gpu_lines_are_found() -> None:
-    assert len(gpu_commands()) == 6
 
 
 @pytest.mark.parametrize("command", gpu_commands())

@@ -56,13 +56,6 @@ def test_good_pair_passes_by_polygraphys_own_comparison() -> None:
     assert "Comparing Output: 'mask' (dtype=uint8, shape=(1, 64, 96)) with 'mask' (dtype=uint8" in done.stdout
 
 
-def test_good_pair_passes_by_masks() -> None:
-    done = run(artefacts.onnx_file(), artefacts.checkpoint(), COUNT="2")
-    assert done.returncode == 0, done.stdout
-    assert "mask | pixel agreement 1.000000" in done.stdout
-    assert "Passed: 2/2 iterations" in done.stdout
-
-
 def test_good_pair_of_floats_and_open_sizes_passes() -> None:
     done = run(both_float(), artefacts.checkpoint(), "--sequential-runners")
     assert done.returncode == 0, done.stdout
@@ -91,12 +84,6 @@ def test_mistake_is_one_line(arguments: list[str], settings: dict[str, str], exp
     assert done.returncode == 1, done.stdout
     assert f"[E] nrd_trt: {expected}" in done.stdout
     assert "Traceback" not in done.stdout
-
-
-def test_checkpoint_is_needed() -> None:
-    done = polygraphy("run", artefacts.onnx_file(), "--onnxrt", "--nrd-torch")
-    assert done.returncode == 2
-    assert "argument --nrd-torch: expected one argument" in done.stdout
 
 
 def test_two_checkpoints_are_compared_in_their_order() -> None:

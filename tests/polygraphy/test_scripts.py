@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.polygraphy.load_images import load_data
 from nrd_trt.polygraphy.masks import MaskCompare
-from nrd_trt.polygraphy.results import NrdMaskResult, NrdMaskThreshold
 from nrd_trt.polygraphy.runner import NrdTorchRunner
 from nrd_trt.polygraphy.settings import PREFIX, Settings, read_model
 from nrd_trt.runtime.graph_io import margin_of_logits
@@ -39,11 +38,10 @@ pytestmark = needs_polygraphy
 
 
 @pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what the shell may have set."""
     for name in Settings.__dataclass_fields__:
         monkeypatch.delenv(PREFIX + name.upper(), raising=False)
-    yield
 
 
 def setting(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
@@ -237,14 +235,6 @@ def test_masks_of_other_sizes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_outputs_without_a_mask_are_refused() -> None:
     with pytest.raises(PolygraphyException, match="expected the output mask or logits in both"):
         compare(result("trt", mask=stripes()), result("onnxrt", theta=np.zeros(3)))
-
-
-def test_average_needs_every_figure() -> None:
-    assert (
-        NrdMaskResult.metric_fields()
-        == NrdMaskThreshold.metric_fields()
-        == list(NrdMaskResult(1, 1, 0).metric_values())
-    )
 
 
 def test_margin_is_that_of_pytorch() -> None:

@@ -26,9 +26,6 @@ MASKS = ("--compare-func-script", SCRIPTS / "compare_masks.py")
 needs_polygraphy = pytest.mark.skipif(
     importlib.util.find_spec("polygraphy") is None, reason="needs polygraphy: pip install 'nrd-trt[polygraphy]'"
 )
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'nrd-trt[rtx]'"
-)
 
 
 @cache

@@ -32,27 +32,15 @@ FAULTS: dict[str, tuple[Change, str, str, str]] = {
     "W1 transposed in theta": (transpose_w1_in_theta, "fp32", "theta", "W1 is transposed"),
     "W1 transposed in theta, fp16": (transpose_w1_in_theta, "fp16", "theta", "W1 is transposed"),
     "W1 transposed in the decode": (transpose_w1_in_decode, "fp32", "logits", "decodes as if W1 is transposed"),
-    "scale ×2 in the stem": (double("backbone.conv1.conv.weight"), "fp32", "c1", "backbone.conv1.conv.weight (×2.00)"),
-    "scale ×2 behind C1": (
-        double("backbone.layer5.0.conv.1.conv.weight"),
-        "fp16",
-        "c4",
-        "backbone.layer5.0.conv.1.conv.weight (×2.00)",
-    ),
     "scale ×2 of one channel": (double_one_row, "fp16", "c4", "backbone.layer5.1.conv.2.conv.weight (row 7)"),
-    "scale ×2 in the controller": (
-        double("decode_head.classifier.classifier.1.weight"),
-        "fp16",
-        "theta",
-        "decode_head.classifier.classifier.1.weight (×2.00)",
-    ),
-    "scale ×2 in the guidance": (
-        double("decode_head.c1_bottleneck.1.conv.weight"),
-        "bf16",
-        "guidance",
-        "decode_head.c1_bottleneck.1.conv.weight (×2.00)",
-    ),
 }
+for weight, precision, stage in (
+    ("backbone.conv1.conv.weight", "fp32", "c1"),
+    ("backbone.layer5.0.conv.1.conv.weight", "fp16", "c4"),
+    ("decode_head.classifier.classifier.1.weight", "fp16", "theta"),
+    ("decode_head.c1_bottleneck.1.conv.weight", "bf16", "guidance"),
+):
+    FAULTS[f"scale ×2 of {weight}"] = double(weight), precision, stage, f"{weight} (×2.00)"
 
 
 def validated(path: Path, **changes: object) -> Validation:
