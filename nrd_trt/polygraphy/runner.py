@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
@@ -17,24 +16,11 @@ from nrd_trt.errors import ConfigError, NrdTrtError
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.model import CheckpointFields, load_model, require_torch
 from nrd_trt.polygraphy.settings import read_model, reported
-from nrd_trt.specs import InputForm, InputShape, MaskEncoding
+from nrd_trt.specs import InputForm
 from nrd_trt.validation.references import check_classes
-
-if TYPE_CHECKING:
-    from nrd_trt.runtime.base import Runner
 
 PREFIX = "nrd-torch-runner"
 """What the names of these runners begin with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Form:
-    """Inputs and outputs of the file that this runner stands beside; None leaves sizes open."""
-
-    input_form: InputForm
-    outputs: tuple[str, ...]
-    mask_encoding: MaskEncoding = "uint8"
-    shape: InputShape | None = None
 
 
 class NrdTorchRunner(BaseRunner):
@@ -68,17 +54,24 @@ class NrdTorchRunner(BaseRunner):
         require_torch("running a checkpoint in Polygraphy")
         from nrd_trt.runtime.torch_runner import TorchRunner
 
-        graph = self._graph()
-        form = self._read_form(graph)
+        graph = self._read_graph()
         network = load_model(self._checkpoint, **self._fields())
+        input_form, output = self._input_form, self._output
         if graph is not None:
             check_classes(self._checkpoint, network, graph)
-        self._runner = TorchRunner(network, form.input_form, logits="logits" in form.outputs).__enter__()
-        self._form = form
+            input_form, output = input_form or graph.input_form, output or graph.output
+        self._outputs = ("mask", "logits") if output == "both" else (str(output),)
+        self._runner = TorchRunner(network, input_form or "uint8", logits="logits" in self._outputs).__enter__()
+        self._graph = graph
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         """Return the input ``image`` with the sizes that the model fixes."""
-        return _input_metadata(self._runner, self._form.shape)
+        ((name, spec),) = self._runner.inputs.items()
+        shape = None if self._graph is None else self._graph.shape
+        extents = (None, None, None) if shape is None else (shape.batch, shape.height, shape.width)
+        fixed = iter([extent.min if extent and extent.is_static else None for extent in extents])
+        sizes = [next(fixed) if size is None else size for size in spec.shape]
+        return TensorMetadata().add(name, dtype=spec.dtype, shape=sizes)
 
     @reported()
     def infer_impl(self, feed_dict: Mapping[str, np.ndarray]) -> OrderedDict[str, np.ndarray]:
@@ -86,16 +79,16 @@ class NrdTorchRunner(BaseRunner):
         started = time.perf_counter()
         outputs = self._runner.infer({name: np.asarray(value) for name, value in feed_dict.items()})
         self.inference_time = time.perf_counter() - started
-        if self._form.mask_encoding == "u8x4":
+        if self._graph is not None and self._graph.mask_encoding == "u8x4" and "mask" in self._outputs:
             outputs["mask"] = np.ascontiguousarray(outputs["mask"]).view("<i4")
-        return OrderedDict((name, outputs[name]) for name in self._form.outputs)
+        return OrderedDict((name, outputs[name]) for name in self._outputs)
 
     def deactivate_impl(self) -> None:
         """Release the model."""
         self._runner.__exit__(None, None, None)
-        del self._form, self._runner
+        del self._graph, self._outputs, self._runner
 
-    def _graph(self) -> GraphFacts | None:
+    def _read_graph(self) -> GraphFacts | None:
         """Read the facts of the model; None where both forms are given and it tells none."""
         try:
             if self._model is None:
@@ -106,29 +99,8 @@ class NrdTorchRunner(BaseRunner):
                 return None
             raise ConfigError(f"{exc} Or say them with --nrd-torch-input and --nrd-torch-output.") from exc
 
-    def _read_form(self, graph: GraphFacts | None) -> _Form:
-        output = self._output or (graph.output if graph is not None else None)
-        names = ("mask", "logits") if output == "both" else (str(output),)
-        if graph is None:
-            return _Form(input_form=self._input_form or "uint8", outputs=names)
-        return _Form(
-            input_form=self._input_form or graph.input_form,
-            outputs=names,
-            mask_encoding=graph.mask_encoding if "mask" in names else "uint8",
-            shape=graph.shape,
-        )
-
     def _fields(self) -> dict[str, Any]:
         known = CheckpointFields.__annotations__
         if unknown := sorted(self._options.keys() - known.keys()):
             raise ConfigError(f"--nrd-torch-options {', '.join(unknown)}: expected some of {', '.join(known)}.")
         return {name: tuple(v) if isinstance(v, list) else v for name, v in self._options.items()}
-
-
-def _input_metadata(runner: Runner, shape: InputShape | None) -> TensorMetadata:
-    """Return the runner's input as Polygraphy's metadata, with None for what may vary."""
-    ((name, spec),) = runner.inputs.items()
-    extents = (None, None, None) if shape is None else (shape.batch, shape.height, shape.width)
-    fixed = iter([extent.min if extent and extent.is_static else None for extent in extents])
-    sizes = [next(fixed) if size is None else size for size in spec.shape]
-    return TensorMetadata().add(name, dtype=spec.dtype, shape=sizes)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import onnx
 from polygraphy.exception import PolygraphyException
@@ -21,6 +20,37 @@ from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.specs import PRECISIONS, Fit, Precision
 
 PREFIX = "NRD_POLYGRAPHY_"
+
+
+def _path(name: str, text: str) -> Path:
+    if not text:
+        raise ConfigError(f"{name}: expected a path, got an empty value; unset it or name the file.")
+    return Path(text)
+
+
+def _one_of(*allowed: str) -> Callable[[str, str], str]:
+    def parse(name: str, text: str) -> str:
+        if text not in allowed:
+            raise ConfigError(f"{name} {text!r}: expected one of {', '.join(allowed)}.")
+        return text
+
+    return parse
+
+
+def _count(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{name} {text!r}: expected a number of images, at least 1.")
+    return int(text)
+
+
+def _fraction(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} {text!r}: expected a fraction in 0-1, e.g. 0.995 for 99.5 %.")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +68,14 @@ class Settings:
         max_clear_flips: Gate on the share of pixels that differ and are not near a tie, 0-1.
     """
 
-    model: Path | None = None
-    data: Path | None = None
-    fit: Fit | None = None
-    count: int | None = None
-    precision: Precision | None = None
-    min_agreement: float | None = None
-    min_miou: float | None = None
-    max_clear_flips: float | None = None
+    model: Path | None = field(default=None, metadata={"parse": _path})
+    data: Path | None = field(default=None, metadata={"parse": _path})
+    fit: Fit | None = field(default=None, metadata={"parse": _one_of(*FITS)})
+    count: int | None = field(default=None, metadata={"parse": _count})
+    precision: Precision | None = field(default=None, metadata={"parse": _one_of(*PRECISIONS)})
+    min_agreement: float | None = field(default=None, metadata={"parse": _fraction})
+    min_miou: float | None = field(default=None, metadata={"parse": _fraction})
+    max_clear_flips: float | None = field(default=None, metadata={"parse": _fraction})
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -54,11 +84,11 @@ class Settings:
         Raises:
             ConfigError: A variable with the prefix is not known, or a value has another form.
         """
-        given = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
-        if unknown := sorted(PREFIX + name for name in given.keys() - _PARSERS.keys()):
-            known = ", ".join(PREFIX + name for name in _PARSERS)
-            raise ConfigError(f"{', '.join(unknown)}: expected one of {known}; unset or correct it.")
-        return cls(**{name.lower(): _PARSERS[name](PREFIX + name, text) for name, text in given.items()})
+        parsers = {PREFIX + entry.name.upper(): entry.metadata["parse"] for entry in fields(cls)}
+        given = {name: text for name, text in environment.items() if name.startswith(PREFIX)}
+        if unknown := sorted(given.keys() - parsers.keys()):
+            raise ConfigError(f"{', '.join(unknown)}: expected one of {', '.join(parsers)}; unset or correct it.")
+        return cls(**{name.removeprefix(PREFIX).lower(): parsers[name](name, text) for name, text in given.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,46 +136,3 @@ def reported() -> Iterator[None]:
     except NrdTrtError as exc:
         G_LOGGER.error(f"nrd_trt: {exc}")
         raise PolygraphyException(str(exc)) from exc
-
-
-def _path(name: str, text: str) -> Path:
-    if not text:
-        raise ConfigError(f"{name}: expected a path, got an empty value; unset it or name the file.")
-    return Path(text)
-
-
-def _one_of(*allowed: str) -> Callable[[str, str], str]:
-    def parse(name: str, text: str) -> str:
-        if text not in allowed:
-            raise ConfigError(f"{name} {text!r}: expected one of {', '.join(allowed)}.")
-        return text
-
-    return parse
-
-
-def _count(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{name} {text!r}: expected a number of images, at least 1.")
-    return int(text)
-
-
-def _fraction(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name} {text!r}: expected a fraction in 0-1, e.g. 0.995 for 99.5 %.")
-    return value
-
-
-_PARSERS: dict[str, Callable[[str, str], Any]] = {
-    "MODEL": _path,
-    "DATA": _path,
-    "FIT": _one_of(*FITS),
-    "COUNT": _count,
-    "PRECISION": _one_of(*PRECISIONS),
-    "MIN_AGREEMENT": _fraction,
-    "MIN_MIOU": _fraction,
-    "MAX_CLEAR_FLIPS": _fraction,
-}

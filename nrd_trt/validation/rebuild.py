@@ -23,7 +23,6 @@ from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import bundle_plugin, can_run_plan, plan_runner, rebuild_call
-from nrd_trt.specs import Flavour
 from nrd_trt.validation.compare import Sample
 
 COMPARED_COUNT = 8
@@ -68,7 +67,16 @@ def rebuild_plans(
             masks.append(_masks(bundle, OrtRunner(bundle.onnx_path, threads=threads), compared))
         note = "the bundle has no plan; each build is a new session of ONNX Runtime on its file"
     else:
-        model, options = onnx.load(bundle.onnx_path), _options(bundle, built.name, plugin, progress, on_message)
+        model, device = onnx.load(bundle.onnx_path), probe_device()
+        options = BuildOptions(
+            flavour=built.name,
+            config=recorded_config(bundle),
+            plugin=bundle_plugin(bundle, plugin),
+            gpu=device.name if device else None,
+            driver=device.driver if device else None,
+            progress=progress,
+            on_message=on_message,
+        )
         rebuild = rebuild_call(bundle.path, options.flavour, bundle.record.decode)
         encoding, runs = bundle.graph.mask_encoding, can_run_plan(built)
         for index in range(count):
@@ -104,21 +112,6 @@ def recorded_config(bundle: Bundle) -> ConfigOptions:
         version_compatible=built.version_compatible,
         hardware_compatible=built.hardware_compatible,
         compute_capabilities=built.compute_capabilities if built.name == "tensorrt-rtx" else (),
-    )
-
-
-def _options(
-    bundle: Bundle, flavour: Flavour, plugin: Path | None, progress: bool, on_message: OnMessage
-) -> BuildOptions:
-    device = probe_device()
-    return BuildOptions(
-        flavour=flavour,
-        config=recorded_config(bundle),
-        plugin=bundle_plugin(bundle, plugin),
-        gpu=device.name if device else None,
-        driver=device.driver if device else None,
-        progress=progress,
-        on_message=on_message,
     )
 
 

@@ -23,14 +23,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from nrd_trt.engine.compat import load_tensorrt, version_numbers
+from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.errors import NrdTrtError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "nrd_trt" / "engine"
 OWNERS = tuple(ENGINE / f"{name}.py" for name in ("builder", "compat", "loading", "messages"))
 VERSIONS = ("10.3.0", "10.7.0", "10.9.0.34", "10.16.1.11", "11.0.0.114", "11.4.0.106")
-_CU13_SINCE = (10, 13, 2)
 _LIBRARIES = rb"lib(?:nvinfer|nvinfer_plugin|nvonnxparser)\.so\.\d+"
 _SYMBOLS = rb"\0(\w+_INTERNAL|get\w*PluginRegistry|getNvOnnxParserVersion|initLibNvInferPlugins)(?=\0)"
 
@@ -108,11 +107,8 @@ def fetch_bindings(version: str) -> Path:
 
 
 def _download(version: str, folder: Path) -> None:
-    """Download a wheel of the bindings for this Python and machine."""
-    packages = ["tensorrt-cu12-bindings"]
-    if version_numbers(version) >= _CU13_SINCE:
-        packages.append("tensorrt-cu13-bindings")
-    for package in packages:
+    """Download a wheel of the bindings for this Python and machine; some versions are there for CUDA 13 only."""
+    for package in ("tensorrt-cu12-bindings", "tensorrt-cu13-bindings"):
         wanted = ["--no-deps", "--only-binary=:all:", f"{package}=={version}"]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), *wanted]
         result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -66,7 +66,7 @@ def main() -> None:
         train_one(args, name, seed, folder)
     if args.train_only:
         return
-    scores = {key: score(folder, args.data) for key, folder in runs.items()}
+    scores = {key: evaluate(folder / LAST, args.data / "val").miou or 0.0 for key, folder in runs.items()}
     first = {name: runs[name, args.seeds[0]] / LAST for name in args.decoders}
     latencies = {size_hw: time_side_by_side(first, size_hw, args.out) for size_hw in SIZES_HW}
     print(HEADER)
@@ -87,11 +87,6 @@ def train_one(args: argparse.Namespace, name: str, seed: int, folder: Path) -> N
     recipe = replace(recipe, config=config, controller_init=controller_init)
     resume = (folder / STATE).is_file()
     train(recipe, args.data, folder, arithmetic=args.arithmetic, threads=1, resume=resume)
-
-
-def score(folder: Path, data: Path) -> float:
-    """Return the mIoU of the last weights on the validation frames."""
-    return evaluate(folder / LAST, data / "val").miou or 0.0
 
 
 def time_side_by_side(checkpoints: Mapping[str, Path], size_hw: tuple[int, int], out: Path) -> dict[str, float]:
