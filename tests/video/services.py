@@ -20,11 +20,6 @@ _RTSP_SCRIPT = Path(__file__).with_name("rtsp_server.py")
 _READY_S = 20.0
 
 
-def need_ffmpeg() -> None:
-    if shutil.which("ffmpeg") is None:
-        pytest.skip("needs ffmpeg: apt-get install ffmpeg")
-
-
 def need_gstreamer(*elements: str) -> None:
     if shutil.which("gst-launch-1.0") is None or shutil.which("gst-inspect-1.0") is None:
         pytest.skip("needs gst-launch-1.0: apt-get install gstreamer1.0-tools")
@@ -81,26 +76,15 @@ def _listening(port: int) -> bool:
     return any(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
 
 
-def http_stream(port: int) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    """ffmpeg, sending drawn pictures to one client at the pace of a camera."""
-    command = ["ffmpeg", "-v", "error", "-re", "-f", "lavfi", "-i", "testsrc=size=160x120:rate=25"]
-    command += ["-c:v", "mpeg2video", "-g", "5", "-f", "mpegts", "-listen", "1", f"http://127.0.0.1:{port}/street.ts"]
-    return running(command, port)
-
-
 def rtsp_server(port: int, *login: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     return running([SYSTEM_PYTHON, str(_RTSP_SCRIPT), str(port), *login], port)
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @contextlib.contextmanager
 def http_server(handler: type[http.server.BaseHTTPRequestHandler], **settings: object) -> Iterator[str]:
     """A server in this process; gives ``http://127.0.0.1:PORT``."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, **settings))
+    quiet = type("Quiet", (handler,), {"log_message": lambda *args: None})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, **settings))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -112,4 +96,4 @@ def http_server(handler: type[http.server.BaseHTTPRequestHandler], **settings: o
 
 
 def http_files(folder: Path) -> contextlib.AbstractContextManager[str]:
-    return http_server(_Quiet, directory=str(folder))
+    return http_server(http.server.SimpleHTTPRequestHandler, directory=str(folder))
