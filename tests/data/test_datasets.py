@@ -92,6 +92,9 @@ def test_every_tenth_image_of_a_plain_folder_is_kept_for_validation(tmp_path: Pa
     assert [image.stem for image, _ in split.validation] == ["00", "10", "20"]
     assert [image.stem for image, _ in split.training] == [stem for stem in stems if not stem.endswith("0")]
     assert all(label == tmp_path / "labels" / f"{image.stem}.png" for image, label in split.training + split.validation)
+    touch(tmp_path / "single", "images/a.png", "labels/a.png")
+    with pytest.raises(ConfigError, match="/single: expected at least two labelled images, got 1"):
+        find_split([tmp_path / "single"])
 
 
 def test_several_data_sets_follow_each_other(tmp_path: Path) -> None:
@@ -109,16 +112,11 @@ def nothing(folder: Path) -> None:
     pass
 
 
-def single(folder: Path) -> None:
-    touch(folder, "images/a.png", "labels/a.png")
-
-
 @pytest.mark.parametrize(
     ("layout", "gone", "message"),
     [
         (nothing, ".", "expected a folder of labelled images, found none; check the path"),
         (nothing, "", "expected images .*found none; check the path"),
-        (single, "", "expected at least two labelled images, got 1"),
         (camvid, "train/labels/b.png", r"train/labels: 1 of 2 images have no label \(b\.png\)"),
         (camvid, "val/images/c.jpg", r"val/images: expected images .*found none"),
         (cityscapes, CITY[1].format("val", "ulm/ulm_9_9"), r"ulm_9_9_gtFine_labelTrainIds\.png: expected a f.*creat"),

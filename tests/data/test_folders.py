@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from nrd_trt.data.folders import IGNORE, default_labels, list_images, list_pairs, read_label
-from nrd_trt.data.images import read_image
 from nrd_trt.errors import ConfigError, ShapeError
 
 RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -107,11 +106,3 @@ def test_label_values_out_of_range_and_another_size_are_refused(tmp_path: Path) 
             read_label(path, num_classes=11, ignore_index=ignore_index)
     with pytest.raises(ShapeError, match=r"a\.png: expected the image's size 4x1, got 1x4"):
         read_label(path, num_classes=13, ignore_index=None, image_hw=(4, 1))
-
-
-def test_camvid_pairs_read(camvid: Path) -> None:
-    pairs = list_pairs(camvid / "val")
-    assert len(pairs) == 101
-    image = read_image(pairs[0][0])
-    label = read_label(pairs[0][1], num_classes=11, ignore_index=11, image_hw=image.shape[:2])
-    assert label.shape == (360, 480)

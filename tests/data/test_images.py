@@ -56,7 +56,7 @@ def test_every_reader_returns_the_same_pixels(name: str, tmp_path: Path) -> None
     (path := tmp_path / name).write_bytes(content)
     for reader, read in READERS.items():
         got = read(path)
-        assert got.dtype == np.uint8, reader
+        assert (got.dtype, got.flags.writeable) == (np.uint8, True), reader
         np.testing.assert_array_equal(got, expected, reader)
 
 
@@ -86,24 +86,15 @@ def test_every_reader_refuses_what_cannot_be_read(name: str, tmp_path: Path) -> 
     assert result.stderr.startswith(f"error: {path}: expected ")
 
 
-def test_limits_on_pixels_and_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_on_pixels_and_formats_and_a_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encoded(RGB)
     assert read_image(content, most_pixels=RGB[..., 0].size, formats=("PNG",)).shape == RGB.shape
     with pytest.raises(ShapeError, match=r"image: expected at most 0 million pixels, got 56x40"):
         read_image(content, most_pixels=RGB[..., 0].size - 1)
-    with pytest.raises(ConfigError, match="expected an image"):
+    with pytest.raises(ConfigError, match="image: expected an image"):
         read_image(content, formats=("JPEG",))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ShapeError, match="expected at most 0 million pixels, got far more"):
         read_image(content)
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.png: expected an image, cannot read it .*No such file"):
-        read_image(tmp_path / "none.png")
-
-
-def test_the_pixels_are_the_callers_own() -> None:
-    first = read_image(content := encoded(RGB))
-    first[:] = 0
-    assert np.array_equal(read_image(content), RGB)
+        read_image(Path("none.png"))

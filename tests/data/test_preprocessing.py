@@ -119,8 +119,6 @@ def test_what_does_not_fit_is_refused() -> None:
     for shape in (InputShape.static((64, 96)), DYNAMIC):
         with pytest.raises(ShapeError, match=r"image 200x96 is larger than the engine's .*; use fit='letterbox'"):
             fit_image(picture(200, 96), shape, INFO, "pad")
-    for other in ((4, 4), (4, 4, 4), (1, 4, 4, 3)):
+    for other, kind in (((4, 4), "uint8"), ((4, 4, 4), "uint8"), ((1, 4, 4, 3), "uint8"), ((4, 4, 3), "float32")):
         with pytest.raises(ShapeError, match=r"expected \(H, W, 3\) uint8 RGB"):
-            fit_image(np.zeros(other, np.uint8), DYNAMIC, INFO)
-    with pytest.raises(ShapeError, match=r"expected \(H, W, 3\) uint8 RGB"):
-        fit_image(np.zeros((4, 4, 3), np.float32), DYNAMIC, INFO)
+            fit_image(np.zeros(other, kind), DYNAMIC, INFO)
