@@ -106,7 +106,7 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-def test_half_storage_rounds_once(tmp_path: Path) -> None:
+def test_half_storage_rounds_once_and_refuses_overflow(tmp_path: Path) -> None:
     model = cached_small_model()
     save_checkpoint(model, tmp_path / "half.safetensors", half=True)
     save_checkpoint(model, tmp_path / "full.safetensors")
@@ -116,14 +116,11 @@ def test_half_storage_rounds_once(tmp_path: Path) -> None:
         assert torch.equal(loaded[name], tensor.half().float() if tensor.is_floating_point() else tensor)
     sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "full")]
     assert sizes[0] < 0.6 * sizes[1]
-
-
-def test_half_storage_refuses_overflow(tmp_path: Path) -> None:
     model = small_model()
     model.decode_head.classifier.classifier[1].bias[0] = 1e6
     with pytest.raises(CheckpointError, match=rf"{CONTROLLER}.bias does not fit torch.float16"):
         save_checkpoint(model, tmp_path / "m.safetensors", half=True)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "m.safetensors").exists()
 
 
 @pytest.mark.parametrize(("encoder", "head"), list(zip(ENCODERS, cycle(["nrd", "nrd_no_aspp"]), strict=False)))
@@ -267,23 +264,25 @@ def test_code_in_a_pickle_is_named_and_does_not_run(place: str, tmp_path: Path) 
         nrd_trt.load_model(tmp_path / "m.pth")
 
 
-def _fcn(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    head = {"decode_head.convs.0.conv.weight": torch.zeros(32, 320, 3, 3), CONV_SEG[0]: torch.zeros(11, 32, 1, 1)}
-    return {name: t for name, t in state.items() if name.startswith("backbone.")} | head
-
-
-def _other_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.replace("backbone.", "backbone.patch_embed."): tensor for name, tensor in state.items()}
-
-
-@pytest.mark.parametrize("change", [_fcn, _other_encoder])
-def test_other_networks(change: Callable[[dict[str, Tensor]], dict[str, Tensor]], tmp_path: Path) -> None:
-    torch.save(change(state_of(cached_small_model())), tmp_path / "m.pth")
-    with pytest.raises(CheckpointError) as caught:
-        nrd_trt.load_model(tmp_path / "m.pth")
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'm.pth'}: expected an NRD head")
-    assert "The nearest known configuration is camvid_mobilenetv2" in message
+@pytest.mark.parametrize(
+    ("head", "without", "expected"),
+    [
+        ("nrd", "backbone.", "NRD head on a known encoder, got an encoder of another kind"),
+        ("nrd", "decode_head.c1_bottleneck.1.", r"NRD head .*, got no decode_head\.c1_bottleneck\.1\.conv\.weight"),
+        ("nrd", "decode_head.", "NRD head .* or a DeepLab baseline on a known encoder, got a head of another kind"),
+        ("deeplabv3plus", "backbone.", "NRD head .* or a DeepLab baseline .*, got an encoder of another kind"),
+        *(
+            ("deeplabv3plus", f"decode_head.{name}", "NRD head .* or a DeepLab baseline .*, got a head of another kind")
+            for name in ("image_pool.1.conv.weight", "conv_seg.weight", "c1_bottleneck.conv.weight")
+        ),
+    ],
+)
+def test_other_networks_are_named_as_such(head: Any, without: str, expected: str) -> None:
+    config = NetworkConfig(encoder="mobilenetv2", num_classes=11, head=head)
+    shapes = {name: shape for name, shape in expected_shapes(config).items() if not name.startswith(without)}
+    facts = StoredFacts(output_stride=32, dilations=(1, 3, 6, 9))
+    with pytest.raises(CheckpointError, match=rf"^expected an {expected}; The nearest known configuration is "):
+        recognise(shapes, facts, CheckpointOptions())
 
 
 NAME = "decode_head.bottleneck.conv.weight"

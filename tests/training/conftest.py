@@ -106,10 +106,6 @@ class States:
             name.removeprefix("segmentor."): tensor for name, tensor in state.items() if name.startswith("segmentor.")
         }
 
-    def average(self, index: int) -> dict[str, torch.Tensor]:
-        """The averaged weights of the state of this index."""
-        return self.kept[index].average
-
 
 @pytest.fixture
 def states(monkeypatch: pytest.MonkeyPatch) -> States:

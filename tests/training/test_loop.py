@@ -135,7 +135,7 @@ def test_the_moving_average_is_stored(ema: float, data: Path, tmp_path: Path, st
         decay = min(ema, (1 + step) / (10 + step))  # 0.1, 0.15, 0.15: it starts from random weights
         now = states.network(step + 1)
         expected = {name: decay * expected[name] + (1 - decay) * now[name] for name in now}
-    average = states.average(3)
+    average = states.kept[3].average
     counters = {name for name in average if name.endswith("num_batches_tracked")}
     for name in average.keys() - counters:
         torch.testing.assert_close(average[name], expected[name], rtol=1e-5, atol=1e-6)
@@ -304,7 +304,7 @@ def test_training_starts_from_the_encoders_file(data: Path, tmp_path: Path, stat
     _imagenet(given, tmp_path / "e.pth")
     recipe = tiny(config=R18, steps=1, evaluations=1, frozen_stages=2)
     train(recipe, data, tmp_path / "out", progress=False, init_encoder=tmp_path / "e.pth")
-    for found in (states.network(0), states.average(0)):
+    for found in (states.network(0), states.kept[0].average):
         encoder = {name: tensor for name, tensor in found.items() if name.startswith("backbone.")}
         assert equal({f"backbone.{key}": tensor for key, tensor in given.items()}, encoder)
     last = load_file(tmp_path / "out" / "last.safetensors")
@@ -379,11 +379,6 @@ def test_verb_speaks_to_people(verb: Any, tmp_path: Path, monkeypatch: pytest.Mo
     assert "not drawn" not in verb("--force", "-q").stderr
 
 
-def test_one_process_of_a_run_speaks(verb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    assert verb("--json").stdout == ""
-
-
 def test_verb_refuses(verb: Any) -> None:
     for arguments, message in (
         (["--recipe", "camvid_r19"], "--recipe camvid_r19: expected one of cityscapes_r50"),
@@ -402,17 +397,12 @@ def test_verb_refuses(verb: Any) -> None:
         ({"device": "tpu"}, r"^device='tpu': expected one of 'auto', 'cpu', 'cuda'\."),
         ({"arithmetic": "fp8"}, r"^arithmetic='fp8': expected one of 'auto', 'fp32', 'bf16', 'fp16'\."),
         ({"controller_init": "zero"}, r"^controller_init='zero': expected one of 'released', 'perceptron'\."),
-        ({"head": "fcn"}, r"^head='fcn': expected one of 'nrd', "),
         ({"workers": -1}, r"^workers=-1: expected 0 or more\."),
         ({"accumulate": 0}, r"^accumulate=0: expected 1 or more\."),
         ({"accumulate": 3}, "batch of 8 to be a multiple"),
         ({"threads": 0}, r"^threads=0: expected 1 or more\."),
         ({"steps": 0}, "expected steps, batch and evaluations >= 1"),
-        ({"synthetic_share": 2.0}, r"expected synthetic_share in 0-1, got 2\.0"),
-        (
-            {"epochs": 3},
-            "^epochs=: expected a known argument, or one of head, output_stride, steps, .*, controller_init",
-        ),
+        ({"epochs": 3}, "^epochs=: expected a known argument, or one of head, output_stride, .*, controller_init"),
         ({"data": "nowhere"}, "nowhere: expected a folder of labelled images"),
         ({"resume": True}, "out: expected the folder of an earlier run, found none; leave out resume="),
         ({"init_encoder": "none.pth"}, r"none\.pth: expected a checkpoint file, found none"),
@@ -424,10 +414,3 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str, data: Pa
     with pytest.raises((ConfigError, CheckpointError), match=message):
         train(**given, progress=False)
     assert not list(tmp_path.rglob("*.*"))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_verb_without_a_gpu(verb: Any) -> None:
-    result = verb("--device", "cuda")
-    assert result.exit_code == 2
-    assert "--device cuda: PyTorch sees no GPU; install a CUDA build" in result.stderr

@@ -33,23 +33,15 @@ def objective(**changes: Any) -> Objective:
     [((16, 144), 1e-6), ((144, 16), 1e4), ((48, 48), 1.0), ((1, 40), 1e4), ((40, 1), 1e-6)],
     ids=str,
 )
-def test_orthogonalised_has_singular_values_near_one(shape: tuple[int, int], scale: float) -> None:
+def test_orthogonalised_has_the_singular_vectors_with_values_near_one(shape: tuple[int, int], scale: float) -> None:
     left, values, right = torch.linalg.svd(random_matrix(*shape), full_matrices=False)
     uneven = torch.logspace(0, -1.7, len(values))  # from 1 down to a fiftieth
     result = orthogonalised(left * uneven @ right * scale)
     assert result.shape == shape and result.dtype == torch.float32
-    found = torch.linalg.svdvals(result)
+    inside = left.T @ result @ right.T  # the singular vectors stay
+    found = inside.diag()
     assert found.min() > 0.6 and found.max() < 1.25  # five steps of the quintic leave 0.68 to 1.14, rounding adds some
-
-
-@pytest.mark.parametrize("shape", [(16, 144), (144, 16)])
-def test_orthogonalised_keeps_the_singular_vectors(shape: tuple[int, int]) -> None:
-    matrix = random_matrix(*shape)
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    inside = left.T @ orthogonalised(matrix) @ right.T
-    off_diagonal = inside - inside.diag().diag()
-    assert inside.diag().min() > 0.6
-    assert off_diagonal.abs().max() < 0.05  # bfloat16's rounding
+    assert (inside - found.diag()).abs().max() < 0.05  # bfloat16's rounding
     assert not orthogonalised(torch.zeros(shape)).any()
 
 
