@@ -82,6 +82,7 @@ def test_arguments_make_it_again(tmp_path: Path) -> None:
     assert vars(ranges) == {**nothing, "calibration": "ranges.json", "include": (HEAD,)}
 
 
+NOTHING: dict[str, Any] = dict.fromkeys(("recipe", "images", "seed", "memory_mb", "include", "exclude", "quantizer"))
 OPTIONS = {"recipe": "mse", "images": 100, "seed": 0, "memory_mb": 2048, "include": ["a"], "exclude": ["a"]}
 
 
@@ -109,14 +110,12 @@ OPTIONS = {"recipe": "mse", "images": 100, "seed": 0, "memory_mb": 2048, "includ
     ],
 )
 def test_bad_arguments(source: Any, precision: str | None, options: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = dict.fromkeys((*OPTIONS, "quantizer")) | options
     with pytest.raises(ConfigError, match=message):
-        make_calibrator(source, precision=precision, fit=None, threads=1, progress=False, **given)
+        make_calibrator(source, precision=precision, fit=None, threads=1, progress=False, **{**NOTHING, **options})
 
 
 def test_nothing_is_made_of_nothing() -> None:
-    given: dict[str, Any] = dict.fromkeys((*OPTIONS, "quantizer"))
-    assert make_calibrator(None, precision="fp16", fit=None, threads=1, progress=False, **given) is None
-    made = make_calibrator("synthetic", precision=None, fit="pad", threads=1, progress=False, **{**given, "images": 2})
+    assert make_calibrator(None, precision="fp16", fit=None, threads=1, progress=False, **NOTHING) is None
+    made = make_calibrator("synthetic", precision=None, fit="pad", threads=1, progress=False, **NOTHING | {"images": 2})
     assert made is not None
     assert isinstance(made.quantize(small_export()), onnx.ModelProto)

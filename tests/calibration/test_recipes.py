@@ -25,6 +25,9 @@ def test_every_estimator_has_a_recipe_of_its_name() -> None:
     unknown: Any = "max"
     with pytest.raises(ConfigError, match="recipe='max': expected one of 'minmax', 'percentile', 'entropy', 'mse'"):
         find_recipe(unknown)
+    assert find_recipe("mse", include=["a", "b"]) == replace(MSE, include=("a", "b"))
+    with pytest.raises(ConfigError, match=r"exclude='a': expected a list of regular expressions.*give \['a'\]"):
+        find_recipe("mse", exclude="a")
 
 
 @pytest.mark.parametrize(
@@ -43,12 +46,6 @@ def test_every_estimator_has_a_recipe_of_its_name() -> None:
 def test_invalid_recipe(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(MSE, **change)
-
-
-def test_layers_are_several_patterns() -> None:
-    assert find_recipe("mse", include=["a", "b"]).include == ("a", "b")
-    with pytest.raises(ConfigError, match=r"exclude='a': expected a list of regular expressions.*give \['a'\]"):
-        find_recipe("mse", exclude="a")
 
 
 def test_key_of_a_recipe_is_that_of_its_fields() -> None:

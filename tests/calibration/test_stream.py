@@ -89,6 +89,8 @@ def test_choice_is_seeded_and_spread(folder: Path) -> None:
     for names in chosen:
         assert [int(name[:3]) // 3 for name in names] == [0, 1, 2]
     assert len(CalibrationStream(folder, facts_of(), images=100).names) == 9
+    with pytest.raises(ConfigError, match="images=0: expected 1 or more"):
+        CalibrationStream(folder, facts_of(), images=0)
 
 
 def test_key_follows_names_contents_and_fit(folder: Path, tmp_path: Path) -> None:
@@ -194,6 +196,7 @@ def empty(*names: str) -> Callable[[Path], None]:
 
 BAD: dict[str, tuple[Callable[[Path], object], type[NrdTrtError], str]] = {
     "missing": (lambda path: None, ConfigError, "expected a folder of images, found none"),
+    "another file": (Path.touch, ConfigError, "data: expected a folder of images, a video .* got another file"),
     "empty": (empty(), CalibrationError, "the folder is empty; check the path"),
     "one level too high": (
         lambda path: folder_of(path / "train" / "images", 2), CalibrationError,
@@ -216,24 +219,8 @@ def test_bad_data_is_named(case: str, tmp_path: Path) -> None:
         CalibrationStream(tmp_path / "data", facts_of())
 
 
-def test_other_file_and_no_images_asked_for(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "frame.png").touch()
-    with pytest.raises(ConfigError, match=r"frame.png: expected a folder of images, a video .* got another file"):
-        CalibrationStream(tmp_path / "frame.png", facts_of())
-    with pytest.raises(ConfigError, match="images=0: expected 1 or more"):
-        CalibrationStream(folder, facts_of(), images=0)
-
-
-def test_grey_photos_are_no_labels(tmp_path: Path) -> None:
-    tmp_path.joinpath("grey").mkdir()
-    for index in range(3):
-        Image.fromarray(picture(index)).convert("L").save(tmp_path / "grey" / f"{index}.png")
-    assert len(CalibrationStream(tmp_path / "grey", facts_of())) == 3
-
-
-def test_mostly_copies_are_warned_of(tmp_path: Path) -> None:
-    data = folder_of(tmp_path / "data", 2)
-    for index in range(5):
-        shutil.copy(data / "000.png", data / f"copy{index}.png")
+def test_grey_photos_are_no_labels_and_mostly_copies_are_warned_of(tmp_path: Path) -> None:
+    for name, seed in {"a": 0, "b": 1, **dict.fromkeys("cdefg", 0)}.items():
+        Image.fromarray(picture(seed)).convert("L").save(tmp_path / f"{name}.png")
     with pytest.warns(UserWarning, match="7 images, but only 2 different ones"):
-        CalibrationStream(data, facts_of())
+        assert len(CalibrationStream(tmp_path, facts_of())) == 7
