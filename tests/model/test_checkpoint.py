@@ -282,7 +282,7 @@ def test_other_networks_are_named_as_such(head: Any, without: str, expected: str
     shapes = {name: shape for name, shape in expected_shapes(config).items() if not name.startswith(without)}
     facts = StoredFacts(output_stride=32, dilations=(1, 3, 6, 9))
     with pytest.raises(CheckpointError, match=rf"^expected an {expected}; The nearest known configuration is "):
-        recognise(shapes, facts, CheckpointOptions())
+        recognise(shapes, facts, {})
 
 
 NAME = "decode_head.bottleneck.conv.weight"
