@@ -155,38 +155,19 @@ def test_library_is_not_ignored_in_silence(tmp_path: Path) -> None:
         build(onnx_file(), tmp_path / "a.nrd", decode="onnx", plugin=library())
 
 
-def test_version_compatible_plans_take_the_function(trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, str(library()))
-    monkeypatch.setattr("nrd_trt.engine.compat.TensorRT._member", lambda self, enum, name: name)
-    monkeypatch.setattr("tests.engine.surface.enterprise.Builder.create_builder_config", lambda self: Config())
-    facts, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", version_compatible=True)
-    assert facts["decode"] == "onnx" and "decode as onnx: a version-compatible plan" in line
-
-
-class Config:
-    """Takes any setting."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
-
-
-@pytest.mark.parametrize("decode", ["auto", "plugin"])
 def test_constants_that_the_kernels_are_not_written_for(
-    decode: str, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, lines = onnx.load(onnx_file()), list[str]()
     (node,) = decode_nodes(model)
     next(entry for entry in node.attribute if entry.name == "hidden").i = 12
     source = write_model(model, "hidden.onnx")
     monkeypatch.setenv(VARIABLE, str(library()))
-    options: Any = {"builder": "tensorrt", "decode": decode, "on_stage": lines.append}
     words = r"the kernels are not written for hidden 12 \(expected 8, 16 or 32\)"
-    if decode == "plugin":
-        with pytest.raises(PluginError, match=rf"decode='plugin': {words}; use decode='onnx'"):
-            build(source, tmp_path / "a.nrd", **options)
-    else:
-        assert build(source, tmp_path / "a.nrd", **options)["decode"] == "onnx"
-        assert any("hidden 12" in line for line in lines)
+    with pytest.raises(PluginError, match=rf"decode='plugin': {words}; use decode='onnx'"):
+        build(source, tmp_path / "a.nrd", builder="tensorrt", decode="plugin")
+    assert build(source, tmp_path / "a.nrd", builder="tensorrt", on_stage=lines.append)["decode"] == "onnx"
+    assert any("hidden 12" in line for line in lines)
 
 
 def test_network_without_the_decode(trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,6 @@ from nrd_trt.runtime.select import make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from tests.artefacts import bundle, checkpoint, onnx_file, scenes
 from tests.building.plugin_machine import ORIN, host
-from tests.helpers import byte_images
 from tests.plugin_library import library, needs_compiler
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("no_library")]
@@ -79,17 +78,13 @@ def test_auto_takes_onnx_runtime_and_says_so(named: bool, planned: Path, monkeyp
         assert type(make_runner(read_bundle(planned), "auto")) is OrtRunner
     with pytest.raises(PluginError, match=why):
         make_runner(read_bundle(planned), "tensorrt")
+    assert type(make_runner(read_bundle(planned), "onnxruntime")) is OrtRunner  # which needs no library
 
 
 def test_host_that_differs_says_how_to_rebuild_with_the_plugin(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host(monkeypatch, replace(ORIN, compute_capability="8.9"))
     with pytest.raises(RunnerError, match=r"built for 8\.7, this is 8\.9.*builder='tensorrt', decode='plugin'"):
         make_runner(read_bundle(planned), "tensorrt", plugin=library())
-
-
-def test_onnx_runtime_needs_no_library(planned: Path) -> None:
-    with open_bundle(planned, runner="onnxruntime") as predictor:
-        assert predictor.predict(byte_images(1, 1, 64, 96)[0]).shape == (64, 96)
 
 
 # --- the option on the other verbs
@@ -134,12 +129,6 @@ def test_verbs_hand_the_library_on(verb: str, planned: Path, labelled: Path, mon
         use(verb, planned, labelled, library(2))
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_library_for_a_plan_that_needs_none_is_refused(verb: str, labelled: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^plugin=.*expected a bundle whose plan needs it"):
-        use(verb, bundle(), labelled, library())
-
-
 def test_library_is_not_ignored_in_silence(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"expected a bundle whose plan needs it and is run.*runner='onnxruntime'"):
         make_runner(read_bundle(planned), "onnxruntime", plugin=library())
@@ -148,12 +137,19 @@ def test_library_is_not_ignored_in_silence(planned: Path, monkeypatch: pytest.Mo
         assert type(make_runner(read_bundle(planned), "auto", plugin=library())) is OrtRunner
 
 
-def test_library_for_a_checkpoint_is_refused(labelled: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^plugin=.*: expected a bundle whose plan needs it, got .*safetensors"):
+def test_library_that_nothing_needs_is_refused(labelled: Path) -> None:
+    refused = r"^plugin=.*: expected a bundle whose plan needs it, got "
+    for verb in VERBS:
+        with pytest.raises(ConfigError, match=refused):
+            use(verb, bundle(), labelled, library())
+    with pytest.raises(ConfigError, match=f"{refused}.*safetensors"):
         evaluate(checkpoint(), labelled, plugin=library())
     for sources in ([checkpoint()], [checkpoint(), bundle()]):
-        with pytest.raises(ConfigError, match=r"^plugin=.*: expected a bundle whose plan needs it, got"):
+        with pytest.raises(ConfigError, match=refused):
             benchmark(*sources, plugin=library(), size=(64, 96), progress=False)
+    for path in (bundle(), onnx_file()):
+        with pytest.raises(ConfigError, match=r"^plugin=.*leave"):
+            inspect(path, plugin=library())
 
 
 # --- inspect
@@ -206,9 +202,3 @@ def test_inspect_of_a_plan_alone(planned: Path, with_gpu: Any, tmp_path: Path) -
     found = inspect(path, plugin=library()).to_dict()
     assert found["plugin"] == {"layers": [f"decode_head/{MASK_OP}"]}
     assert found["plan"]["opened"] is True
-
-
-def test_inspect_refuses_a_library_that_nothing_needs() -> None:
-    for path in (bundle(), onnx_file()):
-        with pytest.raises(ConfigError, match=r"^plugin=.*leave"):
-            inspect(path, plugin=library())

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +22,6 @@ from tests.artefacts import (
     SIZE_HW,
     bundle,
     checkpoint,
-    environment,
-    listing,
     onnx_file,
     workspace,
     write_model,
@@ -99,10 +93,7 @@ def test_options_reach_the_recipe_and_an_existing_file_needs_force(nrd_trt: Invo
     [
         ({"recipe": "max"}, "recipe='max': expected one of 'minmax', 'percentile', 'entropy', 'mse'"),
         ({"include": ["layer99"]}, "layer pattern 'layer99': matches none of"),
-        ({"exclude": ["a["]}, r"layer pattern 'a\[': expected a regular expression"),
-        ({"include": "a"}, "include='a': expected a list of regular expressions"),
         ({"data": "nowhere"}, "nowhere: expected a folder of images"),
-        ({"data": "ranges.json"}, r"ranges\.json: expected a folder of images"),
         ({"size": SIZE_HW}, "size= .* fixed in an ONNX file"),
         ({"num_classes": 11}, "fixed in an ONNX file"),
         ({"images": 1}, "expected different images, got one image"),
@@ -112,7 +103,6 @@ def test_options_reach_the_recipe_and_an_existing_file_needs_force(nrd_trt: Invo
         ({"memory_mb": 0}, "memory_mb=0: expected a number, 1 or more"),
         ({"threads": 0}, "threads=0: expected a whole number, 1 or more"),
         ({"source": bundle}, "expected a checkpoint or an ONNX file, found none"),
-        ({"source": "missing.pth"}, r"missing\.pth: expected a checkpoint or an ONNX file"),
         ({"source": lambda: half()}, "expected an fp32 file, got fp16"),
         ({"source": lambda: REPOSITORY / "README.md"}, "README"),
         ({"source": lambda: broken()}, r"broken\.onnx: expected an ONNX file"),
@@ -133,24 +123,3 @@ def broken() -> Path:
 
 def half() -> Path:
     return write_model(to_precision(onnx.load(onnx_file()), "fp16"), "half.onnx")
-
-
-def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "ranges.json"
-    command = [sys.executable, str(REPOSITORY / "scripts/calibrate.py"), str(onnx_file()), "--data", "synthetic"]
-    command += ["--images", "2000", "--threads", "1", "-o", str(path)]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if line.startswith("reading synthetic"):
-                break
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        process.stderr.read()
-        assert process.wait(timeout=60) == 130
-    finally:
-        process.kill()
-        process.stderr.close()
-        process.wait()
-    assert listing(tmp_path) == []

@@ -59,17 +59,6 @@ def test_verbs_take_the_library(
 
 
 @needs_compiler
-@pytest.mark.filterwarnings("default::UserWarning")
-def test_auto_says_that_the_plan_is_not_run(
-    nrd_trt: Invoke, data: Path, planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host(monkeypatch)
-    result = nrd_trt("predict", planned, data / "images/00.png", "-o", tmp_path / "out", "--json")
-    assert "warning: the plan is not run, ONNX Runtime takes its place: no plugin library was found" in result.stderr
-    assert (result.exit_code, one_object(result.stdout)["runner"]) == (0, "onnxruntime")
-
-
-@needs_compiler
 def test_inspect_shows_the_library(nrd_trt: Invoke, planned: Path) -> None:
     recorded = read_bundle(planned).record.to_dict()["plugin"]
     assert one_object(nrd_trt("inspect", planned, "--json").stdout)["plugin"] == recorded

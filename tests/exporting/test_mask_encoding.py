@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
 from nrd_trt.engine.builder import BuildOptions, build_engine
-from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.metadata import read_facts
@@ -20,11 +18,8 @@ from nrd_trt.graph.precision import to_precision, undocumented_casts
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
+from tests.artefacts import needs_rtx
 from tests.helpers import STATIC, feed, small_export, small_model
-
-needs_rtx = pytest.mark.skipif(
-    "tensorrt-rtx" not in installed_flavours(), reason="needs the builder: `pip install nrd-trt[rtx]` (no GPU needed)"
-)
 
 
 def packed(shape: str = "static") -> onnx.ModelProto:
@@ -65,13 +60,6 @@ def test_runner_gives_the_masks_of_the_plain_file(shape: str, size: tuple[int, i
     got["mask"][...] = 0  # owned and writable
 
 
-def test_other_consumers_see_words() -> None:
-    model = select_outputs(packed(), "mask")
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (words,) = session.run(None, feed("uint8", 1, 128, 256))
-    assert (words.dtype, words.shape) == (np.int32, (1, 128, 64))
-
-
 @needs_rtx
 @pytest.mark.parametrize(
     ("shape", "output", "precision"),
@@ -97,17 +85,12 @@ def test_network_without_the_decode_has_no_packed_mask(head: str) -> None:
         export_onnx(small_model(head=head), ExportOptions(shape=STATIC, mask_encoding="u8x4"))
 
 
-def test_encoding_of_a_later_version_is_refused() -> None:
+def test_an_earlier_version_has_plain_masks_and_that_of_a_later_one_is_refused() -> None:
     """Read as plain bytes its masks would be wrong."""
-    model = copy_model(small_export())
+    model = copy_model(packed())
     (entry,) = (entry for entry in model.metadata_props if entry.key == "nrd_trt.mask_encoding")
     entry.value = '"u4x8"'
     with pytest.raises(ExportError, match=r"'u4x8'.*mask_encoding"):
         read_facts(model)
-
-
-def test_file_of_an_earlier_version_has_plain_masks() -> None:
-    model = copy_model(packed())
-    (entry,) = (entry for entry in model.metadata_props if entry.key == "nrd_trt.mask_encoding")
     model.metadata_props.remove(entry)
     assert read_facts(model).mask_encoding == "uint8"

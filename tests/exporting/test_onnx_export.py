@@ -154,14 +154,11 @@ print(sha256_bytes(export_onnx(small_model(), ExportOptions(shape=DYNAMIC)).Seri
 """
 
 
-def test_equal_bytes_from_another_process() -> None:
+def test_equal_bytes_from_another_process_and_an_untouched_model() -> None:
     """Another process has another hash seed and other addresses."""
     command = [sys.executable, "-c", _EXPORT_AGAIN]
     again = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
     assert again == sha256_bytes(small_export("uint8", "dynamic").SerializeToString())
-
-
-def test_equal_bytes_and_untouched_model() -> None:
     model = small_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     again = export_onnx(model, ExportOptions(shape=STATIC)).SerializeToString()

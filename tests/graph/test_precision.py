@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -210,16 +210,13 @@ def test_weights_use_the_whole_range(value: float, kept: bool) -> None:
     assert out_of_range(graph, {}, "fp16").keys() == ({node.name} if kept else set())
 
 
-def images(*feeds: Mapping[str, np.ndarray]) -> Any:
-    """What derives a precision of a calibrator: its feeds."""
-    return SimpleNamespace(has_images=True, feeds=lambda model: feeds)
-
-
 def test_the_range_pass_runs_over_the_calibration_stream() -> None:
     """What no image shows, a feed does: the first convolution's result before it is clipped."""
     graph = small_export("float")
     image = feed("float", 1, 128, 256)["image"]
-    usual, loud = {"image": image}, {"image": image * np.float32(1e6)}
-    assert derive_precision(graph, "fp16", [], calibrator=images(usual)).kept_fp32 == {}
-    kept = derive_precision(graph, "fp16", [], calibrator=images(usual, loud)).kept_fp32
+    feeds = [{"image": image}]
+    calibrator: Any = SimpleNamespace(has_images=True, feeds=lambda model: feeds)
+    assert derive_precision(graph, "fp16", [], calibrator=calibrator).kept_fp32 == {}
+    feeds.append({"image": image * np.float32(1e6)})
+    kept = derive_precision(graph, "fp16", [], calibrator=calibrator).kept_fp32
     assert "half of the range" in kept["backbone.conv1.conv/Conv"]

@@ -24,7 +24,6 @@ from nrd_trt.errors import BundleError, RunnerError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.inspection import plan_summary
-from nrd_trt.inspection.inspect import inspect
 from nrd_trt.inspection.plan_summary import PlanLayer, PlanSummary, inspector_layers, open_plan, read_header
 from nrd_trt.specs import TensorSpec
 from tests.artefacts import SIZE_HW, bundle, copy_of, needs_rtx, onnx_file, read_facts_of, rewrite_facts
@@ -83,10 +82,6 @@ def test_onnx_file_of_each_precision(precision: str, tmp_path: Path) -> None:
     assert found["precision"]["asked"] == precision
     assert summary["metadata"] == json.loads(json.dumps(read_facts(model).to_dict()))
     assert found["profiles"] == [{"image": {which: [1, *SIZE_HW, 3] for which in ("min", "opt", "max")}}]
-
-
-def test_functions_and_plugin_nodes() -> None:
-    summary = shown(onnx_file())["onnx"]
     (function,), (node,) = summary["functions"], summary["plugin_nodes"]
     assert (node["op"], node["domain"]) == (function["name"], function["domain"])
     assert (node["attributes"]["num_classes"], node["attributes"]["plugin_namespace"]) == (11, "nrd")
@@ -121,7 +116,9 @@ def test_onnx_file_of_another_tool(tmp_path: Path) -> None:
 
 def test_bundle_without_a_plan() -> None:
     path = bundle("fp16")
+    before = {entry: (entry.stat().st_mtime_ns, sha256_file(entry)) for entry in path.iterdir()}
     found, facts = shown(path), read_bundle(path).record.to_dict()
+    assert {entry: (entry.stat().st_mtime_ns, sha256_file(entry)) for entry in path.iterdir()} == before
     assert (found["kind"], found["plan"], found["layers_from"]) == ("bundle", None, "onnx")
     assert found["bundle"]["files"] == facts["files"]
     assert found["bundle"]["sizes"] == {name: (path / name).stat().st_size for name in facts["files"]}
@@ -296,9 +293,10 @@ def test_a_header_is_28_bytes_and_tells_the_version_in_one_form(tmp_path: Path) 
     )
     path.write_bytes(b"vtrt\x01" + bytes(23))  # a header of another form
     assert (read_header(path).flavour, read_header(path).version) == ("tensorrt-rtx", None)
-    path.write_bytes(PLAN[:27])
-    with pytest.raises(BundleError, match=r"got b'ftrt' \(27 bytes\)"):
-        read_header(path)
+    for data, told in ((b"", r"got b'' \(0 bytes\)"), (PLAN[:27], r"got b'ftrt' \(27 bytes\)")):
+        path.write_bytes(data)
+        with pytest.raises(BundleError, match=f"expected a TensorRT plan.*{told}; build it again"):
+            read_header(path)
 
 
 # --- bad inputs ------------------------------------------------------------------------------------------------------
@@ -317,7 +315,7 @@ def damaged(name: str, folder: Path) -> Path:
         target.write_bytes(changed)
     elif name != "absent":
         data = onnx_file().read_bytes()
-        contents = {"half": data[: len(data) // 2], "empty": b"", "short": b"vtrt" + bytes(10)}
+        contents = {"half": data[: len(data) // 2], "empty": b""}
         path.write_bytes(contents.get(path.stem, b"hello, I am a text\n" * 10))
     return path
 
@@ -334,8 +332,6 @@ def damaged(name: str, folder: Path) -> Path:
         ("empty.onnx", "ExportError", ["expected an ONNX file", "export it again"]),
         ("half.onnx", "ExportError", ["expected an ONNX file", "export it again"]),
         ("text.plan", "BundleError", ["expected a TensorRT plan", "got b'hell'", "build it again"]),
-        ("empty.engine", "BundleError", ["expected a TensorRT plan", "(0 bytes)", "build it again"]),
-        ("short.plan", "BundleError", ["expected a TensorRT plan", "(14 bytes)", "build it again"]),
     ],
 )
 def test_bad_inputs(name: str, kind: str, parts: list[str], tmp_path: Path) -> None:
@@ -347,18 +343,3 @@ def test_bad_inputs(name: str, kind: str, parts: list[str], tmp_path: Path) -> N
     assert all(part in error["message"] for part in [str(path), *parts]), error["message"]
     assert result.stderr.count("error: ") == 1
     assert "Traceback" not in result.stderr
-
-
-def test_facts_of_another_version(tmp_path: Path) -> None:
-    path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
-    rewrite_facts(path, precision=...)
-    result = invoke(path)
-    assert result.exit_code == 2
-    assert "`precision`" in result.stderr and "rebuild the bundle" in result.stderr
-
-
-def test_inspect_changes_nothing(tmp_path: Path) -> None:
-    path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
-    before = {entry: (entry.stat().st_mtime_ns, sha256_file(entry)) for entry in path.iterdir()}
-    inspect(path)
-    assert {entry: (entry.stat().st_mtime_ns, sha256_file(entry)) for entry in path.iterdir()} == before
