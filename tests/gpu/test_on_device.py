@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
@@ -18,7 +18,7 @@ from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.figures import Gates
 from nrd_trt.graph.precision import to_precision
-from nrd_trt.machine.cuda import Cuda, host_view, load_cuda
+from nrd_trt.machine.cuda import host_view, load_cuda
 from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Runner
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -124,37 +124,26 @@ def test_cuda_graphs_change_nothing(shape: str) -> None:
     assert all(np.array_equal(*pair) for pair in zip(*results, strict=True))
 
 
-@pytest.fixture
-def device() -> Iterator[tuple[Cuda, ExitStack]]:
+def test_device_runs_equal_host_runs() -> None:
+    cuda, images = load_cuda(), scenes()
+    nbytes = images[0].nbytes
     with ExitStack() as stack:
-        yield load_cuda(), stack
-
-
-def copied(cuda: Cuda, stack: ExitStack, nbytes: int) -> tuple[int, int]:
-    host, _ = cuda.allocate_host(nbytes, mapped=False)
-    stack.callback(cuda.free_host, host)
-    address = cuda.allocate(nbytes)
-    stack.callback(cuda.free, address)
-    return host, address
-
-
-def test_device_runs_equal_host_runs(device: tuple[Cuda, ExitStack]) -> None:
-    cuda, stack = device
-    stream = cuda.create_stream()
-    stack.callback(cuda.destroy_stream, stream)
-    images = scenes()
-    host, address = copied(cuda, stack, images[0].nbytes)
-    back, _ = copied(cuda, stack, images[0].nbytes)
-    with on_plan(plan()) as trt:
+        stream = cuda.create_stream()
+        stack.callback(cuda.destroy_stream, stream)
+        host, _ = cuda.allocate_host(nbytes, mapped=False)  # for the image, and then for its mask
+        stack.callback(cuda.free_host, host)
+        address = cuda.allocate(nbytes)
+        stack.callback(cuda.free, address)
+        trt = stack.enter_context(on_plan(plan()))
         wanted = [trt.infer({"image": image})["mask"] for image in images]
         for image, mask in zip(images, wanted, strict=True):
-            host_view(host, image.nbytes)[:] = image.reshape(-1)
-            cuda.upload(address, host, image.nbytes, stream)
+            host_view(host, nbytes)[:] = image.reshape(-1)
+            cuda.upload(address, host, nbytes, stream)
             feed = {"image": DeviceTensor(address=address, shape=image.shape, dtype=image.dtype)}
             output = trt.infer_device(feed, stream)["mask"]
-            cuda.download(back, output.address, mask.nbytes, stream)
+            cuda.download(host, output.address, mask.nbytes, stream)
             cuda.synchronize(stream)
-            assert np.array_equal(host_view(back, mask.nbytes).reshape(mask.shape), mask)
+            assert np.array_equal(host_view(host, mask.nbytes).reshape(mask.shape), mask)
         assert np.array_equal(trt.infer({"image": images[0]})["mask"], wanted[0])
 
 

@@ -54,14 +54,13 @@ def test_headers_of_nvidia_smi(text: str, driver: str | None, cuda: str | None, 
     assert (found.driver, found.cuda) == (gpu.driver, gpu.cuda) == (driver, cuda)
 
 
-def test_old_driver_and_a_kernel_module_alone(tmp_path: Path) -> None:
+def test_old_driver(tmp_path: Path) -> None:
     refused = 'Field "compute_cap" is not a valid field to query.\n'
-    machine = recorded(tmp_path, DESKTOP, commands={QUERY: refused, OLD_QUERY: "Tesla T4, 15109, 15000\n"})
+    machine = recorded(tmp_path, DESKTOP, commands={QUERY: refused, OLD_QUERY: "Tesla T4, 15109, [N/A]\n"})
     (found,) = find_graphics(machine, None).gpus
-    assert (found.name, found.compute_capability, found.memory_bytes) == ("Tesla T4", None, 15109 << 20)
-    module = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build  (dvs-builder)\n"
-    machine = recorded(tmp_path / "module", NO_GPU, files={"proc/driver/nvidia/version": module})
-    assert find_graphics(machine, None).driver == "580.82.07"
+    assert found == Gpu(
+        name="Tesla T4", compute_capability=None, driver="580.82.07", cuda="13.0", memory_bytes=15109 << 20
+    )
 
 
 def test_gpu_of_a_jetson_shares_the_memory_of_the_host(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ RELEASE = "etc/nv_tegra_release"
 CLASS = "sys/bus/pci/devices/0000:01:00.0/class"
 NO_SMI = {"nvidia-smi": None, QUERY: None}
 MISMATCH = {"nvidia-smi": "Failed to initialize NVML: Driver/library version mismatch\n", QUERY: None}
+MODULE = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build  (dvs-builder)\n"
 SILENT = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
 GSTREAMER = {"gst-launch-1.0 --version": "gst-launch-1.0 version 1.22.0\nGStreamer 1.22.0\n"}
 RAILS = "RAM 2448/7620MB (lfb 4x4MB) tj@49.5C VDD_IN 4812mW/4800mW VDD_CPU_GPU_CV 520mW/520mW VDD_SOC 1400mW/1400mW"
@@ -175,7 +176,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], Expected]] = [
     (DESKTOP, {"commands": NO_SMI, "files": {".dockerenv": ""}}, {
         DRIVER: ("missing", "no driver answers", "docker run --gpus all"),
     }),
-    (DESKTOP, {"commands": MISMATCH, "files": {"proc/driver/nvidia/version": "Kernel Module  580.82.07  Release\n"}}, {
+    (DESKTOP, {"commands": MISMATCH, "files": {"proc/driver/nvidia/version": MODULE}}, {
         GPU: ("missing", "is there and cannot be used: Failed", "updated under a running kernel module"),
         DRIVER: ("limited", "580.82.07, CUDA version not told: Failed to initialize", "sudo reboot"),
     }),
