@@ -17,6 +17,7 @@ import pytest
 from nrd_trt import files
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import atomic_file, atomic_folder, canonical_json, check_absent, sha256_bytes, sha256_file
+from tests.artefacts import content
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +51,27 @@ def _full_disk() -> OSError:
     return OSError(errno.ENOSPC, "No space left on device")
 
 
+def fill(path: Path, data: bytes) -> None:
+    """Write a file, or one into a folder."""
+    (path / "a.bin" if path.is_dir() else path).write_bytes(data)
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, _full_disk])
-def test_atomic_file_leaves_the_old_content_on_error(error: Callable[[], BaseException], tmp_path: Path) -> None:
-    target = tmp_path / "out.bin"
-    target.write_bytes(b"old")
-    raised = error()
-    with pytest.raises(type(raised)), atomic_file(target) as temporary:
-        temporary.write_bytes(b"ne")
+@pytest.mark.parametrize("existed", [True, False])
+@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+def test_an_error_leaves_what_was_there(
+    writer: Any, existed: bool, error: Callable[[], BaseException], tmp_path: Path
+) -> None:
+    target, raised = tmp_path / "out.bin", error()
+    if existed:
+        with writer(target) as temporary:
+            fill(temporary, b"old")
+    before = content(tmp_path)
+    with pytest.raises(type(raised)), writer(target) as temporary:
+        fill(temporary, b"half")
         raise raised
-    assert target.read_bytes() == b"old"
-    assert names(tmp_path) == ["out.bin"]
-    with pytest.raises(type(raised)), atomic_file(tmp_path / "new.bin") as temporary:
-        temporary.write_bytes(b"half")
-        raise raised
-    assert names(tmp_path) == ["out.bin"]
+    assert content(tmp_path) == before
+    assert names(tmp_path) == ["out.bin"] * existed
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two-renames"])
@@ -71,27 +79,11 @@ def test_atomic_folder_writes_and_replaces(exchange: bool, tmp_path: Path, monke
     if not exchange:
         monkeypatch.setattr(files, "_exchange", lambda first, second: False)
     (tmp_path / "file.nrd").write_text("a file of that name")
-    for target, content in (("out.nrd", "first"), ("out.nrd", "second"), ("file.nrd", "third")):
+    for target, file in (("out.nrd", "first"), ("out.nrd", "second"), ("file.nrd", "third")):
         with atomic_folder(tmp_path / target) as temporary:
-            (temporary / f"{content}.txt").write_text(content)
-        assert names(tmp_path / target) == [f"{content}.txt"]
+            (temporary / file).write_text(file)
+        assert content(tmp_path / target) == {file: file.encode()}
     assert names(tmp_path) == ["file.nrd", "out.nrd"]
-
-
-@pytest.mark.parametrize(("existed", "error"), [(True, _full_disk), (False, KeyboardInterrupt)])
-def test_atomic_folder_leaves_the_old_content_on_error(
-    existed: bool, error: Callable[[], BaseException], tmp_path: Path
-) -> None:
-    target = tmp_path / "out.nrd"
-    if existed:
-        target.mkdir()
-        (target / "old.txt").write_text("old")
-    raised = error()
-    with pytest.raises(type(raised)), atomic_folder(target) as temporary:
-        (temporary / "new.txt").write_text("new")
-        raise raised
-    assert names(tmp_path) == (["out.nrd"] if existed else [])
-    assert not existed or (target / "old.txt").read_text() == "old"
 
 
 @pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
@@ -104,10 +96,8 @@ def test_leftovers_of_dead_processes_are_removed(writer: Any, dead_pid: int, tmp
     for name in (alive, other, ".out.tmp-notes"):
         (tmp_path / name).write_bytes(b"")
     with writer(tmp_path / "out") as temporary:
-        if writer is atomic_file:
-            temporary.write_bytes(b"whole")
-        else:
-            assert names(temporary) == []
+        assert not temporary.is_dir() or names(temporary) == []
+        fill(temporary, b"whole")
     assert names(tmp_path) == sorted([alive, other, ".out.tmp-notes", "out"])
 
 

@@ -14,7 +14,7 @@ import pytest
 from nrd_trt.engine.builder import BuildOptions, BuiltEngine, build_engine, check_decode
 from nrd_trt.engine.compat import TensorRT, load_tensorrt
 from nrd_trt.engine.plugins import load_plugin, read_plugin
-from nrd_trt.errors import BuildError, ExportError, PluginError
+from nrd_trt.errors import BuildError, ExportError
 from nrd_trt.graph.decode_nodes import strip_functions
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
@@ -112,12 +112,6 @@ def test_each_node_needs_its_own_layer() -> None:
         with pytest.raises(BuildError, match="decode='plugin' was asked for"):  # one does not stand for the other
             check_decode(model("both"), layers, plugin=True)
     check_decode(model(), ["other/InstanceNormalization"], plugin=False)
-
-
-def test_refused_library_stops_the_build(install: Install) -> None:
-    install("10.3.0").trt.registry.takes = False
-    with pytest.raises(PluginError, match="got a refusal"):
-        build("10.3.0", plugin=True)
 
 
 def test_file_without_functions_is_built_with_the_plugin(install: Install) -> None:
