@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tarfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from nrd_trt.files import sha256_file
 from nrd_trt.inspection.inspect import inspect
 from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.validation.validate import validate
-from tests.artefacts import build
+from tests.artefacts import build, needs_rtx
 
 ARCHIVE = Path(__file__).parent / "data_0_1_0" / "city.nrd.tar.xz"
 
@@ -56,10 +55,8 @@ def test_it_predicts_and_validates_as_it_did(path: Path) -> None:
     assert validation.pixel_agreement == pytest.approx(record.validation.pixel_agreement)
 
 
-@pytest.mark.parametrize("builder", ["onnxruntime", "tensorrt-rtx"])
+@pytest.mark.parametrize("builder", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
 def test_it_is_rebuilt(builder: str, path: Path, tmp_path: Path) -> None:
-    if builder == "tensorrt-rtx" and importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip("no TensorRT-RTX: pip install nrd-trt[rtx]")
     facts = build(path, tmp_path / "again.nrd", builder=builder)
     old, new = read_bundle(path), read_bundle(tmp_path / "again.nrd")
     assert facts["passed"] and facts["builder"]["name"] == builder

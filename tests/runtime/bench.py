@@ -77,13 +77,19 @@ def image(shape: tuple[int, ...] = SMALL, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def check(trt: TrtRunner, shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
-    """Run on one image and hold the outputs against what the fake engine does."""
+def check_outputs(outputs: Mapping[str, np.ndarray], shape: tuple[int, ...], seed: int) -> None:
+    """Hold outputs against what the fake engine does with an image."""
     pixels = image(shape, seed)
-    outputs = trt.infer({"image": pixels})
+    assert outputs.keys() == {"mask", "mean"}
+    assert (outputs["mask"].dtype, outputs["mean"].dtype) == (np.uint8, np.float32)
     assert np.array_equal(outputs["mask"], pixels[..., 0])
     assert np.allclose(outputs["mean"], pixels.mean(axis=-1))
-    assert outputs["mean"].dtype == np.float32
+
+
+def check(trt: TrtRunner, shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
+    """Run on one image and check the outputs."""
+    outputs = trt.infer({"image": image(shape, seed)})
+    check_outputs(outputs, shape, seed)
     return outputs
 
 

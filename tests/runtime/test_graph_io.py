@@ -15,24 +15,17 @@ from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import first_mask, image_feed, mask_of_logits
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import DecodeSpec, InputForm, InputShape, Range
+from nrd_trt.specs import InputForm, InputShape, Range
 from tests.artefacts import SIZE_HW, both_outputs, trained_model
+from tests.engine.records import record
 from tests.helpers import model_info
 
 INFO = model_info(3, mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0))
 
 
 def facts(form: InputForm = "uint8", batch: int = 1, upsample: int = 4) -> GraphFacts:
-    return GraphFacts(
-        info=INFO,
-        decode=DecodeSpec(num_classes=3, patch=32 // upsample, upsample=upsample),
-        upsample=upsample,
-        shape=replace(InputShape.static((32, 64)), batch=Range(min=batch, opt=batch, max=batch + 1)),
-        input_form=form,
-        output="mask",
-        encoder="mobilenetv2",
-        head="nrd",
-    )
+    shape = replace(InputShape.static((32, 64)), batch=Range(min=batch, opt=batch, max=batch + 1))
+    return replace(record().model, info=INFO, shape=shape, input_form=form, upsample=upsample)
 
 
 def image() -> np.ndarray:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nrd_trt.errors import ConfigError, RunnerError, ShapeError
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
 from tests.runtime.bench import LARGE, SMALL, Bench, image, runner
+from tests.runtime.bench import check_outputs as check
 from tests.runtime.conftest import MakeBench
 from tests.runtime.fake_cuda import LARGEST, FakeCuda, FakeEngine, PackedEngine, Queued
 
@@ -21,13 +22,6 @@ REPLAYED = [*BEGIN, "download", "download", "record_event"]
 
 def feed(shape: tuple[int, ...] = SMALL, seed: int = 0) -> dict[str, np.ndarray]:
     return {"image": image(shape, seed)}
-
-
-def check(outputs: dict[str, np.ndarray], shape: tuple[int, ...], seed: int) -> None:
-    pixels = image(shape, seed)
-    assert sorted(outputs) == ["mask", "mean"]
-    assert outputs["mask"].dtype == np.uint8 and np.array_equal(outputs["mask"], pixels[..., 0])
-    assert outputs["mean"].dtype == np.float32 and np.allclose(outputs["mean"], pixels.mean(axis=-1))
 
 
 def warm(overlapped: OverlappedRunner, shape: tuple[int, ...] = SMALL) -> None:
