@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Install the programs that the tests of video run for real: ffmpeg, GStreamer with an RTSP server, a browser.
+# Install the programs that the tests of video run for real: GStreamer with an RTSP server, a browser.
 # Does nothing where all are there. Where it cannot install them it says so and succeeds: those tests skip then.
 set -euo pipefail
 
 # -tools and -base run pipelines, -good has RTSP and MP4, -bad parses H.264, -ugly encodes it and -libav decodes it.
 packages=(
-    ffmpeg chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-tools gstreamer1.0-libav
+    chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-tools gstreamer1.0-libav
     gstreamer1.0-plugins-{base,good,bad,ugly}
 )
 
 all_there() {
     local program element
-    for program in ffmpeg ffprobe gst-launch-1.0 gst-inspect-1.0; do
+    for program in gst-launch-1.0 gst-inspect-1.0; do
         command -v "$program" || return
     done
     command -v chromium || command -v chromium-browser || command -v google-chrome || return

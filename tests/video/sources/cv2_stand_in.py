@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Container
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 
 
-class StandIn:
+def cv2_stand_in(*, frames: int = 5, devices: Container[object] | None = None, build: str = "") -> MagicMock:
     """What the sources use of ``cv2``. Frame i has blue 10·i and red 200; a device gives `frames` of them."""
+    module = MagicMock(frames=frames, fps=30.0, captures=[])
+    module.getBuildInformation.return_value = build
 
-    CAP_PROP_FPS, CAP_GSTREAMER, COLOR_BGR2RGB = 5, 1800, 4
+    def capture(device: object, *_: Any) -> MagicMock:
+        pictures = (np.full((48, 64, 3), (10 * index, 0, 200), np.uint8) for index in range(module.frames))
+        made = MagicMock()
+        made.isOpened.return_value = devices is None or device in devices
+        made.get.side_effect = lambda key: module.fps if key is module.CAP_PROP_FPS else 0.0
+        made.read.side_effect = itertools.chain(
+            ((True, picture) for picture in pictures), itertools.repeat((False, None))
+        )
+        module.captures.append(made)
+        return made
 
-    def __init__(
-        self, *, frames: int = 5, devices: set[int | str] | None = None, fps: float = 30.0, build: str = ""
-    ) -> None:
-        self.opened: list[tuple[Any, ...]] = []
-        self.captures: list[_Capture] = []
-        self.frames, self.devices, self.fps, self.build = frames, devices, fps, build
-
-    def VideoCapture(self, *arguments: Any) -> _Capture:
-        self.opened.append(arguments)
-        self.captures.append(_Capture(self, self.devices is None or arguments[0] in self.devices))
-        return self.captures[-1]
-
-    def getBuildInformation(self) -> str:
-        return self.build
-
-    def cvtColor(self, image: np.ndarray, code: int) -> np.ndarray:
-        assert code == self.COLOR_BGR2RGB
+    def converted(image: np.ndarray, code: object) -> np.ndarray:
+        assert code is module.COLOR_BGR2RGB
         return np.ascontiguousarray(image[..., ::-1])
 
-
-class _Capture:
-    def __init__(self, module: StandIn, opens: bool) -> None:
-        self.module, self.opens, self.released = module, opens, False
-        self.given, self.asked = 0, dict[int, float]()
-
-    def isOpened(self) -> bool:
-        return self.opens
-
-    def set(self, key: int, value: float) -> bool:
-        self.asked[key] = value
-        return True
-
-    def get(self, key: int) -> float:
-        return self.module.fps if key == self.module.CAP_PROP_FPS else 0.0
-
-    def read(self) -> tuple[bool, np.ndarray | None]:
-        if self.given == self.module.frames:
-            return False, None
-        image = np.zeros((48, 64, 3), np.uint8)
-        image[..., 0], image[..., 2] = 10 * self.given, 200
-        self.given += 1
-        return True, image
-
-    def release(self) -> None:
-        self.released = True
+    module.VideoCapture.side_effect, module.cvtColor.side_effect = capture, converted
+    return module

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import call
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from nrd_trt.video.sources.jetson import csi_pipeline, decoder_pipeline
 from nrd_trt.video.sources.open_source import open_source
 from tests.video.clips import grey_frames, number_of, write_clip
 from tests.video.services import free_port, need_gstreamer, need_rtsp_server, rtsp_server
-from tests.video.sources.cv2_stand_in import StandIn
+from tests.video.sources.cv2_stand_in import cv2_stand_in
 
 
 def children() -> set[int]:
@@ -114,14 +115,15 @@ def test_opencv_runs_pipelines_where_it_can_and_both_ways_are_named_where_it_can
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    stand_in = StandIn(frames=3, build="  GStreamer:                   YES (1.22.0)\n")
+    stand_in = cv2_stand_in(frames=3, build="  GStreamer:                   YES (1.22.0)\n")
     monkeypatch.setitem(sys.modules, "cv2", stand_in)
     with open_source('filesrc location="a b.mp4" ! decodebin ! appsink drop=true') as source:
         assert len(list(source)) == 3
     tail = "videoconvert ! video/x-raw,format=BGR ! appsink"
-    assert stand_in.opened == [(f"filesrc location=a\\ b.mp4 ! decodebin ! {tail}", stand_in.CAP_GSTREAMER)]
+    pipeline = f"filesrc location=a\\ b.mp4 ! decodebin ! {tail}"
+    assert stand_in.VideoCapture.call_args_list == [call(pipeline, stand_in.CAP_GSTREAMER)]
     words = "expected gst-launch-1.0 or an OpenCV with GStreamer, found neither; .*gstreamer1.0-tools"
-    for module in (None, StandIn(build="GStreamer:    NO")):
+    for module in (None, cv2_stand_in(build="GStreamer:    NO")):
         monkeypatch.setitem(sys.modules, "cv2", module)  # type: ignore[arg-type]
         with pytest.raises(MissingDependencyError, match=words), open_source("videotestsrc ! appsink"):
             pass
