@@ -138,14 +138,14 @@ def test_library_is_not_ignored_in_silence(planned: Path, monkeypatch: pytest.Mo
 
 
 def test_library_that_nothing_needs_is_refused(labelled: Path) -> None:
-    refused = r"^plugin=.*: expected a bundle whose plan needs it, got "
+    refused = r"^plugin=.*: expected a bundle whose plan needs it"
     for verb in VERBS:
         with pytest.raises(ConfigError, match=refused):
             use(verb, bundle(), labelled, library())
-    with pytest.raises(ConfigError, match=f"{refused}.*safetensors"):
+    with pytest.raises(ConfigError, match=f"{refused}, got .*safetensors"):
         evaluate(checkpoint(), labelled, plugin=library())
     for sources in ([checkpoint()], [checkpoint(), bundle()]):
-        with pytest.raises(ConfigError, match=refused):
+        with pytest.raises(ConfigError, match=f"{refused}, got"):
             benchmark(*sources, plugin=library(), size=(64, 96), progress=False)
     for path in (bundle(), onnx_file()):
         with pytest.raises(ConfigError, match=r"^plugin=.*leave"):
