@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nrd_trt.benchmarking import benchmark as room
 from nrd_trt.benchmarking import timing
 from nrd_trt.benchmarking.benchmark import Benchmark
 from nrd_trt.cli.benchmark import table
+from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle
 from nrd_trt.errors import ConfigError, RunnerError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
@@ -176,30 +176,22 @@ def test_device_run_is_stamped_and_an_absent_instrument_named(run: Run) -> None:
 
 
 def test_copies_left_out_are_those_of_the_device(run: Run, cuda: FakeCuda) -> None:
-    (row,) = run(DeviceRunner(), probe=FakeProbe(), copies=False).rows
+    seen: list[tuple[Any, ...]] = []
+
+    class Reader(DeviceRunner):
+        def infer_device(self, feed: Mapping[str, DeviceTensor], stream: int) -> dict[str, DeviceTensor]:
+            tensor = feed["image"]
+            seen.append((tensor.shape, tensor.dtype, ctypes.string_at(tensor.address, 64 * 96 * 3)))
+            return {}
+
+    (row,) = run(Reader(), probe=FakeProbe(), copies=False).rows
     assert row.copies == "excluded"
+    assert seen == [((1, 64, 96, 3), np.uint8, street_scene(0, (64, 96)).image.tobytes())] * (1 + 3)
     assert [call[-1] for call in cuda.calls if call[0] == "upload"] == [64 * 96 * 3]  # once, not with every call
     assert cuda.names().count("synchronize") == 1 + 1 + 3  # the upload, the warm-up and each timed call
     assert cuda.alive == {}
     (row,) = run(HostRunner(), copies=False).rows
     assert row.copies == "host arrays"
-
-
-def test_device_call_gives_the_feed_to_the_runner(cuda: FakeCuda) -> None:
-    feed = {"image": np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)}
-    seen: list[bytes] = []
-
-    class Reader(DeviceRunner):
-        def infer_device(self, feed: Mapping[str, DeviceTensor], stream: int) -> dict[str, DeviceTensor]:
-            tensor = feed["image"]
-            assert (tensor.shape, tensor.dtype) == ((1, 2, 2, 3), np.uint8)
-            seen.append(ctypes.string_at(tensor.address, 12))
-            return {}
-
-    with ExitStack() as stack:
-        timing.device_call(stack, Reader(), feed)()
-    assert seen == [bytes(range(12))]
-    assert cuda.alive == {}
 
 
 class Refusing(DeviceRunner):

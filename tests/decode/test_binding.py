@@ -14,25 +14,17 @@ from torch import Tensor
 from nrd_trt.decode import cuda_op
 from nrd_trt.specs import DecodeSpec
 from tests.decode import on_cpu
-from tests.decode.on_cpu import (
-    KERNELS,
-    launch_logits,
-    launch_mask,
-    load_binding,
-    logits_in_fp32,
-    needs_compiler,
-    numbers,
-)
+from tests.decode.on_cpu import KERNELS, launch_logits, launch_mask, logits_in_fp32, numbers
 from tests.decode.test_cuda_op import inputs
 
 SPEC = DecodeSpec(num_classes=19)
 
-pytestmark = [needs_compiler, pytest.mark.slow]
+pytestmark = [on_cpu.needs_compiler, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def binding() -> None:
-    load_binding()
+    on_cpu.load_binding()
 
 
 def assert_close(logits: Tensor, wanted: Tensor) -> None:

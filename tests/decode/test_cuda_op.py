@@ -161,17 +161,6 @@ def test_exports_with_dynamic_sizes(dtype: torch.dtype) -> None:
         assert_same(program.module()(theta, guidance), decoder(theta, guidance))
 
 
-def test_shapes_are_known_without_data() -> None:
-    theta, guidance, *tables = inputs()
-    nothing = theta.to("meta"), guidance.to("meta")
-    logits = patch_decode(*nothing, *tables, SPEC)
-    mask = patch_decode_mask(*nothing, *tables, SPEC)
-    assert (logits.shape, logits.dtype, logits.device.type) == ((2, 7, 24, 16), torch.float32, "meta")
-    assert (mask.shape, mask.dtype) == ((2, 96, 64), torch.uint8)
-    with pytest.raises(ShapeError, match="expected theta"):
-        patch_decode(nothing[0][:, 1:], nothing[1], *tables, SPEC)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradients_are_those_of_the_reference(dtype: torch.dtype) -> None:
     theta, guidance, *tables = inputs(dtype=dtype)

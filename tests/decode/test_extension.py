@@ -13,13 +13,7 @@ from torch.utils import cpp_extension
 
 from nrd_trt.decode import extension
 from nrd_trt.decode.cuda_op import _logits_on_cuda, _mask_on_cuda
-from nrd_trt.decode.extension import (
-    build_and_load,
-    check_toolchain,
-    extension_name,
-    kernel_sources,
-    load_extension,
-)
+from nrd_trt.decode.extension import build_and_load, check_toolchain, extension_name, kernel_sources, load_extension
 from nrd_trt.errors import MissingDependencyError, PluginError
 from nrd_trt.specs import DecodeSpec
 from tests.decode.on_cpu import numbers

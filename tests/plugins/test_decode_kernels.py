@@ -67,31 +67,14 @@ class Case:
 
 
 def random_case(
-    num_classes: int = 19,
-    hidden: int = 16,
-    guidance_channels: int = 16,
-    patch: int = 8,
-    upsample: int = 4,
-    *,
-    size: tuple[int, int, int] = (1, 2, 3),
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
+    *sizes: int, size: tuple[int, int, int] = (1, 2, 3), dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Case:
-    spec = DecodeSpec(
-        num_classes=num_classes,
-        hidden=hidden,
-        guidance_channels=guidance_channels,
-        patch=patch,
-        upsample=32 // patch,
-    )
+    """Return a case of K, d, m, f and the factor, as far as they are given; the others are the released network's."""
+    k, d, m, f, upsample = *sizes, *(19, 16, 16, 8, 4)[len(sizes) :]
+    spec = DecodeSpec(num_classes=k, hidden=d, guidance_channels=m, patch=f, upsample=32 // f)
     theta, guidance, *tables = map(torch.from_numpy, random_decode_inputs(spec, *size, seed))
-    return Case(
-        spec=spec,
-        upsample=upsample,
-        theta=theta.to(dtype),
-        guidance=guidance.to(dtype),
-        tables=[table.tolist() for table in tables],
-    )
+    lists = [table.tolist() for table in tables]
+    return Case(spec=spec, upsample=upsample, theta=theta.to(dtype), guidance=guidance.to(dtype), tables=lists)
 
 
 def smooth_case(*sizes: int, **changes: Any) -> Case:
@@ -154,12 +137,7 @@ def test_generic_kernel_equals_the_host_bit_by_bit_and_pruning_changes_nothing(
 
 
 @GIVEN
-@given(
-    case=cases(released=True),
-    prune=st.booleans(),
-    mask_type=st.sampled_from(MASK_DTYPES),
-    seed=st.integers(0, 2**31),
-)
+@given(cases(released=True), st.booleans(), st.sampled_from(MASK_DTYPES), st.integers(0, 2**31))
 def test_released_kernels_equal_the_host_bit_by_bit(case: Case, prune: bool, mask_type: torch.dtype, seed: int) -> None:
     want = case.mask(dtype=mask_type)
     for variant in [SIMT] + [SIMT_RETAINED] * (case.spec.num_classes > 24):
@@ -225,7 +203,7 @@ def _spoiled(theta: Tensor, value: float) -> Tensor:
 def test_adversarial_weights_keep_kernels_and_pruning_exact(
     num_classes: int, adversary: str, dtype: torch.dtype
 ) -> None:
-    for case in (random_case(num_classes), smooth_case(num_classes=num_classes)):
+    for case in (random_case(num_classes), smooth_case(num_classes)):
         case = replace(case, theta=ADVERSARIES[adversary](case.theta).to(dtype), guidance=case.guidance.to(dtype))
         want, logits = case.mask(prune=False), _patterns(case.logits())
         assert torch.equal(case.mask(prune=True), want)

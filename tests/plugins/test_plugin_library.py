@@ -31,6 +31,7 @@ FOREIGN = re.compile(r"nvinfer|nvonnx|getPluginRegistry|getLogger|getInferLib|cr
 ARCHITECTURE = "90"
 OPS = ["NrdPatchDecode", "NrdPatchDecodeMask"]
 JOBS = "2"
+RTX = "#define TRT_MAJOR_RTX 1\n#define NV_TENSORRT_MAJOR TRT_MAJOR_RTX\n"
 
 pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
 each_version = pytest.mark.parametrize("version", VERSIONS)
@@ -235,13 +236,7 @@ def test_given_architectures(tmp_path: Path, architectures: str, works: bool, wo
     ("files", "words"),
     [
         ({}, "TENSORRT_ROOT: got {folder}, expected a folder with include/NvInferRuntime.h"),
-        (
-            {
-                "NvInferRuntime.h": "",
-                "NvInferVersion.h": "#define TRT_MAJOR_RTX 1\n#define NV_TENSORRT_MAJOR TRT_MAJOR_RTX\n",
-            },
-            "got headers of major 1, expected TensorRT 10.3 or newer",
-        ),
+        ({"NvInferRuntime.h": "", "NvInferVersion.h": RTX}, "got headers of major 1, expected TensorRT 10.3 or newer"),
     ],
     ids=["no headers", "TensorRT-RTX"],
 )

@@ -48,11 +48,11 @@ def test_every_text_is_escaped(validation: Validation) -> None:
 
 
 def test_plans_values_that_are_not_finite_and_unknown_ties(validation: Validation) -> None:
+    worst = {"worst_channel": 4, "worst_channel_error": 0.0, "channel_tolerance": 0.01}
     stages = (
         StageFigures(stage="c1", error=None, tolerance=1e-3, not_finite=7, within=False),
-        StageFigures(stage="theta", error=1e-5, tolerance=1e-3, worst_channel=4, worst_channel_error=0.0, within=True),
+        StageFigures(stage="theta", error=1e-5, tolerance=1e-3, within=True, **worst),
     )
-    stages = (stages[0], replace(stages[1], channel_tolerance=0.01))
     localised = Localisation(
         stages=stages, first_beyond="c1", hints=("a hint",), arithmetic="native", note="all ran", images=("one",)
     )
