@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -26,19 +26,16 @@ from nrd_trt.specs import InputShape
 from tests.helpers import byte_images, small_export
 
 FEEDS = [{"image": byte_images(20 + 5 * index, 1, 128, 256)} for index in range(3)]
+pytestmark = pytest.mark.filterwarnings("ignore:classes never predicted:UserWarning")  # by an untrained network
 EVERY_VALUE = {name: replace(recipe, samples=None) for name, recipe in RECIPES.items()}
 
 
 def run(
     model: onnx.ModelProto, recipe: Recipe, stream: Any = None, tensors: Sequence[str] | None = None, **changes: Any
 ) -> Ranges:
-    """Calibrate quietly; untrained networks predict few classes."""
     tensors = tensors_to_calibrate(model, recipe) if tensors is None else tensors
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return measure_ranges(
-            model, FEEDS if stream is None else stream, tensors, recipe, threads=1, progress=False, **changes
-        )
+    stream = FEEDS if stream is None else stream
+    return measure_ranges(model, stream, tensors, recipe, threads=1, progress=False, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -89,31 +86,18 @@ def rounding_error(array: np.ndarray, amax: float) -> float:
 # --- memory and passes -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The tensors of each pass, one list per session."""
-    seen: list[list[str]] = []
-    original = module.with_probes
-
-    def noted(model: onnx.ModelProto, probes: Any, *, masks: bool) -> onnx.ModelProto:
-        assert masks == (not seen), "the masks are drawn once"
-        seen.append([probe.tensor for probe in probes])
-        return original(model, probes, masks=masks)
-
-    monkeypatch.setattr(module, "with_probes", noted)
-    return seen
-
-
 @pytest.mark.parametrize(("recipe", "memory_mb"), [(RECIPES["mse"], 10), (EVERY_VALUE["mse"], 25)])
-def test_little_memory_takes_more_passes_to_the_same_ranges(
-    recipe: Recipe, memory_mb: int, passes: list[list[str]]
-) -> None:
-    small = run(small_export(), recipe, memory_mb=memory_mb)
-    assert len(passes) > 2
-    assert [tensor for group in passes for tensor in group] == list(small.tensors)
-    del passes[:]
-    large = run(small_export(), recipe)
-    assert len(passes) == 1
+def test_little_memory_takes_more_passes_to_the_same_ranges(recipe: Recipe, memory_mb: int) -> None:
+    with mock.patch.object(module, "with_probes", wraps=module.with_probes) as passes:
+        small = run(small_export(), recipe, memory_mb=memory_mb)
+        groups = [call.args[1] for call in passes.call_args_list]
+        assert len(groups) > 2
+        assert [probe.tensor for group in groups for probe in group] == list(small.tensors)
+        drawn = [call.kwargs["masks"] for call in passes.call_args_list]
+        assert drawn == [True] + [False] * (len(groups) - 1), "the masks are drawn once"
+        passes.reset_mock()
+        large = run(small_export(), recipe)
+        passes.assert_called_once()
     # Other outputs let ONNX Runtime fuse other nodes: a value may fall into the next bin.
     assert small.tensors == pytest.approx(large.tensors, rel=5e-3)
     assert (small.images, small.coverage, small.keys) == (large.images, large.coverage, large.keys)
@@ -232,9 +216,8 @@ def test_one_nan_among_the_values_is_found_and_its_image_named(name: str, place:
 def test_tensor_that_is_zero_everywhere() -> None:
     """Any range represents it; int8 needs one above 0."""
     model = with_weights(slice(None), 0, "decode_head.bottleneck.conv.weight", "decode_head.bottleneck.conv.bias")
-    tensors = tensors_to_calibrate(model, RECIPES["mse"])
     with pytest.warns(UserWarning) as caught:
-        found = measure_ranges(model, FEEDS, tensors, RECIPES["mse"], threads=1, progress=False)
+        found = run(model, RECIPES["mse"])
     assert found.zero == ("decode_head.bottleneck.act/Relu",)
     assert found.tensors[found.zero[0]] == 1.0
     assert found.zero[0] not in found.figures
@@ -252,7 +235,7 @@ def test_coverage_is_that_of_the_predicted_masks(output: str) -> None:
     masks = np.concatenate([run["mask"] if output == "mask" else run["logits"].argmax(1) for run in outputs])
     names = read_facts(model).info.class_names
     with pytest.warns(UserWarning) as caught:
-        found = measure_ranges(model, FEEDS, ["pixels"], RECIPES["minmax"], threads=1, progress=False).coverage
+        found = run(model, RECIPES["minmax"], tensors=["pixels"]).coverage
     assert found is not None
     for index, name in enumerate(names):
         assert found.pixel_share[name] == pytest.approx((masks == index).mean())

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from nrd_trt.data.datasets import Split, find_split
+from nrd_trt.data.datasets import find_split
 from nrd_trt.errors import ConfigError
-
-Layout = Callable[[Path], None]
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -21,68 +17,47 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def names_of(split: Split, folder: Path) -> dict[str, list[tuple[str, ...]]]:
-    return {
-        part: [tuple(path.relative_to(folder).as_posix() for path in pair) for pair in pairs]
-        for part, pairs in vars(split).items()
-    }
-
-
+CAMVID = ("{}/images/{}.jpg", "{}/labels/{}.png")
 CITY = ("leftImg8bit/{}/{}_leftImg8bit.png", "gtFine/{}/{}_gtFine_labelTrainIds.png")
 ADE = ("images/{}/{}.jpg", "annotations/{}/{}.png")
-CONTEXT = ("JPEGImages/{}.jpg", "SegmentationClassContext/{}.png")
+CONTEXT = ("JPEGImages/{1}.jpg", "SegmentationClassContext/{1}.png")
+Parts = dict[str, list[str]]
+# Per layout: image and label by part and stem, the stems that shall be found, and what is not read.
+LAYOUTS: dict[str, tuple[tuple[str, str], Parts, Parts, tuple[str, ...]]] = {
+    "camvid": (CAMVID, {"train": ["a", "b"]}, {"val": ["c"]}, ("test/images/d.jpg", "train/labels/e.png")),
+    "cityscapes": (
+        CITY, {"train": ["bonn/bonn_0_1", "ulm/ulm_1_2"]}, {"val": ["ulm/ulm_9_9"]},
+        ("leftImg8bit/test/x/x_0_0_leftImg8bit.png", "gtFine/train/ulm/ulm_1_2_gtFine_labelIds.png"),
+    ),
+    "ade20k": (
+        ADE, {"training": ["ADE_1", "ADE_2"]}, {"validation": ["ADE_3"]},
+        ("images/training/readme.txt", "objectInfo150.txt"),
+    ),
+    "pascal_context": (CONTEXT, {"train": ["2008_2", "2008_1"]}, {"val": ["2008_3"]}, ("JPEGImages/2008_9.jpg",)),
+}  # fmt: skip
 
 
-def camvid(folder: Path) -> None:
-    for part, stems in (("train", "ba"), ("val", "c")):
-        touch(folder, *(f"{part}/images/{stem}.jpg" for stem in stems), *(f"{part}/labels/{s}.png" for s in stems))
-    touch(folder, "test/images/d.jpg", "train/labels/e.png")
+def pairs(forms: tuple[str, str], parts: Parts) -> list[tuple[str, ...]]:
+    return [tuple(form.format(part, stem) for form in forms) for part, stems in parts.items() for stem in stems]
 
 
-def cityscapes(folder: Path) -> None:
-    for part, stems in (("train", ("ulm/ulm_1_2", "bonn/bonn_0_1")), ("val", ("ulm/ulm_9_9",)), ("test", ("x/x_0_0",))):
-        touch(folder, *(name.format(part, stem) for stem in stems for name in CITY))
-    touch(folder, "gtFine/train/ulm/ulm_1_2_gtFine_labelIds.png", "gtFine/train/ulm/ulm_1_2_gtFine_color.png")
+def write(layout: str, folder: Path) -> None:
+    forms, training, validation, others = LAYOUTS[layout]
+    touch(folder, *others, *(name for pair in pairs(forms, training | validation) for name in pair))
+    if layout == "pascal_context":
+        listing = folder / "ImageSets" / "SegmentationContext"
+        listing.mkdir(parents=True)
+        for part, stems in (training | validation).items():
+            (listing / f"{part}.txt").write_text("\n".join(stems))
 
 
-def ade20k(folder: Path) -> None:
-    for part, stems in (("training", ("ADE_2", "ADE_1")), ("validation", ("ADE_3",))):
-        touch(folder, *(name.format(part, stem) for stem in stems for name in ADE))
-    touch(folder, "images/training/readme.txt", "objectInfo150.txt")
-
-
-def pascal_context(folder: Path) -> None:
-    touch(folder, *(name.format(stem) for stem in ("2008_2", "2008_1", "2008_3", "2008_9") for name in CONTEXT))
-    listing = folder / "ImageSets" / "SegmentationContext"
-    listing.mkdir(parents=True)
-    (listing / "train.txt").write_text("2008_2\n2008_1\n")
-    (listing / "val.txt").write_text("2008_3")
-
-
-EXPECTED: dict[Layout, dict[str, Any]] = {
-    camvid: {
-        "training": [("train/images/a.jpg", "train/labels/a.png"), ("train/images/b.jpg", "train/labels/b.png")],
-        "validation": [("val/images/c.jpg", "val/labels/c.png")],
-    },
-    cityscapes: {
-        "training": [tuple(name.format("train", stem) for name in CITY) for stem in ("bonn/bonn_0_1", "ulm/ulm_1_2")],
-        "validation": [tuple(name.format("val", "ulm/ulm_9_9") for name in CITY)],
-    },
-    ade20k: {
-        "training": [tuple(name.format("training", stem) for name in ADE) for stem in ("ADE_1", "ADE_2")],
-        "validation": [tuple(name.format("validation", "ADE_3") for name in ADE)],
-    },
-    pascal_context: {
-        "training": [tuple(name.format(stem) for name in CONTEXT) for stem in ("2008_2", "2008_1")],
-        "validation": [tuple(name.format("2008_3") for name in CONTEXT)],
-    },
-}
-
-
-@pytest.mark.parametrize("layout", EXPECTED, ids=lambda layout: layout.__name__)
-def test_layouts(layout: Layout, tmp_path: Path) -> None:
-    layout(tmp_path)
-    assert names_of(find_split([tmp_path]), tmp_path) == EXPECTED[layout]
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str, tmp_path: Path) -> None:
+    write(layout, tmp_path)
+    forms, training, validation, _ = LAYOUTS[layout]
+    split = find_split([tmp_path])
+    for found, parts in ((split.training, training), (split.validation, validation)):
+        assert [tuple(path.relative_to(tmp_path).as_posix() for path in pair) for pair in found] == pairs(forms, parts)
 
 
 def test_every_tenth_image_of_a_plain_folder_is_kept_for_validation(tmp_path: Path) -> None:
@@ -98,8 +73,8 @@ def test_every_tenth_image_of_a_plain_folder_is_kept_for_validation(tmp_path: Pa
 
 
 def test_several_data_sets_follow_each_other(tmp_path: Path) -> None:
-    camvid(tmp_path / "a")
-    pascal_context(tmp_path / "b")
+    write("camvid", tmp_path / "a")
+    write("pascal_context", tmp_path / "b")
     split = find_split([tmp_path / "b", tmp_path / "a"])
     assert [image.stem for image, _ in split.training] == ["2008_2", "2008_1", "a", "b"]
     assert [image.stem for image, _ in split.validation] == ["2008_3", "c"]
@@ -108,29 +83,26 @@ def test_several_data_sets_follow_each_other(tmp_path: Path) -> None:
 # --- what is incomplete ----------------------------------------------------------------------------------------------
 
 
-def nothing(folder: Path) -> None:
-    pass
-
-
 @pytest.mark.parametrize(
     ("layout", "gone", "message"),
     [
-        (nothing, ".", "expected a folder of labelled images, found none; check the path"),
-        (nothing, "", "expected images .*found none; check the path"),
-        (camvid, "train/labels/b.png", r"train/labels: 1 of 2 images have no label \(b\.png\)"),
-        (camvid, "val/images/c.jpg", r"val/images: expected images .*found none"),
-        (cityscapes, CITY[1].format("val", "ulm/ulm_9_9"), r"ulm_9_9_gtFine_labelTrainIds\.png: expected a f.*creat"),
-        (cityscapes, CITY[0].format("val", "ulm/ulm_9_9"), r"leftImg8bit/val: expected \*/\*_leftImg8bit\.png, fo"),
-        (ade20k, ADE[1].format("training", "*"), r"training/ADE_1\.png: expected a file, found none \(2 are mis"),
-        (ade20k, ADE[0].format("validation", "ADE_3"), r"images/validation: expected images, found none"),
-        (pascal_context, CONTEXT[1].format("2008_1"), r"SegmentationClassContext/2008_1\.png: expected a file, fou"),
-        (pascal_context, CONTEXT[0].format("2008_3"), r"JPEGImages/2008_3\.jpg: expected a file, found none"),
-        (pascal_context, "ImageSets/*/val.txt", r"SegmentationContext/val\.txt: expected names of images"),
+        (None, ".", "expected a folder of labelled images, found none; check the path"),
+        (None, "", "expected images .*found none; check the path"),
+        ("camvid", "train/labels/b.png", r"train/labels: 1 of 2 images have no label \(b\.png\)"),
+        ("camvid", "val/images/c.jpg", r"val/images: expected images .*found none"),
+        ("cityscapes", CITY[1].format("val", "ulm/ulm_9_9"), r"ulm_9_9_gtFine_labelTrainIds\.png: expected a f.*creat"),
+        ("cityscapes", CITY[0].format("val", "ulm/ulm_9_9"), r"leftImg8bit/val: expected \*/\*_leftImg8bit\.png, fo"),
+        ("ade20k", ADE[1].format("training", "*"), r"training/ADE_1\.png: expected a file, found none \(2 are mis"),
+        ("ade20k", ADE[0].format("validation", "ADE_3"), r"images/validation: expected images, found none"),
+        ("pascal_context", CONTEXT[1].format("", "2008_1"), r"SegmentationClassContext/2008_1\.png: expected a file"),
+        ("pascal_context", CONTEXT[0].format("", "2008_3"), r"JPEGImages/2008_3\.jpg: expected a file, found none"),
+        ("pascal_context", "ImageSets/*/val.txt", r"SegmentationContext/val\.txt: expected names of images"),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_named(layout: Layout, gone: str, message: str, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(layout: str | None, gone: str, message: str, tmp_path: Path) -> None:
     (folder := tmp_path / "set").mkdir()
-    layout(folder)
+    if layout is not None:
+        write(layout, folder)
     if gone == ".":
         folder.rmdir()
     else:

@@ -282,10 +282,15 @@ def test_nrd_on_a_dilated_encoder_is_never_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_round_trip_of_every_head(head: str, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {} if head in NRD_HEADS else {"output_stride": 16, "dilations": (1, 2, 3, 4)}
+    """Of other widths and numbers of classes than the released ones, too."""
+    changes: dict[str, Any] = {"num_classes": 2, "channels": 48, "dilations": (1, 2, 3, 4)}
+    changes |= {"hidden": 8, "guidance_channels": 4} if head in NRD_HEADS else {"output_stride": 16}
     model = small_model(head=head, **changes)
     save_checkpoint(model, tmp_path / "m.safetensors")
     loaded = nrd_trt.load_model(tmp_path / "m.safetensors")
     assert (loaded.config.head, loaded.config.output_stride) == (head, model.config.output_stride)
     assert loaded.config.dilations == model.config.dilations
-    assert torch.equal(loaded(IMAGES), model(IMAGES))
+    logits = loaded(IMAGES)
+    assert logits.equal(model(IMAGES))
+    assert logits.shape == (1, 2, 64 // loaded.config.upsample, 96 // loaded.config.upsample)
+    assert logits.std() > 1e-3

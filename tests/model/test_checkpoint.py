@@ -285,46 +285,26 @@ def test_other_networks_are_named_as_such(head: Any, without: str, expected: str
         recognise(shapes, facts, {})
 
 
-NAME = "decode_head.bottleneck.conv.weight"
-
-
-def _faults(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    changed = without(state, "decode_head.cat_norm.running_var")
-    return changed | {
+def test_faulty_tensors_are_listed(tmp_path: Path) -> None:
+    name, state = "decode_head.bottleneck.conv.weight", state_of(cached_small_model())
+    faulty = without(state, "decode_head.cat_norm.running_var") | {
         "decode_head.extra.weight": torch.zeros(1),
         "decode_head.bottleneck.bn.bias": torch.zeros(5),
-        NAME: state[NAME] * torch.nan,
+        name: state[name] * torch.nan,
         "decode_head.cat_norm.weight": state["decode_head.cat_norm.weight"] / 0.0,
     }
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        (
-            _faults,
-            [
-                "1 missing: decode_head.cat_norm.running_var; 1 unexpected: decode_head.extra.weight; ",
-                "1 misshapen: decode_head.bottleneck.bn.bias (expected [32], got [5]); ",
-                "2 not finite: ",
-                NAME,
-            ],
-        ),
-        (
-            lambda state: {n: t for n, t in state.items() if not n.startswith("backbone.layer2.")},
-            ["missing: backbone.layer2.0.conv.0.bn.bias, ", " and 20 more. "],
-        ),
-    ],
-    ids=["each", "many"],
-)
-def test_faulty_tensors_are_listed(
-    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], found: list[str], tmp_path: Path
-) -> None:
-    torch.save(change(state_of(cached_small_model())), tmp_path / "m.pth")
-    with pytest.raises(CheckpointError) as caught:
-        nrd_trt.load_model(tmp_path / "m.pth")
-    for text in (str(tmp_path / "m.pth"), *found, "nearest known configuration is camvid_mobilenetv2"):
-        assert text in str(caught.value)
+    listed = (
+        "; 1 missing: decode_head.cat_norm.running_var; 1 unexpected: decode_head.extra.weight; "
+        "1 misshapen: decode_head.bottleneck.bn.bias (expected [32], got [5]); 2 not finite: "
+    )
+    fewer = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.layer2.")}
+    many = ("missing: backbone.layer2.0.conv.0.bn.bias, ", " and 20 more. ")
+    for given, found in ((faulty, (listed, name)), (fewer, many)):
+        torch.save(given, tmp_path / "m.pth")
+        with pytest.raises(CheckpointError) as caught:
+            nrd_trt.load_model(tmp_path / "m.pth")
+        for text in (f"{tmp_path / 'm.pth'}: ", *found, "nearest known configuration is camvid_mobilenetv2"):
+            assert text in str(caught.value)
 
 
 def test_nearest_config_finds_itself() -> None:

@@ -58,9 +58,7 @@ def _shrunk(recipe: Recipe) -> Recipe:
     """One step of the whole network on small pictures, at the peak learning rate."""
     return replace(
         recipe,
-        augmentation=replace(
-            recipe.augmentation, crop_hw=(64, 64), base_wh=(96, 64) if recipe.augmentation.base_wh else None
-        ),
+        augmentation=replace(recipe.augmentation, crop_hw=(64, 64), base_wh=recipe.augmentation.base_wh and (96, 64)),
         info=replace(recipe.info, size_hw=(64, 64)),
         batch=2,
         steps=1,
