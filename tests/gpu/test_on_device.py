@@ -31,7 +31,6 @@ from tests.runtime import test_contract as contract
 from tests.runtime.test_contract import (  # noqa: F401
     test_arrays_are_fresh_and_inputs_untouched,
     test_feeds_are_checked_before_any_run,
-    test_images_that_are_not_contiguous,
     test_life_cycle,
     test_sizes_off_the_grid_are_an_error,
     test_specs_describe_what_is_taken_and_given,

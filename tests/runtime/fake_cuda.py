@@ -97,15 +97,7 @@ class FakeCuda(Cuda):
         return [call[0] for call in self.calls]
 
     def facts(self) -> Gpu:
-        return Gpu(
-            name="Fake GPU",
-            compute_capability="8.7",
-            driver="540.4.0",
-            cuda="12.6",
-            integrated=self.integrated,
-            memory_bytes=1 << 33,
-            free_bytes=1 << 32,
-        )
+        return Gpu(name="Fake GPU", compute_capability="8.7", integrated=self.integrated)
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
