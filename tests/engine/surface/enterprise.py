@@ -126,6 +126,8 @@ class Config:
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None: ...
 
+    def set_flag(self, flag: Any) -> None: ...
+
     def create_timing_cache(self, content: bytes) -> Any:
         readable = content in (b"", b"ours")
         return SimpleNamespace(content=content, serialize=lambda: b"ours") if readable else None
