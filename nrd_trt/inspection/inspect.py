@@ -18,7 +18,6 @@ from nrd_trt.inspection.onnx_summary import OnnxSummary, ShapeRange, counted, pr
 from nrd_trt.inspection.plan_summary import (
     PlanLayer,
     PlanSummary,
-    file_facts,
     has_gpu,
     is_plan,
     open_plan,
@@ -138,7 +137,9 @@ def _onnx_file(path: Path) -> Inspection:
     facts = summary.metadata
     return Inspection(
         kind="onnx",
-        **file_facts(path),
+        path=str(path),
+        bytes=path.stat().st_size,
+        sha256=sha256_file(path),
         **_told(layers, "onnx"),
         profiles=(profile_of(facts),) if facts else None,
         precision=FoundPrecision(asked=facts.precision if facts else None, found=summary.nodes.by_type),
@@ -155,7 +156,9 @@ def _bare_plan(path: Path, plugin: Path | None, on_message: OnMessage) -> Inspec
     told = _told(plan.layers, "plan")
     return Inspection(
         kind="plan",
-        **file_facts(path),
+        path=plan.path,
+        bytes=plan.bytes,
+        sha256=plan.sha256,
         **told,
         profiles=plan.profiles,
         precision=FoundPrecision(asked=None, found=told["types"]),

@@ -72,11 +72,6 @@ class PlanSummary:
     layers: tuple[PlanLayer, ...] | None = None
 
 
-def file_facts(path: Path) -> dict[str, Any]:
-    """Return path, size and hash of a file by their names in the JSON object."""
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
 def read_header(path: Path) -> PlanSummary:
     """Return what the first bytes of a plan tell; nothing of it is run.
 
@@ -93,7 +88,13 @@ def read_header(path: Path) -> PlanSummary:
         )
     (form,) = struct.unpack_from("<I", head, 4)
     version = ".".join(map(str, head[24:28])) if form == 0 else None
-    return PlanSummary(**file_facts(path), flavour=_TAGS[head[:4]], version=version)
+    return PlanSummary(
+        path=str(path),
+        bytes=path.stat().st_size,
+        sha256=sha256_file(path),
+        flavour=_TAGS[head[:4]],
+        version=version,
+    )
 
 
 def is_plan(path: Path) -> bool:
