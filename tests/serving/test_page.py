@@ -46,8 +46,8 @@ def browser() -> Iterator[Browser]:
 class Watched:
     """A page whose requests and complaints are kept."""
 
-    def __init__(self, page: Page, url: str) -> None:
-        self.page, self.url = page, url
+    def __init__(self, page: Page) -> None:
+        self.page = page
         self.requests: list[str] = []
         self.complaints: list[str] = []
         page.on("request", lambda request: self.requests.append(request.url))
@@ -57,9 +57,6 @@ class Watched:
     def _heard(self, kind: str, text: str) -> None:
         if kind in ("error", "warning") and "willReadFrequently" not in text:  # these tests read the canvas
             self.complaints.append(text)
-
-    def foreign(self) -> list[str]:
-        return [url for url in self.requests if not url.startswith((self.url, "blob:", "data:"))]
 
     def number(self) -> int:
         return int(self.page.evaluate("document.getElementById('picture').dataset.number ?? 0"))
@@ -88,11 +85,11 @@ class Watched:
 def opened(browser: Browser, url: str, path: str = "/", **options: Any) -> Iterator[Watched]:
     context = browser.new_context(**{"viewport": DESKTOP, **options})
     context.set_default_timeout(10_000)
-    watched = Watched(context.new_page(), url)
+    watched = Watched(context.new_page())
     watched.page.goto(url + path)
     yield watched
     context.close()
-    assert watched.foreign() == []
+    assert [asked for asked in watched.requests if not asked.startswith((url, "blob:", "data:"))] == []
 
 
 @pytest.fixture(scope="module")

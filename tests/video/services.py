@@ -36,10 +36,10 @@ def _has_element(name: str) -> bool:
 @functools.cache
 def _has_rtsp_server() -> bool:
     code = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
-    try:
-        return subprocess.run([SYSTEM_PYTHON, "-c", code], capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
+    return (
+        Path(SYSTEM_PYTHON).exists()
+        and subprocess.run([SYSTEM_PYTHON, "-c", code], capture_output=True).returncode == 0
+    )
 
 
 def need_rtsp_server() -> None:

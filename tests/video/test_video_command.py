@@ -186,14 +186,8 @@ def test_labels_of_a_clip_go_by_order_where_names_do_not_fit(tmp_path: Path, lab
         assert f"as many as the {count} frames, got 5" in found["notes"][0]
 
 
-def test_ema_runs_on_a_bundle_with_logits_and_is_refused_without(clip: Path) -> None:
+def test_ema_runs_on_a_bundle_with_logits_and_on_a_checkpoint_in_pytorch(tmp_path: Path, clip: Path) -> None:
     assert facts(clip, "-o", "null", "--smooth", "ema", output="both")["frames"] == FRAMES
-    refused = video(clip, "-o", "null", "--smooth", "ema")
-    assert refused.exit_code == 2
-    assert "--smooth ema: expected an engine that gives logits" in refused.stderr
-
-
-def test_a_checkpoint_runs_in_pytorch(tmp_path: Path, clip: Path) -> None:
     words = ["video", clip, "-o", "null", "--bundle", checkpoint(), "--smooth", "ema", "--json"]
     result = CliRunner().invoke(app, list(map(str, words)))
     assert result.exit_code == 0, result.stderr
@@ -231,6 +225,7 @@ def test_views_and_style_change_the_picture(tmp_path: Path, clip: Path) -> None:
         (["{tmp}/empty", "-o", "masks:{tmp}/empty", "--force"], "would replace what is read"),
         (["{clip}", "-o", ""], "expected NAME.mp4"),
         (["{clip}", "-o", "null", "--show", "²"], "²"),
+        (["{clip}", "-o", "null", "--smooth", "ema"], "--smooth ema: expected an engine that gives logits"),
         (["{clip}", "-o", "null", "--rate", "slow"], "--rate 'slow': expected frames per second such as 25"),
         (["{clip}", "-o", "null", "--labels", "/nowhere"], "expected a folder of index PNGs"),
         (["{clip}", "-o", "page:8080"], "a web page is served by nrd-trt serve {clip} --bundle "),

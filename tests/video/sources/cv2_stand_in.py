@@ -16,13 +16,11 @@ def cv2_stand_in(*, frames: int = 5, devices: Container[object] | None = None, b
     module.getBuildInformation.return_value = build
 
     def capture(device: object, *_: Any) -> MagicMock:
-        pictures = (np.full((48, 64, 3), (10 * index, 0, 200), np.uint8) for index in range(module.frames))
+        pictures = [(True, np.full((48, 64, 3), (10 * index, 0, 200), np.uint8)) for index in range(module.frames)]
         made = MagicMock()
         made.isOpened.return_value = devices is None or device in devices
         made.get.side_effect = lambda key: module.fps if key is module.CAP_PROP_FPS else 0.0
-        made.read.side_effect = itertools.chain(
-            ((True, picture) for picture in pictures), itertools.repeat((False, None))
-        )
+        made.read.side_effect = itertools.chain(pictures, itertools.repeat((False, None)))
         module.captures.append(made)
         return made
 

@@ -56,9 +56,6 @@ def test_decoder_is_flushed(tmp_path: Path, codec: str) -> None:
     assert [number_of(frame.rgb) for frame in frames_of(path)] == list(range(20))
 
 
-# --- times -----------------------------------------------------------------------------------------------------------
-
-
 def test_variable_rates_are_kept_and_missing_times_filled_in(tmp_path: Path) -> None:
     pts = [0, 1000, 1500, 4000, 9000, 9100]
     path = write_clip(tmp_path / "clip.mkv", grey_frames(6), rate=10, pts=pts)
@@ -82,9 +79,6 @@ def test_times_grow_and_sizes_change_where_recordings_were_joined(tmp_path: Path
         assert {tick * source.info.time_base for tick in ticks} == {Fraction(1, 25)}
         assert source.info.size_hw == (64, 96)
     assert [frame.rgb.shape for frame in frames] == [(64, 96, 3)] * 40 + [(96, 128, 3)] * 40
-
-
-# --- upright ---------------------------------------------------------------------------------------------------------
 
 
 def marked() -> np.ndarray:
@@ -114,9 +108,6 @@ def test_videos_of_phones_stand_upright(tmp_path: Path, quarters: int, corner: t
         assert frame.rgb.shape[:2] == source.info.size_hw and frame.rgb.flags.c_contiguous
         light = [pair for pair in itertools.product((0, -1), (0, -1)) if frame.rgb[pair].min() > 200]
         assert light == [corner]
-
-
-# --- what is no video ------------------------------------------------------------------------------------------------
 
 
 def written(path: Path, data: bytes) -> Path:
@@ -186,9 +177,6 @@ def test_half_a_file_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 6 // 10])
     assert re.search(r"clip.mp4: expected frame 3\d, found the file cut off there; copy it again", refusal(path))
-
-
-# --- folders ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inside", ["", "images"])

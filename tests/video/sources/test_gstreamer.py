@@ -108,9 +108,6 @@ def test_process_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest
     assert children() == before
 
 
-# --- without gst-launch-1.0 ------------------------------------------------------------------------------------------
-
-
 def test_opencv_runs_pipelines_where_it_can_and_both_ways_are_named_where_it_cannot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -127,9 +124,6 @@ def test_opencv_runs_pipelines_where_it_can_and_both_ways_are_named_where_it_can
         monkeypatch.setitem(sys.modules, "cv2", module)  # type: ignore[arg-type]
         with pytest.raises(MissingDependencyError, match=words), open_source("videotestsrc ! appsink"):
             pass
-
-
-# --- texts -----------------------------------------------------------------------------------------------------------
 
 
 def test_sinks_are_taken_off_and_broken_pipelines_refused_at_once() -> None:
@@ -164,8 +158,6 @@ def test_what_ends_by_itself() -> None:
     for pipeline in (*finite, *endless):
         assert is_finite(pipeline_tokens(pipeline)) is (pipeline in finite), pipeline
 
-
-# --- Jetson ----------------------------------------------------------------------------------------------------------
 
 SOFTWARE = {"nvv4l2decoder": "avdec_h264", "nvvidconv": "videoconvert", "nvarguscamerasrc": "videotestsrc"}
 

@@ -128,9 +128,6 @@ def test_a_webcam_without_times_has_those_of_the_clock() -> None:
     assert 0.04 < seconds / 7 < 0.15
 
 
-# --- what never comes ------------------------------------------------------------------------------------------------
-
-
 def refusal(url: str) -> str:
     with pytest.raises(VideoError) as caught, open_source(url):
         pass
@@ -198,9 +195,6 @@ def test_rtsp_server_asks_for_a_password() -> None:
 )
 def test_passwords_are_not_shown(text: str, shown: str) -> None:
     assert network.redacted(text) == shown
-
-
-# --- stopping --------------------------------------------------------------------------------------------------------
 
 
 def test_silence_is_a_loss(stalling: str, hasty: None) -> None:
