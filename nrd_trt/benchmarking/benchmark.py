@@ -298,7 +298,7 @@ def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> tu
             ratio=first.p50 / latency.p50,
             # Memory is the process's and the device's, whichever target asked for it.
             peak_memory_mib=peak_memory_mib() if alone else None,
-            device_memory_mib=log.memory_grown_mib if alone and there and log is not None else None,
+            device_memory_mib=log.memory_grown_mib if alone and log is not None else None,
             host=host,
             load_before=load_before,
             load_after=load_after,

@@ -22,6 +22,7 @@ from nrd_trt.errors import MissingDependencyError
 from nrd_trt.machine.clocks import DeviceLog, Reading
 from nrd_trt.model import stages
 from tests.decode.on_cpu import load_binding, needs_compiler
+from tests.decode.test_bench import MASK, flip, spoiled
 
 GPU = TorchGpu(name="Pretender", compute_capability="9.0", l2_bytes=100_000, torch="2.13.0", cuda="13.0")
 CASES = (
@@ -52,13 +53,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def wrong_kernels(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = torch.ops.nrd.launch_decode_mask
-
-    def spoiled(theta: Any, guidance: Any, mask: Any, *rest: Any) -> None:
-        launch(theta, guidance, mask, *rest)
-        mask[-1, 5, 7] ^= 1
-
-    monkeypatch.setattr(torch.ops.nrd, "launch_decode_mask", spoiled)
+    spoiled(MASK, monkeypatch, flip)
 
 
 def cells(page: str, start: str) -> list[str]:

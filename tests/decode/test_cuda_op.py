@@ -31,12 +31,6 @@ EVERY = [  # every pair of d, m and f, with both K
 ]
 
 
-def spec_id(value: object) -> str | None:
-    if not isinstance(value, DecodeSpec):
-        return None
-    return f"K{value.num_classes}d{value.hidden}m{value.guidance_channels}f{value.patch}"
-
-
 def inputs(
     spec: DecodeSpec = SPEC, size: tuple[int, int, int] = (2, 3, 2), dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, list[float], list[float]]:
@@ -44,7 +38,7 @@ def inputs(
     return torch.from_numpy(theta).to(dtype), torch.from_numpy(guidance).to(dtype), x_table.tolist(), y_table.tolist()
 
 
-@pytest.mark.parametrize("spec", EVERY, ids=spec_id)
+@pytest.mark.parametrize("spec", EVERY)
 def test_equal_to_the_reference(spec: DecodeSpec) -> None:
     """The mask is compared with NumPy's enlargement too, which shares nothing with PyTorch's."""
     theta, guidance, *tables = inputs(spec, (2, 1, 2))

@@ -29,12 +29,6 @@ FLOAT = TensorProto.FLOAT
 ELEMENTS = {"int32": np.int32, "half": np.float16, "u8x4": np.uint8}  # as read: u8x4 by its bytes
 
 
-def spec_id(value: object) -> str | None:
-    if isinstance(value, DecodeSpec):
-        return f"K{value.num_classes}d{value.hidden}m{value.guidance_channels}f{value.patch}"
-    return None
-
-
 def both(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, mask_type: Any = "half") -> onnx.ModelProto:
     """One file with both functions and dynamic batch and size."""
     tables = (x_table, y_table)
@@ -68,7 +62,7 @@ def run(model: onnx.ModelProto, theta: np.ndarray, guidance: np.ndarray) -> tupl
     return logits, classes.view(np.uint8) if packed else classes
 
 
-@pytest.mark.parametrize(("spec", "mask_type"), list(zip(SPECS, [*ELEMENTS] * 2, strict=True)), ids=spec_id)
+@pytest.mark.parametrize(("spec", "mask_type"), list(zip(SPECS, [*ELEMENTS] * 2, strict=True)))
 def test_equal_to_torch(spec: DecodeSpec, mask_type: str) -> None:
     tables = random_decode_inputs(spec, 1, 1, 1)[2:]
     model = both(spec, *tables, mask_type)

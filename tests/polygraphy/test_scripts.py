@@ -249,18 +249,19 @@ def test_margin_is_that_of_pytorch() -> None:
 # --- the runner
 
 
-def forms() -> list[Any]:
-    fixed, batch = InputShape.static(artefacts.SIZE_HW), InputShape.static(artefacts.SIZE_HW, batch=2)
-    sizes = InputShape.of(dynamic=((64, 64), (64, 96), (96, 128)), batch=(1, 2, 2), default=(64, 96))
-    return [
-        pytest.param(ExportOptions(shape=fixed), "mask", id="uint8 to mask"),
-        pytest.param(ExportOptions(shape=batch, input_form="float"), "both", id="float to both"),
-        pytest.param(ExportOptions(shape=sizes), "logits", id="open sizes to logits"),
-        pytest.param(ExportOptions(shape=fixed, mask_encoding="u8x4"), "mask", id="packed mask"),
-    ]
+FIXED, PAIRS = InputShape.static(artefacts.SIZE_HW), InputShape.static(artefacts.SIZE_HW, batch=2)
+OPEN = InputShape.of(dynamic=((64, 64), (64, 96), (96, 128)), batch=(1, 2, 2), default=(64, 96))
 
 
-@pytest.mark.parametrize(("options", "output"), forms())
+@pytest.mark.parametrize(
+    ("options", "output"),
+    [
+        (ExportOptions(shape=FIXED), "mask"),
+        (ExportOptions(shape=PAIRS, input_form="float"), "both"),
+        (ExportOptions(shape=OPEN), "logits"),
+        (ExportOptions(shape=FIXED, mask_encoding="u8x4"), "mask"),
+    ],
+)
 def test_runner_has_the_files_inputs_and_outputs(options: ExportOptions, output: str, tmp_path: Path) -> None:
     import onnxruntime
 

@@ -128,16 +128,6 @@ def test_a_checkpoint_of_another_kind_has_no_stages_in_common() -> None:
         compare_stages(small_model(head="deeplabv3plus"), file, samples(), mask_tolerance=0.01)
 
 
-def test_the_worst_images_are_localised(tmp_path: Path) -> None:
-    data = scenes(tmp_path / "data", 4, size_hw=SIZE_HW)
-    path = plant(bundle(), tmp_path / "faulty.nrd", swap_rgb)
-    found = validated(path, checkpoint=checkpoint(), data=data, localise=True)
-    assert found.localisation is not None
-    worst = [figures.name for figures in found.worst_images]
-    assert len(worst) > 2
-    assert sorted(found.localisation.images) == sorted(worst[:2])
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -271,8 +261,10 @@ def test_the_report_tells_everything_and_loads_nothing(reported: tuple[Validatio
         assert words in page.text
 
 
-def test_the_pictures_of_the_report_are_those_of_the_worst_images(reported: tuple[Validation, str]) -> None:
+def test_the_worst_images_are_localised_and_shown(reported: tuple[Validation, str]) -> None:
     found, text = reported
+    assert found.localisation is not None
+    assert sorted(found.localisation.images) == sorted(figures.name for figures in found.worst_images[:2])
     sources = Page(text).sources
     assert len(sources) == 4 * len(found.worst_images) == 12
     pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2])))) for s in sources[:4]]
