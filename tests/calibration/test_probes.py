@@ -74,30 +74,25 @@ def test_readings_are_those_of_the_tensors(form: InputForm, samples: int | None)
 
 @pytest.mark.parametrize("shape", [(1, 8, 64, 96), (1, 16, 33, 45), (2, 3, 64, 64), (1, 640, 11, 15)])
 def test_samples_come_from_every_channel_row_and_column(shape: tuple[int, ...]) -> None:
-    values = sampled(shape, 4096)
+    """Of a tensor whose values are their own places."""
+    probe = Probe(tensor="x", shape=shape, samples=4096, signed=True)
+    graph = helper.make_graph([], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], [])
+    probe.append_to(graph)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_outputs()]
+    whole = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    reading = probe.read(dict(zip(names, session.run(names, {"x": whole}), strict=True)))
+    assert reading.largest == math.prod(shape) - 1
+    values = reading.values
+    assert values is not None
     places = np.unravel_index(values.astype(np.int64), shape)
     for axis, size in enumerate(shape):
         counts = np.bincount(places[axis], minlength=size)
         assert counts.min() > 0, f"axis {axis}"
         assert counts.max() <= 3 * counts.min() + 3, f"axis {axis}"
     assert 4096 / 2 < len(values) <= 4096
-
-
-def sampled(shape: tuple[int, ...], samples: int) -> np.ndarray:
-    """What a probe picks of a tensor whose values are their own places."""
-    probe = Probe(tensor="x", shape=shape, samples=samples, signed=True)
-    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    graph = helper.make_graph([], "g", [info], [])
-    probe.append_to(graph)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_outputs()]
-    values = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
-    reading = probe.read(dict(zip(names, session.run(names, {"x": values}), strict=True)))
-    assert reading.largest == math.prod(shape) - 1
-    assert reading.values is not None
-    return reading.values
 
 
 def test_probes_of_a_dynamic_file_know_its_largest_shapes_and_name_wrong_tensors() -> None:

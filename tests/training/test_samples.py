@@ -13,7 +13,7 @@ from nrd_trt.data.synthetic import Scene
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.training import samples as samples_module
 from nrd_trt.training.samples import FIRST_SCENE, Samples
-from tests.training.conftest import SIZE, VOID, tiny, write_arrays, write_pair
+from tests.training.conftest import SIZE, VOID, tiny, write_arrays
 
 SYNTHETIC = Path("synthetic")
 OTHER = replace(tiny().info, class_names=tuple("abcdefghijk"))
@@ -111,21 +111,15 @@ def test_scenes_have_camvids_classes_and_need_a_share(tmp_path: Path) -> None:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_validation_samples_are_the_files_themselves(tmp_path: Path) -> None:
-    for seed in range(2):
-        write_pair(tmp_path, seed)
-    image, label = Samples(tiny(), [tmp_path]).validation_sample(0)
-    assert image.shape == (70, 100, 3) and image.dtype == np.uint8
-    assert (label[:3] == IGNORE).all() and (label[3:] < VOID).all()
-
-
 def test_labels_that_count_from_one(tmp_path: Path) -> None:
     label = np.repeat(np.array([0, 1, 11, 255], np.uint8), 25)[None].repeat(70, axis=0)
     for stem in "ab":
         write_arrays(tmp_path, stem, np.zeros((70, 100, 3), np.uint8), label)
     info = replace(tiny().info, ignore_index=None)
     reduced = Samples(tiny(info=info, reduce_zero_label=True), [tmp_path])
-    assert reduced.validation_sample(0)[1][0, ::25].tolist() == [IGNORE, 0, 10, IGNORE]
+    image, found = reduced.validation_sample(0)
+    assert (image.shape, image.dtype) == ((70, 100, 3), np.uint8), "as it is in its file"
+    assert found[0, ::25].tolist() == [IGNORE, 0, 10, IGNORE]
     samples = Samples(tiny(info=info, synthetic_share=0.0), [tmp_path])
     for use in (lambda: samples.batch(0, 1), samples.class_weights, lambda: samples.validation_sample(0)):
         with pytest.raises(ConfigError, match=r"labels.[ab]\.png: expected class indices 0-10 .*got \[11\]"):
