@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -142,12 +142,9 @@ def test_leaving_finishes_what_was_begun(bench: Bench) -> None:
 
 
 def test_a_runner_that_cannot_be_opened_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Any) -> int:
-        raise RunnerError("CUDA: no events")
-
     engine = on_thread(runner())
     with monkeypatch.context() as patched:
-        patched.setattr(type(bench.cuda), "create_event", fail)
+        patched.setattr(bench.cuda, "create_event", Mock(side_effect=RunnerError("CUDA: no events")))
         with pytest.raises(RunnerError, match="no events"):
             engine.__enter__()
     assert bench.cuda.alive == {}

@@ -8,22 +8,20 @@ import numpy as np
 import pytest
 
 from nrd_trt.errors import RunnerError
-from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.specs import TensorSpec
-from tests.runtime.bench import SMALL, Bench, caller, check, image, runner
+from tests.runtime.bench import SMALL, Bench, HostRunner, caller, check, image, runner
 from tests.runtime.conftest import MakeBench
 from tests.runtime.fake_cuda import PackedEngine
 
 
-class Words(BaseRunner):
+class Words(HostRunner):
     """A runner whose backend gives a mask of a type and shape."""
 
-    name = "words"
     mask_encoding = "u8x4"
 
     def __init__(self, mask: np.ndarray, shape: tuple[int | None, ...]) -> None:
         super().__init__()
-        self.mask, self.shape, self.closed = mask, shape, 0
+        self.mask, self.shape = mask, shape
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         mask = TensorSpec(name="mask", dtype=self.mask.dtype, shape=self.shape)
@@ -32,9 +30,6 @@ class Words(BaseRunner):
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"mask": self.mask.copy(), "logits": np.zeros((1, 3), np.float32)}
-
-    def _close(self) -> None:
-        self.closed += 1
 
 
 def test_first_pixel_is_the_lowest_byte_and_dynamic_width_stays_dynamic() -> None:
@@ -51,11 +46,9 @@ def test_first_pixel_is_the_lowest_byte_and_dynamic_width_stays_dynamic() -> Non
 @pytest.mark.parametrize("dtype", ["u1", "i8", "f4", ">i4"])
 def test_what_is_no_packed_mask_is_an_error_and_closed(dtype: str) -> None:
     runner = Words(np.zeros((1, 2, 3), dtype), (1, 2, 3))
-    with pytest.raises(
-        RunnerError, match=r"words: tensor 'mask': expected int32 with four pixels in each, got .*export"
-    ):
+    with pytest.raises(RunnerError, match=r"host: tensor 'mask': expected int32 with four pixels in each, got .*model"):
         runner.__enter__()
-    assert runner.closed == 1
+    assert runner.calls == ["close"]
     with pytest.raises(RunnerError, match="not entered"):
         runner.infer({})
 

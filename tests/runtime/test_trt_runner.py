@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -171,12 +172,9 @@ def test_users_are_freed_before_what_they_use(bench: Bench) -> None:
 def test_error_while_opening_releases_what_was_taken(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    def fail(self: FakeCuda) -> None:
-        raise RunnerError("CUDA: broken")
-
     trt = runner()
     with monkeypatch.context() as patched:
-        patched.setattr(FakeCuda, failing, fail)
+        patched.setattr(FakeCuda, failing, Mock(side_effect=RunnerError("CUDA: broken")))
         with pytest.raises(RunnerError, match="CUDA: broken"):
             trt.__enter__()
     assert bench.cuda.alive == {}
