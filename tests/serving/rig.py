@@ -6,14 +6,12 @@ import signal
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nrd_trt.data.synthetic import street_clip
 from nrd_trt.errors import VideoError
 from nrd_trt.machine.clocks import Reading
 from nrd_trt.runtime.engine import open_bundle
@@ -24,7 +22,6 @@ from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
 from tests.artefacts import bundle
 from tests.serving.waiting import until
-from tests.video.stand_ins import Pictures
 
 for needed in ("fastapi", "uvicorn", "prometheus_client", "av"):
     pytest.importorskip(needed, reason=f"needs {needed}: pip install nrd-trt[serve]")
@@ -35,14 +32,15 @@ from nrd_trt.serving.app import create_app  # noqa: E402
 from nrd_trt.serving.server import bind, make_server  # noqa: E402
 from nrd_trt.serving.service import DeviceWatch, Service  # noqa: E402
 from nrd_trt.serving.uploads import Limits, Uploads  # noqa: E402
+from tests.video.clips import street_frames  # noqa: E402
+from tests.video.stand_ins import Pictures  # noqa: E402
 
 SIZE_HW = (96, 128)
 
 
-@cache
 def street() -> tuple[np.ndarray, ...]:
     """A second of a drive."""
-    return tuple(scene.image for scene in street_clip(7, SIZE_HW, frames=20, fps=20))
+    return tuple(street_frames(20, SIZE_HW))
 
 
 class Street(Pictures):

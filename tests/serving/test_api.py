@@ -41,9 +41,6 @@ def picture(response: httpx.Response) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(response.content)).convert("RGB"))
 
 
-# --- watching ------------------------------------------------------------------------------------------------------
-
-
 def test_status_tells_source_model_and_figures(rig: Rig) -> None:
     until(lambda: rig.stats.snapshot().fps is not None)
     status = rig.http.get("/status").json()
@@ -157,9 +154,6 @@ def test_the_stream_goes_on_for_players(rig: Rig) -> None:
     assert len(set(parts)) > 1
 
 
-# --- control -------------------------------------------------------------------------------------------------------
-
-
 def act(rig: Rig, action: str) -> httpx.Response:
     return rig.http.post("/control", json={"action": action})
 
@@ -187,9 +181,6 @@ def test_odd_parameters_and_commands_are_refused(rig: Rig) -> None:
         assert "expected" in response.json()["error"]["message"]
     assert rig.http.post("/control", content=b"x" * 5000).status_code == 413  # it is not even read
     assert not rig.pause.paused
-
-
-# --- figures -------------------------------------------------------------------------------------------------------
 
 
 def test_metrics_are_those_of_the_run(rig: Rig) -> None:
@@ -231,9 +222,6 @@ def test_health_follows_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert rig.http.get("/healthz").json()["reason"].startswith("no frame for")
         source.silent.clear()
         until(lambda: rig.http.get("/healthz").status_code == 200)
-
-
-# --- ends ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_that_fails_says_why_and_keeps_its_last_frame() -> None:
@@ -289,10 +277,7 @@ def test_the_server_leaves_within_a_second_in_spite_of_viewers() -> None:
     pool.shutdown()
 
 
-# --- pages ---------------------------------------------------------------------------------------------------------
-
-
-def test_pages_and_their_files_come_from_here_and_nothing_else(rig: Rig) -> None:
+def test_pages_and_their_files_come_from_here_and_nothing_else_and_the_api_describes_itself(rig: Rig) -> None:
     for path in ("/", "/docs"):
         response = rig.http.get(path)
         assert response.status_code == 200
@@ -303,9 +288,6 @@ def test_pages_and_their_files_come_from_here_and_nothing_else(rig: Rig) -> None
         assert (response.status_code, response.json()["error"]["type"]) == (404, "NotServed"), path
     response = rig.http.get("/control")
     assert (response.status_code, response.json()["error"]["type"]) == (405, "NotServed")
-
-
-def test_the_api_describes_itself(rig: Rig) -> None:
     described = rig.http.get("/openapi.json").json()
     expected = {"/status", "/frame", "/stream.mjpg", "/snapshot.png", "/control", "/segment", "/metrics", "/healthz"}
     assert set(described["paths"]) == expected

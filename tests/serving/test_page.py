@@ -116,9 +116,6 @@ def pause(page: Watched, rig: Rig, hold: Callable[[], None] | None = None) -> An
     return shown.frame
 
 
-# --- live ----------------------------------------------------------------------------------------------------------
-
-
 def test_frames_change_and_figures_come(page: Watched) -> None:
     first, number = page.pixels(), page.number()
     until(lambda: page.number() > number + 2 and (page.pixels() != first).any())  # the drive comes round each second
@@ -207,9 +204,6 @@ def test_two_viewers_share_the_run(browser: Browser, page: Watched, rig: Rig) ->
         assert other.complaints == []
 
 
-# --- uploads -------------------------------------------------------------------------------------------------------
-
-
 def upload(page: Watched, name: str, kind: str, content: bytes) -> None:
     page.page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": content})
 
@@ -288,9 +282,6 @@ def test_an_upload_shows_its_progress_and_can_be_cancelled(
     assert page.page.is_hidden("#problem")
 
 
-# --- when something is wrong ---------------------------------------------------------------------------------------
-
-
 def test_the_page_asks_for_a_token_and_sends_no_file_that_is_too_large(browser: Browser) -> None:
     with Rig(token=TOKEN, mib=1) as rig, opened(browser, rig.url, "/?token=wrong-token") as page:
         page.page.wait_for_selector("#login:not([hidden])")
@@ -336,9 +327,6 @@ def test_an_ended_run_keeps_its_last_frame_and_a_server_that_went_away_is_told(b
             until(lambda: page.state() == "Ended" and page.number() == 5)
             assert page.page.is_hidden("#veil")
         until(lambda: page.state() == "Connecting")
-
-
-# --- forms ---------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_sticks_out_sideways_on_a_dark_phone(browser: Browser, rig: Rig) -> None:
