@@ -167,23 +167,18 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_inspect_shows_the_facts_and_opens_the_plan(planned: Path, with_gpu: Any) -> None:
-    found = inspect(planned, plugin=library()).to_dict()
-    assert found["plugin"] == read_bundle(planned).record.to_dict()["plugin"]
-    assert found["plan"]["opened"] is True
-    assert with_gpu.registry.loaded == [str(library())]
-    with pytest.raises(PluginError, match="another plugin library"):
-        inspect(planned, plugin=library(2))
-
-
-def test_inspect_without_a_gpu_compares_the_library_with_the_record(
-    planned: Path, monkeypatch: pytest.MonkeyPatch
+def test_inspect_opens_the_plan_and_compares_the_library_with_the_record_without_a_gpu_too(
+    planned: Path, with_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_summary, "has_gpu", lambda: False)
-    monkeypatch.setattr(inspect_module, "has_gpu", lambda: False)
-    assert inspect(planned, plugin=library()).to_dict()["plan"]["opened"] is False
-    with pytest.raises(PluginError, match="another plugin library"):
-        inspect(planned, plugin=library(2))
+    for gpu in (True, False):
+        monkeypatch.setattr(plan_summary, "has_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(inspect_module, "has_gpu", lambda gpu=gpu: gpu)
+        found = inspect(planned, plugin=library()).to_dict()
+        assert found["plugin"] == read_bundle(planned).record.to_dict()["plugin"]
+        assert found["plan"]["opened"] is gpu
+        assert with_gpu.registry.loaded == [str(library())]
+        with pytest.raises(PluginError, match="another plugin library"):
+            inspect(planned, plugin=library(2))
 
 
 @pytest.mark.parametrize("name", ["planned.nrd", PLAN_FILE])

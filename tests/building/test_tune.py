@@ -143,11 +143,6 @@ def test_an_earlier_record_is_replaced_only_with_force_or_by_the_run_that_wrote_
         tune(output, data, precision="int8")
 
 
-def test_calibrating_on_the_images_to_judge_on_is_warned_of(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserWarning, match=r"images that the rungs are judged on.*give others as calibration="):
-        tune(tmp_path / "tuned.nrd", data, calibration=None)
-
-
 # --- a run that was stopped
 
 

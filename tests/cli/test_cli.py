@@ -130,8 +130,6 @@ def test_export_writes_a_checked_file_and_its_json(nrd_trt: Invoke, tmp_path: Pa
     assert (facts.shape.batch.min, facts.shape.batch.max) == (1, 1)
     assert "exporting" in result.stderr
     assert listing(tmp_path) == ["m.onnx"]
-    refused = nrd_trt("export", checkpoint(), "-o", target, "--size", SIZE)
-    assert (refused.exit_code, "--force" in refused.stderr) == (2, True)
 
 
 def test_parity_that_fails_leaves_no_file(nrd_trt: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.engine.plugins import LIBRARY
 from tests.artefacts import SIZE, bundle, checkpoint, listing, onnx_file
-from tests.building.plugin_machine import host, install
+from tests.building.plugin_machine import install
 from tests.cli.conftest import Invoke, check_refused, one_object
 from tests.plugin_library import library, needs_compiler
 
@@ -42,20 +42,6 @@ def test_build_says_which_form_it_got_and_why(nrd_trt: Invoke, tmp_path: Path, m
 
 
 # --- the verbs that open a plan
-
-
-@needs_compiler
-def test_verbs_take_the_library(
-    nrd_trt: Invoke, planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each verb as a function: tests/building."""
-    host(monkeypatch)
-    result = nrd_trt("validate", planned, "--runner", "tensorrt", "--plugin", library(2), "--json")
-    words = ("was built with another plugin library", "kernel_revision: 1, found 2", "--decode plugin --force")
-    check_refused(result, tmp_path, [], *words)
-    assert one_object(result.stdout)["error"]["type"] == "PluginError"
-    result = nrd_trt("validate", bundle(), "--plugin", library(), "--json")
-    check_refused(result, tmp_path, [], "--plugin /.*: expected a bundle whose plan needs it", "leave it out")
 
 
 @needs_compiler

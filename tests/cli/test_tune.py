@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,6 @@ def test_a_short_run(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     assert result.stderr.count(f"{SAME_IMAGES}, so the figures flatter int8; give others as --calibration.") == 1
     assert "  int8: agreement " in result.stderr
     assert found["files"][0] == str(tmp_path / "a.tune.json")
-    record = json.loads((tmp_path / "a.tune.json").read_text())
-    assert record == {key: value for key, value in found.items() if key not in ("path", "files")}
     command = read_bundle(target).record.command
     assert command.startswith("nrd-trt build ") and f"--calibration {data.name} --images 100" in command
 

@@ -112,7 +112,7 @@ def test_decode_controller_and_pooled_branch_stay_out() -> None:
     assert types["theta"] == types["guidance"] == FLOAT
 
 
-def test_weights_are_the_nearest_integers_per_output_channel() -> None:
+def test_weights_are_the_nearest_integers_with_scales_that_are_exact_in_fp16_and_not_zero() -> None:
     before = {entry.name: numpy_helper.to_array(entry) for entry in residual_export().graph.initializer}
     after = {entry.name: numpy_helper.to_array(entry) for entry in quantized().graph.initializer}
     name = "backbone.layer2.0.conv1.weight"
@@ -124,9 +124,6 @@ def test_weights_are_the_nearest_integers_per_output_channel() -> None:
     # Half a step, and the largest weight of a channel loses what rounding its scale to fp16 takes.
     assert np.all(np.abs(restored - before[name]) <= (0.5 + 127 * 2.0**-11) * scale[:, None, None, None])
     assert np.abs(after[f"{name}/int8"]).max() == 127
-
-
-def test_scales_are_exact_in_fp16_and_never_zero() -> None:
     scales = weight_scales(np.array([[1.0, -3.0], [0.0, 0.0], [1e-9, 0.0]], np.float32), 0)
     assert np.array_equal(scales, scales.astype(np.float16).astype(np.float32))
     assert np.all(scales > 0)

@@ -70,12 +70,16 @@ def quantised() -> onnx.ModelProto:
     return insert_qdq(model, plan, dict.fromkeys(plan.tensors, 10.0))
 
 
-def test_types_of_the_weights_are_found() -> None:
+def test_types_of_the_weights_and_stages_are_found_through_quantisation() -> None:
     convolutions = sum(node.op_type == "Conv" for node in small_export().graph.node)
     assert weight_types(small_export()) == {"fp32": convolutions}
     assert weight_types(quantised()) == {"int8": convolutions}
     mixed = to_precision(small_export(), "fp16", keep_fp32={"backbone.conv1.conv/Conv"})
     assert weight_types(mixed) == {"fp16": convolutions - 1, "fp32": 1}
+    # What the head reads of the encoder is quantised: the tap is before, where the encoder wrote it.
+    c4 = taps(small_export())[f"{PREFIX}c4"]
+    assert f"{c4}/dequantized" in {name for node in quantised().graph.node for name in node.input}
+    assert taps(quantised())[f"{PREFIX}c4"] == c4
 
 
 def test_a_doubled_scale_of_int8_weights_is_named() -> None:
@@ -88,10 +92,3 @@ def test_a_doubled_scale_of_int8_weights_is_named() -> None:
     assert said is not None
     assert said.endswith(f"weights are not the checkpoint's: {name} (×2.00)")
     assert said.startswith("1 of ")
-
-
-def test_stages_are_found_through_quantisation() -> None:
-    """What the head reads of the encoder is quantised: the tap is before, where the encoder wrote it."""
-    c4 = taps(small_export())[f"{PREFIX}c4"]
-    assert f"{c4}/dequantized" in {name for node in quantised().graph.node for name in node.input}
-    assert taps(quantised())[f"{PREFIX}c4"] == c4
