@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from nrd_trt.benchmarking import plot
@@ -42,8 +43,6 @@ def test_each_target_has_its_colour(medians: tuple[float, ...], tmp_path: Path) 
 
 
 def test_axis_is_logarithmic_only_where_targets_lie_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib.figure import Figure
-
     def scale(*medians: float) -> str:
         axes: Any = Figure().add_subplot()
         for median in medians:
@@ -55,8 +54,6 @@ def test_axis_is_logarithmic_only_where_targets_lie_far_apart(monkeypatch: pytes
 
 
 def test_marks_and_legend_tell_the_percentiles() -> None:
-    from matplotlib.figure import Figure
-
     axes: Any = Figure().add_subplot()
     curve = Curve(name="n" * 50, runner="torch, fp32", latency=Latency.of([0.010, 0.020, 0.200]), doubtful=True)
     plot._draw(axes, curve, "#000000")

@@ -46,13 +46,6 @@ def run_compiler(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["g++", *FLAGS, *arguments], capture_output=True, text=True)
 
 
-def compile_with(arguments: list[str]) -> None:
-    """Run g++ and raise `RuntimeError` with what it says where it fails."""
-    result = run_compiler(arguments)
-    if result.returncode != 0:
-        raise RuntimeError(result.stderr)
-
-
 @cache
 def load_binding() -> None:
     """Make ``torch.ops.nrd.launch_decode`` and its siblings work on CPU tensors of this process.
@@ -67,7 +60,9 @@ def _compile(library: Path) -> None:
     sources = [HERE / "binding_on_cpu.cpp", *(KERNELS / name for name in parts)]
     libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
     folders = [f"-I{HERE}", f"-I{KERNELS}", *torch_headers()]
-    compile_with([*folders, *map(str, sources), "-shared", *libraries, "-o", str(library)])
+    done = run_compiler([*folders, *map(str, sources), "-shared", *libraries, "-o", str(library)])
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
 
 
 def numbers(spec: DecodeSpec) -> tuple[int, int, int, int]:

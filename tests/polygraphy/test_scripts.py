@@ -170,7 +170,6 @@ def test_figures_are_right() -> None:
 @pytest.mark.parametrize(
     ("settings", "passes"),
     [
-        ({}, False),
         ({"MIN_AGREEMENT": 0.98}, True),
         ({"MIN_AGREEMENT": 0.981}, False),
         ({"PRECISION": "bf16"}, True),

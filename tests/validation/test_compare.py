@@ -74,13 +74,6 @@ def test_miou_is_of_the_whole_set_and_not_a_mean_over_images() -> None:
     assert (got.pixel_agreement, got.images) == (3 / 6, 2)
 
 
-def test_tie_share_is_null_where_one_image_does_not_know_its_ties() -> None:
-    comparator = Comparator(NAMES)
-    for ties in (np.array([[True, True]]), None):
-        comparator.add(Reference(mask=mask([0, 0]), near_tie=ties), mask([0, 1]), sample())
-    assert comparator.result().tie_share is None
-
-
 @pytest.mark.parametrize("fit", FITS)
 def test_pixels_are_counted_at_the_images_size_and_padding_never(fit: Fit) -> None:
     """One of 30 x 50 labels is wrong; the engine disagrees with its reference everywhere in the padding."""
@@ -121,6 +114,10 @@ def test_flips_are_told_apart_by_ties_and_classes() -> None:
     assert (unknown.flips.pixels, unknown.flips.share) == (4, 4 / 6)
     assert (unknown.flips.near_tie, unknown.flips.far, unknown.flips.far_share) == (None, None, None)
     assert {pair.far for pair in unknown.flip_pairs} == {None}
+    comparator = Comparator(NAMES)
+    for known in (ties, None):
+        comparator.add(Reference(mask=reference, near_tie=known), engine, sample())
+    assert comparator.result().tie_share is None, "one image does not know its ties"
 
 
 def test_the_worst_images_are_named_and_kept() -> None:
