@@ -49,11 +49,11 @@ class FittedImage:
     original_hw: tuple[int, int]
 
     def restore(self, mask: np.ndarray) -> np.ndarray:
-        """Bring a mask ``(h, w) uint8`` of the engine's size to the original's size (nearest); padding is cut off."""
+        """Bring a mask ``(h, w) uint8`` of the engine's size to the image's (nearest), writeable, without padding."""
         content = mask[: self.content_hw[0], : self.content_hw[1]]
         if content.shape == self.original_hw:
             return np.ascontiguousarray(content)
-        return np.asarray(Image.fromarray(content).resize(self.original_hw[::-1], Image.Resampling.NEAREST))
+        return np.array(Image.fromarray(content).resize(self.original_hw[::-1], Image.Resampling.NEAREST))
 
 
 def fit_image(rgb: np.ndarray, shape: InputShape, info: ModelInfo, fit: Fit = "resize") -> FittedImage:

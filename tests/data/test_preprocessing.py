@@ -91,7 +91,8 @@ def test_sizes(
     assert fitted.image.shape == (*engine_hw, 3)
     assert fitted.image.flags.c_contiguous
     assert (fitted.content_hw, fitted.original_hw) == (content_hw, image_hw)
-    assert fitted.restore(np.zeros(engine_hw, np.uint8)).shape == image_hw
+    restored = fitted.restore(np.zeros(engine_hw, np.uint8))
+    assert (restored.shape, restored.flags.writeable) == (image_hw, True)
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
