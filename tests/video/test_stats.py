@@ -38,7 +38,9 @@ def test_five_frames_in_four_seconds_are_one_per_second_and_one_frame_has_no_rat
     assert run.rates() == (None, None)
     run.write([0])
     assert run.rates() == (None, None)
-    run.write([1, 2, 3, 4])
+    run.write([1])
+    assert run.rates() == pytest.approx((1.0, 1.0))
+    run.write([2, 3, 4])
     assert run.rates() == pytest.approx((1.0, 1.0))
 
 
