@@ -20,7 +20,7 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.machine.clocks import DeviceLog
 from nrd_trt.machine.gpu import kernel_driver
 from nrd_trt.machine.host import Machine
-from nrd_trt.model import load_model, require_torch
+from nrd_trt.model import load_trained, require_torch
 from nrd_trt.progress import OnStage, silent
 from nrd_trt.specs import STRIDE, DecodeSpec, Precision, format_size
 from nrd_trt.zoo import checkpoint_path
@@ -210,7 +210,7 @@ def _measured(case: DecodeCase, l2_bytes: int, baselines: Sequence[str]) -> Deco
         inputs = random_inputs(spec, case.batch, *(side // STRIDE for side in case.size_hw))
     else:
         images = np.stack([street_scene(seed, case.size_hw).image for seed in range(case.batch)])
-        inputs = predict_decode_inputs(load_model(checkpoint_path(TRAINED)), images, device="cuda")
+        inputs = predict_decode_inputs(load_trained(checkpoint_path(TRAINED)), images, device="cuda")
     subject = Subject(spec, inputs, case.precision, cache_bytes=l2_bytes)
     checks, kernels = {variant: subject.check(variant) for variant in subject.variants()}, []
     for variant in (name for name, check in checks.items() if check.passed):  # a wrong kernel's time means nothing

@@ -10,7 +10,7 @@ from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.exporting.export import check_form
 from nrd_trt.figures import Gates
-from nrd_trt.model import CheckpointFields, check_fields
+from nrd_trt.model import CheckpointFields, checkpoint_options
 from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.specs import (
     BuilderName,
@@ -73,7 +73,7 @@ class BuildRequest:
         check_choice("builder", self.builder, BuilderName)
         check_choice("decode", self.decode, DecodeName)
         check_number("threads", self.threads, low=1)
-        check_fields(self.options)  # refuses unknown names before any work
+        checkpoint_options(self.options)  # refuses unknown names before any work
         self.gates("fp32")  # refuses fractions above 1 before any work
 
     def gates(self, precision: Precision) -> Gates:

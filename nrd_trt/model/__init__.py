@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from nrd_trt.model.network import Segmentor
+    from nrd_trt.model.recognise import CheckpointOptions
 
 
 class CheckpointFields(TypedDict, total=False):
-    """What a user may say of a checkpoint; None leaves it to the file and the released defaults."""
+    """What a user may say of a checkpoint whose file does not: the fields of `CheckpointOptions`."""
 
     num_classes: int | None
     hidden: int | None
@@ -29,11 +30,22 @@ class CheckpointFields(TypedDict, total=False):
     bgr: bool | None
 
 
-def check_fields(fields: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` unless each name is one of `CheckpointFields`."""
+def checkpoint_options(fields: Mapping[str, Any]) -> CheckpointOptions | None:
+    """Return what is said of a checkpoint, or None where nothing is, so that no PyTorch is needed to say nothing.
+
+    Raises:
+        ConfigError: A name is not one of `CheckpointFields`.
+        MissingDependencyError: PyTorch is not installed.
+    """
     if unknown := sorted(fields.keys() - CheckpointFields.__annotations__.keys()):
         known = ", ".join(CheckpointFields.__annotations__)
         raise ConfigError(f"{unknown[0]}=: expected a known argument, or one that describes a checkpoint ({known}).")
+    if all(value is None for value in fields.values()):
+        return None
+    require_torch("reading checkpoints")
+    from nrd_trt.model.recognise import CheckpointOptions
+
+    return CheckpointOptions(**fields)
 
 
 def require_torch(purpose: str) -> None:
@@ -57,8 +69,13 @@ def load_model(path: Path | str, **options: Unpack[CheckpointFields]) -> Segment
         CheckpointError: The file is unreadable, holds other types than plain tensors, or another network.
         ConfigError: An option is not known, or contradicts the checkpoint.
     """
-    check_fields(options)
+    return load_trained(Path(path), checkpoint_options(options))
+
+
+def load_trained(path: Path, options: CheckpointOptions | None = None) -> Segmentor:
+    """Load a checkpoint as `load_model` does, with what the user says about it as one value."""
     require_torch("reading checkpoints")
     from nrd_trt.model.checkpoint import load_checkpoint
+    from nrd_trt.model.recognise import CheckpointOptions
 
-    return load_checkpoint(Path(path), options)
+    return load_checkpoint(path, options or CheckpointOptions())

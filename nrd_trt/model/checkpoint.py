@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.files import atomic_file
-from nrd_trt.model import CheckpointFields
 from nrd_trt.model.mmseg import mmseg_facts
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import StoredFacts, StoredInfo, describe, nearest, recognise
+from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, StoredInfo, describe, nearest, recognise
 
 _INFO_KEY = "nrd_trt.info"
 _CONFIG_KEY = "nrd_trt.config"
@@ -38,7 +37,7 @@ _SHOWN = 10
 _FOREIGN = (AttributeError, RecursionError, SyntaxError, TypeError, ValueError)
 
 
-def load_checkpoint(path: Path, options: CheckpointFields) -> Segmentor:
+def load_checkpoint(path: Path, options: CheckpointOptions) -> Segmentor:
     """Load a trained network; see `nrd_trt.model.load_model`."""
     state, facts = _read(path)
     try:

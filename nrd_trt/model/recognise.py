@@ -17,7 +17,6 @@ import torch
 
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.errors import CheckpointError, ConfigError
-from nrd_trt.model import CheckpointFields
 from nrd_trt.model.config import KNOWN_CONFIGS, NetworkConfig
 from nrd_trt.model.encoders import RESNETS
 from nrd_trt.model.network import Segmentor
@@ -27,6 +26,21 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _CONTROLLER = "decode_head.classifier.classifier"
 _RELEASED_DILATIONS = (1, 3, 6, 9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """What the user says about a checkpoint; None leaves it to the file and the released defaults."""
+
+    num_classes: int | None = None
+    hidden: int | None = None
+    patch: int | None = None
+    dilations: tuple[int, int, int, int] | None = None
+    output_stride: int | None = None
+    class_names: tuple[str, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    bgr: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +79,7 @@ class StoredFacts:
     unsupported: str | None = None
 
 
-def recognise(shapes: Shapes, facts: StoredFacts, options: CheckpointFields) -> NetworkConfig:
+def recognise(shapes: Shapes, facts: StoredFacts, options: CheckpointOptions) -> NetworkConfig:
     """Return the configuration of a checkpoint.
 
     Args:
@@ -92,7 +106,7 @@ def recognise(shapes: Shapes, facts: StoredFacts, options: CheckpointFields) -> 
     return _baseline(encoder, baseline, shapes, facts, options)
 
 
-def _nrd(encoder: str | None, shapes: Shapes, facts: StoredFacts, options: CheckpointFields) -> NetworkConfig:
+def _nrd(encoder: str | None, shapes: Shapes, facts: StoredFacts, options: CheckpointOptions) -> NetworkConfig:
     head: Head = "nrd" if "decode_head.bottleneck.conv.weight" in shapes else "nrd_no_aspp"
     guidance = "decode_head.c1_bottleneck.1.conv.weight" if head == "nrd" else "decode_head.c1_bottleneck.conv.weight"
     needed = (f"{_CONTROLLER}.0.conv.weight", f"{_CONTROLLER}.1.weight", guidance, "decode_head.cat_norm.weight")
@@ -117,9 +131,9 @@ def _nrd(encoder: str | None, shapes: Shapes, facts: StoredFacts, options: Check
         controller_channels=controller,
         hidden=hidden,
         guidance_channels=m,
-        patch=options.get("patch") or facts.patch or 8,
-        dilations=options.get("dilations") or facts.dilations or _RELEASED_DILATIONS,
-        output_stride=options.get("output_stride") or facts.output_stride or STRIDE,
+        patch=options.patch or facts.patch or 8,
+        dilations=options.dilations or facts.dilations or _RELEASED_DILATIONS,
+        output_stride=options.output_stride or facts.output_stride or STRIDE,
         **widths,
     )
 
@@ -132,9 +146,11 @@ def _baseline_head(shapes: Shapes) -> Head | None:
     return "bilinear" if "decode_head.aspp_modules.1.depthwise_conv.conv.weight" in shapes else "deeplabv3"
 
 
-def _baseline(encoder: str, head: Head, shapes: Shapes, facts: StoredFacts, options: CheckpointFields) -> NetworkConfig:
-    dilations = options.get("dilations") or facts.dilations
-    output_stride = options.get("output_stride") or facts.output_stride
+def _baseline(
+    encoder: str, head: Head, shapes: Shapes, facts: StoredFacts, options: CheckpointOptions
+) -> NetworkConfig:
+    dilations = options.dilations or facts.dilations
+    output_stride = options.output_stride or facts.output_stride
     if dilations is None or output_stride is None:
         unknown = [
             name for name, value in (("output_stride=", output_stride), ("dilations=", dilations)) if value is None
@@ -190,12 +206,12 @@ def _encoder(shapes: Shapes) -> str | None:
 
 
 def _classes_and_hidden(
-    shapes: Shapes, facts: StoredFacts, options: CheckpointFields, *, m: int, theta: int
+    shapes: Shapes, facts: StoredFacts, options: CheckpointOptions, *, m: int, theta: int
 ) -> tuple[int, int]:
     """Solve P = (2+m)d + d + d² + d + dK + K for what is not known of K and d."""
     conv_seg = shapes.get("decode_head.conv_seg.weight")
-    classes = options.get("num_classes") or (conv_seg[0] if conv_seg else facts.num_classes)
-    hidden = options.get("hidden") or facts.hidden
+    classes = options.num_classes or (conv_seg[0] if conv_seg else facts.num_classes)
+    hidden = options.hidden or facts.hidden
     if classes is None:
         d = hidden or 16
         fixed = d * (4 + m + d)
@@ -213,16 +229,15 @@ def _classes_and_hidden(
     return int(classes), int(hidden)
 
 
-def describe(classes: int, stored: StoredInfo, options: CheckpointFields) -> ModelInfo:
+def describe(classes: int, stored: StoredInfo, options: CheckpointOptions) -> ModelInfo:
     """Collect names, colours and preprocessing: option, then file, then the known sets.
 
     Raises:
         ConfigError: ``class_names`` names another number of classes.
     """
-    named = options.get("class_names")
-    if named is not None and len(named) != classes:
-        raise ConfigError(f"class_names=: expected {classes} names, got {len(named)}.")
-    names, palette, known = named or stored.class_names, stored.palette, known_classes(classes)
+    if options.class_names is not None and len(options.class_names) != classes:
+        raise ConfigError(f"class_names=: expected {classes} names, got {len(options.class_names)}.")
+    names, palette, known = options.class_names or stored.class_names, stored.palette, known_classes(classes)
     if names is not None and len(names) != classes:
         warnings.warn(f"the checkpoint names {len(names)} classes but has {classes}; names ignored", stacklevel=4)
         names = None
@@ -231,10 +246,10 @@ def describe(classes: int, stored: StoredInfo, options: CheckpointFields) -> Mod
     names = names or (known[0] if known else tuple(f"class_{index}" for index in range(classes)))
     if palette is None or len(palette) != classes:
         palette = known[1] if known else voc_palette(classes)
-    order = stored.channel_order if options.get("bgr") is None else "bgr" if options.get("bgr") else "rgb"
+    order = stored.channel_order if options.bgr is None else "bgr" if options.bgr else "rgb"
     chosen: dict[str, Any] = {
-        "mean": options.get("mean") or stored.mean,
-        "std": options.get("std") or stored.std,
+        "mean": options.mean or stored.mean,
+        "std": options.std or stored.std,
         "channel_order": order,
         "ignore_index": stored.ignore_index,
         "size_hw": stored.size_hw,

@@ -7,6 +7,7 @@ a thread of its own, where runs are begun before the ones ahead of them have end
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,13 +15,16 @@ from nrd_trt.data.preprocessing import FittedImage, fit_image
 from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.graph.metadata import GraphFacts, load_onnx, read_facts
-from nrd_trt.model import CheckpointFields, load_model
+from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.graph_io import first_mask, image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import Fit, InputShape, ModelInfo, RunnerName, Size, check_choice, check_size
+
+if TYPE_CHECKING:
+    from nrd_trt.model.recognise import CheckpointOptions
 
 
 class Engine:
@@ -146,7 +150,7 @@ def open_engine(
     plugin: Path | str | None = None,
     fit: Fit | None = None,
     size: Size | None = None,
-    options: CheckpointFields | None = None,
+    options: CheckpointOptions | None = None,
 ) -> Engine:
     """Open a bundle, a checkpoint or an ONNX file for prediction.
 
@@ -173,7 +177,7 @@ def open_engine(
     check_choice("runner", runner, RunnerName)
     path = Path(path)
     holds_bundle, holds_onnx = is_bundle(path) or path.suffix == ".nrd", path.suffix == ".onnx"
-    if (holds_bundle or holds_onnx) and any(given is not None for given in (size, *(options or {}).values())):
+    if (holds_bundle or holds_onnx) and not (size is None and options is None):
         raise ConfigError(
             f"{path}: size and network are fixed in {'a bundle' if holds_bundle else 'an ONNX file'}; leave size= and "
             "what describes a checkpoint out, or give the checkpoint."
@@ -188,7 +192,7 @@ def open_engine(
             f"runner={runner!r}: {path} runs by runner={own!r} only; build a bundle for other runners: "
             f"nrd_trt.build({str(path)!r}, 'NAME.nrd')"
         )
-    made, graph = _open_onnx(path, threads) if holds_onnx else _open_checkpoint(path, threads, size, options or {})
+    made, graph = _open_onnx(path, threads) if holds_onnx else _open_checkpoint(path, threads, size, options)
     return Engine(made, graph, fit="resize" if fit is None else fit)
 
 
@@ -201,10 +205,10 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[Runner, GraphFacts]:
 
 
 def _open_checkpoint(
-    path: Path, threads: int | None, size: Size | None, options: CheckpointFields
+    path: Path, threads: int | None, size: Size | None, options: CheckpointOptions | None
 ) -> tuple[Runner, GraphFacts]:
-    model = load_model(path, **options)
-    from nrd_trt.runtime.torch_runner import TorchRunner  # after `load_model`, which tells of a missing PyTorch
+    model = load_trained(path, options)
+    from nrd_trt.runtime.torch_runner import TorchRunner  # after `load_trained`, which tells of a missing PyTorch
 
     size = size or model.info.size_hw
     check_size(size, what="size=")

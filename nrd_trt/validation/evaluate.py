@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nrd_trt.data.folders import list_pairs
-from nrd_trt.model import check_fields
+from nrd_trt.model import checkpoint_options
 from nrd_trt.progress import bar
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.specs import Fit, RunnerName
@@ -85,7 +85,6 @@ def evaluate(
         BundleError: The bundle is damaged.
         RunnerError: The runner asked for cannot run the bundle here.
     """
-    check_fields(options)
     data, labels = Path(data), None if labels is None else Path(labels)
     list_pairs(data, labels)  # labels are a must here, unlike in `SampleSource`
     engine = open_engine(
@@ -95,7 +94,7 @@ def evaluate(
         plugin=None if plugin is None else Path(plugin),
         fit=fit,
         size=size,
-        options=options,
+        options=checkpoint_options(options),
     )
     samples = SampleSource(
         data=data, labels=labels, shape=engine.graph.shape, info=engine.info, fit=engine.fit, ignore_index=ignore_index

@@ -14,7 +14,7 @@ from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Gates, ImageFigures, Localisation, Rebuilds, ValidationRecord
 from nrd_trt.files import check_absent, sha256_file
 from nrd_trt.graph.weights import weight_types
-from nrd_trt.model import load_model
+from nrd_trt.model import load_trained
 from nrd_trt.progress import OnMessage, OnStage, bar, silent
 from nrd_trt.runtime.engine import Engine, open_bundle
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -248,7 +248,7 @@ def _reference(
     if checkpoint is None:
         stored = StoredSamples(bundle.references())
         return None, stored, stored.reference()
-    model = load_model(checkpoint)
+    model = load_trained(checkpoint)
     check_classes(checkpoint, model, engine.graph)
     samples = SampleSource(
         data=data, labels=labels, shape=engine.graph.shape, info=engine.info, fit=engine.fit, ignore_index=ignore_index

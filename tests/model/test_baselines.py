@@ -16,7 +16,7 @@ from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.config import NRD_HEADS, NetworkConfig
 from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import StoredFacts, expected_shapes, recognise
+from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, expected_shapes, recognise
 from nrd_trt.specs import Head
 from tests.helpers import keyed_model, small_model
 
@@ -200,7 +200,7 @@ def test_baselines_are_read_off_shapes_and_facts(head: Any, output_stride: int, 
         output_stride=output_stride, dilations=(1, 2, 3, 4),
     )  # fmt: skip
     facts = StoredFacts(output_stride=output_stride, dilations=(1, 2, 3, 4))
-    assert recognise(expected_shapes(config), facts, {}) == config
+    assert recognise(expected_shapes(config), facts, CheckpointOptions()) == config
 
 
 @pytest.mark.parametrize(

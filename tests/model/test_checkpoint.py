@@ -26,7 +26,7 @@ from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.config import KNOWN_CONFIGS, NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import StoredFacts, expected_shapes, nearest, recognise
+from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, expected_shapes, nearest, recognise
 from tests.bad_checkpoints import BAD_CHECKPOINTS
 from tests.helpers import cached_small_model, small_model
 
@@ -126,7 +126,7 @@ def test_half_storage_rounds_once_and_refuses_overflow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("encoder", "head"), list(zip(ENCODERS, cycle(["nrd", "nrd_no_aspp"]), strict=False)))
 def test_configuration_is_read_off_the_shapes(encoder: str, head: Any) -> None:
     config = NetworkConfig(encoder=encoder, num_classes=19, head=head, channels=96, controller_channels=48, hidden=8)
-    assert recognise(expected_shapes(config), StoredFacts(), {}) == config
+    assert recognise(expected_shapes(config), StoredFacts(), CheckpointOptions()) == config
 
 
 # --- what is learned

@@ -21,6 +21,7 @@ from nrd_trt.errors import BundleError, CheckpointError, ConfigError, ExportErro
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.model.recognise import CheckpointOptions
 from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -175,7 +176,7 @@ def test_a_fit_that_is_given_is_taken(kind: str) -> None:
 
 
 def test_a_checkpoint_takes_its_own_size_and_what_is_said_of_it() -> None:
-    engine = open_engine(checkpoint(), options={"mean": (1.0, 2.0, 3.0)})
+    engine = open_engine(checkpoint(), options=CheckpointOptions(mean=(1.0, 2.0, 3.0)))
     assert engine.graph.shape == InputShape.static(trained_model().info.size_hw)
     assert engine.info.mean == (1.0, 2.0, 3.0)
 
@@ -213,7 +214,7 @@ def test_what_cannot_be_opened(
     [
         ("bundle", {"runner": "torch"}, "runner='torch': a bundle holds no PyTorch model; give the checkpoint"),
         ("bundle", {"size": (64, 96)}, "size and network are fixed in a bundle; leave size= "),
-        ("bundle", {"options": {"num_classes": 3}}, "size and network are fixed in a bundle"),
+        ("bundle", {"options": CheckpointOptions(num_classes=3)}, "size and network are fixed in a bundle"),
         ("bundle", {"plugin": "a.so"}, "plugin=a.so: expected a bundle whose plan needs it"),
         ("checkpoint", {"runner": "onnxruntime"}, r"runner='onnxruntime': .* runs by runner='torch' only; build a"),
         ("checkpoint", {"plugin": "a.so"}, "plugin=a.so: expected a bundle whose plan needs it"),
