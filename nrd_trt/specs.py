@@ -40,7 +40,6 @@ ControllerInit = Literal["released", "perceptron"]
 Device = Literal["auto", "cpu", "cuda"]
 Arithmetic = Literal["auto", "fp32", "bf16", "fp16"]
 
-MASK_ENCODINGS = ("uint8", "u8x4")
 MaskEncoding = Literal["uint8", "u8x4"]
 """How a graph gives the mask: one byte per pixel, or four neighbours of a row in one int32, the first lowest."""
 

@@ -21,11 +21,9 @@ def benchmark_command(
     compare: Annotated[
         bool, typer.Option("--compare", help="Time several targets in turn; ratios are against the first.")
     ] = False,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, metavar="N", help="Untimed calls.")] = 3,
-    runs: Annotated[
-        int, typer.Option("--runs", min=1, metavar="N", help="Timed calls; p99 means something from 100 on.")
-    ] = 20,
-    batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Images per call.")] = 1,
+    warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Untimed calls.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Timed calls; p99 means something from 100 on.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images per call.")] = 1,
     size: common.Size = None,
     run: groups.RunnerOptions,
     copies: Annotated[
@@ -36,14 +34,14 @@ def benchmark_command(
         bool | None, typer.Option("--cuda-graph/--no-cuda-graph", help="On a device (default: the runner's choice).")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the distribution of the latencies.")
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the distribution of the latencies.")
     ] = None,
     decode: Annotated[
         bool, typer.Option("--decode", help="Time the decode's kernels alone, on a GPU, against other forms.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="With --decode: fewer cases.")] = False,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE.md", help="With --decode: also write the tables.")
+        Path | None, typer.Option(metavar="FILE.md", help="With --decode: also write the tables.")
     ] = None,
     force: common.Force = False,
     out: groups.OutputOptions,

@@ -25,10 +25,7 @@ def build_command(
     data: common.Data = None,
     judged: groups.LabelOptions,
     checkpoint: Annotated[
-        Path | None,
-        common.checks_option(
-            "--checkpoint", metavar="CKPT", help="Reference of a build from an ONNX file or a bundle."
-        ),
+        Path | None, common.checks_option(metavar="CKPT", help="Reference of a build from an ONNX file or a bundle.")
     ] = None,
     engine: groups.EngineOptions,
     min_agreement: common.MinAgreement = None,

@@ -17,8 +17,7 @@ def calibrate_command(
     *,
     source: Annotated[Path, typer.Argument(metavar="CKPT|m.onnx", help="A checkpoint, or a file exported in fp32.")],
     data: Annotated[
-        Path,
-        common.input_option("--data", metavar="DIR", help="Images, a folder with images/, a video, or 'synthetic'."),
+        Path, common.input_option(metavar="DIR", help="Images, a folder with images/, a video, or 'synthetic'.")
     ],
     output: Annotated[Path, common.output_option("-o", metavar="ranges.json", help="Where to write them.")],
     ranges: groups.RangeOptions,

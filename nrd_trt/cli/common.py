@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
+import textwrap
 import time
 import traceback
 import warnings
@@ -24,6 +26,7 @@ from nrd_trt.errors import NrdTrtError
 from nrd_trt.specs import BuilderName, Fit, Precision
 
 GATE_FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
+_WIDEST = 100
 MARKED = "the bundle is kept and marked as not passed"
 
 # Options by the panel of the help that they stand in.
@@ -88,6 +91,14 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
 
 
+def print_wrapped(before: str, text: str) -> None:
+    """Print a text beside what stands before it, broken at blanks only, so that commands and paths can be copied."""
+    width = max(60, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
+    rest = " " * len(before)
+    wrapper = textwrap.TextWrapper(width, before, rest, break_long_words=False, break_on_hyphens=False)
+    typer.echo(wrapper.fill(text))
+
+
 def note(text: str, *, quiet: bool = False) -> None:
     """Print one line of progress to stderr."""
     if not quiet:
@@ -136,43 +147,25 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
+# The flag is written out where it is not the parameter's name, and where it turns something on.
 
 Verbose = Annotated[bool, output_option("-v", "--verbose", help="Show TensorRT's messages and tracebacks.")]
 Quiet = Annotated[bool, output_option("-q", "--quiet", help="No progress on stderr.")]
 Force = Annotated[bool, output_option("--force", help="Replace an existing output.")]
-Threads = Annotated[int | None, engine_option("--threads", min=1, metavar="N", help="CPU threads.")]
-PrecisionOption = Annotated[Precision | None, precision_option("--precision", help="Types of the graph.")]
-Size = Annotated[
-    Any, input_option("--size", metavar="HxW", parser=parse.parse_size, help="Size of the input, multiples of 32.")
-]
-Data = Annotated[
-    Path | None, input_option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")
-]
-FitOption = Annotated[Fit | None, input_option("--fit", help="How images are brought to the engine's size.")]
-Builder = Annotated[
-    BuilderName, engine_option("--builder", help="What builds; auto takes the TensorRT that is installed.")
-]
+Threads = Annotated[int | None, engine_option(min=1, metavar="N", help="CPU threads.")]
+PrecisionOption = Annotated[Precision | None, precision_option(help="Types of the graph.")]
+Size = Annotated[Any, input_option(metavar="HxW", parser=parse.parse_size, help="Size of the input, multiples of 32.")]
+Data = Annotated[Path | None, input_option(metavar="DIR", help="Images, or a folder with images/ and labels/.")]
+FitOption = Annotated[Fit | None, input_option(help="How images are brought to the engine's size.")]
+Builder = Annotated[BuilderName, engine_option(help="What builds; auto takes the TensorRT that is installed.")]
 Dilations = Annotated[
     Any,
-    model_option(
-        "--dilations",
-        metavar="A,B,C,D",
-        parser=parse.numbers(int, 4),
-        help="Dilations of ASPP (default for NRD 1,3,6,9).",
-    ),
+    model_option(metavar="A,B,C,D", parser=parse.numbers(int, 4), help="Dilations of ASPP (default for NRD 1,3,6,9)."),
 ]
-OutputStride = Annotated[
-    int | None, model_option("--output-stride", help="Stride of the encoder: 32, or 16 or 8 where it is dilated.")
-]
+OutputStride = Annotated[int | None, model_option(help="Stride of the encoder: 32, or 16 or 8 where it is dilated.")]
 Plugin = Annotated[
     Path | None,
-    engine_option(
-        "--plugin", metavar="FILE", help="Plugin library (default NRD_TRT_PLUGIN, plugins/build, the loader's path)."
-    ),
+    engine_option(metavar="FILE", help="Plugin library (default NRD_TRT_PLUGIN, plugins/build, the loader's path)."),
 ]
-MinAgreement = Annotated[
-    float | None, checks_option("--min-agreement", metavar="0-1", help="Gate: share of equal pixels.")
-]
-MaxMiouDrop = Annotated[
-    float | None, checks_option("--max-miou-drop", metavar="0-1", help="Gate: loss of mIoU against labels.")
-]
+MinAgreement = Annotated[float | None, checks_option(metavar="0-1", help="Gate: share of equal pixels.")]
+MaxMiouDrop = Annotated[float | None, checks_option(metavar="0-1", help="Gate: loss of mIoU against labels.")]

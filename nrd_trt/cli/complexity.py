@@ -17,7 +17,7 @@ def complexity_command(
     *,
     source: Annotated[str, typer.Argument(metavar="CKPT|RECIPE", help="A checkpoint, or the name of a recipe.")],
     size: common.Size = None,
-    head: Annotated[Head | None, typer.Option("--head", help="Instead of the recipe's.")] = None,
+    head: Annotated[Head | None, typer.Option(help="Instead of the recipe's.")] = None,
     output_stride: common.OutputStride = None,
     dilations: common.Dilations = None,
     out: groups.OutputOptions,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def evaluate_command(
     *,
     source: Annotated[Path, typer.Argument(metavar="CKPT|NAME.nrd", help="A checkpoint or a bundle.")],
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images, or a folder with images/ and labels/.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Images, or a folder with images/ and labels/.")],
     judged: groups.LabelOptions,
     run: groups.RunnerOptions,
     size: common.Size = None,

@@ -112,11 +112,9 @@ class OutputOptions:
 class LabelOptions(Group):
     """How masks and images are made comparable with labels."""
 
-    labels: Annotated[
-        Path | None, common.input_option("--labels", metavar="DIR", help="Index PNGs, paired by name.")
-    ] = None
+    labels: Annotated[Path | None, common.input_option(metavar="DIR", help="Index PNGs, paired by name.")] = None
     ignore_index: Annotated[
-        int | None, common.input_option("--ignore-index", min=0, max=255, help="Label value to ignore besides 255.")
+        int | None, common.input_option(min=0, max=255, help="Label value to ignore besides 255.")
     ] = None
     fit: common.FitOption = None
 
@@ -125,9 +123,7 @@ class LabelOptions(Group):
 class RunnerOptions(Group):
     """What runs an engine."""
 
-    runner: Annotated[
-        RunnerName, common.engine_option("--runner", help="What runs it; auto takes the plan where it can.")
-    ] = "auto"
+    runner: Annotated[RunnerName, common.engine_option(help="What runs it; auto takes the plan where it can.")] = "auto"
     plugin: common.Plugin = None
     threads: common.Threads = None
 
@@ -143,10 +139,7 @@ class FormOptions(Group):
     outputs: Annotated[
         Any,
         common.output_option(
-            "--outputs",
-            metavar="mask,logits",
-            parser=parse.parse_names,
-            help="What the graph gives, one or both (default mask).",
+            metavar="mask,logits", parser=parse.parse_names, help="What the graph gives, one or both (default mask)."
         ),
     ] = None
     output_until_0_1: Annotated[
@@ -154,25 +147,17 @@ class FormOptions(Group):
     ] = None
     mask_encoding: Annotated[
         MaskEncoding | None,
-        common.output_option(
-            "--mask-encoding", help="u8x4: four pixels in one int32, for the runners of nrd_trt only (default uint8)."
-        ),
+        common.output_option(help="u8x4: four pixels in one int32, for the runners of nrd_trt only (default uint8)."),
     ] = None
     size: common.Size = None
     dynamic: Annotated[
         Any,
         common.input_option(
-            "--dynamic",
-            metavar="MIN:OPT:MAX",
-            parser=parse.parse_dynamic,
-            help="Range of sizes, each HxW in multiples of 32.",
+            metavar="MIN:OPT:MAX", parser=parse.parse_dynamic, help="Range of sizes, each HxW in multiples of 32."
         ),
     ] = None
     batch: Annotated[
-        Any,
-        common.input_option(
-            "--batch", metavar="N|MIN:OPT:MAX", parser=parse.parse_batch, help="Batch size (default 1)."
-        ),
+        Any, common.input_option(metavar="N|MIN:OPT:MAX", parser=parse.parse_batch, help="Batch size (default 1).")
     ] = None
 
     def given(self) -> dict[str, Any]:
@@ -188,9 +173,7 @@ class FormOptions(Group):
 
 CalibrationOption = Annotated[
     Path | None,
-    common.precision_option(
-        "--calibration", metavar="DIR|FILE", help="Images, a video, 'synthetic', or ranges of `nrd-trt calibrate`."
-    ),
+    common.precision_option(metavar="DIR|FILE", help="Images, a video, 'synthetic', or ranges of `nrd-trt calibrate`."),
 ]
 
 
@@ -199,38 +182,30 @@ class RangeOptions(Group):
     """How images are chosen and ranges measured on them."""
 
     recipe: Annotated[
-        Estimator | None,
-        common.precision_option("--recipe", help=f"How ranges are estimated (default {DEFAULT_RECIPE})."),
+        Estimator | None, common.precision_option(help=f"How ranges are estimated (default {DEFAULT_RECIPE}).")
     ] = None
     images: Annotated[
         int | None,
         common.precision_option(
-            "--images", min=1, metavar="N", help=f"Calibrate on at most this many images (default {DEFAULT_IMAGES})."
+            min=1, metavar="N", help=f"Calibrate on at most this many images (default {DEFAULT_IMAGES})."
         ),
     ] = None
     seed: Annotated[
-        int | None,
-        common.precision_option("--seed", min=0, metavar="N", help="Chooses calibration images (default 0)."),
+        int | None, common.precision_option(min=0, metavar="N", help="Chooses calibration images (default 0).")
     ] = None
     memory_mb: Annotated[
         float | None,
         common.precision_option(
-            "--memory-mb",
-            min=1,
-            help=f"What calibration may fetch at a time, beyond a plain session (default {DEFAULT_MEMORY_MB:g}).",
+            min=1, help=f"What calibration may fetch at a time, beyond a plain session (default {DEFAULT_MEMORY_MB:g})."
         ),
     ] = None
     include: Annotated[
         list[str] | None,
-        common.precision_option(
-            "--include", metavar="REGEX", help="In int8 only layers whose name matches; may be repeated."
-        ),
+        common.precision_option(metavar="REGEX", help="In int8 only layers whose name matches; may be repeated."),
     ] = None
     exclude: Annotated[
         list[str] | None,
-        common.precision_option(
-            "--exclude", metavar="REGEX", help="In int8 no layer whose name matches; may be repeated."
-        ),
+        common.precision_option(metavar="REGEX", help="In int8 no layer whose name matches; may be repeated."),
     ] = None
 
 
@@ -239,8 +214,7 @@ class QuantizationOptions(RangeOptions):
     """The same, and who quantises."""
 
     quantizer: Annotated[
-        Quantizer | None,
-        common.precision_option("--quantizer", help="Who places Q/DQ pairs and takes ranges (default own)."),
+        Quantizer | None, common.precision_option(help="Who places Q/DQ pairs and takes ranges (default own).")
     ] = None
 
 
@@ -250,8 +224,7 @@ class EngineOptions(Group):
 
     builder: common.Builder = "auto"
     decode: Annotated[
-        DecodeName,
-        common.engine_option("--decode", help="auto takes the plugin where it fits; onnx is the function of the file."),
+        DecodeName, common.engine_option(help="auto takes the plugin where it fits; onnx is the function of the file.")
     ] = "auto"
     plugin: common.Plugin = None
     compute_capabilities: Annotated[
@@ -260,15 +233,10 @@ class EngineOptions(Group):
             "--compute-capability", metavar="8.6,8.9", parser=parse.parse_names, help="Target GPUs (TensorRT-RTX)."
         ),
     ] = None
-    workspace_mib: Annotated[
-        int | None, common.engine_option("--workspace-mib", metavar="N", help="Scratch memory of a layer.")
-    ] = None
-    optimization_level: Annotated[
-        int | None, common.engine_option("--optimization-level", metavar="0-5", help="Builder effort.")
-    ] = None
+    workspace_mib: Annotated[int | None, common.engine_option(metavar="N", help="Scratch memory of a layer.")] = None
+    optimization_level: Annotated[int | None, common.engine_option(metavar="0-5", help="Builder effort.")] = None
     timing_cache: Annotated[
-        Path | None,
-        common.engine_option("--timing-cache", metavar="FILE", help="Read before, written after the build."),
+        Path | None, common.engine_option(metavar="FILE", help="Read before, written after the build.")
     ] = None
     version_compatible: Annotated[
         bool, common.engine_option("--version-compatible", help="The plan loads in later TensorRT versions too.")
@@ -278,17 +246,20 @@ class EngineOptions(Group):
     ] = False
 
 
+_Channels = Annotated[
+    Any, common.model_option(metavar="R,G,B", parser=parse.numbers(float, 3), help="In 0-255 (default ImageNet's).")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts(Group):
     """Facts about a checkpoint that the file may not carry."""
 
-    num_classes: Annotated[
-        int | None, common.model_option("--num-classes", min=2, max=256, help="K, where the file does not tell.")
-    ] = None
-    hidden: Annotated[
-        int | None, common.model_option("--hidden", min=1, help="d, width of the per-patch perceptron.")
-    ] = None
-    patch: Annotated[int | None, common.model_option("--patch", min=1, help="f, side of a patch (default 8).")] = None
+    num_classes: Annotated[int | None, common.model_option(min=2, max=256, help="K, where the file does not tell.")] = (
+        None
+    )
+    hidden: Annotated[int | None, common.model_option(min=1, help="d, width of the per-patch perceptron.")] = None
+    patch: Annotated[int | None, common.model_option(min=1, help="f, side of a patch (default 8).")] = None
     dilations: common.Dilations = None
     output_stride: common.OutputStride = None
     class_names: Annotated[
@@ -297,18 +268,8 @@ class CheckpointFacts(Group):
             "--classes", metavar="FILE", parser=parse.read_class_names, help="Text file, one class name per line."
         ),
     ] = None
-    mean: Annotated[
-        Any,
-        common.model_option(
-            "--mean", metavar="R,G,B", parser=parse.numbers(float, 3), help="In 0-255 (default ImageNet's)."
-        ),
-    ] = None
-    std: Annotated[
-        Any,
-        common.model_option(
-            "--std", metavar="R,G,B", parser=parse.numbers(float, 3), help="In 0-255 (default ImageNet's)."
-        ),
-    ] = None
+    mean: _Channels = None
+    std: _Channels = None
     bgr: Annotated[
         bool, common.model_option("--bgr", help="The network reads BGR; mean and std are in that order.")
     ] = False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from nrd_trt.inspection.onnx_summary import OnnxSummary, TensorSummary
     from nrd_trt.inspection.plan_summary import PlanSummary
 
-_WIDEST = 100
 _LABEL = 16
 _TITLES = {"bundle": "bundle", "plan": "TensorRT plan", "onnx": "ONNX file"}
 _LAYERS_FROM = {
@@ -232,15 +229,12 @@ def _layers(found: Inspection, *, every_layer: bool) -> None:
 
 def _section(title: str, lines: Lines) -> None:
     """Print a title and its labelled lines, broken at blanks so that commands can be copied."""
-    width = max(60, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)) - _LABEL - 3
     typer.echo(f"\n{title}")
     before = None
     for label, text in lines:
         shown = "" if label == before else label
         before = label
-        for line in textwrap.wrap(text or "–", width, break_long_words=False, break_on_hyphens=False):
-            typer.echo(f"  {shown:<{_LABEL}} {line}".rstrip())
-            shown = ""
+        common.print_wrapped(f"  {shown:<{_LABEL}} ", text or "–")
 
 
 def _counts(counts: Mapping[str, int] | None) -> str:

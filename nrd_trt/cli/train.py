@@ -17,31 +17,26 @@ from nrd_trt.specs import Arithmetic, ControllerInit, Device, Head
 class TrainingOptions(groups.Group):
     """How a run is done, and what it has instead of the recipe's."""
 
-    head: Annotated[Head | None, typer.Option("--head", help="Instead of the recipe's.")] = None
+    head: Annotated[Head | None, typer.Option(help="Instead of the recipe's.")] = None
     output_stride: common.OutputStride = None
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Instead of the recipe's.")] = None
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the recipe's.")] = None
-    evaluations: Annotated[
-        int | None, typer.Option("--evaluations", min=1, help="How often to validate, instead of the recipe's.")
-    ] = None
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None
+    evaluations: Annotated[int | None, typer.Option(min=1, help="How often to validate, instead of the recipe's.")] = (
+        None
+    )
     synthetic_share: Annotated[
-        float | None,
-        typer.Option("--synthetic-share", metavar="0-1", help="Share of procedural scenes, instead of the recipe's."),
+        float | None, typer.Option(metavar="0-1", help="Share of procedural scenes, instead of the recipe's.")
     ] = None
     controller_init: Annotated[
-        ControllerInit | None,
-        typer.Option("--controller-init", help="Instead of the recipe's; perceptron is faster in short runs."),
+        ControllerInit | None, typer.Option(help="Instead of the recipe's; perceptron is faster in short runs.")
     ] = None
     init_encoder: Annotated[
-        Path | None,
-        typer.Option("--init-encoder", metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one."),
+        Path | None, typer.Option(metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one.")
     ] = None
-    device: Annotated[Device, typer.Option("--device", help="auto takes a GPU if there is one.")] = "auto"
-    arithmetic: Annotated[Arithmetic, typer.Option("--arithmetic", help="auto is bf16 on a GPU and fp32 on a CPU.")] = (
-        "auto"
-    )
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare batches.")] = 0
-    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches per optimiser step.")] = 1
+    device: Annotated[Device, typer.Option(help="auto takes a GPU if there is one.")] = "auto"
+    arithmetic: Annotated[Arithmetic, typer.Option(help="auto is bf16 on a GPU and fp32 on a CPU.")] = "auto"
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0
+    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches per optimiser step.")] = 1
     threads: common.Threads = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False
     force: common.Force = False
@@ -49,11 +44,10 @@ class TrainingOptions(groups.Group):
 
 def train_command(
     *,
-    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="What to train, e.g. camvid_mobilenetv2.")],
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="What to train, e.g. camvid_mobilenetv2.")],
     data: Annotated[
         list[Path],
         typer.Option(
-            "--data",
             metavar="DIR",
             help="Labelled images: train/ and val/ (CamVid), images/ and labels/, or the layout of Cityscapes, ADE20K "
             "or Pascal Context; 'synthetic' for procedural scenes. Several are mixed.",

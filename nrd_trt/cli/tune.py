@@ -19,7 +19,7 @@ _SHOWN_LAYERS = 5
 def tune_command(
     *,
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help=".pth or .safetensors")],
-    data: Annotated[Path, common.input_option("--data", metavar="DIR", help="Images that the rungs are judged on.")],
+    data: Annotated[Path, common.input_option(metavar="DIR", help="Images that the rungs are judged on.")],
     output: Annotated[Path, common.output_option("-o", metavar="NAME.nrd", help="The winner's bundle.")],
     judged: groups.LabelOptions,
     calibration: groups.CalibrationOption = None,

@@ -19,7 +19,7 @@ def validate_command(
     *,
     bundle: Annotated[Path, typer.Argument(metavar="NAME.nrd", help="The bundle.")],
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="CKPT", help="Reference; default: the bundle's stored masks.")
+        Path | None, typer.Option(metavar="CKPT", help="Reference; default: the bundle's stored masks.")
     ] = None,
     data: common.Data = None,
     judged: groups.LabelOptions,
@@ -30,11 +30,9 @@ def validate_command(
         typer.Option("--localise", help="Name the first stage that is not the checkpoint's (needs --checkpoint)."),
     ] = False,
     rebuild: Annotated[
-        int | None, typer.Option("--rebuild", metavar="N", help="Build the file N times and compare the builds.")
+        int | None, typer.Option(metavar="N", help="Build the file N times and compare the builds.")
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE.html", help="Write one page with every figure.")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one page with every figure.")] = None,
     force: common.Force = False,
     run: groups.RunnerOptions,
     out: groups.OutputOptions,

@@ -17,15 +17,8 @@ from nrd_trt.figures import StageFigures
 
 STAGES = ("preprocessing", "c1", "c4", "theta", "guidance", "logits", "mask")
 """In the order of the data; a network without per-patch decode has neither theta nor guidance."""
-TITLES = {
-    "preprocessing": "preprocessing",
-    "c1": "encoder C1",
-    "c4": "encoder C4",
-    "theta": "theta",
-    "guidance": "guidance",
-    "logits": "logits",
-    "mask": "mask",
-}
+TITLES = {"c1": "encoder C1", "c4": "encoder C4"}
+"""What people read where that is not the stage's name."""
 _TINY = float(np.finfo(np.float32).tiny)  # where the reference is constant
 _QUIET = 0.1  # a channel that varies less than this share of the tensor is compared with that share of it
 
