@@ -6,11 +6,9 @@ newest one wins until the engine takes it. The first stage that fails stops them
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,6 +16,7 @@ import numpy as np
 
 from nrd_trt.data.preprocessing import FittedImage
 from nrd_trt.errors import VideoError
+from nrd_trt.progress import silent
 from nrd_trt.runtime.engine_thread import EngineThread, Pending
 from nrd_trt.runtime.graph_io import first_mask
 from nrd_trt.video.frames import Ending, EndOfRun, Frame, SegmentedFrame, Sink, Source, StreamInfo
@@ -71,6 +70,7 @@ class Pipeline:
         flicker: Flicker of the masks that the sinks get.
         flicker_unsmoothed: Flicker of the engine's masks.
         notes: What the sinks had to say in the end, one line each.
+        stages: The threads: which stage failed first, and whether Ctrl-C ended the run.
     """
 
     def __init__(
@@ -90,20 +90,10 @@ class Pipeline:
         self.flicker, self.flicker_unsmoothed = FlickerMeter(), FlickerMeter()
         self.info: StreamInfo | None = None
         self.notes: list[str] = []
-        self._stages = StageThreads(self._release)
+        self.stages = StageThreads(self._release)
         self._stopping = False
 
-    @property
-    def failed_stage(self) -> str | None:
-        """Name of the stage whose error ended the run, or None."""
-        return self._stages.failed
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the run."""
-        return self._stages.interrupted
-
-    def run(self, on_progress: Callable[[], None] = lambda: None) -> Ending:
+    def run(self, on_progress: Callable[[], None] = silent) -> Ending:
         """Run until the source ends, a viewer closes its window, `stop`, Ctrl-C, or an error.
 
         After Ctrl-C, what the engine has begun is still written; a second Ctrl-C drops it.
@@ -117,7 +107,11 @@ class Pipeline:
         Raises:
             NrdTrtError: The error of the stage that failed, after the others were stopped.
         """
-        self._open()
+        # On a thread: FFmpeg, while it waits for a server, lets no Ctrl-C through.
+        opening = StageThreads(self._source.stop)
+        opening.start({"open": self._source.__enter__})
+        opening.wait(silent, lambda: opening.fail("open", KeyboardInterrupt()))
+        opening.join(0, last_within_s=0)
         info = self._source.info
         capacity = 1 if info.live else _CAPACITY
         self._arrived: Channel[_Arrived] = Channel(capacity, drop_oldest=info.live)
@@ -126,7 +120,7 @@ class Pipeline:
         self._masked: Channel[SegmentedFrame] = Channel(capacity)
         self._drawn: Channel[SegmentedFrame] = Channel(capacity)
         self.info = info
-        self._stages.start(
+        self.stages.start(
             {
                 "read": self._read,
                 "preprocess": lambda: self._map("preprocess", self._arrived, self._fit, self._fitted),
@@ -136,28 +130,11 @@ class Pipeline:
                 "write": self._write,
             }
         )
-        self._stages.wait(on_progress, self.stop)
+        self.stages.wait(on_progress, self.stop)
         # A read that waits for the network inside FFmpeg ends by its own timeout and closes the source then. Sinks
         # get the time to finish their files.
-        self._stages.join(_STOP_WITHIN_S, last_within_s=_FINISH_WITHIN_S)
+        self.stages.join(_STOP_WITHIN_S, last_within_s=_FINISH_WITHIN_S)
         return "stopped" if self._stopping else "complete"
-
-    def _open(self) -> None:
-        """Open the source on a thread: FFmpeg, while it waits for a server, lets no Ctrl-C through."""
-        opened: Future[object] = Future()
-
-        def work() -> None:
-            try:
-                opened.set_result(self._source.__enter__())
-            except BaseException as exc:
-                opened.set_exception(exc)
-
-        threading.Thread(target=work, name="nrd-open", daemon=True).start()
-        try:
-            opened.result()
-        except KeyboardInterrupt:
-            self._source.stop()
-            raise
 
     def stop(self) -> None:
         """Ask for the end, from any thread: nothing more is begun, what the engine has begun is written."""
@@ -169,12 +146,12 @@ class Pipeline:
             self._fitted.end(discard=True)
 
     def _release(self) -> None:
-        """Wake every stage; none goes on."""
+        """End every stage: none goes on."""
         self._source.stop()
         self._pause.release()
         if self.info is not None:
             for channel in (self._arrived, self._fitted, self._inferred, self._masked, self._drawn):
-                channel.abort()
+                channel.end(discard=True)
 
     # --- stages, each on its thread ----------------------------------------------------------------------------------
 
@@ -264,7 +241,8 @@ class Pipeline:
                     sink.write(frame)
                 self.stats.stage("write", time.perf_counter() - start)
                 self.stats.written(frame.arrived_s)
-            ending = "stopped" if self._stopping else "complete"
+            if not self.stages.failed:
+                ending = "stopped" if self._stopping else "complete"
         except EndOfRun:
             self.stop()
             ending = "stopped"

@@ -161,7 +161,7 @@ def segment_video(
         notes=tuple(pipeline.notes),
         runner=engine.runner_name,
         arithmetic=engine.arithmetic,
-        interrupted=pipeline.interrupted,
+        interrupted=pipeline.stages.interrupted,
     )
 
 
@@ -191,9 +191,9 @@ def _run(pipeline: Pipeline, shown: _Bar) -> bool:
     try:
         return pipeline.run(lambda: shown.show(pipeline)) == "complete"
     except BaseException:
-        if pipeline.failed_stage:
+        if pipeline.stages.failed:
             frames = pipeline.stats.total().frames
-            shown.report(f"stopped in the stage {pipeline.failed_stage} after {frames} frames written")
+            shown.report(f"stopped in the stage {pipeline.stages.failed} after {frames} frames written")
         for line in pipeline.notes:
             shown.report(line)
         raise

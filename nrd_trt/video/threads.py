@@ -13,12 +13,8 @@ _LOOK_EVERY_S = 0.1
 Item = TypeVar("Item")
 
 
-class Broken(Exception):
-    """The run was given up: a stage that meets this just ends."""
-
-
 class Channel(Generic[Item]):
-    """A bounded queue from one thread to another that can be ended, emptied and broken.
+    """A bounded queue from one thread to another that any thread can end and empty.
 
     Args:
         capacity: Items held at most.
@@ -29,37 +25,26 @@ class Channel(Generic[Item]):
         self._capacity, self._drop_oldest = capacity, drop_oldest
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
-        self._ended = self._broken = False
+        self._ended = False
 
     def put(self, item: Item) -> int:
-        """Add an item, waiting for room; return how many were dropped for it.
-
-        Raises:
-            Broken: `abort` was called, or the channel has ended.
-        """
+        """Add an item, waiting for room; return how many were dropped for it. After the end it goes nowhere."""
         with self._changed:
             dropped = 0
             if self._drop_oldest and len(self._items) >= self._capacity:
                 self._items.popleft()
                 dropped = 1
-            self._changed.wait_for(lambda: len(self._items) < self._capacity or self._ended or self._broken)
-            if self._ended or self._broken:
-                raise Broken
-            self._items.append(item)
-            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(self._items) < self._capacity or self._ended)
+            if not self._ended:
+                self._items.append(item)
+                self._changed.notify_all()
             return dropped
 
     def __iter__(self) -> Iterator[Item]:
-        """Yield the items as they come, until the end.
-
-        Raises:
-            Broken: `abort` was called.
-        """
+        """Yield the items as they come, until the end."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._items or self._ended or self._broken)
-                if self._broken:
-                    raise Broken
+                self._changed.wait_for(lambda: self._items or self._ended)
                 if not self._items:
                     return
                 item = self._items.popleft()
@@ -69,7 +54,7 @@ class Channel(Generic[Item]):
     def comes_within(self, seconds: float) -> bool:
         """Wait for an item, at most so long; return whether there is one to take."""
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._ended or self._broken, seconds)
+            self._changed.wait_for(lambda: self._items or self._ended, seconds)
             return bool(self._items)
 
     def end(self, *, discard: bool = False) -> None:
@@ -80,19 +65,12 @@ class Channel(Generic[Item]):
                 self._items.clear()
             self._changed.notify_all()
 
-    def abort(self) -> None:
-        """Wake both sides with `Broken`."""
-        with self._changed:
-            self._broken = True
-            self._items.clear()
-            self._changed.notify_all()
-
 
 class StageThreads:
     """One thread per stage of a run; the first one that fails stops them all.
 
     Args:
-        release: Wakes every stage after a failure, with `Broken` where it waits for another one.
+        release: Called after a failure: ends whatever a stage may wait for.
 
     Attributes:
         failed: Name of the stage that failed first, or None.
@@ -108,7 +86,7 @@ class StageThreads:
         self.failed: str | None = None
         self.interrupted = False
 
-    def start(self, stages: Mapping[str, Callable[[], None]]) -> None:
+    def start(self, stages: Mapping[str, Callable[[], object]]) -> None:
         """Start the stages; the run is over when the last one of them returns, or any one fails."""
         last = list(stages)[-1]
         for name, stage in stages.items():
@@ -158,11 +136,9 @@ class StageThreads:
         self._release()
         self._over.set()
 
-    def _guarded(self, name: str, stage: Callable[[], None], last: bool) -> None:
+    def _guarded(self, name: str, stage: Callable[[], object], last: bool) -> None:
         try:
             stage()
-        except Broken:  # another one failed, or the run was given up
-            pass
         except BaseException as exc:
             self.fail(name, exc)
         finally:

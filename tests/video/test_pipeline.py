@@ -178,7 +178,7 @@ def test_a_stage_that_fails_on_frame_3_of_100_stops_all(stage: str) -> None:
         pipeline = Pipeline(source, engine, [sink], paint=paint, smoother=Smoother(frames=2))
         errors = {"preprocess": (ValueError, "expected .H, W, 3."), "infer": (RunnerError, "the engine is gone")}
         check_prompt_failure(pipeline.run, *errors.get(stage, (ValueError, "broken on purpose")))
-    assert pipeline.failed_stage == stage
+    assert pipeline.stages.failed == stage
     assert sink.ending == "failed"
     assert len(sink.frames) <= 3
     assert source.read < 30
@@ -258,13 +258,13 @@ def test_ctrl_c_writes_what_is_on_its_way_and_ends(engine: EngineThread) -> None
     pipeline = piped(Pictures(plain, None), engine, sink)
 
     def interrupt() -> None:
-        if len(sink.frames) > 5 and not pipeline.interrupted:
+        if len(sink.frames) > 5 and not pipeline.stages.interrupted:
             _thread.interrupt_main()
 
     start = time.monotonic()
     assert pipeline.run(interrupt) == "stopped"
     assert time.monotonic() - start < 5
-    assert pipeline.interrupted
+    assert pipeline.stages.interrupted
     assert sink.ending == "stopped"
     assert sink.indices == list(range(len(sink.indices)))
 
@@ -286,7 +286,7 @@ def test_a_viewer_that_closes_the_window_ends_the_run(engine: EngineThread) -> N
     sink = Kept(on_write=close_at_4)
     pipeline = piped(Pictures(plain, None), engine, sink)
     assert pipeline.run() == "stopped"
-    assert (sink.indices, sink.ending, pipeline.interrupted) == ([0, 1, 2, 3], "stopped", False)
+    assert (sink.indices, sink.ending, pipeline.stages.interrupted) == ([0, 1, 2, 3], "stopped", False)
 
 
 def test_stop_before_the_run_and_from_another_thread(engine: EngineThread) -> None:

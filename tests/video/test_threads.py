@@ -1,4 +1,4 @@
-"""Bounded queues that can be ended, emptied and broken. Their threads are tested in test_pipeline.py."""
+"""Bounded queues that can be ended and emptied. Their threads are tested in test_pipeline.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nrd_trt.video.threads import Broken, Channel
+from nrd_trt.video.threads import Channel
 
 
 class Waiting(threading.Thread):
@@ -22,10 +22,7 @@ class Waiting(threading.Thread):
         assert self.is_alive()
 
     def run(self) -> None:
-        try:
-            self.outcome = self._work()
-        except Broken:
-            self.outcome = Broken
+        self.outcome = self._work()
 
     def woken(self) -> object:
         self.join(1)
@@ -65,20 +62,13 @@ def test_the_oldest_is_dropped_where_asked() -> None:
     assert list(channel) == [3, 4]
 
 
-def test_abort_wakes_a_waiting_writer_and_a_waiting_reader() -> None:
+@pytest.mark.parametrize(("discard", "left"), [(False, [0]), (True, [])])
+def test_the_end_wakes_who_waits_lets_nothing_in_and_can_discard(discard: bool, left: list[int]) -> None:
     channel, empty = full(), Channel[int](1)
     writer, reader = Waiting(lambda: channel.put(1)), Waiting(lambda: list(empty))
-    channel.abort()
-    empty.abort()
-    assert (writer.woken(), reader.woken()) == (Broken, Broken)
-
-
-@pytest.mark.parametrize(("discard", "left"), [(False, [0]), (True, [])])
-def test_the_end_wakes_a_waiting_writer_and_can_discard(discard: bool, left: list[int]) -> None:
-    channel = full()
-    writer = Waiting(lambda: channel.put(1))
     channel.end(discard=discard)
-    assert writer.woken() is Broken
+    empty.end(discard=discard)
+    assert (writer.woken(), reader.woken()) == (0, [])
     assert list(channel) == left
-    with pytest.raises(Broken):
-        channel.put(1)
+    assert channel.put(1) == 0
+    assert list(channel) == []
