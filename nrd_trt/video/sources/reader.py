@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from fractions import Fraction
 from typing import Protocol
 
 from nrd_trt.data.videos import BrokenOffError, Picture, VideoFacts
@@ -55,6 +54,7 @@ class ReaderSource:
         report: Receives one line when a live source is lost, and one when it is back.
 
     Attributes:
+        info: What is known of the frames; only once entered.
         reconnects: How often the source was lost and came back.
     """
 
@@ -62,22 +62,14 @@ class ReaderSource:
         self._name, self._open, self._report = name, open_reader, report
         self._stopped = threading.Event()
         self._reading = threading.Lock()  # closing what another thread reads would end the process
-        self._info: StreamInfo | None = None
         self._reader: Reader | None = None
         self._frames: Iterator[Frame] = iter(())
         self.reconnects = 0
 
-    @property
-    def info(self) -> StreamInfo:
-        """What is known of the frames; only once entered."""
-        if self._info is None:
-            raise VideoError(f"{self._name}: expected an open source, got one that was not entered; use `with`.")
-        return self._info
-
     def __enter__(self) -> ReaderSource:
         self._reader = reader = self._open(self._stopped)
         self._frames = self._play(self._reconnecting(reader) if reader.facts.live else iter(reader))
-        self._info = StreamInfo(name=self._name, **vars(reader.facts))
+        self.info = StreamInfo(name=self._name, **vars(reader.facts))
         return self
 
     def __iter__(self) -> Iterator[Frame]:
@@ -109,12 +101,18 @@ class ReaderSource:
 
     def _reconnecting(self, reader: Reader) -> Iterator[Picture]:
         """Yield the pictures of a live reader and of all that follow it, in ticks of the first one's time base."""
-        times = _Times(reader.facts.time_base)
+        time_base, seen = reader.facts.time_base, 0.0
+        shift: int | None = None
+        last: int | None = None
         while True:
             reason = "it ended"
             try:
                 for picture in reader:
-                    yield replace(picture, pts=times.place(picture.pts, reader.facts.time_base))
+                    now, ticks = time.monotonic(), round(picture.pts * reader.facts.time_base / time_base)
+                    if shift is None:  # the time between two readers is that of the clock on the wall
+                        shift = 0 if last is None else last + round((now - seen) / time_base) - ticks
+                    last, seen = ticks + shift if last is None else max(ticks + shift, last + 1), now
+                    yield replace(picture, pts=last)
             except BrokenOffError as exc:
                 reason = exc.reason.partition(";")[0]
             if self._stopped.is_set():
@@ -124,7 +122,7 @@ class ReaderSource:
             if following is None:
                 return
             self._reader = reader = following
-            times.start_again()
+            shift = None
 
     def _opened_again(self, reason: str) -> Reader | None:
         """Return the next reader, or None when stopped."""
@@ -141,28 +139,3 @@ class ReaderSource:
             self._report(f"{self._name}: back after {time.monotonic() - lost:.1f} s")
             return reader
         return None
-
-
-class _Times:
-    """Times of consecutive readers on one axis; the time between them is that of the clock on the wall."""
-
-    def __init__(self, time_base: Fraction) -> None:
-        self._time_base = time_base
-        self._shift: int | None = 0
-        self._last: int | None = None
-        self._seen = 0.0
-
-    def start_again(self) -> None:
-        self._shift = None
-
-    def place(self, pts: int, time_base: Fraction) -> int:
-        now = time.monotonic()
-        ticks = pts if time_base == self._time_base else round(pts * time_base / self._time_base)
-        if self._last is None:
-            placed = ticks
-        else:
-            if self._shift is None:
-                self._shift = self._last + round((now - self._seen) / self._time_base) - ticks
-            placed = max(ticks + self._shift, self._last + 1)
-        self._last, self._seen = placed, now
-        return placed

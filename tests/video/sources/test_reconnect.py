@@ -114,11 +114,8 @@ def test_the_first_failure_is_final(clock: Clock) -> None:
     assert clock.pauses == []
 
 
-def test_stop_is_the_end_and_info_needs_an_open_source() -> None:
-    source = source_of(FakeReader([0, 1, 2, 3]))
-    with pytest.raises(VideoError, match="expected an open source"):
-        _ = source.info
-    with source:
+def test_stop_is_the_end() -> None:
+    with source_of(FakeReader([0, 1, 2, 3])) as source:
         frames = iter(source)
         next(frames)
         source.stop()
