@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 from nrd_trt.data.videos import BrokenOffError, Picture, VideoReader
 from nrd_trt.errors import ConfigError, MissingDependencyError, VideoError
@@ -157,7 +158,8 @@ class PipelineReader:
 def _start(command: list[str], stopped: threading.Event) -> tuple[subprocess.Popen[bytes], _Pipe]:
     """Start a pipeline that writes to a pipe. Its own session keeps the terminal's Ctrl-C from it."""
     reading, writing = os.pipe()
-    try:
+    pipe = _Pipe(reading, stopped)
+    with os.fdopen(writing, "wb"):
         with contextlib.suppress(OSError):  # above what this user may have in pipes
             fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         process = subprocess.Popen(
@@ -168,12 +170,7 @@ def _start(command: list[str], stopped: threading.Event) -> tuple[subprocess.Pop
             pass_fds=[writing],
             start_new_session=True,
         )
-    except BaseException:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
-    return process, _Pipe(reading, stopped)
+    return process, pipe
 
 
 class _Pipe:
@@ -201,17 +198,18 @@ class _LastLines:
     """What a process has said last; a thread reads it, so that it can say as much as it likes."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._stream = process.stderr
+        self._stream: Any = process.stderr
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._thread = threading.Thread(target=self._read, name="gst-launch messages", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        for line in self._stream or ():
-            text = redacted(line.decode(errors="replace").strip())
-            text = re.sub(r"^ERROR: from element \S*:(\S+): ", r"\1: ", text)
-            if text and text not in self._lines and not re.match(_NOISE, text):
-                self._lines.append(text)
+        with self._stream:
+            for line in self._stream:
+                text = redacted(line.decode(errors="replace").strip())
+                text = re.sub(r"^ERROR: from element \S*:(\S+): ", r"\1: ", text)
+                if text and text not in self._lines and not re.match(_NOISE, text):
+                    self._lines.append(text)
 
     def text(self) -> str:
         self._thread.join(_QUIT_S)
@@ -220,8 +218,6 @@ class _LastLines:
     def close(self) -> None:
         """Only once the process has ended."""
         self._thread.join(_QUIT_S)
-        if self._stream is not None:
-            self._stream.close()
 
 
 def _open_with_opencv(tokens: list[str], *, name: str, live: bool) -> CaptureReader:
