@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from nrd_trt.data.classes import CAMVID_PALETTE, CITYSCAPES_PALETTE, Palette, voc_palette
-from nrd_trt.data.overlay import blend, colour
+from nrd_trt.data.overlay import blend
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.specs import ModelInfo, PaletteName, View, check_choice, format_size
 from nrd_trt.video.legend import Legend
@@ -66,11 +66,10 @@ class Painter:
     def __init__(self, info: ModelInfo, style: OverlayStyle) -> None:
         palette = palette_of(style.palette, info)
         chosen = range(len(palette)) if style.show is None else _indices(style.show, info.class_names)
-        self._style = style
+        self._style, self._palette = style, palette
         self._shown = None if style.show is None else np.isin(np.arange(256), chosen)
         # All classes that are not shown get one index, so that no border runs between them.
         self._outlined = None if self._shown is None else np.where(self._shown, np.arange(256), np.argmin(self._shown))
-        self._palette = [rgb if index in chosen else (0, 0, 0) for index, rgb in enumerate(palette)]
         self._legend = Legend(info.class_names, palette, chosen) if style.legend else None
 
     def __call__(self, rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray | None = None) -> np.ndarray:
@@ -92,10 +91,9 @@ class Painter:
                 f"mask: expected the image's size {format_size(rgb.shape[:2])}, got {format_size(mask.shape)}; "
                 "bring it to that size first."
             )
-        if self._style.view == "mask":
-            picture = colour(mask, self._palette)
-        else:
-            picture = blend(rgb, mask, self._palette, self._style.opacity, shown=self._shown)
+        alone = self._style.view == "mask"
+        background, opacity = (np.zeros_like(rgb), 1.0) if alone else (rgb, self._style.opacity)
+        picture = blend(background, mask, self._palette, opacity, shown=self._shown)
         if self._style.contours:
             table = self._outlined
             _outline(picture, mask if table is None else np.asarray(Image.fromarray(mask).point(table.tolist())))
