@@ -75,8 +75,8 @@ class Access:
     @property
     def url(self) -> str:
         """Address of the page."""
-        any_address = _address(self.host) is not None and ipaddress.ip_address(self.host).is_unspecified
-        name = socket.gethostname() if any_address else self.host
+        address = _address(self.host)
+        name = socket.gethostname() if address is not None and address.is_unspecified else self.host
         return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
 
     @property
@@ -186,8 +186,7 @@ def _with_headers(send: Send, *, embeddable: bool) -> Send:
     async def sender(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
-                headers[name] = value
+            headers.update(_HEADERS)
             headers["Cross-Origin-Resource-Policy"] = "cross-origin" if embeddable else "same-origin"
         await send(message)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Literal
 
 import numpy as np
 
@@ -18,10 +17,8 @@ from nrd_trt.serving.problems import Refusal
 from nrd_trt.serving.uploads import Job, Limits
 from nrd_trt.video.sinks.mp4 import Mp4Encoder
 
-ClipKind = Literal["mp4", "matroska"]
 Draw = Callable[[np.ndarray], np.ndarray]
 
-_DEMUXERS = {"mp4": "mov", "matroska": "matroska"}
 _OPTIONS = {
     "protocol_whitelist": "none",
     "enable_drefs": "0",
@@ -29,12 +26,12 @@ _OPTIONS = {
 }
 
 
-def overlay_clip(body: bytes, kind: ClipKind, draw: Draw, limits: Limits, job: Job) -> bytes:
+def overlay_clip(body: bytes, container: str, draw: Draw, limits: Limits, job: Job) -> bytes:
     """Draw every picture of a clip anew.
 
     Args:
         body: The file.
-        kind: What it is by its first bytes.
+        container: Name of its demuxer.
         draw: From image to picture, ``(H, W, 3) uint8 RGB`` both.
         limits: Size, length and number of frames that are taken.
         job: Told of every frame, and asked whether to go on.
@@ -48,17 +45,17 @@ def overlay_clip(body: bytes, kind: ClipKind, draw: Draw, limits: Limits, job: J
     """
     target = io.BytesIO()
     opened = VideoReader(
-        io.BytesIO(body), name="clip", container=_DEMUXERS[kind], options=_OPTIONS, most_pixels=limits.clip_pixels
+        io.BytesIO(body), name="clip", container=container, options=_OPTIONS, most_pixels=limits.clip_pixels
     )
     with closing(opened) as reader:
-        job.total = reader.facts.frames
+        job.progress.total = reader.facts.frames
         facts = reader.facts
         encoder = Mp4Encoder(target, time_base=facts.time_base, rate=facts.rate, live=False, report=silent)
         try:
             for picture in _pictures(reader, limits):
                 job.check()
                 encoder.write(_even(draw(picture.rgb())), picture.pts, picture.duration)
-                job.done += 1
+                job.progress.done += 1
         finally:
             encoder.close()
     return target.getvalue()

@@ -51,9 +51,8 @@ class _RunCollector(Collector):
     def _latency(self, stats: RunStats) -> Metric:
         """A summary: the quantiles are those of the last frames, as clients of Prometheus do it."""
         metric = Metric("nrd_trt_latency_seconds", "From the arrival of a frame to the viewers.", "summary")
-        for name, quantile in _QUANTILES.items():
-            if stats.latency_ms is not None:
-                metric.add_sample(metric.name, {"quantile": quantile}, stats.latency_ms[name] / 1000)
+        for name, ms in (stats.latency_ms or {}).items():
+            metric.add_sample(metric.name, {"quantile": _QUANTILES[name]}, ms / 1000)
         newest = self._hub.newest
         metric.add_sample(f"{metric.name}_count", {}, newest.number if newest else 0)
         metric.add_sample(f"{metric.name}_sum", {}, self._hub.latency_sum_s)

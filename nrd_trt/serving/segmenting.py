@@ -11,10 +11,10 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from nrd_trt.serving.clips import ClipKind, overlay_clip
+from nrd_trt.serving.clips import overlay_clip
 from nrd_trt.serving.pictures import Look, compose, encode_layers, mask_png, pack, png
 from nrd_trt.serving.service import Looked, Served, Service
-from nrd_trt.serving.uploads import Job, kind_of, read_body, read_upload
+from nrd_trt.serving.uploads import Job, UploadProgress, kind_of, read_body, read_upload
 from nrd_trt.video.overlay import class_shares
 
 router = APIRouter()
@@ -23,15 +23,9 @@ Result = Literal["json", "mask", "overlay", "layers"]
 
 _LONGEST = 2560
 """Pixels on the longer side of what the page shows of an upload; masks and overlays have the upload's size."""
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            kind: {"schema": {"type": "string", "format": "binary"}}
-            for kind in ("image/*", "video/mp4", "video/quicktime", "video/webm", "video/x-matroska")
-        },
-    }
-}
+_TYPES = ("image/*", "video/mp4", "video/quicktime", "video/webm", "video/x-matroska")
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+_BODY = {"requestBody": {"required": True, "content": dict.fromkeys(_TYPES, _FILE)}}
 
 
 @router.post("/segment", response_class=Response, openapi_extra=_BODY)
@@ -56,11 +50,11 @@ async def segment(
             make = partial(_image, service, body, result, look)
         else:
             make = partial(_clip, service, body, kind, look)
-        return await service.uploads.work(request, Job(name=name), make)
+        return await service.uploads.work(request, Job(progress=UploadProgress(name=name, done=0, total=None)), make)
 
 
 def _image(service: Service, body: bytes, result: Result, look: Look, job: Job) -> Response:
-    job.total = 1
+    job.progress.total = 1
     rgb, palette = read_upload(body, service.uploads.limits.image_pixels), service.info.palette
     start = time.perf_counter()
     mask = service.engine.predict(rgb)
@@ -76,8 +70,8 @@ def _image(service: Service, body: bytes, result: Result, look: Look, job: Job) 
     return JSONResponse({**facts, "classes": service.info.class_names, "mask": encoded})
 
 
-def _clip(service: Service, body: bytes, kind: ClipKind, look: Look, job: Job) -> Response:
+def _clip(service: Service, body: bytes, container: str, look: Look, job: Job) -> Response:
     def draw(rgb: np.ndarray) -> np.ndarray:
         return compose(rgb, service.engine.predict(rgb), service.info.palette, look)
 
-    return Response(overlay_clip(body, kind, draw, service.uploads.limits, job), media_type="video/mp4")
+    return Response(overlay_clip(body, container, draw, service.uploads.limits, job), media_type="video/mp4")

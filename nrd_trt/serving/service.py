@@ -16,7 +16,7 @@ from nrd_trt.serving.access import Access
 from nrd_trt.serving.hub import Hub, Shown, State
 from nrd_trt.serving.pictures import Look, View
 from nrd_trt.serving.problems import Refusal
-from nrd_trt.serving.uploads import Uploads
+from nrd_trt.serving.uploads import UploadProgress, Uploads
 from nrd_trt.specs import ModelInfo
 from nrd_trt.video.stats import RunStats, StatsCollector
 
@@ -60,21 +60,6 @@ class DeviceWatch:
         self._leaving.set()
         if self._thread is not None:
             self._thread.join()
-
-
-@dataclass(frozen=True, kw_only=True)
-class UploadProgress:
-    """How far the upload at work is.
-
-    Attributes:
-        name: Name that its client gave it.
-        done: Frames that are finished.
-        total: Frames in all, where the file tells.
-    """
-
-    name: str
-    done: int
-    total: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +182,7 @@ class Service:
             shares=self.shares(shown.frame.shares) if shown else None,
             viewers=self.hub.viewers,
             device=self.device.figures(),
-            upload=UploadProgress(name=job.name, done=job.done, total=job.total) if job else None,
+            upload=job.progress if job else None,
         )
 
     def status(self) -> Status:

@@ -18,7 +18,8 @@ from nrd_trt.data.images import read_image
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.serving.problems import Refusal
 
-Kind = Literal["image", "mp4", "matroska"]
+Kind = Literal["image", "mov", "matroska"]
+"""An image, or a clip by the name of FFmpeg's demuxer."""
 Result = TypeVar("Result")
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -54,20 +55,31 @@ class Limits:
 
 
 @dataclass(kw_only=True)
-class Job:
-    """One upload at work.
+class UploadProgress:
+    """How far an upload is.
 
     Attributes:
         name: Name that its client gave it, to find its progress.
         done: Frames that are finished.
         total: Frames in all, where the file tells.
+    """
+
+    name: str
+    done: int
+    total: int | None
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One upload at work.
+
+    Attributes:
+        progress: How far it is.
         deadline: Latest end by `time.monotonic`, once it is its turn.
         left: Set when its client has gone.
     """
 
-    name: str
-    done: int = 0
-    total: int | None = None
+    progress: UploadProgress
     deadline: float = float("inf")
     left: threading.Event = field(default_factory=threading.Event)
 
@@ -76,7 +88,8 @@ class Job:
         if self.left.is_set():
             raise Refusal(499, "ClientLeft", "upload: the client has gone; send it again.")
         if time.monotonic() > self.deadline:
-            message = f"upload: expected to be done in time, got to frame {self.done}; send a shorter or smaller one."
+            done = self.progress.done
+            message = f"upload: expected to be done in time, got to frame {done}; send a shorter or smaller one."
             raise Refusal(504, "TooSlow", message)
 
 
@@ -171,7 +184,7 @@ def kind_of(body: bytes) -> Kind:
     got = "an empty one" if not body else "another one by its first bytes"
     if body[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         if body[8:12] not in _STILL_IN_MP4:
-            return "mp4"
+            return "mov"
         got = "a HEIC or AVIF photo"
     wanted = "a JPEG, PNG, WebP or BMP image, or an MP4, MOV, MKV or WebM clip"
     raise Refusal(415, "UnknownFormat", f"upload: expected {wanted}, got {got}; convert it first.")

@@ -27,6 +27,8 @@ _LONGEST = 1280
 """Pixels on the longer side of what viewers get; snapshots have the source's size."""
 _BOUNDARY = b"frame"
 _ACTIONS = ("pause", "resume", "step")
+_ACTION = {"type": "object", "properties": {"action": {"type": "string", "enum": list(_ACTIONS)}}}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _ACTION}}}}
 
 
 @router.get("/status")
@@ -79,19 +81,7 @@ async def snapshot(service: Served, look: Looked) -> Response:
     return Response(data, media_type="image/png")
 
 
-@router.post(
-    "/control",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"type": "object", "properties": {"action": {"type": "string", "enum": list(_ACTIONS)}}}
-                }
-            },
-        }
-    },
-)
+@router.post("/control", openapi_extra=_BODY)
 async def control(service: Served, request: Request) -> LiveStatus:
     """Pause, resume or step the run, for all viewers: `{"action": "pause"}`."""
     action = _action_of(await read_body(request, 1024))
