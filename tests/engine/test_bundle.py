@@ -6,6 +6,7 @@ import hashlib
 import json
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ REFERENCES = ReferenceSet(
     source="torch",
 )
 FILES = {ONNX_FILE: bytes(range(256)) * 8, PLAN_FILE: b"plan" * 300, REFERENCE_FILE: REFERENCES.to_bytes()}
+LARGEST = 64 << 10
 OTHER_FILES = {ONNX_FILE: b"new", REFERENCE_FILE: b"new"}
 
 
@@ -231,27 +233,27 @@ def test_force_replaces_bundles_only(tmp_path: Path) -> None:
 # --- full disk -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_files_only() -> Iterator[int]:
-    """The system itself refuses files above this many bytes, as it would on a full disk."""
-    limit = 64 << 10
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """The system itself refuses files above a limit, as it would on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("failing", sorted(FILES))
 @pytest.mark.parametrize("replacing", [True, False])
-def test_write_that_the_system_refuses_leaves_what_was_there(
-    failing: str, replacing: bool, tmp_path: Path, small_files_only: int
-) -> None:
+def test_write_that_the_system_refuses_leaves_what_was_there(failing: str, replacing: bool, tmp_path: Path) -> None:
     target = tmp_path / "city.nrd"
     if replacing:
         write_bundle(target, FILES, RECORD, force=False)
     before = content(tmp_path), listing(tmp_path)
-    with pytest.raises(BundleError, match=r"city\.nrd: cannot write the bundle .*File too large.*free some space"):
-        write_bundle(target, {**FILES, failing: bytes(small_files_only + 1)}, RECORD, force=replacing)
+    refused = r"city\.nrd: cannot write the bundle .*File too large.*free some space"
+    with full_disk(), pytest.raises(BundleError, match=refused):
+        write_bundle(target, {**FILES, failing: bytes(LARGEST + 1)}, RECORD, force=replacing)
     assert (content(tmp_path), listing(tmp_path)) == before
     if replacing:
         read_bundle(target)
