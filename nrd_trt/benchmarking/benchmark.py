@@ -25,12 +25,10 @@ from nrd_trt.benchmarking.notes import (
 from nrd_trt.benchmarking.plot import Curve, check_plot, write_plot
 from nrd_trt.benchmarking.timing import (
     Latency,
-    choose_graph,
     on_device,
     peak_memory_mib,
     time_in_turn,
     timed_call,
-    uses_graph,
     watch_device,
 )
 from nrd_trt.data.synthetic import street_scene
@@ -58,7 +56,7 @@ class BenchmarkRow:
         runs: Timed calls.
         threads: CPU threads; None where the backend chose.
         copies: Whether a device's copies are ``"included"`` or ``"excluded"``; ``"host arrays"`` on a CPU.
-        cuda_graph: Whether a CUDA graph was replayed; None where that is not known.
+        cuda_graph: Whether a CUDA graph was replayed; None on a CPU.
         latency: Every timed call.
         ratio: p50 of the first source over that of this one.
         peak_memory_mib: Largest memory of the process; None where several sources share it.
@@ -261,7 +259,8 @@ def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> tu
         timed = {}
         for index, target in enumerate(targets):
             engine = target.engine
-            choose_graph(engine.runner, calls.cuda_graph)
+            if calls.cuda_graph is not None and on_device(engine.runner):
+                engine.runner.cuda_graph = calls.cuda_graph
             stack.enter_context(engine)
             image = engine.feed(street_scene(0, target.size).image)["image"][:1]
             feed = {"image": np.repeat(image, calls.batch, axis=0)}
@@ -293,7 +292,7 @@ def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> tu
             runs=calls.runs,
             threads=calls.threads,
             copies=("excluded" if calls.copies is False else "included") if there else "host arrays",
-            cuda_graph=uses_graph(engine.runner),
+            cuda_graph=engine.runner.cuda_graph if on_device(engine.runner) else None,
             latency=latency,
             ratio=first.p50 / latency.p50,
             # Memory is the process's and the device's, whichever target asked for it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nrd_trt.benchmarking.timing import Latency, on_device, uses_graph
+from nrd_trt.benchmarking.timing import Latency, on_device
 from nrd_trt.machine.clocks import DeviceLog
 from nrd_trt.runtime.base import Runner
 
@@ -58,7 +58,7 @@ def comparison_notes(sizes: Sequence[str]) -> list[str]:
 
 def graph_notes(runner: Runner, *, wanted: bool | None, warmup: int) -> list[str]:
     """Say where a CUDA graph was asked for and not used, and where its capture was timed."""
-    used = uses_graph(runner)
+    used = on_device(runner) and runner.cuda_graph
     if used and warmup < _CAPTURED_AFTER:
         return [f"the CUDA graph is captured on the second call; warm up with {_CAPTURED_AFTER} calls or more"]
     if not wanted or used:

@@ -1,7 +1,6 @@
 """One call of a runner, and the latency of calls that are timed in turn so that a noisy machine disturbs them alike.
 
-What a runner on a device offers beyond the Runner contract is found by attribute: ``infer_device`` and ``cuda_graph``
-of `nrd_trt.runtime.base.DeviceRunner`.
+A runner on a device is told by what `nrd_trt.runtime.base.DeviceRunner` has beyond the Runner contract.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TypeGuard
 
 import numpy as np
 
-from nrd_trt.errors import ConfigError, NrdTrtError, RunnerError
+from nrd_trt.errors import NrdTrtError, RunnerError
 from nrd_trt.machine.clocks import DeviceMonitor, ProbedDevice, open_probe
 from nrd_trt.machine.cuda import host_view, load_cuda
-from nrd_trt.runtime.base import DeviceTensor, Runner
+from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Runner
 
 Call = Callable[[], object]
 
@@ -32,11 +32,6 @@ class Latency:
     """
 
     samples_ms: tuple[float, ...]
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> Latency:
-        """Take timed calls in seconds."""
-        return cls(samples_ms=tuple(value * 1000 for value in seconds))
 
     @property
     def runs(self) -> int:
@@ -86,15 +81,15 @@ def time_in_turn(
     for call in calls.values():
         for _ in range(warmup):
             call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    samples_ms: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(runs):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            samples_ms[name].append((time.perf_counter() - start) * 1000)
         if between is not None:
             between()
-    return {name: Latency.of(values) for name, values in seconds.items()}
+    return {name: Latency(samples_ms=tuple(values)) for name, values in samples_ms.items()}
 
 
 def peak_memory_mib() -> float:
@@ -118,29 +113,9 @@ def watch_device(stack: ExitStack) -> tuple[DeviceMonitor | None, ProbedDevice |
     return DeviceMonitor(probe), probe.device(), probe.notes
 
 
-def on_device(runner: Runner) -> bool:
-    """Whether a runner works on a device, so that its arrays have to be copied."""
-    return hasattr(runner, "infer_device") or runner.name.startswith("tensorrt")
-
-
-def uses_graph(runner: Runner) -> bool | None:
-    """Whether an entered runner replays a CUDA graph; None where it has none to tell of."""
-    graph: bool | None = getattr(runner, "cuda_graph", None) if on_device(runner) else None
-    return graph
-
-
-def choose_graph(runner: Runner, wanted: bool | None) -> None:
-    """Turn a runner's CUDA graph on or off before it is entered; None leaves its own choice.
-
-    Raises:
-        ConfigError: A graph is wanted of a device's runner that has none.
-    """
-    if wanted is None:
-        return
-    if hasattr(runner, "cuda_graph"):
-        runner.cuda_graph = wanted
-    elif wanted and on_device(runner):
-        raise ConfigError(f"cuda_graph=True: the {runner.name} runner has none in this version; leave it out.")
+def on_device(runner: Runner) -> TypeGuard[DeviceRunner]:
+    """Whether a runner, entered or not, works on a device, so that its arrays have to be copied."""
+    return hasattr(runner, "infer_device")
 
 
 def timed_call(
@@ -154,16 +129,10 @@ def timed_call(
         feed: Its input on the host.
         copies: Whether a device's copies from and to the host are timed; None is True.
         target: Name of the target, for messages.
-
-    Raises:
-        ConfigError: The runner works on a device and cannot leave the copies out.
     """
-    if copies is not False or not on_device(runner):
-        call: Call = lambda: runner.infer(feed)  # noqa: E731
-    elif hasattr(runner, "infer_device"):
+    call: Call = partial(runner.infer, feed)
+    if copies is False and on_device(runner):
         call = device_call(stack, runner, feed)
-    else:
-        raise ConfigError(f"copies=False: the {runner.name} runner takes host arrays only; leave it out.")
 
     def guarded() -> object:
         try:
@@ -177,12 +146,12 @@ def timed_call(
     return guarded
 
 
-def device_call(stack: ExitStack, runner: Any, feed: Mapping[str, np.ndarray]) -> Call:
+def device_call(stack: ExitStack, runner: DeviceRunner, feed: Mapping[str, np.ndarray]) -> Call:
     """Copy a feed to the device and return the call that runs on it there and waits for the end. CUDA is loaded here.
 
     Args:
         stack: Frees the memory and the stream.
-        runner: An entered runner with ``infer_device``.
+        runner: The runner, entered.
         feed: Host arrays; not needed afterwards.
     """
     cuda = load_cuda()

@@ -143,7 +143,7 @@ def _device_line(row: BenchmarkRow) -> str | None:
     power, heat = log.median("power_w"), log.median("temperature_c")
     power = log.after.power_w if power is None else power
     heat = log.after.temperature_c if heat is None else heat
-    graph = {True: "with a CUDA graph", False: "no CUDA graph", None: "CUDA graph unknown"}[row.cuda_graph]
+    graph = "with a CUDA graph" if row.cuda_graph else "no CUDA graph"
     return (
         f"{device.name or device.power_mode or 'device'}: {_figure(log.median('clock_mhz'))} of "
         f"{_figure(log.clock_max_mhz)} MHz, {_figure(power)} W, {_figure(heat)} °C, copies {row.copies}, {graph}"

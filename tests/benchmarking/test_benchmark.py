@@ -61,16 +61,10 @@ class HostRunner(BaseRunner):
         pass
 
 
-class PlainDeviceRunner(HostRunner):
-    """A plan's runner without device-side input and output."""
+class DeviceRunner(HostRunner):
+    """A plan's runner."""
 
-    name = "tensorrt"
-
-
-class DeviceRunner(PlainDeviceRunner):
-    """A plan's runner with everything that `nrd_trt.benchmarking.timing` looks for."""
-
-    looks = 1
+    name, looks = "tensorrt", 1
     cuda_graph = True
 
     def infer_device(self, feed: Mapping[str, DeviceTensor], stream: int) -> dict[str, DeviceTensor]:
@@ -212,7 +206,6 @@ class Refusing(DeviceRunner):
         (DeviceRunner, {"warmup": 1}, True, "the CUDA graph is captured on the second call; warm up with 2 calls"),
         (Refusing, {"cuda_graph": True}, False, "no CUDA graph was used: tensorrt captured none"),
         (HostRunner, {"cuda_graph": True}, None, "no CUDA graph was used: pretender runs on the CPU"),
-        (PlainDeviceRunner, {"cuda_graph": False}, None, None),
     ],
 )
 def test_cuda_graph_is_asked_for_and_stated(
@@ -299,8 +292,6 @@ def test_failed_run_names_the_target(
         (HostRunner, {"runs": 0}, "^runs=0: expected at least 1"),
         (HostRunner, {"warmup": -1}, "^warmup=-1: expected at least 0"),
         (HostRunner, {"plot": "a.jpg"}, "^plot=a.jpg: .*png"),
-        (PlainDeviceRunner, {"copies": False}, "copies=False: the tensorrt runner"),
-        (PlainDeviceRunner, {"cuda_graph": True}, "cuda_graph=True: the tensorrt runner"),
         (None, {}, "got none"),
     ],
 )

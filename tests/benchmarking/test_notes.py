@@ -50,8 +50,8 @@ def test_load_marks(load: float | None, cores: int, marked: bool) -> None:
 
 
 def test_other_marks_and_notes() -> None:
-    assert spread_marks(Latency.of([0.010] * 8 + [0.0149] * 2)) == []
-    (text,) = spread_marks(Latency.of([0.010] * 8 + [0.030] * 2))
+    assert spread_marks(Latency(samples_ms=(10,) * 8 + (14.9,) * 2)) == []
+    (text,) = spread_marks(Latency(samples_ms=(10,) * 8 + (30,) * 2))
     assert "p90 is 3.0 times p50" in text
     assert arithmetic_notes("native") == []
     assert "says nothing about the device" in arithmetic_notes("simulated")[0]

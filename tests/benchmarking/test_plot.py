@@ -20,8 +20,8 @@ TEXTS = {"title": "Latency at 64x96, batch 1", "subtitle": "AMD EPYC, 2 cores; $
 
 
 def _curve(median_ms: float, name: str = "a.nrd") -> Curve:
-    seconds = np.random.default_rng(0).normal(median_ms, median_ms / 50, 40) / 1000
-    return Curve(name=name, runner="onnxruntime, fp32", latency=Latency.of(list(seconds)))
+    samples_ms = np.random.default_rng(0).normal(median_ms, median_ms / 50, 40)
+    return Curve(name=name, runner="onnxruntime, fp32", latency=Latency(samples_ms=tuple(samples_ms)))
 
 
 def _colours(path: Path) -> set[tuple[int, int, int]]:
@@ -35,7 +35,7 @@ def _colours(path: Path) -> set[tuple[int, int, int]]:
 def test_each_target_has_its_colour(medians: tuple[float, ...], tmp_path: Path) -> None:
     path = tmp_path / "p.png"
     curves = [_curve(median, name=f"_{median}$b$") for median in medians]
-    write_plot(path, [replace(curves[0], latency=Latency.of([0.001])), *curves[1:]], **TEXTS)
+    write_plot(path, [replace(curves[0], latency=Latency(samples_ms=(1.0,))), *curves[1:]], **TEXTS)
     shown = _colours(path)
     colours = [tuple(bytes.fromhex(colour[1:])) for colour in plot._COLOURS]
     assert set(colours) & shown == set(colours[: len(medians)])
@@ -55,11 +55,12 @@ def test_axis_is_logarithmic_only_where_targets_lie_far_apart(monkeypatch: pytes
 
 def test_marks_and_legend_tell_the_percentiles() -> None:
     axes: Any = Figure().add_subplot()
-    curve = Curve(name="n" * 50, runner="torch, fp32", latency=Latency.of([0.010, 0.020, 0.200]), doubtful=True)
+    latency = Latency(samples_ms=(10.0, 20.0, 200.0))
+    curve = Curve(name="n" * 50, runner="torch, fp32", latency=latency, doubtful=True)
     plot._draw(axes, curve, "#000000")
     stairs, *marks = axes.lines
     assert [(float(mark.get_xdata()[0]), mark.get_ydata()[0]) for mark in marks] == [
-        (pytest.approx(curve.latency.percentile(share)), share) for share in (50, 90, 99)
+        (pytest.approx(latency.percentile(share)), share) for share in (50, 90, 99)
     ]
     plot._draw(axes, _curve(5.0), "#000000")
     assert (stairs.get_linestyle(), axes.lines[4].get_linestyle()) == ("--", "-")

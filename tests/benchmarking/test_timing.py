@@ -32,10 +32,10 @@ def test_calls_are_interleaved_after_the_warmup_and_only_they_count(monkeypatch:
 
 
 def test_summary_and_throughput() -> None:
-    got = Latency.of([0.010, 0.030, 0.020, 0.040])
+    got = Latency(samples_ms=(10, 30, 20, 40))
     assert got.to_dict() == pytest.approx({"p50": 25.0, "p90": 37.0, "p99": 39.7, "mean": 25.0, "min": 10.0})
     # Images by the time that they took, not by the median: one slow call costs frames.
-    assert Latency.of([0.01, 0.01, 0.08]).throughput_fps(batch=2) == pytest.approx(60.0)
+    assert Latency(samples_ms=(10, 10, 80)).throughput_fps(batch=2) == pytest.approx(60.0)
 
 
 def test_peak_memory_is_that_of_the_process() -> None:
