@@ -142,11 +142,11 @@ def draw_tree(canvas: Canvas, item: Item) -> None:
     tree.paint(crown, colour, Label.TREE, 0.8 + 0.3 * leaves + 0.2 * clumps + 0.2 * up + sunny)
 
 
-def draw_fence(canvas: Canvas, item: Item, *, length: float) -> None:
+def draw_fence(canvas: Canvas, item: Item) -> None:
     """Fence along the pavement: planks, or a railing through which the background shows darker."""
     rng = item.rng
     colour, height, railing = pick(rng, FENCES), rng.uniform(1.0, 1.7), rng.random() < 0.5
-    fence = Panel(canvas, (item.x, item.z), (item.x, item.z + length * rng.uniform(0.7, 1.0)), 0.0, height)
+    fence = Panel(canvas, (item.x, item.z), (item.x, item.z + 11.0 * rng.uniform(0.7, 1.0)), 0.0, height)
     pitch = 0.16 if railing else 0.22
     slot = fence.s / pitch - np.floor(fence.s / pitch)
     if railing:

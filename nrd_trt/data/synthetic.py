@@ -195,7 +195,6 @@ def _streams(world: _World) -> list[_Stream]:
     """Everything along the street, row by row from the walls to the middle of the road."""
     kerb, wall, drive = world.backdrop.road_m, world.backdrop.walk_m, world.drive
     plot = partial(objects.draw_plot, length=_BLOCK_M, urban=world.urban)
-    fence = partial(objects.draw_fence, length=11.0)
     ahead, towards = partial(objects.draw_car, oncoming=False), partial(objects.draw_car, oncoming=True)
     beside = partial(_Stream, spacing=_BLOCK_M, reach=(-_BLOCK_M, 170), depth=_BLOCK_M, order=_BLOCK_M, jitter=0.0)
     walker = partial(_Stream, draw=objects.draw_pedestrian, spacing=7.0, lateral=(kerb + 0.5, wall - 0.6))
@@ -205,7 +204,7 @@ def _streams(world: _World) -> list[_Stream]:
     at_kerb = partial(_Stream, lateral=(kerb + 0.3, kerb + 0.6))
     return [
         beside(draw=plot, chance=1.0, lateral=(wall, wall + 0.4)),
-        beside(draw=fence, chance=0.35, lateral=(wall - 0.4, wall - 0.4)),
+        beside(draw=objects.draw_fence, chance=0.35, lateral=(wall - 0.4, wall - 0.4)),
         _Stream(draw=objects.draw_tree, spacing=11.0, chance=world.green, lateral=(kerb + 0.8, wall)),
         at_kerb(draw=objects.draw_lamp, spacing=26.0, chance=0.9),
         at_kerb(draw=objects.draw_bollard, spacing=3.0, chance=0.1, reach=(0, 50)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,29 +169,6 @@ class Comparator:
             per_image=tuple(self._per_image),
             pictures=tuple(self._pictures),
         )
-
-
-def compare(
-    samples: Iterable[Sample],
-    reference: ReferenceFn,
-    engine: Callable[[np.ndarray], np.ndarray],
-    class_names: Sequence[str],
-    *,
-    pictures: int = 0,
-) -> Comparison:
-    """Compare an engine with a reference over samples.
-
-    Args:
-        samples: Images at the engine's size.
-        reference: Gives the mask that the engine should draw.
-        engine: Draws the mask ``(h, w) uint8`` of an image ``(h, w, 3) uint8``.
-        class_names: One per class.
-        pictures: Number of the worst images to keep whole.
-    """
-    comparator = Comparator(class_names, pictures=pictures)
-    for sample in samples:
-        comparator.add(reference(sample), engine(sample.image), sample)
-    return comparator.result()
 
 
 def _badness(figures: ImageFigures) -> tuple[float, int]:

@@ -19,7 +19,7 @@ from nrd_trt.progress import OnMessage, OnStage, bar, silent
 from nrd_trt.runtime.engine import Engine, open_bundle
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import Fit, RunnerName
-from nrd_trt.validation.compare import WORST_KEPT, Comparison, Picture, ReferenceFn, compare
+from nrd_trt.validation.compare import WORST_KEPT, Comparator, Comparison, Picture, ReferenceFn
 from nrd_trt.validation.localise import LOCALISED_COUNT, compare_stages
 from nrd_trt.validation.rebuild import rebuild_plans
 from nrd_trt.validation.references import StoredSamples, check_classes, torch_reference
@@ -159,9 +159,11 @@ def compare_with_progress(
     samples: SampleSource | StoredSamples, reference: ReferenceFn, engine: Engine, *, progress: bool, pictures: int = 0
 ) -> Comparison:
     """Compare over samples with a bar on stderr where it takes longer than two seconds; keep the worst `pictures`."""
+    comparator = Comparator(engine.info.class_names, pictures=pictures)
     with engine:
-        shown = bar(samples, desc="validating", unit="image", show=progress, total=len(samples))
-        return compare(shown, reference, engine.mask, engine.info.class_names, pictures=pictures)
+        for sample in bar(samples, desc="validating", unit="image", show=progress, total=len(samples)):
+            comparator.add(reference(sample), engine.mask(sample.image), sample)
+    return comparator.result()
 
 
 def judge(

@@ -115,7 +115,7 @@ def test_skipping_what_is_out_of_view_changes_nothing(monkeypatch: pytest.Monkey
 
 
 DRAWERS = [
-    partial(objects.draw_fence, length=11.0),
+    objects.draw_fence,
     partial(objects.draw_plot, length=12.0, urban=1.0),
     partial(objects.draw_plot, length=12.0, urban=0.0),
     objects.draw_tree,

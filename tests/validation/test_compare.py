@@ -11,7 +11,7 @@ import pytest
 from nrd_trt.data.preprocessing import FITS, fit_image
 from nrd_trt.engine.bundle import ReferenceSet
 from nrd_trt.specs import Fit, InputShape
-from nrd_trt.validation.compare import Comparator, Comparison, Reference, Sample, compare
+from nrd_trt.validation.compare import Comparator, Comparison, Reference, Sample
 from nrd_trt.validation.references import StoredSamples
 from tests.helpers import model_info
 
@@ -82,9 +82,10 @@ def test_pixels_are_counted_at_the_images_size_and_padding_never(fit: Fit) -> No
     assert (rows * columns < 32 * 64) == (fit != "resize")
     reference, engine, label = np.zeros((32, 64), np.uint8), np.ones((32, 64), np.uint8), np.zeros((30, 50), np.uint8)
     engine[:rows, :columns], label[0, 0] = 0, 1
+    comparator = Comparator(NAMES)
     one = Sample(image=fitted.image, restore=fitted.restore, label=label)
-    ties = np.ones((32, 64), bool)
-    got = compare([one], lambda _: Reference(mask=reference, near_tie=ties), lambda _: engine, NAMES)
+    comparator.add(Reference(mask=reference, near_tie=np.ones((32, 64), bool)), engine, one)
+    got = comparator.result()
     assert got.per_class_iou == {"sky": pytest.approx(1499 / 1500), "road": 0.0, "car": None}
     assert (got.pixel_agreement, got.miou_between, got.tie_share) == (1.0, 1.0, 0.0)
 
@@ -95,8 +96,11 @@ def test_stored_samples_are_compared_with_their_own_masks(source: str) -> None:
     kept = StoredSamples(
         ReferenceSet(images=images, masks=images[..., 0], near_ties=np.ones((3, 1, 2), bool), source=source)
     )
+    comparator = Comparator(NAMES)
     with kept.reference() as reference:
-        got = compare(kept, reference, lambda image: np.minimum(image[..., 0], 1), NAMES)
+        for sample in kept:
+            comparator.add(reference(sample), np.minimum(sample.image[..., 0], 1), sample)
+    got = comparator.result()
     assert (len(kept), got.images, got.pixel_agreement) == (3, 3, pytest.approx(2 / 3))
     assert got.tie_share == (1.0 if source == "torch" else None)
 
