@@ -51,13 +51,11 @@ def overlay_clip(body: bytes, container: str, draw: Draw, limits: Limits, job: J
         job.progress.total = reader.facts.frames
         facts = reader.facts
         encoder = Mp4Encoder(target, time_base=facts.time_base, rate=facts.rate, live=False, report=silent)
-        try:
+        with closing(encoder):
             for picture in _pictures(reader, limits):
                 job.check()
                 encoder.write(_even(draw(picture.rgb())), picture.pts, picture.duration)
                 job.progress.done += 1
-        finally:
-            encoder.close()
     return target.getvalue()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -28,10 +28,12 @@ class Shown:
     Attributes:
         number: From 1, without gaps.
         frame: The frame as the pipeline wrote it.
+        made: What viewers were given of it, kept for the next one.
     """
 
     number: int
     frame: SegmentedFrame
+    made: dict[Hashable, Any] = field(default_factory=dict)
 
 
 class Hub:
@@ -63,7 +65,6 @@ class Hub:
         self.pause = pause
         self._lock, self._making = threading.Lock(), threading.Lock()
         self._waiting: set[Callable[[], Any]] = set()
-        self._made: tuple[int, dict[Hashable, Any]] = (0, {})
         self._seen: dict[str, float] = {}
         self._last_sign = time.monotonic()
         self._notice: str | None = None
@@ -187,13 +188,8 @@ class Hub:
             make: Makes it.
         """
         with self._making:
-            number, made = self._made
-            if shown.number < number:
-                return make()  # a late caller; the newer frame's are worth more
-            if shown.number > number:
-                self._made = (shown.number, made := {})
-            if key not in made:
-                if len(made) >= _KEPT:  # a paused frame stays long, and viewers may wish for anything
-                    made.clear()
-                made[key] = make()
-            return made[key]
+            if key not in shown.made:
+                if len(shown.made) >= _KEPT:  # a paused frame stays long, and viewers may wish for anything
+                    shown.made.clear()
+                shown.made[key] = make()
+            return shown.made[key]

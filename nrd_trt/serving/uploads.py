@@ -108,7 +108,7 @@ class Uploads:
         self.limits = limits
         self.current: Job | None = None
         self._turn = asyncio.Lock()
-        self._inside = 0
+        self._places = asyncio.Semaphore(limits.waiting)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -117,14 +117,11 @@ class Uploads:
         Raises:
             Refusal: There is none.
         """
-        if self._inside >= self.limits.waiting:
+        if self._places.locked():
             message = f"upload: expected at most {self.limits.waiting} at a time, got one more; try again in a moment."
             raise Refusal(429, "Busy", message, {"Retry-After": "5"})
-        self._inside += 1
-        try:
+        async with self._places:
             yield
-        finally:
-            self._inside -= 1
 
     async def work(self, request: Request, job: Job, make: Callable[[Job], Result]) -> Result:
         """Wait for the turn of a job and run it on a thread; it is given up where its client leaves."""

@@ -72,7 +72,7 @@ def test_something_is_made_once_for_all_viewers(hub: Hub) -> None:
     assert hub.once(hub.newest, "x", make) is not results[0]
     for key in range(1000):  # what is kept of a frame is bounded
         assert hub.once(hub.newest, key, lambda key=key: key) == key
-    assert len(hub._made[1]) == 1 + 1000 % 16
+    assert len(hub.newest.made) == 1 + 1000 % 16
 
 
 def test_the_pipeline_does_not_wait_for_an_encoder(hub: Hub) -> None:

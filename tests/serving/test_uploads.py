@@ -195,7 +195,7 @@ def test_large_bodies_and_those_that_stop_coming_are_given_up(small: Rig) -> Non
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
     stalling = (time.sleep(pause_s) or b"\xff\xd8\xff" for pause_s in (0, 0.6))
     assert refusal(small.http.post("/segment", content=stalling)) == (408, "Stalled")
-    until(lambda: small.uploads._inside == 0)
+    until(lambda: small.uploads._places._value == 2)
 
 
 def test_one_upload_at_a_time_and_a_short_queue(small: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
