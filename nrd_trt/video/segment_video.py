@@ -142,7 +142,8 @@ def segment_video(
     ignored = info.ignore_index if ignore_index is None else ignore_index
     scored = None if labels is None else LabelSink(Path(labels), info, ignore_index=ignored)
     writing: list[Sink] = [] if scored is None else [scored]
-    writing += [open_sink(text, info, overlay=overlay, force=force, report=shown.report) for text in outputs]
+    written = [text for text in outputs if text != "null"]
+    writing += [open_sink(text, info, overlay=overlay, force=force, report=shown.report) for text in written]
     paint = Painter(info, style or OverlayStyle())
     with EngineThread(engine) as thread:
         pipeline = Pipeline(opened, thread, writing, paint=paint, smoother=smoother)

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 STAGES = ("read", "preprocess", "infer", "smooth", "draw", "write")
@@ -41,8 +42,7 @@ class StatsCollector:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._recent = {stage: deque[float](maxlen=_WINDOW) for stage in STAGES}
-        self._sums = dict.fromkeys(STAGES, 0.0)
-        self._counts = dict.fromkeys(STAGES, 0)
+        self._spent = dict.fromkeys(STAGES, (0.0, 0))  # seconds of how many frames
         self._latencies = deque[float](maxlen=_WINDOW)
         self._written = deque[float](maxlen=_WINDOW)
         self._first_written = 0.0
@@ -52,8 +52,8 @@ class StatsCollector:
         """Note what a frame took in a stage."""
         with self._lock:
             self._recent[name].append(seconds)
-            self._sums[name] += seconds
-            self._counts[name] += 1
+            total_s, count = self._spent[name]
+            self._spent[name] = total_s + seconds, count + 1
 
     def written(self, arrived_s: float) -> None:
         """Note that a frame, which arrived at a time of `time.monotonic`, has left the pipeline."""
@@ -79,17 +79,16 @@ class StatsCollector:
         with self._lock:
             # A source that stands still must not show its last rate for ever.
             span = max(self._written[-1], time.monotonic() - 1) - self._written[0] if self._written else 0.0
-            split = {stage: _mean_ms(sum(times), len(times)) for stage, times in self._recent.items()}
-            return self._stats(len(self._written), span, split)
+            spent = {stage: (sum(times), len(times)) for stage, times in self._recent.items()}
+            return self._stats(len(self._written), span, spent)
 
     def total(self) -> RunStats:
         """Return the figures of the whole run; latencies are those of the last frames."""
         with self._lock:
             span = self._written[-1] - self._first_written if self._written else 0.0
-            split = {stage: _mean_ms(self._sums[stage], self._counts[stage]) for stage in STAGES}
-            return self._stats(self._frames, span, split)
+            return self._stats(self._frames, span, self._spent)
 
-    def _stats(self, frames: int, span_s: float, split_ms: dict[str, float]) -> RunStats:
+    def _stats(self, frames: int, span_s: float, spent: Mapping[str, tuple[float, int]]) -> RunStats:
         ordered = sorted(self._latencies)
         percentiles = {f"p{p}": ordered[math.ceil(p / 100 * len(ordered)) - 1] * 1000 for p in _PERCENTILES if ordered}
         return RunStats(
@@ -98,9 +97,5 @@ class StatsCollector:
             reconnects=self._reconnects,
             fps=(frames - 1) / span_s if frames > 1 and span_s > 0 else None,  # n moments are n-1 intervals
             latency_ms=percentiles or None,
-            split_ms=split_ms,
+            split_ms={stage: 1000 * total_s / max(count, 1) for stage, (total_s, count) in spent.items()},
         )
-
-
-def _mean_ms(total_s: float, count: int) -> float:
-    return total_s / count * 1000 if count else 0.0

@@ -15,7 +15,7 @@ from PIL import Image
 from nrd_trt.errors import ConfigError, MissingDependencyError, VideoError
 from nrd_trt.video.frames import EndOfRun
 from nrd_trt.video.sinks.mp4 import Mp4Sink
-from nrd_trt.video.sinks.open_sink import FolderSink, NullSink, open_sink
+from nrd_trt.video.sinks.open_sink import FolderSink, open_sink
 from nrd_trt.video.sinks.window import WindowSink
 from tests.helpers import model_info
 from tests.video.stand_ins import INFO as STREAM
@@ -65,7 +65,6 @@ def test_a_folder_with_files_needs_force_and_a_file_is_no_folder(tmp_path: Path)
 
 
 def test_forms(tmp_path: Path) -> None:
-    assert isinstance(opened("null"), NullSink)
     for name in ("a.mp4", "b.MOV", "c.m4v"):
         assert isinstance(opened(str(tmp_path / name)), Mp4Sink)
     (tmp_path / "a.folder").mkdir()

@@ -19,7 +19,7 @@ def open_sink(text: str, info: ModelInfo, *, overlay: bool, force: bool, report:
     """Make the sink that a text names.
 
     Args:
-        text: One of `FORMS`. A plain folder gets masks.
+        text: One of `FORMS` but ``null``, which has none. A plain folder gets masks.
         info: Its palette colours the masks.
         overlay: Whether a plain folder gets the pictures too.
         force: Replace existing output.
@@ -30,8 +30,6 @@ def open_sink(text: str, info: ModelInfo, *, overlay: bool, force: bool, report:
         MissingDependencyError: Something that the sink needs is not installed.
     """
     path, kind = target_of(text), text.partition(":")[0]
-    if text == "null":
-        return NullSink()
     if text == "window":
         return WindowSink()
     if path is None:
@@ -51,21 +49,6 @@ def target_of(text: str) -> Path | None:
     if text in ("", "null", "window"):
         return None
     return Path(rest if kind in _FOLDER_KINDS and rest else text)
-
-
-class NullSink:
-    """Takes every frame and keeps none: for measuring, and for runs whose figures are all that is wanted."""
-
-    shows_picture = False
-
-    def open(self, info: StreamInfo) -> None:
-        """Do nothing."""
-
-    def write(self, frame: SegmentedFrame) -> None:
-        """Do nothing."""
-
-    def close(self, ending: Ending) -> None:
-        """Do nothing."""
 
 
 class FolderSink:
