@@ -57,11 +57,10 @@ class Legend:
         mine = shares[self._shown]
         order = self._shown[np.argsort(-mine, kind="stable")][: np.count_nonzero(mine)]
         kept = order if len(order) <= fitting else order[: max(fitting - 1, 0)]
-        figures = ["<0.1 %" if shares[i] < 0.0005 else f"{100 * shares[i]:.1f} %" for i in kept]
-        lines = [
-            _Line(text=self._names[i], colour=self._palette[i], figure=figure)
-            for i, figure in zip(kept, figures, strict=True)
-        ]
+        lines = []
+        for i in kept:
+            figure = "<0.1 %" if shares[i] < 0.0005 else f"{100 * shares[i]:.1f} %"
+            lines.append(_Line(text=self._names[i], colour=self._palette[i], figure=figure))
         if len(kept) < len(order) and fitting > 0:
             lines.append(_Line(text=f"+{len(order) - len(kept)} more"))
         return lines

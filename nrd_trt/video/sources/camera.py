@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -85,15 +86,13 @@ class CaptureReader:
 
     def __iter__(self) -> Iterator[Picture]:
         yield self._picture(self._first)
-        count = 1
-        while True:
+        for count in itertools.count(1):
             read, bgr = self._capture.read()
             if not read and self._ends:
                 return
             if not read:
                 raise BrokenOffError(self._name, count, "it gives no more pictures; check its cable")
             yield self._picture(bgr)
-            count += 1
 
     def _picture(self, bgr: Any) -> Picture:
         pts = round((time.monotonic() - self._began) / _MICROSECOND)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import re
 import select
@@ -173,25 +174,22 @@ def _start(command: list[str], stopped: threading.Event) -> tuple[subprocess.Pop
     return process, pipe
 
 
-class _Pipe:
+class _Pipe(io.FileIO):
     """The reading end of a pipe as a file whose `read` ends when stopped, and after a silence."""
 
     def __init__(self, descriptor: int, stopped: threading.Event) -> None:
-        self._file, self._stopped = os.fdopen(descriptor, "rb", buffering=0), stopped
-        self._patience_s = _START_S
+        super().__init__(descriptor)
+        self._stopped, self._patience_s = stopped, _START_S
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         until = time.monotonic() + self._patience_s
-        while not select.select([self._file], [], [], _LOOK_S)[0]:
+        while not select.select([self], [], [], _LOOK_S)[0]:
             if self._stopped.is_set():
                 return b""
             if time.monotonic() > until:
                 raise TimeoutError
         self._patience_s = _SILENCE_S
-        return self._file.read(size)
-
-    def close(self) -> None:
-        self._file.close()
+        return super().read(size)
 
 
 class _LastLines:
