@@ -123,9 +123,8 @@ def contact_sheet(engine: Engine, pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 def print_summary(report: dict[str, Any], seconds: float) -> None:
     """Print what was made and how it did."""
-    for name in ("validation", "camvid_validation"):
+    for name, where in (("validation", "procedural scenes"), ("camvid_validation", "CamVid frames")):
         if figures := report[name]:
-            where = "procedural scenes" if name == "validation" else "CamVid frames"
             print(
                 f"{where}: {figures['pixel_agreement']:.4f} of the pixels agree with PyTorch, mIoU "
                 f"{figures['miou_engine']:.4f} (PyTorch {figures['miou_reference']:.4f}), "

@@ -25,12 +25,7 @@ def complexity_command(
     """Count multiply-adds, parameters and activations of a network by part."""
     from nrd_trt.training.complexity import complexity
 
-    found = complexity(
-        source,
-        size=size,
-        head=head,
-        **groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).given(),
-    )
+    found = complexity(source, size=size, head=head, dilations=dilations, output_stride=output_stride)
     out.show(found, table(found))
 
 

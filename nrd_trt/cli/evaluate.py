@@ -34,7 +34,8 @@ def evaluate_command(
         size=size,
         **run.given(),
         progress=not out.quiet,
-        **groups.CheckpointFacts(dilations=dilations, output_stride=output_stride).given(),
+        dilations=dilations,
+        output_stride=output_stride,
     )
     out.show(evaluation, table(evaluation))
 

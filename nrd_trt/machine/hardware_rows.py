@@ -231,11 +231,8 @@ def zoo_row(name: str = "nrd_mobilenetv2_camvid") -> Row:
 
 def camvid_row(machine: Machine) -> Row:
     """Say whether CamVid is where the tests and the demo look."""
-    given, place = machine.environ.get("NRD_TRT_CAMVID"), None
-    if given:
-        place = Path(given)
-    elif machine.checkout:
-        place = machine.checkout.parent / "shared" / "data" / "camvid"
+    given, checkout = machine.environ.get("NRD_TRT_CAMVID"), machine.checkout
+    place = Path(given) if given else checkout and checkout.parent / "shared" / "data" / "camvid"
     if place is not None:
         train, val = (len(list((place / part / "images").glob("*"))) for part in ("train", "val"))
         if val:

@@ -24,20 +24,19 @@ _CHECKOUT = _PARENT if (_PARENT / "setup.cfg").is_file() else None
 _TIMEOUT_S, _PYTHON_TIMEOUT_S = 30.0, 90.0  # PyTorch from a Jetson's flash takes its time
 
 
-def run_command(command: Sequence[str], timeout_s: float | None = None) -> str | None:
+def run_command(command: Sequence[str]) -> str | None:
     """Run a command as `Machine.run` promises; a child Python finds this package too."""
     if shutil.which(command[0]) is None:
         return None
     environment = {**os.environ, "LC_ALL": "C", "PYTHONWARNINGS": "ignore"}
     if _CHECKOUT is not None:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH"))))
-    limit_s = _PYTHON_TIMEOUT_S if command[0] == sys.executable else _TIMEOUT_S
     try:
         done = subprocess.run(
             list(command),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=timeout_s or limit_s,
+            timeout=_PYTHON_TIMEOUT_S if command[0] == sys.executable else _TIMEOUT_S,
             env=environment,
             errors="replace",
         )
@@ -80,11 +79,7 @@ class Machine:
     checkout: Path | None = _CHECKOUT
     flavours: Sequence[str] = field(default_factory=installed_flavours)
     architecture: str = field(default_factory=platform.machine)
-    cores: int = field(
-        default_factory=lambda: (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
-    )
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     python: str = sys.executable
 
     def read(self, path: str | Path) -> str:
