@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from nrd_trt.engine.compat import TensorRT
 from nrd_trt.engine.plugins import (
     BUILD_COMMAND,
     LIBRARY,
+    SUPPORTED,
     VARIABLE,
     PluginInfo,
     PluginLibrary,
@@ -49,6 +51,15 @@ def info(**changes: Any) -> PluginInfo:
 
 def tensorrt(version: str = "10.3.0", flavour: str = "tensorrt") -> TensorRT:
     return TensorRT(flavour, enterprise(version))
+
+
+def test_supported_constants_are_those_that_the_kernels_take() -> None:
+    source = (REPOSITORY / "plugins/nrd_decode/decode_problem.h").read_text()
+    taken = {}
+    for name, text in re.findall(r'"(\w+): expected ([^"]+)"', source):
+        low, *others = map(int, re.findall(r"\d+", text))
+        taken[name] = set(range(low, others[0] + 1)) if " to " in text else {low, *others}
+    assert {name: set(values) for name, values in SUPPORTED.items()} == taken
 
 
 # --- finding
