@@ -80,9 +80,6 @@ def test_samples_estimate_what_all_values_give(name: str, values: dict[str, np.n
             assert errors[0] < 1.3 * errors[1], tensor
 
 
-# --- memory and passes -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("recipe", "memory_mb"), [(RECIPES["mse"], 10), (EVERY_VALUE["mse"], 25)])
 def test_little_memory_takes_more_passes_to_the_same_ranges(recipe: Recipe, memory_mb: int) -> None:
     with mock.patch.object(module, "with_probes", wraps=module.with_probes) as passes:
@@ -98,9 +95,6 @@ def test_little_memory_takes_more_passes_to_the_same_ranges(recipe: Recipe, memo
     # Other outputs let ONNX Runtime fuse other nodes: a value may fall into the next bin.
     assert small.tensors == pytest.approx(large.tensors, rel=5e-3)
     assert (small.images, small.coverage, small.keys) == (large.images, large.coverage, large.keys)
-
-
-# --- streams ---------------------------------------------------------------------------------------------------------
 
 
 def test_calibration_stream_gives_its_own_key() -> None:
@@ -167,9 +161,6 @@ def test_images_of_one_batch_are_told_apart() -> None:
         run(dynamic, RECIPES["minmax"], [{"image": batch[[0, 0]]}])
 
 
-# --- planted faults --------------------------------------------------------------------------------------------------
-
-
 def with_weights(places: slice, value: float, *names: str) -> onnx.ModelProto:
     """The network with some numbers of some of its weights changed."""
     model = copy_model(small_export())
@@ -219,9 +210,6 @@ def test_tensor_that_is_zero_everywhere() -> None:
     assert found.tensors[found.zero[0]] == 1.0
     assert found.zero[0] not in found.figures
     assert any("zero everywhere, range set to 1: decode_head.bottleneck.act/Relu (1)" in str(w.message) for w in caught)
-
-
-# --- coverage --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", ["mask", "logits"])

@@ -140,9 +140,6 @@ def test_scenes_are_drawn_at_the_engine_size() -> None:
     assert stream.sha256 != other.sha256
 
 
-# --- videos ----------------------------------------------------------------------------------------------------------
-
-
 def test_frames_are_spread_over_the_video(tmp_path: Path) -> None:
     video = video_of(tmp_path / "clip.avi", 20)
     stream = CalibrationStream(video, facts_of(shape=InputShape.static((64, 96))), images=5)
@@ -161,9 +158,6 @@ def test_video_that_is_cut_after_the_first_pass(tmp_path: Path) -> None:
     video_of(video, 3)
     with pytest.raises(CalibrationError, match=r"expected frame \d+ as before, got none; has the file changed"):
         arrays(stream)
-
-
-# --- what is wrong with a folder -------------------------------------------------------------------------------------
 
 
 def labels(path: Path) -> None:

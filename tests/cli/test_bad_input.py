@@ -22,8 +22,6 @@ def typed(line: str, out: Path, **places: Path) -> list[object]:
     return [PLACES[word]() if word in PLACES else found.get(word, word) for word in line.split()]
 
 
-# --- what is typed ---------------------------------------------------------------------------------------------------
-
 TYPED = [
     # usage
     ("tune", "Missing argument 'CKPT'"),
@@ -83,9 +81,6 @@ def test_bad_command_lines(line: str, message: str, nrd_trt: Invoke, data: Path,
     before = listing(tmp_path)
     result = nrd_trt(*typed(line, tmp_path / "out", DATA=data / "images" if "predict" in line else data), "--json")
     check_refused(result, tmp_path, before, message)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
 
 
 BAD_FILES = [

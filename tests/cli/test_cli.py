@@ -41,9 +41,6 @@ VALIDATION_KEYS = {
 QUICK = ("--builder", "onnxruntime", "--threads", 1, "--min-agreement", 0.9)
 
 
-# --- the frame -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_every_verb(verb: str, nrd_trt: Invoke) -> None:
     result = nrd_trt(verb, "--help")
@@ -63,9 +60,6 @@ def test_help_lists_every_verb_in_the_order_of_their_use(nrd_trt: Invoke) -> Non
     assert nrd_trt().exit_code == 2  # a bare call is a mistake that shows the help
     result = nrd_trt("--version")
     assert (result.exit_code, result.stdout.strip()) == (0, package.__version__)
-
-
-# --- evaluate --------------------------------------------------------------------------------------------------------
 
 
 def test_evaluate(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
@@ -88,9 +82,6 @@ def test_evaluate(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
         assert text in people.stdout
 
 
-# --- complexity ------------------------------------------------------------------------------------------------------
-
-
 def test_complexity_json(nrd_trt: Invoke) -> None:
     result = nrd_trt("complexity", "camvid_mobilenetv2", "--size", SIZE, "--json")
     assert result.exit_code == 0, result.stderr
@@ -111,9 +102,6 @@ def test_complexity_json(nrd_trt: Invoke) -> None:
     dilated = ("--head", "deeplabv3", "--output-stride", 8, "--dilations", "1,12,24,36")
     found = one_object(nrd_trt("complexity", "camvid_r18", *dilated, "--size", SIZE, "--json").stdout)
     assert (found["head"], found["dilated_ratio"], found["parts"]["controller"]) == ("deeplabv3", 1.0, 0.0)
-
-
-# --- export ----------------------------------------------------------------------------------------------------------
 
 
 def test_export_writes_a_checked_file_and_its_json(nrd_trt: Invoke, tmp_path: Path) -> None:
@@ -145,9 +133,6 @@ def test_parity_that_fails_leaves_no_file(nrd_trt: Invoke, tmp_path: Path, monke
     assert listing(tmp_path) == []
 
 
-# --- build -----------------------------------------------------------------------------------------------------------
-
-
 def test_build_prints_the_bundles_facts(nrd_trt: Invoke, tmp_path: Path) -> None:
     target = tmp_path / "a.nrd"
     result = nrd_trt("build", onnx_file(), "-o", target, *QUICK, "--json")
@@ -177,7 +162,9 @@ def test_build_whose_gate_fails_keeps_the_bundle(nrd_trt: Invoke, tmp_path: Path
     assert "gate failed: pixel agreement" in result.stderr
 
 
-def test_default_size_is_the_checkpoints(nrd_trt: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_without_a_form_takes_the_checkpoints(
+    nrd_trt: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Any] = []
 
     def stop(request: Any) -> None:
@@ -203,9 +190,6 @@ def test_tensorrt_prints_nothing_on_stdout(flags: tuple[str, ...], tmp_path: Pat
     assert one_object(result.stdout)["builder"]["name"] == "tensorrt-rtx"
     assert (target / PLAN_FILE).is_file()
     assert ("[TensorRT" in result.stderr) == bool(flags)
-
-
-# --- validate --------------------------------------------------------------------------------------------------------
 
 
 def test_validate_json(nrd_trt: Invoke, data: Path) -> None:
@@ -256,9 +240,6 @@ def test_validate_names_a_planted_fault_and_exits_1(nrd_trt: Invoke, tmp_path: P
     assert "worst image scene" in result.stdout
 
 
-# --- benchmark -------------------------------------------------------------------------------------------------------
-
-
 def test_benchmark_compares_bundles_and_checkpoints(nrd_trt: Invoke) -> None:
     targets = (bundle(), bundle("fp16"), checkpoint())
     quick = ("--warmup", 0, "--runs", 1, "--threads", 1)
@@ -273,9 +254,6 @@ def test_benchmark_compares_bundles_and_checkpoints(nrd_trt: Invoke) -> None:
     assert alone["throughput_fps"] > 0 and alone["peak_memory_mib"] > 0
     people = nrd_trt("benchmark", bundle("fp16"), *quick)
     assert "simulated" in people.stdout
-
-
-# --- predict ---------------------------------------------------------------------------------------------------------
 
 
 def test_predict_writes_a_palette_png_of_the_images_size(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
@@ -340,9 +318,6 @@ def test_predict_writes_no_file_twice_and_replaces_nothing_that_it_reads(
     assert result.exit_code == 2
     assert "choose another folder" in result.stderr
     assert content(data) == before
-
-
-# --- errors of the system and of our own -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

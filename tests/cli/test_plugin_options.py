@@ -17,9 +17,6 @@ pytestmark = pytest.mark.usefixtures("no_library")
 LENIENT = ("--min-agreement", 0.9)
 
 
-# --- build
-
-
 @needs_compiler
 def test_build_says_which_form_it_got_and_why(nrd_trt: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
@@ -39,9 +36,6 @@ def test_build_says_which_form_it_got_and_why(nrd_trt: Invoke, tmp_path: Path, m
     check_refused(result, tmp_path / "a.nrd", listing(tmp_path / "a.nrd"), "cmake -S plugins -B plugins/build -D")
     assert one_object(result.stdout)["error"]["type"] == "PluginError"
     assert "--decode onnx" in result.stderr and not (tmp_path / "d.nrd").exists()
-
-
-# --- the verbs that open a plan
 
 
 @needs_compiler

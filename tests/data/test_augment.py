@@ -76,9 +76,6 @@ def test_small_pictures_lie_anywhere_on_the_mean_colour() -> None:
     assert len(corners) > 20 and max(row for row, _ in corners) > 30
 
 
-# --- scales ----------------------------------------------------------------------------------------------------------
-
-
 def enlargement(height: int, width: int, seed: int, **changes: Any) -> float:
     """By how much a picture was scaled, read off how fast its columns pass."""
     image, label = ramp(height, width)
@@ -112,9 +109,6 @@ def test_pictures_are_brought_to_the_base(
     assert doubled == pytest.approx(0.8 * expected, rel=0.06)
 
 
-# --- crops of one class ----------------------------------------------------------------------------------------------
-
-
 def test_crops_of_one_class_are_drawn_again() -> None:
     """Of one class but for a strip at the right, which an eighth of the crops show well."""
     image, label = np.zeros((64, 960, 3), np.uint8), np.zeros((64, 960), np.uint8)
@@ -141,9 +135,6 @@ def test_ignored_pixels_do_not_count_as_a_class(monkeypatch: pytest.MonkeyPatch)
         tries.clear()
         random_sample(np.zeros((64, 96, 3), np.uint8), changed, how(max_class_share=0.75), rng(), info=PLAIN)
         assert len(tries) == expected
-
-
-# --- colours ---------------------------------------------------------------------------------------------------------
 
 
 def recoloured(colour: Any, seed: int, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -80,9 +80,6 @@ def test_several_data_sets_follow_each_other(tmp_path: Path) -> None:
     assert [image.stem for image, _ in split.validation] == ["2008_3", "c"]
 
 
-# --- what is incomplete ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("layout", "gone", "message"),
     [
@@ -99,7 +96,7 @@ def test_several_data_sets_follow_each_other(tmp_path: Path) -> None:
         ("pascal_context", "ImageSets/*/val.txt", r"SegmentationContext/val\.txt: expected names of images"),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_named(layout: str | None, gone: str, message: str, tmp_path: Path) -> None:
+def test_what_is_missing_of_a_data_set_is_named(layout: str | None, gone: str, message: str, tmp_path: Path) -> None:
     (folder := tmp_path / "set").mkdir()
     if layout is not None:
         write(layout, folder)

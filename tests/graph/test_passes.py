@@ -52,14 +52,11 @@ def test_passes_leave_their_argument_alone() -> None:
     assert typed.SerializeToString(deterministic=True) == before
 
 
-# --- select_outputs
-
-
 @pytest.mark.parametrize(
     ("output", "function", "absent"),
     [("mask", "NrdPatchDecodeMask", "logits"), ("logits", "NrdPatchDecode", "mask")],
 )
-def test_only_what_is_needed_is_kept(output: str, function: str, absent: str) -> None:
+def test_a_selected_output_keeps_only_what_it_needs(output: str, function: str, absent: str) -> None:
     both = copy_model(small_export())
     both.graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.float32), "unused"))
     one = select_outputs(both, output)
@@ -78,9 +75,6 @@ def test_only_what_is_needed_is_kept(output: str, function: str, absent: str) ->
         got = part.infer(image)
         assert list(got) == [output]
         assert np.array_equal(got[output], full.infer(image)[output])
-
-
-# --- casts
 
 
 def chain(*kinds: int) -> onnx.ModelProto:
@@ -124,9 +118,6 @@ def test_planted_casts_in_the_graph_and_in_a_function_are_found() -> None:
     assert any("INT64 -> UINT8" in line for line in undocumented_casts(model))
 
 
-# --- extremes
-
-
 def test_extremes_are_the_largest_magnitudes() -> None:
     graph = small_export()
     watched = [next(n for n in graph.graph.node if n.op_type == "Conv").output[0], "theta", "guidance", "logits"]
@@ -143,9 +134,6 @@ def test_extremes_are_the_largest_magnitudes() -> None:
         assert extremes[name].largest == pytest.approx(np.abs(values[name]).max(), rel=1e-3)
     types = element_types(graph)
     assert extremes.keys() == {n for node in graph.graph.node for n in node.output if types[n] == FLOAT}
-
-
-# --- rounding
 
 
 def scaled(*factors: float) -> onnx.ModelProto:
@@ -169,7 +157,7 @@ def run(model: onnx.ModelProto, values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_every_step_is_rounded(precision: Precision) -> None:
+def test_every_step_of_16_bits_is_rounded(precision: Precision) -> None:
     values, factors = np.array([1.0, 1 / 3, 7.7, -0.123], np.float32), (1.1, 1.7, 0.3)
     expected = values.astype(NUMPY[precision])
     for factor in factors:
@@ -187,9 +175,6 @@ def test_overflow_gives_infinity(precision: Precision, finite: bool) -> None:
     assert np.isfinite(got).tolist() == [finite, finite, True, True]
     if not finite:
         assert got[:2].tolist() == [np.inf, -np.inf]
-
-
-# --- types
 
 
 def test_types_that_cannot_be_inferred_are_an_error() -> None:

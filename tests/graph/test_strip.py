@@ -63,9 +63,6 @@ def test_functions_that_are_absent_or_called_cannot_be_stripped() -> None:
         only_functions(strip_functions(small_export(), {MASK_OP}))
 
 
-# --- the other way round: nodes that no plugin can take
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_renamed_functions_compute_the_same(precision: Precision) -> None:
     model = to_precision(small_export(), precision)
@@ -92,9 +89,6 @@ def test_nothing_by_which_a_plugin_is_found_is_left() -> None:
         assert names == set(function.attribute)
         assert names.isdisjoint(PLUGIN_ATTRIBUTES) and "num_classes" in names
     assert len(renamed.graph.node) == len(small_export().graph.node)
-
-
-# --- constants
 
 
 def with_attribute(name: str, value: Any) -> onnx.ModelProto:

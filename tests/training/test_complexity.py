@@ -41,9 +41,6 @@ def convolutions(model: Segmentor, size_hw: tuple[int, int]) -> tuple[int, int]:
     return sum(macs), sum(written)
 
 
-# --- against the authors ---------------------------------------------------------------------------------------------
-
-
 def test_cityscapes_r50_has_the_figures_of_the_authors_code() -> None:
     got = complexity("cityscapes_r50", size=(1024, 2048)).to_dict()
     assert got["total_gmac"] == pytest.approx(234.2, rel=0.005)
@@ -71,9 +68,6 @@ def test_dilated_deeplabv3_is_what_the_whole_is_compared_with() -> None:
     assert dilated.dilated_ratio == 1
     assert plain.dilated_ratio == pytest.approx(plain.cost.total / dilated.cost.total)
     assert dilated.config.dilations == (1, 12, 24, 36)
-
-
-# --- against formulas and a real forward pass ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -112,9 +106,6 @@ def test_every_product_of_a_baseline_is_counted(head: str, stride: int) -> None:
     assert cost.macs["controller"] == 0
     context = SIZE_HW[0] * SIZE_HW[1] // stride**2
     assert cost.macs["bottleneck"] == context * 9 * 5 * width * width
-
-
-# --- targets ---------------------------------------------------------------------------------------------------------
 
 
 def test_checkpoint_and_its_recipe_agree(tmp_path: Path) -> None:

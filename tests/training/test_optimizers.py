@@ -25,9 +25,6 @@ def objective(**changes: Any) -> Objective:
     return Objective(Segmentor(recipe.config, recipe.info), recipe, None)
 
 
-# --- Muon's direction ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("shape", "scale"),
     [((16, 144), 1e-6), ((144, 16), 1e4), ((48, 48), 1.0), ((1, 40), 1e4), ((40, 1), 1e-6)],
@@ -79,9 +76,6 @@ def test_muon_goes_on_from_its_state() -> None:
         used.step()
     assert first.equal(second)
     assert not first.equal(fresh), "the momentum is part of the state"
-
-
-# --- who trains what -------------------------------------------------------------------------------------------------
 
 
 def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:

@@ -29,9 +29,6 @@ from tests.training.conftest import REPOSITORY, States, logged, tiny
 BATCH_OF_FOUR = {"batch": 4, "steps": 2, "evaluations": 2, "ema": 0.5}
 
 
-# --- splitting -------------------------------------------------------------------------------------------------------
-
-
 def test_micro_batches_are_equal_parts_of_at_least_two_crops() -> None:
     """Batch norm behind global pooling sees one value per channel else, and PyTorch stops in the middle of a step."""
     assert [micro_batch(tiny(batch=12), parts) for parts in (1, 2, 3, 6)] == [12, 6, 4, 2]
@@ -41,9 +38,6 @@ def test_micro_batches_are_equal_parts_of_at_least_two_crops() -> None:
         message = rf"at least 2 crops per micro-batch.*got a batch of {batch} in {batch} parts; take fewer processes"
         with pytest.raises(ConfigError, match=message):
             micro_batch(tiny(batch=batch), batch)
-
-
-# --- one after the other ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -82,9 +76,6 @@ def test_accumulated_gradients_are_those_of_the_mean_loss(data: Path, tmp_path: 
     moved = states.network(1)[name] - states.network(0)[name]
     torch.testing.assert_close(moved, -recipe.lr * gradient, rtol=1e-4, atol=1e-9)
     assert float(logged(tmp_path)[-1]["loss"]) == pytest.approx(sum(losses) / 2, abs=1e-4)
-
-
-# --- two processes ---------------------------------------------------------------------------------------------------
 
 
 RANK = """
@@ -157,9 +148,6 @@ def test_two_processes_of_two_micro_batches_equal_four(data: Path, tmp_path: Pat
     printed = json.loads(both[0][1])
     assert printed["best_miou"] == two["best"] == one["best"]
     assert both[1][1] == "", "one process speaks for both"
-
-
-# --- alone -----------------------------------------------------------------------------------------------------------
 
 
 def test_one_process_communicates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

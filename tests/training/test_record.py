@@ -27,9 +27,6 @@ STATE = RunState(
 FILES = ("state.pt", "best.safetensors", "last.safetensors", "log.csv", "curves.png")
 
 
-# --- the folder ------------------------------------------------------------------------------------------------------
-
-
 def test_a_folder_with_a_file_of_a_run_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for name in FILES:
@@ -66,9 +63,6 @@ def test_what_was_killed_before_its_first_state_starts_again(tmp_path: Path) -> 
             (tmp_path / name).touch()
         prepare_folder(tmp_path, resume=True, force=False)
         assert sorted(path.name for path in tmp_path.iterdir()) == files
-
-
-# --- the state -------------------------------------------------------------------------------------------------------
 
 
 def test_state_comes_back(tmp_path: Path) -> None:
@@ -124,9 +118,6 @@ def test_damaged_states_are_named(write: Any, tmp_path: Path) -> None:
         read_state(tmp_path / "state.pt", tiny(), 1)
 
 
-# --- the log ---------------------------------------------------------------------------------------------------------
-
-
 def rows_of(path: Path) -> list[list[str]]:
     with path.open(newline="") as file:
         return list(csv.reader(file))
@@ -165,9 +156,6 @@ def test_resumed_log_drops_the_rows_that_are_made_again(tmp_path: Path) -> None:
         path.write_text(path.read_text() + end)
         write_rows(path, range(5, 7), resumed_at=4)
         assert [row[0] for row in rows_of(path)] == ["step", "1", "2", "3", "4", "5", "6"]
-
-
-# --- the picture -----------------------------------------------------------------------------------------------------
 
 
 def colours(path: Path) -> set[tuple[int, int, int]]:

@@ -31,9 +31,6 @@ def classes_of(batch: tuple[np.ndarray, np.ndarray]) -> set[int]:
     return set(np.unique(batch[1]).tolist()) - {IGNORE}
 
 
-# --- the sequence ----------------------------------------------------------------------------------------------------
-
-
 def test_a_sample_depends_on_the_seed_and_its_number_and_not_on_its_batch(data: Path) -> None:
     samples = Samples(tiny(), [data])
     whole, parts = samples.batch(4, 4), [Samples(tiny(), [data]).batch(first, 2) for first in (6, 4)]
@@ -63,9 +60,6 @@ def test_scenes_are_mixed_in_at_their_share(tmp_path: Path, monkeypatch: pytest.
     assert 20 <= of_scenes[0.3] <= 40
     assert min(seeds) >= FIRST_SCENE, "scenes that other code uses must not be trained on"
     assert len(set(seeds)) > 50
-
-
-# --- data sets -------------------------------------------------------------------------------------------------------
 
 
 def test_folders_are_mixed(tmp_path: Path) -> None:
@@ -108,9 +102,6 @@ def test_scenes_have_camvids_classes_and_need_a_share(tmp_path: Path) -> None:
         Samples(tiny(synthetic_share=0.0), [tmp_path, SYNTHETIC])
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
 def test_labels_that_count_from_one(tmp_path: Path) -> None:
     label = np.repeat(np.array([0, 1, 11, 255], np.uint8), 25)[None].repeat(70, axis=0)
     for stem in "ab":
@@ -127,9 +118,6 @@ def test_labels_that_count_from_one(tmp_path: Path) -> None:
     write_arrays(tmp_path, "b", np.zeros((70, 99, 3), np.uint8), label)
     with pytest.raises(ShapeError, match=r"labels.b\.png: expected the image's size 70x99, got 70x100"):
         samples.batch(0, 1)
-
-
-# --- class weights ---------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_roots_of_rarity_within_bounds(tmp_path: Path) -> None:
