@@ -197,7 +197,7 @@ class Localisation:
         first_beyond: The first stage beyond its tolerance; ``"plan"`` where only the plan's masks are; None where all
             are within.
         hints: What the difference looks like, where that is known.
-        arithmetic: Arithmetic of the file's run: ``"native"`` or ``"simulated"``.
+        arithmetic: Arithmetic of the file's run: ``"native"``, ``"simulated"`` or ``"tf32"``.
         note: What was run, as a sentence.
         images: Names of the images compared.
         stages: Figures of every stage that the network has.
@@ -254,7 +254,7 @@ class ValidationRecord(MaskFigures):
 
     Attributes:
         runner: Backend that drew the engine's masks.
-        arithmetic: ``"native"`` or ``"simulated"``.
+        arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
         reference: What drew the reference: ``"torch"``, ``"onnx"`` or ``"stored"``.
         samples: What was compared on, in words.
         plan_run: Whether the plan itself ran; False where it was built but cannot run here.
@@ -295,7 +295,7 @@ class Parity:
     Attributes:
         max_abs: Largest difference of a logit; None where one is not finite.
         agreement: Share of mask pixels that agree, 0-1.
-        arithmetic: ``"native"`` or ``"simulated"``.
+        arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
         failures: Gates that do not hold; empty when the file passed.
     """
 

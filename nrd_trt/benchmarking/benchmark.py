@@ -48,7 +48,7 @@ class BenchmarkRow:
     Attributes:
         target: Name of the file.
         runner: Name of the backend that ran.
-        arithmetic: ``"native"`` or ``"simulated"``.
+        arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
         precision: Precision of the file.
         size: Height and width of the image.
         batch: Images per call.

@@ -43,10 +43,11 @@ def spread_marks(latency: Latency) -> list[str]:
 
 
 def arithmetic_notes(arithmetic: str) -> list[str]:
-    """Say what a simulated run is not."""
-    if arithmetic != "simulated":
+    """Say what an imitated run is not."""
+    imitated = {"simulated": "16-bit rounding", "tf32": "rounding to TF32"}.get(arithmetic)
+    if imitated is None:
         return []
-    return ["simulated: 16-bit rounding is imitated in fp32, so this latency says nothing about the device"]
+    return [f"{arithmetic}: {imitated} is imitated in fp32, so this latency says nothing about the device"]
 
 
 def comparison_notes(sizes: Sequence[str]) -> list[str]:

@@ -93,6 +93,7 @@ def build(
     timing_cache: Path | str | None = None,
     version_compatible: bool = False,
     hardware_compatible: bool = False,
+    tf32: bool = False,
     compute_capabilities: Sequence[str] = (),
     min_agreement: float | None = None,
     max_miou_drop: float | None = None,
@@ -143,6 +144,8 @@ def build(
         timing_cache: File that is read before the build and written after it.
         version_compatible: The plan loads in later TensorRT versions, too.
         hardware_compatible: The plan loads on other Ampere or later GPUs.
+        tf32: Products of fp32 may be computed with factors of 10 bits, which costs masks some agreement. Where ONNX
+            Runtime runs the file it imitates that.
         compute_capabilities: GPUs to build for, such as ``"8.9"``; TensorRT-RTX only.
         min_agreement: Gate: share of equal pixels, 0-1; None takes the precision's.
         max_miou_drop: Gate: loss of mIoU against labels, 0-1; None takes the precision's.
@@ -199,6 +202,7 @@ def build(
                 optimization_level=optimization_level,
                 version_compatible=version_compatible,
                 hardware_compatible=hardware_compatible,
+                tf32=tf32,
                 compute_capabilities=tuple(compute_capabilities),
             ),
             timing_cache=optional_path("timing_cache", timing_cache),
@@ -278,7 +282,7 @@ class _Build:
             rebuild = rebuild_call(request.output, self.engine.flavour, form.name)
             encoding = self.graph.mask_encoding
             return plan_runner(self.engine.plan, self.built, rebuild, plugin=form.library, mask_encoding=encoding)
-        return OrtRunner(self.model, threads=request.threads)
+        return OrtRunner(self.model, threads=request.threads, tf32=request.config.tf32)
 
     def validate(self, given: BuildInput) -> tuple[Validation, ReferenceSet]:
         """Compare the model's masks with the reference's; return the verdict and the masks to store."""
@@ -311,6 +315,7 @@ class _Build:
                 machine=machine,
                 gpu=None,
                 driver=None,
+                tf32=config.tf32,
             )
         capabilities = engine.compute_capabilities
         if engine.flavour == "tensorrt" and device is not None and device.compute_capability is not None:
@@ -328,6 +333,7 @@ class _Build:
             hardware_compatible=config.hardware_compatible,
             workspace_mib=config.workspace_mib,
             optimization_level=config.optimization_level,
+            tf32=config.tf32,
         )
 
     def record(self, given: BuildInput, validation: Validation) -> BundleRecord:
@@ -372,6 +378,7 @@ class _Build:
             **(vars(request.calibrator.arguments(precision)) if request.calibrator else {}),
             "version_compatible": request.config.version_compatible or None,
             "hardware_compatible": request.config.hardware_compatible or None,
+            "tf32": request.config.tf32 or None,
             "force": True,
         }
         given = [

@@ -80,6 +80,7 @@ def _made(record: BundleRecord) -> Lines:
     if builder.version:
         targets = ", ".join(builder.compute_capabilities) or "the builder's default"
         yield "for", f"GPU {builder.gpu or 'not recorded'}, driver {builder.driver or '–'}; targets {targets}"
+    yield "TF32", {True: "allowed", False: "off", None: "not recorded; TensorRT's default allows it"}[builder.tf32]
     yield "rebuild with", record.command
 
 

@@ -159,6 +159,7 @@ class TensorRT:
         trt = self.trt
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
         if options.workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         if options.optimization_level is not None:
@@ -237,6 +238,7 @@ class ConfigOptions:
         version_compatible: The plan loads in later versions of the same major and the next one.
         hardware_compatible: The plan loads on any Ampere or later GPU, at some cost in speed.
         compute_capabilities: Targets such as ``"8.9"`` (TensorRT-RTX only); empty for its default.
+        tf32: Products of fp32 may be computed with factors of 10 bits, which TensorRT does unless told not to.
     """
 
     workspace_mib: int | None = None
@@ -244,6 +246,7 @@ class ConfigOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.workspace_mib is not None and self.workspace_mib < 1:

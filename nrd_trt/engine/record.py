@@ -103,6 +103,8 @@ class BuilderRecord:
         hardware_compatible: Whether the plan loads on other Ampere or later GPUs.
         workspace_mib: Scratch memory that a layer may use; None is the builder's choice.
         optimization_level: Builder effort, 0-5; None is the builder's choice.
+        tf32: Whether products of fp32 may be computed with factors of 10 bits; None where it was not recorded, which is
+            TensorRT's default: they may.
     """
 
     name: Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]
@@ -117,6 +119,7 @@ class BuilderRecord:
     hardware_compatible: bool = False
     workspace_mib: int | None = None
     optimization_level: int | None = None
+    tf32: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

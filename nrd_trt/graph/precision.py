@@ -1,4 +1,4 @@
-"""Passes: type an fp32 graph in 16 bits, simulate such a graph in fp32, and check its casts. onnx and NumPy only.
+"""Passes: type an fp32 graph in 16 bits, simulate 16 bits and TF32 in fp32, and check casts. onnx and NumPy only.
 
 Strongly typed builders take the types of the file as they are, so every operand must have the type of its operation.
 Weights are stored in 16 bits; the network input, the preprocessing, global pooling and the decode's arithmetic stay in
@@ -38,6 +38,7 @@ _SENSITIVE = {
     ),
 }
 _BF16_OPSET, _BF16_IR_VERSION = 22, 10  # the first in which Conv accepts bfloat16
+_TF32_SPLITTER = np.array(2**13 + 1, np.float32)  # x·c - (x·c - x) keeps 24 - 13 significant bits of x (Veltkamp)
 _BYTE_PARTNERS = {TensorProto.FLOAT, TensorProto.FLOAT16}
 _CASTABLE = {*_BYTE_PARTNERS, TensorProto.BFLOAT16, TensorProto.INT32, TensorProto.INT64}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -93,6 +94,39 @@ def simulate_rounding(model: onnx.ModelProto, precision: Precision) -> onnx.Mode
         for tensor in graph.initializer
     ]
     replace_nodes(graph, nodes, widened)
+    return result
+
+
+def simulate_tf32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the fp32 graph that multiplies as NVIDIA's tensor cores do in TF32: both factors have 10 bits of mantissa.
+
+    Both inputs of every convolution and matrix product are rounded. Those of the decode are too: its function is put in
+    the place of its calls. int8 layers multiply integers and stay. Run the result without graph optimisation, which
+    might take the rounding out.
+
+    Args:
+        model: An fp32 graph, or one made by `simulate_rounding`. 16-bit values have no more bits than TF32, so that
+            rounding them changes nothing.
+    """
+    result = inliner.inline_local_functions(model)
+    splitter = "tf32/splitter"
+    weights = [*result.graph.initializer, numpy_helper.from_array(_TF32_SPLITTER, splitter)]
+    integers = {node.output[0] for node in result.graph.node if node.op_type == "DequantizeLinear"}
+    nodes: list[onnx.NodeProto] = []
+    rounded: dict[str, str] = {}
+    for node in result.graph.node:
+        in_fp32 = node.op_type in ("Conv", "MatMul") and node.input[0] not in integers
+        for index in range(2) if in_fp32 else ():
+            name = node.input[index]
+            if name not in rounded:
+                rounded[name] = short = f"{name}/tf32"
+                scaled, rest = f"{short}/scaled", f"{short}/rest"
+                nodes.append(helper.make_node("Mul", [name, splitter], [scaled]))
+                nodes.append(helper.make_node("Sub", [scaled, name], [rest]))
+                nodes.append(helper.make_node("Sub", [scaled, rest], [short]))
+            node.input[index] = rounded[name]
+        nodes.append(node)
+    replace_nodes(result.graph, nodes, weights)
     return result
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.specs import MaskEncoding, TensorLike, TensorSpec
 
-Arithmetic = Literal["native", "simulated"]
+Arithmetic = Literal["native", "simulated", "tf32"]
 _BYTE, _FOUR_BYTES = np.dtype(np.uint8), np.dtype("<i4")
 
 

@@ -15,7 +15,7 @@ import onnx
 
 from nrd_trt.errors import RunnerError
 from nrd_trt.graph.metadata import load_onnx, read_facts
-from nrd_trt.graph.precision import simulate_rounding
+from nrd_trt.graph.precision import simulate_rounding, simulate_tf32
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.specs import TensorSpec
@@ -30,14 +30,16 @@ class OrtRunner(BaseRunner):
     Args:
         model: A file exported by this toolkit, or the model itself.
         threads: Threads of one operator; None leaves the choice to ONNX Runtime.
+        tf32: Round the factors of products as a GPU does in TF32: evidence of what it does to masks.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, model: Path | onnx.ModelProto, *, threads: int | None = None) -> None:
+    def __init__(self, model: Path | onnx.ModelProto, *, threads: int | None = None, tf32: bool = False) -> None:
         super().__init__()
         self._model = model
         self._threads = threads
+        self._tf32 = tf32
         self._session: Any = None
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
@@ -50,9 +52,13 @@ class OrtRunner(BaseRunner):
         options.log_severity_level = 3  # errors only
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
+        runnable = simulate_rounding(model, precision)
+        if self._tf32:
+            self.arithmetic, runnable = "tf32", simulate_tf32(runnable)
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = ort.InferenceSession(
-                simulate_rounding(model, precision).SerializeToString(), options, providers=["CPUExecutionProvider"]
+                runnable.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as exc:  # onnxruntime has no public base of its errors
             raise RunnerError(f"onnxruntime: cannot load the model: {exc}") from exc

@@ -65,7 +65,7 @@ def make_runner(
             warnings.warn(f"the plan is not run, ONNX Runtime takes its place: {exc}", stacklevel=2)
     elif plugin is not None:
         warnings.warn(f"plugin={plugin} is not used: this machine cannot run the plan.", stacklevel=2)
-    return OrtRunner(bundle.onnx_path, threads=threads)
+    return OrtRunner(bundle.onnx_path, threads=threads, tf32=bool(record.builder.tf32))
 
 
 def bundle_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary | None:

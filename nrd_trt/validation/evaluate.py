@@ -32,7 +32,7 @@ class Evaluation:
         pixel_accuracy: Share of the labelled pixels with the right class.
         images: Number of images.
         runner: Backend that drew the masks.
-        arithmetic: ``"native"`` or ``"simulated"``.
+        arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
         plan_run: Whether a bundle's plan itself ran; None where there is no plan.
     """
 

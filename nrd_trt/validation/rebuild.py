@@ -111,6 +111,7 @@ def recorded_config(bundle: Bundle) -> ConfigOptions:
         optimization_level=built.optimization_level,
         version_compatible=built.version_compatible,
         hardware_compatible=built.hardware_compatible,
+        tf32=built.tf32 is not False,
         compute_capabilities=built.compute_capabilities if built.name == "tensorrt-rtx" else (),
     )
 

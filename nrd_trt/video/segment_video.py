@@ -55,7 +55,7 @@ class VideoResult(RunStats):
         outputs: The sinks as they were asked for.
         notes: What is not as asked for, one line each.
         runner: Name of the backend that ran.
-        arithmetic: ``"native"`` or ``"simulated"``.
+        arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
         interrupted: Whether Ctrl-C ended the run.
     """
 

@@ -101,6 +101,18 @@ def test_the_recorded_call_holds_every_argument_that_changes_the_masks(tmp_path:
     assert described["command"].startswith("NRD_TRT.BUILD('FP32_MASK.ONNX', 'NAME.NRD', PRECISION='FP32'")
 
 
+@pytest.mark.parametrize("builder", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
+def test_tf32_is_recorded_and_shows_in_the_masks_evidence(builder: Any, tmp_path: Path) -> None:
+    target = tmp_path / "a.nrd"
+    for asked, arithmetic in {False: "native", True: "tf32"}.items():
+        facts = build(onnx_file(), target, precision="fp32", builder=builder, tf32=asked, force=True)
+        assert facts["builder"]["tf32"] is asked
+        assert ("tf32=True" in facts["command"]) is asked
+        assert facts["validation"]["arithmetic"] == arithmetic
+        with nrd_trt.open_bundle(target, threads=1) as engine:
+            assert engine.arithmetic == arithmetic
+
+
 # --- from an ONNX file -----------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,7 @@ BUILDER = {
     "hardware_compatible": False,
     "workspace_mib": 256,
     "optimization_level": 3,
+    "tf32": False,
 }
 CONTENT: dict[str, Any] = {
     "format": 1,

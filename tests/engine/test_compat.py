@@ -90,6 +90,16 @@ def test_a_setting_that_a_version_lacks_is_named() -> None:
         tensorrt.config(tensorrt.builder(tensorrt.log(silent)), ConfigOptions(version_compatible=True))
 
 
+@needs_rtx
+def test_tf32_is_off_unless_it_is_asked_for() -> None:
+    """TensorRT's own default, which the adapter turns round, is part of the surface that we rely on."""
+    tensorrt = load_tensorrt(RTX)
+    builder, flag = tensorrt.builder(tensorrt.log(silent)), tensorrt.trt.BuilderFlag.TF32
+    assert builder.create_builder_config().get_flag(flag)
+    assert not tensorrt.config(builder, ConfigOptions()).get_flag(flag)
+    assert tensorrt.config(builder, ConfigOptions(tf32=True)).get_flag(flag)
+
+
 # --- messages of a build
 
 

@@ -20,7 +20,7 @@ Path = tuple[str | int, ...]
 OPTIONAL = {  # added to a schema, or filled by the writer
     ("files",),
     ("exporter",),
-    *(("builder", name) for name in ("cuda", "workspace_mib", "optimization_level")),
+    *(("builder", name) for name in ("cuda", "workspace_mib", "optimization_level", "tf32")),
     *(("builder", f"{what}_compatible") for what in ("version", "hardware")),
     *(("model", name) for name in ("checkpoint_sha256", "precision", "upsample", "mask_encoding")),
     *(("model", "decode", name) for name in ("hidden", "guidance_channels", "patch", "upsample")),
@@ -76,7 +76,7 @@ def test_what_may_be_null_is_read_and_written_as_null() -> None:
         with suppress(ValueError):
             assert write_record(read_record(text(content))) == text(content)
             nullable.append(at)
-    assert len(nullable) == 45
+    assert len(nullable) == 46
 
 
 def test_odd_texts_and_numbers_are_read_as_they_were_written() -> None:
@@ -127,7 +127,7 @@ def test_a_newer_schema_may_hash_otherwise() -> None:
 )
 def test_the_builder_of_0_1_0(command: str, expected: tuple[int | None, int | None]) -> None:
     """Its `driver` was the CUDA version, and two settings were in the command only."""
-    new = ("cuda", "workspace_mib", "optimization_level")
+    new = ("cuda", "workspace_mib", "optimization_level", "tf32")
     old = {name: value for name, value in CONTENT["builder"].items() if name not in new}
     builder = read_record(text({**CONTENT, "command": command, "builder": {**old, "driver": "12.6"}})).builder
     assert (builder.driver, builder.cuda) == (None, "12.6")

@@ -31,7 +31,7 @@ HERE = Path(__file__).parent / "surface"
 # Written by `python tests/engine/test_surface.py`; read here so that the checks of the check need no network.
 RECORDED: dict[str, dict[str, Any]] = json.loads((HERE / "names.json").read_text())
 USES = {name: (kind, arguments) for name, kind, arguments in surface()}
-PLAIN = {"profiling_verbosity": "DETAILED", "flags": [], "cleared": [], "pools": {}}
+PLAIN = {"profiling_verbosity": "DETAILED", "flags": [], "cleared": ["TF32"], "pools": {}}
 needs_rtx = pytest.mark.skipif(
     "tensorrt-rtx" not in installed_flavours(), reason="needs the package: `pip install nrd-trt[rtx]` (no GPU needed)"
 )
@@ -152,7 +152,7 @@ def test_our_adapter_on_the_bindings(version: str) -> None:
     assert result["compatible"] == {
         **PLAIN,
         "flags": ["VERSION_COMPATIBLE"],
-        "cleared": ["EXCLUDE_LEAN_RUNTIME"],
+        "cleared": ["TF32", "EXCLUDE_LEAN_RUNTIME"],
         "hardware_compatibility_level": "AMPERE_PLUS",
     }
     assert result["messages"] == {

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -17,7 +18,7 @@ from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.graph.extremes import MAX_UNDERFLOW, Extremes, out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.precision import to_precision, undocumented_casts
+from nrd_trt.graph.precision import simulate_tf32, to_precision, undocumented_casts
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputForm, Precision
@@ -220,3 +221,48 @@ def test_the_range_pass_runs_over_the_calibration_stream() -> None:
     feeds.append({"image": image * np.float32(1e6)})
     kept = derive_precision(graph, "fp16", [], calibrator=calibrator).kept_fp32
     assert "half of the range" in kept["backbone.conv1.conv/Conv"]
+
+
+# --- TF32
+
+
+def in_tf32(values: np.ndarray) -> np.ndarray:
+    """Round float32 to 10 bits of mantissa, ties to even: by the bits, independently of the graph."""
+    bits = values.view(np.uint32).astype(np.uint64)
+    bits += 0xFFF + (bits >> 13 & 1)
+    return (bits & ~np.uint64(0x1FFF)).astype(np.uint32).view(np.float32)
+
+
+def test_tf32_rounds_both_factors_of_every_product() -> None:
+    rng = np.random.default_rng(0)
+    values, weights = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 3, 9, 9), (4, 3, 1, 1)))
+    given = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 19, "our": 1]>
+        g (float[5, 3, 9, 9] x, float[9, 7] right) => (float[5, 4, 9, 9] wide, float[5, 3, 9, 7] product)
+        { wide = Conv (x, weight)  product = our.Product (x, right) }
+        <domain: "our", opset_import: ["": 19]> Product (a, b) => (c) { c = MatMul (a, b) }"""
+    )
+    given.graph.initializer.append(numpy_helper.from_array(weights, "weight"))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(simulate_tf32(given).SerializeToString(), options)
+    right = rng.standard_normal((9, 7)).astype(np.float32)
+    wide, product = session.run(None, {"x": values, "right": right})
+    short, short_weights, short_right = (in_tf32(array).astype(np.float64) for array in (values, weights, right))
+    np.testing.assert_allclose(wide, np.einsum("oi,bihw->bohw", short_weights[..., 0, 0], short), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(product, short @ short_right, rtol=0, atol=2e-6)
+    assert np.abs(product - values.astype(np.float64) @ right).max() > 1e-4
+
+
+def test_tf32_is_imitated_in_the_decode_too_and_shows() -> None:
+    exact = small_export("uint8", "static")
+    simulated = simulate_tf32(to_precision(exact, "fp32"))
+    assert not simulated.functions
+    products = [node for node in simulated.graph.node if node.op_type in ("Conv", "MatMul")]
+    assert {node.op_type for node in products} == {"Conv", "MatMul"}
+    assert all(name.endswith("/tf32") for node in products for name in node.input[:2])
+    image = feed("uint8", 1, 128, 256)
+    with OrtRunner(exact, threads=1) as native, OrtRunner(exact, threads=1, tf32=True) as runner:
+        assert (native.arithmetic, runner.arithmetic) == ("native", "tf32")
+        full, short = native.infer(image)["logits"], runner.infer(image)["logits"]
+    assert 1e-3 < np.median(np.abs(full - short)) / full.std() < 5e-2

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.errors import CalibrationError, ConfigError
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.graph.precision import to_precision, undocumented_casts
+from nrd_trt.graph.precision import simulate_rounding, simulate_tf32, to_precision, undocumented_casts
 from nrd_trt.graph.quantize import (
     DEFAULT_EXCLUDE,
     QuantizationPlan,
@@ -156,6 +156,13 @@ def test_tensors_around_a_concat_share_the_largest_scale() -> None:
     }
     assert set(scales) == {"a/scale", "b/scale", "joint/scale"}
     assert set(scales.values()) == {float(np.float16(5 / 127))}
+
+
+def test_tf32_leaves_products_of_integers_alone() -> None:
+    plan = simulate_rounding(to_precision(quantized(), "int8"), "int8")
+    convolutions = [node for node in simulate_tf32(plan).graph.node if node.op_type == "Conv"]
+    rounded = {node.name for node in convolutions if node.input[0].endswith("/tf32")}
+    assert {node.name for node in convolutions} - rounded == set(plan_of(residual_export()).layers)
 
 
 def test_masks_of_int8_are_near_those_of_fp32_with_exact_sums_and_with_rounded_ones() -> None:

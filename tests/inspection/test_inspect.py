@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -128,6 +129,15 @@ def test_bundle_without_a_plan() -> None:
     text = invoke(path).stdout
     for part in ("ONNX Runtime: no plan", facts["command"].split()[2], "passed", "every hash", "Bicyclist", "float16"):
         assert part in text
+
+
+def test_tf32_is_told_or_what_tensorrt_does_without_a_word(tmp_path: Path) -> None:
+    path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
+    built, said = read_facts_of(path)["builder"], []
+    for tf32 in (built["tf32"], True, None):
+        rewrite_facts(path, builder={**built, "tf32": tf32})
+        said += re.findall(r"^  TF32 +(.+)$", invoke(path).stdout, re.MULTILINE)
+    assert said == ["off", "allowed", "not recorded; TensorRT's default allows it"]
 
 
 @needs_rtx
@@ -277,7 +287,9 @@ def test_plan_that_cannot_be_opened_here(monkeypatch: pytest.MonkeyPatch, tmp_pa
     plan = shown(path)["plan"]
     assert plan["opened"] is False
     assert plan["why_not"] == "it was made for another GPU; rebuild with: nrd_trt.build('m.onnx', 'NAME.nrd')"
-    assert "rebuild with: nrd-trt build m.onnx -o NAME.nrd" in " ".join(invoke(path).stdout.split())
+    text = " ".join(invoke(path).stdout.split())
+    assert "rebuild with: nrd-trt build m.onnx -o NAME.nrd" in text
+    assert f"built for: trtexec --loadEngine={path} " in text
 
 
 def test_a_header_is_28_bytes_and_tells_the_version_in_one_form(tmp_path: Path) -> None:

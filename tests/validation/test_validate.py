@@ -188,8 +188,10 @@ def test_the_recorded_settings_are_those_of_the_build() -> None:
     settings = {"workspace_mib": 64, "optimization_level": 2, "version_compatible": True, "hardware_compatible": False}
     recorded = {"name": "tensorrt-rtx", "compute_capabilities": ("8.6",), **settings}
     built = replace(opened.record.builder, **recorded)  # type: ignore[arg-type]
-    config = recorded_config(replace(opened, record=replace(opened.record, builder=built)))
-    assert {"compute_capabilities": ("8.6",), **settings}.items() <= vars(config).items()
+    for tf32, allowed in {None: True, True: True, False: False}.items():  # what is not recorded was TensorRT's default
+        of_build = replace(opened.record, builder=replace(built, tf32=tf32))
+        expected = {"compute_capabilities": ("8.6",), **settings, "tf32": allowed}
+        assert vars(recorded_config(replace(opened, record=of_build))) == expected
 
 
 # --- report ----------------------------------------------------------------------------------------------------------

@@ -128,6 +128,8 @@ class Config:
 
     def set_flag(self, flag: Any) -> None: ...
 
+    def clear_flag(self, flag: Any) -> None: ...
+
     def create_timing_cache(self, content: bytes) -> Any:
         readable = content in (b"", b"ours")
         return SimpleNamespace(content=content, serialize=lambda: b"ours") if readable else None
@@ -186,6 +188,7 @@ def enterprise(version: str = "10.3.0") -> Any:
     module.LayerType = LayerType
     module.NetworkDefinitionCreationFlag = enum.IntEnum("Flag", {"STRONGLY_TYPED": 1 if version < "11" else 0})
     module.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", "DETAILED")
+    module.BuilderFlag = enum.Enum("BuilderFlag", "TF32")
     module.MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
     module.Builder = lambda logger: Builder(module)
     module.OnnxParser = lambda network, logger: Parser(module, network)
