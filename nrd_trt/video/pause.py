@@ -6,33 +6,32 @@ import threading
 
 
 class PauseSwitch:
-    """Holds frames back while paused."""
+    """Holds frames back while paused.
+
+    Attributes:
+        paused: Whether frames are held back.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._paused = self._released = False
+        self.paused = self._released = False
         self._steps = 0
-
-    @property
-    def paused(self) -> bool:
-        """Whether frames are held back."""
-        return self._paused
 
     def pause(self) -> None:
         """Hold frames back from now on."""
         with self._changed:
-            self._paused = True
+            self.paused = True
 
     def resume(self) -> None:
         """Let frames through again."""
         with self._changed:
-            self._paused, self._steps = False, 0
+            self.paused, self._steps = False, 0
             self._changed.notify_all()
 
     def step(self) -> None:
         """Let one more frame through; pause first where needed."""
         with self._changed:
-            self._paused = True
+            self.paused = True
             self._steps += 1
             self._changed.notify_all()
 
@@ -52,9 +51,9 @@ class PauseSwitch:
             if wait:
                 self._changed.wait_for(self._open)
             passes = self._open()
-            if self._paused and self._steps and passes:
+            if self.paused and self._steps and passes:
                 self._steps -= 1
             return passes
 
     def _open(self) -> bool:
-        return not self._paused or self._steps > 0 or self._released
+        return not self.paused or self._steps > 0 or self._released

@@ -44,8 +44,7 @@ class _Arrived:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Fitted:
-    arrived: _Arrived
+class _Fitted(_Arrived):
     fitted: FittedImage
     feed: Mapping[str, np.ndarray]
 
@@ -182,7 +181,7 @@ class Pipeline:
 
     def _fit(self, arrived: _Arrived) -> _Fitted:
         fitted = self._engine.fitted(arrived.frame.rgb)
-        return _Fitted(arrived=arrived, fitted=fitted, feed=self._engine.feed(fitted.image))
+        return _Fitted(**vars(arrived), fitted=fitted, feed=self._engine.feed(fitted.image))
 
     def _infer(self) -> None:
         """Keep the engine busy: of a file, a run is queued before the one ahead of it has ended.
@@ -204,8 +203,7 @@ class Pipeline:
 
     def _smooth(self, inferred: _Inferred) -> SegmentedFrame:
         item, outputs = inferred
-        arrived, fitted = item.arrived, item.fitted
-        raw = first_mask(outputs, self._engine.graph)
+        raw, fitted = first_mask(outputs, self._engine.graph), item.fitted
         still = self._still(fitted.image)
         mask = self._smoother(raw, outputs, still)
         height, width = fitted.content_hw  # padding does not count
@@ -214,12 +212,12 @@ class Pipeline:
         restored = fitted.restore(mask)
         unsmoothed = restored if isinstance(self._smoother, NoSmoothing) else fitted.restore(raw)
         return SegmentedFrame(
-            frame=arrived.frame,
+            frame=item.frame,
             mask=restored,
             unsmoothed=unsmoothed,
-            picture=arrived.frame.rgb,
+            picture=item.frame.rgb,
             shares=class_shares(restored),
-            arrived_s=arrived.arrived_s,
+            arrived_s=item.arrived_s,
         )
 
     def _draw(self, frame: SegmentedFrame) -> SegmentedFrame:

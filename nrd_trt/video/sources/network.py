@@ -10,7 +10,6 @@ from nrd_trt.data.videos import VideoReader
 from nrd_trt.errors import VideoError
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "rtmp")
-_ALWAYS_LIVE = {"rtsp", "rtsps", "udp", "rtmp"}
 # A read that gets nothing is given up after the second number: nothing else ends it, not even stop().
 _TIMEOUT_S = (5.0, 2.0)
 
@@ -27,7 +26,7 @@ def open_url(url: str, *, live: bool | None) -> VideoReader:
         MissingDependencyError: PyAV is not installed.
     """
     scheme = url.partition(":")[0].lower()
-    if live is None and scheme in _ALWAYS_LIVE:
+    if live is None and not scheme.startswith("http"):
         live = True
     # What is read while FFmpeg looks at the stream is not lost: `fflags nobuffer` would wait for the next key frame.
     options = {"analyzeduration": "1000000"}

@@ -63,7 +63,6 @@ class ReaderSource:
         self._stopped = threading.Event()
         self._reading = threading.Lock()  # closing what another thread reads would end the process
         self._reader: Reader | None = None
-        self._frames: Iterator[Frame] = iter(())
         self.reconnects = 0
 
     def __enter__(self) -> ReaderSource:
