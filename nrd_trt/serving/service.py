@@ -187,7 +187,9 @@ class Service:
 
     def status(self) -> Status:
         """Return everything about the run."""
-        info, limits, model, engine = self.hub.info, self.uploads.limits, self.info, self.engine.engine
+        info, limits, engine = self.hub.info, self.uploads.limits, self.engine.engine
+        names, colours = self.info.class_names, self.info.palette
+        classes = [ClassStatus(index=index, name=name, colour=colours[index]) for index, name in enumerate(names)]
         source = None
         if info is not None:
             rate = float(info.rate) if info.rate else None
@@ -197,13 +199,7 @@ class Service:
             version=nrd_trt.__version__,
             source=source,
             model=ModelStatus(
-                bundle=self.bundle,
-                runner=engine.runner_name,
-                arithmetic=engine.arithmetic,
-                classes=[
-                    ClassStatus(index=index, name=name, colour=model.palette[index])
-                    for index, name in enumerate(model.class_names)
-                ],
+                bundle=self.bundle, runner=engine.runner_name, arithmetic=engine.arithmetic, classes=classes
             ),
             limits=UploadLimits(mib=limits.mib, clip_s=limits.clip_s),
         )
