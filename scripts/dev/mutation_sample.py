@@ -91,8 +91,7 @@ def tests_of(data: CoverageData, mutant: Mutant) -> tuple[list[str], list[str]]:
 
     What runs on import, in a fixture or in a child process belongs to no test, so that the room's tests come after.
     """
-    measured = next((name for name in data.measured_files() if name.endswith(f"/{mutant.path}")), None)
-    contexts = data.contexts_by_lineno(measured).get(mutant.line, []) if measured else []
+    contexts = data.contexts_by_lineno(str(ROOT / mutant.path)).get(mutant.line, [])
     tests = sorted({context for context in contexts if context.startswith("tests.")})
     found = []
     for name in tests:
