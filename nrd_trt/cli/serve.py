@@ -16,25 +16,20 @@ def serve_command(
     *,
     source: Source,
     bundle: BundleOption,
-    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="0.0.0.0 for all; needs --token.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="0.0.0.0 for all; needs --token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     token: Annotated[
         str | None,
-        typer.Option(
-            "--token", envvar="NRD_TRT_TOKEN", metavar="TEXT|auto", help="Whoever looks must know it; auto makes one."
-        ),
+        typer.Option(envvar="NRD_TRT_TOKEN", metavar="TEXT|auto", help="Whoever looks must know it; auto makes one."),
     ] = None,
     allow_host: Annotated[
-        list[str] | None,
-        typer.Option("--allow-host", metavar="NAME", help="Further name of this machine, or of a proxy; repeatable."),
+        list[str] | None, typer.Option(metavar="NAME", help="Further name of this machine, or of a proxy; repeatable.")
     ] = None,
     loop: Annotated[bool, typer.Option("--loop/--no-loop", help="Begin a file again at its end.")] = True,
     rate: Rate = None,
     live: Live = None,
     smooth: Smooth = "none",
-    max_upload_mb: Annotated[int, typer.Option("--max-upload-mb", metavar="MIB", help="Largest upload.")] = 64,
+    max_upload_mb: Annotated[int, typer.Option(metavar="MIB", help="Largest upload.")] = 64,
     fit: common.FitOption = None,
     run: groups.RunnerOptions,
     verbose: common.Verbose = False,

@@ -27,16 +27,9 @@ Source = Annotated[
         "jetson://FILE, or a GStreamer pipeline ('… ! …').",
     ),
 ]
-BundleOption = Annotated[
-    Path, typer.Option("--bundle", metavar="NAME.nrd|CKPT", help="The engine; a checkpoint runs in PyTorch.")
-]
-Smooth = Annotated[
-    str,
-    typer.Option("--smooth", metavar="none|hysteresis[:N]|ema[:WEIGHT]", help="Smoothing of masks over time."),
-]
-Rate = Annotated[
-    str | None, typer.Option("--rate", metavar="FPS", help="Of a folder of images: 30, 29.97 or 30000/1001.")
-]
+BundleOption = Annotated[Path, typer.Option(metavar="NAME.nrd|CKPT", help="The engine; a checkpoint runs in PyTorch.")]
+Smooth = Annotated[str, typer.Option(metavar="none|hysteresis[:N]|ema[:WEIGHT]", help="Smoothing of masks over time.")]
+Rate = Annotated[str | None, typer.Option(metavar="FPS", help="Of a folder of images: 30, 29.97 or 30000/1001.")]
 Live = Annotated[
     bool | None, typer.Option("--live/--no-live", help="Drop late frames, or read every one (default: by the source).")
 ]
@@ -46,13 +39,13 @@ Live = Annotated[
 class StyleOptions:
     """How pictures are drawn, as it was typed."""
 
-    view: Annotated[View, typer.Option("--view", help="What pictures show.")] = "overlay"
-    opacity: Annotated[float, typer.Option("--opacity", min=0, max=1, help="Opacity of the mask in the overlay.")] = 0.6
+    view: Annotated[View, typer.Option(help="What pictures show.")] = "overlay"
+    opacity: Annotated[float, typer.Option(min=0, max=1, help="Opacity of the mask in the overlay.")] = 0.6
     contours: Annotated[bool, typer.Option("--contours", help="Draw the borders between classes.")] = False
     show: Annotated[
-        str | None, typer.Option("--show", metavar="NAME,NAME", help="Colour these classes only, by name or number.")
+        str | None, typer.Option(metavar="NAME,NAME", help="Colour these classes only, by name or number.")
     ] = None
-    palette: Annotated[PaletteName, typer.Option("--palette", help="Where the colours come from.")] = "model"
+    palette: Annotated[PaletteName, typer.Option(help="Where the colours come from.")] = "model"
     legend: Annotated[bool, typer.Option("--legend", help="Draw the classes with their shares of the picture.")] = False
 
     def style(self) -> OverlayStyle:
