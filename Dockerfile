@@ -18,7 +18,7 @@ COPY plugins plugins
 
 # The environment sees the container's tensorrt; pip must not put another one beside it, so the extra `trt` is left out.
 RUN python3 -m venv --system-site-packages /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir ".[${EXTRAS}]" "cuda-python>=12,<14"
+    && /opt/venv/bin/pip install --no-cache-dir ".[${EXTRAS}]"
 
 ENV PATH=/opt/venv/bin:${PATH}
 WORKDIR /work

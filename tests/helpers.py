@@ -15,7 +15,7 @@ import torch
 
 from nrd_trt.data.classes import voc_palette
 from nrd_trt.engine.compat import installed_flavours
-from nrd_trt.errors import MissingDependencyError, RunnerError
+from nrd_trt.errors import RunnerError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.model.config import NetworkConfig
@@ -158,9 +158,8 @@ def missing_for_plans() -> str | None:
     """Return in one line what keeps this machine from running plans on a GPU, or None where nothing does."""
     lines = []
     try:
-        if load_cuda().name != "cuda-python":
-            lines.append("no cuda-python: `pip install nrd-trt[cuda]`")
-    except (MissingDependencyError, RunnerError) as exc:
+        load_cuda().close()
+    except RunnerError as exc:
         lines.append(str(exc))
     if not installed_flavours():
         lines.append("no TensorRT: `pip install nrd-trt[trt]` or `pip install nrd-trt[rtx]`")

@@ -14,7 +14,7 @@ from pathlib import Path
 import nrd_trt
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "typer", "tensorrt", "tensorrt_rtx", "pycuda", "cuda"}
+HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "typer", "tensorrt", "tensorrt_rtx", "pycuda"}
 MOST_MODULES = 60
 TORCH_ROOMS = (
     "nrd_trt.decode",

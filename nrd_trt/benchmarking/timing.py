@@ -17,7 +17,7 @@ import numpy as np
 
 from nrd_trt.errors import NrdTrtError, RunnerError
 from nrd_trt.machine.clocks import DeviceMonitor, ProbedDevice, open_probe
-from nrd_trt.machine.cuda import host_view, load_cuda
+from nrd_trt.machine.cuda import host_view, open_cuda
 from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Runner
 
 Call = Callable[[], object]
@@ -150,11 +150,11 @@ def device_call(stack: ExitStack, runner: DeviceRunner, feed: Mapping[str, np.nd
     """Copy a feed to the device and return the call that runs on it there and waits for the end. CUDA is loaded here.
 
     Args:
-        stack: Frees the memory and the stream.
+        stack: Frees the memory and the stream; it is closed on this thread, where the call is made too.
         runner: The runner, entered.
         feed: Host arrays; not needed afterwards.
     """
-    cuda = load_cuda()
+    cuda = stack.enter_context(open_cuda())
     stream = cuda.create_stream()
     stack.callback(cuda.destroy_stream, stream)
     tensors = {}

@@ -64,7 +64,7 @@ def _rows(have: Inventory) -> Iterator[Row]:
     yield from hardware.gpu_rows(have)
     yield hardware.driver_row(have)
     yield hardware.toolkit_row(have.machine)
-    yield packages.binding_row(have)
+    yield packages.cuda_row(have)
     yield packages.plugin_row(have)
     yield from packages.video_rows(have.machine)
     yield hardware.jetpack_row(have)
@@ -126,9 +126,9 @@ def _run(have: Inventory, flavour: Flavour) -> Ability:
         return _absent(have, name, flavour)
     if flavour.runs is not True:
         return Ability(name, False, flavour.why, "see its row above")
-    binding = packages.binding_row(have)
-    if binding.status != "ok":
-        return Ability(name, False, "no Python binding of CUDA", binding.remedy)
+    cuda = packages.cuda_row(have)
+    if cuda.status != "ok":
+        return Ability(name, False, "the driver does not open the GPU", cuda.remedy)
     return Ability(name, True, f"{flavour.version} {flavour.why}")
 
 

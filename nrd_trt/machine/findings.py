@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from nrd_trt.machine.gpu import Graphics, find_graphics
+from nrd_trt.machine.gpu import Gpu, Graphics, find_graphics
 from nrd_trt.machine.host import Machine
 from nrd_trt.machine.jetson import Jetson, find_jetson
-from nrd_trt.machine.software import DISTRIBUTIONS, Flavour, Ort, Torch, find_flavour, find_package
+from nrd_trt.machine.software import DISTRIBUTIONS, Flavour, Ort, Torch, ask, find_flavour, find_package
 
 Status = Literal["ok", "limited", "missing", "n/a"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """What a machine has."""
+    """What a machine has; `cuda` is the GPU as the driver opens it or what it says, None where there is no GPU."""
 
     machine: Machine
     jetson: Jetson | None
     graphics: Graphics
+    cuda: Gpu | str | None
     torch: Torch
     ort: Ort
     flavours: Mapping[str, Flavour]
@@ -35,11 +36,13 @@ def take_inventory(machine: Machine) -> Inventory:
     with ThreadPoolExecutor(max_workers=4) as pool:  # children that import heavy packages, side by side
         torch = pool.submit(find_package, machine, Torch, "torch")
         ort = pool.submit(find_package, machine, Ort, "onnxruntime", "onnxruntime-gpu")
+        cuda = pool.submit(ask, machine, Gpu, "-m", "nrd_trt.machine.software", "cuda") if graphics.gpus else None
         flavours = pool.map(partial(find_flavour, machine, graphics=graphics), DISTRIBUTIONS)
         return Inventory(
             machine=machine,
             jetson=jetson,
             graphics=graphics,
+            cuda=cuda.result() if cuda else None,
             torch=torch.result(),
             ort=ort.result(),
             flavours={flavour.name: flavour for flavour in flavours},

@@ -125,15 +125,16 @@ def _remedy_to_run(have: Inventory, flavour: Flavour) -> str:
     return "build with TensorRT's messages shown   (they say why no builder can be made)"
 
 
-def binding_row(have: Inventory) -> Row:
-    """Say which Python binding of CUDA is there; runners of plans copy through it."""
-    names = ("cuda-python", "cuda-bindings", "pycuda")
-    if found := [f"{name} {version}" for name in names if (version := have.machine.version_of(name))]:
-        return Row("CUDA binding", "ok", ", ".join(found))
-    if not have.graphics.gpus:
-        return Row("CUDA binding", "n/a", "not installed; nothing to use it with")
-    pin = "'cuda-python>=12.6,<13'" if (have.graphics.cuda_major or 13) < 13 else "'cuda-python>=13,<14'"
-    return Row("CUDA binding", "missing", "not installed", f"pip install {pin}")
+def cuda_row(have: Inventory) -> Row:
+    """Say whether the driver opens the GPU, which is all that running a plan needs beside TensorRT."""
+    name, cuda = "libcuda", have.cuda
+    if cuda is None:
+        return Row(name, "n/a", "no GPU to open")
+    if isinstance(cuda, str):
+        found, _, remedy = cuda.removeprefix("CUDA: ").removesuffix(".").partition("; ")
+        return Row(name, "missing", found, remedy or "nvidia-smi   (says how the driver is)")
+    pycuda = f"; PyCUDA {version}" if (version := have.machine.version_of("pycuda")) else ""
+    return Row(name, "ok", f"the driver opens {cuda.name}, for CUDA {cuda.cuda}{pycuda}")
 
 
 def plugin_row(have: Inventory) -> Row:

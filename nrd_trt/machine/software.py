@@ -1,8 +1,9 @@
-"""Packages that the toolkit uses and what they can do here: PyTorch, ONNX Runtime, TensorRT, the plugin library.
+"""Packages that the toolkit uses and what they can do here: PyTorch, ONNX Runtime, TensorRT, CUDA, the plugin library.
 
 Installed versions come from their metadata. What a package must be asked itself is asked of a child process, since a
 broken one may end the process that imports it: ``python -m nrd_trt.machine.software tensorrt-rtx 8.9`` tries a flavour
-of TensorRT, ``python -m nrd_trt.machine.software FILE`` reads a plugin library.
+of TensorRT, ``python -m nrd_trt.machine.software cuda`` opens the first GPU as a runner does, and
+``python -m nrd_trt.machine.software FILE`` reads a plugin library.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from nrd_trt.engine.compat import ConfigOptions, load_tensorrt
 from nrd_trt.engine.plugins import PluginInfo, read_plugin
-from nrd_trt.errors import BuildError, ConfigError, MissingDependencyError, PluginError
-from nrd_trt.machine.gpu import DRIVER_OF_CUDA, Graphics
+from nrd_trt.errors import BuildError, ConfigError, MissingDependencyError, PluginError, RunnerError
+from nrd_trt.machine.cuda import open_cuda
+from nrd_trt.machine.gpu import DRIVER_OF_CUDA, Gpu, Graphics
 from nrd_trt.machine.host import Machine
 
 DISTRIBUTIONS = {name: (f"{name}-cu13", f"{name}-cu12", name) for name in ("tensorrt", "tensorrt-rtx", "tensorrt-lean")}
@@ -181,6 +183,15 @@ def try_flavour(flavour: str, compute_capability: str | None = None) -> Trial | 
     return replace(made, knows_gpu=True)
 
 
+def open_device() -> Gpu | str:
+    """Open the first GPU; return what the driver tells of it, or why it cannot be used."""
+    try:
+        with open_cuda() as cuda:
+            return cuda.facts()
+    except RunnerError as exc:
+        return str(exc)
+
+
 def read_library(path: str) -> PluginInfo | str:
     """Open a plugin library, which runs its code; return what it says of itself, or why it cannot be used."""
     try:
@@ -190,5 +201,8 @@ def read_library(path: str) -> PluginInfo | str:
 
 
 if __name__ == "__main__":
-    told = try_flavour(*sys.argv[1:]) if sys.argv[1] in DISTRIBUTIONS else read_library(sys.argv[1])
+    if sys.argv[1] in DISTRIBUTIONS:
+        told: Any = try_flavour(*sys.argv[1:])
+    else:
+        told = open_device() if sys.argv[1] == "cuda" else read_library(sys.argv[1])
     print(" ".join(told.splitlines()) if isinstance(told, str) else msgspec.json.encode(told).decode())

@@ -8,7 +8,7 @@ and nothing is copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,14 +59,15 @@ class OverlappedRunner:
                 f"{self.runner.name}: all {self.slots} slots hold runs that were begun; finish one first."
             )
         slot = self._free.pop()  # the last one freed: a caller with one run at a time keeps to one slot and its graph
-        try:
-            ticket = Ticket(slot=slot, outputs=self._queue(slot, feed))
-        except BaseException:
+        with self._cuda.current():
             try:
-                self._settle()  # what was queued before the error uses the slot
-            finally:
-                self._free.append(slot)
-            raise
+                ticket = Ticket(slot=slot, outputs=self._queue(slot, feed))
+            except BaseException:
+                try:
+                    self._settle()  # what was queued before the error uses the slot
+                finally:
+                    self._free.append(slot)
+                raise
         self._begun.add(ticket)
         return ticket
 
@@ -83,32 +84,41 @@ class OverlappedRunner:
             )
         self._begun.remove(ticket)
         try:
-            return ticket.slot.read(ticket.outputs)
+            with self._cuda.current():
+                return ticket.slot.read(ticket.outputs)
         finally:
             self._free.append(ticket.slot)
 
     def __enter__(self) -> OverlappedRunner:
         if self._release is not None:
             raise RunnerError(f"{self.runner.name}: already entered; leave it first or make a second one.")
-        cuda = self._cuda = load_cuda()
         self._begun: set[Ticket] = set()
         self._free: list[_Slot] = []
-        with ExitStack() as stack:
-            self._uploads, self._compute, self._downloads = (
-                _held(stack, cuda.create_stream, cuda.destroy_stream) for _ in range(3)
-            )
-            mapped = cuda.facts().integrated
-            names = [*self.runner.inputs, *self.runner.outputs]
-            for _ in range(self.slots):
-                self._free.append(_Slot(cuda, stack, names, mapped=mapped))
-            stack.callback(self._settle)  # the first to be called: nothing runs when memory goes
-            self._release = stack.pop_all()
+        with ExitStack() as opened:
+            cuda = self._cuda = load_cuda()
+            opened.callback(cuda.close)
+            with cuda.current(), ExitStack() as stack:
+                self._acquire(stack, cuda)
+                self._release = stack.pop_all()
+            opened.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         release, self._release = self._release, None
         if release is not None:
-            release.close()
+            with closing(self._cuda), self._cuda.current():
+                release.close()
+
+    def _acquire(self, stack: ExitStack, cuda: Cuda) -> None:
+        """Take everything in the order of need; the stack gives it back in the opposite order."""
+        self._uploads, self._compute, self._downloads = (
+            _held(stack, cuda.create_stream, cuda.destroy_stream) for _ in range(3)
+        )
+        mapped = cuda.facts().integrated
+        names = [*self.runner.inputs, *self.runner.outputs]
+        for _ in range(self.slots):
+            self._free.append(_Slot(cuda, stack, names, mapped=mapped))
+        stack.callback(self._settle)  # the first to be called: nothing runs when memory goes
 
     def _queue(self, slot: _Slot, feed: Mapping[str, np.ndarray]) -> dict[str, DeviceTensor]:
         """Queue a run through a slot; return its outputs as they are there."""

@@ -2,23 +2,25 @@
 
 Host arrays go through page-locked buffers that grow and are reused; on integrated GPUs those are mapped and nothing is
 copied. A shape that was run once is captured as a CUDA graph, copies included, and replayed from then on; so is a run
-on device memory, for its addresses and without copies.
+on device memory, for its addresses and without copies. Where a capture fails, runs go on without graphs.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nrd_trt.engine.compat import load_tensorrt
+from nrd_trt.engine.compat import TensorRT, load_tensorrt
 from nrd_trt.engine.loading import LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
-from nrd_trt.machine.cuda import load_cuda
+from nrd_trt.errors import RunnerError
+from nrd_trt.machine.cuda import Cuda, Provider, load_cuda
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement, check_feed
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
 from nrd_trt.specs import MaskEncoding, TensorSpec
@@ -27,19 +29,20 @@ GRAPH_CAPACITY = 4
 
 
 class TrtRunner(BaseRunner):
-    """One plan on the current GPU.
+    """One plan on the first GPU, in its primary context, from any thread: one at a time.
 
     Args:
         plan: The serialised engine, or its file.
         flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
         rebuild: Command that rebuilds the plan for this machine; part of the error when it does not load.
-        cuda_graph: Capture and replay each shape; off where the CUDA binding has no graphs.
+        cuda_graph: Capture and replay each shape; off where the provider has no graphs.
         host_code: Let the plan run code on the host, which version-compatible plans need.
         plugin: Checked library that the plan's decode needs, loaded before the plan; None where it needs none.
         mask_encoding: How the plan gives its mask; the plan itself does not tell.
+        cuda: Provider of the CUDA calls; see `nrd_trt.machine.cuda.load_cuda`.
 
     Attributes:
-        cuda_graph: Whether graphs are used; known once entered.
+        cuda_graph: Whether graphs are used; known once entered, and off from a refused capture on.
     """
 
     def __init__(
@@ -52,23 +55,28 @@ class TrtRunner(BaseRunner):
         host_code: bool = False,
         plugin: PluginLibrary | None = None,
         mask_encoding: MaskEncoding = "uint8",
+        cuda: Provider = "driver",
     ) -> None:
         super().__init__()
         self.name = flavour
+        self._provider: Provider = cuda
         self.cuda_graph, self.mask_encoding = cuda_graph, mask_encoding
         self._plan, self._rebuild, self._host_code, self._plugin = plan, rebuild, host_code, plugin
         self._release = ExitStack()
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-        with ExitStack() as stack:
-            self._acquire(stack)
-            self._release = stack.pop_all()
+        tensorrt = load_tensorrt(self.name)
+        with ExitStack() as opened:
+            cuda = self._cuda = load_cuda(self._provider)
+            opened.callback(cuda.close)
+            with cuda.current(), ExitStack() as stack:
+                self._acquire(stack, tensorrt, cuda)
+                self._release = stack.pop_all()
+            opened.pop_all()
         return dict(self._engine.inputs), dict(self._engine.outputs)
 
-    def _acquire(self, stack: ExitStack) -> None:
+    def _acquire(self, stack: ExitStack, tensorrt: TensorRT, cuda: Cuda) -> None:
         """Take everything in the order of need; the stack gives it back in the opposite order."""
-        tensorrt = load_tensorrt(self.name)
-        cuda = self._cuda = load_cuda()
         self.cuda_graph = self.cuda_graph and cuda.has_graphs
         plan = self._plan.read_bytes() if isinstance(self._plan, Path) else self._plan
         if self._plugin is not None:
@@ -85,22 +93,24 @@ class TrtRunner(BaseRunner):
         stack.callback(self._graphs.clear)
 
     def _close(self) -> None:
-        self._release.close()  # goes on to the rest where one fails
+        with closing(self._cuda), self._cuda.current():
+            self._release.close()  # goes on to the rest where one fails
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shapes = {name: array.shape for name, array in feed.items()}
         key = tuple(shapes.items())
-        known = self._graphs.get(key)
-        outputs = known.outputs if known else self._prepare(feed)
-        for name, array in feed.items():
-            self._buffers[name].fill(array)
-        addresses = {name: self._buffers[name].device for name in (*feed, *outputs)}
-        try:
-            self._launch(
-                key, shapes, addresses, outputs, self._stream, lambda engine: self._queue(engine, feed, outputs)
-            )
-        finally:  # after an error too: copies that were queued before it use the buffers
-            self._cuda.synchronize(self._stream)
+        with self._cuda.current():
+            known = self._graphs.get(key)
+            outputs = known.outputs if known else self._prepare(feed)
+            for name, array in feed.items():
+                self._buffers[name].fill(array)
+            addresses = {name: self._buffers[name].device for name in (*feed, *outputs)}
+            try:
+                self._launch(
+                    key, shapes, addresses, outputs, self._stream, lambda engine: self._queue(engine, feed, outputs)
+                )
+            finally:  # after an error too: copies that were queued before it use the buffers
+                self._cuda.synchronize(self._stream)
         types = self._engine.outputs
         return {name: self._buffers[name].read(shape, types[name].dtype) for name, shape in outputs.items()}
 
@@ -110,14 +120,25 @@ class TrtRunner(BaseRunner):
         """Queue one run on device memory; see `nrd_trt.runtime.base.DeviceRunner`."""
         check_feed(self.name, feed, self.inputs)
         shapes = {name: tensor.shape for name, tensor in feed.items()}
-        outputs = self._engine.set_shapes(shapes)
-        sizes = _sizes(outputs, self._engine.outputs)
-        place = place or self._placement(sizes, stream)
-        written = {name: place(name, nbytes) for name, nbytes in sizes.items()}
-        addresses = {name: tensor.address for name, tensor in feed.items()} | written
-        key = (tuple(shapes.items()), tuple(addresses.items()))  # a graph holds addresses
-        self._launch(key, shapes, addresses, outputs, stream, lambda engine: engine.enqueue(stream))
+        with self._cuda.current():
+            outputs = self._engine.set_shapes(shapes)
+            sizes = _sizes(outputs, self._engine.outputs)
+            place = place or self._placement(sizes, stream)
+            written = {name: place(name, nbytes) for name, nbytes in sizes.items()}
+            addresses = {name: tensor.address for name, tensor in feed.items()} | written
+            key = (tuple(shapes.items()), tuple(addresses.items()))  # a graph holds addresses
+            if self._graphs.get(key) is None:  # they were checked before it was captured
+                self._check_addresses(addresses)
+            self._launch(key, shapes, addresses, outputs, stream, lambda engine: engine.enqueue(stream))
         return {name: self._on_device(name, outputs[name], address) for name, address in written.items()}
+
+    def _check_addresses(self, addresses: Mapping[str, int]) -> None:
+        """Refuse memory that TensorRT must not use, before it does."""
+        for name, address in addresses.items():
+            try:
+                self._cuda.check_address(address)
+            except RunnerError as exc:
+                raise RunnerError(f"tensor {name!r}: {exc}") from exc
 
     def _placement(self, sizes: Mapping[str, int], stream: int) -> Placement:
         """Make room in memory of the runner and tell where."""
@@ -140,7 +161,8 @@ class TrtRunner(BaseRunner):
         if replay is None and self.cuda_graph and self._graphs.seen_before(key):
             # A capture leaves the stream idle, so the graph that goes for this one has ended and its context can too.
             replay = self._capture(shapes, addresses, outputs, stream, queue)
-            self._graphs.put(key, replay)
+            if replay is not None:
+                self._graphs.put(key, replay)
         if replay is not None:
             self._cuda.launch_graph(replay.graph, stream)
             return
@@ -176,28 +198,38 @@ class TrtRunner(BaseRunner):
         outputs: dict[str, Shape],
         stream: int,
         queue: Callable[[LoadedEngine], None],
-    ) -> Replay:
-        """Record one run as a graph, with a context of its own: TensorRT binds a graph to its context's shapes.
+    ) -> Replay | None:
+        """Record one run as a graph; where that fails, warn and go on without graphs.
 
-        Waits for the stream first: then nothing of the engine is in flight beside the capture. Afterwards runs with and
-        without a graph follow each other on the stream, so their contexts never run at once.
+        The graph has a context of its own, because TensorRT binds it to its context's shapes. Waits for the stream
+        first: then nothing of the engine is in flight beside the capture. Afterwards runs with and without a graph
+        follow each other on the stream, so their contexts never run at once.
         """
-        engine = self._engine.fork()
         try:
-            engine.set_shapes(shapes)
-            engine.set_addresses(addresses)
-            queue(engine)  # a context's first run may allocate, which a capture must not
-            self._cuda.synchronize(stream)
-            self._cuda.begin_capture(stream)
-            try:
-                queue(engine)
-            except BaseException:
-                self._cuda.abort_capture(stream)
-                raise
-            return Replay(graph=self._cuda.end_capture(stream), outputs=outputs, engine=engine)
+            engine = self._engine.fork()
+            with ExitStack() as failed:
+                failed.callback(engine.close)
+                failed.callback(self._cuda.synchronize, stream)  # nothing of it runs when it goes
+                engine.set_shapes(shapes)
+                engine.set_addresses(addresses)
+                queue(engine)  # a context's first run may allocate, which a capture must not
+                self._cuda.synchronize(stream)
+                graph = self._record(engine, stream, queue)
+                failed.pop_all()
+        except RunnerError as exc:
+            self.cuda_graph = False
+            warnings.warn(f"{self.name}: runs go on without a CUDA graph, with the same masks: {exc}", stacklevel=2)
+            return None
+        return Replay(graph=graph, outputs=outputs, engine=engine)
+
+    def _record(self, engine: LoadedEngine, stream: int, queue: Callable[[LoadedEngine], None]) -> int:
+        self._cuda.begin_capture(stream)
+        try:
+            queue(engine)
         except BaseException:
-            engine.close()
+            self._cuda.abort_capture(stream)
             raise
+        return self._cuda.end_capture(stream)
 
     def _queue(self, engine: LoadedEngine, feed: Iterable[str], outputs: Iterable[str]) -> None:
         for name in feed:

@@ -29,7 +29,7 @@ from nrd_trt.runtime.engine import Engine
 from nrd_trt.specs import InputShape, TensorSpec
 from tests import artefacts
 from tests.artefacts import bundle, checkpoint, copy_of, onnx_file, read_facts_of, rewrite_facts
-from tests.runtime.fake_cuda import FakeCuda
+from tests.runtime.fake_cuda import FakeDriver
 
 KEYS = {
     *("target", "runner", "arithmetic", "precision", "size", "batch", "warmup", "runs", "threads", "copies"),
@@ -74,10 +74,10 @@ class DeviceRunner(HostRunner):
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    fake = FakeCuda()
-    monkeypatch.setattr(timing, "load_cuda", lambda: fake)
-    return fake
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    driver = FakeDriver(monkeypatch)
+    monkeypatch.setattr(timing, "open_cuda", driver.opened)
+    return driver
 
 
 class FakeProbe:
@@ -169,7 +169,7 @@ def test_device_run_is_stamped_and_an_absent_instrument_named(run: Run) -> None:
     assert (row.device, row.doubtful, row.notes) == (None, False, ("no NVML",))
 
 
-def test_copies_left_out_are_those_of_the_device(run: Run, cuda: FakeCuda) -> None:
+def test_copies_left_out_are_those_of_the_device(run: Run, cuda: FakeDriver) -> None:
     seen: list[tuple[Any, ...]] = []
 
     class Reader(DeviceRunner):
@@ -181,9 +181,9 @@ def test_copies_left_out_are_those_of_the_device(run: Run, cuda: FakeCuda) -> No
     (row,) = run(Reader(), probe=FakeProbe(), copies=False).rows
     assert row.copies == "excluded"
     assert seen == [((1, 64, 96, 3), np.uint8, street_scene(0, (64, 96)).image.tobytes())] * (1 + 3)
-    assert [call[-1] for call in cuda.calls if call[0] == "upload"] == [64 * 96 * 3]  # once, not with every call
+    assert [call[3] for call in cuda.calls if call[0] == "upload"] == [64 * 96 * 3]  # once, not with every call
     assert cuda.names().count("synchronize") == 1 + 1 + 3  # the upload, the warm-up and each timed call
-    assert cuda.alive == {}
+    assert (cuda.alive, cuda.violation) == ({}, "")
     (row,) = run(HostRunner(), copies=False).rows
     assert row.copies == "host arrays"
 
@@ -209,7 +209,7 @@ class Refusing(DeviceRunner):
     ],
 )
 def test_cuda_graph_is_asked_for_and_stated(
-    runner: type[HostRunner], options: dict[str, Any], stated: bool | None, note: str | None, run: Run, cuda: FakeCuda
+    runner: type[HostRunner], options: dict[str, Any], stated: bool | None, note: str | None, run: Run, cuda: FakeDriver
 ) -> None:
     (row,) = run(runner(), probe=FakeProbe(), **{"warmup": 2, **options}).rows
     assert row.cuda_graph == stated
@@ -269,7 +269,7 @@ def test_a_plan_that_did_not_run_is_said(runner: type[HostRunner], said: bool, r
     [(RunnerError("CUDA error 2"), None), (RuntimeError("out of memory"), False), (MemoryError("no"), None)],
 )
 def test_failed_run_names_the_target(
-    error: Exception, copies: bool | None, run: Run, cuda: FakeCuda, tmp_path: Path
+    error: Exception, copies: bool | None, run: Run, cuda: FakeDriver, tmp_path: Path
 ) -> None:
     runner, probe = DeviceRunner(), FakeProbe()
     runner.fails = error

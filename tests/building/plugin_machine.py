@@ -13,11 +13,11 @@ from nrd_trt.building import build as build_module
 from nrd_trt.engine import plugins
 from nrd_trt.engine.plugins import VARIABLE, search_path
 from nrd_trt.machine.gpu import Gpu
-from nrd_trt.runtime import select, trt_runner
+from nrd_trt.runtime import select
 from tests.artefacts import build, onnx_file
 from tests.engine.surface.enterprise import enterprise
 from tests.plugin_library import library
-from tests.runtime.fake_cuda import FakeCuda
+from tests.runtime.fake_cuda import FakeDriver
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", cuda="12.6", integrated=True, memory_bytes=2, free_bytes=1)
 
@@ -34,9 +34,8 @@ def install(patch: pytest.MonkeyPatch, version: str = "10.3.0", device: Gpu | No
 def host(patch: pytest.MonkeyPatch, device: Gpu | None = ORIN, version: str = "10.3.0") -> Any:
     """Let this machine be one that could run the plan."""
     module = install(patch, version)
-    cuda = FakeCuda()
+    FakeDriver(patch)
     patch.setattr(select, "probe_device", lambda: device)
-    patch.setattr(trt_runner, "load_cuda", lambda: cuda)
     return module
 
 

@@ -18,7 +18,7 @@ from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.figures import Gates
 from nrd_trt.graph.precision import to_precision
-from nrd_trt.machine.cuda import host_view, load_cuda
+from nrd_trt.machine.cuda import host_view, open_cuda
 from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Runner
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -124,9 +124,10 @@ def test_cuda_graphs_change_nothing(shape: str) -> None:
 
 
 def test_device_runs_equal_host_runs() -> None:
-    cuda, images = load_cuda(), scenes()
+    images = scenes()
     nbytes = images[0].nbytes
     with ExitStack() as stack:
+        cuda = stack.enter_context(open_cuda())
         stream = cuda.create_stream()
         stack.callback(cuda.destroy_stream, stream)
         host, _ = cuda.allocate_host(nbytes, mapped=False)  # for the image, and then for its mask

@@ -50,10 +50,15 @@ def trial(version: str, *, builds: bool = True, knows_gpu: bool | None = None) -
     return json.dumps({"version": version, "builds": builds, "knows_gpu": knows_gpu}) + "\n"
 
 
+def opened(name: str, cuda: str, capability: str) -> str:
+    """What the child that opens the GPU prints."""
+    return json.dumps({"name": name, "compute_capability": capability, "cuda": cuda, "memory_bytes": 1 << 33}) + "\n"
+
+
 ORT = json.dumps({"version": "1.31.1", "providers": ["AzureExecutionProvider", "CPUExecutionProvider"]})
 BASE_VERSIONS = {"onnx": "1.23.2", "onnxruntime": "1.31.1"}
 TORCH_VERSIONS = {**BASE_VERSIONS, "torch": "2.13.0", "onnxscript": "0.7.2"}
-RTX_VERSIONS = {**TORCH_VERSIONS, "tensorrt-rtx-cu13": "1.7.1.116", "cuda-python": "13.4.4"}
+RTX_VERSIONS = {**TORCH_VERSIONS, "tensorrt-rtx-cu13": "1.7.1.116"}
 AGX_ORIN_JP6 = (
     "04-11-2025 10:36:27 RAM 4321/62801MB (lfb 1759x4MB) SWAP 19/31400MB (cached 0MB) CPU [0%@729,0%@729] "
     "EMC_FREQ 0%@2133 GR3D_FREQ 0%@[0,0] VIC_FREQ 729 APE 174 CV0@-256C CPU@44.562C Tboard@32C GPU@-256C tj@44.343C "
@@ -68,6 +73,7 @@ ORIN: dict[str, Any] = {
         "nvpmodel -q": "NV Power Mode: MAXN\n0\n",
         TEGRASTATS: AGX_ORIN_JP6,
         "trial tensorrt": trial("10.3.0"),
+        "trial cuda": opened("Orin", "12.6", "8.7"),
         "ort": ORT,
     },
     "files": {
@@ -87,6 +93,10 @@ THOR: dict[str, Any] = {
         QUERY: "NVIDIA Thor, [N/A], [N/A], 11.0\n",
         "dpkg-query": "nvidia-jetpack-dev\t7.0-b128\n",
         "nvpmodel -q": "NV Power Mode: 120W\n1\n",
+        "trial cuda": (
+            "CUDA: cuInit failed with CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (system has unsupported display driver); the "
+            "driver was updated and not loaded yet, restart the machine.\n"
+        ),
         "ort": ORT,
     },
     "files": {
@@ -109,6 +119,7 @@ DESKTOP: dict[str, Any] = {
         "ort": ORT,
         "trial tensorrt-rtx 8.9": trial("1.7.1.116", knows_gpu=True),
         "trial tensorrt-rtx": trial("1.7.1.116"),
+        "trial cuda": opened("NVIDIA GeForce RTX 4070", "13.0", "8.9"),
     },
     "files": {**PCI_GPU, "proc/meminfo": MEMORY, "etc/os-release": UBUNTU},
     "versions": RTX_VERSIONS,
@@ -124,6 +135,7 @@ H200: dict[str, Any] = {
         "ort": ORT,
         "trial tensorrt-rtx 9.0": trial("1.7.1.116", knows_gpu=False),
         "trial tensorrt 9.0": trial("11.4.0.106"),
+        "trial cuda": opened("NVIDIA H200", "13.0", "9.0"),
     },
     "files": {**PCI_GPU, "proc/meminfo": MEMORY},
     "versions": {**RTX_VERSIONS, "tensorrt": "11.4.0.106", "tensorrt-cu13": "11.4.0.106"},

@@ -18,7 +18,7 @@ from tests.machine.recorded import MACHINES, recorded
 
 NAMES = {
     "Python", "PyTorch", "ONNX", "ONNX Runtime", "TensorRT", "TensorRT-RTX", "TensorRT lean runtime", "Driver",
-    "CUDA toolkit", "CUDA binding", "Plugin library", "JetPack / L4T", "Power mode (nvpmodel)", "Clocks and power",
+    "CUDA toolkit", "libcuda", "Plugin library", "JetPack / L4T", "Power mode (nvpmodel)", "Clocks and power",
     "CPU", "Memory", "Disk", "Zoo checkpoint", "CamVid", "Video files, streams", "Cameras, windows", "GStreamer",
     "Web page",
 }  # fmt: skip

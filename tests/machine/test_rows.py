@@ -42,7 +42,7 @@ ROWS: dict[str, Expected] = {
         "GPU": ("ok", "Orin (nvgpu), compute capability 8.7, 62.8 GiB shared with the CPU, 57.3 GiB free", None),
         "Driver": ("ok", "540.4.0, supports CUDA 12.6", None),
         "CUDA toolkit": ("ok", "nvcc 12.6.68", None),
-        "CUDA binding": ("ok", "pycuda 2026.1", None),
+        "libcuda": ("ok", "the driver opens Orin, for CUDA 12.6; PyCUDA 2026.1", None),
         "JetPack / L4T": ("ok", "AGX Orin Developer Kit: L4T 36.4.3, JetPack 6.2", None),
         "Power mode (nvpmodel)": ("ok", "MAXN (mode 0)", None),
         "Clocks and power": ("ok", "1300–1300; RAM 4321 of 62801 MB, 44 °C, 6.8 W over 3 rails; held", None),
@@ -51,7 +51,7 @@ ROWS: dict[str, Expected] = {
     "thor": {
         "TensorRT": ("missing", "not installed", "sudo apt install python3-libnvinfer && /usr/bin/python3 -m venv"),
         "GPU": ("ok", "NVIDIA Thor, compute capability 11.0, 62.8 GiB shared", None),
-        "CUDA binding": ("missing", "not installed", "cuda-python>=13,<14"),
+        "libcuda": ("missing", "cuInit failed with CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "the driver was updated and"),
         "JetPack / L4T": ("ok", "L4T 38.2, JetPack 7.0", None),
         "Power mode (nvpmodel)": ("limited", "120W (mode 1): a power budget", "sudo nvpmodel -m 0"),
         "Clocks and power": ("missing", "sysfs does not tell the GPU's clock", "sudo jetson_clocks --show"),
@@ -64,7 +64,7 @@ ROWS: dict[str, Expected] = {
         "TensorRT lean runtime": ("n/a", "not installed", None),
         "GPU": ("ok", "NVIDIA GeForce RTX 4070, compute capability 8.9, 12.0 GiB, 11.2 GiB free", None),
         "Driver": ("ok", "580.82.07, supports CUDA 13.0", None),
-        "CUDA binding": ("ok", "cuda-python 13.4.4", None),
+        "libcuda": ("ok", "the driver opens NVIDIA GeForce RTX 4070, for CUDA 13.0", None),
         "JetPack / L4T": ("n/a", "not a Jetson", None),
         "Clocks and power": ("ok", "SM 2475 of 3105 MHz, memory 10501 MHz, 186.42 of 200.00 W, 64 °C, P2; not", None),
         "Memory": ("ok", "57.3 GiB free of 62.8 GiB", None),
@@ -83,7 +83,7 @@ ROWS: dict[str, Expected] = {
         "GPU": ("missing", "no NVIDIA GPU", "none is needed to export"),
         "Driver": ("n/a", "no NVIDIA GPU", None),
         "CUDA toolkit": ("missing", "no nvcc", "cuda-downloads"),
-        "CUDA binding": ("n/a", "nothing to use it with", None),
+        "libcuda": ("n/a", "no GPU to open", None),
         "Clocks and power": ("n/a", "no GPU", None),
         "Video files, streams": ("missing", "PyAV is not installed", "nrd-trt[video]"),
         "Cameras, windows": ("missing", "OpenCV is not installed", "nrd-trt[camera]"),
@@ -307,11 +307,14 @@ def test_packages_that_cannot_be_imported(output: str | None, found: str, tmp_pa
     assert not any(ability.possible for ability in report.abilities)
 
 
+NOT_OPENED = {**DESKTOP, "commands": {**DESKTOP["commands"], "trial cuda": "Segmentation fault"}}
+
+
 @pytest.mark.parametrize(
     ("machine", "name", "remedy"),
     [
         (without(DESKTOP, "onnxscript"), "export", "pip install 'nrd-trt[export]'"),
-        (without(DESKTOP, "cuda-python"), "run: tensorrt-rtx", "pip install 'cuda-python>=13,<14'"),
+        (NOT_OPENED, "run: tensorrt-rtx", "nvidia-smi   (says how the driver is)"),
         (ORIN, "build: tensorrt-rtx", "use TensorRT, which JetPack brings"),
         (ORIN, "run: tensorrt-rtx", "use TensorRT, which JetPack brings"),
         (NO_GPU, "run: tensorrt", "use runner='onnxruntime' here"),

@@ -22,6 +22,7 @@ from tests.engine.surface.enterprise import enterprise
 from tests.machine.recorded import NO_GPU, ORIN, recorded
 from tests.machine.test_rows import row_of
 from tests.plugin_library import INFO, library, make_library, needs_compiler
+from tests.runtime.fake_cuda import library_folder
 
 
 def told(**changes: Any) -> str:
@@ -59,6 +60,15 @@ def test_library_that_is_found(
         found = row_of(examine(recorded(tmp_path, machine, **changes)), "Plugin library")
         assert (found.status, words in found.found, remedy is None) == (status, True, found.remedy is None), found
         assert (remedy or "") in (found.remedy or "")
+
+
+def test_child_says_what_the_driver_opens() -> None:
+    command = [sys.executable, "-m", "nrd_trt.machine.software", "cuda"]
+    done = subprocess.run(
+        command, env={**environment(), "LD_LIBRARY_PATH": str(library_folder())}, capture_output=True, text=True
+    )
+    told = json.loads(done.stdout)
+    assert (told["name"], told["cuda"], told["compute_capability"]) == ("Fake GPU 0", "12.6", "8.7")
 
 
 @needs_compiler

@@ -1,4 +1,4 @@
-"""A fake driver that runners of plans get, with the engines that they load."""
+"""The fake driver under runners of plans, with the engines that they load."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nrd_trt.machine.cuda_driver import DriverCuda
 from nrd_trt.runtime import buffers, overlap, trt_runner
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import TensorSpec
-from tests.runtime.fake_cuda import FakeCuda, FakeEngine
+from tests.runtime.fake_cuda import FakeDriver, FakeEngine
 
 SMALL, LARGE = (1, 4, 8, 3), (2, 16, 32, 3)
 
 
 class Bench:
-    """A fake driver that runners get, and the engines that they load."""
+    """A fake driver that runners open, and the engines that they load."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, engine: type[FakeEngine] = FakeEngine, **settings: Any) -> None:
-        self.cuda, self._engine = FakeCuda(**settings), engine
+        self.cuda, self._engine = FakeDriver(monkeypatch, **settings), engine
         self.engines: list[FakeEngine] = []
         self.asked: list[tuple[bytes, dict[str, Any]]] = []
         for module in (trt_runner, overlap):
-            monkeypatch.setattr(module, "load_cuda", lambda: self.cuda)
+            monkeypatch.setattr(module, "load_cuda", self.cuda.open)
         monkeypatch.setattr(buffers, "host_view", self.cuda.host_view)
         monkeypatch.setattr(trt_runner, "load_tensorrt", lambda flavour: SimpleNamespace(deserialize=self._load))
 
@@ -97,7 +98,8 @@ def check(trt: TrtRunner, shape: tuple[int, ...], seed: int) -> dict[str, np.nda
 class Caller:
     """Somebody with a stream and device memory of his own."""
 
-    cuda: FakeCuda
+    driver: FakeDriver
+    cuda: DriverCuda
     stream: int
     held: list[int] = field(default_factory=list)
 
@@ -109,22 +111,23 @@ class Caller:
     def put(self, pixels: np.ndarray) -> DeviceTensor:
         """Copy an array to the device."""
         address = self.room(pixels.nbytes)
-        self.cuda.on_device(address, pixels.nbytes)[:] = pixels.reshape(-1)
+        self.driver.on_device(address, pixels.nbytes)[:] = pixels.reshape(-1)
         return DeviceTensor(address=address, shape=pixels.shape, dtype=pixels.dtype)
 
     def read(self, tensor: DeviceTensor) -> np.ndarray:
         """Wait for the stream and return a copy of what a run has written."""
         self.cuda.synchronize(self.stream)
         nbytes = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
-        return self.cuda.on_device(tensor.address, nbytes).copy().view(tensor.dtype).reshape(tensor.shape)
+        return self.driver.on_device(tensor.address, nbytes).copy().view(tensor.dtype).reshape(tensor.shape)
 
 
 @contextmanager
-def caller(cuda: FakeCuda) -> Iterator[Caller]:
-    """Yield somebody who waits for his stream and frees what he holds at the end."""
-    one = Caller(cuda, cuda.create_stream())
-    yield one
-    cuda.synchronize(one.stream)
-    for address in one.held:
-        cuda.free(address)
-    cuda.destroy_stream(one.stream)
+def caller(driver: FakeDriver) -> Iterator[Caller]:
+    """Yield somebody in the primary context, who waits for his stream and frees what he holds at the end."""
+    with driver.opened() as cuda:
+        one = Caller(driver, cuda, cuda.create_stream())
+        yield one
+        cuda.synchronize(one.stream)
+        for address in one.held:
+            cuda.free(address)
+        cuda.destroy_stream(one.stream)

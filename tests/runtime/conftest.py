@@ -1,4 +1,4 @@
-"""The bench of runners on doubles of the driver; every test of it must leave nothing behind."""
+"""The bench of runners on the fake driver; every test of it must leave nothing behind and violate nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def make_bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeBench]:
         return made[-1]
 
     yield make
-    assert [bench.cuda.alive for bench in made] == [{}] * len(made)
+    for bench in made:
+        assert (bench.cuda.alive, bench.cuda.violation) == ({}, "")
 
 
 @pytest.fixture

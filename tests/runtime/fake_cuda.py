@@ -1,280 +1,260 @@
-"""The CUDA driver and a loaded engine over host memory, for tests of what a runner does with them.
+"""The library of ``fake_libcuda.c`` under the project's own binding, and an engine that runs on it.
 
-Strict where the real ones are silent. What is queued runs when somebody waits for it, and nothing else does. Two things
-that use the same memory or the same execution context, one of them writing, must have an order: by their stream, by an
-event, or because somebody waited in between. An address that is not allocated, a foreign stream, event or graph, a wait
-or an allocation inside a capture, and whatever goes while queued work uses it, are errors. Freed memory is poisoned and
-never reused.
+The driver is C and speaks the driver's language; what a test asks of it, and what the engine computes, is Python.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from nrd_trt.errors import RunnerError, ShapeError
-from nrd_trt.machine.cuda import Cuda, host_view
-from nrd_trt.machine.gpu import Gpu
+from nrd_trt.machine import libcuda
+from nrd_trt.machine.cuda import host_view
+from nrd_trt.machine.cuda_driver import DriverCuda
+from nrd_trt.machine.cuda_pycuda import PyCuda
 from nrd_trt.specs import TensorSpec
+from tests.helpers import made_once
 
-Work = Callable[[], None]
-Uses = Mapping[Hashable, bool]
-"""What is used, an address or an engine, and whether it is written."""
-
+PYCUDA_VARIABLE = "NRD_TRT_TEST_PYCUDA"
+"""Folder of the fake library in a process whose PyCUDA has it loaded: the tests then run by way of PyCUDA."""
+if PYCUDA_VARIABLE in os.environ:
+    sys.setdlopenflags(os.RTLD_LAZY)  # PyCUDA names more of the driver's functions than the fake library has
+OUT_OF_MEMORY, NOT_SUPPORTED, CAPTURE_UNSUPPORTED = 2, 801, 900
 LARGEST = (4, 64, 64, 3)
+HEADERS = ("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime")
+"""Packages with the oldest and the newest ``cuda.h`` that the binding is for."""
+NOTED = (
+    *("allocate", "free", "allocate_host", "free_host", "upload", "download", "create_stream", "synchronize"),
+    *("destroy_stream", "create_event", "record_event", "wait_event", "synchronize_event", "destroy_event"),
+    *("begin_capture", "end_capture", "abort_capture", "launch_graph", "destroy_graph"),
+)
+SOURCE = Path(__file__).with_name("fake_libcuda.c")
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-@dataclass(eq=False, kw_only=True)
+def include_folder(package: str) -> Path:
+    """Return the folder of a package's ``cuda.h``; skip the test where there is none, or no compiler."""
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc, which makes the fake libcuda")
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"needs the header cuda.h: `pip install {package}`")
+    return Path(str(next(file.locate() for file in files if file.name == "cuda.h"))).parent
+
+
+def compile_c(package: str, *arguments: str, code: str | None = None) -> None:
+    """Run gcc with the ``cuda.h`` of a package; every warning is an error."""
+    command = [
+        *("gcc", "-std=gnu11", "-Wall", "-Wextra", "-Wmissing-prototypes", "-Werror"),
+        *("-isystem", str(include_folder(package)), *arguments),
+    ]
+    result = subprocess.run(command, input=code, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def library_folder() -> Path:
+    """Return a folder with the fake ``libcuda.so.1``, for LD_LIBRARY_PATH."""
+    if PYCUDA_VARIABLE in os.environ:
+        return Path(os.environ[PYCUDA_VARIABLE])
+    include_folder(HEADERS[-1])  # skips before `made_once` begins
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        target = folder / libcuda.LIBRARY
+        compile_c(HEADERS[-1], "-O1", "-shared", "-fPIC", "-pthread", str(SOURCE), "-o", str(target))
+
+    return made_once("fake-libcuda", make)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(library_folder() / libcuda.LIBRARY))
+    library.fake_current.restype = library.fake_engine.restype = library.fake_room.restype = ctypes.c_size_t
+    library.fake_violation.restype = library.fake_node.restype = ctypes.c_char_p
+    for function in (library.fake_close_engine, library.fake_room):
+        function.argtypes = [ctypes.c_size_t]
+    library.fake_touch.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
+    library.fake_queue.argtypes = [ctypes.c_size_t, ctypes.c_size_t, _WORK, ctypes.c_void_p, ctypes.c_int] + [
+        ctypes.c_void_p
+    ] * 3
+    return library
+
+
+@dataclass(frozen=True)
 class Queued:
-    """One thing on a stream, and what it comes behind."""
+    """One thing that was queued on a stream."""
 
-    name: str
-    work: Work = lambda: None
-    uses: Uses = field(default_factory=dict)
-    after: list[Queued] = field(default_factory=list)
-    done: bool = False
+    library: ctypes.CDLL
+    index: int
 
-    def finish(self) -> None:
-        """Run it, and what it comes behind, unless that was done."""
-        for earlier in self.after:
-            earlier.finish()
-        self.after = []
-        if not self.done:
-            self.work()
-            self.done = True
+    @property
+    def name(self) -> str:
+        return str(self.library.fake_node(self.index, ctypes.byref(ctypes.c_int())).decode())
+
+    @property
+    def done(self) -> bool:
+        done = ctypes.c_int()
+        self.library.fake_node(self.index, ctypes.byref(done))
+        return bool(done.value)
 
     def is_behind(self, other: Queued) -> bool:
         """Whether the other one has certainly ended when this one runs."""
-        if other.done:
-            return True
-        seen: set[Queued] = set()
-        look = [self]
-        while look:
-            one = look.pop()
-            if one is other:
-                return True
-            if one not in seen:
-                seen.add(one)
-                look += one.after
-        return False
+        return bool(self.library.fake_is_behind(self.index, other.index))
 
 
-class FakeCuda(Cuda):
-    """Args: `integrated` shares memory; `fail_at` refuses the n-th allocation (from 1), host and device together."""
+class FakeDriver:
+    """The fake library, begun anew: a machine with one GPU and a driver for CUDA 12.6.
 
-    name = "fake"
+    Args:
+        monkeypatch: Lets the binding load the fake library.
+        integrated: CPU and GPU share memory.
+        fail_at: The n-th allocation fails (from 1), of the host and the device together.
+        has_graphs: False lets the binding say that it has none.
+    """
 
-    def __init__(self, *, integrated: bool = False, fail_at: int | None = None, has_graphs: bool = True) -> None:
-        self.has_graphs = has_graphs
-        self.integrated, self.fail_at = integrated, fail_at
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        integrated: bool = False,
+        fail_at: int = 0,
+        has_graphs: bool = True,
+    ) -> None:
+        self.library = _library()
+        monkeypatch.setattr(libcuda, "LIBRARY", str(library_folder() / libcuda.LIBRARY))
+        self.library.fake_reset()
+        if Provider is PyCuda:
+            PyCuda().close()
+            self.library.fake_reset()
+            DriverCuda()  # holds the primary context, as PyCUDA does from its first use to the end of the process
         self.calls: list[tuple[Any, ...]] = []
         self.threads: set[str] = set()
-        self.device: dict[int, Any] = {}
-        self.host: dict[int, Any] = {}
-        self.streams: dict[int, Queued] = {}  # the last thing on each
-        self.events: dict[int, Queued | None] = {}
-        self.graphs: dict[int, list[Queued]] = {}
-        self.engines: set[FakeEngine] = set()
-        self.capturing: dict[int, list[Queued]] = {}
-        self.queued: list[Queued] = []
-        self._users: dict[Hashable, list[Queued]] = {}
-        self._dead: list[Any] = []
-        self._handles = self.allocations = 0
+        self.has_graphs = has_graphs
+        self.set(integrated=integrated)
+        self.fail("allocation", OUT_OF_MEMORY, at=fail_at)
+
+    def open(self, provider: str = "driver") -> DriverCuda:
+        """Stand in for `nrd_trt.machine.cuda.load_cuda`: the binding, whose calls are noted."""
+        assert provider == "driver"
+        return NotedCuda(self)
+
+    @contextmanager
+    def opened(self, provider: str = "driver") -> Iterator[DriverCuda]:
+        """Stand in for `nrd_trt.machine.cuda.open_cuda`."""
+        with closing(self.open(provider)) as cuda, cuda.current():
+            yield cuda
+
+    def set(self, **settings: int) -> None:
+        """Change the machine: ``devices``, ``version``, ``integrated``."""
+        for name, value in settings.items():
+            self.library.fake_set(name.encode(), int(value))
+
+    def fail(self, function: str, code: int, *, at: int = 1) -> None:
+        """Let the n-th call of a function from now on fail once; ``"allocation"`` is any of memory."""
+        self.library.fake_fail(function.encode(), at, code)
+
+    def list(self, kind: str) -> list[int]:
+        """Handles or addresses of what is alive of a kind."""
+        held = (ctypes.c_size_t * 256)()
+        return list(held[: self.library.fake_list(kind.encode(), held, len(held))])
+
+    @property
+    def graphs(self) -> list[int]:
+        """Executable graphs that are alive."""
+        return self.list("exec")
+
+    @property
+    def capturing(self) -> int:
+        """Streams that record."""
+        return int(self.library.fake_capturing())
 
     @property
     def alive(self) -> dict[str, int]:
         """What is held now, by kind."""
-        kinds = ("device", "host", "streams", "events", "graphs", "engines", "capturing")
-        return {kind: len(getattr(self, kind)) for kind in kinds if getattr(self, kind)}
+        kinds = ["device", "host", "stream", "event", "graph", "exec", "engine"]
+        kinds += [] if Provider is PyCuda else ["context"]
+        return {kind: len(held) for kind in kinds if (held := self.list(kind))}
+
+    @property
+    def violation(self) -> str:
+        """What was done first that the real driver would not notice, or ``""``."""
+        return str(self.library.fake_violation().decode())
+
+    @property
+    def queued(self) -> list[Queued]:
+        """What was put on streams so far."""
+        return [Queued(self.library, index) for index in range(self.library.fake_nodes())]
+
+    def current_context(self) -> int:
+        """The context of the calling thread, 0 where it has none."""
+        return int(self.library.fake_current())
 
     def names(self) -> list[str]:
         """Names of the calls so far."""
         return [call[0] for call in self.calls]
-
-    def facts(self) -> Gpu:
-        return Gpu(name="Fake GPU", compute_capability="8.7", integrated=self.integrated)
-
-    # --- memory ------------------------------------------------------------------------------------------------------
-
-    def allocate(self, nbytes: int) -> int:
-        return self._take(self.device, "allocate", nbytes)
-
-    def free(self, address: int) -> None:
-        self._give(self.device, "free", address)
-
-    def allocate_host(self, nbytes: int, *, mapped: bool) -> tuple[int, int]:
-        address = self._take(self.host, "allocate_host", nbytes)
-        return address, address if mapped else 0
-
-    def free_host(self, address: int) -> None:
-        self._give(self.host, "free_host", address)
-
-    def host_view(self, address: int, nbytes: int) -> np.ndarray:
-        """Stand in for `nrd_trt.machine.cuda.host_view`: the host touches its memory now."""
-        assert address in self.host, f"{address} is not page-locked memory"
-        assert nbytes <= ctypes.sizeof(self.host[address])
-        self.expect_idle(address, "touched by the host")
-        return host_view(address, nbytes)
-
-    def on_device(self, address: int, nbytes: int) -> np.ndarray:
-        """Return device memory as bytes; mapped host memory is device memory too."""
-        held = {**self.device, **(self.host if self.integrated else {})}
-        assert address in held, f"{address} is not device memory"
-        assert nbytes <= ctypes.sizeof(held[address]), f"{nbytes} bytes do not fit into {address}"
-        return host_view(address, nbytes)
-
-    def upload(self, device: int, host: int, nbytes: int, stream: int) -> None:
-        self._copy("upload", self.device, device, self.host, host, nbytes, stream)
-
-    def download(self, host: int, device: int, nbytes: int, stream: int) -> None:
-        self._copy("download", self.host, host, self.device, device, nbytes, stream)
-
-    def _copy(self, name: str, to: Any, target: int, of: Any, source: int, nbytes: int, stream: int) -> None:
-        self.note(name, target, source, nbytes)
-
-        def work() -> None:
-            assert target in to and source in of, f"{name} with freed memory"
-            assert nbytes <= min(ctypes.sizeof(to[target]), ctypes.sizeof(of[source]))
-            ctypes.memmove(target, source, nbytes)
-
-        self.queue(stream, name, work, {target: True, source: False})
-
-    def _take(self, where: dict[int, Any], name: str, nbytes: int) -> int:
-        assert not self.capturing, "allocation inside a capture"
-        self.allocations += 1
-        if self.allocations == self.fail_at:
-            raise RunnerError("CUDA: out of memory; close other programs or build a smaller size.")
-        self.note(name, nbytes)
-        memory = (ctypes.c_uint8 * nbytes)()
-        where[ctypes.addressof(memory)] = memory
-        return ctypes.addressof(memory)
-
-    def _give(self, where: dict[int, Any], name: str, address: int) -> None:
-        assert not self.capturing, "memory freed inside a capture"
-        self.note(name, address)
-        self.expect_idle(address, "freed")
-        memory = where.pop(address)
-        ctypes.memset(address, 0xDD, ctypes.sizeof(memory))
-        self._dead.append(memory)
-
-    # --- streams and events ------------------------------------------------------------------------------------------
-
-    def create_stream(self) -> int:
-        self.note("create_stream")
-        self.streams[self._handle()] = Queued(name="start", done=True)
-        return self._handles
-
-    def synchronize(self, stream: int) -> None:
-        assert not self.capturing, "wait inside a capture"
-        self.note("synchronize", stream)
-        self.streams[stream].finish()
-
-    def destroy_stream(self, stream: int) -> None:
-        self.note("destroy_stream", stream)
-        assert self.streams.pop(stream).done, "stream destroyed while work is queued"
-
-    def create_event(self) -> int:
-        self.note("create_event")
-        self.events[self._handle()] = None
-        return self._handles
-
-    def record_event(self, event: int, stream: int) -> None:
-        assert event in self.events and not self.capturing
-        self.note("record_event", event, stream)
-        self.events[event] = self._push(stream, Queued(name="record"))
-
-    def wait_event(self, stream: int, event: int) -> None:
-        assert not self.capturing
-        self.note("wait_event", stream, event)
-        self._push(stream, Queued(name="wait", after=[self._recorded(event)]))
-
-    def synchronize_event(self, event: int) -> None:
-        assert not self.capturing, "wait inside a capture"
-        self.note("synchronize_event", event)
-        self._recorded(event).finish()
-
-    def destroy_event(self, event: int) -> None:
-        self.note("destroy_event", event)
-        del self.events[event]
-
-    def _recorded(self, event: int) -> Queued:
-        recorded = self.events[event]
-        assert recorded is not None, "wait for an event that was never recorded"
-        return recorded
-
-    # --- graphs ------------------------------------------------------------------------------------------------------
-
-    def begin_capture(self, stream: int) -> None:
-        assert stream in self.streams and not self.capturing
-        self.note("begin_capture", stream)
-        self.capturing[stream] = []
-
-    def end_capture(self, stream: int) -> int:
-        self.note("end_capture", stream)
-        self.graphs[self._handle()] = self.capturing.pop(stream)
-        return self._handles
-
-    def abort_capture(self, stream: int) -> None:
-        self.note("abort_capture", stream)
-        del self.capturing[stream]
-
-    def launch_graph(self, graph: int, stream: int) -> None:
-        assert not self.capturing
-        self.note("launch_graph", graph)
-        held = {*self.device, *self.host, *self.engines}
-        for node in self.graphs[graph]:
-            assert node.uses.keys() <= held, "graph with freed memory, or of a closed engine"
-            self._push(stream, Queued(name=node.name, work=node.work, uses={**node.uses, ("graph", graph): False}))
-
-    def destroy_graph(self, graph: int) -> None:
-        self.note("destroy_graph", graph)
-        self.expect_idle(("graph", graph), "destroyed")
-        del self.graphs[graph]
-
-    # --- order -------------------------------------------------------------------------------------------------------
-
-    def queue(self, stream: int, name: str, work: Work, uses: Uses) -> None:
-        """Add work to a stream, or to what is recorded of it."""
-        node = Queued(name=name, work=work, uses=uses)
-        if stream in self.capturing:
-            self.capturing[stream].append(node)
-        else:
-            self._push(stream, node)
-
-    def in_flight(self, used: Hashable) -> list[Queued]:
-        """Return what uses something and was not waited for."""
-        self._users[used] = [user for user in self._users.get(used, []) if not user.done]
-        return self._users[used]
-
-    def _push(self, stream: int, node: Queued) -> Queued:
-        node.after.append(self.streams[stream])
-        for used, writes in node.uses.items():
-            for user in self.in_flight(used):
-                if (writes or user.uses[used]) and not node.is_behind(user):
-                    raise AssertionError(f"{node.name} and {user.name} use {used} at once")
-            self._users[used].append(node)
-        self.streams[stream] = node
-        self.queued.append(node)
-        return node
-
-    def expect_idle(self, used: Hashable, what: str) -> None:
-        """Fail where something uses what is to go, and was not waited for."""
-        users = self.in_flight(used)
-        assert not users, f"{used} is {what} while {users[0].name} uses it"
 
     def note(self, name: str, *details: Any) -> None:
         """Keep a call and its thread."""
         self.calls.append((name, *details))
         self.threads.add(threading.current_thread().name)
 
-    def _handle(self) -> int:
-        self._handles += 1
-        return self._handles
+    def host_view(self, address: int, nbytes: int) -> np.ndarray:
+        """Stand in for `nrd_trt.machine.cuda.host_view`: the host touches its memory now."""
+        assert self.library.fake_touch(address, nbytes) == 0, self.violation
+        return host_view(address, nbytes)
+
+    def on_device(self, address: int, nbytes: int) -> np.ndarray:
+        """Return device memory as bytes; mapped host memory is device memory too."""
+        assert nbytes <= self.library.fake_room(address), f"{address:#x} is not device memory of {nbytes} bytes"
+        return host_view(address, nbytes)
+
+
+@contextmanager
+def another_context(driver: FakeDriver) -> Iterator[int]:
+    """Make a context of somebody else, and the calling thread's for a block."""
+    context = ctypes.c_void_p()
+    assert driver.library.cuCtxCreate_v2(ctypes.byref(context), 0, 0) == 0
+    yield context.value or 0
+    assert driver.library.cuCtxDestroy_v2(context) == 0
+
+
+Provider: type[DriverCuda] = PyCuda if PYCUDA_VARIABLE in os.environ else DriverCuda
+
+
+class NotedCuda(Provider):  # type: ignore[misc, valid-type]
+    """The binding on the fake library; calls of the methods in `NOTED` are noted."""
+
+    def __init__(self, driver: FakeDriver) -> None:
+        super().__init__()
+        self.driver, self.has_graphs = driver, driver.has_graphs
+
+
+def _noted(name: str) -> Any:
+    def method(self: NotedCuda, *arguments: Any, **options: Any) -> Any:
+        self.driver.note(name, *arguments)
+        return getattr(Provider, name)(self, *arguments, **options)
+
+    return method
+
+
+for _name in NOTED:
+    setattr(NotedCuda, _name, _noted(_name))
 
 
 class FakeEngine:
@@ -288,8 +268,8 @@ class FakeEngine:
 
     mask_dtype: Any = np.uint8
 
-    def __init__(self, cuda: FakeCuda, *, fail_at: int = 0) -> None:
-        self.cuda, self.runs, self.fail_at, self.forks_fail_at = cuda, 0, fail_at, 0
+    def __init__(self, driver: FakeDriver, *, fail_at: int = 0) -> None:
+        self.driver, self.runs, self.fail_at, self.forks_fail_at = driver, 0, fail_at, 0
         self.forks: list[FakeEngine] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -298,10 +278,17 @@ class FakeEngine:
             name: TensorSpec(name=name, dtype=np.dtype(dtype), shape=(None, None, None))
             for name, dtype in (("mask", self.mask_dtype), ("mean", np.float32))
         }
-        cuda.engines.add(self)
+        self._queued: list[Any] = []  # what the library calls must stay alive
+        self._handle = driver.library.fake_engine()
+        assert self._handle, driver.violation
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was not closed."""
+        return self._handle in self.driver.list("engine")
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        self._open()
+        assert self.alive
         shape = shapes["image"]
         if any(n > limit for n, limit in zip(shape, LARGEST, strict=True)):
             raise ShapeError(f"tensor 'image': expected at most {LARGEST}, got {shape}; resize it.")
@@ -311,46 +298,48 @@ class FakeEngine:
         return outputs
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
-        self._open()
+        assert self.alive
         self.addresses.update(addresses)
 
     def enqueue(self, stream: int) -> None:
-        self._open()
         self.runs += 1
         if self.runs == self.fail_at:
             raise RunnerError("fake: could not start the run.")
-        if self.cuda.capturing:
-            assert self.runs > 1, "the first run of a context allocates"
-            assert not self.cuda.in_flight(self), "captured while a run of this context is in flight"
-        self.cuda.note("enqueue", stream)
+        self.driver.note("enqueue", stream)
         shapes, addresses = dict(self.shapes), dict(self.addresses)
 
-        def work() -> None:
-            self._open()
+        def work(_: object) -> None:
             image = self._tensor("image", shapes, addresses)
             self._tensor("mask", shapes, addresses).view(np.uint8)[...] = image[..., 0]
             self._tensor("mean", shapes, addresses)[...] = image.mean(axis=-1)
 
-        uses = {addresses[name]: name in self.outputs for name in shapes}
-        self.cuda.queue(stream, "engine", work, {**uses, self: True})
+        count = len(shapes)
+        starts = (ctypes.c_size_t * count)(*(addresses[name] for name in shapes))
+        sizes = (ctypes.c_size_t * count)(*(self._nbytes(name, shapes) for name in shapes))
+        writes = (ctypes.c_int * count)(*(name in self.outputs for name in shapes))
+        self._queued.append(_WORK(work))
+        code = self.driver.library.fake_queue(
+            self._handle, stream, self._queued[-1], None, count, starts, sizes, writes
+        )
+        if code:
+            raise RunnerError(f"fake: could not start the run, CUDA error {code} {self.driver.violation}.")
 
     def fork(self) -> FakeEngine:
-        self._open()
-        self.forks.append(type(self)(self.cuda, fail_at=self.forks_fail_at))
+        assert self.alive
+        self.forks.append(type(self)(self.driver, fail_at=self.forks_fail_at))
         return self.forks[-1]
 
     def close(self) -> None:
-        self.cuda.note("close")
-        self.cuda.expect_idle(self, "closed")
-        self.cuda.engines.discard(self)
+        self.driver.note("close")
+        assert self.driver.library.fake_close_engine(self._handle) == 0, self.driver.violation
 
-    def _open(self) -> None:
-        assert self in self.cuda.engines, "the engine is closed"
+    def _nbytes(self, name: str, shapes: Mapping[str, Any]) -> int:
+        return int(np.prod(shapes[name])) * {**self.inputs, **self.outputs}[name].dtype.itemsize
 
     def _tensor(self, name: str, shapes: Mapping[str, Any], addresses: Mapping[str, int]) -> np.ndarray:
         dtype = {**self.inputs, **self.outputs}[name].dtype
-        nbytes = int(np.prod(shapes[name])) * dtype.itemsize
-        return self.cuda.on_device(addresses[name], nbytes).view(dtype).reshape(shapes[name])
+        view = self.driver.on_device(addresses[name], self._nbytes(name, shapes))
+        return view.view(dtype).reshape(shapes[name])
 
 
 class PackedEngine(FakeEngine):

@@ -1,14 +1,17 @@
-"""Runs of a plan on device memory, against a double of the driver: whose memory, which stream, which graph."""
+"""Runs of a plan on device memory, on the fake driver: whose memory, which stream, which graph."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from nrd_trt.errors import ShapeError
+from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.runtime.base import DeviceTensor
 from nrd_trt.runtime.trt_runner import GRAPH_CAPACITY
 from tests.runtime.bench import LARGE, SMALL, Bench, caller, check, image, runner
+from tests.runtime.fake_cuda import NOT_SUPPORTED, another_context
 
 
 @pytest.mark.parametrize("host_runs", [0, 1, 3])
@@ -85,3 +88,30 @@ def test_outputs_are_written_where_they_are_placed(bench: Bench) -> None:
             assert {name: output.address for name, output in outputs.items()} == place
             assert np.array_equal(mine.read(outputs["mask"]), image(seed=3)[..., 0])
         assert len(bench.cuda.graphs) == 2
+
+
+def test_memory_of_another_context_or_of_the_host_is_refused_before_the_run(bench: Bench) -> None:
+    with runner() as trt, caller(bench.cuda) as mine:
+        tensor = mine.put(image())
+        with another_context(bench.cuda):
+            foreign, start = mine.cuda.allocate(128), len(bench.cuda.calls)
+            with pytest.raises(RunnerError, match=r"^tensor 'image': expected memory of the GPU's primary context"):
+                trt.infer_device({"image": replace(tensor, address=foreign)}, mine.stream)
+        pageable = np.zeros(128, np.uint8)
+        with pytest.raises(RunnerError, match=r"^tensor 'mask': expected memory of this GPU, got the address"):
+            trt.infer_device({"image": tensor}, mine.stream, lambda name, nbytes: pageable.ctypes.data)
+        assert "enqueue" not in bench.since(start)
+        assert np.array_equal(mine.read(trt.infer_device({"image": tensor}, mine.stream)["mask"]), image()[..., 0])
+
+
+def test_a_refused_capture_warns_once_and_device_runs_go_on(bench: Bench) -> None:
+    with runner() as trt, caller(bench.cuda) as mine:
+        tensors = [mine.put(image(seed=seed)) for seed in range(2)]
+        trt.infer_device({"image": tensors[0]}, mine.stream)
+        bench.cuda.fail("cuStreamBeginCapture_v2", NOT_SUPPORTED)
+        with pytest.warns(UserWarning, match="runs go on without a CUDA graph.*CUDA_ERROR_NOT_SUPPORTED"):
+            trt.infer_device({"image": tensors[0]}, mine.stream)
+        for seed in (0, 1, 0, 1):
+            mask = trt.infer_device({"image": tensors[seed]}, mine.stream)["mask"]
+            assert np.array_equal(mine.read(mask), image(seed=seed)[..., 0])
+        assert not bench.cuda.graphs and len(bench.cuda.list("engine")) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.engine_thread import EngineThread, Pending
 from tests.runtime.bench import LARGE, SMALL, Bench, HostRunner, image, runner
+from tests.runtime.fake_cuda import OUT_OF_MEMORY
 from tests.runtime.test_graph_io import facts
 
 WITHIN_S = 60.0
@@ -141,12 +141,11 @@ def test_leaving_finishes_what_was_begun(bench: Bench) -> None:
             engine.__enter__()
 
 
-def test_a_runner_that_cannot_be_opened_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_that_cannot_be_opened_leaves_nothing(bench: Bench) -> None:
     engine = on_thread(runner())
-    with monkeypatch.context() as patched:
-        patched.setattr(bench.cuda, "create_event", Mock(side_effect=RunnerError("CUDA: no events")))
-        with pytest.raises(RunnerError, match="no events"):
-            engine.__enter__()
+    bench.cuda.fail("cuEventCreate", OUT_OF_MEMORY)
+    with pytest.raises(RunnerError, match="cuEventCreate failed"):
+        engine.__enter__()
     assert bench.cuda.alive == {}
     with engine:
         check(begin(engine, 0), 0)

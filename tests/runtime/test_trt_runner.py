@@ -1,9 +1,10 @@
-"""The runner of plans against a double of the driver and the engine: what is copied, queued, captured and freed."""
+"""The runner of plans on a fake driver and engine: what is copied, queued, captured and freed, and in which context."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,10 +12,18 @@ import pytest
 from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.runtime.base import DeviceRunner
 from nrd_trt.runtime.trt_runner import GRAPH_CAPACITY, TrtRunner
-from tests.runtime.bench import LARGE, SMALL, Bench, check, image, runner
+from tests.runtime.bench import LARGE, SMALL, Bench, caller, check, image, runner
 from tests.runtime.conftest import MakeBench
-from tests.runtime.fake_cuda import FakeCuda
+from tests.runtime.fake_cuda import CAPTURE_UNSUPPORTED, NOT_SUPPORTED, OUT_OF_MEMORY, NotedCuda, another_context
 
+REFUSALS: dict[str, Callable[[Bench], object]] = {
+    "first run": lambda bench: setattr(bench.engines[0], "forks_fail_at", 1),
+    "run": lambda bench: setattr(bench.engines[0], "forks_fail_at", 2),
+    "begin": lambda bench: bench.cuda.fail("cuStreamBeginCapture_v2", NOT_SUPPORTED),
+    "copy": lambda bench: bench.cuda.fail("cuMemcpyHtoDAsync_v2", CAPTURE_UNSUPPORTED, at=2),
+    "end": lambda bench: bench.cuda.fail("cuStreamEndCapture", CAPTURE_UNSUPPORTED),
+    "instantiate": lambda bench: bench.cuda.fail("cuGraphInstantiateWithFlags", OUT_OF_MEMORY),
+}
 ONE_RUN = ["upload", "enqueue", "download", "download", "synchronize"]
 
 
@@ -90,7 +99,7 @@ def test_least_recently_used_graph_goes(bench: Bench) -> None:
         check(trt, shapes[-1], 1)
         assert len(bench.cuda.graphs) == GRAPH_CAPACITY
         assert first in bench.cuda.graphs and second not in bench.cuda.graphs
-        assert bench.engines[0].forks[1] not in bench.cuda.engines
+        assert not bench.engines[0].forks[1].alive
         for shape in shapes:
             check(trt, shape, 3)
 
@@ -110,7 +119,8 @@ def test_growing_buffers_frees_the_graphs_that_hold_the_old_ones(bench: Bench) -
     with runner() as trt:
         for seed, shape in enumerate([SMALL, SMALL, SMALL, LARGE, SMALL, SMALL, SMALL, LARGE, LARGE]):
             check(trt, shape, seed)
-            seen.append((bench.cuda.names().count("begin_capture"), len(bench.cuda.graphs), len(bench.cuda.engines)))
+            captures, engines = bench.cuda.names().count("begin_capture"), bench.cuda.list("engine")
+            seen.append((captures, len(bench.cuda.graphs), len(engines)))
     one, two = (1, 1, 2), (2, 1, 2)
     assert seen == [(0, 0, 1), one, one, (1, 0, 1), (1, 0, 1), two, two, (3, 2, 3), (3, 2, 3)]
 
@@ -127,19 +137,55 @@ def test_never_captures_without_graphs(make_bench: MakeBench, asked: bool, has_g
     assert not bench.engines[0].forks
 
 
-@pytest.mark.parametrize("fails_at", [1, 2], ids=["before", "inside"])
-def test_failed_capture_is_left_and_freed(bench: Bench, fails_at: int) -> None:
+def test_a_run_that_fails_in_its_capture_and_again_without_is_an_error(bench: Bench) -> None:
     with runner() as trt:
         check(trt, SMALL, 0)
-        bench.engines[0].forks_fail_at = fails_at
-        with pytest.raises(RunnerError, match="could not start the run"):
+        bench.engines[0].forks_fail_at, bench.engines[0].fail_at = 1, 2
+        with pytest.warns(UserWarning, match="without a CUDA graph"), pytest.raises(RunnerError, match="start the run"):
             trt.infer({"image": image()})
-        bench.engines[0].forks_fail_at = 0
-        assert bench.cuda.names().count("abort_capture") == fails_at - 1
-        assert not bench.cuda.capturing and not bench.cuda.graphs and len(bench.cuda.engines) == 1
         check(trt, SMALL, 1)
-        check(trt, SMALL, 2)
-        assert len(bench.cuda.graphs) == 1
+
+
+@pytest.mark.parametrize("refused", REFUSALS)
+def test_a_refused_capture_warns_once_and_runs_go_on_without_graphs(bench: Bench, refused: str) -> None:
+    with runner() as trt:
+        check(trt, SMALL, 0)
+        REFUSALS[refused](bench)
+        with pytest.warns(
+            UserWarning, match="^tensorrt: runs go on without a CUDA graph, with the same masks: "
+        ) as said:
+            check(trt, SMALL, 1)
+        assert len(said) == 1
+        assert not trt.cuda_graph and not bench.cuda.capturing and not bench.cuda.graphs
+        assert len(bench.cuda.list("engine")) == 1
+        start = len(bench.cuda.calls)
+        for seed in range(3):  # a second warning would be an error
+            check(trt, SMALL, seed)
+            check(trt, LARGE, seed)
+        assert not {"begin_capture", "launch_graph"} & set(bench.since(start))
+
+
+def test_other_threads_work_on_while_one_captures(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They allocate and wait, which a capture for all threads would forbid them and break with."""
+    with runner() as trt, caller(bench.cuda) as mine, ThreadPoolExecutor(1) as pool:
+        record = trt._record
+
+        def recording(engine: Any, stream: int, queue: Callable[[Any], None]) -> int:
+            def queue_beside(forked: Any) -> None:
+                queue(forked)
+                pool.submit(beside).result()
+
+            return record(engine, stream, queue_beside)
+
+        def beside() -> None:
+            with mine.cuda.current():
+                mine.room(64)
+                mine.cuda.synchronize(mine.stream)
+
+        monkeypatch.setattr(trt, "_record", recording)
+        for seed in range(3):
+            check(trt, SMALL, seed)
+        assert len(mine.held) == len(bench.cuda.graphs) == 1
 
 
 @pytest.mark.parametrize("fail_at", range(1, 13))
@@ -150,10 +196,10 @@ def test_out_of_memory_says_what_to_do_and_leaves_no_half_of_a_pair(make_bench: 
     with runner() as trt:
         for seed in range(2 if growing else 0):
             check(trt, SMALL, seed)
-        with pytest.raises(RunnerError, match="out of memory; close other programs or build a smaller size"):
+        with pytest.raises(RunnerError, match="out of memory, close other programs or build a smaller size"):
             trt.infer({"image": image(LARGE)})
         assert not bench.cuda.graphs
-        assert len(bench.cuda.device) == len(bench.cuda.host) == (2 if growing else (fail_at - 1) // 2)
+        assert len(bench.cuda.list("device")) == len(bench.cuda.list("host")) == (2 if growing else (fail_at - 1) // 2)
         for shape in (SMALL, LARGE, SMALL):
             check(trt, shape, 2)
 
@@ -168,32 +214,51 @@ def test_users_are_freed_before_what_they_use(bench: Bench) -> None:
     assert order[-2:] == ["destroy_stream", "close"]
 
 
-@pytest.mark.parametrize("failing", ["create_stream", "facts"])
-def test_error_while_opening_releases_what_was_taken(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
+@pytest.mark.parametrize(
+    "failing", ["cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuStreamCreate", "cuMemGetInfo_v2"]
+)
+def test_error_while_opening_releases_what_was_taken(bench: Bench, failing: str) -> None:
     trt = runner()
-    with monkeypatch.context() as patched:
-        patched.setattr(FakeCuda, failing, Mock(side_effect=RunnerError("CUDA: broken")))
-        with pytest.raises(RunnerError, match="CUDA: broken"):
-            trt.__enter__()
+    bench.cuda.fail(failing, OUT_OF_MEMORY)
+    with pytest.raises(RunnerError, match=f"^CUDA: {failing[:12]}.* failed.*of memory, close other programs"):
+        trt.__enter__()
     assert bench.cuda.alive == {}
     with trt:
         check(trt, SMALL, 0)
 
 
 def test_one_failing_release_does_not_keep_the_rest(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    destroy = FakeCuda.destroy_graph
+    destroy = NotedCuda.destroy_graph
 
-    def failing(self: FakeCuda, graph: int) -> None:
+    def failing(self: NotedCuda, graph: int) -> None:
         destroy(self, graph)
         raise RunnerError("CUDA: sticky")
 
-    monkeypatch.setattr(FakeCuda, "destroy_graph", failing)
+    monkeypatch.setattr(NotedCuda, "destroy_graph", failing)
     with pytest.raises(RunnerError, match="sticky"), runner() as trt:
         check(trt, SMALL, 0)
         check(trt, SMALL, 1)
     assert bench.cuda.alive == {}
+
+
+def test_runs_from_any_thread_whatever_context_it_has(bench: Bench) -> None:
+    """A new thread has no context, and that of the second one belongs to somebody else."""
+    with runner() as trt:
+
+        def without() -> None:
+            for seed in range(3):
+                check(trt, SMALL, seed)
+
+        def with_another() -> None:
+            with another_context(bench.cuda) as context:
+                for seed in range(3):
+                    check(trt, LARGE, seed)
+                assert bench.cuda.current_context() == context  # it was given back
+
+        for work in (without, with_another):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(work).result()
+        assert len(bench.cuda.graphs) == 1
 
 
 def test_may_be_entered_again_and_leaves_nothing(bench: Bench) -> None:
