@@ -38,7 +38,7 @@ class Cuda(ABC):
 
     @abstractmethod
     def facts(self) -> Gpu:
-        """Describe the device."""
+        """Describe the device, with the memory that is free now."""
 
     @abstractmethod
     def current(self) -> AbstractContextManager[None]:
@@ -164,10 +164,11 @@ def open_cuda(provider: Provider = "driver") -> Iterator[Cuda]:
 
 
 def probe_device() -> Gpu | None:
-    """Describe the GPU that engines would run on, or return None where there is none to use."""
+    """Describe the GPU that engines would run on, free memory left out, or return None where there is none to use."""
+    from nrd_trt.machine.cuda_driver import describe_device
+
     try:
-        with open_cuda() as cuda:
-            return cuda.facts()
+        return describe_device()
     except RunnerError:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from nrd_trt.errors import RunnerError
 from nrd_trt.machine import libcuda
@@ -25,27 +26,10 @@ class DriverCuda(Cuda):
         self._context = self._lib.get("cuDevicePrimaryCtxRetain", self._device)
 
     def facts(self) -> Gpu:
-        name, free, total = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.c_size_t()
-        self._lib.call("cuDeviceGetName", name, len(name), self._device)
-        major, minor, integrated = (
-            self._lib.get("cuDeviceGetAttribute", attribute, self._device)
-            for attribute in (
-                libcuda.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                libcuda.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-                libcuda.CU_DEVICE_ATTRIBUTE_INTEGRATED,
-            )
-        )
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
         with self.current():
             self._lib.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
-        return Gpu(
-            name=name.value.decode(errors="replace"),
-            compute_capability=f"{major}.{minor}",
-            driver=kernel_driver(Machine()),
-            cuda=libcuda.version_text(self._lib.version),
-            integrated=bool(integrated),
-            memory_bytes=total.value,
-            free_bytes=free.value,
-        )
+        return replace(_describe(self._lib, self._device), free_bytes=free.value)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -114,11 +98,10 @@ class DriverCuda(Cuda):
                 f"expected memory of this GPU, got the address {address:#x}, which CUDA does not know; copy the array "
                 "to the device."
             )
-        # Page-locked memory of the host is every context's. Pools tell no context, and belong to the device.
+        # Page-locked memory of the host is every context's. Memory of a pool tells no context: it is the device's.
         attribute = libcuda.CU_POINTER_ATTRIBUTE_CONTEXT
-        unknown = self._lib.code_of("cuPointerGetAttribute", ctypes.byref(context), attribute, address)
-        own = unknown or context.value in (None, self._context)
-        if kind.value == libcuda.CU_MEMORYTYPE_DEVICE and not own:
+        self._lib.code_of("cuPointerGetAttribute", ctypes.byref(context), attribute, address)
+        if kind.value == libcuda.CU_MEMORYTYPE_DEVICE and context.value not in (None, self._context):
             raise RunnerError(
                 f"expected memory of the GPU's primary context, got the address {address:#x} of another context; with "
                 "PyCUDA import pycuda.autoprimaryctx, not pycuda.autoinit, and choose the same GPU everywhere."
@@ -146,3 +129,34 @@ class DriverCuda(Cuda):
 
     def destroy_graph(self, graph: int) -> None:
         self._lib.call("cuGraphExecDestroy", graph)
+
+
+def describe_device() -> Gpu:
+    """Describe the first GPU, free memory left out: that takes a context, which may take a second to make.
+
+    Raises:
+        RunnerError: There is no usable GPU; the message says why.
+    """
+    lib = libcuda.LibCuda()
+    return _describe(lib, lib.get("cuDeviceGet", 0))
+
+
+def _describe(lib: libcuda.LibCuda, device: int) -> Gpu:
+    name = ctypes.create_string_buffer(256)
+    lib.call("cuDeviceGetName", name, len(name), device)
+    major, minor, integrated = (
+        lib.get("cuDeviceGetAttribute", attribute, device)
+        for attribute in (
+            libcuda.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            libcuda.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            libcuda.CU_DEVICE_ATTRIBUTE_INTEGRATED,
+        )
+    )
+    return Gpu(
+        name=name.value.decode(errors="replace"),
+        compute_capability=f"{major}.{minor}",
+        driver=kernel_driver(Machine()),
+        cuda=libcuda.version_text(lib.version),
+        integrated=bool(integrated),
+        memory_bytes=lib.get("cuDeviceTotalMem_v2", device),
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.machine.cuda import probe_device
+from nrd_trt.machine.cuda import open_cuda
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
@@ -82,7 +82,6 @@ def test_opening_and_closing_takes_no_memory() -> None:
                     overlapped.finish(overlapped.begin({"image": image}))
                 overlapped.begin({"image": image})
                 overlapped.begin({"image": image})
-        device = probe_device()
-        assert device is not None
-        free.append(device.free_bytes)
+        with open_cuda() as cuda:
+            free.append(cuda.facts().free_bytes)
     assert free[0] - free[-1] < GROWTH_BYTES  # the first round loads kernels that stay

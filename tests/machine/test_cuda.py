@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +21,13 @@ import pytest
 from nrd_trt.errors import ConfigError, MissingDependencyError, RunnerError
 from nrd_trt.machine import libcuda
 from nrd_trt.machine.cuda import Cuda, host_view, load_cuda, open_cuda, probe_device
+from nrd_trt.machine.gpu import Gpu, kernel_driver
+from nrd_trt.machine.host import Machine
 from tests.artefacts import REPOSITORY, environment
 from tests.plugin_library import COMPILER, needs_compiler
 from tests.runtime.fake_cuda import (
     HEADERS,
+    OUT_OF_MEMORY,
     PYCUDA_VARIABLE,
     FakeDriver,
     another_context,
@@ -80,10 +84,20 @@ def test_arguments_are_checked_before_the_call(cuda: Cuda) -> None:
 
 def test_device_is_described_and_its_context_given_back(driver: FakeDriver) -> None:
     driver.set(integrated=True)
-    facts = probe_device()
-    assert facts is not None
-    assert (facts.name, facts.compute_capability, facts.cuda, facts.integrated) == ("Fake GPU 0", "8.7", "12.6", True)
-    assert (facts.memory_bytes, facts.free_bytes) == (1 << 33, 1 << 32)
+    described = Gpu(
+        name="Fake GPU 0",
+        compute_capability="8.7",
+        driver=kernel_driver(Machine()),
+        cuda="12.6",
+        integrated=True,
+        memory_bytes=1 << 33,
+    )
+    driver.fail("cuDevicePrimaryCtxRetain", OUT_OF_MEMORY)
+    assert probe_device() == described  # makes no context
+    with pytest.raises(RunnerError, match="cuDevicePrimaryCtxRetain failed"):
+        load_cuda()
+    with open_cuda() as cuda:
+        assert cuda.facts() == replace(described, free_bytes=1 << 32)
     assert driver.alive == {}
     first, second = load_cuda(), load_cuda("driver")
     first.close()

@@ -325,6 +325,11 @@ CUresult CUDAAPI cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, 
     return *value = attribute == CU_DEVICE_ATTRIBUTE_INTEGRATED ? machine.integrated : 0, CUDA_SUCCESS;
 }
 
+CUresult CUDAAPI cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
+    ENTER;
+    return *bytes = 1ull << 33, device < machine.devices ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+
 CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
     ENTER;
     if (device >= machine.devices) return CUDA_ERROR_INVALID_DEVICE;

@@ -18,6 +18,7 @@ from tests.runtime.fake_cuda import CAPTURE_UNSUPPORTED, NOT_SUPPORTED, OUT_OF_M
 
 REFUSALS: dict[str, Callable[[Bench], object]] = {
     "first run": lambda bench: setattr(bench.engines[0], "forks_fail_at", 1),
+    "first copy back": lambda bench: bench.cuda.fail("cuMemcpyDtoHAsync_v2", OUT_OF_MEMORY),
     "run": lambda bench: setattr(bench.engines[0], "forks_fail_at", 2),
     "begin": lambda bench: bench.cuda.fail("cuStreamBeginCapture_v2", NOT_SUPPORTED),
     "copy": lambda bench: bench.cuda.fail("cuMemcpyHtoDAsync_v2", CAPTURE_UNSUPPORTED, at=2),
