@@ -15,6 +15,7 @@ from nrd_trt.data.preprocessing import FittedImage, fit_image
 from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.graph.metadata import GraphFacts, load_onnx, read_facts
+from nrd_trt.machine.cuda import Provider
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.graph_io import first_mask, image_feed
@@ -116,6 +117,7 @@ def open_bundle(
     threads: int | None = None,
     plugin: Path | str | None = None,
     fit: Fit | None = None,
+    cuda: Provider = "driver",
 ) -> Engine:
     """Open a bundle for prediction: ``open_bundle(path).predict(rgb (H, W, 3) uint8) -> (H, W) uint8``.
 
@@ -127,6 +129,7 @@ def open_bundle(
         threads: CPU threads; None leaves the choice to the backend.
         plugin: Library of a plan that decodes by plugin; None searches for it.
         fit: How images of other sizes are brought to the engine's size; None takes what the bundle was built with.
+        cuda: What a plan's runner calls CUDA by; ``"pycuda"`` is for programs that use PyCUDA, and has no graphs.
 
     Returns:
         An engine, which is a context manager: leaving its ``with`` block frees what the runner holds.
@@ -138,7 +141,8 @@ def open_bundle(
         RunnerError: The runner asked for cannot run the bundle here.
     """
     bundle = path if isinstance(path, Bundle) else read_bundle(path)
-    made = make_runner(bundle, runner, threads=threads, plugin=None if plugin is None else Path(plugin))
+    library = None if plugin is None else Path(plugin)
+    made = make_runner(bundle, runner, threads=threads, plugin=library, cuda=cuda)
     return Engine(made, bundle.graph, fit=bundle.record.fit if fit is None else fit, bundle=bundle)
 
 

@@ -12,7 +12,7 @@ from nrd_trt.engine.compat import installed_flavours, load_tensorrt, version_num
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, find_plugin, read_plugin
 from nrd_trt.engine.record import BuilderRecord
 from nrd_trt.errors import BundleError, ConfigError, PluginError, RunnerError
-from nrd_trt.machine.cuda import probe_device
+from nrd_trt.machine.cuda import Provider, probe_device
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -20,7 +20,12 @@ from nrd_trt.specs import MaskEncoding, RunnerName, check_choice
 
 
 def make_runner(
-    bundle: Bundle, runner: RunnerName = "auto", *, threads: int | None = None, plugin: Path | None = None
+    bundle: Bundle,
+    runner: RunnerName = "auto",
+    *,
+    threads: int | None = None,
+    plugin: Path | None = None,
+    cuda: Provider = "driver",
 ) -> Runner:
     """Make the runner of a bundle.
 
@@ -29,6 +34,7 @@ def make_runner(
         runner: ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
         threads: CPU threads of ONNX Runtime; None leaves the choice to it.
         plugin: The library of a plan that needs one; None looks for it (see `nrd_trt.engine.plugins`).
+        cuda: What a plan's runner calls CUDA by, ``"driver"`` or ``"pycuda"``; nothing where no plan is run.
 
     Raises:
         ConfigError: An unknown name, or one that a bundle cannot run with; a library for a plan that needs none.
@@ -40,6 +46,7 @@ def make_runner(
         UserWarning: ``"auto"`` takes ONNX Runtime because the plan's library cannot be had, or in spite of `plugin`.
     """
     check_choice("runner", runner, RunnerName)
+    check_choice("cuda", cuda, Provider)
     if runner == "torch":
         raise ConfigError("runner='torch': a bundle holds no PyTorch model; give the checkpoint instead.")
     record = bundle.record
@@ -55,10 +62,10 @@ def make_runner(
             )
         rebuild = rebuild_call(bundle.path, runner, record.decode)
         check_host(record.builder, this_host(runner), plan=str(bundle.path / PLAN_FILE), rebuild=rebuild)
-        return _plan_of(bundle, plugin)
+        return _plan_of(bundle, plugin, cuda)
     if runner == "auto" and bundle.plan_path is not None and can_run_plan(record.builder):
         try:
-            return _plan_of(bundle, plugin)
+            return _plan_of(bundle, plugin, cuda)
         except PluginError as exc:
             if plugin is not None:
                 raise
@@ -104,13 +111,14 @@ def recorded_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary
     return library
 
 
-def _plan_of(bundle: Bundle, plugin: Path | None) -> TrtRunner:
+def _plan_of(bundle: Bundle, plugin: Path | None, cuda: Provider) -> TrtRunner:
     return plan_runner(
         bundle.path / PLAN_FILE,
         bundle.record.builder,
         _rebuild(bundle),
         plugin=bundle_plugin(bundle, plugin),
         mask_encoding=bundle.graph.mask_encoding,
+        cuda=cuda,
     )
 
 
@@ -130,6 +138,7 @@ def plan_runner(
     *,
     plugin: PluginLibrary | None = None,
     mask_encoding: MaskEncoding = "uint8",
+    cuda: Provider = "driver",
 ) -> TrtRunner:
     """Make the runner of a plan; only a version-compatible plan may run code on the host."""
     return TrtRunner(
@@ -139,6 +148,7 @@ def plan_runner(
         host_code=built.version_compatible,
         plugin=plugin,
         mask_encoding=mask_encoding,
+        cuda=cuda,
     )
 
 

@@ -6,6 +6,7 @@ Enterprise TensorRT, its GPU and the code in the library are doubles; files and 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from nrd_trt import benchmark, evaluate, open_bundle, validate
 from nrd_trt.decode.function import MASK_OP
 from nrd_trt.engine.bundle import PLAN_FILE, read_bundle
 from nrd_trt.engine.plugins import LIBRARY, VARIABLE
-from nrd_trt.errors import ConfigError, PluginError, RunnerError
+from nrd_trt.errors import ConfigError, MissingDependencyError, PluginError, RunnerError
 from nrd_trt.inspection import inspect as inspect_module
 from nrd_trt.inspection import plan_summary
 from nrd_trt.inspection.inspect import inspect
@@ -47,6 +48,17 @@ def test_library_is_loaded_before_the_plan(
     for _ in range(2):
         with made:  # the double's runtime refuses the plan where the creator is not registered
             assert module.registry.loaded == [str(library())]
+
+
+def test_plan_is_run_by_the_cuda_that_is_asked_for(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host(monkeypatch)
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    for runner in ("auto", "tensorrt"):
+        engine = open_bundle(planned, runner=runner, plugin=library(), cuda="pycuda")
+        with pytest.raises(MissingDependencyError, match="by way of PyCUDA needs"):
+            engine.__enter__()
+    with pytest.raises(ConfigError, match="cuda='opencl': expected one of 'driver', 'pycuda'"):
+        open_bundle(planned, cuda="opencl")
 
 
 @pytest.mark.parametrize(
