@@ -108,7 +108,7 @@ class DeviceRunner(Runner, Protocol):
             execution context must not be on two at once.
 
         Raises:
-            RunnerError: The runner is not entered, or the run cannot be started.
+            RunnerError: The runner is not entered, memory is not of its GPU and context, or the run cannot be started.
             ShapeError: An input is missing, unknown, or has another type or shape.
         """
         ...
