@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import TensorProto, helper
 
 from nrd_trt.data.classes import voc_palette
 from nrd_trt.engine.compat import installed_flavours
@@ -20,6 +21,7 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.network import Segmentor
+from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import DecodeSpec, InputForm, InputShape, MaskEncoding, ModelInfo, Range
 from tests.golden.keyed_weights import keyed_image, keyed_state_dict
 
@@ -69,6 +71,12 @@ def keyed_model(encoder: str, num_classes: int, *, info: Mapping[str, Any] | Non
 def small_model(**changes: Any) -> Segmentor:
     """Build the quickest network, with changes."""
     return keyed_model(**{**SMALL, **changes})
+
+
+def same_network(first: Segmentor, second: Segmentor) -> bool:
+    """Return whether two networks have one configuration and draw the same logits."""
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    return first.config == second.config and torch.equal(first(images), second(images))
 
 
 @lru_cache(maxsize=4)
@@ -135,6 +143,18 @@ def feed(form: InputForm, batch: int, height: int, width: int, seed: int = 11) -
     if form == "uint8":
         return {"image": byte_images(seed, batch, height, width)}
     return {"image": np.concatenate([keyed_image(seed + index, height, width) for index in range(batch)])}
+
+
+def infer(model: onnx.ModelProto, image: Mapping[str, np.ndarray], *inner: str) -> dict[str, np.ndarray]:
+    """Return the outputs of a file in ONNX Runtime, and these float tensors from within its graph."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    known = {entry.name for entry in (*model.graph.input, *model.graph.output)}
+    watched.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner if name not in known
+    )
+    with OrtRunner(watched, threads=1) as runner:
+        return {**image, **runner.infer(image)} if inner else runner.infer(image)
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> float:

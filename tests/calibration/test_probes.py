@@ -19,27 +19,14 @@ from nrd_trt.calibration.recipes import RECIPES
 from nrd_trt.errors import CalibrationError
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputForm, MaskEncoding
-from tests.helpers import feed, small_export
+from tests.helpers import feed, infer, small_export
 
 SHAPES = {"uint8": {"image": (1, 128, 256, 3)}, "float": {"image": (1, 3, 128, 256)}}
 
 
 def probes_of(model: onnx.ModelProto, samples: int | None, form: InputForm = "uint8") -> list[Probe]:
     return make_probes(model, tensors_to_calibrate(model, RECIPES["mse"]), SHAPES[form], samples)
-
-
-def fetched(model: onnx.ModelProto, names: list[str], form: InputForm) -> dict[str, np.ndarray]:
-    """The tensors as the plain graph computes them."""
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
-    produced = {name for node in model.graph.node for name in node.output}
-    inner = [name for name in names if name in produced]
-    whole.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner)
-    image = feed(form, 1, 128, 256)
-    with OrtRunner(whole, threads=1) as runner:
-        return {**image, **runner.infer(image)}
 
 
 @pytest.mark.parametrize(("form", "samples"), [("uint8", 4096), ("float", None)])
@@ -49,10 +36,9 @@ def test_readings_are_those_of_the_tensors(form: InputForm, samples: int | None)
     probed = with_probes(model, probes, masks=samples is not None)
     onnx.checker.check_model(probed, full_check=True)
     assert not any(entry.name.startswith("calibration/") for entry in model.graph.output)
-    with OrtRunner(probed, threads=1) as runner:
-        outputs = runner.infer(feed(form, 1, 128, 256))
+    image = feed(form, 1, 128, 256)
+    outputs, expected = infer(probed, image), infer(model, image, *(probe.tensor for probe in probes))
     masks = read_masks(outputs, "uint8")
-    expected = fetched(model, [probe.tensor for probe in probes], form)
     assert masks is None if samples is None else (masks == expected["mask"]).all()
     assert {probe.signed for probe in probes} == {True, False}
     for probe in probes:
@@ -168,7 +154,7 @@ def executed(model: onnx.ModelProto, folder: Path) -> list[tuple[str, str]]:
 def test_masks_are_those_of_the_plain_graph(output: str, encoding: MaskEncoding) -> None:
     model = select_outputs(small_export(encoding=encoding), output)
     image = feed("uint8", 1, 128, 256)
-    with OrtRunner(model, threads=1) as plain, OrtRunner(with_probes(model, [], masks=True), threads=1) as probed:
-        expected, got = plain.infer(image), read_masks(probed.infer(image), read_facts(model).mask_encoding)
+    expected, probed = infer(model, image), infer(with_probes(model, [], masks=True), image)
+    got = read_masks(probed, read_facts(model).mask_encoding)
     assert got is not None
     assert (got == (expected["mask"] if output == "mask" else expected["logits"].argmax(1))).all()

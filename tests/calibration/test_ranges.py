@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from nrd_trt.calibration import ranges as module
 from nrd_trt.calibration.cache import Ranges
@@ -21,9 +21,8 @@ from nrd_trt.errors import CalibrationError
 from nrd_trt.graph.metadata import read_facts, with_precision
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.tensors import copy_model
-from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputShape
-from tests.helpers import byte_images, small_export
+from tests.helpers import byte_images, infer, small_export
 
 FEEDS = [{"image": byte_images(20 + 5 * index, 1, 128, 256)} for index in range(3)]
 pytestmark = pytest.mark.filterwarnings("ignore:classes never predicted:UserWarning")  # by an untrained network
@@ -41,11 +40,8 @@ def run(
 @pytest.fixture(scope="module")
 def values() -> dict[str, np.ndarray]:
     """Every calibrated tensor over all feeds, as the plain graph computes it."""
-    model = copy_model(small_export())
-    names = tensors_to_calibrate(model, RECIPES["mse"])
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    with OrtRunner(model, threads=1) as runner:
-        runs = [runner.infer(feed) for feed in FEEDS]
+    names = tensors_to_calibrate(small_export(), RECIPES["mse"])
+    runs = [infer(small_export(), feed, *names) for feed in FEEDS]
     return {name: np.concatenate([outputs[name] for outputs in runs]) for name in names}
 
 
@@ -97,15 +93,7 @@ def test_little_memory_takes_more_passes_to_the_same_ranges(recipe: Recipe, memo
     assert (small.images, small.coverage, small.keys) == (large.images, large.coverage, large.keys)
 
 
-def test_calibration_stream_gives_its_own_key() -> None:
-    model = small_export()
-    stream = CalibrationStream("synthetic", read_facts(model), images=2)
-    found = run(model, RECIPES["minmax"], stream)
-    assert (found.images, found.keys.data) == (2, stream.sha256)
-    assert found.keys.recipe == RECIPES["minmax"].sha256
-
-
-def test_keys_follow_model_data_and_recipe() -> None:
+def test_keys_follow_model_data_and_recipe_and_a_calibration_stream_has_its_own() -> None:
     def keys(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], name: str) -> tuple[str, ...]:
         return astuple(run(model, RECIPES[name], feeds, tensors=["pixels"]).keys)
 
@@ -117,6 +105,10 @@ def test_keys_follow_model_data_and_recipe() -> None:
         [a != b for a, b in zip(plain, other, strict=True)] for other in (other_model, other_data, other_recipe)
     ]
     assert differing == [[True, False, False], [False, True, False], [False, False, True]]
+    stream = CalibrationStream("synthetic", read_facts(small_export()), images=2)
+    found = run(small_export(), RECIPES["minmax"], stream)
+    assert (found.images, found.keys.data) == (2, stream.sha256)
+    assert found.keys.recipe == RECIPES["minmax"].sha256
 
 
 @pytest.mark.parametrize(
@@ -215,8 +207,7 @@ def test_tensor_that_is_zero_everywhere() -> None:
 @pytest.mark.parametrize("output", ["mask", "logits"])
 def test_coverage_is_that_of_the_predicted_masks(output: str) -> None:
     model = select_outputs(small_export(), output)
-    with OrtRunner(model, threads=1) as runner:
-        outputs = [runner.infer(feed) for feed in FEEDS]
+    outputs = [infer(model, feed) for feed in FEEDS]
     masks = np.concatenate([run["mask"] if output == "mask" else run["logits"].argmax(1) for run in outputs])
     names = read_facts(model).info.class_names
     with pytest.warns(UserWarning) as caught:
@@ -231,17 +222,13 @@ def test_coverage_is_that_of_the_predicted_masks(output: str) -> None:
     assert [w for w in caught if str(w.message).startswith(message)]
 
 
-def test_padding_is_not_counted() -> None:
+def test_coverage_leaves_padding_out_and_needs_masks() -> None:
     facts = replace(read_facts(small_export()), shape=InputShape.static((128, 256)))
     stream = CalibrationStream("synthetic", facts, images=2)
     cropped = [Feed(dict(feed), feed.names, [(64, 96)]) for feed in stream]
-    with OrtRunner(small_export(), threads=1) as runner:
-        masks = [runner.infer(feed)["mask"][0, :64, :96] for feed in stream]
+    masks = [infer(small_export(), feed)["mask"][0, :64, :96] for feed in stream]
     found = run(small_export(), RECIPES["minmax"], cropped, tensors=["pixels"]).coverage
     assert found is not None
     expected = np.bincount(np.ravel(masks), minlength=11) / (2 * 64 * 96)
     assert list(found.pixel_share.values()) == pytest.approx(expected.tolist())
-
-
-def test_counter_without_masks() -> None:
     assert ClassCounter(["a", "b"]).coverage() is None

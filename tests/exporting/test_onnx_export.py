@@ -32,6 +32,7 @@ from tests.helpers import (
     cached_small_model,
     exported,
     feed,
+    infer,
     small_export,
     small_model,
 )  # fmt: skip
@@ -84,8 +85,7 @@ def test_baseline_masks_enlarge_like_torch_and_take_the_lowest_index_of_a_tie() 
     model.decode_head.conv_seg.weight.data[5] = model.decode_head.conv_seg.weight.data[2]
     model.decode_head.conv_seg.bias.data[[2, 5]] = 1e3  # both classes always win, by exactly the same logits
     graph = export_onnx(model, ExportOptions(shape=STATIC, input_form="uint8"))
-    with OrtRunner(graph, threads=1) as runner:
-        assert (runner.infer(feed("uint8", 1, 128, 256))["mask"] == 2).all()
+    assert (infer(graph, feed("uint8", 1, 128, 256))["mask"] == 2).all()
 
 
 @pytest.mark.parametrize(

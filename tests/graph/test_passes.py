@@ -18,9 +18,8 @@ from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs, with_taps
 from nrd_trt.graph.precision import simulate_rounding, to_precision, undocumented_casts
 from nrd_trt.graph.tensors import copy_model, element_types
-from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
-from tests.helpers import feed, small_export
+from tests.helpers import feed, infer, small_export
 
 FLOAT = TensorProto.FLOAT
 NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -71,10 +70,9 @@ def test_a_selected_output_keeps_only_what_it_needs(output: str, function: str, 
     assert 0 < len(both.graph.node) - len(one.graph.node) < 3
     assert read_facts(one).output == output
     image = feed("uint8", 1, 128, 256)
-    with OrtRunner(both, threads=1) as full, OrtRunner(one, threads=1) as part:
-        got = part.infer(image)
-        assert list(got) == [output]
-        assert np.array_equal(got[output], full.infer(image)[output])
+    got = infer(one, image)
+    assert list(got) == [output]
+    assert np.array_equal(got[output], infer(both, image)[output])
 
 
 def chain(*kinds: int) -> onnx.ModelProto:
@@ -121,14 +119,8 @@ def test_planted_casts_in_the_graph_and_in_a_function_are_found() -> None:
 def test_extremes_are_the_largest_magnitudes() -> None:
     graph = small_export()
     watched = [next(n for n in graph.graph.node if n.op_type == "Conv").output[0], "theta", "guidance", "logits"]
-    plain = copy_model(graph)
-    known = {entry.name for entry in plain.graph.output}
-    for name in watched:
-        if name not in known:
-            plain.graph.output.append(helper.make_tensor_value_info(name, FLOAT, None))
     image = feed("uint8", 1, 128, 256)
-    with OrtRunner(with_extremes(graph, "fp16"), threads=1) as runner, OrtRunner(plain, threads=1) as full:
-        extremes, values = read_extremes(runner.infer(image)), full.infer(image)
+    extremes, values = read_extremes(infer(with_extremes(graph, "fp16"), image)), infer(graph, image, *watched)
     for name in watched:
         # Two sessions fuse differently, so the last digits differ.
         assert extremes[name].largest == pytest.approx(np.abs(values[name]).max(), rel=1e-3)
@@ -152,8 +144,7 @@ def scaled(*factors: float) -> onnx.ModelProto:
 
 
 def run(model: onnx.ModelProto, values: np.ndarray) -> np.ndarray:
-    with OrtRunner(model, threads=1) as runner:
-        return runner.infer({"image": values})["logits"]
+    return infer(model, {"image": values})["logits"]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

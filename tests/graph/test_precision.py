@@ -22,15 +22,10 @@ from nrd_trt.graph.precision import simulate_tf32, to_precision, undocumented_ca
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputForm, Precision
-from tests.helpers import STATIC, agreement, exported, feed, keyed_model, small_export
+from tests.helpers import STATIC, agreement, exported, feed, infer, keyed_model, small_export
 
 HALVES: tuple[Precision, ...] = ("fp16", "bf16")
 GATES = {"fp16": 0.995, "bf16": 0.98}
-
-
-def infer(model: onnx.ModelProto, image: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    with OrtRunner(model, threads=1) as runner:
-        return runner.infer(image)
 
 
 @pytest.mark.slow
@@ -125,8 +120,6 @@ def test_kept_nodes_compute_in_fp32(precision: Precision) -> None:
             expected = TensorProto.FLOAT if node.name in keep else HALF_TYPES[precision]
             assert {types[name] for name in (*node.input, *node.output)} == {expected}, node.name
 
-
-# --- what does not fit into 16 bits
 
 _WIDE, _NEXT = "decode_head.bottleneck.conv", "decode_head.classifier.classifier.0.conv"
 

@@ -17,9 +17,8 @@ from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.tensors import copy_model
-from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
-from tests.helpers import feed, small_export
+from tests.helpers import feed, infer, small_export
 
 
 @pytest.mark.parametrize("op_type", [LOGITS_OP, MASK_OP])
@@ -70,9 +69,7 @@ def test_renamed_functions_compute_the_same(precision: Precision) -> None:
     renamed = only_functions(model)
     assert model.SerializeToString(deterministic=True) == before
     onnx.checker.check_model(renamed, full_check=True)
-    with OrtRunner(model, threads=1) as first, OrtRunner(renamed, threads=1) as second:
-        image = feed("uint8", 1, 128, 256)
-        wanted, got = first.infer(image), second.infer(image)
+    wanted, got = (infer(each, feed("uint8", 1, 128, 256)) for each in (model, renamed))
     assert len(np.unique(wanted["mask"])) > 1
     assert wanted.keys() == got.keys() == {"mask", "logits"}
     assert all(np.array_equal(wanted[name], got[name]) for name in wanted)

@@ -14,10 +14,9 @@ from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import insert_qdq, plan_quantization, quantizable_layers
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.graph.weights import coordinate_tables, stored_weights, weight_types
-from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
 from nrd_trt.validation.hints import describe_weights
-from tests.helpers import STATIC, feed, small_export
+from tests.helpers import STATIC, feed, infer, small_export
 
 
 def test_taps_leave_the_mask_alone_and_give_the_logits_of_its_function() -> None:
@@ -25,8 +24,7 @@ def test_taps_leave_the_mask_alone_and_give_the_logits_of_its_function() -> None
     both, image = small_export(), feed("uint8", 1, *STATIC.opt_hw)
     tapped = with_taps(select_outputs(both, "mask"))
     onnx.checker.check_model(tapped)
-    with OrtRunner(both, threads=1) as whole, OrtRunner(tapped, threads=1) as cut:
-        want, got = whole.infer(image), cut.infer(image)
+    want, got = infer(both, image), infer(tapped, image)
     np.testing.assert_array_equal(got["mask"], want["mask"])
     assert {name.removeprefix(PREFIX) for name in got} == {
         "mask", "preprocessing", "c1", "c4", "theta", "guidance", "logits",

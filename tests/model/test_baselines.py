@@ -18,7 +18,7 @@ from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, expected_shapes, recognise
 from nrd_trt.specs import Head
-from tests.helpers import keyed_model, small_model
+from tests.helpers import keyed_model, same_network, small_model
 
 HEADS = get_args(Head)
 BASELINES = [head for head in HEADS if head not in NRD_HEADS]
@@ -30,9 +30,6 @@ D8 = {"output_stride": 8, "dilations": (1, 12, 24, 36)}
 def small(encoder: str = "resnetv1c18", **changes: Any) -> Segmentor:
     """Build a narrow network; do not change it."""
     return keyed_model(encoder, 11, **{"head": "deeplabv3", "channels": 16, **changes})
-
-
-# --- shapes ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -73,8 +70,6 @@ def test_aspp_branches_are_dilated_as_told() -> None:
             ((rate, rate), (rate, rate), (3, 3)) for rate in (12, 24, 36)
         ]
 
-
-# --- dilated encoders ------------------------------------------------------------------------------------------------
 
 # Per output stride and stage: stride and dilation of the first block's 3x3 convolution, dilation of the other blocks'.
 RESNET = {
@@ -152,9 +147,6 @@ def test_dilated_encoders_and_strided_ones_with_equal_weights(encoder: str, outp
             assert difference > 0.01
 
 
-# --- recognition -----------------------------------------------------------------------------------------------------
-
-
 def mmseg_config(backbone: str, head: str = "dilations=(1, 12, 24, 36)") -> str:
     return f"""
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -179,10 +171,6 @@ def write_mmseg(path: Path, model: Segmentor, config: str | None) -> Path:
     meta = {} if config is None else {"mmseg_version": "0.11", "config": config}
     torch.save({"meta": meta, "state_dict": model.state_dict()}, path)
     return path
-
-
-def same_network(first: Segmentor, second: Segmentor) -> bool:
-    return first.config == second.config and torch.equal(first(IMAGES), second(IMAGES))
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,8 @@ from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, expected_shapes, nearest, recognise
 from tests.bad_checkpoints import BAD_CHECKPOINTS
-from tests.helpers import cached_small_model, small_model
+from tests.helpers import cached_small_model, same_network, small_model
 
-IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 CONV_SEG = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
 CONTROLLER = "decode_head.classifier.classifier.1"
 NORM_CONFIG = """
@@ -46,13 +45,6 @@ def state_of(model: Segmentor) -> dict[str, Tensor]:
 
 def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in names}
-
-
-def same_network(first: Segmentor, second: Segmentor) -> bool:
-    return first.config == second.config and torch.equal(first(IMAGES), second(IMAGES))
-
-
-# --- forms that are read
 
 
 @pytest.mark.parametrize(
@@ -129,9 +121,6 @@ def test_configuration_is_read_off_the_shapes(encoder: str, head: Any) -> None:
     assert recognise(expected_shapes(config), StoredFacts(), CheckpointOptions()) == config
 
 
-# --- what is learned
-
-
 def save_with(meta: dict[str, Any], path: Path) -> Path:
     """Write the small network as mmseg does, with this ``meta``."""
     torch.save({"meta": meta, "state_dict": state_of(cached_small_model())}, path)
@@ -199,28 +188,22 @@ def test_names_of_another_number_are_left_out_with_a_warning(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("classes", "hidden", "keep_conv_seg", "options"),
+    ("classes", "hidden", "left_out", "options", "metadata"),
     [
-        (19, 8, True, {}),  # rows of conv_seg, d solved
-        (11, 16, False, {}),  # the K that fits d = 16
-        (19, 8, False, {"num_classes": 19}),  # option, d solved
-        (19, 8, False, {"hidden": 8}),  # option, K solved
+        (19, 8, (), {}, {}),  # rows of conv_seg, d solved
+        (11, 16, CONV_SEG, {}, {}),  # the K that fits d = 16
+        (19, 8, CONV_SEG, {"num_classes": 19}, {}),  # option, d solved
+        (19, 8, CONV_SEG, {"hidden": 8}, {}),  # option, K solved
+        (19, 8, CONV_SEG, {}, {"nrd_trt.config": '{"num_classes": 19, "hidden": 8}'}),
     ],
 )
 def test_classes_and_hidden(
-    classes: int, hidden: int, keep_conv_seg: bool, options: dict[str, int], tmp_path: Path
+    classes: int, hidden: int, left_out: tuple[str, ...], options: Any, metadata: dict[str, str], tmp_path: Path
 ) -> None:
-    model = small_model(num_classes=classes, hidden=hidden)
-    torch.save(without(state_of(model), *(() if keep_conv_seg else CONV_SEG)), tmp_path / "m.pth")
-    config = nrd_trt.load_model(tmp_path / "m.pth", **options).config
+    state = without(state_of(small_model(num_classes=classes, hidden=hidden)), *left_out)
+    save_file(state, tmp_path / "m.safetensors", metadata)
+    config = nrd_trt.load_model(tmp_path / "m.safetensors", **options).config
     assert (config.num_classes, config.hidden) == (classes, hidden)
-
-
-def test_classes_and_hidden_from_metadata(tmp_path: Path) -> None:
-    model, told = small_model(num_classes=19, hidden=8), '{"num_classes": 19, "hidden": 8}'
-    save_file(without(state_of(model), *CONV_SEG), tmp_path / "m.safetensors", {"nrd_trt.config": told})
-    config = nrd_trt.load_model(tmp_path / "m.safetensors").config
-    assert (config.num_classes, config.hidden) == (19, 8)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_classes": 18}, {"num_classes": 19, "hidden": 16}, {"hidden": 7}])
@@ -228,9 +211,6 @@ def test_classes_that_do_not_fit_ask_for_the_options(options: dict[str, int], tm
     torch.save(without(state_of(small_model(num_classes=19, hidden=8)), *CONV_SEG), tmp_path / "m.pth")
     with pytest.raises(CheckpointError, match=r"m\.pth.*give num_classes= and hidden="):
         nrd_trt.load_model(tmp_path / "m.pth", **options)
-
-
-# --- bad inputs
 
 
 @pytest.mark.parametrize("name", BAD_CHECKPOINTS)
