@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -35,23 +36,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-class Loader:
-    """Stands for `torch.utils.cpp_extension.load` and for `torch.ops.load_library`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, failure: Exception | None = None) -> None:
-        self.compiled: list[dict[str, Any]] = []
-        self.loaded: list[str] = []
-        self.failure = failure
-        monkeypatch.setattr(cpp_extension, "load", self._compile)
-        monkeypatch.setattr(torch.ops, "load_library", self.loaded.append)
-
-    def _compile(self, name: str, files: list[str], **options: Any) -> None:
-        assert not Path(options["build_directory"], "lock").exists()  # it would wait for ever
-        self.compiled.append({"name": name, "files": files, "home": cpp_extension.CUDA_HOME, **options})
-        if self.failure is not None:
-            raise self.failure
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -74,38 +58,43 @@ def test_architectures_and_torch_have_their_own_library(monkeypatch: pytest.Monk
     assert len(names | {extension_name(kernel_sources(), ["90"])}) == 4
 
 
-def test_compiles_once_for_exactly_these_gpus(
-    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    loader = Loader(monkeypatch)
+@mock.patch.object(torch.ops, "load_library")
+def test_compiles_once_for_exactly_these_gpus(loaded: mock.Mock, folder: Path, cache: Path, tmp_path: Path) -> None:
     directory = cache / extension_name(folder, ["87", "90"])
     directory.mkdir(parents=True)
     (directory / "lock").touch()  # of a process that was stopped while it compiled
-    for _ in range(3):
-        build_and_load(folder, ["87", "90"])
-    (call,) = loader.compiled
-    names = {Path(file).name for file in call["files"]}
+
+    def compile_(name: str, files: list[str], **options: Any) -> None:
+        assert not (directory / "lock").exists()  # it would wait for ever
+        assert cpp_extension.CUDA_HOME == str(tmp_path / "toolkit")
+
+    with mock.patch.object(cpp_extension, "load", side_effect=compile_) as load:
+        for _ in range(3):
+            build_and_load(folder, ["87", "90"])
+    load.assert_called_once()
+    (name, files), options = load.call_args
+    assert (name, options["build_directory"]) == (directory.name, str(directory))
+    names = {Path(file).name for file in files}
     assert names >= {"decode_kernel.cu", "binding.cpp"}
     assert not [name for name in names if name.startswith(("host_", "emulat"))]
-    flags = call["extra_cuda_cflags"]
+    flags = options["extra_cuda_cflags"]
     assert "-fmad=false" in flags
     assert [flag for flag in flags if "arch" in flag] == [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (87, 90)]
-    assert call["home"] == str(tmp_path / "toolkit")
-    assert not call["is_python_module"]
-    assert loader.loaded == [str(directory / f"{directory.name}.so")] * 2
+    assert not options["is_python_module"]
+    assert loaded.call_args_list == [mock.call(str(directory / f"{directory.name}.so"))] * 2
 
 
-def test_what_did_not_compile_is_tried_again(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@mock.patch.object(cpp_extension, "load")
+def test_what_did_not_compile_is_tried_again(load: mock.Mock, folder: Path, cache: Path) -> None:
     log = "decode_kernel.cu(1): error: nothing works\n" * 1000
-    loader = Loader(monkeypatch, RuntimeError(log))
+    load.side_effect = [RuntimeError(log), RuntimeError(log), None]
     for _ in range(2):
         with pytest.raises(PluginError, match=r"cannot be compiled or loaded.*nothing works") as caught:
             build_and_load(folder, ["90"])
         assert "sm_90" in str(caught.value)
         assert len(str(caught.value)) < 3000
-    loader.failure = None
     build_and_load(folder, ["90"])
-    assert len(loader.compiled) == 3
+    assert load.call_count == 3
     shutil.rmtree(cache)
     cache.write_text("a file, not a folder: it cannot be written")
     with pytest.raises(PluginError, match="cannot be compiled or loaded"):
@@ -182,13 +171,13 @@ def test_without_a_gpu_the_kernels_say_so() -> None:
 
 def test_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take as long the next time."""
-    tries: list[int] = []
+    tries = mock.Mock(return_value=PluginError("broken"))
     monkeypatch.setattr(extension, "_outcome", [])
-    monkeypatch.setattr(extension, "_failure", lambda: tries.append(1) or PluginError("broken"))
+    monkeypatch.setattr(extension, "_failure", tries)
     for _ in range(2):
         with pytest.raises(PluginError, match="broken"):
             load_extension()
-    assert len(tries) == 1
+    tries.assert_called_once()
     monkeypatch.setattr(extension, "_outcome", [])
-    monkeypatch.setattr(extension, "_failure", lambda: None)
+    tries.return_value = None
     load_extension()

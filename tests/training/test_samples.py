@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from nrd_trt.data.folders import IGNORE
-from nrd_trt.data.synthetic import Scene
+from nrd_trt.data.synthetic import Scene, street_scene
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.training import samples as samples_module
 from nrd_trt.training.samples import FIRST_SCENE, Samples
@@ -75,19 +76,16 @@ def test_folders_are_mixed(tmp_path: Path) -> None:
     assert with_scenes.validation_count() == 2, "validation is on the images alone"
 
 
-def test_scenes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_alone() -> None:
     samples = Samples(tiny(synthetic_share=0.0), [SYNTHETIC])
     images, labels = samples.batch(0, 2)
     assert len(classes_of((images, labels))) > 3
     assert samples.validation_count() == 20
-    seeds = []
-    original = samples_module.street_scene
-    monkeypatch.setattr(
-        samples_module, "street_scene", lambda seed, size: (seeds.append(seed), original(seed, size))[1]
-    )
-    image, label = samples.validation_sample(0)
+    with mock.patch.object(samples_module, "street_scene", wraps=street_scene) as drawn:
+        image, label = samples.validation_sample(0)
+        assert not np.array_equal(image, samples.validation_sample(19)[0])
     assert image.shape == (*SIZE, 3) and label.shape == SIZE
-    assert not np.array_equal(image, samples.validation_sample(19)[0])
+    seeds = [call.args[0] for call in drawn.call_args_list]
     assert max(seeds) < FIRST_SCENE, "validation scenes must not be among those trained on"
     assert (samples.class_weights() == 1).all()  # nothing to count
 
@@ -134,9 +132,7 @@ def test_weights_are_roots_of_rarity_within_bounds(tmp_path: Path) -> None:
 def test_only_some_labels_of_a_large_set_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples_module, "_COUNTED_LABELS", 3)
     flat(tmp_path, *range(9))  # the first one is kept for validation
-    read = []
     samples = Samples(tiny(), [tmp_path])
-    original = samples.read
-    monkeypatch.setattr(samples, "read", lambda pair: (read.append(pair[0].stem), original(pair))[1])
-    samples.class_weights()
-    assert read == ["1", "4", "7"]
+    with mock.patch.object(samples, "read", wraps=samples.read) as read:
+        samples.class_weights()
+    assert [call.args[0][0].stem for call in read.call_args_list] == ["1", "4", "7"]
