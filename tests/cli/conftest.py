@@ -45,6 +45,12 @@ def one_object(stdout: str) -> dict[str, Any]:
     return found
 
 
+def printed(result: Result) -> dict[str, Any]:
+    """Return the JSON object of a run that succeeded."""
+    assert result.exit_code == 0, result.stderr
+    return one_object(result.stdout)
+
+
 def check_refused(result: Result, folder: Path, before: list[str], *expected: str) -> None:
     """Exit 2, the message (regular expressions) on stderr without a traceback, one JSON object, nothing left."""
     assert result.exit_code == 2, (result.stdout, result.stderr)

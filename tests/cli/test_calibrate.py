@@ -16,17 +16,8 @@ from nrd_trt.calibration.recipes import RECIPES
 from nrd_trt.data.classes import CAMVID_CLASSES
 from nrd_trt.errors import NrdTrtError
 from nrd_trt.graph.precision import to_precision
-from tests.artefacts import (
-    REPOSITORY,
-    SIZE,
-    SIZE_HW,
-    bundle,
-    checkpoint,
-    onnx_file,
-    workspace,
-    write_model,
-)
-from tests.cli.conftest import Invoke, one_object
+from tests.artefacts import REPOSITORY, SIZE, SIZE_HW, bundle, checkpoint, onnx_file, workspace, write_model
+from tests.cli.conftest import Invoke, printed
 
 # Two small scenes do not show every class.
 pytestmark = pytest.mark.filterwarnings("always:classes never predicted:UserWarning")
@@ -36,16 +27,15 @@ QUICK = ("--threads", 1, "-q", "--images", 2)
 def test_ranges_of_an_onnx_file(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "ranges.json"
     result = nrd_trt("calibrate", onnx_file(), "--data", data, "-o", path, *QUICK, "--json")
-    assert result.exit_code == 0, result.stderr
-    printed = one_object(result.stdout)
-    assert {"tensors", "images", "coverage"} <= printed.keys()
-    assert {**json.loads(path.read_text()), "path": str(path)} == printed
+    found = printed(result)
+    assert {"tensors", "images", "coverage"} <= found.keys()
+    assert {**json.loads(path.read_text()), "path": str(path)} == found
     ranges = load_ranges(path, model=model_sha256(onnx.load(onnx_file())))
     assert set(ranges.tensors) == set(tensors_to_calibrate(onnx.load(onnx_file()), RECIPES["mse"]))
-    assert printed["images"] == 2
-    assert list(printed["coverage"]["pixel_share"]) == list(CAMVID_CLASSES)
-    assert sum(printed["coverage"]["pixel_share"].values()) == pytest.approx(1)
-    unseen = printed["coverage"]["never_seen"]
+    assert found["images"] == 2
+    assert list(found["coverage"]["pixel_share"]) == list(CAMVID_CLASSES)
+    assert sum(found["coverage"]["pixel_share"].values()) == pytest.approx(1)
+    unseen = found["coverage"]["never_seen"]
     assert unseen  # two scenes of 50x70 pixels do not show everything
     assert f"warning: classes never predicted on the calibration images: {unseen[0]}" in result.stderr
     text = " ".join(nrd_trt("calibrate", "--help").stdout.split())

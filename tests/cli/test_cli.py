@@ -31,7 +31,7 @@ from tests.artefacts import (
     run_process,
     untrained_checkpoint,
 )
-from tests.cli.conftest import Invoke, check_refused, one_object
+from tests.cli.conftest import Invoke, check_refused, one_object, printed
 from tests.faults import swap_rgb
 
 VALIDATION_KEYS = {
@@ -67,9 +67,7 @@ def test_evaluate(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", checkpoint(), "--data", data, "--size", SIZE, "--threads", 1)
     check_refused(nrd_trt(*arguments, "--json"), tmp_path, listing(tmp_path), "--labels")
     arguments += ("--labels", tmp_path / "elsewhere")
-    result = nrd_trt(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    found = one_object(result.stdout)
+    found = printed(nrd_trt(*arguments, "--json"))
     assert found.keys() >= {"miou", "per_class_iou", "pixel_accuracy", "images", "runner", "arithmetic"}
     assert (found["images"], found["runner"], found["arithmetic"]) == (2, "torch", "native")
     assert found["per_class_iou"].keys() == set(CAMVID_CLASSES)
@@ -83,9 +81,7 @@ def test_evaluate(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
 
 
 def test_complexity_json(nrd_trt: Invoke) -> None:
-    result = nrd_trt("complexity", "camvid_mobilenetv2", "--size", SIZE, "--json")
-    assert result.exit_code == 0, result.stderr
-    found = one_object(result.stdout)
+    found = printed(nrd_trt("complexity", "camvid_mobilenetv2", "--size", SIZE, "--json"))
     assert found.keys() == {
         *("size", "encoder", "head", "total_gmac", "decoder_gmac", "decoder_ratio", "dilated_ratio", "parts"),
         *("parameters", "activation_bytes"),
@@ -107,8 +103,7 @@ def test_complexity_json(nrd_trt: Invoke) -> None:
 def test_export_writes_a_checked_file_and_its_json(nrd_trt: Invoke, tmp_path: Path) -> None:
     target = tmp_path / "m.onnx"
     result = nrd_trt("export", checkpoint(), "-o", target, "--size", SIZE, "--threads", 1, "--json")
-    assert result.exit_code == 0, result.stderr
-    found = one_object(result.stdout)
+    found = printed(result)
     assert found.keys() == {"path", "sha256", "opset", "parity"}
     assert found["parity"].keys() >= {"max_abs", "agreement"}
     assert found["sha256"] == sha256_file(target)
@@ -136,8 +131,7 @@ def test_parity_that_fails_leaves_no_file(nrd_trt: Invoke, tmp_path: Path, monke
 def test_build_prints_the_bundles_facts(nrd_trt: Invoke, tmp_path: Path) -> None:
     target = tmp_path / "a.nrd"
     result = nrd_trt("build", onnx_file(), "-o", target, *QUICK, "--json")
-    assert result.exit_code == 0, result.stderr
-    found = one_object(result.stdout)
+    found = printed(result)
     assert found.pop("path") == str(target)
     assert found == read_bundle(target).record.to_dict()
     assert found["precision"]["asked"] == "fp16"  # the default
@@ -193,15 +187,11 @@ def test_tensorrt_prints_nothing_on_stdout(flags: tuple[str, ...], tmp_path: Pat
 
 
 def test_validate_json(nrd_trt: Invoke, data: Path) -> None:
-    result = nrd_trt("validate", bundle(), "--json")
-    assert result.exit_code == 0, result.stderr
-    found = one_object(result.stdout)
+    found = printed(nrd_trt("validate", bundle(), "--json"))
     assert VALIDATION_KEYS <= found.keys()
     assert (found["miou_reference"], found["miou_engine"], found["per_class_iou"]) == (None, None, None)
     assert (found["checkpoint_matches"], found["runner"], found["arithmetic"]) == (None, "onnxruntime", "native")
-    result = nrd_trt("validate", bundle(), "--checkpoint", checkpoint(), "--data", data, "--json")
-    assert result.exit_code == 0, result.stderr
-    found = one_object(result.stdout)
+    found = printed(nrd_trt("validate", bundle(), "--checkpoint", checkpoint(), "--data", data, "--json"))
     assert found["checkpoint_matches"] is True
     assert 0 <= found["miou_engine"] <= 1
     assert "Sky" in found["per_class_iou"]
@@ -213,9 +203,7 @@ def test_validate_json(nrd_trt: Invoke, data: Path) -> None:
 def test_validate_localises_rebuilds_and_reports(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     options = ("--checkpoint", checkpoint(), "--data", data, "--localise", "--rebuild", 2)
     report = tmp_path / "report.html"
-    result = nrd_trt("validate", bundle(), *options, "--report", report, "--json")
-    assert result.exit_code == 0, result.stderr
-    found = one_object(result.stdout)
+    found = printed(nrd_trt("validate", bundle(), *options, "--report", report, "--json"))
     assert VALIDATION_KEYS <= found.keys()
     assert found["localisation"]["first_beyond"] is None
     assert [stage["within"] for stage in found["localisation"]["stages"]] == [True] * 7
@@ -243,9 +231,7 @@ def test_validate_names_a_planted_fault_and_exits_1(nrd_trt: Invoke, tmp_path: P
 def test_benchmark_compares_bundles_and_checkpoints(nrd_trt: Invoke) -> None:
     targets = (bundle(), bundle("fp16"), checkpoint())
     quick = ("--warmup", 0, "--runs", 1, "--threads", 1)
-    result = nrd_trt("benchmark", *targets, "--compare", *quick, "--json")
-    assert result.exit_code == 0, result.stderr
-    rows = one_object(result.stdout)["results"]
+    rows = printed(nrd_trt("benchmark", *targets, "--compare", *quick, "--json"))["results"]
     assert rows[0].keys() >= {"latency_ms", "throughput_fps", "peak_memory_mib", "runner"}
     assert [row["target"] for row in rows] == [target.name for target in targets]
     assert [row["runner"] for row in rows] == ["onnxruntime", "onnxruntime", "torch"]
@@ -257,9 +243,7 @@ def test_benchmark_compares_bundles_and_checkpoints(nrd_trt: Invoke) -> None:
 
 
 def test_predict_writes_a_palette_png_of_the_images_size(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
-    result = nrd_trt("predict", bundle(), data / "images/00.png", "-o", tmp_path / "out", "--json")
-    assert result.exit_code == 0, result.stderr
-    found = one_object(result.stdout)
+    found = printed(nrd_trt("predict", bundle(), data / "images/00.png", "-o", tmp_path / "out", "--json"))
     assert found.keys() >= {"files", "latency_ms"}
     assert found["files"] == [str(tmp_path / "out/00.png")]
     assert found["latency_ms"] > 0
