@@ -39,7 +39,6 @@ def _canvas(value: float) -> Canvas:
 
 
 def test_labels_follow_camvid_order() -> None:
-    """The indices that the drawers write are those of the class list."""
     assert [label.name for label in Label][:6] == [name.upper() for name in CAMVID_CLASSES][:6]
     assert [CAMVID_CLASSES[label] for label in (Label.SIGN, Label.CAR)] == ["SignSymbol", "Car"]
     assert list(Label) == list(range(len(CAMVID_CLASSES)))
@@ -47,7 +46,6 @@ def test_labels_follow_camvid_order() -> None:
 
 @pytest.mark.parametrize("size_hw", [(32, 32), (96, 128), (130, 75), (64, 256)])
 def test_shape_dtype_and_label_set(size_hw: tuple[int, int]) -> None:
-    """Any size and aspect ratio gives uint8 arrays of that size, without void."""
     scene = street_scene(1, size_hw)
     assert scene.image.shape == (*size_hw, 3)
     assert scene.label.shape == size_hw
@@ -57,13 +55,11 @@ def test_shape_dtype_and_label_set(size_hw: tuple[int, int]) -> None:
 
 
 def test_size_changes_resolution_not_composition() -> None:
-    """Every second pixel of the double size is nearly the single size."""
     small, large = street_scene(3, (180, 240)).label, street_scene(3, (360, 480)).label
     assert (large[1::2, 1::2] == small).mean() > 0.95
 
 
 def test_every_frame_has_sky_road_and_building_and_every_class_is_common(scenes: list[Scene]) -> None:
-    """Each class is in most frames, with some pixels to learn from."""
     for scene in scenes:
         assert {Label.SKY, Label.ROAD, Label.BUILDING} <= set(np.unique(scene.label))
     for label in Label:
@@ -79,7 +75,6 @@ def test_class_shares_are_like_camvid(scenes: list[Scene]) -> None:
 
 
 def test_scenes_are_those_of_every_other_machine() -> None:
-    """Labels and images have the same bytes as when their hashes were recorded."""
     drawn = [street_scene(seed, SMALL, time_s=time_s) for seed in range(8) for time_s in (0, 9)]
     labels, images = (b"".join(getattr(scene, part).tobytes() for scene in drawn) for part in ("label", "image"))
     assert hashlib.sha256(labels).hexdigest() == "8719789f5c0a299aa1ccd84ded3a0d54d1d908f091c6f11530c006dac0439b5e"
@@ -87,13 +82,11 @@ def test_scenes_are_those_of_every_other_machine() -> None:
 
 
 def test_clip_frame_is_the_scene_at_its_time() -> None:
-    """A clip is nothing but scenes at i / fps."""
     for index, frame in enumerate(street_clip(5, SMALL, frames=3, fps=10.0)):
         assert _same(frame, street_scene(5, SMALL, time_s=index / 10.0))
 
 
 def test_clip_moves_smoothly() -> None:
-    """From frame to frame the labels change a little, never all at once."""
     labels = [frame.label for frame in street_clip(4, SMALL, frames=6)]
     changed = [(first != second).mean() for first, second in pairwise(labels)]
     assert 0.001 < min(changed)
@@ -101,14 +94,12 @@ def test_clip_moves_smoothly() -> None:
 
 
 def test_drive_never_runs_out_of_street() -> None:
-    """Hours later there is still a whole and different street."""
     later = street_scene(2, SMALL, time_s=20_000.0)
     assert len(np.unique(later.label)) >= 8
     assert not np.array_equal(later.label, street_scene(2, SMALL).label)
 
 
 def test_skipping_what_is_out_of_view_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shortcut for things beside the picture never drops one that shows."""
     skipped = [street_scene(seed, SMALL) for seed in range(6)]
     monkeypatch.setattr(Canvas, "in_view", lambda *_: True)
     assert all(_same(scene, street_scene(seed, SMALL)) for seed, scene in enumerate(skipped))

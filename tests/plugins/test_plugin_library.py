@@ -132,9 +132,6 @@ def symbols(library: Path, *options: str) -> set[str]:
     return {line.split()[-1].split("@")[0] for line in done.stdout.splitlines() if line}
 
 
-# --- building
-
-
 @pytest.mark.slow
 @each_version
 def test_library_compiles_without_warnings_and_needs_no_symbol_of_tensorrt(builds: Builds, version: str) -> None:
@@ -188,9 +185,6 @@ def test_cpp_tests_pass(builds: Builds, version: str) -> None:
         *("test_enqueue_on_host", "test_kernels_on_host"),
     }
     assert ("test_lean" in passed) == (runtime is not None and version.startswith("11."))
-
-
-# --- configuring
 
 
 def test_host_reference_builds_without_cuda(tmp_path: Path) -> None:
@@ -247,9 +241,6 @@ def test_wrong_headers_are_named(tmp_path: Path, files: dict[str, str], words: s
     done = configure(tmp_path / "build", "-DNRD_TRT_CUDA=OFF", f"-DTENSORRT_ROOT={tmp_path}")
     assert done.returncode != 0
     assert words.format(folder=tmp_path) in " ".join(done.stderr.split())
-
-
-# --- in a real registry
 
 
 @cache

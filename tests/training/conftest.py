@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,9 @@ from nrd_trt.training.recipes import RECIPES, Recipe
 from nrd_trt.training.record import RunState
 from nrd_trt.training.train import train
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE = (64, 96)
 VOID = 11
 """Label of ignored pixels in CamVid."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write_pair(folder: Path, seed: int, *, size_hw: tuple[int, int] = (70, 100)) -> None:

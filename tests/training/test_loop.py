@@ -41,9 +41,6 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
 
 
-# --- what a run leaves behind ----------------------------------------------------------------------------------------
-
-
 def test_run_leaves_loadable_checkpoints_a_finite_log_and_a_picture(run: Path) -> None:
     rows = logged(run)
     assert [int(row["step"]) for row in rows] == [2, 4]
@@ -144,9 +141,6 @@ def test_the_moving_average_is_stored(ema: float, data: Path, tmp_path: Path, st
     assert equal(load_file(tmp_path / "last.safetensors"), average)
 
 
-# --- going on --------------------------------------------------------------------------------------------------------
-
-
 # A call after which a run ends, counted from the start of that run; each run resumes the one before it.
 INTERRUPTIONS: list[tuple[Any, str, int]] = [
     (loop, "prepare_folder", 1),  # before the first state: starts again
@@ -187,9 +181,6 @@ def test_interrupted_runs_end_like_an_unbroken_one(data: Path, run: Path, tmp_pa
     first, second = (torch.load(folder / "state.pt")["torch_rng"] for folder in (out, run))
     assert first.equal(second)
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in run.iterdir())
-
-
-# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 def test_finished_run_is_neither_overwritten_nor_mixed_with_another(data: Path, run: Path) -> None:
@@ -234,9 +225,6 @@ def test_validation_labels_without_a_counted_pixel(tmp_path: Path) -> None:
         train(tiny(steps=1), tmp_path, tmp_path / "out", progress=False)
 
 
-# --- how it is computed ----------------------------------------------------------------------------------------------
-
-
 @FORKS
 def test_workers_change_nothing(data: Path, run: Path, tmp_path: Path) -> None:
     train(tiny(), data, tmp_path, progress=False, workers=2)
@@ -265,9 +253,6 @@ def test_sixteen_bit_products_learn_nearly_the_same(arithmetic: Any, data: Path,
     # bfloat16 keeps 8 bits: a relative 0.4 % per product, which four steps do not blow up beyond a few percent.
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "last.safetensors").values())
-
-
-# --- the encoder's start ---------------------------------------------------------------------------------------------
 
 
 def _encoder_state(encoder: str) -> dict[str, Tensor]:
@@ -332,9 +317,6 @@ def test_a_finished_run_that_is_resumed_keeps_its_encoder_and_tells_its_best(
     assert (result.checkpoint, result.notes) == (run / "best.safetensors", ())
     assert f"{result.best_miou:.4f}" == max(row["miou"] for row in logged(run))
     assert result.to_dict() == {"best_miou": result.best_miou, "checkpoint": str(run / "best.safetensors")}
-
-
-# --- the verb --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

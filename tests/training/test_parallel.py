@@ -23,8 +23,8 @@ from nrd_trt.training.objective import Objective
 from nrd_trt.training.parallel import World, joined_world
 from nrd_trt.training.samples import Samples
 from nrd_trt.training.train import train
-from tests.artefacts import environment
-from tests.training.conftest import REPOSITORY, States, logged, tiny
+from tests.artefacts import REPOSITORY, environment
+from tests.training.conftest import States, logged, tiny
 
 BATCH_OF_FOUR = {"batch": 4, "steps": 2, "evaluations": 2, "ema": 0.5}
 
