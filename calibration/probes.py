@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from nrd_trt.errors import CalibrationError
-from nrd_trt.graph.tensors import copy_model
+from nrd_trt.graph.tensors import copy_model, needed_nodes, replace_nodes
 from nrd_trt.specs import MaskEncoding
 
 _MARK = "calibration/"
@@ -213,7 +213,9 @@ def with_probes(model: onnx.ModelProto, probes: Sequence[Probe], *, masks: bool)
         _append_masks(result.graph, outputs)
     for probe in reversed(probes):
         probe.append_to(result.graph)
-    _prune(result.graph)
+    # An unused node would be a sink.
+    nodes = needed_nodes(result.graph.node, [entry.name for entry in result.graph.output])
+    replace_nodes(result.graph, nodes, list(result.graph.initializer))
     return result
 
 
@@ -226,20 +228,6 @@ def _append_masks(graph: onnx.GraphProto, outputs: Mapping[str, int]) -> None:
     elif "logits" in outputs:
         graph.node.append(helper.make_node("ArgMax", ["logits"], [_MASKS], name=_MASKS, axis=1, keepdims=0))
         graph.output.append(helper.make_tensor_value_info(_MASKS, TensorProto.INT64, ["n", "rows", "columns"]))
-
-
-def _prune(graph: onnx.GraphProto) -> None:
-    """Drop nodes and weights that no output needs: an unused node would be a sink."""
-    needed = {entry.name for entry in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if not needed.isdisjoint(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(reversed(nodes))
-    graph.initializer.extend(weights)
 
 
 def read_masks(outputs: Mapping[str, np.ndarray], encoding: MaskEncoding) -> np.ndarray | None:

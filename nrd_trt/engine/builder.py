@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import onnx
@@ -241,11 +240,7 @@ def _cancellable() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield cancelled
         return
-
-    def on_interrupt(signum: int, frame: FrameType | None) -> None:
-        cancelled.set()
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    previous = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
     try:
         yield cancelled
     finally:

@@ -24,6 +24,7 @@ from nrd_trt.decode import function
 from nrd_trt.engine.record import ExporterRecord
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.graph.metadata import GraphFacts, write_facts
+from nrd_trt.graph.tensors import rename_tensors
 from nrd_trt.model.folding import LogitsAdapter, PatchAdapter
 from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import STRIDE, InputForm, InputShape, MaskEncoding, ModelInfo, Range
@@ -221,9 +222,7 @@ def _name_nodes(model: onnx.ModelProto, kept: set[str]) -> None:
                 renamed[output] = node.name if index == 0 else f"{node.name}:{index}"
         del node.metadata_props[:]
         node.doc_string = ""
-    for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
+    rename_tensors(graph.node, renamed)
 
 
 def _assemble(
@@ -235,23 +234,17 @@ def _assemble(
 ) -> onnx.GraphProto:
     """Join preprocessing, the traced network and its ending into one graph."""
     before, constants = _preprocessing(info, options.input_form)
-    network_nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in network.graph.node]
     if not before:
-        for node in network_nodes:
-            node.input[:] = ["image" if name == "pixels" else name for name in node.input]
-    initializers = [_plain(tensor) for tensor in network.graph.initializer]
+        rename_tensors(network.graph.node, {"pixels": "image"})
+    # Raw little-endian data and nothing else.
+    weights = [numpy_helper.from_array(numpy_helper.to_array(entry), entry.name) for entry in network.graph.initializer]
     return helper.make_graph(
-        [*before, *network_nodes, *ending.nodes],
+        [*before, *network.graph.node, *ending.nodes],
         "nrd",
         [_input_info(options)],
         outputs,
-        initializer=[*constants, *initializers],
+        initializer=[*constants, *weights],
     )
-
-
-def _plain(tensor: TensorProto) -> TensorProto:
-    """Return the tensor with raw little-endian data and nothing else."""
-    return numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name)
 
 
 def _preprocessing(info: ModelInfo, form: InputForm) -> tuple[list[onnx.NodeProto], list[TensorProto]]:

@@ -69,10 +69,8 @@ def read_extremes(outputs: Mapping[str, np.ndarray]) -> dict[str, Extremes]:
         if output.endswith(_LARGEST_SUFFIX):
             name = output.removesuffix(_LARGEST_SUFFIX)
             used, lost = float(outputs[name + _USED_SUFFIX]), float(outputs[name + _LOST_SUFFIX])
-            largest = float(value)
-            found[name] = Extremes(
-                largest=largest if np.isfinite(largest) else np.inf, underflow=lost / used if used else 0.0
-            )
+            largest = float(value) if np.isfinite(value) else np.inf
+            found[name] = Extremes(largest=largest, underflow=lost / used if used else 0.0)
     return found
 
 

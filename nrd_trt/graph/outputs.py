@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -97,15 +98,13 @@ def _logits_of_mask(model: onnx.ModelProto) -> str | None:
     whole = next((entry for entry in model.functions if node is not None and entry.name == node.op_type), None)
     if node is None or whole is None:
         return None
-    cut = onnx.FunctionProto()
-    cut.CopyFrom(whole)
+    cut = copy.deepcopy(whole)
     cut.name = _LOGITS_FUNCTION
     del cut.output[:], cut.node[:]
     cut.output.append("logits")
     cut.node.extend(needed_nodes(whole.node, ["logits"]))
     model.functions.append(cut)
-    call = onnx.NodeProto()
-    call.CopyFrom(node)
+    call = copy.deepcopy(node)
     call.name, call.op_type = f"{PREFIX}{_LOGITS_FUNCTION}", _LOGITS_FUNCTION
     tensor = f"{PREFIX}inner_logits"
     call.output[:] = [tensor]

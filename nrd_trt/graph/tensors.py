@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 from onnx import TensorProto, shape_inference
@@ -15,9 +16,7 @@ HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16, "int8":
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a deep copy."""
-    duplicate = onnx.ModelProto()
-    duplicate.CopyFrom(model)
-    return duplicate
+    return copy.deepcopy(model)
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
@@ -55,10 +54,11 @@ def needed_nodes(nodes: Iterable[onnx.NodeProto], wanted: Iterable[str]) -> list
     return kept[::-1]
 
 
-def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
-    """Return a node's attribute by name."""
-    found: onnx.AttributeProto = next(entry for entry in node.attribute if entry.name == name)
-    return found
+def rename_tensors(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    """Give the tensors that nodes read and write their new names; one without a new name keeps its own."""
+    for node in nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
 
 
 def float_outputs(model: onnx.ModelProto, types: dict[str, int]) -> Iterator[tuple[onnx.NodeProto, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -37,11 +38,11 @@ def stored_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
         for name, tensor in tensors.items()
         if tensor.data_type in kinds
     }
-    made_by = {output: node for node in model.graph.node for output in node.output}
+    dequantized = {node.output[0]: node.input for node in model.graph.node if node.op_type == "DequantizeLinear"}
     for node in model.graph.node:
-        producer = made_by.get(node.input[1]) if node.op_type == "Conv" else None
-        if producer is not None and producer.op_type == "DequantizeLinear" and producer.input[0] in tensors:
-            values, scale = (numpy_helper.to_array(tensors[name]) for name in producer.input[:2])
+        operands = dequantized.get(node.input[1], ()) if node.op_type == "Conv" else ()
+        if operands and operands[0] in tensors:
+            values, scale = (numpy_helper.to_array(tensors[name]) for name in operands[:2])
             per_row = scale.astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
             found[f"{node.name.removesuffix('/Conv')}.weight"] = values.astype(np.float32) * per_row
     return found
@@ -50,13 +51,7 @@ def stored_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 def weight_types(model: onnx.ModelProto) -> dict[str, int]:
     """Return how many convolutions have weights of each type: ``fp32``, ``fp16``, ``bf16`` or ``int8`` (Q/DQ)."""
     names = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-    stored = {tensor.name: names.get(tensor.data_type, "other") for tensor in model.graph.initializer}
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    found: dict[str, int] = {}
-    for node in model.graph.node:
-        if node.op_type == "Conv":
-            producer = made_by.get(node.input[1])
-            quantised = producer is not None and producer.op_type == "DequantizeLinear"
-            kind = "int8" if quantised else stored.get(node.input[1], "other")
-            found[kind] = found.get(kind, 0) + 1
+    types = {tensor.name: names.get(tensor.data_type, "other") for tensor in model.graph.initializer}
+    types |= {node.output[0]: "int8" for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    found = Counter(types.get(node.input[1], "other") for node in model.graph.node if node.op_type == "Conv")
     return dict(sorted(found.items()))

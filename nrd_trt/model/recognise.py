@@ -194,13 +194,10 @@ def _encoder(shapes: Shapes) -> str | None:
         for stage in (1, 2, 3, 4)
     )
     grouped = shapes.get("backbone.layer1.0.conv2.weight", (64, 64))
+    deep_stem, bottleneck = (f"backbone.{name}.weight" in shapes for name in ("stem.0", "layer1.0.conv3"))
+    found = (blocks, deep_stem, bottleneck, grouped[0] // max(grouped[1], 1))
     for name, plan in RESNETS.items():
-        if (
-            plan.blocks == blocks
-            and plan.deep_stem == ("backbone.stem.0.weight" in shapes)
-            and plan.bottleneck == ("backbone.layer1.0.conv3.weight" in shapes)
-            and plan.groups == grouped[0] // max(grouped[1], 1)
-        ):
+        if (plan.blocks, plan.deep_stem, plan.bottleneck, plan.groups) == found:
             return name
     return None
 
