@@ -12,12 +12,11 @@ import numpy as np
 
 from nrd_trt.errors import RunnerError
 from nrd_trt.machine import libcuda
-from nrd_trt.machine.cuda import Provider, host_view
-from nrd_trt.machine.cuda_driver import DriverCuda
+from nrd_trt.machine.cuda import Cuda, Provider, host_view
 from nrd_trt.optional import require
 
 
-class PyCuda(DriverCuda):
+class PyCuda(Cuda):
     """PyCUDA's own memory, streams and events, for programs that use it too; the device is opened as ever."""
 
     name: Provider = "pycuda"

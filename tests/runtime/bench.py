@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrd_trt.machine.cuda_driver import DriverCuda
+from nrd_trt.machine.cuda import Cuda
 from nrd_trt.runtime import buffers, overlap, trt_runner
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -99,7 +99,7 @@ class Caller:
     """Somebody with a stream and device memory of his own."""
 
     driver: FakeDriver
-    cuda: DriverCuda
+    cuda: Cuda
     stream: int
     held: list[int] = field(default_factory=list)
 

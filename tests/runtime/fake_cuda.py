@@ -24,8 +24,7 @@ import pytest
 
 from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.machine import libcuda
-from nrd_trt.machine.cuda import host_view
-from nrd_trt.machine.cuda_driver import DriverCuda
+from nrd_trt.machine.cuda import Cuda, host_view
 from nrd_trt.machine.cuda_pycuda import PyCuda
 from nrd_trt.specs import TensorSpec
 from tests.helpers import made_once
@@ -142,20 +141,20 @@ class FakeDriver:
         if Provider is PyCuda:
             PyCuda().close()
             self.library.fake_reset()
-            DriverCuda()  # holds the primary context, as PyCUDA does from its first use to the end of the process
+            Cuda()  # holds the primary context, as PyCUDA does from its first use to the end of the process
         self.calls: list[tuple[Any, ...]] = []
         self.threads: set[str] = set()
         self.has_graphs = has_graphs
         self.set(integrated=integrated)
         self.fail("allocation", OUT_OF_MEMORY, at=fail_at)
 
-    def open(self, provider: str = "driver") -> DriverCuda:
+    def open(self, provider: str = "driver") -> Cuda:
         """Stand in for `nrd_trt.machine.cuda.load_cuda`: the binding, whose calls are noted."""
         assert provider == "driver"
         return NotedCuda(self)
 
     @contextmanager
-    def opened(self, provider: str = "driver") -> Iterator[DriverCuda]:
+    def opened(self, provider: str = "driver") -> Iterator[Cuda]:
         """Stand in for `nrd_trt.machine.cuda.open_cuda`."""
         with closing(self.open(provider)) as cuda, cuda.current():
             yield cuda
@@ -234,7 +233,7 @@ def another_context(driver: FakeDriver) -> Iterator[int]:
     assert driver.library.cuCtxDestroy_v2(context) == 0
 
 
-Provider: type[DriverCuda] = PyCuda if PYCUDA_VARIABLE in os.environ else DriverCuda
+Provider: type[Cuda] = PyCuda if PYCUDA_VARIABLE in os.environ else Cuda
 
 
 class NotedCuda(Provider):  # type: ignore[misc, valid-type]
