@@ -313,7 +313,7 @@ def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> tu
 def _notes(target: _Target, instrument_notes: Sequence[str], calls: _Calls) -> list[str]:
     """Say what a reader of one source's figures must know, disturbances aside."""
     engine = target.engine
-    notes = arithmetic_notes(engine.arithmetic)
+    notes = [*arithmetic_notes(engine.arithmetic)]
     if engine.plan_run is not None and not on_device(engine.runner):
         notes.append(f"the plan was built but not run here: these are {engine.runner_name}'s figures")
     return [*notes, *instrument_notes, *graph_notes(engine.runner, wanted=calls.cuda_graph, warmup=calls.warmup)]
