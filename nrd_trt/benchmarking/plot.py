@@ -63,7 +63,6 @@ def write_plot(path: Path, curves: Sequence[Curve], *, title: str, subtitle: str
         footnotes: Below the axes, e.g. why figures are doubtful.
     """
     figure = require("matplotlib.figure", extra="plot", purpose="plotting").Figure(figsize=(10.5, 5.2), dpi=150)
-    require("matplotlib.backends.backend_agg", extra="plot", purpose="plotting").FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for index, curve in enumerate(curves):
         _draw(axes, curve, _COLOURS[index % len(_COLOURS)])
@@ -118,8 +117,7 @@ def _dress(axes: Any, curves: Sequence[Curve]) -> None:
     axes.set_yticks([0, 25, *(share for share, _ in _MARKED)], ["0", "25", *(f"p{share}" for share, _ in _MARKED)])
     axes.grid(color=_PALE, linewidth=0.7)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(1.02, 1.0),

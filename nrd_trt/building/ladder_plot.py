@@ -76,5 +76,4 @@ def _bars(axes: Any, bars: Sequence[tuple[str, float, str, str]]) -> None:
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", color=_PALE)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -112,7 +112,6 @@ def row(name: str, mious: Sequence[float], found: Complexity, latencies_ms: Sequ
 def draw_curves(path: Path, runs: Mapping[tuple[str, int], Path]) -> None:
     """Draw every run's training loss."""
     figure = require("matplotlib.figure", extra="plot", purpose="--plot").Figure((8, 4), dpi=120)
-    require("matplotlib.backends.backend_agg", extra="plot", purpose="--plot").FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for (name, _), folder in runs.items():
         with (folder / LOG).open(newline="") as file:
