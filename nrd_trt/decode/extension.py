@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,6 @@ for _schema in (
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
-_outcome: list[NrdTrtError | None] = []
 
 
 def load_extension() -> None:
@@ -60,11 +60,9 @@ def load_extension() -> None:
         MissingDependencyError: A GPU, nvcc, ninja or a C++ compiler is missing; the message names it.
         PluginError: The sources are missing or do not compile.
     """
-    if not _outcome:
-        with _lock:
-            if not _outcome:
-                _outcome.append(_failure())
-    if (failure := _outcome[0]) is not None:
+    with _lock:
+        failure = _failure()
+    if failure is not None:
         raise type(failure)(str(failure)) from failure
 
 
@@ -166,6 +164,7 @@ def build_and_load(folder: Path, architectures: list[str]) -> None:
         ) from exc
 
 
+@cache
 def _failure() -> NrdTrtError | None:
     """Build and load once; return what went wrong, as it would go wrong again."""
     try:

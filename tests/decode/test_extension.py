@@ -171,13 +171,15 @@ def test_without_a_gpu_the_kernels_say_so() -> None:
 
 def test_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take as long the next time."""
-    tries = mock.Mock(return_value=PluginError("broken"))
-    monkeypatch.setattr(extension, "_outcome", [])
-    monkeypatch.setattr(extension, "_failure", tries)
+    tries = mock.Mock(return_value=False)
+    extension._failure.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", tries)
     for _ in range(2):
-        with pytest.raises(PluginError, match="broken"):
+        with pytest.raises(MissingDependencyError, match="sees no GPU"):
             load_extension()
     tries.assert_called_once()
-    monkeypatch.setattr(extension, "_outcome", [])
-    tries.return_value = None
+    tries.return_value = True
+    monkeypatch.setattr(extension, "build_and_load", lambda *_: None)
+    extension._failure.cache_clear()
     load_extension()
+    extension._failure.cache_clear()
