@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -305,36 +306,25 @@ class _Build:
     def _built(self) -> BuilderRecord:
         """Say what built the plan and what the plan depends on; TensorRT-RTX builds for GPUs that are not here."""
         engine, device, config = self.engine, self.device, self.request.config
-        system, machine = platform.system().lower(), platform.machine()
+        record = BuilderRecord(
+            name="onnxruntime",
+            version=None,
+            compute_capabilities=(),
+            os=platform.system().lower(),
+            machine=platform.machine(),
+            gpu=None,
+            driver=None,
+            tf32=config.tf32,
+        )
         if engine is None:
-            return BuilderRecord(
-                name="onnxruntime",
-                version=None,
-                compute_capabilities=(),
-                os=system,
-                machine=machine,
-                gpu=None,
-                driver=None,
-                tf32=config.tf32,
-            )
+            return record
         capabilities = engine.compute_capabilities
         if engine.flavour == "tensorrt" and device is not None and device.compute_capability is not None:
             capabilities = (device.compute_capability,)
-        return BuilderRecord(
-            name=engine.flavour,
-            version=engine.version,
-            compute_capabilities=capabilities,
-            os=system,
-            machine=machine,
-            gpu=device.name if device else None,
-            driver=device.driver if device else None,
-            cuda=device.cuda if device else None,
-            version_compatible=config.version_compatible,
-            hardware_compatible=config.hardware_compatible,
-            workspace_mib=config.workspace_mib,
-            optimization_level=config.optimization_level,
-            tf32=config.tf32,
-        )
+        settings = {**vars(config), "compute_capabilities": capabilities}
+        if device is not None:
+            settings |= {"gpu": device.name, "driver": device.driver, "cuda": device.cuda}
+        return replace(record, name=engine.flavour, version=engine.version, **settings)
 
     def record(self, given: BuildInput, validation: Validation) -> BundleRecord:
         """Collect what ``bundle.json`` records; nothing depends on time or place, so equal builds are equal."""
@@ -376,9 +366,7 @@ class _Build:
             **{name: asked[name] for name in ("checkpoint", "data", "labels", "ignore_index", *_GATES)},
             **request.options,
             **(vars(request.calibrator.arguments(precision)) if request.calibrator else {}),
-            "version_compatible": request.config.version_compatible or None,
-            "hardware_compatible": request.config.hardware_compatible or None,
-            "tf32": request.config.tf32 or None,
+            **{name: config[name] or None for name in ("version_compatible", "hardware_compatible", "tf32")},
             "force": True,
         }
         given = [
@@ -389,11 +377,9 @@ class _Build:
 
 def _choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
     """Resolve ``auto`` and check that what was asked for can be had."""
-    builder: Flavour | Literal["onnxruntime"]
-    if request.builder == "auto":
-        builder = next(iter(installed_flavours()), "onnxruntime")
-    else:
-        builder = request.builder
+    builder: Flavour | Literal["onnxruntime"] = (
+        next(iter(installed_flavours()), "onnxruntime") if request.builder == "auto" else request.builder
+    )
     if builder != "tensorrt-rtx" and request.config.compute_capabilities:
         raise ConfigError(f"compute_capabilities=: only builder='tensorrt-rtx' builds for other GPUs, not {builder}.")
     if builder != "onnxruntime":
