@@ -57,10 +57,7 @@ def main() -> int:
     record = bundle.to_dict()
     report = {
         "bundle": str(bundle.path),
-        "builder": record["builder"],
-        "files": record["files"],
-        "passed": record["passed"],
-        "validation": record["validation"],
+        **{name: record[name] for name in ("builder", "files", "passed", "validation")},
         "camvid_validation": validate_on_camvid(bundle.path, source),
         "video": write_clip(bundle.path),
     }

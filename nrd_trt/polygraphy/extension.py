@@ -54,29 +54,24 @@ class NrdTorchRunnerArgs(BaseRunnerArgs):
         self.group.add_argument(
             f"--{_OPTION}",
             metavar="CKPT",
-            dest="nrd_torch",
             action=_AddCheckpoint,
-            default=None,
             help="Run inference using a checkpoint (.pth or .safetensors) in PyTorch, fp32. Inputs and outputs are "
             "those of the model. May be given again with another checkpoint.",
         )
         self.group.add_argument(
             "--nrd-torch-input",
             choices=("uint8", "float"),
-            default=None,
             help="Input form: uint8 NHWC RGB or float NCHW normalised. Defaults to the model's.",
         )
         self.group.add_argument(
             "--nrd-torch-output",
             choices=("mask", "logits", "both"),
-            default=None,
             help="Outputs. Defaults to the model's.",
         )
         self.group.add_argument(
             "--nrd-torch-options",
             metavar="NAME:VALUE",
             nargs="+",
-            default=None,
             help="What the checkpoint does not tell itself, e.g. num_classes:19 bgr:1 mean:[123.7,116.3,103.5].",
         )
 

@@ -322,14 +322,9 @@ def _signatures(name: str, text: str) -> list[list[int]]:
 
 def _split(arguments: str) -> list[str]:
     """Split at commas outside brackets."""
-    parts, depth = [""], 0
-    for character in arguments:
-        depth += (character in "([{<") - (character in ")]}>")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
+    while (outside := re.sub(r"[(\[{<][^()\[\]{}<>]*[)\]}>]", "", arguments)) != arguments:
+        arguments = outside
+    return arguments.split(",")
 
 
 if __name__ == "__main__":
