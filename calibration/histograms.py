@@ -138,11 +138,9 @@ def _squared_errors(counts: np.ndarray, centres: np.ndarray, candidates: np.ndar
     """Sum of the squared errors of int8 per candidate range, ``(candidates,) float64``."""
     used = np.flatnonzero(counts)
     weights, values = counts[used], centres[used]
-    sums = np.empty(len(candidates))
-    for index, amax in enumerate(candidates):
-        step = amax / LEVELS
-        rounded = np.minimum(np.rint(values / step), LEVELS) * step
-        sums[index] = (weights * (values - rounded) ** 2).sum()
+    steps = candidates[:, None] / LEVELS
+    rounded = np.minimum(np.rint(values / steps), LEVELS) * steps
+    sums: np.ndarray = (weights * (values - rounded) ** 2).sum(axis=1)
     return sums
 
 

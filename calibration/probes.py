@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -73,11 +74,11 @@ class Probe:
             self._output(graph, "Identity", "all")
             return
         axes = self._constant(graph, "axes", list(range(self._kept_axes, len(self.shape))))
-        self._output(graph, "ReduceMax", "high", axes)
+        self._output(graph, "ReduceMax", "high", axes, keepdims=0)
         # Extremes may step over a NaN; a sum does not.
-        self._output(graph, "ReduceSum", "sum", axes)
+        self._output(graph, "ReduceSum", "sum", axes, keepdims=0)
         if self.signed:
-            self._output(graph, "ReduceMin", "low", axes)
+            self._output(graph, "ReduceMin", "low", axes, keepdims=0)
         if self.samples:
             self._append_picker(graph, self.samples)
 
@@ -96,12 +97,9 @@ class Probe:
         graph.node.append(helper.make_node("Slice", [flat, *operands], [name], name=name))
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["values"]))
 
-    def _output(self, graph: onnx.GraphProto, operator: str, part: str, *inputs: str) -> None:
+    def _output(self, graph: onnx.GraphProto, operator: str, part: str, *inputs: str, **attributes: Any) -> None:
         name = f"{_MARK}{self.tensor}/{part}"
-        node = helper.make_node(operator, [self.tensor, *inputs], [name], name=name)
-        if operator != "Identity":
-            node.attribute.append(helper.make_attribute("keepdims", 0))
-        graph.node.append(node)
+        graph.node.append(helper.make_node(operator, [self.tensor, *inputs], [name], name=name, **attributes))
         rank = len(self.shape) if part == "all" else self._kept_axes
         dims = [f"{part}_{axis}" for axis in range(rank)]
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))

@@ -138,9 +138,7 @@ class LoadedEngine:
 
     def close(self) -> None:
         """Release everything, users before what they use; may be called again."""
-        self._context = None
-        self._engine = None
-        self._runtime = None
+        self._context = self._engine = self._runtime = None  # from left to right
 
     def _open(self) -> None:
         """Start a call: its error tells its own messages only."""

@@ -27,7 +27,7 @@ from nrd_trt.graph.metadata import GraphFacts, write_facts
 from nrd_trt.graph.tensors import rename_tensors
 from nrd_trt.model.folding import LogitsAdapter, PatchAdapter
 from nrd_trt.model.network import Segmentor
-from nrd_trt.specs import STRIDE, InputForm, InputShape, MaskEncoding, ModelInfo, Range
+from nrd_trt.specs import STRIDE, InputForm, InputShape, MaskEncoding, ModelInfo
 
 _IR_VERSION = 9  # the one that goes with opset 19
 REVISION = 2
@@ -175,7 +175,8 @@ def _trace(adapter: nn.Module, tensors: tuple[str, ...], shape: InputShape) -> o
         axis += bool(axis)  # axis 1 is the channels'
         if not extent.is_static:
             dims[axis] = unit * torch.export.Dim(name, min=extent.min // unit, max=extent.max // unit)
-        example.append(_example(extent, unit))
+        # torch would fix a symbolic dimension that is traced as 1
+        example.append(extent.opt if extent.is_static else min(max(extent.opt, 2 * unit), extent.max))
     images = torch.zeros(example[0], 3, *example[1:])
     registry_log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registry_log.level
@@ -198,11 +199,6 @@ def _trace(adapter: nn.Module, tensors: tuple[str, ...], shape: InputShape) -> o
     if program is None:
         raise ExportError("torch.onnx.export returned no program; report this with the torch version.")
     return program.model_proto
-
-
-def _example(extent: Range, unit: int) -> int:
-    """A value to trace with; torch would fix a symbolic dimension that is traced as 1."""
-    return extent.opt if extent.is_static else min(max(extent.opt, 2 * unit), extent.max)
 
 
 def _name_nodes(model: onnx.ModelProto, kept: set[str]) -> None:

@@ -81,7 +81,13 @@ def nodes_to_keep(
     They are the same for int8 and fp16: what is not int8 is fp16.
     """
     feeds = calibrator.feeds(full) if calibrator is not None and calibrator.has_images else ()
-    extremes = measure_extremes(full, precision, images, feeds, threads=threads, progress=progress)
+    extremes: dict[str, Extremes] = {}
+    with OrtRunner(with_extremes(full, precision), threads=threads) as runner:
+        facts = read_facts(full)
+        of_images = (image_feed(image, facts) for image in images)
+        for feed in bar(chain(of_images, feeds), desc="measuring activations", unit="feed", show=progress):
+            for name, seen in read_extremes(runner.infer(feed)).items():
+                extremes[name] = seen.merged(extremes[name]) if name in extremes else seen
     return out_of_range(full, extremes, precision)
 
 
@@ -92,23 +98,3 @@ def apply_precision(
     source = calibrator.quantize(full) if precision == "int8" and calibrator is not None else full
     typed = to_precision(source, precision, kept.keys())
     return Typed(model=typed, kept_fp32=kept, int8_layers=layers_in_int8(typed))
-
-
-def measure_extremes(
-    full: onnx.ModelProto,
-    precision: Precision,
-    images: Iterable[np.ndarray],
-    feeds: Iterable[Mapping[str, np.ndarray]] = (),
-    *,
-    threads: int | None = None,
-    progress: bool = True,
-) -> dict[str, Extremes]:
-    """Run images and feeds through an fp32 file and return what was seen of every tensor."""
-    extremes: dict[str, Extremes] = {}
-    with OrtRunner(with_extremes(full, precision), threads=threads) as runner:
-        facts = read_facts(full)
-        of_images = (image_feed(image, facts) for image in images)
-        for feed in bar(chain(of_images, feeds), desc="measuring activations", unit="feed", show=progress):
-            for name, seen in read_extremes(runner.infer(feed)).items():
-                extremes[name] = seen.merged(extremes[name]) if name in extremes else seen
-    return extremes

@@ -98,8 +98,7 @@ def only_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     for function in result.functions:
         if function.name in names:
             function.name += _RENAMED
-            declared = [name for name in function.attribute if name not in PLUGIN_ATTRIBUTES]
-            function.attribute[:] = declared
+            function.attribute[:] = [name for name in function.attribute if name not in PLUGIN_ATTRIBUTES]
     return result
 
 

@@ -60,21 +60,21 @@ def choose_layers(
 
     Args:
         model: The fp32 graph.
-        include: A layer must match one of these, where any are given.
+        include: A layer must match one of these valid expressions, where any are given.
         exclude: A layer must match none; those of `DEFAULT_EXCLUDE` need not match anything.
 
     Raises:
-        ConfigError: An expression is invalid or matches no layer, or no layer is left.
+        ConfigError: An expression matches no layer, or no layer is left.
     """
     names = quantizable_layers(model)
     for pattern in (*include, *(pattern for pattern in exclude if pattern not in DEFAULT_EXCLUDE)):
-        if not any(_compiled(pattern).search(name) for name in names):
+        if not any(re.search(pattern, name) for name in names):
             raise ConfigError(f"layer pattern {pattern!r}: matches none of {len(names)} layers; one is {names[0]!r}.")
     chosen = [
         name
         for name in names
-        if (not include or any(_compiled(pattern).search(name) for pattern in include))
-        and not any(_compiled(pattern).search(name) for pattern in exclude)
+        if (not include or any(re.search(pattern, name) for pattern in include))
+        and not any(re.search(pattern, name) for pattern in exclude)
     ]
     if not chosen:
         raise ConfigError("the layer patterns leave no layer for int8; loosen exclude=, or build fp16.")
@@ -199,8 +199,7 @@ def weight_scales(weights: np.ndarray, axis: int) -> np.ndarray:
 
 def _scales(plan: QuantizationPlan, ranges: Mapping[str, float]) -> dict[str, float]:
     """Return one scale per tensor, equal within a shared set."""
-    missing = [name for name in plan.tensors if not np.isfinite(ranges.get(name, np.nan))]
-    if missing:
+    if missing := [name for name in plan.tensors if not np.isfinite(ranges.get(name, np.nan))]:
         raise CalibrationError(
             f"ranges: expected a finite one for each of {len(plan.tensors)} tensors, none for "
             f"{', '.join(missing[:5])}; calibrate this model again."
@@ -216,13 +215,6 @@ def _representable(scale: np.ndarray) -> np.ndarray:
     """Round scales to fp16, in which the file stores them; a tensor of zeros gets the smallest."""
     rounded: np.ndarray = np.maximum(scale, _SMALLEST_SCALE).astype(np.float16).astype(np.float32)
     return rounded
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as exc:
-        raise ConfigError(f"layer pattern {pattern!r}: not a regular expression ({exc}).") from exc
 
 
 def _is_weighted(node: onnx.NodeProto, constants: Set[str]) -> bool:

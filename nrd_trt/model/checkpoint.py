@@ -118,10 +118,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
     """Return the tensors under their plain names, and what the file tells besides."""
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a checkpoint file, found none; check the path.")
-    if path.suffix == ".safetensors":
-        state, facts = _read_safetensors(path)
-    else:
-        state, facts = _read_pickle(path)
+    state, facts = (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path)
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return {name: t for name, t in state.items() if not name.startswith("auxiliary_head.")}, facts
 

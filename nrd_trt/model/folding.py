@@ -74,10 +74,9 @@ def _fold_cat_norm(head: NrdHead) -> tuple[np.ndarray, np.ndarray]:
     norm = head.cat_norm
     scale = norm.weight.detach() / torch.sqrt(norm.get_buffer("running_var") + norm.eps)
     shift = norm.bias.detach() - norm.get_buffer("running_mean") * scale
-    branch = head.c1_bottleneck
-    conv = (branch[-1] if isinstance(branch, nn.Sequential) else branch).conv
-    conv.weight.data *= scale[2:, None, None, None]  # type: ignore[union-attr, operator]
-    conv.bias.data = conv.bias.data * scale[2:] + shift[2:]  # type: ignore[union-attr, operator]
+    conv = [module for module in head.c1_bottleneck.modules() if isinstance(module, nn.Conv2d)][-1]
+    conv.weight.data *= scale[2:, None, None, None]
+    conv.bias.data = conv.bias.data * scale[2:] + shift[2:]  # type: ignore[union-attr]
     steps = torch.arange(head.config.patch, dtype=torch.float64) / head.config.patch
     x_table, y_table = (steps * scale[axis] + shift[axis] for axis in (0, 1))
     return x_table.numpy().astype(np.float32), y_table.numpy().astype(np.float32)

@@ -41,8 +41,11 @@ class AsppHead(nn.Module):
         return self.bottleneck(torch.cat(branches, dim=1))  # type: ignore[no-any-return]
 
 
-class Controller(nn.Module):
-    """Predict the parameters of every patch's perceptron: 3x3 with batch norm, then 1x1."""
+class Controller(nn.Sequential):
+    """Predict the parameters of every patch's perceptron: 3x3 with batch norm, then 1x1.
+
+    Map ``(B, in_channels, h, w)`` to theta ``(B, P, h, w)``.
+    """
 
     def __init__(self, in_channels: int, width: int, theta_channels: int) -> None:
         super().__init__()
@@ -52,10 +55,6 @@ class Controller(nn.Module):
         last.weight.data /= theta_channels
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.classifier = nn.Sequential(ConvBnAct(in_channels, width, 3, act=nn.ReLU()), last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, in_channels, h, w)`` to theta ``(B, P, h, w)``."""
-        return self.classifier(x)  # type: ignore[no-any-return]
 
 
 class NrdHead(AsppHead):

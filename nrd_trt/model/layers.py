@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 
-class ConvBnAct(nn.Module):
+class ConvBnAct(nn.Sequential):
     """Convolution, batch norm and activation under the names ``conv`` and ``bn``.
 
-    Padding keeps the size at stride 1. Without batch norm the convolution has a bias.
+    Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H/stride, W/stride)``.
+    Without batch norm the convolution has a bias.
     """
 
     def __init__(
@@ -30,18 +31,15 @@ class ConvBnAct(nn.Module):
         )
         if norm:
             self.bn = nn.BatchNorm2d(out_channels)
-        self.act = act
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H/stride, W/stride)``."""
-        x = self.conv(x)
-        if hasattr(self, "bn"):
-            x = self.bn(x)
-        return x if self.act is None else self.act(x)
+        if act is not None:
+            self.act = act
 
 
-class SeparableConv(nn.Module):
-    """Depthwise 3x3 then pointwise 1x1, each with batch norm and ReLU."""
+class SeparableConv(nn.Sequential):
+    """Depthwise 3x3 then pointwise 1x1, each with batch norm and ReLU.
+
+    Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1) -> None:
         super().__init__()
@@ -49,8 +47,3 @@ class SeparableConv(nn.Module):
             in_channels, in_channels, 3, dilation=dilation, groups=in_channels, act=nn.ReLU()
         )
         self.pointwise_conv = ConvBnAct(in_channels, out_channels, 1, act=nn.ReLU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``."""
-        x = self.depthwise_conv(x)
-        return self.pointwise_conv(x)  # type: ignore[no-any-return]
