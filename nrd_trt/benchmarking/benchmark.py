@@ -22,7 +22,7 @@ from nrd_trt.benchmarking.notes import (
     load_marks,
     spread_marks,
 )
-from nrd_trt.benchmarking.plot import Curve, check_plot, write_plot
+from nrd_trt.benchmarking.plot import check_plot, write_plot
 from nrd_trt.benchmarking.timing import (
     Latency,
     on_device,
@@ -322,15 +322,6 @@ def _notes(target: _Target, instrument_notes: Sequence[str], calls: _Calls) -> l
 def _plot(path: Path, rows: Sequence[BenchmarkRow]) -> None:
     """Draw the latencies of all rows; a note stands below once, with its targets where it is not about all."""
     first = rows[0]
-    curves = [
-        Curve(
-            name=row.target,
-            runner=f"{row.runner}, {row.precision}" + (", simulated" if row.arithmetic == "simulated" else ""),
-            latency=row.latency,
-            doubtful=row.doubtful,
-        )
-        for row in rows
-    ]
     sizes = ", ".join(dict.fromkeys(format_size(row.size) for row in rows))
     device = next((row.device.name for row in rows if row.device), None)
     machine = " + ".join(filter(None, (device, f"{first.host.cpu or 'unknown CPU'}, {first.host.cores} cores")))
@@ -341,7 +332,7 @@ def _plot(path: Path, rows: Sequence[BenchmarkRow]) -> None:
         footnotes.append(note if len(holders) == len(rows) else f"{', '.join(holders)}: {note}")
     write_plot(
         path,
-        curves,
+        rows,
         title=f"Latency at {sizes}, batch {first.batch}",
         subtitle=f"{machine}; {first.runs} calls each after {first.warmup} for warm-up{together}",
         footnotes=footnotes,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrd_trt.benchmarking.timing import Latency
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import atomic_file, check_absent
 from nrd_trt.optional import require
+
+if TYPE_CHECKING:
+    from nrd_trt.benchmarking.benchmark import BenchmarkRow
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8a5cb8", "#c77d0a", "#2b9eb3", "#9c4a1a", "#b0508c")
 _MARKED = ((50, "o"), (90, "s"), (99, "D"))
@@ -20,23 +21,6 @@ _INK, _PALE = "#222222", "#d9d9d9"
 _NAME_LETTERS, _FOOTNOTES = 36, 8
 _WIDE = 8.0
 """From this ratio of the slowest to the fastest median on, a linear axis would press curves into a line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One target of the picture.
-
-    Attributes:
-        name: Name of the target; a long one is cut.
-        runner: What ran it, and in which types.
-        latency: Its timed calls.
-        doubtful: Drawn dashed: the notes say why.
-    """
-
-    name: str
-    runner: str
-    latency: Latency
-    doubtful: bool = False
 
 
 def check_plot(path: Path, *, force: bool) -> None:
@@ -52,21 +36,23 @@ def check_plot(path: Path, *, force: bool) -> None:
     require("matplotlib", extra="plot", purpose="plotting")
 
 
-def write_plot(path: Path, curves: Sequence[Curve], *, title: str, subtitle: str, footnotes: Sequence[str]) -> None:
+def write_plot(
+    path: Path, rows: Sequence[BenchmarkRow], *, title: str, subtitle: str, footnotes: Sequence[str]
+) -> None:
     """Draw the share of calls over latency, a line per target with p50, p90 and p99 marked.
 
     Args:
         path: ``.png``; replaced.
-        curves: At least one.
+        rows: What was measured, at least one; doubtful ones are dashed, long names are cut.
         title: First line.
         subtitle: Second line, smaller: the machine.
         footnotes: Below the axes, e.g. why figures are doubtful.
     """
     figure = require("matplotlib.figure", extra="plot", purpose="plotting").Figure(figsize=(10.5, 5.2), dpi=150)
     axes = figure.add_subplot()
-    for index, curve in enumerate(curves):
-        _draw(axes, curve, _COLOURS[index % len(_COLOURS)])
-    _dress(axes, curves)
+    for index, row in enumerate(rows):
+        _draw(axes, row, _COLOURS[index % len(_COLOURS)])
+    _dress(axes, rows)
     figure.text(0.068, 0.955, _plain(title), fontsize=13, fontweight="bold", color=_INK, va="center")
     figure.text(0.068, 0.907, _plain(subtitle), fontsize=9, color="#555555", va="center")
     footnotes = footnotes[:_FOOTNOTES]
@@ -78,17 +64,18 @@ def write_plot(path: Path, curves: Sequence[Curve], *, title: str, subtitle: str
         figure.savefig(temporary, format="png")
 
 
-def _draw(axes: Any, curve: Curve, colour: str) -> None:
+def _draw(axes: Any, row: BenchmarkRow, colour: str) -> None:
     """Draw one staircase and its three marks."""
-    samples = np.sort(np.array(curve.latency.samples_ms))
+    samples = np.sort(np.array(row.latency.samples_ms))
     shares = np.arange(1, len(samples) + 1) / len(samples) * 100
     steps, heights = np.concatenate([samples[:1], samples]), np.concatenate([[0.0], shares])
-    marks = {share: curve.latency.percentile(share) for share, _ in _MARKED}
+    marks = {share: row.latency.percentile(share) for share, _ in _MARKED}
     digits = {share: 0 if ms >= 100 else 1 if ms >= 10 else 2 for share, ms in marks.items()}  # about three in all
     figures = "   ".join(f"p{share} {ms:.{digits[share]}f}" for share, ms in marks.items())
-    style = "--" if curve.doubtful else "-"
-    name = curve.name if len(curve.name) <= _NAME_LETTERS else f"{curve.name[: _NAME_LETTERS - 1]}…"
-    label = _plain(f"{name}\n{curve.runner}\n{figures} ms")
+    style = "--" if row.doubtful else "-"
+    name = row.target if len(row.target) <= _NAME_LETTERS else f"{row.target[: _NAME_LETTERS - 1]}…"
+    simulated = ", simulated" if row.arithmetic == "simulated" else ""
+    label = _plain(f"{name}\n{row.runner}, {row.precision}{simulated}\n{figures} ms")
     axes.step(steps, heights, where="post", color=colour, linewidth=1.8, linestyle=style, label=label)
     for share, marker in _MARKED:
         axes.plot(marks[share], share, marker, color=colour, markersize=7, markeredgecolor="white", zorder=3)
@@ -99,9 +86,9 @@ def _plain(text: str) -> str:
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def _dress(axes: Any, curves: Sequence[Curve]) -> None:
+def _dress(axes: Any, rows: Sequence[BenchmarkRow]) -> None:
     """Set axes, grid and legend."""
-    medians = [curve.latency.p50 for curve in curves]
+    medians = [row.latency.p50 for row in rows]
     if max(medians) > _WIDE * min(medians):
         ticker = require("matplotlib.ticker", extra="plot", purpose="plotting")
         axes.set_xscale("log")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from nrd_trt.benchmarking import plot
-from nrd_trt.benchmarking.plot import Curve, check_plot, write_plot
+from nrd_trt.benchmarking.plot import check_plot, write_plot
 from nrd_trt.benchmarking.timing import Latency
 from nrd_trt.errors import ConfigError, MissingDependencyError
 
 TEXTS = {"title": "Latency at 64x96, batch 1", "subtitle": "AMD EPYC, 2 cores; $20 calls$", "footnotes": ["other work"]}
 
 
-def _curve(median_ms: float, name: str = "a.nrd") -> Curve:
+def _row(median_ms: float, **given: Any) -> Any:
     samples_ms = np.random.default_rng(0).normal(median_ms, median_ms / 50, 40)
-    return Curve(name=name, runner="onnxruntime, fp32", latency=Latency(samples_ms=tuple(samples_ms)))
+    values = {"target": "a.nrd", "runner": "torch", "precision": "fp32", "arithmetic": "native", "doubtful": False}
+    return SimpleNamespace(**{**values, "latency": Latency(samples_ms=tuple(samples_ms)), **given})
 
 
 def _colours(path: Path) -> set[tuple[int, int, int]]:
@@ -34,8 +35,9 @@ def _colours(path: Path) -> set[tuple[int, int, int]]:
 @pytest.mark.parametrize("medians", [(5.0,), (5.0, 7.0), (5.0, 500.0, 2.0), tuple(range(1, 11))])
 def test_each_target_has_its_colour(medians: tuple[float, ...], tmp_path: Path) -> None:
     path = tmp_path / "p.png"
-    curves = [_curve(median, name=f"_{median}$b$") for median in medians]
-    write_plot(path, [replace(curves[0], latency=Latency(samples_ms=(1.0,))), *curves[1:]], **TEXTS)
+    rows = [_row(median, target=f"_{median}$b$") for median in medians]
+    rows[0].latency = Latency(samples_ms=(1.0,))
+    write_plot(path, rows, **TEXTS)
     shown = _colours(path)
     colours = [tuple(bytes.fromhex(colour[1:])) for colour in plot._COLOURS]
     assert set(colours) & shown == set(colours[: len(medians)])
@@ -46,8 +48,8 @@ def test_axis_is_logarithmic_only_where_targets_lie_far_apart(monkeypatch: pytes
     def scale(*medians: float) -> str:
         axes: Any = Figure().add_subplot()
         for median in medians:
-            plot._draw(axes, _curve(median), "#000000")
-        plot._dress(axes, [_curve(median) for median in medians])
+            plot._draw(axes, _row(median), "#000000")
+        plot._dress(axes, [_row(median) for median in medians])
         return str(axes.get_xscale())
 
     assert (scale(5.0, 30.0), scale(5.0, 60.0)) == ("linear", "log")
@@ -56,16 +58,15 @@ def test_axis_is_logarithmic_only_where_targets_lie_far_apart(monkeypatch: pytes
 def test_marks_and_legend_tell_the_percentiles() -> None:
     axes: Any = Figure().add_subplot()
     latency = Latency(samples_ms=(10.0, 20.0, 200.0))
-    curve = Curve(name="n" * 50, runner="torch, fp32", latency=latency, doubtful=True)
-    plot._draw(axes, curve, "#000000")
+    plot._draw(axes, _row(5.0, target="n" * 50, latency=latency, doubtful=True, arithmetic="simulated"), "#000000")
     stairs, *marks = axes.lines
     assert [(float(mark.get_xdata()[0]), mark.get_ydata()[0]) for mark in marks] == [
         (pytest.approx(latency.percentile(share)), share) for share in (50, 90, 99)
     ]
-    plot._draw(axes, _curve(5.0), "#000000")
+    plot._draw(axes, _row(5.0), "#000000")
     assert (stairs.get_linestyle(), axes.lines[4].get_linestyle()) == ("--", "-")
     name, runner, figures = stairs.get_label().split("\n")
-    assert (len(name), runner) == (36, "torch, fp32")
+    assert (len(name), runner) == (36, "torch, fp32, simulated")
     assert figures == "p50 20.0   p90 164   p99 196 ms"
 
 
