@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nrd_trt.decode.reference import patch_decode, upsample
 from nrd_trt.model.config import GUIDANCE_STRIDE, NetworkConfig
-from nrd_trt.model.layers import ConvBnAct, SeparableConv
+from nrd_trt.model.encoders import ConvBnAct, SeparableConv
 
 
 class AsppHead(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nrd_trt.data.folders import IGNORE
-from nrd_trt.model.layers import ConvBnAct
+from nrd_trt.model.encoders import ConvBnAct
 from nrd_trt.model.network import Segmentor
 from nrd_trt.training.recipes import Recipe
 
