@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from nrd_trt.decode.function import DOMAIN
 from nrd_trt.errors import ExportError
@@ -24,6 +25,22 @@ _RENAMED = "_function"
 def decode_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Return the decode nodes of the main graph."""
     return [node for node in model.graph.node if node.domain == DOMAIN]
+
+
+def coordinate_tables(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the columns' and the rows' table ``(f,)`` by where the file has them: on a node, or in a function."""
+    found = {}
+    for node in decode_nodes(model):
+        values = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        if "x_table" in values:
+            found[f"node {node.op_type}"] = (np.array(values["x_table"]), np.array(values["y_table"]))
+    for function in model.functions:
+        for node in function.node:
+            if function.domain == DOMAIN and list(node.output) == ["coordinates"]:
+                x, y = numpy_helper.to_array(node.attribute[0].t)
+                patch = int(np.sqrt(x.size))
+                found[f"function {function.name}"] = (x[:patch], y[::patch])
+    return found
 
 
 def unsupported(model: onnx.ModelProto, supported: Mapping[str, Collection[int]]) -> list[str]:

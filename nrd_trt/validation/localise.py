@@ -14,9 +14,10 @@ import onnx
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Localisation, StageFigures
+from nrd_trt.graph.decode_nodes import coordinate_tables
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.outputs import PREFIX, with_taps
-from nrd_trt.graph.weights import coordinate_tables, stored_weights
+from nrd_trt.graph.tensors import stored_weights
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import first_mask
 from nrd_trt.runtime.ort_runner import OrtRunner

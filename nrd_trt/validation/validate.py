@@ -13,7 +13,7 @@ from nrd_trt.engine.bundle import Bundle, read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Gates, ImageFigures, Localisation, Rebuilds, ValidationRecord
 from nrd_trt.files import check_absent, sha256_file
-from nrd_trt.graph.weights import weight_types
+from nrd_trt.graph.tensors import weight_types
 from nrd_trt.model import load_trained
 from nrd_trt.progress import OnMessage, OnStage, bar, silent
 from nrd_trt.runtime.engine import Engine, open_bundle

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from nrd_trt.graph.decode_nodes import coordinate_tables
 from nrd_trt.graph.outputs import PREFIX, select_outputs, with_taps
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import insert_qdq, plan_quantization, quantizable_layers
-from nrd_trt.graph.tensors import copy_model
-from nrd_trt.graph.weights import coordinate_tables, stored_weights, weight_types
+from nrd_trt.graph.tensors import copy_model, stored_weights, weight_types
 from nrd_trt.specs import Precision
 from nrd_trt.validation.hints import describe_weights
 from tests.helpers import STATIC, feed, infer, small_export
