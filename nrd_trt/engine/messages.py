@@ -81,7 +81,8 @@ def _recorder(trt: Any, messages: list[str], on_message: OnMessage) -> Any:
         def num_errors(self) -> int:
             return len(self._errors)
 
-        get_num_errors = num_errors  # what the C++ side calls in every version; num_errors is documented
+        def get_num_errors(self) -> int:  # what the C++ side calls in every version; num_errors is documented
+            return len(self._errors)
 
         def has_overflowed(self) -> bool:
             return False
