@@ -29,6 +29,7 @@ GATES = {"fp16": 0.995, "bf16": 0.98}
 
 
 @pytest.mark.slow
+@pytest.mark.all_combinations
 def test_agreement_with_fp32(record_property: Callable[[str, object], None]) -> None:
     """On a deep network with the most classes, where 16 bits show most."""
     graph, image = exported("resnetv1c50", 150, "float"), feed("float", 1, 128, 256)
