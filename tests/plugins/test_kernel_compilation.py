@@ -14,7 +14,7 @@ from scripts.dev.kernel_resources import ARCHITECTURES, blocks_per_multiprocesso
 from tests.decode import on_cpu
 
 NEEDS_NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc; install the CUDA toolkit")
-QUICK = (75, 87, 90)
+QUICK = (87, 90)
 SHARED_LIMIT = 48 * 1024
 KERNELS = 16
 """Two ops; generic and released kernels for three types, and those on tensor cores for two."""
