@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import pickle
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
+from nrd_trt.exporting import onnx_export
+from nrd_trt.graph.tensors import copy_model
+from nrd_trt.model.network import Segmentor
 from tests import helpers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -37,6 +44,23 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput") and helpers.shared_folder is not None:
         shutil.rmtree(helpers.shared_folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_export_of_equal_networks() -> Iterator[None]:
+    """Export equal networks once where the product exports: tests/exporting proves that equal ones give equal files."""
+    export, made = onnx_export.export_onnx, dict[str, onnx.ModelProto]()
+
+    def once(model: Segmentor, options: onnx_export.ExportOptions, **named: Any) -> onnx.ModelProto:
+        state = hashlib.sha256(pickle.dumps({name: tensor.numpy() for name, tensor in model.state_dict().items()}))
+        key = repr((state.hexdigest(), model.config, model.info, options, named))
+        if key not in made:
+            made[key] = export(model, options, **named)
+        return copy_model(made[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "export_onnx", once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError
-from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.exporting import onnx_export
 from nrd_trt.graph.metadata import with_precision
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
@@ -50,7 +50,8 @@ ALL = "preprocessing c1 c4 theta guidance logits mask"
 
 
 def file_of(model: Segmentor, precision: Any, output: str = "mask", **options: Any) -> onnx.ModelProto:
-    file = export_onnx(model, ExportOptions(shape=InputShape.static(SIZE_HW), **options))
+    form = onnx_export.ExportOptions(shape=InputShape.static(SIZE_HW), **options)
+    file = onnx_export.export_onnx(model, form)
     return select_outputs(to_precision(file, precision), output)
 
 
