@@ -6,7 +6,7 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,20 +87,21 @@ class Layers:
     """An image and its mask for a viewer that composes them itself.
 
     Attributes:
-        sizes: ``size_hw`` of both, and the bytes of ``image`` and ``mask``.
-        data: JPEG, then the class indices row by row, zlib-compressed: as small as a PNG and read without one's colour
-            management.
+        size_hw: Size of both.
+        image: JPEG.
+        mask: Class indices row by row, zlib-compressed: as small as a PNG and read without one's colour management.
     """
 
-    sizes: dict[str, Sequence[int] | int]
-    data: bytes
+    size_hw: tuple[int, int]
+    image: bytes
+    mask: bytes
 
 
 def encode_layers(rgb: np.ndarray, mask: np.ndarray, longest: int) -> Layers:
     """Shrink and encode an image and its mask."""
     rgb, mask = shrink(rgb, mask, longest)
-    image, packed = jpeg(rgb), zlib.compress(mask.tobytes(), 1)
-    return Layers(sizes={"size_hw": mask.shape, "image": len(image), "mask": len(packed)}, data=image + packed)
+    packed = zlib.compress(mask.tobytes(), 1)
+    return Layers(size_hw=(mask.shape[0], mask.shape[1]), image=jpeg(rgb), mask=packed)
 
 
 def pack(header: Mapping[str, Any], layers: Layers | None) -> bytes:
@@ -108,8 +109,12 @@ def pack(header: Mapping[str, Any], layers: Layers | None) -> bytes:
 
     The header's key ``layers`` gives the size and the two lengths, or null where nothing follows.
     """
-    text = json.dumps({**header, "layers": layers.sizes if layers else None}, ensure_ascii=False).encode()
-    return b"".join((struct.pack(">I", len(text)), text, layers.data if layers else b""))
+    described = None
+    if layers is not None:
+        described = {"size_hw": layers.size_hw, "image": len(layers.image), "mask": len(layers.mask)}
+    text = json.dumps({**header, "layers": described}, ensure_ascii=False).encode()
+    parts = (layers.image, layers.mask) if layers is not None else ()
+    return b"".join((struct.pack(">I", len(text)), text, *parts))
 
 
 def _saved(image: Image.Image, **options: Any) -> bytes:
