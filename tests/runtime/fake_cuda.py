@@ -57,14 +57,13 @@ def include_folder(package: str) -> Path:
     return Path(str(next(file.locate() for file in files if file.name == "cuda.h"))).parent
 
 
-def compile_c(package: str, *arguments: str, code: str | None = None) -> None:
-    """Run gcc with the ``cuda.h`` of a package; every warning is an error."""
+def complaints_of_gcc(package: str, *arguments: str, code: str | None = None) -> str:
+    """Compile with the ``cuda.h`` of a package; return what gcc has against the code, ``""`` where it has nothing."""
     command = [
-        *("gcc", "-std=gnu11", "-Wall", "-Wextra", "-Wmissing-prototypes", "-Werror"),
+        *("gcc", "-std=gnu11", "-Wall", "-Wextra", "-Wmissing-prototypes"),
         *("-isystem", str(include_folder(package)), *arguments),
     ]
-    result = subprocess.run(command, input=code, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    return subprocess.run(command, input=code, capture_output=True, text=True).stderr
 
 
 def library_folder() -> Path:
@@ -76,7 +75,8 @@ def library_folder() -> Path:
     def make(folder: Path) -> None:
         folder.mkdir()
         target = folder / libcuda.LIBRARY
-        compile_c(HEADERS[-1], "-O1", "-shared", "-fPIC", "-pthread", str(SOURCE), "-o", str(target))
+        arguments = ("-O1", "-shared", "-fPIC", "-pthread", str(SOURCE), "-o", str(target))
+        assert complaints_of_gcc(HEADERS[-1], *arguments) == ""
 
     return made_once("fake-libcuda", make)
 
