@@ -18,6 +18,8 @@ from nrd_trt.data.classes import voc_palette
 from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.errors import RunnerError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
 from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.network import Segmentor
@@ -106,6 +108,18 @@ def small_export(form: InputForm = "uint8", shape: str = "static", encoding: Mas
     """Return the shared fp32 export of the quickest network, both outputs; do not change it."""
     options = ExportOptions(shape=SHAPES[shape], input_form=form, mask_encoding=encoding)
     return exported_once(f"small-{form}-{shape}-{encoding}", lambda: export_onnx(cached_small_model(), options))
+
+
+@cache
+def small_int8() -> onnx.ModelProto:
+    """Return `small_export` in int8, every range 10; do not change it."""
+    return to_precision(quantized(small_export()), "int8")
+
+
+def quantized(full: onnx.ModelProto) -> onnx.ModelProto:
+    """Return an fp32 file with pairs around the layers that are usually chosen, every range 10."""
+    plan = plan_quantization(full, choose_layers(full))
+    return insert_qdq(full, plan, dict.fromkeys(plan.tensors, 10.0))
 
 
 def run_folder() -> Path:

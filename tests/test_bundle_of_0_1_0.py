@@ -7,10 +7,13 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.files import sha256_file
+from nrd_trt.graph.metadata import load_onnx
+from nrd_trt.graph.outputs import PREFIX, with_taps
 from nrd_trt.inspection.inspect import inspect
 from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.validation.validate import validate
@@ -65,6 +68,13 @@ def test_it_is_rebuilt(builder: str, path: Path, tmp_path: Path) -> None:
     assert (PLAN_FILE in new.record.files) == (builder == "tensorrt-rtx")
     assert new.record.checkpoint == old.record.checkpoint
     np.testing.assert_array_equal(new.references().masks, old.references().masks)
+
+
+def test_its_stages_are_found(path: Path) -> None:
+    """The names in its function are others than today's."""
+    tapped = with_taps(load_onnx(path / ONNX_FILE))
+    onnx.checker.check_model(tapped, full_check=True)
+    assert f"{PREFIX}logits" in {output.name for output in tapped.graph.output}
 
 
 def test_it_is_inspected(path: Path) -> None:

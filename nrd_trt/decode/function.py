@@ -2,7 +2,8 @@
 
 The body is the decomposed maths in fp32, so the file runs wherever ONNX runs; a consumer that knows the plugin of the
 same name takes the node's attributes instead. TensorRT 10.3 does not look at the node's domain, hence
-``plugin_namespace`` and ``plugin_version`` on every node.
+``plugin_namespace`` and ``plugin_version`` on every node. No graph has a tensor of a name that stands in a body: where
+one has, TensorRT 10's parser reads it in place of the function's input.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ MaskType = Literal["int32", "half", "u8x4"]
 
 _SIGNATURE = "num_classes, hidden, guidance_channels, patch, x_table, y_table, plugin_namespace, plugin_version"
 
-# theta (B, P, h, w), guidance (B, m, f·h, f·w) -> logits (B, K, f·h, f·w); N = B·h·w patches of f·f pixels.
+# decode_theta (B, P, h, w), decode_guidance (B, m, f·h, f·w) -> decode_logits (B, K, f·h, f·w); B·h·w patches of f·f.
 _DECODE_BODY = """
-  batch = Shape <start = 0, end = 1> (theta)
-  h = Shape <start = 2, end = 3> (theta)
-  w = Shape <start = 3, end = 4> (theta)
+  batch = Shape <start = 0, end = 1> (decode_theta)
+  h = Shape <start = 2, end = 3> (decode_theta)
+  w = Shape <start = 3, end = 4> (decode_theta)
   k = Constant <value = int64[1] {{{k}}}> ()
   m = Constant <value = int64[1] {{{m}}}> ()
   f = Constant <value = int64[1] {{{f}}}> ()
   last = Constant <value = int64[1] {{-1}}> ()
 
-  per_location = Transpose <perm = [0, 2, 3, 1]> (theta)
+  per_location = Transpose <perm = [0, 2, 3, 1]> (decode_theta)
   theta_shape = Constant <value = int64[2] {{-1, {p}}}> ()
   per_patch = Reshape (per_location, theta_shape)
   sections = Constant <value = int64[6] {{{sections}}}> ()
@@ -54,14 +55,14 @@ _DECODE_BODY = """
   w0_xy, w0_guidance = Split <axis = 2> (w0, input_sections)
 
   tile_shape = Concat <axis = 0> (batch, m, h, f, w, f)
-  tiles = Reshape (guidance, tile_shape)
+  tiles = Reshape (decode_guidance, tile_shape)
   tiles_by_patch = Transpose <perm = [0, 2, 4, 1, 3, 5]> (tiles)
   pixel_shape = Constant <value = int64[3] {{-1, {m}, {pixels}}}> ()
-  pixels = Reshape (tiles_by_patch, pixel_shape)
+  patch_pixels = Reshape (tiles_by_patch, pixel_shape)
   coordinates = Constant <value = float[2, {pixels}] {{{coordinates}}}> ()
 
   from_xy = MatMul (w0_xy, coordinates)
-  from_guidance = MatMul (w0_guidance, pixels)
+  from_guidance = MatMul (w0_guidance, patch_pixels)
   z0_guidance = Add (from_guidance, b0)
   z0 = Add (z0_guidance, from_xy)
   a0 = Relu (z0)
@@ -77,19 +78,19 @@ _DECODE_BODY = """
   height = Mul (h, f)
   width = Mul (w, f)
   logits_shape = Concat <axis = 0> (batch, k, height, width)
-  logits = Reshape (rows, logits_shape)
+  decode_logits = Reshape (rows, logits_shape)
 """
 
 # Bilinear enlargement as PyTorch's align_corners=False; ArgMax takes the lowest index of a tie.
 _MASK_BODY = """
   no_roi = Constant <value = float[0] {{}}> ()
   scales = Constant <value = float[4] {{1.0, 1.0, {s}.0, {s}.0}}> ()
-  enlarged = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (logits, no_roi, scales)
+  enlarged = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (decode_logits, no_roi, scales)
   index = ArgMax <axis = 1, keepdims = 0> (enlarged)
 """
 
 _CAST_BODY = """
-  classes = Cast <to = {element}> (index)
+  decode_classes = Cast <to = {element}> (index)
 """
 
 # Four neighbours of a row in one int32, the first in the lowest byte. The highest byte is made negative from 128 on, so
@@ -114,7 +115,7 @@ _PACK_BODY = """
   sum01 = Add (byte0, placed1)
   sum012 = Add (sum01, placed2)
   words = Add (sum012, placed3)
-  classes = Squeeze (words, last)
+  decode_classes = Squeeze (words, last)
 """
 
 _MASK_ENDING: dict[MaskType, tuple[str, int]] = {
@@ -133,7 +134,7 @@ def logits_function(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray) 
         y_table: ``(f,)`` float32, second input for each row.
     """
     body = _DECODE_BODY.format(**_constants(spec, x_table, y_table))
-    return _parse(LOGITS_OP, _SIGNATURE, "logits", body)
+    return _parse(LOGITS_OP, _SIGNATURE, "decode_logits", body)
 
 
 def mask_function(
@@ -146,7 +147,7 @@ def mask_function(
     constants = _constants(spec, x_table, y_table)
     ending, element = _MASK_ENDING[mask_type]
     body = (_DECODE_BODY + _MASK_BODY + ending).format(**constants, s=spec.upsample, element=element)
-    return _parse(MASK_OP, f"{_SIGNATURE}, upsample, mask_type", "classes", body)
+    return _parse(MASK_OP, f"{_SIGNATURE}, upsample, mask_type", "decode_classes", body)
 
 
 def logits_node(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, output: str) -> onnx.NodeProto:
@@ -206,6 +207,6 @@ def _listed(values: Iterable[object]) -> str:
 def _parse(op: str, signature: str, output: str, body: str) -> onnx.FunctionProto:
     """Parse ONNX text; repr of a float32's float64 value reads back to the same float32."""
     return parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>\n{op} <{signature}> (theta, guidance) => ({output})\n'
-        f"{{{body}}}"
+        f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>\n'
+        f"{op} <{signature}> (decode_theta, decode_guidance) => ({output}) {{{body}}}"
     )

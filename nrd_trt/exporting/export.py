@@ -15,9 +15,9 @@ from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.precision import Typed, derive_precision
 from nrd_trt.figures import Gates, Parity
 from nrd_trt.files import atomic_file, check_absent, sha256_bytes, sha256_file
+from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.precision import undocumented_casts
 from nrd_trt.model import load_model
 from nrd_trt.progress import OnStage, silent
 from nrd_trt.runtime.graph_io import image_feed
@@ -118,7 +118,7 @@ def export(
         ConfigError: An argument is not known, arguments exclude each other, or the file exists.
         ShapeError: A size is not a multiple of 32.
         CheckpointError: The checkpoint is unreadable or of another kind.
-        ExportError: The graph is invalid or holds a cast that TensorRT does not document.
+        ExportError: The graph is invalid, or TensorRT 10 cannot read it.
         MissingDependencyError: PyTorch is not installed.
     """
     checkpoint, output = as_path("checkpoint", checkpoint), as_path("output", output)
@@ -214,7 +214,7 @@ def export_checked(
         progress: Show a bar on stderr.
 
     Raises:
-        ExportError: The graph is invalid or holds a cast that TensorRT does not document. A parity gate that does
+        ExportError: The graph is invalid, or TensorRT 10 cannot read it. A parity gate that does
             not hold is a result, not an error.
     """
     from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
@@ -223,8 +223,11 @@ def export_checked(
     full = export_onnx(model, form, checkpoint_sha256=sha256_file(checkpoint))
     images = [sample.image for sample in samples.first(MEASURED_COUNT)]
     typed = derive_precision(full, precision, images, calibrator=calibrator, threads=threads, progress=progress)
-    if casts := undocumented_casts(typed.model):
-        raise ExportError(f"casts outside TensorRT's documented set: {', '.join(casts)}; report this model.")
+    if problems := importer_problems(typed.model):
+        raise ExportError(
+            f"expected a graph that TensorRT 10's parser reads as ONNX means it, got {'; '.join(problems)}. Another "
+            "version of torch may write another graph; report this model."
+        )
     parity = _parity(model, typed.model, images, precision, threads)
     output = "both" if len(outputs or ()) == 2 else "mask" if outputs is None else outputs[0]
     return Exported(typed=replace(typed, model=select_outputs(typed.model, output)), parity=parity)

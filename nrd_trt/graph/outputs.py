@@ -101,8 +101,9 @@ def _logits_of_mask(model: onnx.ModelProto) -> str | None:
     cut = copy.deepcopy(whole)
     cut.name = _LOGITS_FUNCTION
     del cut.output[:], cut.node[:]
-    cut.output.append("logits")
-    cut.node.extend(needed_nodes(whole.node, ["logits"]))
+    logits = next(entry.input[0] for entry in whole.node if entry.op_type == "Resize")
+    cut.output.append(logits)
+    cut.node.extend(needed_nodes(whole.node, [logits]))
     model.functions.append(cut)
     call = copy.deepcopy(node)
     call.name, call.op_type = f"{PREFIX}{_LOGITS_FUNCTION}", _LOGITS_FUNCTION

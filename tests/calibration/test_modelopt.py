@@ -10,6 +10,7 @@ import pytest
 
 from nrd_trt.calibration.modelopt import check_modelopt, quantize_with_modelopt
 from nrd_trt.errors import CalibrationError, MissingDependencyError
+from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, layers_in_int8, quantizable_layers
@@ -45,3 +46,4 @@ def test_a_real_run_quantises_the_same_layers() -> None:
     assert {"decode_head.classifier.classifier.1/Conv"} <= left
     assert len(layers_in_int8(result)) > 10
     assert read_facts(result).precision == "int8"
+    assert importer_problems(result) == []

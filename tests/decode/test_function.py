@@ -141,7 +141,7 @@ def test_nodes_carry_what_a_plugin_needs() -> None:
     for node, body in zip(model.graph.node, model.functions, strict=True):
         assert (node.domain, node.op_type) == (body.domain, body.name)
         assert {entry.name for entry in node.attribute} == set(body.attribute)
-        assert list(node.input) == list(body.input) == ["theta", "guidance"]
+        assert list(node.input) == ["theta", "guidance"] and list(body.input) == ["decode_theta", "decode_guidance"]
     logits, mask = model.graph.node
     values = [{a.name: helper.get_attribute_value(a) for a in node.attribute} for node in (logits, mask)]
     assert values[0] == expected

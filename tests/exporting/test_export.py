@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from nrd_trt import export, figures
-from nrd_trt.errors import CheckpointError, ConfigError, NrdTrtError, ShapeError
+from nrd_trt.errors import CheckpointError, ConfigError, ExportError, NrdTrtError, ShapeError
+from nrd_trt.exporting.precision import Typed
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
 from tests.artefacts import SIZE_HW, checkpoint, listing, scenes
@@ -38,6 +39,20 @@ def test_parity_that_fails_leaves_no_file_not_even_an_older_one(
     (target := tmp_path / "m.onnx").write_bytes(b"older")
     made = export(checkpoint(), target, size=SIZE_HW, precision="bf16", force=True, progress=False)
     assert made.sha256 is None and made.parity.failures[0].startswith("pixel agreement 0.")
+    assert listing(tmp_path) == []
+
+
+def test_what_tensorrt_would_misread_is_an_error_that_names_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(full: onnx.ModelProto, *args: object, **kwargs: object) -> Typed:
+        resize = next(node for node in full.functions[1].node if node.op_type == "Resize")
+        resize.attribute.append(onnx.helper.make_attribute("antialias", 1))
+        return Typed(model=full)
+
+    monkeypatch.setattr("nrd_trt.exporting.export.derive_precision", planted)
+    with pytest.raises(ExportError, match=r"got enlarged.*: antialias of Resize is 1; .*report this model"):
+        export(checkpoint(), tmp_path / "m.onnx", size=SIZE_HW, progress=False)
     assert listing(tmp_path) == []
 
 

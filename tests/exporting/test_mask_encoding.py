@@ -12,9 +12,10 @@ from onnx import TensorProto
 from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.precision import to_precision, undocumented_casts
+from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
@@ -49,7 +50,7 @@ def test_graph_gives_int32_of_a_quarter_of_the_width(shape: str, dims: list[Any]
 )
 def test_runner_gives_the_masks_of_the_plain_file(shape: str, size: tuple[int, int, int], precision: Precision) -> None:
     plain, four = (to_precision(model, precision) for model in (small_export("uint8", shape), packed(shape)))
-    assert undocumented_casts(four) == []
+    assert importer_problems(four) == []
     image = feed("uint8", *size)
     with OrtRunner(plain, threads=1) as first, OrtRunner(four, threads=1) as second:
         wanted, got = first.infer(image), second.infer(image)

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.errors import ExportError
 from nrd_trt.graph.extremes import Extremes, out_of_range, read_extremes, with_extremes
+from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs, with_taps
-from nrd_trt.graph.precision import simulate_rounding, to_precision, undocumented_casts
+from nrd_trt.graph.precision import simulate_rounding, to_precision
 from nrd_trt.graph.tensors import copy_model, element_types
 from nrd_trt.specs import Precision
 from tests.helpers import feed, infer, small_export
@@ -33,7 +34,7 @@ PASSES: dict[str, Callable[[onnx.ModelProto], Any]] = {
     "extremes": lambda model: with_extremes(model, "fp16"),
     "outputs": lambda model: select_outputs(model, "logits"),
     "taps": with_taps,
-    "casts": undocumented_casts,
+    "importer": importer_problems,
     "range": lambda model: out_of_range(model, {"theta": Extremes(largest=np.inf)}, "fp16"),
     "types": element_types,
 }
@@ -73,47 +74,6 @@ def test_a_selected_output_keeps_only_what_it_needs(output: str, function: str, 
     got = infer(one, image)
     assert list(got) == [output]
     assert np.array_equal(got[output], infer(both, image)[output])
-
-
-def chain(*kinds: int) -> onnx.ModelProto:
-    nodes = [helper.make_node("Cast", [f"t{n}"], [f"t{n + 1}"], f"cast{n}", to=k) for n, k in enumerate(kinds[1:])]
-    ends = [helper.make_tensor_value_info(f"t{n}", k, [1]) for n, k in ((0, kinds[0]), (len(nodes), kinds[-1]))]
-    graph = helper.make_graph(nodes, "casts", [ends[0]], [ends[1]])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-
-
-U8, I32, I64, F16, BF16, BOOL = (
-    TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.BOOL
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("kinds", "found"),
-    [
-        ((U8, FLOAT, F16, BF16, FLOAT, I32, I64, F16, U8), []),
-        ((I32, U8), ["cast0: INT32 -> UINT8"]),
-        ((I64, U8), ["cast0: INT64 -> UINT8"]),
-        ((U8, I32), ["cast0: UINT8 -> INT32"]),
-        ((BF16, U8), ["cast0: BFLOAT16 -> UINT8"]),
-        ((FLOAT, BOOL, FLOAT), ["cast0: FLOAT -> BOOL", "cast1: BOOL -> FLOAT"]),
-    ],
-)
-def test_undocumented_casts(kinds: tuple[int, ...], found: list[str]) -> None:
-    assert undocumented_casts(chain(*kinds)) == found
-
-
-def test_planted_casts_in_the_graph_and_in_a_function_are_found() -> None:
-    """The decode's index as int32, cast to the mask's uint8 without a detour."""
-    model = copy_model(small_export())
-    assert undocumented_casts(model) == []
-    mask = next(node for node in model.graph.node if node.name == "mask/Cast")
-    mask.input[0] = "classes/int32"
-    detour = helper.make_node("Cast", ["classes"], ["classes/int32"], "planted", to=I32)
-    model.graph.node.insert(len(model.graph.node) - 1, detour)
-    assert undocumented_casts(model) == ["mask/Cast: INT32 -> UINT8"]
-    body = next(entry for entry in model.functions if entry.name == "NrdPatchDecodeMask")
-    body.node[-1].attribute[0].i = U8  # ArgMax is int64
-    assert any("INT64 -> UINT8" in line for line in undocumented_casts(model))
 
 
 def test_extremes_are_the_largest_magnitudes() -> None:

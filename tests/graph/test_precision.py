@@ -16,13 +16,14 @@ from onnx import TensorProto, numpy_helper
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.graph.extremes import MAX_UNDERFLOW, Extremes, out_of_range, read_extremes, with_extremes
+from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.precision import simulate_tf32, to_precision, undocumented_casts
+from nrd_trt.graph.precision import simulate_tf32, to_precision
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import InputForm, Precision
-from tests.helpers import STATIC, agreement, exported, feed, infer, keyed_model, small_export
+from nrd_trt.specs import Precision
+from tests.helpers import STATIC, agreement, exported, feed, infer, keyed_model, quantized, small_export
 
 HALVES: tuple[Precision, ...] = ("fp16", "bf16")
 GATES = {"fp16": 0.995, "bf16": 0.98}
@@ -43,28 +44,35 @@ def test_agreement_with_fp32(record_property: Callable[[str, object], None]) -> 
 
 
 @pytest.mark.parametrize(
-    ("precision", "output", "shape", "form"),
+    ("precision", "output", "keep", "form", "shape"),
     [  # every pair of values
-        ("fp32", "mask", "static", "uint8"),
-        ("fp32", "logits", "dynamic", "float"),
-        ("fp32", "both", "dynamic", "uint8"),
-        ("fp16", "mask", "dynamic", "float"),
-        ("fp16", "logits", "static", "uint8"),
-        ("fp16", "both", "static", "float"),
-        ("bf16", "mask", "dynamic", "uint8"),
-        ("bf16", "logits", "static", "float"),
-        ("bf16", "both", "dynamic", "float"),
+        ("fp32", "logits", "none", "float", "static"),
+        ("fp32", "mask", "odd", "uint8", "dynamic"),
+        ("fp32", "both", "decode", "u8x4", "static"),
+        ("fp16", "both", "none", "float", "dynamic"),
+        ("fp16", "logits", "odd", "u8x4", "dynamic"),
+        ("fp16", "mask", "decode", "uint8", "static"),
+        ("bf16", "mask", "none", "u8x4", "static"),
+        ("bf16", "both", "odd", "uint8", "static"),
+        ("bf16", "logits", "decode", "float", "dynamic"),
+        ("int8", "logits", "none", "uint8", "dynamic"),
+        ("int8", "mask", "odd", "float", "static"),
+        ("int8", "both", "decode", "u8x4", "static"),
     ],
 )
-def test_types_are_clean(precision: Precision, output: str, shape: str, form: InputForm) -> None:
-    """ONNX's checker, TensorRT-RTX's strongly typed parser and the documented casts."""
-    graph = to_precision(select_outputs(small_export(form, shape), output), precision)
+def test_exports_are_clean(precision: Precision, output: str, keep: str, form: str, shape: str) -> None:
+    """For ONNX's checker, TensorRT-RTX's strongly typed parser and TensorRT 10's rules, whatever stays in fp32."""
+    full = small_export("float" if form == "float" else "uint8", shape, "u8x4" if form == "u8x4" else "uint8")
+    full = select_outputs(quantized(full) if precision == "int8" else full, output)
+    names = [node.name for node in full.graph.node]
+    kept = {"none": [], "odd": names[1::2], "decode": [n for n in names if "classifier.1/" in n or "Nrd" in n]}[keep]
+    graph = to_precision(full, precision, set(kept))
     onnx.checker.check_model(graph, full_check=True)
-    assert undocumented_casts(graph) == []
+    assert importer_problems(graph) == []
     assert read_facts(graph).precision == precision
     assert read_facts(graph).output == output
     kinds = {entry.name: entry.type.tensor_type.elem_type for entry in graph.graph.output}
-    expected = {"mask": TensorProto.UINT8, "logits": TensorProto.FLOAT}
+    expected = {"mask": TensorProto.INT32 if form == "u8x4" else TensorProto.UINT8, "logits": TensorProto.FLOAT}
     assert kinds == {name: kind for name, kind in expected.items() if output in (name, "both")}
     parse_with_rtx(graph)
 
@@ -86,7 +94,7 @@ def test_baselines_are_typed_too(head: str, precision: Precision) -> None:
     full = export_onnx(model, ExportOptions(shape=STATIC, input_form="uint8"))
     graph, image = to_precision(full, precision), feed("uint8", 1, 128, 256)
     onnx.checker.check_model(graph, full_check=True)
-    assert undocumented_casts(graph) == []
+    assert importer_problems(graph) == []
     expected, got = infer(full, image), infer(graph, image)
     assert len(np.unique(expected["mask"])) > 1
     assert agreement(got["mask"], expected["mask"]) >= GATES[precision]

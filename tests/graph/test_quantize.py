@@ -12,8 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.errors import CalibrationError, ConfigError
+from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.graph.precision import simulate_rounding, simulate_tf32, to_precision, undocumented_casts
+from nrd_trt.graph.precision import simulate_rounding, simulate_tf32, to_precision
 from nrd_trt.graph.quantize import (
     DEFAULT_EXCLUDE,
     QuantizationPlan,
@@ -174,7 +175,7 @@ def test_the_typed_file_is_clean() -> None:
     typed = to_precision(quantized(), "int8")
     onnx.checker.check_model(typed, full_check=True)
     assert read_facts(typed).precision == "int8"
-    assert undocumented_casts(typed) == []
+    assert importer_problems(typed) == []
     types = element_types(typed)
     for node in typed.graph.node:
         kinds = {types[name] for name in node.input if name in types} & {FLOAT, TensorProto.FLOAT16}
