@@ -65,6 +65,8 @@ def test_planted_violations_of_an_export_are_found_and_named() -> None:
          ["QuantizeLinear of UINT8; expected INT8", "has a scale that is not positive"]),
         ("(float[2] x) => (int8[2] y) <float[2] s = {1,2}, int8[2] z = {0,0}> {y = QuantizeLinear<axis=0>(x, s, z)}",
          ["has 2 scales; expected one"]),
+        ("(float[2] x) => (float[2] y) <float[2] w = {1,2}, float[2] s = {1,2}, int8[2] z = {0,0}>"
+         "{q = QuantizeLinear<axis=0>(w, s, z) d = DequantizeLinear<axis=0>(q, s, z) y = Add(x, d)}", []),
         ("(int8[2] x) => (float[2] y) <float s = {1}, int8[2] z = {0,0}> {y = DequantizeLinear(x, s, z)}",
          ["has the zero points [0.0, 0.0]; expected 0, one for each scale"]),
         ("(int8[2] x, float s) => (float[2] y) <int8 z = {0}> {y = DequantizeLinear(x, s, z)}",
