@@ -104,8 +104,8 @@ endif
 bench: install  ## Measure latency on this machine
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 
-check-resolution: install  ## Ask the package index whether Python 3.10, 3.11 and 3.12 can install this
-	scripts/dev/check_resolution.sh
+check-resolution: install  ## Ask the package index whether the documented installs can be made
+	$(BIN)/python scripts/dev/check_resolution.py
 
 clean:  ## Remove what was built; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache plugins/build

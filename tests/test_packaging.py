@@ -152,6 +152,34 @@ def test_extras_named_in_messages_exist(installed: Path) -> None:
     assert called <= set(_header(installed).get_all("Provides-Extra", []))
 
 
+def test_container_builds_from_what_it_copies_and_keeps_nvidias_entry_point(tmp_path: Path) -> None:
+    """Without a deprecation warning, as of a licence file that setup.cfg names and nobody copied, and not as root."""
+    text = re.sub(r"^#.*\n|\\\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    steps = [(word, rest) for word, _, rest in (line.partition(" ") for line in text.splitlines()) if word]
+    for sources, target in (rest.rsplit(maxsplit=1) for word, rest in steps if word == "COPY"):
+        for name in sources.split():
+            if (ROOT / name).is_dir():
+                skip = shutil.ignore_patterns("__pycache__", "build")
+                shutil.copytree(ROOT / name, tmp_path / target, symlinks=True, ignore=skip)
+            else:
+                shutil.copy(ROOT / name, tmp_path / target)
+    built = _run("from setuptools.build_meta import build_wheel; build_wheel('.')", tmp_path)
+    assert (built.returncode, "Deprecat" in built.stdout + built.stderr) == (0, False), built.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        held = [Path(name).name for name in wheel.namelist() if "/licenses/" in name]
+    assert sorted(held) == ["LICENSE", "NOTICE"]
+    words = [word for word, _ in steps]
+    assert "ENTRYPOINT" not in words
+    assert words.index("USER") > max(index for index, word in enumerate(words) if word == "RUN")
+    assert dict(steps)["USER"] not in ("root", "0")
+    config = configparser.RawConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = next(rest for word, rest in steps if word == "ARG" and rest.startswith("EXTRAS=")).partition("=")[2]
+    # pip must leave the container's TensorRT alone.
+    assert set(extras.split(",")) <= set(config["options.extras_require"]) - {"trt", "rtx"}
+    assert dict(steps)["CMD"] == '["nrd-trt", "doctor"]'
+
+
 def test_every_requirement_has_both_bounds() -> None:
     config = configparser.RawConfigParser()
     config.read(ROOT / "setup.cfg")
