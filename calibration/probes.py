@@ -256,11 +256,12 @@ def _not_negative(model: onnx.ModelProto) -> set[str]:
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with weights as further inputs: inference copies a file several times, which these outweigh."""
-    graph, inputs = model.graph, list(model.graph.input)
-    kept = [tensor for tensor in graph.initializer if tensor.data_type != TensorProto.FLOAT]  # inference reads shapes
+    graph, inputs, kept = model.graph, list(model.graph.input), []
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
             inputs.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:  # inference reads shapes, and the scales of Resize
+            kept.append(tensor)
     light = helper.make_graph(graph.node, graph.name, inputs, graph.output, kept)
     return helper.make_model(light, functions=model.functions, opset_imports=model.opset_import)
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, parser
 
 from nrd_trt.calibration.probes import Probe, group_bytes, make_probes, plan_groups, read_masks, with_probes
 from nrd_trt.calibration.ranges import tensors_to_calibrate
@@ -158,3 +158,13 @@ def test_masks_are_those_of_the_plain_graph(output: str, encoding: MaskEncoding)
     got = read_masks(probed, read_facts(model).mask_encoding)
     assert got is not None
     assert (got == (expected["mask"] if output == "mask" else expected["logits"].argmax(1))).all()
+
+
+def test_tensors_behind_a_resize_by_scales_have_shapes() -> None:
+    """As in a DeepLabV3+ head: inference reads the scales, which are floats as weights are."""
+    model = parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 19]> g (float[1,1,2,2] x) => (float[1,1,4,4] y)'
+        " <float[4] s = {1,1,2,2}> {up = Resize(x, , s) y = Relu(up)}"
+    )
+    probes = make_probes(model, ["up"], {"x": (1, 1, 2, 2)}, None)
+    assert [probe.shape for probe in probes] == [(1, 1, 4, 4)]
