@@ -160,6 +160,8 @@ class TensorRT:
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+        if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # without it TensorRT-RTX may allocate in a capture
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if options.workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         if options.optimization_level is not None:

@@ -255,6 +255,7 @@ class Finding:
 
 _ONE_GPU = "compute_capabilities is refused: it builds for its GPU"
 REPLACEMENTS = {
+    "BuilderFlag.REQUIRE_USER_ALLOCATION": "its plans allocate nothing in a run that a capture would forbid",
     "ComputeCapability.__members__": _ONE_GPU,
     "IBuilderConfig.num_compute_capabilities": _ONE_GPU,
     "IBuilderConfig.set_compute_capability": _ONE_GPU,

@@ -148,10 +148,12 @@ def test_our_adapter_on_the_bindings(version: str) -> None:
     result = json.loads(text)
     # STRONGLY_TYPED is bit 1 in 10.x and bit 0 in 11.x, where bit 1 means something else.
     assert result["network_flags"] == [2 if version.startswith("10.") else 1]
-    assert result["plain"] == {**PLAIN, "builder_optimization_level": 5, "pools": {"WORKSPACE": 2 << 20}}
+    always = ["REQUIRE_USER_ALLOCATION"] if version == RTX else []
+    more = {"flags": always, "builder_optimization_level": 5, "pools": {"WORKSPACE": 2 << 20}}
+    assert result["plain"] == {**PLAIN, **more}
     assert result["compatible"] == {
         **PLAIN,
-        "flags": ["VERSION_COMPATIBLE"],
+        "flags": [*always, "VERSION_COMPATIBLE"],
         "cleared": ["TF32", "EXCLUDE_LEAN_RUNTIME"],
         "hardware_compatibility_level": "AMPERE_PLUS",
     }
