@@ -88,6 +88,10 @@ class Cuda:
         """Queue a copy from the device to page-locked host memory."""
         self._lib.call("cuMemcpyDtoHAsync_v2", host, device, nbytes, stream)
 
+    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        """Queue a copy on the device."""
+        self._lib.call("cuMemcpyDtoDAsync_v2", target, source, nbytes, stream)
+
     def create_stream(self) -> int:
         """Return a stream that does not wait for the default stream."""
         return int(self._lib.get("cuStreamCreate", libcuda.CU_STREAM_NON_BLOCKING))

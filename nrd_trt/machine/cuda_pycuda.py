@@ -63,6 +63,9 @@ class PyCuda(Cuda):
     def download(self, host: int, device: int, nbytes: int, stream: int) -> None:
         self._drv.memcpy_dtoh_async(host_view(host, nbytes), device, self._objects[stream])
 
+    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        self._drv.memcpy_dtod_async(target, source, nbytes, self._objects[stream])
+
     def create_stream(self) -> int:
         stream = self._drv.Stream(flags=1)  # CU_STREAM_NON_BLOCKING
         self._objects[int(stream.handle)] = stream

@@ -78,6 +78,9 @@ class DeviceTensor:
     dtype: np.dtype[Any]
 
 
+Feed = Mapping[str, np.ndarray | DeviceTensor]
+"""Inputs by name, each on the host or on the device."""
+
 Placement = Callable[[str, int], int]
 """From an output's name and size in bytes to the device address, aligned to 256, of memory that the caller keeps."""
 

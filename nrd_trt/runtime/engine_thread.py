@@ -8,7 +8,7 @@ it goes on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Lock
@@ -16,7 +16,7 @@ from threading import Lock
 import numpy as np
 
 from nrd_trt.errors import RunnerError
-from nrd_trt.runtime.base import DeviceRunner
+from nrd_trt.runtime.base import DeviceRunner, Feed
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import first_mask
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
@@ -51,8 +51,16 @@ class EngineThread:
         outputs = self.begin(self.engine.feed(fitted.image)).result()
         return fitted.restore(first_mask(outputs, self.engine.graph))
 
-    def begin(self, feed: Mapping[str, np.ndarray]) -> Pending:
+    @property
+    def takes_device_memory(self) -> bool:
+        """Whether `begin` takes inputs that lie on the device; known once entered."""
+        return self._in_order is not None
+
+    def begin(self, feed: Feed) -> Pending:
         """Queue one run; its result, or its error, is that of what is returned.
+
+        Args:
+            feed: Inputs by name. Device memory, where it is taken, is complete and stays until the result is there.
 
         Raises:
             RunnerError: Not entered.
@@ -61,7 +69,8 @@ class EngineThread:
             if self._pool is None:
                 raise RunnerError(f"{self._runner.name}: not entered; use it inside a `with` block.")
             if self._in_order is None:
-                return self._pool.submit(self._runner.infer, feed)
+                arrays = {name: array for name, array in feed.items() if isinstance(array, np.ndarray)}
+                return self._pool.submit(self._runner.infer, arrays)
             outcome = _Overlapped(self._finish)
             self._pool.submit(self._in_order.begin, feed, outcome)
             return outcome
@@ -127,7 +136,7 @@ class _InOrder:
         self._runner = runner
         self._running: deque[tuple[Ticket, Pending]] = deque()
 
-    def begin(self, feed: Mapping[str, np.ndarray], outcome: Pending) -> None:
+    def begin(self, feed: Feed, outcome: Pending) -> None:
         """Begin a run.
 
         Where all slots are taken, the oldest run is finished first and its outputs are kept for whoever asks for them.

@@ -15,8 +15,8 @@ import numpy as np
 
 from nrd_trt.errors import ConfigError, RunnerError
 from nrd_trt.machine.cuda import Cuda, load_cuda
-from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, check_feed
-from nrd_trt.runtime.buffers import Buffer
+from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Feed, check_feed
+from nrd_trt.runtime.buffers import Buffer, nbytes_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +45,11 @@ class OverlappedRunner:
         self.runner, self.slots = runner, slots
         self._release: ExitStack | None = None
 
-    def begin(self, feed: Mapping[str, np.ndarray]) -> Ticket:
-        """Queue one run; the feed is not needed afterwards.
+    def begin(self, feed: Feed) -> Ticket:
+        """Queue one run; arrays are not needed afterwards, device memory is until the run is finished.
+
+        Args:
+            feed: Inputs by name. What lies on the device is complete, and is copied there.
 
         Raises:
             RunnerError: Not entered, as many runs are begun as there are slots, or the run cannot be started.
@@ -120,9 +123,9 @@ class OverlappedRunner:
             self._free.append(_Slot(cuda, stack, names, mapped=mapped))
         stack.callback(self._settle)  # the first to be called: nothing runs when memory goes
 
-    def _queue(self, slot: _Slot, feed: Mapping[str, np.ndarray]) -> dict[str, DeviceTensor]:
+    def _queue(self, slot: _Slot, feed: Feed) -> dict[str, DeviceTensor]:
         """Queue a run through a slot; return its outputs as they are there."""
-        tensors = {name: slot.upload(name, array, self._uploads) for name, array in feed.items()}
+        tensors = {name: slot.take(name, tensor, self._uploads) for name, tensor in feed.items()}
         self._cuda.record_event(slot.uploaded, self._uploads)
         self._cuda.wait_event(self._compute, slot.uploaded)
         # All runs are on this one stream, because they share the engine's context, and write where nothing else does.
@@ -157,13 +160,20 @@ class _Slot:
             _held(stack, cuda.create_event, cuda.destroy_event) for _ in range(3)
         )
 
-    def upload(self, name: str, array: np.ndarray, stream: int) -> DeviceTensor:
-        """Take an input and queue its copy to the device."""
-        buffer = self.buffers[name]
-        buffer.reserve(array.nbytes)
-        buffer.fill(array)
-        buffer.upload(stream)
-        return DeviceTensor(address=buffer.device, shape=array.shape, dtype=array.dtype)
+    def take(self, name: str, tensor: np.ndarray | DeviceTensor, stream: int) -> DeviceTensor:
+        """Queue the copy of an input to the slot: the graph that was captured there reads it in no other place."""
+        buffer, nbytes = self.buffers[name], nbytes_of(tensor.shape, tensor.dtype)
+        buffer.reserve(nbytes)
+        if isinstance(tensor, DeviceTensor):
+            try:
+                self._cuda.check_address(tensor.address)
+            except RunnerError as exc:
+                raise RunnerError(f"tensor {name!r}: {exc}") from exc
+            self._cuda.copy(buffer.device, tensor.address, nbytes, stream)
+        else:
+            buffer.fill(tensor)
+            buffer.upload(stream)
+        return DeviceTensor(address=buffer.device, shape=tensor.shape, dtype=tensor.dtype)
 
     def place(self, name: str, nbytes: int) -> int:
         """Make room for an output and return its device address."""

@@ -38,7 +38,7 @@ LARGEST = (4, 64, 64, 3)
 HEADERS = ("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime")
 """Packages with the oldest and the newest ``cuda.h`` that the binding is for."""
 NOTED = (
-    *("allocate", "free", "allocate_host", "free_host", "upload", "download", "create_stream", "synchronize"),
+    *("allocate", "free", "allocate_host", "free_host", "upload", "download", "copy", "create_stream", "synchronize"),
     *("destroy_stream", "create_event", "record_event", "wait_event", "synchronize_event", "destroy_event"),
     *("begin_capture", "end_capture", "abort_capture", "launch_graph", "destroy_graph"),
 )

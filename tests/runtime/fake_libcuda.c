@@ -447,10 +447,11 @@ CUresult CUDAAPI cuPointerGetAttribute(void *data, CUpointer_attribute attribute
     return CUDA_SUCCESS;
 }
 
-static CUresult copy(const char *name, uintptr_t to, uintptr_t from, size_t size, bool to_device, CUstream handle) {
+static CUresult copy(const char *name, uintptr_t to, bool to_device, uintptr_t from, bool from_device, size_t size,
+                     CUstream handle) {
     Object *stream = find(STREAM, handle);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
-    if (!holds(to, size, to_device) || !holds(from, size, !to_device))
+    if (!holds(to, size, to_device) || !holds(from, size, from_device))
         return violated("%s of %zu bytes that are not allocated, or not page-locked", name, size);
     Node node = {.name = name, .to = (void *)to, .from = (const void *)from, .size = size, .n_uses = 2};
     node.uses[0] = (Use){to, to + size, true};
@@ -460,12 +461,17 @@ static CUresult copy(const char *name, uintptr_t to, uintptr_t from, size_t size
 
 CUresult CUDAAPI cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t size, CUstream stream) {
     IN_CONTEXT;
-    return copy("upload", (uintptr_t)to, (uintptr_t)from, size, true, stream);
+    return copy("upload", (uintptr_t)to, true, (uintptr_t)from, false, size, stream);
 }
 
 CUresult CUDAAPI cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t size, CUstream stream) {
     IN_CONTEXT;
-    return copy("download", (uintptr_t)to, (uintptr_t)from, size, false, stream);
+    return copy("download", (uintptr_t)to, false, (uintptr_t)from, true, size, stream);
+}
+
+CUresult CUDAAPI cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    IN_CONTEXT;
+    return copy("copy", (uintptr_t)to, true, (uintptr_t)from, true, size, stream);
 }
 
 /* --- streams and events -------------------------------------------------------------------------------------------- */

@@ -13,7 +13,7 @@ from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.engine_thread import EngineThread, Pending
-from tests.runtime.bench import LARGE, SMALL, Bench, HostRunner, image, runner
+from tests.runtime.bench import LARGE, SMALL, Bench, HostRunner, caller, image, runner
 from tests.runtime.fake_cuda import OUT_OF_MEMORY
 from tests.runtime.test_graph_io import facts
 
@@ -83,6 +83,19 @@ def test_a_run_is_begun_while_the_one_ahead_goes_on(bench: Bench) -> None:
     names = [call for call in bench.cuda.calls if call[0] in ("upload", "synchronize_event")]
     order = [call[0] for call in names]
     assert order == ["upload", *["upload", "synchronize_event"] * 7, "synchronize_event"]
+
+
+def test_inputs_on_the_device_go_to_runners_that_take_them(bench: Bench) -> None:
+    with on_thread(runner()) as engine, caller(bench.cuda) as mine:
+        assert engine.takes_device_memory
+        tensors = [mine.put(image(seed=seed)) for seed in range(4)]
+        for seed, pending in enumerate([engine.begin({"image": tensor}) for tensor in tensors]):
+            check(pending, seed)
+        assert "upload" not in bench.cuda.names()
+        with on_thread(HostRunner()) as host, pytest.raises(ShapeError, match=r"expected inputs \['image'\]"):
+            assert not host.takes_device_memory
+            host.begin({"image": tensors[0]}).result()
+    bench.cuda.threads.discard(threading.current_thread().name)  # that of the caller's own memory
 
 
 def test_more_runs_than_slots_need_no_results_in_between_and_some_are_never_asked_for(bench: Bench) -> None:

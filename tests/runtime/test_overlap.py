@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from nrd_trt.errors import ConfigError, RunnerError, ShapeError
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
-from tests.runtime.bench import LARGE, SMALL, Bench, image, runner
+from tests.runtime.bench import LARGE, SMALL, Bench, caller, image, runner
 from tests.runtime.bench import check_outputs as check
 from tests.runtime.conftest import MakeBench
 from tests.runtime.fake_cuda import LARGEST, OUT_OF_MEMORY, FakeEngine, NotedCuda, PackedEngine, Queued
@@ -98,6 +99,26 @@ def test_no_copies_or_no_graphs_where_there_are_none(
         for seed, ticket in enumerate(tickets):
             check(overlapped.finish(ticket), SMALL, seed)
     assert not never & set(bench.cuda.names())
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+def test_inputs_on_the_device_are_copied_there_and_need_no_graphs_of_their_own(
+    make_bench: MakeBench, integrated: bool
+) -> None:
+    bench = make_bench(integrated=integrated)
+    with runner() as trt, OverlappedRunner(trt) as overlapped, caller(bench.cuda) as mine:
+        tensors = [mine.put(image(seed=seed)) for seed in range(6)]
+        warm(overlapped)
+        start = len(bench.cuda.calls)
+        for pair in ((0, 1), (2, 3), (4, 5)):
+            tickets = [overlapped.begin({"image": tensors[seed]}) for seed in pair]
+            for seed, ticket in zip(pair, tickets, strict=True):
+                check(overlapped.finish(ticket), SMALL, seed)
+        names = bench.since(start)
+        assert (names.count("copy"), names.count("upload"), names.count("launch_graph")) == (6, 0, 6)
+        with pytest.raises(RunnerError, match=r"^tensor 'image': expected memory of this GPU, got the address 0x7,"):
+            overlapped.begin({"image": replace(tensors[0], address=7)})
+        check(overlapped.finish(overlapped.begin({"image": tensors[0]})), SMALL, 0)
 
 
 # --- equal to plain runs --------------------------------------------------------------------------------------------
