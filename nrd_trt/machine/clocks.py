@@ -1,4 +1,7 @@
-"""Clocks, power, temperature and throttling of a GPU during a run, by NVML or by tegrastats. Both are optional."""
+"""Clocks, power, temperature and throttling of a GPU during a run, by NVML or by tegrastats. Both are optional.
+
+The energy of the run is measured by the same instrument: by NVML's counter, or by the rails that a Jetson has in sysfs.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,20 @@ from types import ModuleType
 from typing import Any
 
 from nrd_trt.errors import MissingDependencyError
+from nrd_trt.machine.cuda import probe_device
+from nrd_trt.machine.energy import CounterMeter, Energy, EnergyMeter, SamplingMeter
 from nrd_trt.machine.gpu import kernel_driver, throttle_reasons
 from nrd_trt.machine.host import Machine
-from nrd_trt.machine.jetson import PowerMode, find_jetson, gpu_clock, over_current_events, power_mode, read_tegrastats
+from nrd_trt.machine.jetson import (
+    PowerMode,
+    find_jetson,
+    find_rails,
+    gpu_clock,
+    over_current_events,
+    power_mode,
+    rails_power_w,
+    read_tegrastats,
+)
 from nrd_trt.optional import require
 
 _GLANCE_EVERY_S = 0.2
@@ -63,17 +77,18 @@ class NvmlProbe:
 
     Args:
         nvml: The module ``pynvml``.
+        pci_bus_id: Where that GPU is, as CUDA tells; None where it does not, so that the environment has to.
 
     Attributes:
         notes: What a reader of its figures must know.
     """
 
-    def __init__(self, nvml: ModuleType) -> None:
+    def __init__(self, nvml: ModuleType, pci_bus_id: str | None = None) -> None:
         self.notes: list[str] = []
         self._nvml: Any = nvml
         nvml.nvmlInit()
         try:
-            self._handle = self._find()
+            self._handle = self._find(pci_bus_id)
         except nvml.NVMLError:
             nvml.nvmlShutdown()
             raise
@@ -105,12 +120,24 @@ class NvmlProbe:
             throttle=throttle_reasons(reasons or 0),
         )
 
+    def meter(self) -> EnergyMeter:
+        """Return what measures the GPU's energy; NVML has a counter since Volta."""
+        return CounterMeter(self._joules, "NVML's counter")
+
     def close(self) -> None:
         """Release NVML."""
         self._nvml.nvmlShutdown()
 
-    def _find(self) -> Any:
+    def _joules(self) -> float | None:
+        millijoules = self._get("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1000
+
+    def _find(self, pci_bus_id: str | None) -> Any:
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+        if first.startswith("MIG-"):
+            self.notes.append("a part of a GPU ran (MIG): clocks, power and energy are those of the whole GPU")
+        if pci_bus_id is not None:
+            return self._nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
         if first.startswith("GPU-"):
             return self._nvml.nvmlDeviceGetHandleByUUID(first)
         if not first and self._nvml.nvmlDeviceGetCount() > 1:
@@ -165,6 +192,12 @@ class TegraProbe:
         clock = gpu_clock(self._machine)
         return Reading(clock_mhz=clock.now, clock_max_mhz=clock.highest)
 
+    def meter(self) -> EnergyMeter:
+        """Return what measures the board's energy, by the rails that tegrastats sums up too."""
+        rails = find_rails(self._machine)
+        source = f"rails {', '.join(rail.name for rail in rails)} in sysfs, sampled"
+        return SamplingMeter(lambda: rails_power_w(self._machine, rails), source)
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -182,18 +215,27 @@ def open_probe() -> tuple[Probe | None, str | None]:
     except MissingDependencyError as exc:
         return None, f"clocks and throttling were not read: {exc}"
     try:
-        return NvmlProbe(nvml), None
+        gpu = probe_device()
+        return NvmlProbe(nvml, gpu.pci_bus_id if gpu else None), None
     except nvml.NVMLError as exc:
         return None, f"clocks and throttling were not read: NVML says {exc}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceLog:
-    """The device before, during and after a run."""
+    """The device before, during and after a run.
+
+    Attributes:
+        before: Before the warm-up.
+        during: Now and then from the first timed call to the last.
+        after: Right after the last.
+        energy: Of the timed calls, or None where it was not told.
+    """
 
     before: Reading
     during: Sequence[Reading]
     after: Reading
+    energy: Energy | None = None
 
     @property
     def clock_max_mhz(self) -> float | None:
@@ -232,10 +274,15 @@ class DeviceLog:
 
 
 class DeviceMonitor:
-    """Looks at a device before, during and after a run; `glance` is cheap and looks at most every fifth of a second."""
+    """Looks at a device before, during and after a run; `glance` is cheap and looks at most every fifth of a second.
+
+    Attributes:
+        meter: To be entered for what shall count as energy of the run.
+    """
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
+        self.meter = probe.meter()
         self._before = probe.read()
         self._during: list[Reading] = []
         self._last = float("-inf")
@@ -249,7 +296,8 @@ class DeviceMonitor:
 
     def finish(self) -> DeviceLog:
         """Look a last time."""
-        return DeviceLog(before=self._before, during=tuple(self._during), after=self._probe.read())
+        after = self._probe.read()
+        return DeviceLog(before=self._before, during=tuple(self._during), after=after, energy=self.meter.energy)
 
 
 def _largest(values: Iterable[float | None]) -> float | None:

@@ -178,8 +178,9 @@ class Cuda:
 
 
 def _describe(lib: libcuda.LibCuda, device: int) -> Gpu:
-    name = ctypes.create_string_buffer(256)
+    name, bus = ctypes.create_string_buffer(256), ctypes.create_string_buffer(16)
     lib.call("cuDeviceGetName", name, len(name), device)
+    lib.code_of("cuDeviceGetPCIBusId", bus, len(bus), device)  # a GPU that is on no bus may have none
     major, minor, integrated = (
         lib.get("cuDeviceGetAttribute", attribute, device)
         for attribute in (
@@ -195,6 +196,7 @@ def _describe(lib: libcuda.LibCuda, device: int) -> Gpu:
         cuda=libcuda.version_text(lib.version),
         integrated=bool(integrated),
         memory_bytes=lib.get("cuDeviceTotalMem_v2", device),
+        pci_bus_id=bus.value.decode() or None,
     )
 
 

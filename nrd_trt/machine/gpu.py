@@ -36,6 +36,7 @@ class Gpu:
         integrated: Whether CPU and GPU share memory (Jetson).
         memory_bytes: Total device memory.
         free_bytes: Free device memory now.
+        pci_bus_id: Where it is on the PCI bus, ``"0000:65:00.0"``: the name that all of NVIDIA's libraries share.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Gpu:
     integrated: bool = False
     memory_bytes: int | None = None
     free_bytes: int | None = None
+    pci_bus_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,12 @@
-"""Jetson boards: the release of Jetson Linux, the power mode, the GPU's clock, and lines of tegrastats."""
+"""Jetson boards: release of Jetson Linux, power mode, the GPU's clock, power rails, and lines of tegrastats."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
 from nrd_trt.machine.host import Machine
 
@@ -23,6 +26,12 @@ _CAPABILITIES = {"tegra194": "7.2", "tegra234": "8.7", "tegra264": "11.0"}
 _PACKAGES = ("nvidia-jetpack", "nvidia-jetpack-dev", "python3-libnvinfer")
 # One line: it prints until it is stopped, and nothing where it cannot read the board.
 _TEGRASTATS = ("sh", "-c", "timeout 5 tegrastats --interval 200 | head -n 1")
+
+_INPUT_RAILS = ("VIN", "VDD_IN")
+_RAIL = "V[A-Z0-9_]*"  # others are not connected, or sums
+_MONITORS = {"ina3221": None, "ina238": "VIN"}  # chips that measure rails, and the rail of one that has no labels
+
+Figure = TypeVar("Figure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +138,51 @@ def over_current_events(machine: Machine) -> int | None:
     return sum(counts) if counts else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rail:
+    """A supply whose power is measured.
+
+    Attributes:
+        name: Such as ``"VDD_IN"``.
+        factors: Files whose product is its power: millivolts and milliamperes, or microwatts alone.
+    """
+
+    name: str
+    factors: tuple[Path, ...]
+
+    def read_w(self, machine: Machine) -> float | None:
+        """Return its power in watts now, or None where it cannot be read."""
+        power = 1e-6
+        for path in self.factors:
+            value = machine.read_number(path)
+            if value is None:
+                return None
+            power *= value
+        return power
+
+
+def find_rails(machine: Machine) -> tuple[Rail, ...]:
+    """Return the rail of the board's input where it is measured, otherwise all rails of the module."""
+    found = {}
+    for folder in sorted((machine.root / "sys/class/hwmon").glob("hwmon*")):
+        chip = machine.read(folder / "name").strip()
+        for number in range(1, 4) if chip in _MONITORS else ():
+            name = machine.read(folder / f"in{number}_label").strip() or _MONITORS[chip] or ""
+            power = folder / f"power{number}_input"
+            factors = (power,) if power.exists() else (folder / f"in{number}_input", folder / f"curr{number}_input")
+            rail = Rail(name=name, factors=factors)
+            if re.fullmatch(_RAIL, name) and name not in found and rail.read_w(machine) is not None:
+                found[name] = rail
+    return tuple(_counted(found).values())
+
+
+def rails_power_w(machine: Machine, rails: tuple[Rail, ...]) -> float | None:
+    """Return what rails take together, in watts; None where one cannot be read."""
+    watts = [rail.read_w(machine) for rail in rails]
+    known = [value for value in watts if value is not None]
+    return sum(known) if known and len(known) == len(watts) else None
+
+
 def read_tegrastats(machine: Machine) -> TegraStats:
     """Read one line of tegrastats; this takes a fraction of a second."""
     return parse_tegrastats(machine.run(_TEGRASTATS) or "")
@@ -143,14 +197,17 @@ def parse_tegrastats(line: str) -> TegraStats:
     clocks = re.search(r"\bGR3D_FREQ\s+(?:\d+%)?@\[?([\d,\s]*)", line)
     memory = re.search(r"\bRAM\s+(\d+)/(\d+)MB", line)
     sensors = {name.lower(): float(value) for name, value in re.findall(r"(?i)\b(gpu|tj)@(-?[\d.]+)C", line)}
-    rails = {name: int(value) for name, value in re.findall(r"\b(V[A-Z0-9_]*)\s+(\d+)mW/", line)}
-    total = next((rails[name] for name in ("VIN", "VDD_IN") if name in rails), None)
-    summed = rails if total is None else {}
+    rails = _counted({name: int(value) for name, value in re.findall(rf"\b({_RAIL})\s+(\d+)mW/", line)})
     return TegraStats(
         clock_mhz=max(map(float, re.findall(r"\d+", clocks[1] if clocks else "")), default=None),
-        power_w=(sum(rails.values()) if total is None else total) / 1000 if rails else None,
-        rails=len(summed),
+        power_w=sum(rails.values()) / 1000 if rails else None,
+        rails=0 if rails.keys() & set(_INPUT_RAILS) else len(rails),
         temperature_c=next((sensors[name] for name in ("gpu", "tj") if sensors.get(name, -256.0) > -256.0), None),
         memory_used_mib=int(memory[1]) if memory else None,
         memory_mib=int(memory[2]) if memory else None,
     )
+
+
+def _counted(rails: Mapping[str, Figure]) -> Mapping[str, Figure]:
+    """Return the rails that make up the power of the board: what comes in, or else all of them."""
+    return next(({name: rails[name]} for name in _INPUT_RAILS if name in rails), rails)

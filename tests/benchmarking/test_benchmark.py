@@ -23,6 +23,7 @@ from nrd_trt.errors import ConfigError, RunnerError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import sha256_file
 from nrd_trt.machine.clocks import ProbedDevice, Reading
+from nrd_trt.machine.energy import Energy
 from nrd_trt.machine.host import HostFacts
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Runner
 from nrd_trt.runtime.engine import Engine
@@ -80,6 +81,18 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     return driver
 
 
+class FakeMeter:
+    """Of a device that takes 30 J in 2 s, whatever it does."""
+
+    energy: Energy | None = None
+
+    def __enter__(self) -> FakeMeter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.energy = Energy(joules=30.0, seconds=2.0, source="a counter")
+
+
 class FakeProbe:
     """An instrument that finds 321 MiB more in use after its first look."""
 
@@ -97,6 +110,9 @@ class FakeProbe:
         return replace(self._reading, memory_used_mib=used_mib)
 
     glance = read
+
+    def meter(self) -> FakeMeter:
+        return FakeMeter()
 
     def close(self) -> None:
         self.closed = True

@@ -40,6 +40,34 @@ def clock(now: int, lowest: int, highest: int) -> dict[str, str]:
     return {f"sys/class/devfreq/17000000.gpu/{name}_freq": f"{value}\n" for name, value in values.items()}
 
 
+def hwmon(number: int, chip: str, rails: Sequence[tuple[str, int, int]]) -> dict[str, str]:
+    """The files of a power monitor in sysfs: labels, millivolts and milliamperes, counted from 1."""
+    files = {"name": chip}
+    for index, (label, millivolts, milliamperes) in enumerate(rails, 1):
+        values = {f"in{index}_label": label, f"in{index}_input": millivolts, f"curr{index}_input": milliamperes}
+        files |= {name: str(value) for name, value in values.items()}
+    return {f"sys/class/hwmon/hwmon{number}/{name}": f"{text}\n" for name, text in files.items()}
+
+
+ORIN_NX_RAILS = {
+    **hwmon(0, "tj_thermal", ()),
+    **hwmon(1, "ina3221", (("VDD_IN", 5000, 1200), ("VDD_CPU_GPU_CV", 5000, 300), ("VDD_SOC", 5000, 280))),
+    "sys/class/hwmon/hwmon1/in7_label": "sum of shunt voltages\n",
+}
+AGX_ORIN_RAILS = {
+    **hwmon(2, "ina3221", (("VDD_GPU_SOC", 20000, 120), ("VDD_CPU_CV", 20000, 25), ("VIN_SYS_5V0", 5000, 800))),
+    **hwmon(3, "ina3221", (("NC", 0, 0), ("VDDQ_VDD2_1V8AO", 5000, 250), ("NC", 0, 0))),
+}
+THOR_RAILS = {
+    **hwmon(4, "ina3221", (("VDD_GPU", 20000, 500), ("VDD_CPU_SOC_MSS", 20000, 400), ("VIN_SYS_5V0", 5000, 900))),
+    "sys/class/hwmon/hwmon5/name": "ina238\n",  # it has no labels, and measures what comes in
+    "sys/class/hwmon/hwmon5/in0_input": "3\n",
+    "sys/class/hwmon/hwmon5/in1_input": "20000\n",
+    "sys/class/hwmon/hwmon5/curr1_input": "2062\n",
+    "sys/class/hwmon/hwmon5/power1_input": "41250000\n",
+}
+
+
 def torch(version: str = "2.13.0+cpu", cuda: str | None = None, gpu: str | None = None) -> str:
     """What the child that imports PyTorch prints."""
     return json.dumps({"version": version, "cuda": cuda, "available": gpu is not None, "gpu": gpu}) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,22 @@ from unittest.mock import Mock, call
 import pytest
 
 from nrd_trt.errors import MissingDependencyError
-from nrd_trt.machine import clocks
+from nrd_trt.machine import clocks, energy
 from nrd_trt.machine.clocks import DeviceLog, DeviceMonitor, NvmlProbe, ProbedDevice, Reading, TegraProbe, open_probe
-from tests.machine.recorded import NO_GPU, ORIN, clock, recorded
+from nrd_trt.machine.energy import Energy, SamplingMeter
+from nrd_trt.machine.host import Machine
+from nrd_trt.machine.jetson import find_rails, rails_power_w
+from tests.machine.recorded import (
+    AGX_ORIN_RAILS,
+    NO_GPU,
+    ORIN,
+    ORIN_NX_RAILS,
+    THOR_RAILS,
+    clock,
+    hwmon,
+    recorded,
+)
+from tests.runtime.fake_cuda import FakeDriver
 
 
 class NvmlError(Exception):
@@ -24,7 +38,7 @@ def fake_nvml(**answers: Any) -> Mock:
     answers = {
         "Name": "NVIDIA L4", "ClockInfo": 1200, "MaxClockInfo": 2040, "PowerUsage": 71500, "Temperature": 55,
         "MemoryInfo": SimpleNamespace(used=512 << 20), "CurrentClocksThrottleReasons": 0x44,
-        "CurrentClocksEventReasons": None, "Count": 1, **answers,
+        "CurrentClocksEventReasons": None, "Count": 1, "TotalEnergyConsumption": 5_000_000, **answers,
     }  # fmt: skip
     nvml = Mock(NVMLError=NvmlError, NVML_CLOCK_SM=1, NVML_TEMPERATURE_GPU=0)
     nvml.nvmlSystemGetDriverVersion.return_value = "580.95.05"
@@ -78,6 +92,93 @@ def test_nvml_looks_at_the_gpu_in_use(visible: str, asked: Any, monkeypatch: pyt
     with pytest.raises(NvmlError):
         NvmlProbe(nvml)
     assert (nvml.nvmlInit.call_count, nvml.nvmlShutdown.call_count) == (2, 2)
+
+
+def test_nvml_looks_where_cuda_says_that_the_gpu_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers in CUDA_VISIBLE_DEVICES are CUDA's, which may count otherwise than NVML."""
+    FakeDriver(monkeypatch)
+    nvml = fake_nvml(Count=4)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-3,GPU-8f1c")
+    monkeypatch.setattr(clocks, "require", Mock(return_value=nvml))
+    probe, _ = open_probe()
+    nvml.nvmlDeviceGetHandleByPciBusId.assert_called_once_with("0000:65:00.0")
+    assert not nvml.nvmlDeviceGetHandleByIndex.called
+    assert (
+        isinstance(probe, NvmlProbe) and len(probe.notes) == 1 and "energy are those of the whole GPU" in probe.notes[0]
+    )
+
+
+def test_nvml_energy_is_the_difference_of_its_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((10.0, 14.0))
+    monkeypatch.setattr(clocks.time, "monotonic", lambda: next(now))
+    nvml = fake_nvml()
+    meter = NvmlProbe(nvml).meter()
+    with meter:
+        nvml.nvmlDeviceGetTotalEnergyConsumption.return_value += 250_000
+    assert meter.energy == Energy(joules=250.0, seconds=4.0, source="NVML's counter") and meter.energy.watts == 62.5
+    monkeypatch.undo()
+    with meter:
+        pass  # the counter did not move
+    assert meter.energy is None
+    silent = NvmlProbe(fake_nvml(TotalEnergyConsumption=None)).meter()
+    with silent:
+        pass
+    assert silent.energy is None
+
+
+def test_energy_of_a_board_is_sampled_from_its_rails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 6 W at every look; the thread looks until it has done so twice."""
+    monkeypatch.setattr(energy, "_SAMPLE_EVERY_S", 0.001)
+    machine = recorded(tmp_path, ORIN, files=ORIN_NX_RAILS)
+    meter, looked = TegraProbe(machine).meter(), threading.Event()
+    assert isinstance(meter, SamplingMeter)
+    looks: list[str] = []
+
+    def read(_: Machine, rails: Any) -> float | None:
+        looks.append(threading.current_thread().name)
+        if looks.count("energy") == 2:
+            looked.set()
+        return rails_power_w(machine, rails)
+
+    monkeypatch.setattr(clocks, "rails_power_w", read)
+    with meter:
+        assert looked.wait(30)
+    assert (looks[0], looks[-1]) == ("MainThread", "MainThread")  # it begins and ends with a look
+    assert meter.energy is not None and meter.energy.watts == pytest.approx(6.0)
+    assert meter.energy.source == "rails VDD_IN in sysfs, sampled"
+    silent = TegraProbe(recorded(tmp_path / "silent", NO_GPU)).meter()
+    with silent:
+        pass
+    assert silent.energy is None
+    assert "energy" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_sampled_power_is_summed_over_uneven_steps() -> None:
+    assert energy.summed([(1.0, 10.0), (2.0, 20.0), (4.0, 20.0)]) == (15.0 + 40.0, 3.0)
+    assert energy.summed([(1.0, 10.0)]) == (0, 0.0) and energy.summed([]) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "watts"),
+    [
+        (ORIN_NX_RAILS, ["VDD_IN"], 6.0),
+        (AGX_ORIN_RAILS, ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"], 2.4 + 0.5 + 4.0 + 1.25),
+        (THOR_RAILS, ["VIN"], 41.25),
+        ({**hwmon(0, "ucsi_source_psy_usbc", (("VIN", 5000, 3000),))}, [], None),
+        ({}, [], None),
+    ],
+)
+def test_rails_that_make_up_the_power_of_a_board(
+    files: dict[str, str], names: list[str], watts: float | None, tmp_path: Path
+) -> None:
+    machine = recorded(tmp_path, ORIN, files=files)
+    rails = find_rails(machine)
+    assert [rail.name for rail in rails] == names
+    assert rails_power_w(machine, rails) == (None if watts is None else pytest.approx(watts))
+    if rails:
+        rails[-1].factors[0].unlink()  # a rail that is gone would be missing in the sum
+        assert rails_power_w(machine, rails) is None
 
 
 def test_instruments_are_found_or_their_absence_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,7 @@ def test_device_is_described_and_its_context_given_back(driver: FakeDriver) -> N
         cuda="12.6",
         integrated=True,
         memory_bytes=1 << 33,
+        pci_bus_id="0000:65:00.0",
     )
     driver.fail("cuDevicePrimaryCtxRetain", OUT_OF_MEMORY)
     assert probe_device() == described  # makes no context

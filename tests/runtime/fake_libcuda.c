@@ -317,6 +317,13 @@ CUresult CUDAAPI cuDeviceGetName(char *name, int room, CUdevice device) {
     return CUDA_SUCCESS;
 }
 
+CUresult CUDAAPI cuDeviceGetPCIBusId(char *bus, int room, CUdevice device) {
+    ENTER;
+    if (device >= machine.devices || room < 13) return CUDA_ERROR_INVALID_VALUE;
+    snprintf(bus, (size_t)room, "0000:%02x:00.0", 0x65 + device);
+    return CUDA_SUCCESS;
+}
+
 CUresult CUDAAPI cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
     ENTER;
     if (device >= machine.devices) return CUDA_ERROR_INVALID_DEVICE;
