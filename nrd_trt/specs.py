@@ -27,6 +27,8 @@ InputForm = Literal["uint8", "float"]
 BuilderName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 DecodeName = Literal["auto", "plugin", "onnx"]
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
+Provider = Literal["driver", "pycuda"]
+"""What calls CUDA."""
 RunnerName = Literal["auto", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 Quantizer = Literal["own", "modelopt"]
 Estimator = Literal["minmax", "percentile", "entropy", "mse"]

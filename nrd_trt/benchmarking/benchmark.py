@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ from nrd_trt.errors import ConfigError
 from nrd_trt.machine.clocks import DeviceLog, ProbedDevice
 from nrd_trt.machine.host import HostFacts, Machine, host_facts, load_average
 from nrd_trt.progress import bar
-from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
-from nrd_trt.specs import Precision, RunnerName, Size, check_size, format_size
+from nrd_trt.runtime.engine import Engine, open_engine
+from nrd_trt.runtime.select import RunOptions
+from nrd_trt.specs import Precision, Provider, RunnerName, Size, check_size, format_size, optional_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +151,15 @@ def benchmark(
     *sources: Path | str,
     runner: RunnerName = "auto",
     plugin: Path | str | None = None,
+    cuda: Provider = "driver",
+    cuda_graph: bool | None = None,
+    device: int | str | None = None,
     warmup: int = 3,
     runs: int = 20,
     batch: int = 1,
     size: Size | None = None,
     threads: int | None = None,
     copies: bool | None = None,
-    cuda_graph: bool | None = None,
     plot: Path | str | None = None,
     force: bool = False,
     progress: bool = True,
@@ -167,6 +170,9 @@ def benchmark(
         sources: Bundles, checkpoints, which run in eager PyTorch in fp32, and ONNX files, which run in ONNX Runtime.
         runner: See `nrd_trt.open_bundle`.
         plugin: Library of the bundles whose plans need one; see `nrd_trt.open_bundle`.
+        cuda: See `nrd_trt.open_bundle`.
+        cuda_graph: Whether a device's runner replays a CUDA graph; None leaves the choice to the runner.
+        device: See `nrd_trt.open_bundle`.
         warmup: Untimed calls of each.
         runs: Timed calls of each; p99 means something from 100 on.
         batch: Images per call.
@@ -174,7 +180,6 @@ def benchmark(
             else their own.
         threads: CPU threads; None leaves the choice to the backends.
         copies: Whether copies to and from a device are timed; None is True.
-        cuda_graph: Whether a device's runner replays a CUDA graph; None leaves the choice to the runner.
         plot: PNG to write with the distribution of the latencies.
         force: Replace an existing `plot`.
         progress: Show a bar on stderr where the work takes over two seconds.
@@ -196,7 +201,15 @@ def benchmark(
     _check(sources, calls)
     if plot is not None:
         check_plot(plot, force=force)
-    targets = _open([Path(source) for source in sources], calls, runner, plugin, size)
+    run = RunOptions(
+        runner=runner,
+        plugin=optional_path("plugin", plugin),
+        threads=threads,
+        cuda=cuda,
+        cuda_graph=cuda_graph is not False,
+        device=device,
+    )
+    targets = _open([Path(source) for source in sources], batch, run, size)
     result = Benchmark(rows=_measure(targets, calls, progress=progress))
     if plot is not None:
         _plot(plot, result.rows)
@@ -211,28 +224,23 @@ def _check(sources: Sequence[Path | str], calls: _Calls) -> None:
             raise ConfigError(f"{name}={value}: expected at least {smallest}.")
 
 
-def _open(
-    paths: Sequence[Path], calls: _Calls, runner: RunnerName, plugin: Path | str | None, size: Size | None
-) -> list[_Target]:
+def _open(paths: Sequence[Path], batch: int, run: RunOptions, size: Size | None) -> list[_Target]:
     """Open every source; a library goes to the bundles that need it, where there are several sources."""
     bundles = {path: read_bundle(path) for path in paths if is_bundle(path)}
     if size is not None:
         check_size(size, what="size=")
-    if plugin is not None and len(paths) > 1 and not any(map(_needs_plugin, bundles.values())):
-        raise ConfigError(f"plugin={plugin}: expected a bundle whose plan needs it, got none; leave it out.")
+    if run.plugin is not None and len(paths) > 1 and not any(map(_needs_plugin, bundles.values())):
+        raise ConfigError(f"plugin={run.plugin}: expected a bundle whose plan needs it, got none; leave it out.")
     checkpoint_size = size or next((bundle.graph.shape.opt_hw for bundle in bundles.values()), None)
     targets = []
     for path in paths:
         bundle = bundles.get(path)
-        handed = plugin if len(paths) == 1 or (bundle and _needs_plugin(bundle)) else None
-        if bundle is not None:
-            engine = open_bundle(bundle, runner=runner, threads=calls.threads, plugin=handed)
-        else:
-            free = None if path.suffix in (".nrd", ".onnx") else checkpoint_size
-            engine = open_engine(path, runner=runner, threads=calls.threads, plugin=handed, size=free)
+        handed = run if len(paths) == 1 or (bundle and _needs_plugin(bundle)) else replace(run, plugin=None)
+        free = None if bundle is not None or path.suffix in (".nrd", ".onnx") else checkpoint_size
+        engine = open_engine(bundle or path, handed, size=free)
         chosen = size or engine.graph.shape.opt_hw
         if engine.runner_name != "torch":  # a checkpoint takes what it is given
-            _check_shape(path, engine, chosen, calls.batch)
+            _check_shape(path, engine, chosen, batch)
         targets.append(_Target(name=path.name, engine=engine, size=chosen))
     return targets
 
@@ -259,8 +267,6 @@ def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> tu
         timed = {}
         for index, target in enumerate(targets):
             engine = target.engine
-            if calls.cuda_graph is not None and on_device(engine.runner):
-                engine.runner.cuda_graph = calls.cuda_graph
             stack.enter_context(engine)
             image = engine.feed(street_scene(0, target.size).image)["image"][:1]
             feed = {"image": np.repeat(image, calls.batch, axis=0)}

@@ -30,11 +30,12 @@ from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.machine.cuda import probe_device
+from nrd_trt.machine.device import choose_device
 from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import can_run_plan, plan_runner, rebuild_call
+from nrd_trt.runtime.select import RunOptions, can_run_plan, check_host, plan_runner, rebuild_call, this_host
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import (
     BuilderName,
@@ -46,7 +47,9 @@ from nrd_trt.specs import (
     MaskEncoding,
     OutputName,
     Precision,
+    Provider,
     Quantizer,
+    RunnerName,
     Size,
     as_path,
     optional_path,
@@ -88,7 +91,12 @@ def build(
     checkpoint: Path | str | None = None,
     builder: BuilderName = "auto",
     decode: DecodeName = "auto",
+    runner: RunnerName = "auto",
     plugin: Path | str | None = None,
+    threads: int | None = None,
+    cuda: Provider = "driver",
+    cuda_graph: bool = True,
+    device: int | str | None = None,
     workspace_mib: int | None = None,
     optimization_level: int | None = None,
     timing_cache: Path | str | None = None,
@@ -99,7 +107,6 @@ def build(
     min_agreement: float | None = None,
     max_miou_drop: float | None = None,
     force: bool = False,
-    threads: int | None = None,
     progress: bool = True,
     on_stage: OnStage = silent,
     on_message: OnMessage = silent,
@@ -139,7 +146,13 @@ def build(
         checkpoint: Reference of a build from an ONNX file or a bundle.
         builder: ``"auto"`` takes the TensorRT that is installed, else ONNX Runtime, which builds no plan.
         decode: ``"auto"`` takes the plugin where it fits, else the function of the ONNX file.
+        runner: What draws the masks that are proved. ``"auto"`` is the plan where this machine can run it, else ONNX
+            Runtime on the same file; the builder's name asks for the plan, and ``"onnxruntime"`` for the file.
         plugin: The plugin library; None looks for it where the decode may use it.
+        threads: CPU threads of ONNX Runtime; None leaves the choice to it.
+        cuda: See `nrd_trt.open_bundle`.
+        cuda_graph: See `nrd_trt.open_bundle`.
+        device: See `nrd_trt.open_bundle`.
         workspace_mib: Scratch memory that a layer may use; None leaves it to TensorRT.
         optimization_level: Builder effort, 0-5; None leaves it to TensorRT.
         timing_cache: File that is read before the build and written after it.
@@ -151,7 +164,6 @@ def build(
         min_agreement: Gate: share of equal pixels, 0-1; None takes the precision's.
         max_miou_drop: Gate: loss of mIoU against labels, 0-1; None takes the precision's.
         force: Replace an existing bundle.
-        threads: CPU threads of ONNX Runtime; None leaves the choice to it.
         progress: Show bars on stderr where something takes over two seconds.
         on_stage: Receives a line when a stage begins.
         on_message: Receives TensorRT's messages as ``(severity, text)``.
@@ -197,7 +209,14 @@ def build(
             checkpoint=optional_path("checkpoint", checkpoint),
             builder=builder,
             decode=decode,
-            plugin=optional_path("plugin", plugin),
+            run=RunOptions(
+                runner=runner,
+                plugin=optional_path("plugin", plugin),
+                threads=threads,
+                cuda=cuda,
+                cuda_graph=cuda_graph,
+                device=device,
+            ),
             config=ConfigOptions(
                 workspace_mib=workspace_mib,
                 optimization_level=optimization_level,
@@ -210,7 +229,6 @@ def build(
             min_agreement=min_agreement,
             max_miou_drop=max_miou_drop,
             force=force,
-            threads=threads,
             progress=progress,
             on_stage=on_stage,
             on_message=on_message,
@@ -251,6 +269,7 @@ class _Build:
     """One build: what is asked for, the builder, the device and the plugin; what is absent is found before the work."""
 
     def __init__(self, request: BuildRequest) -> None:
+        choose_device(request.run.device)
         self.request, self.flavour, self.device = request, _choose_builder(request), probe_device()
         self._library = look_for_plugin(request, self.flavour, self.device)
 
@@ -277,13 +296,18 @@ class _Build:
         self.built = self._built()
 
     def runner(self) -> Runner:
-        """Run the plan where this machine can, else the same file in ONNX Runtime."""
-        request, form = self.request, self.form
-        if self.engine is not None and can_run_plan(self.built):
-            rebuild = rebuild_call(request.output, self.engine.flavour, form.name)
-            encoding = self.graph.mask_encoding
-            return plan_runner(self.engine.plan, self.built, rebuild, plugin=form.library, mask_encoding=encoding)
-        return OrtRunner(self.model, threads=request.threads, tf32=request.config.tf32)
+        """Run the plan where this machine can, or where it is asked for, else the same file in ONNX Runtime."""
+        request, form, run = self.request, self.form, self.request.run
+        if self.engine is not None and run.runner != "onnxruntime":
+            rebuild, encoding = rebuild_call(request.output, self.engine.flavour, form.name), self.graph.mask_encoding
+            if run.runner != "auto":
+                here = this_host(self.engine.flavour)
+                check_host(self.built, here, plan=str(request.output / PLAN_FILE), rebuild=rebuild)
+            if run.runner != "auto" or can_run_plan(self.built):
+                return plan_runner(
+                    self.engine.plan, self.built, rebuild, run, plugin=form.library, mask_encoding=encoding
+                )
+        return OrtRunner(self.model, threads=request.run.threads, tf32=request.config.tf32)
 
     def validate(self, given: BuildInput) -> tuple[Validation, ReferenceSet]:
         """Compare the model's masks with the reference's; return the verdict and the masks to store."""
@@ -382,6 +406,10 @@ def _choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
     )
     if builder != "tensorrt-rtx" and request.config.compute_capabilities:
         raise ConfigError(f"compute_capabilities=: only builder='tensorrt-rtx' builds for other GPUs, not {builder}.")
+    if request.run.runner not in ("auto", "onnxruntime", builder):
+        raise ConfigError(
+            f"runner={request.run.runner!r}: expected 'auto', 'onnxruntime' or what builds, {builder!r}; leave it out."
+        )
     if builder != "onnxruntime":
         load_tensorrt(builder)  # an absent builder is found before the export, not after it
     return builder

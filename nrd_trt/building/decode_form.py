@@ -35,7 +35,7 @@ def look_for_plugin(request: BuildRequest, flavour: str, device: Gpu | None) -> 
     """Find and check the library that a build may use, before anything else is done.
 
     Args:
-        request: Its `decode`, `plugin` and `config`.
+        request: Its `decode`, `config` and the plugin of its `run`.
         flavour: The builder: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"onnxruntime"``.
         device: The GPU to build for, or None where there is none.
 
@@ -47,16 +47,16 @@ def look_for_plugin(request: BuildRequest, flavour: str, device: Gpu | None) -> 
         PluginError: The plugin was asked for and cannot be had.
     """
     if request.decode == "onnx":
-        if request.plugin is not None:
+        if request.run.plugin is not None:
             raise ConfigError("plugin=: expected decode='auto' or 'plugin' with it, got 'onnx'; leave one of them out.")
         return "asked for"
-    asked = "decode='plugin'" if request.decode == "plugin" else "plugin=" if request.plugin is not None else None
+    asked = "decode='plugin'" if request.decode == "plugin" else "plugin=" if request.run.plugin is not None else None
     if why := _no_plugin_with(flavour, request.config):
         if asked:
             raise PluginError(f"{asked}: {why}. Use decode='onnx', which draws the same masks.")
         return why
     try:
-        library = read_plugin(find_plugin(request.plugin))
+        library = read_plugin(find_plugin(request.run.plugin))
         capability, cuda = (device.compute_capability, device.cuda) if device else (None, None)
         check_plugin(library, load_tensorrt(flavour), capability, cuda)
     except PluginError as exc:
@@ -70,14 +70,14 @@ def choose_form(request: BuildRequest, found: PluginLibrary | str, model: onnx.M
     """Decide with the model at hand.
 
     Args:
-        request: Its `decode` and `plugin`.
+        request: Its `decode` and the plugin of its `run`.
         found: What `look_for_plugin` returned.
         model: To build.
 
     Raises:
         PluginError: The plugin was asked for, and its kernels are not written for this model.
     """
-    asked = request.decode == "plugin" or request.plugin is not None
+    asked = request.decode == "plugin" or request.run.plugin is not None
     facts = read_facts(model)
     why: str | None = None
     if facts.decode is None:

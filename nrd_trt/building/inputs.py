@@ -84,7 +84,7 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         outputs=request.outputs,
         mask_encoding=request.mask_encoding,
         calibrator=request.calibrator,
-        threads=request.threads,
+        threads=request.run.threads,
         progress=request.progress,
     )
     return BuildInput(
@@ -121,13 +121,13 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
             precision,
             images,
             calibrator=request.calibrator,
-            threads=request.threads,
+            threads=request.run.threads,
             progress=request.progress,
         )
     if request.checkpoint is not None:
         reference, name = _checkpoint_reference(request, request.checkpoint, graph), "torch"
     elif graph.precision == "fp32":
-        reference, name = (lambda: onnx_reference(model, request.threads)), "onnx"
+        reference, name = (lambda: onnx_reference(model, request.run.threads)), "onnx"
     else:
         raise ConfigError(
             f"{request.source}: a {graph.precision} file cannot prove its own masks; give checkpoint=, or build from "

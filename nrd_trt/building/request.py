@@ -12,6 +12,7 @@ from nrd_trt.exporting.export import check_form
 from nrd_trt.figures import Gates
 from nrd_trt.model import CheckpointFields, checkpoint_options
 from nrd_trt.progress import OnMessage, OnStage, silent
+from nrd_trt.runtime.select import DEFAULT, RunOptions
 from nrd_trt.specs import (
     BuilderName,
     DecodeName,
@@ -24,7 +25,6 @@ from nrd_trt.specs import (
     Precision,
     Size,
     check_choice,
-    check_number,
 )
 from nrd_trt.validation.samples import SampleSource
 
@@ -53,13 +53,12 @@ class BuildRequest:
     checkpoint: Path | None = None
     builder: BuilderName = "auto"
     decode: DecodeName = "auto"
-    plugin: Path | None = None
     config: ConfigOptions = field(default_factory=ConfigOptions)
     timing_cache: Path | None = None
     min_agreement: float | None = None
     max_miou_drop: float | None = None
     force: bool = False
-    threads: int | None = None
+    run: RunOptions = DEFAULT
     progress: bool = True
     on_stage: OnStage = silent
     on_message: OnMessage = silent
@@ -72,7 +71,6 @@ class BuildRequest:
         check_choice("fit", self.fit or "resize", Fit)
         check_choice("builder", self.builder, BuilderName)
         check_choice("decode", self.decode, DecodeName)
-        check_number("threads", self.threads, low=1)
         checkpoint_options(self.options)  # refuses unknown names before any work
         self.gates("fp32")  # refuses fractions above 1 before any work
 

@@ -43,7 +43,8 @@ from nrd_trt.progress import OnMessage, OnStage, bar, silent
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import BuilderName, Estimator, Fit, Size, as_path, optional_path
+from nrd_trt.runtime.select import RunOptions
+from nrd_trt.specs import BuilderName, Estimator, Fit, Provider, RunnerName, Size, as_path, optional_path
 from nrd_trt.validation.compare import Comparator, Comparison, Reference
 from nrd_trt.validation.references import torch_reference
 from nrd_trt.validation.samples import MEASURED_COUNT, SampleSource
@@ -81,11 +82,16 @@ def tune(
     min_agreement: float | None = None,
     max_miou_drop: float | None = None,
     builder: BuilderName = "auto",
+    runner: RunnerName = "auto",
+    plugin: Path | str | None = None,
+    threads: int | None = None,
+    cuda: Provider = "driver",
+    cuda_graph: bool = True,
+    device: int | str | None = None,
     size: Size | None = None,
     time_file: TimeFile | None = None,
     resume: bool = False,
     force: bool = False,
-    threads: int | None = None,
     progress: bool = True,
     on_stage: OnStage = silent,
     on_rung: Callable[[Rung], None] = lambda rung: None,
@@ -112,12 +118,17 @@ def tune(
         min_agreement: Gate: share of equal pixels, 0-1; None is 0.99 on every rung.
         max_miou_drop: Gate: loss of mIoU against labels, 0-1; None is 0.005 on every rung.
         builder: See `nrd_trt.build`.
+        runner: See `nrd_trt.build`; the rungs themselves are judged in ONNX Runtime.
+        plugin: See `nrd_trt.build`.
+        threads: CPU threads of ONNX Runtime; None leaves the choice to it.
+        cuda: See `nrd_trt.open_bundle`.
+        cuda_graph: See `nrd_trt.open_bundle`.
+        device: See `nrd_trt.open_bundle`.
         size: ``(h, w)``, multiples of 32; None takes the checkpoint's.
         time_file: Returns the milliseconds of a file; None times its plan where this machine runs it. A rung must be
             faster than the next one up where both are known.
         resume: Go on from the state that an earlier run left.
         force: Replace existing files.
-        threads: CPU threads of ONNX Runtime; None leaves the choice to it.
         progress: Show bars on stderr where something takes over two seconds.
         on_stage: Receives a line when a stage begins.
         on_rung: Receives every rung that was tried; ``str(rung)`` is one line.
@@ -162,8 +173,15 @@ def tune(
         builder=builder,
         min_agreement=_MIN_AGREEMENT if min_agreement is None else min_agreement,
         max_miou_drop=_MAX_MIOU_DROP if max_miou_drop is None else max_miou_drop,
+        run=RunOptions(
+            runner=runner,
+            plugin=optional_path("plugin", plugin),
+            threads=threads,
+            cuda=cuda,
+            cuda_graph=cuda_graph,
+            device=device,
+        ),
         force=force,
-        threads=threads,
         progress=progress,
         on_stage=on_stage,
         on_message=on_message,
@@ -209,7 +227,7 @@ class _Ladder:
         samples = request.samples(request.shape(model.info.size_hw), model.info)
         request.on_stage("exporting to ONNX, fp32")
         exported = export_checked(
-            model, request.source, samples, precision="fp32", threads=request.threads, progress=request.progress
+            model, request.source, samples, precision="fp32", threads=request.run.threads, progress=request.progress
         )
         self._full = exported.typed.model
         self._state_path = state_path(request.output)
@@ -291,7 +309,7 @@ class _Ladder:
         return reasons
 
     def _compare(self, file: onnx.ModelProto, *, what: str, count: int | None = None) -> Comparison:
-        return self._judge.compare(select_outputs(file, "mask"), self._request.threads, what=what, count=count)
+        return self._judge.compare(select_outputs(file, "mask"), self._request.run.threads, what=what, count=count)
 
     def _typed(self, step: Step) -> onnx.ModelProto:
         if step.precision == "fp32":
@@ -312,7 +330,7 @@ class _Ladder:
             "fp16",
             self._images,
             self._calibrator,
-            threads=self._request.threads,
+            threads=self._request.run.threads,
             progress=self._request.progress,
         )
 

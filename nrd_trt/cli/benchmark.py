@@ -30,9 +30,6 @@ def benchmark_command(
         bool | None,
         typer.Option("--include-copies/--no-copies", help="Time a device's copies from and to the host (default yes)."),
     ] = None,
-    cuda_graph: Annotated[
-        bool | None, typer.Option("--cuda-graph/--no-cuda-graph", help="On a device (default: the runner's choice).")
-    ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the distribution of the latencies.")
     ] = None,
@@ -71,7 +68,6 @@ def benchmark_command(
         batch=batch,
         size=size,
         copies=copies,
-        cuda_graph=cuda_graph,
         plot=plot,
         force=force,
         progress=not out.quiet,

@@ -28,11 +28,11 @@ def build_command(
         Path | None, common.checks_option(metavar="CKPT", help="Reference of a build from an ONNX file or a bundle.")
     ] = None,
     engine: groups.EngineOptions,
+    run: groups.RunnerOptions,
     min_agreement: common.MinAgreement = None,
     max_miou_drop: common.MaxMiouDrop = None,
     facts: groups.CheckpointFacts,
     force: common.Force = False,
-    threads: common.Threads = None,
     out: groups.OutputOptions,
 ) -> None:
     """Build an engine bundle and prove its masks (default precision fp16)."""
@@ -49,10 +49,10 @@ def build_command(
         **judged.given(),
         checkpoint=checkpoint,
         **engine.given(),
+        **run.given(),
         min_agreement=min_agreement,
         max_miou_drop=max_miou_drop,
         force=force,
-        threads=threads,
         progress=not out.quiet,
         on_stage=out.on_stage,
         on_message=out.on_message,

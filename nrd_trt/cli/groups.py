@@ -22,6 +22,7 @@ from nrd_trt.specs import (
     Estimator,
     InputForm,
     MaskEncoding,
+    Provider,
     Quantizer,
     RunnerName,
 )
@@ -64,7 +65,8 @@ class Group:
 
     def given(self) -> dict[str, Any]:
         """Return those that were given, as arguments of a function of the library."""
-        return {name: value for name, value in vars(self).items() if value is not None and value is not False}
+        options = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, default in options.items() if (value := getattr(self, name)) != default}
 
 
 class Result(Protocol):
@@ -126,6 +128,17 @@ class RunnerOptions(Group):
     runner: Annotated[RunnerName, common.engine_option(help="What runs it; auto takes the plan where it can.")] = "auto"
     plugin: common.Plugin = None
     threads: common.Threads = None
+    cuda: Annotated[Provider, common.engine_option(help="What a plan's runner calls CUDA by.")] = "driver"
+    cuda_graph: Annotated[
+        bool | None,
+        common.engine_option("--cuda-graph/--no-cuda-graph", help="Replay a plan's runs as CUDA graphs (default yes)."),
+    ] = None
+    device: Annotated[
+        Any,
+        common.engine_option(
+            metavar="N|UUID", parser=parse.parse_device, help="The GPU: a number, GPU-… or MIG-… (default the first)."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +239,6 @@ class EngineOptions(Group):
     decode: Annotated[
         DecodeName, common.engine_option(help="auto takes the plugin where it fits; onnx is the function of the file.")
     ] = "auto"
-    plugin: common.Plugin = None
     compute_capabilities: Annotated[
         Any,
         common.engine_option(

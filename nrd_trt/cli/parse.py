@@ -36,6 +36,11 @@ def parse_batch(text: str) -> int | tuple[int, int, int]:
     return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]), int(match[3]))
 
 
+def parse_device(text: str) -> int | str:
+    """Parse the number or the UUID of a GPU."""
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
 def parse_names(text: str) -> tuple[str, ...]:
     """Parse names that are separated by commas."""
     return tuple(name.strip() for name in text.split(","))

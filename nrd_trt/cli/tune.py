@@ -28,10 +28,10 @@ def tune_command(
     min_agreement: common.MinAgreement = None,
     resume: Annotated[bool, common.output_option("--resume", help="Go on from where an earlier run stopped.")] = False,
     builder: common.Builder = "auto",
+    run: groups.RunnerOptions,
     size: common.Size = None,
     facts: groups.CheckpointFacts,
     force: common.Force = False,
-    threads: common.Threads = None,
     out: groups.OutputOptions,
 ) -> None:
     """Find the lowest precision whose masks hold the gates, and build its bundle (int8, mixed, fp16, fp32)."""
@@ -47,10 +47,10 @@ def tune_command(
         min_agreement=min_agreement,
         max_miou_drop=max_miou_drop,
         builder=builder,
+        **run.given(),
         size=size,
         resume=resume,
         force=force,
-        threads=threads,
         progress=not out.quiet,
         on_stage=out.on_stage,
         on_rung=lambda rung: out.note(f"  {rung}"),

@@ -10,7 +10,6 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
@@ -18,9 +17,7 @@ from nrd_trt.errors import RunnerError
 from nrd_trt.machine import libcuda
 from nrd_trt.machine.gpu import Gpu, kernel_driver
 from nrd_trt.machine.host import Machine
-from nrd_trt.specs import check_choice
-
-Provider = Literal["driver", "pycuda"]
+from nrd_trt.specs import Provider, check_choice
 
 
 class Cuda:

@@ -12,8 +12,9 @@ import numpy as np
 
 from nrd_trt.errors import RunnerError
 from nrd_trt.machine import libcuda
-from nrd_trt.machine.cuda import Cuda, Provider, host_view
+from nrd_trt.machine.cuda import Cuda, host_view
 from nrd_trt.optional import require
+from nrd_trt.specs import Provider
 
 
 class PyCuda(Cuda):

@@ -15,14 +15,24 @@ from nrd_trt.data.preprocessing import FittedImage, fit_image
 from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.graph.metadata import GraphFacts, load_onnx, read_facts
-from nrd_trt.machine.cuda import Provider
+from nrd_trt.machine.device import choose_device
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.graph_io import first_mask, image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import make_runner
+from nrd_trt.runtime.select import DEFAULT, RunOptions, make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import Fit, InputShape, ModelInfo, RunnerName, Size, check_choice, check_size
+from nrd_trt.specs import (
+    Fit,
+    InputShape,
+    ModelInfo,
+    Provider,
+    RunnerName,
+    Size,
+    check_choice,
+    check_size,
+    optional_path,
+)
 
 if TYPE_CHECKING:
     from nrd_trt.model.recognise import CheckpointOptions
@@ -114,10 +124,12 @@ def open_bundle(
     path: Path | str | Bundle,
     *,
     runner: RunnerName = "auto",
-    threads: int | None = None,
     plugin: Path | str | None = None,
-    fit: Fit | None = None,
+    threads: int | None = None,
     cuda: Provider = "driver",
+    cuda_graph: bool = True,
+    device: int | str | None = None,
+    fit: Fit | None = None,
 ) -> Engine:
     """Open a bundle for prediction: ``open_bundle(path).predict(rgb (H, W, 3) uint8) -> (H, W) uint8``.
 
@@ -126,32 +138,39 @@ def open_bundle(
     Args:
         path: A ``NAME.nrd`` folder, or a bundle that `nrd_trt.build` returned.
         runner: ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
-        threads: CPU threads; None leaves the choice to the backend.
         plugin: Library of a plan that decodes by plugin; None searches for it.
-        fit: How images of other sizes are brought to the engine's size; None takes what the bundle was built with.
+        threads: CPU threads; None leaves the choice to the backend.
         cuda: What a plan's runner calls CUDA by; ``"pycuda"`` is for programs that use PyCUDA, and has no graphs.
+        cuda_graph: Whether a plan's runs are captured and replayed as CUDA graphs, which takes less of the CPU's time.
+        device: The GPU, by its number among those that this process may use, or by its UUID (``"GPU-…"`` or
+            ``"MIG-…"``); None is the first. It is chosen once for a process, before anything in it uses CUDA.
+        fit: How images of other sizes are brought to the engine's size; None takes what the bundle was built with.
 
     Returns:
         An engine, which is a context manager: leaving its ``with`` block frees what the runner holds.
 
     Raises:
-        ConfigError: An argument is not known, or does not fit the bundle.
+        ConfigError: An argument is not known, or does not fit the bundle; there is no such device, or another one is in
+            use already.
         BundleError: A file of the bundle was changed or is missing.
         PluginError: The library asked for is not that of the build, or cannot be used here.
         RunnerError: The runner asked for cannot run the bundle here.
     """
-    bundle = path if isinstance(path, Bundle) else read_bundle(path)
-    library = None if plugin is None else Path(plugin)
-    made = make_runner(bundle, runner, threads=threads, plugin=library, cuda=cuda)
-    return Engine(made, bundle.graph, fit=bundle.record.fit if fit is None else fit, bundle=bundle)
+    run = RunOptions(
+        runner=runner,
+        plugin=optional_path("plugin", plugin),
+        threads=threads,
+        cuda=cuda,
+        cuda_graph=cuda_graph,
+        device=device,
+    )
+    return open_engine(path if isinstance(path, Bundle) else read_bundle(path), run, fit=fit)
 
 
 def open_engine(
-    path: Path | str,
+    path: Path | str | Bundle,
+    run: RunOptions = DEFAULT,
     *,
-    runner: RunnerName = "auto",
-    threads: int | None = None,
-    plugin: Path | str | None = None,
     fit: Fit | None = None,
     size: Size | None = None,
     options: CheckpointOptions | None = None,
@@ -159,11 +178,9 @@ def open_engine(
     """Open a bundle, a checkpoint or an ONNX file for prediction.
 
     Args:
-        path: A ``NAME.nrd`` folder; a checkpoint, which runs in PyTorch in fp32; or an ONNX file of this toolkit, which
-            runs in ONNX Runtime.
-        runner: See `open_bundle`; a checkpoint and an ONNX file have one each.
-        threads: CPU threads; None leaves the choice to the backend.
-        plugin: See `open_bundle`; for bundles only.
+        path: A ``NAME.nrd`` folder, or one that was opened; a checkpoint, which runs in PyTorch in fp32; or an ONNX
+            file of this toolkit, which runs in ONNX Runtime.
+        run: How it is run; a checkpoint and an ONNX file have one runner each, and take no plugin.
         fit: How images of other sizes are brought to the engine's size; None takes what a bundle was built with, and
             ``"resize"`` for other files.
         size: Height and width that a checkpoint runs at, multiples of 32; None takes its own.
@@ -178,7 +195,9 @@ def open_engine(
         PluginError: The plan's library is not that of the build, or cannot be used here.
         RunnerError: The runner asked for cannot run the bundle here.
     """
-    check_choice("runner", runner, RunnerName)
+    choose_device(run.device)
+    if isinstance(path, Bundle):
+        return Engine(make_runner(path, run), path.graph, fit=path.record.fit if fit is None else fit, bundle=path)
     path = Path(path)
     holds_bundle, holds_onnx = is_bundle(path) or path.suffix == ".nrd", path.suffix == ".onnx"
     if (holds_bundle or holds_onnx) and not (size is None and options is None):
@@ -187,16 +206,16 @@ def open_engine(
             "what describes a checkpoint out, or give the checkpoint."
         )
     if holds_bundle:
-        return open_bundle(path, runner=runner, threads=threads, plugin=plugin, fit=fit)
-    if plugin is not None:
-        raise ConfigError(f"plugin={plugin}: expected a bundle whose plan needs it, got {path}; leave it out.")
+        return open_engine(read_bundle(path), run, fit=fit)
+    if run.plugin is not None:
+        raise ConfigError(f"plugin={run.plugin}: expected a bundle whose plan needs it, got {path}; leave it out.")
     own: RunnerName = "onnxruntime" if holds_onnx else "torch"
-    if runner not in ("auto", own):
+    if run.runner not in ("auto", own):
         raise ConfigError(
-            f"runner={runner!r}: {path} runs by runner={own!r} only; build a bundle for other runners: "
+            f"runner={run.runner!r}: {path} runs by runner={own!r} only; build a bundle for other runners: "
             f"nrd_trt.build({str(path)!r}, 'NAME.nrd')"
         )
-    made, graph = _open_onnx(path, threads) if holds_onnx else _open_checkpoint(path, threads, size, options)
+    made, graph = _open_onnx(path, run.threads) if holds_onnx else _open_checkpoint(path, run.threads, size, options)
     return Engine(made, graph, fit="resize" if fit is None else fit)
 
 

@@ -12,41 +12,65 @@ from nrd_trt.engine.compat import installed_flavours, load_tensorrt, version_num
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, find_plugin, read_plugin
 from nrd_trt.engine.record import BuilderRecord
 from nrd_trt.errors import BundleError, ConfigError, PluginError, RunnerError
-from nrd_trt.machine.cuda import Provider, probe_device
+from nrd_trt.machine.cuda import probe_device
+from nrd_trt.machine.device import check_device
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import MaskEncoding, RunnerName, check_choice
+from nrd_trt.specs import MaskEncoding, Provider, RunnerName, check_choice, check_number
 
 
-def make_runner(
-    bundle: Bundle,
-    runner: RunnerName = "auto",
-    *,
-    threads: int | None = None,
-    plugin: Path | None = None,
-    cuda: Provider = "driver",
-) -> Runner:
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How an engine is run; `plugin`, `cuda`, `cuda_graph` and `device` are about plans and their GPU.
+
+    Attributes:
+        runner: ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
+        plugin: The library of a plan that needs one; None looks for it (see `nrd_trt.engine.plugins`).
+        threads: CPU threads of a backend on the CPU; None leaves the choice to it.
+        cuda: What a plan's runner calls CUDA by, ``"driver"`` or ``"pycuda"``.
+        cuda_graph: Whether a plan's runs are captured and replayed as CUDA graphs.
+        device: The GPU, see `nrd_trt.machine.device.choose_device`; None is the first.
+
+    Raises:
+        ConfigError: A name is not known, or a number is out of range.
+    """
+
+    runner: RunnerName = "auto"
+    plugin: Path | None = None
+    threads: int | None = None
+    cuda: Provider = "driver"
+    cuda_graph: bool = True
+    device: int | str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("runner", self.runner, RunnerName)
+        check_choice("cuda", self.cuda, Provider)
+        check_number("threads", self.threads, low=1)
+        check_device(self.device)
+
+
+DEFAULT = RunOptions()
+
+
+def make_runner(bundle: Bundle, run: RunOptions = DEFAULT) -> Runner:
     """Make the runner of a bundle.
 
     Args:
         bundle: Opened.
-        runner: ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
-        threads: CPU threads of ONNX Runtime; None leaves the choice to it.
-        plugin: The library of a plan that needs one; None looks for it (see `nrd_trt.engine.plugins`).
-        cuda: What a plan's runner calls CUDA by, ``"driver"`` or ``"pycuda"``; nothing where no plan is run.
+        run: How it is run; its device is chosen already.
 
     Raises:
-        ConfigError: An unknown name, or one that a bundle cannot run with; a library for a plan that needs none.
+        ConfigError: A runner that a bundle cannot run with; a library for a plan that needs none.
         PluginError: The plan or a library was asked for, and the library is absent or not that of the build.
         RunnerError: The plan was asked for and this machine cannot run it; the message names what differs.
         MissingDependencyError: The plan was asked for and its TensorRT is not installed.
 
     Warns:
-        UserWarning: ``"auto"`` takes ONNX Runtime because the plan's library cannot be had, or in spite of `plugin`.
+        UserWarning: ``"auto"`` takes ONNX Runtime because the plan's library cannot be had, or in spite of one that is
+            given.
     """
-    check_choice("runner", runner, RunnerName)
-    check_choice("cuda", cuda, Provider)
+    runner, plugin = run.runner, run.plugin
     if runner == "torch":
         raise ConfigError("runner='torch': a bundle holds no PyTorch model; give the checkpoint instead.")
     record = bundle.record
@@ -62,17 +86,17 @@ def make_runner(
             )
         rebuild = rebuild_call(bundle.path, runner, record.decode)
         check_host(record.builder, this_host(runner), plan=str(bundle.path / PLAN_FILE), rebuild=rebuild)
-        return _plan_of(bundle, plugin, cuda)
+        return _plan_of(bundle, run)
     if runner == "auto" and bundle.plan_path is not None and can_run_plan(record.builder):
         try:
-            return _plan_of(bundle, plugin, cuda)
+            return _plan_of(bundle, run)
         except PluginError as exc:
             if plugin is not None:
                 raise
             warnings.warn(f"the plan is not run, ONNX Runtime takes its place: {exc}", stacklevel=2)
     elif plugin is not None:
         warnings.warn(f"plugin={plugin} is not used: this machine cannot run the plan.", stacklevel=2)
-    return OrtRunner(bundle.onnx_path, threads=threads, tf32=bool(record.builder.tf32))
+    return OrtRunner(bundle.onnx_path, threads=run.threads, tf32=bool(record.builder.tf32))
 
 
 def bundle_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary | None:
@@ -80,7 +104,7 @@ def bundle_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary |
 
     Args:
         bundle: Opened.
-        plugin: See `make_runner`.
+        plugin: See `RunOptions`.
 
     Raises:
         PluginError: It is absent, does not fit TensorRT or the GPU here, or is not the one of the build.
@@ -98,7 +122,7 @@ def recorded_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary
 
     Args:
         bundle: Opened.
-        plugin: See `make_runner`.
+        plugin: See `RunOptions`.
 
     Raises:
         PluginError: It is absent, or not the one of the build.
@@ -111,14 +135,14 @@ def recorded_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary
     return library
 
 
-def _plan_of(bundle: Bundle, plugin: Path | None, cuda: Provider) -> TrtRunner:
+def _plan_of(bundle: Bundle, run: RunOptions) -> TrtRunner:
     return plan_runner(
         bundle.path / PLAN_FILE,
         bundle.record.builder,
         _rebuild(bundle),
-        plugin=bundle_plugin(bundle, plugin),
+        run,
+        plugin=bundle_plugin(bundle, run.plugin),
         mask_encoding=bundle.graph.mask_encoding,
-        cuda=cuda,
     )
 
 
@@ -135,12 +159,12 @@ def plan_runner(
     plan: bytes | Path,
     built: BuilderRecord,
     rebuild: str,
+    run: RunOptions = DEFAULT,
     *,
     plugin: PluginLibrary | None = None,
     mask_encoding: MaskEncoding = "uint8",
-    cuda: Provider = "driver",
 ) -> TrtRunner:
-    """Make the runner of a plan; only a version-compatible plan may run code on the host."""
+    """Make the runner of a plan, its library found; only a version-compatible plan may run code on the host."""
     return TrtRunner(
         plan,
         flavour=built.name,
@@ -148,7 +172,8 @@ def plan_runner(
         host_code=built.version_compatible,
         plugin=plugin,
         mask_encoding=mask_encoding,
-        cuda=cuda,
+        cuda=run.cuda,
+        cuda_graph=run.cuda_graph,
     )
 
 

@@ -20,10 +20,10 @@ from nrd_trt.engine.compat import TensorRT, load_tensorrt
 from nrd_trt.engine.loading import LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import RunnerError
-from nrd_trt.machine.cuda import Cuda, Provider, load_cuda
+from nrd_trt.machine.cuda import Cuda, load_cuda
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement, check_feed
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
-from nrd_trt.specs import MaskEncoding, TensorSpec
+from nrd_trt.specs import MaskEncoding, Provider, TensorSpec
 
 GRAPH_CAPACITY = 4
 

@@ -18,9 +18,10 @@ from nrd_trt.optional import require
 from nrd_trt.progress import silent
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.runtime.engine_thread import EngineThread
+from nrd_trt.runtime.select import RunOptions
 from nrd_trt.serving.hub import Hub
 from nrd_trt.serving.playback import Playback
-from nrd_trt.specs import Fit, RunnerName
+from nrd_trt.specs import Fit, Provider, RunnerName, optional_path
 from nrd_trt.video.frames import Report
 from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
@@ -48,6 +49,9 @@ def serve(
     runner: RunnerName = "auto",
     plugin: str | Path | None = None,
     threads: int | None = None,
+    cuda: Provider = "driver",
+    cuda_graph: bool = True,
+    device: int | str | None = None,
     on_notice: Report = silent,
     on_ready: Callable[[str, str | None], None] = lambda url, token: None,
 ) -> None:
@@ -69,6 +73,9 @@ def serve(
         runner: Backend; ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
         plugin: Library of a plan that decodes by plugin; None looks for it.
         threads: CPU threads; None leaves the choice to the backend.
+        cuda: See `nrd_trt.open_bundle`.
+        cuda_graph: See `nrd_trt.open_bundle`.
+        device: See `nrd_trt.open_bundle`.
         on_notice: Receives lines that a user should know while the run goes on, e.g. that a stream was lost.
         on_ready: Receives the page's address, and the token where one was made.
 
@@ -94,7 +101,15 @@ def serve(
 
     made = secrets.token_urlsafe(18) if token == "auto" else None
     access = Access(host=host, port=port, token=made or token, allow_host=tuple(allow_host))
-    engine = open_engine(bundle, runner=runner, plugin=plugin, threads=threads, fit=fit)
+    run = RunOptions(
+        runner=runner,
+        plugin=optional_path("plugin", plugin),
+        threads=threads,
+        cuda=cuda,
+        cuda_graph=cuda_graph,
+        device=device,
+    )
+    engine = open_engine(bundle, run, fit=fit)
     hub, thread = Hub(PauseSwitch()), EngineThread(engine)
 
     def report(line: str) -> None:
@@ -108,12 +123,12 @@ def serve(
         smoother=parse_smoothing(smooth, has_logits=engine.graph.output != "mask", upsample=engine.graph.upsample),
         pause=hub.pause,
     )
-    with bind(host, port) as listener, DeviceWatch() as device, thread:
+    with bind(host, port) as listener, DeviceWatch() as watch, thread:
         service = Service(
             hub=hub,
             stats=pipeline.stats,
             engine=thread,
-            device=device,
+            device=watch,
             uploads=Uploads(Limits(mib=max_upload_mb)),
             access=replace(access, port=listener.getsockname()[1]),
             bundle=Path(bundle).name,

@@ -12,7 +12,8 @@ from nrd_trt.data.folders import list_pairs
 from nrd_trt.model import checkpoint_options
 from nrd_trt.progress import bar
 from nrd_trt.runtime.engine import open_engine
-from nrd_trt.specs import Fit, RunnerName
+from nrd_trt.runtime.select import RunOptions
+from nrd_trt.specs import Fit, Provider, RunnerName, optional_path
 from nrd_trt.validation.metrics import confusion_matrix, mean_iou, named_iou, pixel_agreement
 from nrd_trt.validation.samples import SampleSource
 
@@ -60,6 +61,9 @@ def evaluate(
     runner: RunnerName = "auto",
     plugin: Path | str | None = None,
     threads: int | None = None,
+    cuda: Provider = "driver",
+    cuda_graph: bool = True,
+    device: int | str | None = None,
     progress: bool = True,
     **options: Unpack[CheckpointFields],
 ) -> Evaluation:
@@ -75,6 +79,9 @@ def evaluate(
         runner: For bundles; see `nrd_trt.open_bundle`.
         plugin: For bundles; see `nrd_trt.open_bundle`.
         threads: CPU threads; None leaves the choice to the backend.
+        cuda: For bundles; see `nrd_trt.open_bundle`.
+        cuda_graph: For bundles; see `nrd_trt.open_bundle`.
+        device: For bundles; see `nrd_trt.open_bundle`.
         progress: Show a bar on stderr where it takes over two seconds.
         **options: What the file of a checkpoint does not tell, as for `nrd_trt.load_model`.
 
@@ -87,15 +94,15 @@ def evaluate(
     """
     data, labels = Path(data), None if labels is None else Path(labels)
     list_pairs(data, labels)  # labels are a must here, unlike in `SampleSource`
-    engine = open_engine(
-        Path(source),
+    run = RunOptions(
         runner=runner,
+        plugin=optional_path("plugin", plugin),
         threads=threads,
-        plugin=None if plugin is None else Path(plugin),
-        fit=fit,
-        size=size,
-        options=checkpoint_options(options),
+        cuda=cuda,
+        cuda_graph=cuda_graph,
+        device=device,
     )
+    engine = open_engine(source, run, fit=fit, size=size, options=checkpoint_options(options))
     samples = SampleSource(
         data=data, labels=labels, shape=engine.graph.shape, info=engine.info, fit=engine.fit, ignore_index=ignore_index
     )

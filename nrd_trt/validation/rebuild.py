@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,7 +21,7 @@ from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import bundle_plugin, can_run_plan, plan_runner, rebuild_call
+from nrd_trt.runtime.select import DEFAULT, RunOptions, bundle_plugin, can_run_plan, plan_runner, rebuild_call
 from nrd_trt.validation.compare import Sample
 
 COMPARED_COUNT = 8
@@ -35,9 +34,8 @@ def rebuild_plans(
     bundle: Bundle,
     count: int,
     samples: Iterable[Sample],
+    run: RunOptions = DEFAULT,
     *,
-    plugin: Path | None = None,
-    threads: int | None = None,
     progress: bool = True,
     on_stage: OnStage = silent,
     on_message: OnMessage = silent,
@@ -48,8 +46,7 @@ def rebuild_plans(
         bundle: Opened; nothing is written to it.
         count: At least 2.
         samples: Every build that can run here draws the first `COMPARED_COUNT`.
-        plugin: Library of a plan that needs one; None looks for it.
-        threads: CPU threads of ONNX Runtime.
+        run: How the plans are run, or ONNX Runtime where the bundle has none; plans run wherever they can.
         progress: Show a bar on builds over two seconds.
         on_stage: Receives a line per build.
         on_message: Receives TensorRT's messages.
@@ -64,14 +61,14 @@ def rebuild_plans(
     if built.name == "onnxruntime":
         for index in range(count):
             on_stage(f"session {index + 1} of {count} in ONNX Runtime")
-            masks.append(_masks(bundle, OrtRunner(bundle.onnx_path, threads=threads), compared))
+            masks.append(_masks(bundle, OrtRunner(bundle.onnx_path, threads=run.threads), compared))
         note = "the bundle has no plan; each build is a new session of ONNX Runtime on its file"
     else:
         model, device = onnx.load(bundle.onnx_path), probe_device()
         options = BuildOptions(
             flavour=built.name,
             config=recorded_config(bundle),
-            plugin=bundle_plugin(bundle, plugin),
+            plugin=bundle_plugin(bundle, run.plugin),
             gpu=device.name if device else None,
             driver=device.driver if device else None,
             progress=progress,
@@ -86,7 +83,7 @@ def rebuild_plans(
             plans.append(sha256_bytes(engine.plan))
             types.append(engine.types_found)
             if runs:
-                runner = plan_runner(engine.plan, built, rebuild, plugin=options.plugin, mask_encoding=encoding)
+                runner = plan_runner(engine.plan, built, rebuild, run, plugin=options.plugin, mask_encoding=encoding)
                 masks.append(_masks(bundle, runner, compared))
         note = "every build drew the masks" if runs else _NOT_RUN
     return Rebuilds(

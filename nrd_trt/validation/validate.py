@@ -16,9 +16,10 @@ from nrd_trt.files import check_absent, sha256_file
 from nrd_trt.graph.tensors import weight_types
 from nrd_trt.model import load_trained
 from nrd_trt.progress import OnMessage, OnStage, bar, silent
-from nrd_trt.runtime.engine import Engine, open_bundle
+from nrd_trt.runtime.engine import Engine, open_engine
+from nrd_trt.runtime.select import RunOptions
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import Fit, RunnerName
+from nrd_trt.specs import Fit, Provider, RunnerName, optional_path
 from nrd_trt.validation.compare import WORST_KEPT, Comparator, Comparison, Picture, ReferenceFn
 from nrd_trt.validation.localise import LOCALISED_COUNT, compare_stages
 from nrd_trt.validation.rebuild import rebuild_plans
@@ -69,6 +70,9 @@ def validate(
     runner: RunnerName = "auto",
     plugin: Path | str | None = None,
     threads: int | None = None,
+    cuda: Provider = "driver",
+    cuda_graph: bool = True,
+    device: int | str | None = None,
     progress: bool = True,
     on_stage: OnStage = silent,
     on_message: OnMessage = silent,
@@ -92,6 +96,9 @@ def validate(
         runner: See `nrd_trt.open_bundle`.
         plugin: See `nrd_trt.open_bundle`.
         threads: CPU threads; None leaves the choice to the backend.
+        cuda: See `nrd_trt.open_bundle`.
+        cuda_graph: See `nrd_trt.open_bundle`.
+        device: See `nrd_trt.open_bundle`.
         progress: Show a bar on stderr where the work takes over two seconds.
         on_stage: Receives a line when a stage begins.
         on_message: Receives TensorRT's messages as ``(severity, text)``.
@@ -116,7 +123,15 @@ def validate(
         check_absent(report, force=force)
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     gates = Gates.of(bundle.graph.precision, min_agreement, max_miou_drop)
-    engine = open_bundle(bundle, runner=runner, threads=threads, plugin=plugin, fit=fit)
+    run = RunOptions(
+        runner=runner,
+        plugin=optional_path("plugin", plugin),
+        threads=threads,
+        cuda=cuda,
+        cuda_graph=cuda_graph,
+        device=device,
+    )
+    engine = open_engine(bundle, run, fit=fit)
     on_stage("comparing the masks")
     model, samples, reference = _reference(engine, bundle, checkpoint, data, labels, ignore_index)
     with reference as predict:
@@ -132,8 +147,7 @@ def validate(
             bundle,
             rebuild,
             samples,
-            plugin=None if plugin is None else Path(plugin),
-            threads=threads,
+            run,
             progress=progress,
             on_stage=on_stage,
             on_message=on_message,

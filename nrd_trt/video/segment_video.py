@@ -14,7 +14,8 @@ from nrd_trt.errors import ConfigError
 from nrd_trt.progress import bar, silent
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.runtime.engine_thread import EngineThread
-from nrd_trt.specs import Fit, RunnerName, format_size
+from nrd_trt.runtime.select import RunOptions
+from nrd_trt.specs import Fit, Provider, RunnerName, format_size, optional_path
 from nrd_trt.video.frames import Report, Sink
 from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
@@ -96,6 +97,9 @@ def segment_video(
     runner: RunnerName = "auto",
     plugin: str | Path | None = None,
     threads: int | None = None,
+    cuda: Provider = "driver",
+    cuda_graph: bool = True,
+    device: int | str | None = None,
     force: bool = False,
     progress: bool = True,
     on_notice: Report = silent,
@@ -119,6 +123,9 @@ def segment_video(
         runner: Backend; ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
         plugin: Library of a plan that decodes by plugin; None looks for it.
         threads: CPU threads; None leaves the choice to the backend.
+        cuda: See `nrd_trt.open_bundle`.
+        cuda_graph: See `nrd_trt.open_bundle`.
+        device: See `nrd_trt.open_bundle`.
         force: Replace existing outputs.
         progress: Whether a bar on stderr shows frame rate and time split.
         on_notice: Receives lines that a user should know while the run goes on, e.g. that a stream was lost.
@@ -135,7 +142,15 @@ def segment_video(
     """
     outputs = tuple(str(sink) for sink in ([sinks] if isinstance(sinks, (str, Path)) else sinks))
     _check_outputs(outputs, str(source), str(bundle))
-    engine = open_engine(bundle, runner=runner, plugin=plugin, threads=threads, fit=fit)
+    run = RunOptions(
+        runner=runner,
+        plugin=optional_path("plugin", plugin),
+        threads=threads,
+        cuda=cuda,
+        cuda_graph=cuda_graph,
+        device=device,
+    )
+    engine = open_engine(bundle, run, fit=fit)
     info, graph, shown = engine.info, engine.graph, _Bar(show=progress, on_notice=on_notice)
     smoother = parse_smoothing(smooth, has_logits=graph.output != "mask", upsample=graph.upsample)
     opened = open_source(str(source), rate=rate, live=live, report=shown.report)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from nrd_trt.runtime.engine import open_engine
+from nrd_trt.runtime.select import RunOptions
 from nrd_trt.video.segment_video import segment_video
 from nrd_trt.video.sources.open_source import open_source
 
@@ -42,7 +43,7 @@ def main() -> None:
 
 def _bare(args: argparse.Namespace) -> float:
     """Frames per second of the engine alone."""
-    with open_engine(args.bundle, runner=args.runner, threads=args.threads) as engine:
+    with open_engine(args.bundle, RunOptions(runner=args.runner, threads=args.threads)) as engine:
         with open_source(args.clip) as source:
             feeds = [engine.feed(engine.fitted(frame.rgb).image) for frame in source]
         engine.runner.infer(feeds[0])

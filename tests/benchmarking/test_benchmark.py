@@ -27,6 +27,7 @@ from nrd_trt.machine.energy import Energy
 from nrd_trt.machine.host import HostFacts
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Runner
 from nrd_trt.runtime.engine import Engine
+from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import InputShape, TensorSpec
 from tests import artefacts
 from tests.artefacts import bundle, checkpoint, copy_of, onnx_file, read_facts_of, rewrite_facts
@@ -142,10 +143,13 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     def benchmark(*runners: Runner, probe: Any = None, source: Path | None = None, **options: Any) -> Benchmark:
         waiting = list(runners)
 
-        def open_bundle(opened: Bundle, **_: Any) -> Engine:
-            return Engine(waiting.pop(0), opened.graph, bundle=opened)
+        def open_engine(opened: Bundle, run: RunOptions, **_: Any) -> Engine:
+            runner = waiting.pop(0)
+            if isinstance(runner, DeviceRunner):
+                runner.cuda_graph = run.cuda_graph
+            return Engine(runner, opened.graph, bundle=opened)
 
-        monkeypatch.setattr(room, "open_bundle", open_bundle)
+        monkeypatch.setattr(room, "open_engine", open_engine)
         monkeypatch.setattr(timing, "open_probe", lambda: (probe, None if probe else "no NVML"))
         sources = [source or bundle()] * len(runners)
         return nrd_trt.benchmark(*sources, **{"warmup": 1, "runs": 3, "progress": False, **options})

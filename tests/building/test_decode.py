@@ -196,7 +196,7 @@ def test_plan_that_can_run_here_is_validated_with_its_library(tmp_path: Path, mo
     host(monkeypatch)
     seen: list[Any] = []
 
-    def stand_in(plan: bytes, built: Any, rebuild: str, **options: Any) -> OrtRunner:
+    def stand_in(plan: bytes, built: Any, rebuild: str, run: Any, **options: Any) -> OrtRunner:
         seen.append((built.name, rebuild, options["plugin"].path, options["mask_encoding"]))
         return OrtRunner(onnx_file(), threads=1)
 

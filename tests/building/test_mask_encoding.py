@@ -13,7 +13,7 @@ from nrd_trt import benchmark, evaluate, validate
 from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
 from nrd_trt.inspection.inspect import inspect
 from nrd_trt.inspection.onnx_summary import TensorSummary
-from nrd_trt.runtime.select import make_runner
+from nrd_trt.runtime.select import RunOptions, make_runner
 from tests.artefacts import SIZE_HW, build, bundle, checkpoint, needs_rtx, scenes, workspace
 from tests.building.plugin_machine import hide_libraries, host, install
 from tests.plugin_library import library, needs_compiler
@@ -77,5 +77,5 @@ def test_plan_with_the_plugin_is_unpacked_too(packed: Path, tmp_path: Path, monk
     facts = build(packed, tmp_path / "a.nrd", builder="tensorrt", decode="plugin", plugin=library())
     assert facts["plugin"]["mask_encoding"] == "u8x4"
     host(monkeypatch)
-    runner = make_runner(read_bundle(tmp_path / "a.nrd"), "tensorrt", plugin=library())
+    runner = make_runner(read_bundle(tmp_path / "a.nrd"), RunOptions(runner="tensorrt", plugin=library()))
     assert runner.mask_encoding == "u8x4"

@@ -23,7 +23,7 @@ from nrd_trt.inspection import plan_summary
 from nrd_trt.inspection.inspect import inspect
 from nrd_trt.runtime import select
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import make_runner
+from nrd_trt.runtime.select import RunOptions, make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from tests.artefacts import bundle, checkpoint, onnx_file, scenes
 from tests.building.plugin_machine import ORIN, host
@@ -42,7 +42,7 @@ def test_library_is_loaded_before_the_plan(
     module = host(monkeypatch)
     if how == "variable":
         monkeypatch.setenv(VARIABLE, str(library()))
-    made = make_runner(read_bundle(planned), runner, plugin=library() if how == "argument" else None)
+    made = make_runner(read_bundle(planned), RunOptions(runner=runner, plugin=library() if how == "argument" else None))
     assert type(made) is TrtRunner
     assert module.registry.loaded == []  # constructors are cheap
     for _ in range(2):
@@ -73,7 +73,7 @@ def test_another_library_is_refused_with_what_to_do(
 ) -> None:
     module = host(monkeypatch, device)
     with pytest.raises(PluginError, match=words) as caught:
-        make_runner(read_bundle(planned), runner, plugin=library(revision))
+        make_runner(read_bundle(planned), RunOptions(runner=runner, plugin=library(revision)))
     if revision == 2:
         call = f"nrd_trt.build({str(planned)!r}, {str(planned)!r}, builder='tensorrt', decode='plugin', force=True)"
         assert str(caught.value).endswith(f"rebuild with: {call}")
@@ -87,16 +87,17 @@ def test_auto_takes_onnx_runtime_and_says_so(named: bool, planned: Path, monkeyp
         monkeypatch.setenv(VARIABLE, str(library(2)))
     why = "built with another plugin library" if named else "no plugin library was found"
     with pytest.warns(UserWarning, match=f"the plan is not run, ONNX Runtime takes its place: .*{why}"):
-        assert type(make_runner(read_bundle(planned), "auto")) is OrtRunner
+        assert type(make_runner(read_bundle(planned))) is OrtRunner
     with pytest.raises(PluginError, match=why):
-        make_runner(read_bundle(planned), "tensorrt")
-    assert type(make_runner(read_bundle(planned), "onnxruntime")) is OrtRunner  # which needs no library
+        make_runner(read_bundle(planned), RunOptions(runner="tensorrt"))
+    made = make_runner(read_bundle(planned), RunOptions(runner="onnxruntime"))
+    assert type(made) is OrtRunner  # which needs no library
 
 
 def test_host_that_differs_says_how_to_rebuild_with_the_plugin(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host(monkeypatch, replace(ORIN, compute_capability="8.9"))
     with pytest.raises(RunnerError, match=r"built for 8\.7, this is 8\.9.*builder='tensorrt', decode='plugin'"):
-        make_runner(read_bundle(planned), "tensorrt", plugin=library())
+        make_runner(read_bundle(planned), RunOptions(runner="tensorrt", plugin=library()))
 
 
 # --- the option on the other verbs
@@ -129,7 +130,7 @@ def test_verbs_hand_the_library_on(verb: str, planned: Path, labelled: Path, mon
     class Stop(Exception):
         pass
 
-    def plan_runner(plan: Any, built: Any, rebuild: str, **options: Any) -> Any:
+    def plan_runner(plan: Any, built: Any, rebuild: str, run: Any, **options: Any) -> Any:
         seen.append(options)
         raise Stop
 
@@ -143,10 +144,10 @@ def test_verbs_hand_the_library_on(verb: str, planned: Path, labelled: Path, mon
 
 def test_library_is_not_ignored_in_silence(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"expected a bundle whose plan needs it and is run.*runner='onnxruntime'"):
-        make_runner(read_bundle(planned), "onnxruntime", plugin=library())
+        make_runner(read_bundle(planned), RunOptions(runner="onnxruntime", plugin=library()))
     host(monkeypatch, device=None)
     with pytest.warns(UserWarning, match="is not used: this machine cannot run the plan"):
-        assert type(make_runner(read_bundle(planned), "auto", plugin=library())) is OrtRunner
+        assert type(make_runner(read_bundle(planned), RunOptions(runner="auto", plugin=library()))) is OrtRunner
 
 
 def test_library_that_nothing_needs_is_refused(labelled: Path) -> None:

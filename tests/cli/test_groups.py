@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 import nrd_trt
 from nrd_trt.cli.common import verb
 from nrd_trt.cli.flags import shell_line, translated
-from nrd_trt.cli.groups import CheckpointFacts, FormOptions, QuantizationOptions, flattened
+from nrd_trt.cli.groups import CheckpointFacts, FormOptions, QuantizationOptions, RunnerOptions, flattened
 from nrd_trt.cli.main import FLAGS, VERBS
 from nrd_trt.errors import ConfigError
+from nrd_trt.runtime.select import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,43 @@ def test_options_have_the_names_of_the_librarys_parameters(name: str) -> None:
     assert FLAGS[name].keys() - own <= known
     assert not [flag for flag in FLAGS[name].values() if flag != "-o" and not flag.startswith("--")]
     assert set(inspect.signature(flattened(VERBS[name])).parameters) >= FLAGS[name].keys()
+
+
+@pytest.mark.parametrize("name", ["benchmark", "build", "evaluate", "predict", "serve", "tune", "validate", "video"])
+def test_every_verb_that_runs_a_plan_takes_the_same_options(name: str) -> None:
+    function = {"predict": "open_bundle", "video": "segment_video"}.get(name, name)
+    known = {field.name for field in fields(RunOptions)}
+    assert known == {field.name for field in fields(RunnerOptions)}
+    assert known <= inspect.signature(getattr(nrd_trt, function)).parameters.keys()
+    assert FLAGS[name].items() >= {
+        ("runner", "--runner"),
+        ("plugin", "--plugin"),
+        ("threads", "--threads"),
+        ("cuda", "--cuda"),
+        ("cuda_graph", "--cuda-graph/--no-cuda-graph"),
+        ("device", "--device"),
+    }
+
+
+def test_what_turns_something_off_is_given() -> None:
+    assert RunnerOptions(cuda_graph=False, device=0).given() == {"cuda_graph": False, "device": 0}
+    assert RunnerOptions().given() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"runner": "trt"}, "runner='trt': expected one of 'auto', "),
+        ({"cuda": "opencl"}, "cuda='opencl': expected one of 'driver', 'pycuda'"),
+        ({"threads": 0}, "threads=0: expected a whole number, 1 or more"),
+        ({"device": -1}, "device=-1: expected a number from 0 on, or a UUID"),
+        ({"device": True}, "device=True: expected a number"),
+        ({"device": "cuda:1"}, "device='cuda:1': expected a number from 0 on, or a UUID such as GPU-"),
+    ],
+)
+def test_how_an_engine_is_run_is_checked(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        RunOptions(**options)
 
 
 @pytest.mark.parametrize(

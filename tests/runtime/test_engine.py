@@ -24,6 +24,7 @@ from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.model.recognise import CheckpointOptions
 from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
 from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.runtime.select import RunOptions
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import Fit, InputForm, InputShape, Range
 from tests.artefacts import (
@@ -157,7 +158,7 @@ def test_every_kind_of_file_gives_one_mask() -> None:
     rgb, masks = picture(61, 47), {}
     for kind, path in KINDS.items():
         size = SIZE_HW if kind == "checkpoint" else None
-        with open_engine(str(path()), threads=1, size=size) as engine:
+        with open_engine(str(path()), RunOptions(threads=1), size=size) as engine:
             assert (engine.graph.shape, engine.fit) == (InputShape.static(SIZE_HW), "resize")
             masks[kind] = engine.predict(rgb)
             assert engine.runner_name == ("torch" if kind == "checkpoint" else "onnxruntime")
@@ -169,7 +170,7 @@ def test_every_kind_of_file_gives_one_mask() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fit_that_is_given_is_taken(kind: str) -> None:
     rgb, size = picture(48, 61), SIZE_HW if kind == "checkpoint" else None
-    with open_engine(KINDS[kind](), threads=1, size=size, fit="letterbox") as engine:
+    with open_engine(KINDS[kind](), RunOptions(threads=1), size=size, fit="letterbox") as engine:
         assert (engine.predict(rgb) == torch_mask(rgb, "letterbox")).mean() > 0.999
     with pytest.raises(ConfigError, match="fit='stretch': expected one of 'resize', "):
         open_engine(KINDS[kind](), size=size, fit="stretch")  # type: ignore[arg-type]
@@ -228,7 +229,8 @@ def test_what_cannot_be_opened(
 )
 def test_an_argument_that_does_not_fit_is_named(kind: str, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises((ConfigError, ShapeError), match=words):
-        open_engine(KINDS[kind](), **arguments)
+        run = {name: arguments.pop(name) for name in ("runner", "plugin") if name in arguments}
+        open_engine(KINDS[kind](), RunOptions(**run), **arguments)
 
 
 def test_a_damaged_bundle_is_refused_on_opening_and_on_use(tmp_path: Path) -> None:

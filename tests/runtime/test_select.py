@@ -15,12 +15,12 @@ from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, Bundle
 from nrd_trt.errors import ConfigError, RunnerError
 from nrd_trt.runtime import select
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import PlanHost, check_host, host_mismatches, make_runner
+from nrd_trt.runtime.select import PlanHost, RunOptions, check_host, host_mismatches, make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import RunnerName
 from tests.artefacts import bundle, needs_rtx
 from tests.engine.records import BUILDER, record
-from tests.runtime.bench import Bench
+from tests.runtime.bench import SMALL, Bench, check
 
 RTX = {**BUILDER, "name": "tensorrt-rtx"}
 FILES = {ONNX_FILE: "0", PLAN_FILE: "0"}
@@ -100,26 +100,26 @@ def test_auto_takes_the_plan_where_it_runs(
     machine: Any, capability: str | None, flavours: tuple[str, ...], expected: type
 ) -> None:
     machine(capability, flavours)
-    runner = make_runner(PLANNED, "auto")
+    runner = make_runner(PLANNED)
     assert type(runner) is expected
     assert runner.name == ("tensorrt-rtx" if expected is TrtRunner else "onnxruntime")
-    assert type(make_runner(PLANNED, "onnxruntime")) is OrtRunner
-    assert type(make_runner(UNPLANNED, "auto")) is OrtRunner
+    assert type(make_runner(PLANNED, RunOptions(runner="onnxruntime"))) is OrtRunner
+    assert type(make_runner(UNPLANNED)) is OrtRunner
 
 
 def test_plan_by_name(machine: Any) -> None:
     machine("8.6")
-    assert type(make_runner(PLANNED, "tensorrt-rtx")) is TrtRunner
+    assert type(make_runner(PLANNED, RunOptions(runner="tensorrt-rtx"))) is TrtRunner
     machine("8.9")
     with pytest.raises(RunnerError) as caught:
-        make_runner(PLANNED, "tensorrt-rtx")
+        make_runner(PLANNED, RunOptions(runner="tensorrt-rtx"))
     assert str(caught.value) == (
         f"city.nrd/{PLAN_FILE}: this machine cannot run the plan: compute capability: built for 8.6, this is 8.9. "
         "Rebuild it with: nrd_trt.build('city.nrd', 'city.nrd', builder='tensorrt-rtx', force=True)"
     )
     machine(None)
     with pytest.raises(RunnerError, match=rf"{NO_GPU}\. Rebuild it with: nrd_trt\.build"):
-        make_runner(PLANNED, "tensorrt-rtx")
+        make_runner(PLANNED, RunOptions(runner="tensorrt-rtx"))
 
 
 @needs_rtx
@@ -144,13 +144,13 @@ def test_plan_by_name_without_a_gpu_exits_2(machine: Any) -> None:
 )
 def test_runners_that_a_bundle_without_a_plan_has_not(name: RunnerName, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        make_runner(UNPLANNED, name)
+        make_runner(UNPLANNED, RunOptions(runner=name))
 
 
 def test_a_library_for_a_bundle_that_needs_none() -> None:
     for runner in ("auto", "onnxruntime"):
         with pytest.raises(ConfigError, match=r"plugin=a\.so: expected a bundle whose plan needs it .*leave it out"):
-            make_runner(PLANNED, runner, plugin=Path("a.so"))
+            make_runner(PLANNED, RunOptions(runner=runner, plugin=Path("a.so")))
 
 
 @pytest.mark.parametrize("host_code", [False, True])
@@ -158,3 +158,11 @@ def test_only_version_compatible_plans_run_host_code(host_code: bool, monkeypatc
     bench = Bench(monkeypatch)
     with select.plan_runner(b"plan", record(builder={**BUILDER, "version_compatible": host_code}).builder, "rebuild"):
         assert bench.asked == [(b"plan", {"host_code": host_code, "rebuild": "rebuild"})]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_graphs_are_left_out_where_none_are_wanted(wanted: bool, bench: Bench) -> None:
+    with select.plan_runner(b"plan", record().builder, "rebuild", RunOptions(cuda_graph=wanted)) as runner:
+        for seed in range(3):
+            check(runner, SMALL, seed)
+    assert ("begin_capture" in bench.cuda.names()) is wanted

@@ -22,6 +22,7 @@ from nrd_trt.graph.metadata import with_precision
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.model.network import Segmentor
+from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import InputShape
 from nrd_trt.validation.compare import Sample
 from nrd_trt.validation.localise import compare_stages
@@ -172,7 +173,7 @@ def test_plans_are_built_again_and_compared() -> None:
     opened, stages = read_bundle(path), list[str]()
     kept = {file.name: file.read_bytes() for file in path.iterdir()}
     stored = StoredSamples(opened.references())
-    found = rebuild_plans(opened, 2, stored, threads=1, progress=False, on_stage=stages.append)
+    found = rebuild_plans(opened, 2, stored, RunOptions(threads=1), progress=False, on_stage=stages.append)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == kept
     assert stages == ["build 1 of 2 with tensorrt-rtx", "build 2 of 2 with tensorrt-rtx"]
     assert len(found.plans) == len(found.types_found) == 2
