@@ -16,6 +16,9 @@ OnStage = Callable[[str], None]
 OnMessage = Callable[[str, str], None]
 """Receives TensorRT's messages as ``(severity, text)``."""
 
+OnLayer = Callable[[str, float], None]
+"""Receives the name of a layer that was run and its milliseconds."""
+
 
 def silent(*_: str) -> None:
     """Ignore a report."""

@@ -11,8 +11,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from nrd_trt.engine.messages import MessageLog
+from nrd_trt.engine.messages import MessageLog, layer_profiler
 from nrd_trt.errors import RunnerError, ShapeError
+from nrd_trt.progress import OnLayer
 from nrd_trt.specs import TensorSpec
 
 Shape = tuple[int, ...]
@@ -123,6 +124,12 @@ class LoadedEngine:
         self._open()
         if not self._context.execute_async_v3(stream):
             raise self._failed("could not start the run")
+
+    def profile(self, on_layer: OnLayer) -> None:
+        """Time every layer of each run from now on; such a run waits for its own end, and cannot be captured."""
+        self._open()
+        self._profiler = layer_profiler(self._trt, on_layer)  # held: the context may not own it
+        self._context.profiler = self._profiler
 
     def layer_information(self) -> str:
         """Return the engine inspector's JSON: layers, types and formats as they were built."""

@@ -1,4 +1,4 @@
-"""What TensorRT says while it works: logger, error recorder and progress, as objects that its C++ side calls.
+"""What TensorRT says while it works: logger, error recorder, progress, profiler, as objects that its C++ side calls.
 
 The module is handed in; this file and `nrd_trt.engine.compat` name what is in it.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nrd_trt.progress import OnMessage
+from nrd_trt.progress import OnLayer, OnMessage
 
 _SHOWN = 3
 
@@ -116,6 +116,19 @@ def progress_monitor(trt: Any, on_start: Callable[[str, int], None], on_step: Ca
             pass
 
     return _Monitor()
+
+
+def layer_profiler(trt: Any, on_layer: OnLayer) -> Any:
+    """Make a profiler that hands on every layer of every run."""
+
+    class _Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            on_layer(layer_name, ms)
+
+    return _Profiler()
 
 
 def stderr_message(level: str, text: str) -> None:

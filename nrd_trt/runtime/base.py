@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from nrd_trt.errors import RunnerError, ShapeError
+from nrd_trt.progress import OnLayer
 from nrd_trt.specs import MaskEncoding, TensorLike, TensorSpec
 
 Arithmetic = Literal["native", "simulated", "tf32"]
@@ -113,6 +114,14 @@ class DeviceRunner(Runner, Protocol):
         Raises:
             RunnerError: The runner is not entered, memory is not of its GPU and context, or the run cannot be started.
             ShapeError: An input is missing, unknown, or has another type or shape.
+        """
+        ...
+
+    def profile_layers(self, on_layer: OnLayer) -> None:
+        """Time every layer of each run from now on, without CUDA graphs; nothing of the runner is running now.
+
+        Raises:
+            RunnerError: The runner is not entered.
         """
         ...
 

@@ -21,6 +21,7 @@ from nrd_trt.engine.loading import LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import RunnerError
 from nrd_trt.machine.cuda import Cuda, load_cuda
+from nrd_trt.progress import OnLayer
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement, check_feed
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
 from nrd_trt.specs import MaskEncoding, Provider, TensorSpec
@@ -131,6 +132,14 @@ class TrtRunner(BaseRunner):
                 self._check_addresses(addresses)
             self._launch(key, shapes, addresses, outputs, stream, lambda engine: engine.enqueue(stream))
         return {name: self._on_device(name, outputs[name], address) for name, address in written.items()}
+
+    def profile_layers(self, on_layer: OnLayer) -> None:
+        """Time every layer from now on; see `nrd_trt.runtime.base.DeviceRunner`."""
+        self._entered()
+        self.cuda_graph = False
+        with self._cuda.current():
+            self._graphs.clear()
+            self._engine.profile(on_layer)
 
     def _check_addresses(self, addresses: Mapping[str, int]) -> None:
         """Refuse memory that TensorRT must not use, before it does."""

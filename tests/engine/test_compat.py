@@ -231,6 +231,19 @@ def test_shapes_addresses_and_runs_reach_the_context() -> None:
     assert (context.addresses, context.runs) == ({"image": 4096, "mask": 8192}, [7])
 
 
+def test_a_profiled_engine_tells_every_layer_of_every_run() -> None:
+    loaded, _ = load()
+    told: list[tuple[str, float]] = []
+    loaded.enqueue(7)
+    loaded.profile(lambda name, milliseconds: told.append((name, milliseconds)))
+    for _ in range(2):
+        loaded.enqueue(7)
+    assert told == [("conv", 0.5)] * 2
+    loaded.close()
+    with pytest.raises(RunnerError, match="is closed"):
+        loaded.profile(lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [

@@ -166,6 +166,7 @@ def test_our_adapter_on_the_bindings(version: str) -> None:
         "forgotten": ["", 0],
     }
     assert result["phases"] == [["outer", 3], True, None]
+    assert result["profiled"] == [["conv", 0.5]]
     assert (result["types"]["HALF"], result["types"]["UINT8"], len(result["types"])) == ("float16", "uint8", 8)
     assert result["kinds"] == ["plugin_v2", "plugin_v3", "convolution"]
     assert result["prefers_plugin"] == (version not in ("10.3.0", RTX))

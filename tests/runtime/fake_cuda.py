@@ -26,6 +26,7 @@ from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.machine import libcuda
 from nrd_trt.machine.cuda import Cuda, host_view
 from nrd_trt.machine.cuda_pycuda import PyCuda
+from nrd_trt.progress import OnLayer
 from nrd_trt.specs import TensorSpec
 from tests.helpers import made_once
 
@@ -35,6 +36,8 @@ if PYCUDA_VARIABLE in os.environ:
     sys.setdlopenflags(os.RTLD_LAZY)  # PyCUDA names more of the driver's functions than the fake library has
 OUT_OF_MEMORY, NOT_SUPPORTED, CAPTURE_UNSUPPORTED = 2, 801, 900
 LARGEST = (4, 64, 64, 3)
+LAYERS = {"encoder": 0.75, "decode": 0.25}
+"""What every run of an engine tells a profiler: milliseconds by layer."""
 HEADERS = ("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime")
 """Packages with the oldest and the newest ``cuda.h`` that the binding is for."""
 NOTED = (
@@ -270,6 +273,7 @@ class FakeEngine:
     def __init__(self, driver: FakeDriver, *, fail_at: int = 0) -> None:
         self.driver, self.runs, self.fail_at, self.forks_fail_at = driver, 0, fail_at, 0
         self.forks: list[FakeEngine] = []
+        self.on_layer: OnLayer | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.inputs = {"image": TensorSpec(name="image", dtype=np.dtype(np.uint8), shape=(None, None, None, 3))}
@@ -305,6 +309,10 @@ class FakeEngine:
         if self.runs == self.fail_at:
             raise RunnerError("fake: could not start the run.")
         self.driver.note("enqueue", stream)
+        if self.on_layer is not None:
+            assert not self.driver.capturing, "a run that is profiled waits, which a capture must not"
+            for name, milliseconds in LAYERS.items():
+                self.on_layer(name, milliseconds)
         shapes, addresses = dict(self.shapes), dict(self.addresses)
 
         def work(_: object) -> None:
@@ -322,6 +330,10 @@ class FakeEngine:
         )
         if code:
             raise RunnerError(f"fake: could not start the run, CUDA error {code} {self.driver.violation}.")
+
+    def profile(self, on_layer: OnLayer) -> None:
+        assert self.alive
+        self.on_layer = on_layer
 
     def fork(self) -> FakeEngine:
         assert self.alive

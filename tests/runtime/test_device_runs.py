@@ -11,7 +11,7 @@ from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.runtime.base import DeviceTensor
 from nrd_trt.runtime.trt_runner import GRAPH_CAPACITY
 from tests.runtime.bench import LARGE, SMALL, Bench, caller, check, image, runner
-from tests.runtime.fake_cuda import NOT_SUPPORTED, another_context
+from tests.runtime.fake_cuda import LAYERS, NOT_SUPPORTED, another_context
 
 
 @pytest.mark.parametrize("host_runs", [0, 1, 3])
@@ -115,3 +115,20 @@ def test_a_refused_capture_warns_once_and_device_runs_go_on(bench: Bench) -> Non
             mask = trt.infer_device({"image": tensors[seed]}, mine.stream)["mask"]
             assert np.array_equal(mine.read(mask), image(seed=seed)[..., 0])
         assert not bench.cuda.graphs and len(bench.cuda.list("engine")) == 1
+
+
+def test_layers_are_profiled_without_the_graphs_of_before(bench: Bench) -> None:
+    told: list[tuple[str, float]] = []
+    with runner() as trt, caller(bench.cuda) as mine:
+        tensor = mine.put(image(seed=1))
+        for _ in range(3):
+            trt.infer_device({"image": tensor}, mine.stream)
+        mine.cuda.synchronize(mine.stream)
+        assert len(bench.cuda.graphs) == 1
+        trt.profile_layers(lambda name, milliseconds: told.append((name, milliseconds)))
+        for _ in range(3):
+            mask = trt.infer_device({"image": tensor}, mine.stream)["mask"]
+        assert np.array_equal(mine.read(mask), image(seed=1)[..., 0])
+        assert (told, bench.cuda.graphs, trt.cuda_graph) == (list(LAYERS.items()) * 3, [], False)
+    with pytest.raises(RunnerError, match="not entered"):
+        trt.profile_layers(lambda *_: None)

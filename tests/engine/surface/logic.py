@@ -15,7 +15,7 @@ from typing import Any
 
 from nrd_trt.engine.compat import ConfigOptions, TensorRT
 from nrd_trt.engine.loading import numpy_types
-from nrd_trt.engine.messages import progress_monitor
+from nrd_trt.engine.messages import layer_profiler, progress_monitor
 from nrd_trt.errors import BuildError, ConfigError, NrdTrtError, RunnerError
 
 
@@ -86,6 +86,8 @@ def main(module: str) -> dict[str, Any]:
     bits: list[int] = []
     tensorrt.network(SimpleNamespace(create_network=bits.append))
     phases: list[Any] = []
+    layers: list[Any] = []
+    layer_profiler(tensorrt.trt, lambda *layer: layers.append(layer)).report_layer_time("conv", 0.5)
     wrapped = progress_monitor(tensorrt.trt, lambda *phase: phases.append(phase), lambda phase: phase == "outer")
     wrapped.phase_start("outer", None, 3)
     return {
@@ -100,6 +102,7 @@ def main(module: str) -> dict[str, Any]:
         "has_creator": tensorrt.has_creator("NrdPatchDecode", "1", "nrd"),
         "loads_library": flavour != "tensorrt-rtx" and tensorrt.load_plugin_library(Path("/absent.so")),
         "phases": [*phases, wrapped.step_complete("outer", 1), wrapped.phase_finish("outer")],
+        "profiled": layers,
         "types": {kind.name: dtype.name for kind, dtype in numpy_types(tensorrt.trt).items()},
         "builder_refused": "" if flavour == "tensorrt-rtx" else error_of(lambda: tensorrt.builder(log), BuildError),
         "runtime_refused": error_of(
