@@ -38,10 +38,10 @@ def test_its_record_is_read_as_todays(path: Path) -> None:
     assert (builder.name, builder.version, builder.compute_capabilities) == ("tensorrt-rtx", "1.7.1.116", ("8.9",))
     assert (builder.driver, builder.cuda) == (None, None)
     assert (builder.workspace_mib, builder.optimization_level) == (256, 2)  # found in the command
-    assert builder.tf32 is None
+    assert (builder.tf32, builder.builder_options) == (None, {})
     assert (record.nrd_trt, record.format, record.exporter) == ("0.1.0", 1, None)
     assert record.passed and not read_bundle(path).failures
-    today, new = record.to_dict(), {"cuda", "workspace_mib", "optimization_level", "tf32"}
+    today, new = record.to_dict(), {"cuda", "workspace_mib", "optimization_level", "tf32", "builder_options"}
     assert {name: value for name, value in today["builder"].items() if name not in new} == written["builder"]
     for name in written.keys() - {"builder", "sha256"}:
         assert today[name] == written[name], name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,7 @@ from nrd_trt.engine.bundle import (
     write_bundle,
 )
 from nrd_trt.engine.compat import ConfigOptions, installed_flavours, load_tensorrt
+from nrd_trt.engine.options import OptionValue, option_texts
 from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import read_facts
@@ -104,6 +105,7 @@ def build(
     hardware_compatible: bool = False,
     tf32: bool = False,
     compute_capabilities: Sequence[str] = (),
+    builder_options: Mapping[str, OptionValue] | None = None,
     min_agreement: float | None = None,
     max_miou_drop: float | None = None,
     force: bool = False,
@@ -161,6 +163,8 @@ def build(
         tf32: Products of fp32 may be computed with factors of 10 bits, which costs masks some agreement. Where ONNX
             Runtime runs the file it imitates that.
         compute_capabilities: GPUs to build for, such as ``"8.9"``; TensorRT-RTX only.
+        builder_options: Rarely needed settings of the builder by name, such as ``{"max_aux_streams": 2}``;
+            `nrd_trt.doctor` tells what the installed TensorRT takes.
         min_agreement: Gate: share of equal pixels, 0-1; None takes the precision's.
         max_miou_drop: Gate: loss of mIoU against labels, 0-1; None takes the precision's.
         force: Replace an existing bundle.
@@ -224,6 +228,7 @@ def build(
                 hardware_compatible=hardware_compatible,
                 tf32=tf32,
                 compute_capabilities=tuple(compute_capabilities),
+                builder_options=option_texts(builder_options or {}),
             ),
             timing_cache=optional_path("timing_cache", timing_cache),
             min_agreement=min_agreement,
@@ -270,7 +275,7 @@ class _Build:
 
     def __init__(self, request: BuildRequest) -> None:
         choose_device(request.run.device)
-        self.request, self.flavour, self.device = request, _choose_builder(request), probe_device()
+        self.request, self.flavour, self.device = request, choose_builder(request), probe_device()
         self._library = look_for_plugin(request, self.flavour, self.device)
 
     def make(self, model: onnx.ModelProto) -> None:
@@ -390,7 +395,10 @@ class _Build:
             **{name: asked[name] for name in ("checkpoint", "data", "labels", "ignore_index", *_GATES)},
             **request.options,
             **(vars(request.calibrator.arguments(precision)) if request.calibrator else {}),
-            **{name: config[name] or None for name in ("version_compatible", "hardware_compatible", "tf32")},
+            **{
+                name: config[name] or None
+                for name in ("version_compatible", "hardware_compatible", "tf32", "builder_options")
+            },
             "force": True,
         }
         given = [
@@ -399,7 +407,7 @@ class _Build:
         return f"nrd_trt.build({request.source.name!r}, 'NAME.nrd', {', '.join(given)})"
 
 
-def _choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
+def choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
     """Resolve ``auto`` and check that what was asked for can be had."""
     builder: Flavour | Literal["onnxruntime"] = (
         next(iter(installed_flavours()), "onnxruntime") if request.builder == "auto" else request.builder
@@ -410,8 +418,10 @@ def _choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
         raise ConfigError(
             f"runner={request.run.runner!r}: expected 'auto', 'onnxruntime' or what builds, {builder!r}; leave it out."
         )
-    if builder != "onnxruntime":
-        load_tensorrt(builder)  # an absent builder is found before the export, not after it
+    if builder != "onnxruntime":  # an absent builder, or option of it, is found before the export, not after it
+        load_tensorrt(builder).check_options(request.config.builder_options)
+    elif request.config.builder_options:
+        raise ConfigError("builder_options=: builder='onnxruntime' builds no plan; leave them out.")
     return builder
 
 
@@ -421,4 +431,6 @@ def _literal(value: Any) -> Any:
         return value.name
     if isinstance(value, tuple | list):
         return tuple(map(_literal, value))
+    if isinstance(value, Mapping):
+        return dict(value)
     return value.item() if hasattr(value, "item") else value

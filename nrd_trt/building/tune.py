@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from nrd_trt.benchmarking.timing import time_in_turn
-from nrd_trt.building.build import build_bundle, plan_runner_here
+from nrd_trt.building.build import build_bundle, choose_builder, plan_runner_here
 from nrd_trt.building.request import BuildRequest
 from nrd_trt.building.tune_record import (
     Rung,
@@ -32,6 +32,8 @@ from nrd_trt.building.tune_record import (
 )
 from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.engine.bundle import check_target
+from nrd_trt.engine.compat import ConfigOptions
+from nrd_trt.engine.options import OptionValue, option_texts
 from nrd_trt.exporting.export import export_checked
 from nrd_trt.exporting.precision import apply_precision, nodes_to_keep
 from nrd_trt.files import check_absent, sha256_bytes
@@ -88,6 +90,7 @@ def tune(
     cuda: Provider = "driver",
     cuda_graph: bool = True,
     device: int | str | None = None,
+    builder_options: Mapping[str, OptionValue] | None = None,
     size: Size | None = None,
     time_file: TimeFile | None = None,
     resume: bool = False,
@@ -124,6 +127,7 @@ def tune(
         cuda: See `nrd_trt.open_bundle`.
         cuda_graph: See `nrd_trt.open_bundle`.
         device: See `nrd_trt.open_bundle`.
+        builder_options: See `nrd_trt.build`.
         size: ``(h, w)``, multiples of 32; None takes the checkpoint's.
         time_file: Returns the milliseconds of a file; None times its plan where this machine runs it. A rung must be
             faster than the next one up where both are known.
@@ -171,6 +175,7 @@ def tune(
         ignore_index=ignore_index,
         fit=fit,
         builder=builder,
+        config=ConfigOptions(builder_options=option_texts(builder_options or {})),
         min_agreement=_MIN_AGREEMENT if min_agreement is None else min_agreement,
         max_miou_drop=_MAX_MIOU_DROP if max_miou_drop is None else max_miou_drop,
         run=RunOptions(
@@ -189,6 +194,7 @@ def tune(
         options=options,
     )
     _check_output(request, resume=resume)
+    choose_builder(request)
     calibrated_on_data = Path(calibrator.source).resolve() == data.resolve()
     if calibrated_on_data:
         warnings.warn(
@@ -387,7 +393,7 @@ def list_steps(layers: Sequence[str], sensitivity: Mapping[str, float]) -> list[
 
 
 def _key(request: BuildRequest, calibrator: Calibrator, full: onnx.ModelProto) -> str:
-    """Return what a state belongs to: the network, the images and how int8 is made."""
+    """Return what a state belongs to: the network, the images, how int8 is made and how plans are built."""
     given = (str(request.data), str(request.labels), request.fit, request.ignore_index)
-    how = (calibrator.source, calibrator.arguments("int8"))
+    how = (calibrator.source, calibrator.arguments("int8"), *filter(None, [request.config.builder_options]))
     return sha256_bytes(full.SerializeToString(deterministic=True) + repr((*given, how)).encode())

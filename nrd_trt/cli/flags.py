@@ -15,7 +15,7 @@ import nrd_trt
 
 _VERBS = {"segment_video": "video"}  # functions whose verb has another name
 _RANGED = {"batch", "dynamic"}  # written as MIN:OPT:MAX
-_REPEATED = {"include", "exclude"}  # given once per value
+_REPEATED = {"include", "exclude", "builder_options"}  # given once per value
 _FILES = {"class_names"}  # written to a file of the user's
 
 _TEXT = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
@@ -87,6 +87,8 @@ def _words(name: str, value: Any, flags: Mapping[str, str]) -> Iterator[str]:
     """Yield an argument as words of a command line."""
     if name not in flags or value is None or value is False:
         return
+    if isinstance(value, Mapping):
+        value = [f"{key}={one}" for key, one in value.items()]
     for one in value if name in _REPEATED else [value]:
         yield flags[name].partition("/")[0]
         if one is not True:

@@ -232,10 +232,32 @@ class QuantizationOptions(RangeOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineOptions(Group):
-    """How the engine is built."""
+class BuilderOptions(Group):
+    """What builds the engine, and its rarely needed settings."""
 
     builder: common.Builder = "auto"
+    builder_options: Annotated[
+        list[Any] | None,
+        common.engine_option(
+            "--builder-option",
+            metavar="NAME=VALUE",
+            parser=parse.parse_option,
+            help="Setting that is rarely needed, see `nrd-trt doctor`; may be repeated.",
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return those that were given; each builder option once."""
+        found, pairs = super().given(), self.builder_options or []
+        if twice := {name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1}:
+            raise ConfigError(f"--builder-option: expected each name once, got {', '.join(sorted(twice))} again.")
+        return {**found, "builder_options": dict(pairs)} if pairs else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(BuilderOptions):
+    """How the engine is built."""
+
     decode: Annotated[
         DecodeName, common.engine_option(help="auto takes the plugin where it fits; onnx is the function of the file.")
     ] = "auto"

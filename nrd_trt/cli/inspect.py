@@ -81,6 +81,8 @@ def _made(record: BundleRecord) -> Lines:
         targets = ", ".join(builder.compute_capabilities) or "the builder's default"
         yield "for", f"GPU {builder.gpu or 'not recorded'}, driver {builder.driver or '–'}; targets {targets}"
     yield "TF32", {True: "allowed", False: "off", None: "not recorded; TensorRT's default allows it"}[builder.tf32]
+    if builder.builder_options:
+        yield "builder options", ", ".join(f"{name}={value}" for name, value in builder.builder_options.items())
     yield "rebuild with", record.command
 
 

@@ -46,6 +46,14 @@ def parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
+def parse_option(text: str) -> tuple[str, str]:
+    """Parse ``"NAME=VALUE"``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise typer.BadParameter(f"{text!r}: expected NAME=VALUE such as max_aux_streams=2.")
+    return name, value
+
+
 def numbers(kind: Callable[[str], Any], count: int) -> Callable[[str], tuple[Any, ...]]:
     """Return a parser of `count` numbers of a kind, separated by commas."""
 

@@ -1,7 +1,8 @@
 """The adapter that owns TensorRT: every difference between 10.3 … 11.x and TensorRT-RTX is held here.
 
-Features are detected by attribute. TensorRT is imported on use, here only; `nrd_trt.engine.messages` and
-`nrd_trt.engine.loading` get the module from here, and nothing else in the package names a TensorRT version or enum.
+Features are detected by attribute. TensorRT is imported on use, here only; `nrd_trt.engine.messages`,
+`nrd_trt.engine.loading` and `nrd_trt.engine.options` get the module from here, and nothing else in the package names a
+TensorRT version or enum.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from nrd_trt.engine.loading import LoadedEngine, load_engine
 from nrd_trt.engine.messages import MessageLog, message_log
+from nrd_trt.engine.options import known_options, read_options, set_options
 from nrd_trt.engine.timing_cache import TimingCacheKey
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.optional import require
@@ -173,7 +175,16 @@ class TensorRT:
             config.hardware_compatibility_level = self._member("HardwareCompatibilityLevel", "AMPERE_PLUS")
         if options.compute_capabilities:
             self._set_targets(config, options.compute_capabilities)
+        set_options(self.trt, self.flavour, config, options.builder_options)
         return config
+
+    def known_options(self) -> dict[str, str]:
+        """Return the names for `ConfigOptions.builder_options` that there are, with what each takes in words."""
+        return known_options(self.trt, self.flavour)
+
+    def check_options(self, options: Mapping[str, str]) -> None:
+        """Raise `ConfigError` where a name or a value of `ConfigOptions.builder_options` does not exist here."""
+        read_options(self.trt, self.flavour, options)
 
     def timing_cache_key(self, gpu: str | None, driver: str | None) -> TimingCacheKey:
         """Return what timings of this builder depend on."""
@@ -241,6 +252,7 @@ class ConfigOptions:
         hardware_compatible: The plan loads on any Ampere or later GPU, at some cost in speed.
         compute_capabilities: Targets such as ``"8.9"`` (TensorRT-RTX only); empty for its default.
         tf32: Products of fp32 may be computed with factors of 10 bits, which TensorRT does unless told not to.
+        builder_options: Values of `nrd_trt.engine.options` by name.
     """
 
     workspace_mib: int | None = None
@@ -249,12 +261,18 @@ class ConfigOptions:
     hardware_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
     tf32: bool = False
+    builder_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ConfigError(f"workspace_mib={self.workspace_mib}: expected at least 1.")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"optimization_level={self.optimization_level}: expected 0 to 5.")
+        if self.hardware_compatible and "same_compute_capability" in self.builder_options:
+            raise ConfigError(
+                "hardware_compatible=True: expected one kind of compatibility, got 'same_compute_capability' among "
+                "builder_options= too; leave one of them out."
+            )
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

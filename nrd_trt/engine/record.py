@@ -105,6 +105,7 @@ class BuilderRecord:
         optimization_level: Builder effort, 0-5; None is the builder's choice.
         tf32: Whether products of fp32 may be computed with factors of 10 bits; None where it was not recorded, which is
             TensorRT's default: they may.
+        builder_options: Further settings, by the names of `nrd_trt.build`'s argument.
     """
 
     name: Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]
@@ -120,6 +121,7 @@ class BuilderRecord:
     workspace_mib: int | None = None
     optimization_level: int | None = None
     tf32: bool | None = None
+    builder_options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

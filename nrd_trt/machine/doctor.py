@@ -61,6 +61,7 @@ def _rows(have: Inventory) -> Iterator[Row]:
     yield packages.ort_row(have)
     for flavour in have.flavours.values():
         yield packages.flavour_row(have, flavour)
+    yield from packages.option_rows(have)
     yield from hardware.gpu_rows(have)
     yield hardware.driver_row(have)
     yield hardware.toolkit_row(have.machine)

@@ -86,6 +86,14 @@ def flavour_row(have: Inventory, flavour: Flavour) -> Row:
     return Row(name, "limited" if some else "missing", found, _remedy_to_run(have, flavour))
 
 
+def option_rows(have: Inventory) -> Iterator[Row]:
+    """List what each installed flavour takes as ``builder_options``."""
+    for flavour in have.flavours.values():
+        if flavour.options:
+            listed = "; ".join(f"{name}: {words}" for name, words in flavour.options.items())
+            yield Row(f"{TITLES[flavour.name]} options", "ok", listed)
+
+
 def _absent_flavour(have: Inventory, flavour: Flavour) -> Row:
     name, found = TITLES[flavour.name], flavour.why
     if flavour.name == "tensorrt-lean":

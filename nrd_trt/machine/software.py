@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,11 +78,13 @@ class Trial:
         version: Its version.
         builds: Whether a builder could be made.
         knows_gpu: Whether the GPU is among the targets that it builds for; None where it has no such list.
+        options: Names for ``builder_options`` that it has, with what each takes in words.
     """
 
     version: str
     builds: bool
     knows_gpu: bool | None = None
+    options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,7 @@ class Flavour:
         builds: Whether a builder could be made.
         runs: Whether this machine has what its plans need; None where that is not certain.
         why: Reason for `runs` and `builds`, in words.
+        options: See `Trial`.
     """
 
     name: str
@@ -104,6 +107,7 @@ class Flavour:
     builds: bool = False
     runs: bool | None = False
     why: str = "not installed"
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 def ask(machine: Machine, kind: type[_T], *arguments: str) -> _T | str:
@@ -139,7 +143,8 @@ def find_flavour(machine: Machine, name: str, graphics: Graphics) -> Flavour:
     answer = ask(machine, Trial, "-m", "nrd_trt.machine.software", name, *filter(None, [capability]))
     if isinstance(answer, str):
         return replace(found, why=f"installed, and cannot be imported: {answer}")
-    return _judged(replace(found, version=answer.version, builds=answer.builds), graphics, knows_gpu=answer.knows_gpu)
+    tried = replace(found, version=answer.version, builds=answer.builds, options=answer.options)
+    return _judged(tried, graphics, knows_gpu=answer.knows_gpu)
 
 
 def _judged(found: Flavour, graphics: Graphics, *, knows_gpu: bool | None) -> Flavour:
@@ -169,11 +174,11 @@ def try_flavour(flavour: str, compute_capability: str | None = None) -> Trial | 
         tensorrt = load_tensorrt(flavour)
     except MissingDependencyError as exc:
         return str(exc.__cause__)
+    made = Trial(version=tensorrt.version, builds=True, options=tensorrt.known_options())
     try:
         builder = tensorrt.builder(tensorrt.log(lambda severity, text: None))
     except BuildError:
-        return Trial(version=tensorrt.version, builds=False)
-    made = Trial(version=tensorrt.version, builds=True)
+        return replace(made, builds=False)
     if flavour != "tensorrt-rtx" or not compute_capability:
         return made
     try:

@@ -110,6 +110,7 @@ def recorded_config(bundle: Bundle) -> ConfigOptions:
         hardware_compatible=built.hardware_compatible,
         tf32=built.tf32 is not False,
         compute_capabilities=built.compute_capabilities if built.name == "tensorrt-rtx" else (),
+        builder_options=built.builder_options,
     )
 
 

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nrd_trt.engine.compat import load_tensorrt
+from nrd_trt.engine.options import OPTIONS
 from nrd_trt.errors import NrdTrtError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "nrd_trt" / "engine"
-OWNERS = tuple(ENGINE / f"{name}.py" for name in ("builder", "compat", "loading", "messages"))
+OWNERS = tuple(ENGINE / f"{name}.py" for name in ("builder", "compat", "loading", "messages", "options"))
 VERSIONS = ("10.3.0", "10.7.0", "10.9.0.34", "10.16.1.11", "11.0.0.114", "11.4.0.106")
 _LIBRARIES = rb"lib(?:nvinfer|nvinfer_plugin|nvonnxparser)\.so\.\d+"
 _SYMBOLS = rb"\0(\w+_INTERNAL|get\w*PluginRegistry|getNvOnnxParserVersion|initLibNvInferPlugins)(?=\0)"
@@ -240,8 +241,18 @@ def _plain(node: ast.expr) -> str:
 def surface() -> tuple[Use, ...]:
     """Return every use of TensorRT in our sources; to look at a name counts where it is neither called nor set."""
     uses = {use for path in OWNERS for use in used_names(path.read_text(encoding="utf-8"))}
+    uses |= {(name, "set" if _is_property(name) else "read", None) for name in OF_OPTIONS}
     more = {name for name, kind, _ in uses if kind != "read"}
     return tuple(sorted((use for use in uses if use[1] != "read" or use[0] not in more), key=str))
+
+
+OF_OPTIONS = {name: option for option, needs in OPTIONS.items() for name in needs.names}
+"""Names that a builder option needs, which is refused where a version lacks one, by the option."""
+
+
+def _is_property(name: str) -> bool:
+    """Whether an option's name is set by its text."""
+    return name.startswith("IBuilderConfig.") and not name.partition(".")[2].startswith(("get_", "set_"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +306,8 @@ def _judge(use: Use, found: Mapping[str, Any] | None, flavour: str) -> Finding:
     if found is None:
         if flavour == "tensorrt" and name in REPLACEMENTS:
             return Finding(name=name, state="replaced", detail=REPLACEMENTS[name])
+        if name in OF_OPTIONS:
+            return Finding(name=name, state="replaced", detail=f"builder option {OF_OPTIONS[name]!r} is refused")
         return Finding(name=name, state="missing", detail="not in these bindings")
     if kind == "set" and not found["settable"]:
         return Finding(name=name, state="missing", detail="cannot be set")

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import pytest
 
 import nrd_trt
 from nrd_trt import figures
+from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, REFERENCE_FILE, read_bundle
 from nrd_trt.errors import BundleError, ConfigError, ExportError, MissingDependencyError
 from nrd_trt.exporting.onnx_export import exporter_record
 from nrd_trt.files import sha256_file
-from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.metadata import load_onnx, read_facts
 from nrd_trt.specs import Precision
+from nrd_trt.validation.rebuild import recorded_config
 from tests.artefacts import (
     LENIENT,
     SIZE_HW,
@@ -274,6 +277,12 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("onnx", {"presicion": "fp16"}, ConfigError, "presicion=: expected a known argument"),
     ("onnx", {"decode": "cuda"}, ConfigError, "decode='cuda': expected one of 'auto', 'plugin', 'onnx'"),
     ("onnx", {"compute_capabilities": ["8.6"]}, ConfigError, "compute_capabilities=: only builder='tensorrt-rtx'"),
+    (
+        "onnx",
+        {"builder_options": {"max_aux_streams": 2}},
+        ConfigError,
+        "builder_options=: builder='onnxruntime' builds",
+    ),
     ("onnx", {"min_agreement": 99.5}, ConfigError, "min_agreement=99.5: expected a fraction in 0-1"),
     ("onnx", {"max_miou_drop": 2.0}, ConfigError, "fraction in 0-1"),
     ("onnx", {"labels": "labels"}, ConfigError, "labels.* needs .*data"),
@@ -321,6 +330,22 @@ def test_compute_capabilities_are_recorded(tmp_path: Path) -> None:
     facts = build(bundle("fp16"), tmp_path / "a.nrd", builder="tensorrt-rtx", **given)
     assert [*facts["builder"]["compute_capabilities"], facts["builder"]["optimization_level"]] == ["8.6", "8.9", 2]
     assert "optimization_level=2, compute_capabilities=('8.6', '8.9')" in facts["command"]
+
+
+@needs_rtx
+def test_builder_options_reach_the_plan_and_are_recorded(tmp_path: Path) -> None:
+    """TensorRT-RTX writes the number of streams that it may use into the plan."""
+    options = {"tactic_shared_memory": 65536, "max_aux_streams": 0}
+    made = build(bundle("fp16"), tmp_path / "a.nrd", builder="tensorrt-rtx", builder_options=options)
+    assert made["builder"]["builder_options"] == {"max_aux_streams": "0", "tactic_shared_memory": "65536"}
+    assert "builder_options={'max_aux_streams': '0', 'tactic_shared_memory': '65536'}" in made["command"]
+    opened = read_bundle(tmp_path / "a.nrd")
+    config, model = recorded_config(opened), load_onnx(opened.onnx_path)
+    assert config.builder_options == made["builder"]["builder_options"]
+    without = BuildOptions(flavour="tensorrt-rtx", config=replace(config, builder_options={}), progress=False)
+    assert (opened.path / PLAN_FILE).stat().st_size != len(build_engine(model, without).plan)
+    with pytest.raises(ConfigError, match=r"builder_options=: .* has no 'fp16'; it has avg_timing"):
+        build(tmp_path, tmp_path / "b.nrd", builder="tensorrt-rtx", builder_options={"fp16": True})  # before all work
 
 
 def test_what_can_be_known_is_found_before_the_work(tmp_path: Path) -> None:

@@ -141,6 +141,8 @@ def test_an_earlier_record_is_replaced_only_with_force_or_by_the_run_that_wrote_
         earlier.unlink()
     with pytest.raises(ConfigError, match="expected a known argument"):
         tune(output, data, precision="int8")
+    with pytest.raises(ConfigError, match="builder_options=: builder='onnxruntime' builds no plan"):
+        tune(output, data, builder_options={"max_aux_streams": 1}, num_classes=5)  # found before the checkpoint's
 
 
 # --- a run that was stopped

@@ -143,6 +143,7 @@ def test_how_an_engine_is_run_is_checked(options: dict[str, Any], words: str) ->
         ("build", "1 name, give class_names=", "1 name, give --classes"),
         ("build", "seed=-1, plugin=/a.so and plugin=../b.so", "--seed -1, --plugin /a.so and --plugin ../b.so"),
         ("build", "x?size=3, a/size=3, a.size=3, -DTENSORRT_ROOT=x", "x?size=3, a/size=3, a.size=3, -DTENSORRT_ROOT=x"),
+        ("build", "builder_options=: 'tf32': expected", "--builder-option: 'tf32': expected"),
         ("benchmark", "copies=False: leave it out", "--no-copies: leave it out"),
         ("benchmark", "cuda_graph=True: leave it out", "--cuda-graph: leave it out"),
         ("export", "resize=1 and info.size=2 of builder=x", "resize=1 and info.size=2 of builder=x"),
@@ -172,6 +173,10 @@ def test_messages_name_flags_where_the_library_names_parameters(name: str, messa
         (
             "nrd_trt.build('a.pth', 'b.nrd', size=(64, 96), seed=0)",
             "nrd-trt build a.pth -o b.nrd --size 64x96 --seed 0",
+        ),
+        (
+            "nrd_trt.build('a.pth', 'b.nrd', builder_options={'max_aux_streams': '2', 'tactic_sources': 'A,B'})",
+            "nrd-trt build a.pth -o b.nrd --builder-option max_aux_streams=2 --builder-option tactic_sources=A,B",
         ),
         ("nrd_trt.tune('a.pth', 'b.nrd', 'val')", "nrd-trt tune a.pth -o b.nrd --data val"),
         ("nrd_trt.load_model('a.pth')", "nrd_trt.load_model('a.pth')"),

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import typer
 
-from nrd_trt.cli.parse import numbers, parse_batch, parse_dynamic, parse_names, parse_size, read_class_names
+from nrd_trt.cli.parse import (
+    numbers,
+    parse_batch,
+    parse_dynamic,
+    parse_names,
+    parse_option,
+    parse_size,
+    read_class_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +30,7 @@ from nrd_trt.cli.parse import numbers, parse_batch, parse_dynamic, parse_names, 
         (parse_batch, "4", 4),
         (parse_batch, "1:2:8", (1, 2, 8)),
         (parse_names, "mask, logits", ("mask", "logits")),
+        (parse_option, "tactic_sources=A,B=C", ("tactic_sources", "A,B=C")),
         (numbers(float, 3), "1,2.5,3", (1.0, 2.5, 3.0)),
     ],
 )
@@ -40,6 +49,7 @@ def test_texts(parse: Callable[[str], Any], text: str, value: Any) -> None:
         (parse_dynamic, ["64x64:96x96", "64x64:64x64:64x64:64x64"], "expected MIN:OPT:MAX"),
         (parse_dynamic, ["64x64:96:128x128"], "'96': expected HEIGHTxWIDTH"),
         (parse_batch, ["two", "1:2", "", "1:2:3:4", "-1"], "expected N or MIN:OPT:MAX"),
+        (parse_option, ["max_aux_streams", "=2", ""], "expected NAME=VALUE"),
         (numbers(int, 3), ["1,2", "1,2,x", ""], "expected 3 numbers"),
         (read_class_names, ["/absent.txt", str(Path(__file__).parent)], "cannot read it .*one class name per line"),
     ],

@@ -48,6 +48,7 @@ BUILDER = {
     "workspace_mib": 256,
     "optimization_level": 3,
     "tf32": False,
+    "builder_options": {"max_aux_streams": "2"},
 }
 CONTENT: dict[str, Any] = {
     "format": 1,

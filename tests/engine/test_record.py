@@ -20,14 +20,14 @@ Path = tuple[str | int, ...]
 OPTIONAL = {  # added to a schema, or filled by the writer
     ("files",),
     ("exporter",),
-    *(("builder", name) for name in ("cuda", "workspace_mib", "optimization_level", "tf32")),
+    *(("builder", name) for name in ("cuda", "workspace_mib", "optimization_level", "tf32", "builder_options")),
     *(("builder", f"{what}_compatible") for what in ("version", "hardware")),
     *(("model", name) for name in ("checkpoint_sha256", "precision", "upsample", "mask_encoding")),
     *(("model", "decode", name) for name in ("hidden", "guidance_channels", "patch", "upsample")),
     *(("model", "info", name) for name in ("mean", "std", "channel_order", "ignore_index", "size_hw")),
     *(("validation", name) for name in ("localisation", "rebuilds")),
 }
-NAMED_FREELY = {"files", "found", "kept_because", "precision_found"} | {
+NAMED_FREELY = {"builder_options", "files", "found", "kept_because", "precision_found"} | {
     name for name in CONTENT["validation"] if name.startswith("per_class")
 }
 
@@ -127,7 +127,7 @@ def test_a_newer_schema_may_hash_otherwise() -> None:
 )
 def test_the_builder_of_0_1_0(command: str, expected: tuple[int | None, int | None]) -> None:
     """Its `driver` was the CUDA version, and two settings were in the command only."""
-    new = ("cuda", "workspace_mib", "optimization_level", "tf32")
+    new = ("cuda", "workspace_mib", "optimization_level", "tf32", "builder_options")
     old = {name: value for name, value in CONTENT["builder"].items() if name not in new}
     builder = read_record(text({**CONTENT, "command": command, "builder": {**old, "driver": "12.6"}})).builder
     assert (builder.driver, builder.cuda) == (None, "12.6")

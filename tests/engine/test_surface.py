@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from nrd_trt.engine.compat import installed_flavours, load_tensorrt
+from nrd_trt.engine.options import OPTIONS
 from scripts.dev import check_tensorrt_surface as script
 from scripts.dev.check_tensorrt_surface import (
     ENGINE,
+    OF_OPTIONS,
     OWNERS,
     REPLACEMENTS,
     check_surface,
@@ -32,6 +34,21 @@ HERE = Path(__file__).parent / "surface"
 RECORDED: dict[str, dict[str, Any]] = json.loads((HERE / "names.json").read_text())
 USES = {name: (kind, arguments) for name, kind, arguments in surface()}
 PLAIN = {"profiling_verbosity": "DETAILED", "flags": [], "cleared": ["TF32"], "pools": {}}
+_AFTER_10_7 = {
+    *("BuilderFlag.EDITABLE_TIMING_CACHE", "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"),
+    *("IBuilderConfig.l2_limit_for_tiling", "IBuilderConfig.tiling_optimization_level", "TilingOptimizationLevel"),
+}
+_AFTER_10_3 = {"BuilderFlag.MONITOR_MEMORY", "BuilderFlag.STRICT_NANS", "IBuilderConfig.max_num_tactics"}
+_BEFORE_11 = {"IBuilderConfig.get_quantization_flag", "IBuilderConfig.set_quantization_flag", "QuantizationFlag"}
+_LACKING: dict[str, set[str]] = {
+    "10.3.0": {"BuilderFlag.DISTRIBUTIVE_INDEPENDENCE"} | _AFTER_10_7 | _AFTER_10_3,
+    "10.7.0": {"BuilderFlag.DISTRIBUTIVE_INDEPENDENCE"} | _AFTER_10_7,
+    "10.9.0.34": {"BuilderFlag.DISTRIBUTIVE_INDEPENDENCE"},
+    "10.16.1.11": set(),
+    "11.0.0.114": _BEFORE_11,
+    "11.4.0.106": _BEFORE_11,
+    RTX: _BEFORE_11,
+}
 needs_rtx = pytest.mark.skipif(
     "tensorrt-rtx" not in installed_flavours(), reason="needs the package: `pip install nrd-trt[rtx]` (no GPU needed)"
 )
@@ -43,7 +60,7 @@ def flavour_of(version: str) -> str:
 
 def lacking(version: str) -> set[str]:
     """The names that the bindings of a version do not have, all of them replaced."""
-    return set() if version == RTX else set(REPLACEMENTS)
+    return _LACKING[version] | (set() if version == RTX else set(REPLACEMENTS))
 
 
 @cache
@@ -129,8 +146,16 @@ def test_what_changes_in_the_bindings_is_missed(version: str) -> None:
     ):
         for name in names:
             found = {**recorded, name: facts} if facts else {key: recorded[key] for key in recorded.keys() - {name}}
-            (finding,) = (one for one in check_surface(found, flavour_of(version)) if one.state == "missing")
-            assert (finding.name, words in finding.detail) == (name, True)
+            (finding,) = (
+                one
+                for one in check_surface(found, flavour_of(version))
+                if one.state != "present" and one.name not in lacking(version)
+            )
+            assert finding.name == name
+            if facts is None and name in OF_OPTIONS:
+                assert (finding.state, OF_OPTIONS[name] in finding.detail) == ("replaced", True)
+            else:
+                assert (finding.state, words in finding.detail) == ("missing", True)
 
 
 # --- our adapter on the bindings
@@ -157,6 +182,17 @@ def test_our_adapter_on_the_bindings(version: str) -> None:
         "cleared": ["TF32", "EXCLUDE_LEAN_RUNTIME"],
         "hardware_compatibility_level": "AMPERE_PLUS",
     }
+    assert result["options"] == {
+        **PLAIN,
+        "avg_timing_iterations": 4,
+        "flags": [*always, "SPARSE_WEIGHTS"],
+        "pools": {"TACTIC_SHARED_MEMORY": 65536},
+        "preview": {"ALIASED_PLUGIN_IO_10_03": True},
+        "sources": 0b11000 if version.startswith("10.") else 0b11,  # 11.x has no libraries beside them
+    }
+    refused = {OF_OPTIONS[name] for name in _LACKING[version]}
+    refused |= {name for name, option in OPTIONS.items() if version == RTX and not option.for_rtx}
+    assert result["known_options"].keys() == OPTIONS.keys() - refused
     assert result["messages"] == {
         "tail": " (WARNING: careful; INVALID_STATE: broken)",
         "seen": [["WARNING", "careful"], ["VERBOSE", "chatter"], ["ERROR", "broken"]],
@@ -187,8 +223,10 @@ def test_script_says_what_is_there_and_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert script.main(["--rtx"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("rtx ") and line.endswith(f"{len(USES)} of {len(USES)} uses are there")
+    line, *replaced = capsys.readouterr().out.splitlines()
+    assert len(replaced) == len(lacking(RTX)) and all("is refused" in one for one in replaced)
+    there = len(USES) - len(lacking(RTX))
+    assert line.startswith("rtx ") and line.endswith(f"{there} of {len(USES)} uses are there")
     monkeypatch.setattr(script, "surface", lambda: [("BuilderFlag.FP16", "read", None)])
     assert script.main(["--rtx"]) == 1
     assert "BuilderFlag.FP16 is missing: not in these bindings" in capsys.readouterr().out

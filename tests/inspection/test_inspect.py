@@ -131,6 +131,15 @@ def test_bundle_without_a_plan() -> None:
         assert part in text
 
 
+def test_builder_options_are_told_where_there_are_any(tmp_path: Path) -> None:
+    path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
+    assert "builder options" not in invoke(path).stdout
+    options = {"max_aux_streams": "2", "tactic_sources": "A,B"}
+    rewrite_facts(path, builder={**read_facts_of(path)["builder"], "builder_options": options})
+    assert "  builder options  max_aux_streams=2, tactic_sources=A,B\n" in invoke(path).stdout
+    assert json.loads(invoke(path, "--json").stdout)["bundle"]["builder"]["builder_options"] == options
+
+
 def test_tf32_is_told_or_what_tensorrt_does_without_a_word(tmp_path: Path) -> None:
     path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
     built, said = read_facts_of(path)["builder"], []

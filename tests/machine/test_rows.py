@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +331,13 @@ def test_data_that_is_found_and_a_checkpoint_that_is_not(tmp_path: Path) -> None
     machine = recorded(tmp_path, NO_GPU, files=images, environ={"NRD_TRT_CAMVID": str(tmp_path / "camvid")})
     check(row_of(examine(machine), "CamVid"), "ok", "3 training and 3 validation images", None)
     check(zoo_row("absent"), "missing", "'absent'", "git lfs pull")
+
+
+def test_options_of_an_installed_tensorrt_are_listed(tmp_path: Path) -> None:
+    """Also where it makes no builder: what is there does not depend on the machine."""
+    told = {"version": "10.3.0", "builds": False, "options": {"max_aux_streams": "a number", "tactic_dram": "bytes"}}
+    commands = {**ORIN["commands"], "trial tensorrt 8.7": json.dumps(told) + "\n"}
+    rows = examine(recorded(tmp_path, ORIN, commands=commands)).rows
+    (row,) = (row for row in rows if row.name.endswith(" options"))
+    assert (row.name, row.status) == ("TensorRT options", "ok")
+    assert row.found == "max_aux_streams: a number; tactic_dram: bytes"

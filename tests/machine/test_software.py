@@ -12,6 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.engine.plugins import BUILD_COMMAND, LIBRARY, PluginInfo
 from nrd_trt.machine import host
 from nrd_trt.machine.doctor import examine
@@ -108,7 +109,8 @@ def test_trial_of_a_flavour_that_is_absent_or_makes_no_builder(monkeypatch: pyte
 
 def test_trial_of_the_rtx_builder() -> None:
     module = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install nrd-trt[rtx]")
-    made = Trial(version=module.__version__, builds=True)
+    made = Trial(version=module.__version__, builds=True, options=load_tensorrt("tensorrt-rtx").known_options())
+    assert made.options["max_aux_streams"] == "a whole number from 0"
     assert try_flavour("tensorrt-rtx") == made
     assert try_flavour("tensorrt-rtx", "8.9") == replace(made, knows_gpu=True)
     assert try_flavour("tensorrt-rtx", "9.0") == replace(made, knows_gpu=False)

@@ -18,6 +18,14 @@ from nrd_trt.engine.loading import numpy_types
 from nrd_trt.engine.messages import layer_profiler, progress_monitor
 from nrd_trt.errors import BuildError, ConfigError, NrdTrtError, RunnerError
 
+OPTIONS = {
+    "avg_timing_iterations": "4",
+    "preview_features": "aliased_plugin_io_10_03",
+    "sparse_weights": "true",
+    "tactic_shared_memory": "65536",
+    "tactic_sources": "edge_mask_convolutions, JIT_CONVOLUTIONS",
+}
+
 
 class FakeConfig(SimpleNamespace):
     """Takes any setting."""
@@ -31,8 +39,27 @@ class FakeConfig(SimpleNamespace):
     def clear_flag(self, flag: Any) -> None:
         self.cleared.append(flag.name)
 
+    def get_flag(self, flag: Any) -> bool:
+        return flag.name in self.flags
+
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
         self.pools[pool.name] = size
+
+    def get_memory_pool_limit(self, pool: Any) -> int:
+        return int(self.pools[pool.name])
+
+    def set_tactic_sources(self, sources: int) -> bool:
+        self.sources = sources
+        return True
+
+    def get_tactic_sources(self) -> int:
+        return self.sources
+
+    def set_preview_feature(self, feature: Any, on: bool) -> None:
+        self.preview = {feature.name: on}
+
+    def get_preview_feature(self, feature: Any) -> bool:
+        return self.preview[feature.name]
 
 
 def error_of(call: Any, kind: type[NrdTrtError]) -> str:
@@ -95,6 +122,8 @@ def main(module: str) -> dict[str, Any]:
         "network_flags": bits,
         "plain": settings(tensorrt, workspace_mib=2, optimization_level=5),
         "compatible": settings(tensorrt, version_compatible=True, hardware_compatible=True),
+        "options": settings(tensorrt, builder_options=OPTIONS),
+        "known_options": tensorrt.known_options(),
         "targets_refused": error_of(lambda: settings(tensorrt, compute_capabilities=("8.6",)), ConfigError),
         "messages": messages(tensorrt),
         "kinds": kinds(tensorrt),
