@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nrd_trt.video.overlay import OverlayStyle
     from nrd_trt.video.segment_video import VideoResult
 
+_DECODED = {"cpu": "on the CPU", "nvdec": "by NVDEC", "gstreamer": "by the pipeline"}
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -120,7 +122,8 @@ def _lines(result: VideoResult) -> Iterator[str]:
     ending = "" if result.complete else ", stopped before the source's end"
     yield f"{result.frames} frames{rate}{source}{dropped}{reconnects}{ending}"
     split = "  ".join(f"{stage} {ms:.1f}" for stage, ms in result.split_ms.items())
-    yield f"time split, ms per frame: {split} (stages run at the same time)"
+    decoded = _DECODED[result.decoded_on]
+    yield f"time split, ms per frame: {split} (stages run at the same time; frames decoded {decoded})"
     name, lag = result.smoothing.name, result.smoothing.lag_frames
     if result.flicker is not None:
         without = "" if name == "none" else f", {result.flicker_unsmoothed:.4f} without smoothing"

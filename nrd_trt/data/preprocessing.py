@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from nrd_trt.errors import ShapeError
-from nrd_trt.specs import STRIDE, Fit, InputShape, ModelInfo, format_size
+from nrd_trt.specs import STRIDE, Fit, InputShape, ModelInfo, Size, format_size
 
 FITS: tuple[Fit, ...] = get_args(Fit)
 
@@ -35,18 +35,18 @@ def normalise(images: np.ndarray, info: ModelInfo) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedImage:
-    """An image at the engine's size, and how to bring a mask of it back.
+class Fitting:
+    """How images of one size go into the engine, and how masks go back.
 
     Attributes:
-        image: ``(h, w, 3) uint8 RGB``.
-        content_hw: The upper left part of `image` that shows the original; the rest is padding.
-        original_hw: Size of the original.
+        engine_hw: Size at which the engine runs.
+        content_hw: The upper left part of it that shows the image; the rest is padding.
+        original_hw: Size of the image.
     """
 
-    image: np.ndarray
-    content_hw: tuple[int, int]
-    original_hw: tuple[int, int]
+    engine_hw: Size
+    content_hw: Size
+    original_hw: Size
 
     def restore(self, mask: np.ndarray) -> np.ndarray:
         """Bring a mask ``(h, w) uint8`` of the engine's size to the image's (nearest), writeable, without padding."""
@@ -56,7 +56,27 @@ class FittedImage:
         return np.array(Image.fromarray(content).resize(self.original_hw[::-1], Image.Resampling.NEAREST))
 
 
-def fit_image(rgb: np.ndarray, shape: InputShape, info: ModelInfo, fit: Fit = "resize") -> FittedImage:
+@dataclass(frozen=True, kw_only=True)
+class FittedImage(Fitting):
+    """An image ``(h, w, 3) uint8 RGB`` at the engine's size, and how to bring a mask of it back."""
+
+    image: np.ndarray
+
+
+def fitting_of(image_hw: Size, shape: InputShape, fit: Fit) -> Fitting:
+    """Tell how images of a size go into an engine; see `fit_image`."""
+    engine_hw = _engine_size(image_hw, shape, fit)
+    return Fitting(engine_hw=engine_hw, content_hw=_content_size(image_hw, engine_hw, fit), original_hw=image_hw)
+
+
+def padding_colour(info: ModelInfo) -> np.ndarray:
+    """Return the colour of padding, ``(3,) uint8 RGB``."""
+    return np.rint(info.mean if info.channel_order == "rgb" else info.mean[::-1]).astype(np.uint8)
+
+
+def fit_image(
+    rgb: np.ndarray, shape: InputShape, info: ModelInfo, fit: Fit = "resize", *, original_hw: Size | None = None
+) -> FittedImage:
     """Bring an image to a size that the engine accepts.
 
     Args:
@@ -65,6 +85,8 @@ def fit_image(rgb: np.ndarray, shape: InputShape, info: ModelInfo, fit: Fit = "r
         info: Its mean is the colour of padding, which is zero after normalisation (up to rounding to uint8).
         fit: ``"resize"`` to the engine's size, ``"pad"`` on the right and below without scaling, or ``"letterbox"``:
             scale with the aspect ratio kept, then pad.
+        original_hw: Size of the image that `rgb` was scaled from: it is fitted as that would be, and masks go back to
+            it. None is for an image that was not scaled.
 
     Raises:
         ShapeError: `rgb` is no such array, or is larger than the engine with ``"pad"``.
@@ -72,17 +94,16 @@ def fit_image(rgb: np.ndarray, shape: InputShape, info: ModelInfo, fit: Fit = "r
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise ShapeError(f"image: expected (H, W, 3) uint8 RGB, got {rgb.dtype} {rgb.shape}.")
     height, width = rgb.shape[:2]
-    engine_hw = _engine_size((height, width), shape, fit)
-    content_hw = _content_size((height, width), engine_hw, fit)
-    content = rgb
+    fitting = fitting_of(original_hw or (height, width), shape, fit)
+    engine_hw, content_hw, content = fitting.engine_hw, fitting.content_hw, rgb
     if content_hw != (height, width):
         content = np.asarray(Image.fromarray(rgb).resize(content_hw[::-1], Image.Resampling.BILINEAR))
     if content_hw != engine_hw:
         canvas = np.empty((*engine_hw, 3), np.uint8)
-        canvas[:] = np.rint(info.mean if info.channel_order == "rgb" else info.mean[::-1]).astype(np.uint8)
+        canvas[:] = padding_colour(info)
         canvas[: content_hw[0], : content_hw[1]] = content
         content = canvas
-    return FittedImage(image=np.ascontiguousarray(content), content_hw=content_hw, original_hw=(height, width))
+    return FittedImage(**vars(fitting), image=np.ascontiguousarray(content))
 
 
 def _engine_size(image_hw: tuple[int, int], shape: InputShape, fit: Fit) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 
@@ -62,17 +62,24 @@ class Readable(Protocol):
         ...
 
 
+DecodedOn = Literal["cpu", "nvdec", "gstreamer"]
+"""Who turned a video into pixels: this process, NVIDIA's video decoder, or the elements of a pipeline."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoFacts:
     """What a reader knows before its first picture.
 
     Attributes:
-        size_hw: Size of the first picture; later ones may differ.
+        size_hw: Size of the first picture, before it was scaled; later ones may differ.
         rate: Pictures per second on average, or None where the video does not tell.
         time_base: Seconds per tick of `Picture.pts`.
         frames: Number of pictures that the video says it has, or None where it does not or has no end.
         live: Whether pictures come at their own pace and have no end: late ones are dropped, a lost stream is opened
             again.
+        decoded_on: Where pictures are decoded.
+        scaled: Whether pictures were scaled from `size_hw` before they came here.
+        note: What a user should know of the way that the pictures take, or None.
     """
 
     size_hw: tuple[int, int]
@@ -80,6 +87,9 @@ class VideoFacts:
     time_base: Fraction
     frames: int | None
     live: bool
+    decoded_on: DecodedOn = "cpu"
+    scaled: bool = False
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,6 +141,7 @@ class VideoReader:
     Attributes:
         facts: What is known of the pictures.
         codec: FFmpeg's name.
+        quarter_turns: How often pictures are turned by 90° anticlockwise to stand upright.
 
     Raises:
         VideoError: It cannot be opened, holds no video, or no frame of it can be decoded.
@@ -190,8 +201,8 @@ class VideoReader:
         if first is None:
             raise VideoError(f"{self.name}: expected a video, no frame of it can be decoded; convert it.")
         self._frames = itertools.chain([first], decoded)
-        size = first.height, first.width
-        size_hw = size[::-1] if _quarter_turns(first) % 2 else size
+        self.quarter_turns, size = _quarter_turns(first), (first.height, first.width)
+        size_hw = size[::-1] if self.quarter_turns % 2 else size
         return VideoFacts(
             size_hw=size_hw,
             rate=rate,

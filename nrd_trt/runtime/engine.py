@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nrd_trt.data.preprocessing import FittedImage, fit_image
+from nrd_trt.data.preprocessing import FittedImage, Fitting, fit_image, fitting_of
 from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.graph.metadata import GraphFacts, load_onnx, read_facts
@@ -96,9 +96,13 @@ class Engine:
         fitted = self.fitted(rgb)
         return fitted.restore(self.mask(fitted.image))
 
-    def fitted(self, rgb: np.ndarray) -> FittedImage:
-        """Bring an image ``(H, W, 3) uint8 RGB`` of any size to the engine's size."""
-        return fit_image(rgb, self.graph.shape, self.graph.info, self.fit)
+    def fitting(self, image_hw: Size) -> Fitting:
+        """Tell how images of a size go into the engine, and masks back."""
+        return fitting_of(image_hw, self.graph.shape, self.fit)
+
+    def fitted(self, rgb: np.ndarray, *, original_hw: Size | None = None) -> FittedImage:
+        """Bring an image ``(H, W, 3) uint8 RGB`` of any size to the engine's size; see `fit_image`."""
+        return fit_image(rgb, self.graph.shape, self.graph.info, self.fit, original_hw=original_hw)
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """Return the mask ``(h, w) uint8`` of an image ``(h, w, 3) uint8 RGB`` that has the engine's size."""

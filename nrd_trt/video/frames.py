@@ -8,13 +8,28 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from nrd_trt.data.preprocessing import Fitting
 from nrd_trt.data.videos import VideoFacts
+from nrd_trt.specs import Size
 
 Report = Callable[[str], None]
 """Receives one line that a user should know, e.g. that a stream was lost and is opened again."""
 
 Ending = Literal["complete", "stopped", "failed"]
 """How a run ended: with its source, by request (Ctrl-C, a closed window), or with an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a run takes of its source, so that one with hardware of its own can spare the rest.
+
+    Attributes:
+        fitting: Tells for the size of a picture how it goes into the engine.
+        pixels: Whether pictures are shown or written, at their own size.
+    """
+
+    fitting: Callable[[Size], Fitting]
+    pixels: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +49,8 @@ class Frame:
 
     Attributes:
         index: Position in the source, from 0; a gap is a frame that was dropped.
-        rgb: ``(H, W, 3) uint8 RGB``, shared by all stages: nobody writes to it.
+        rgb: ``(H, W, 3) uint8 RGB``, shared by all stages: nobody writes to it. Smaller than `StreamInfo.size_hw` where
+            the source scales.
         pts: When it is shown, in ticks of `StreamInfo.time_base`; grows from frame to frame.
         duration: Length in ticks, or None where the source does not tell.
         name: Stem of the files made of it: that of the image, or the index.
@@ -53,7 +69,7 @@ class SegmentedFrame:
 
     Attributes:
         frame: The frame as it was read.
-        mask: ``(H, W) uint8`` class indices at the frame's size.
+        mask: ``(H, W) uint8`` class indices at the frame's size, or that from which the source has scaled it.
         unsmoothed: The same before smoothing; without smoothing the same array.
         picture: ``(H, W, 3) uint8 RGB``; the frame itself where no sink shows one.
         shares: ``(256,)`` share of the mask's pixels per class index.

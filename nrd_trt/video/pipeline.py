@@ -180,7 +180,8 @@ class Pipeline:
         target.end()
 
     def _fit(self, arrived: _Arrived) -> _Fitted:
-        fitted = self._engine.fitted(arrived.frame.rgb)
+        info = self._source.info
+        fitted = self._engine.fitted(arrived.frame.rgb, original_hw=info.size_hw if info.scaled else None)
         return _Fitted(**vars(arrived), fitted=fitted, feed=self._engine.feed(fitted.image))
 
     def _infer(self) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nrd_trt.data.videos import DecodedOn
 from nrd_trt.errors import ConfigError
 from nrd_trt.progress import bar, silent
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import Fit, Provider, RunnerName, format_size, optional_path
-from nrd_trt.video.frames import Report, Sink
+from nrd_trt.video.frames import Report, Sink, Wanted
 from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.sinks.labels import LabelScores, LabelSink
@@ -49,8 +50,10 @@ class VideoResult(RunStats):
             no pixel stood still.
         flicker_unsmoothed: The same share in the engine's masks.
         smoothing: How masks were smoothed.
+        decoded_on: Where frames were decoded: ``"cpu"``, by NVIDIA's decoder (``"nvdec"``), or by a pipeline's elements
+            (``"gstreamer"``).
         source_fps: Frame rate that the source states, or None.
-        size_hw: Size of the first frame.
+        size_hw: Size of the first frame, before the source scaled it.
         complete: Whether the source was read to its end.
         labels: Agreement with the labels, or None without labels.
         outputs: The sinks as they were asked for.
@@ -63,6 +66,7 @@ class VideoResult(RunStats):
     flicker: float | None
     flicker_unsmoothed: float | None
     smoothing: SmoothingUsed
+    decoded_on: DecodedOn
     source_fps: float | None
     size_hw: tuple[int, int]
     complete: bool
@@ -153,12 +157,13 @@ def segment_video(
     engine = open_engine(bundle, run, fit=fit)
     info, graph, shown = engine.info, engine.graph, _Bar(show=progress, on_notice=on_notice)
     smoother = parse_smoothing(smooth, has_logits=graph.output != "mask", upsample=graph.upsample)
-    opened = open_source(str(source), rate=rate, live=live, report=shown.report)
     ignored = info.ignore_index if ignore_index is None else ignore_index
     scored = None if labels is None else LabelSink(Path(labels), info, ignore_index=ignored)
     writing: list[Sink] = [] if scored is None else [scored]
     written = [text for text in outputs if text != "null"]
     writing += [open_sink(text, info, overlay=overlay, force=force, report=shown.report) for text in written]
+    wanted = Wanted(fitting=engine.fitting, pixels=any(sink.shows_picture for sink in writing))
+    opened = open_source(str(source), rate=rate, live=live, wanted=wanted, report=shown.report)
     paint = Painter(info, style or OverlayStyle())
     with EngineThread(engine) as thread:
         pipeline = Pipeline(opened, thread, writing, paint=paint, smoother=smoother)
@@ -169,12 +174,13 @@ def segment_video(
         flicker=pipeline.flicker.flicker,
         flicker_unsmoothed=pipeline.flicker_unsmoothed.flicker,
         smoothing=SmoothingUsed(name=smoother.name, lag_frames=smoother.lag_frames),
+        decoded_on=stream.decoded_on,
         source_fps=None if stream.rate is None else float(stream.rate),
         size_hw=stream.size_hw,
         complete=complete,
         labels=scored.scores() if scored else None,
         outputs=outputs,
-        notes=tuple(pipeline.notes),
+        notes=(*filter(None, [stream.note]), *pipeline.notes),
         runner=engine.runner_name,
         arithmetic=engine.arithmetic,
         interrupted=pipeline.stages.interrupted,

@@ -97,6 +97,7 @@ def test_a_clip_comes_out_with_its_frames_rate_and_size_and_with_the_right_masks
         "dropped": 0,
         "reconnects": 0,
         "complete": True,
+        "decoded_on": "cpu",
         "size": "60x90",
         "source_fps": pytest.approx(30000 / 1001),
         "smoothing": {"name": "none", "lag_frames": 0},

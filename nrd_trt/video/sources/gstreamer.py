@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from nrd_trt.data.videos import BrokenOffError, Picture, VideoReader
@@ -116,7 +117,7 @@ class PipelineReader:
         except BaseException:
             self._end_process()
             raise
-        self.facts = self._video.facts
+        self.facts = replace(self._video.facts, decoded_on="gstreamer")
 
     def __iter__(self) -> Iterator[Picture]:
         count, broken = 0, None
@@ -231,4 +232,6 @@ def _open_with_opencv(tokens: list[str], *, name: str, live: bool) -> CaptureRea
         )
     escaped = " ".join(re.sub(r"([\s\"])", r"\\\1", token) for token in tokens)
     capture = cv2.VideoCapture(f"{escaped} ! {_OPENCV_TAIL}", cv2.CAP_GSTREAMER)
-    return CaptureReader(capture, name=name, live=live, ends=not live)
+    reader = CaptureReader(capture, name=name, live=live, ends=not live)
+    reader.facts = replace(reader.facts, decoded_on="gstreamer")
+    return reader

@@ -1,20 +1,24 @@
-"""GStreamer pipelines for the hardware of a Jetson: CSI cameras and the video decoder.
+"""GStreamer pipelines for the hardware of a Jetson: CSI cameras, the video decoder and the scaler.
 
 The elements are those of NVIDIA's Accelerated GStreamer guide. A pipeline ends in BGRx in ordinary memory, as nvvidconv
-makes no RGB; `open_source` takes it from there, also with elements added.
+makes no RGB; `open_source` takes it from there, also with elements added. Where nobody looks at the pictures but the
+engine, nvvidconv scales them to what the engine reads of them, so that no more than that is copied.
 """
 
 from __future__ import annotations
 
 import shlex
 from contextlib import closing
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from nrd_trt.data.videos import VideoReader
 from nrd_trt.errors import VideoError
+from nrd_trt.specs import Size
 from nrd_trt.video.sources.network import open_url, redacted
 
+CSI_SIZE_HW = (1080, 1920)
 _ELEMENTS = {"h264": ("rtph264depay", "h264parse"), "hevc": ("rtph265depay", "h265parse")}
 _DEMUXERS = {
     ".mp4": "qtdemux",
@@ -27,7 +31,12 @@ _DEMUXERS = {
 
 
 def csi_pipeline(
-    sensor: int = 0, *, size_hw: tuple[int, int] = (1080, 1920), rate: Fraction | int = 30, flip: int = 0
+    sensor: int = 0,
+    *,
+    size_hw: Size = CSI_SIZE_HW,
+    rate: Fraction | int = 30,
+    flip: int = 0,
+    scaled_hw: Size | None = None,
 ) -> str:
     """Return the pipeline of a CSI camera.
 
@@ -36,32 +45,56 @@ def csi_pipeline(
         size_hw: Size of the pictures, to which the sensor's nearest mode is scaled.
         rate: Frames per second.
         flip: ``flip-method`` of nvvidconv: 0 none, 1 a quarter turn anticlockwise, 2 a half turn, 3 clockwise.
+        scaled_hw: Size that the pictures are scaled to, after the turn; None leaves theirs.
     """
     height, width = size_hw
     exact = Fraction(rate)
     caps = f"width={width},height={height},framerate={exact.numerator}/{exact.denominator}"
     return (
         f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),format=NV12,{caps} ! "
-        f"nvvidconv flip-method={flip} ! video/x-raw,format=BGRx"
+        f"nvvidconv flip-method={flip}{_scaling(scaled_hw)}"
     )
 
 
-def decoder_pipeline(target: str, *, codec: str | None = None) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A file or stream that may be decoded by hardware.
+
+    Attributes:
+        codec: FFmpeg's name.
+        flip: ``flip-method`` that lets its pictures stand upright.
+        size_hw: Size of the upright pictures.
+    """
+
+    codec: str
+    flip: int
+    size_hw: Size
+
+
+def look_into(target: str) -> Target:
+    """Tell what a file or a stream is; see `decoder_pipeline`."""
+    with closing(open_url(target, live=True) if _is_stream(target) else VideoReader(Path(target))) as reader:
+        return Target(codec=reader.codec, flip=reader.quarter_turns % 4, size_hw=reader.facts.size_hw)
+
+
+def decoder_pipeline(target: str, *, codec: str | None = None, flip: int = 0, scaled_hw: Size | None = None) -> str:
     """Return the pipeline that decodes a file or, over TCP, an RTSP stream by hardware.
 
     Args:
         target: Path of an MP4, QuickTime, Matroska or MPEG transport stream, or a URL with the user and password that
             it needs.
-        codec: FFmpeg's name: ``"h264"`` or ``"hevc"``; None looks into the target.
+        codec: FFmpeg's name: ``"h264"`` or ``"hevc"``; None looks into the target, also for `flip`.
+        flip: See `csi_pipeline`.
+        scaled_hw: See `csi_pipeline`.
 
     Raises:
         VideoError: It cannot be read, or the hardware does not decode it.
         MissingDependencyError: PyAV is not installed.
     """
-    streamed, suffix = target.startswith(("rtsp://", "rtsps://")), Path(target).suffix.lower()
+    streamed, suffix = _is_stream(target), Path(target).suffix.lower()
     if codec is None:
-        with closing(open_url(target, live=True) if streamed else VideoReader(Path(target))) as reader:
-            codec = reader.codec
+        found = look_into(target)
+        codec, flip = found.codec, found.flip
     if codec not in _ELEMENTS or not (streamed or suffix in _DEMUXERS):
         expected = f"{'a stream' if streamed else ', '.join(_DEMUXERS)} with {' or '.join(_ELEMENTS)}, got {codec}"
         raise VideoError(
@@ -73,4 +106,18 @@ def decoder_pipeline(target: str, *, codec: str | None = None) -> str:
         source = f"rtspsrc {location} latency=200 protocols=tcp ! {depayloader}"
     else:
         source = f"filesrc {location} ! {_DEMUXERS[suffix]} ! queue"
-    return f"{source} ! {parser} ! nvv4l2decoder ! nvvidconv ! video/x-raw,format=BGRx"
+    turn = f" flip-method={flip}" if flip else ""
+    return f"{source} ! {parser} ! nvv4l2decoder ! nvvidconv{turn}{_scaling(scaled_hw)}"
+
+
+def _is_stream(target: str) -> bool:
+    return target.startswith(("rtsp://", "rtsps://"))
+
+
+def _scaling(scaled_hw: Size | None) -> str:
+    """Return the end of a pipeline, from the options of its nvvidconv on."""
+    if scaled_hw is None:
+        return " ! video/x-raw,format=BGRx"
+    height, width = scaled_hw
+    # Without a method nvvidconv takes the nearest pixel. 2 is the 5-tap filter, the closest to that of `fit_image`.
+    return f" interpolation-method=2 ! video/x-raw,format=BGRx,width={width},height={height}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -15,12 +17,13 @@ from nrd_trt.data.folders import IMAGE_SUFFIXES, list_images
 from nrd_trt.data.images import read_image
 from nrd_trt.data.videos import Picture, VideoFacts, VideoReader
 from nrd_trt.errors import ConfigError, VideoError
-from nrd_trt.video.frames import Report
-from nrd_trt.video.sources.camera import camera_name, open_camera
-from nrd_trt.video.sources.gstreamer import open_gstreamer, pipeline_tokens
-from nrd_trt.video.sources.jetson import csi_pipeline, decoder_pipeline
+from nrd_trt.specs import Size, format_size
+from nrd_trt.video.frames import Report, Wanted
+from nrd_trt.video.sources.camera import CaptureReader, camera_name, open_camera
+from nrd_trt.video.sources.gstreamer import PipelineReader, open_gstreamer, pipeline_tokens
+from nrd_trt.video.sources.jetson import CSI_SIZE_HW, csi_pipeline, decoder_pipeline, look_into
 from nrd_trt.video.sources.network import SCHEMES, open_url, redacted
-from nrd_trt.video.sources.reader import OpenReader, ReaderSource
+from nrd_trt.video.sources.reader import OpenReader, Reader, ReaderSource
 
 FORMS = (
     "a video file, a folder of images, a camera (0 or /dev/video0), a URL "
@@ -32,7 +35,12 @@ _HIGHEST_RATE = 1000
 
 
 def open_source(
-    text: str, *, rate: Fraction | float | None = None, live: bool | None = None, report: Report = print
+    text: str,
+    *,
+    rate: Fraction | float | None = None,
+    live: bool | None = None,
+    wanted: Wanted | None = None,
+    report: Report = print,
 ) -> ReaderSource:
     """Tell what `text` stands for. Entering the source opens it.
 
@@ -40,6 +48,7 @@ def open_source(
         text: One of the `FORMS`.
         rate: Frames per second of a folder or a CSI camera (30 when None), or to ask a camera for.
         live: Whether late frames are dropped and a lost source is opened again; None decides by the source.
+        wanted: What the run takes of the pictures; None takes all.
         report: Receives one line when a live source is lost, and one when it is back.
 
     Raises:
@@ -51,13 +60,15 @@ def open_source(
         if not 0 < rate <= _HIGHEST_RATE:
             raise ConfigError(f"rate={rate}: expected frames per second above 0 up to {_HIGHEST_RATE}; give another.")
         exact = rate if isinstance(rate, Fraction) else Fraction(rate).limit_denominator(1001)
-    name, opened, rated = _understood(text, exact, live)
+    name, opened, rated = _understood(text, exact, live, wanted)
     if rate is not None and not rated:
         raise ConfigError(f"rate={rate}: expected none for {name}; it is for folders and cameras, leave it out.")
     return ReaderSource(name, opened, report=report)
 
 
-def _understood(text: str, rate: Fraction | None, live: bool | None) -> tuple[str, OpenReader, bool]:
+def _understood(
+    text: str, rate: Fraction | None, live: bool | None, wanted: Wanted | None
+) -> tuple[str, OpenReader, bool]:
     """Return the name in messages, what opens the source, and whether a rate goes with it."""
     scheme, separator, rest = text.partition("://")
     if " ! " in text:
@@ -66,14 +77,39 @@ def _understood(text: str, rate: Fraction | None, live: bool | None) -> tuple[st
     if separator and scheme.lower() in SCHEMES:
         return redacted(text), lambda _: open_url(text, live=live), False
     if scheme == "csi" and rest.isdecimal():
-        camera = csi_pipeline(int(rest), rate=rate or _RATE)
-        return text, lambda stopped: open_gstreamer(camera, live=live, stopped=stopped), True
+        camera = partial(csi_pipeline, int(rest), rate=rate or _RATE)
+        return text, partial(_open_on_jetson, camera, CSI_SIZE_HW, live=live, wanted=wanted), True
     if scheme == "jetson" and rest:
-        return redacted(text), lambda stopped: open_gstreamer(decoder_pipeline(rest), live=live, stopped=stopped), False
+        return redacted(text), partial(_open_decoder, rest, live=live, wanted=wanted), False
     if text.isdecimal() or re.match(r"/dev/(video|v4l/)", text):
         device = int(text) if text.isdecimal() else text
         return camera_name(device), lambda _: open_camera(device, rate=rate, live=live is not False), True
     return _on_disk(text, rate, live)
+
+
+def _open_decoder(target: str, stopped: threading.Event, *, live: bool | None, wanted: Wanted | None) -> Reader:
+    found = look_into(target)
+    pipeline = partial(decoder_pipeline, target, codec=found.codec, flip=found.flip)
+    reader = _open_on_jetson(pipeline, found.size_hw, stopped, live=live, wanted=wanted)
+    reader.facts = replace(reader.facts, decoded_on="nvdec")
+    return reader
+
+
+def _open_on_jetson(
+    pipeline: Callable[..., str], size_hw: Size, stopped: threading.Event, *, live: bool | None, wanted: Wanted | None
+) -> PipelineReader | CaptureReader:
+    """Open a pipeline that can scale pictures of a size by hardware, and does where nobody looks at them."""
+    scaled_hw = None if wanted is None or wanted.pixels else wanted.fitting(size_hw).content_hw
+    # A larger picture would be more to copy. Halved colour needs even sides.
+    if scaled_hw in (None, size_hw) or any(new > old or new % 2 for new, old in zip(scaled_hw, size_hw, strict=True)):
+        return open_gstreamer(pipeline(), live=live, stopped=stopped)
+    reader = open_gstreamer(pipeline(scaled_hw=scaled_hw), live=live, stopped=stopped)
+    note = (
+        f"frames were scaled from {format_size(size_hw)} to {format_size(scaled_hw)} by hardware, whose filter is "
+        f"not that of the CPU; masks have {format_size(size_hw)}."
+    )
+    reader.facts = replace(reader.facts, size_hw=size_hw, scaled=True, note=note)
+    return reader
 
 
 def _on_disk(text: str, rate: Fraction | None, live: bool | None) -> tuple[str, OpenReader, bool]:

@@ -17,10 +17,9 @@ from nrd_trt.errors import ConfigError, MissingDependencyError, VideoError
 from nrd_trt.video.frames import Frame
 from nrd_trt.video.sources import gstreamer
 from nrd_trt.video.sources.gstreamer import is_finite, pipeline_tokens
-from nrd_trt.video.sources.jetson import csi_pipeline, decoder_pipeline
 from nrd_trt.video.sources.open_source import open_source
 from tests.video.clips import grey_frames, number_of, write_clip
-from tests.video.services import free_port, need_gstreamer, need_rtsp_server, rtsp_server
+from tests.video.services import need_gstreamer
 from tests.video.sources.cv2_stand_in import cv2_stand_in
 
 
@@ -157,57 +156,3 @@ def test_what_ends_by_itself() -> None:
     )
     for pipeline in (*finite, *endless):
         assert is_finite(pipeline_tokens(pipeline)) is (pipeline in finite), pipeline
-
-
-SOFTWARE = {"nvv4l2decoder": "avdec_h264", "nvvidconv": "videoconvert", "nvarguscamerasrc": "videotestsrc"}
-
-
-def in_software(pipeline: str) -> str:
-    """What stands for the elements of a Jetson on any machine."""
-    for element, other in SOFTWARE.items():
-        pipeline = pipeline.replace(element, other)
-    return pipeline.replace("(memory:NVMM)", "").replace("sensor-id=0", "is-live=true").replace(" flip-method=2", "")
-
-
-def test_csi_camera() -> None:
-    pipeline = csi_pipeline(0, size_hw=(96, 128), rate=25, flip=2)
-    assert pipeline == (
-        "nvarguscamerasrc sensor-id=0 ! video/x-raw(memory:NVMM),format=NV12,width=128,height=96,framerate=25/1 ! "
-        "nvvidconv flip-method=2 ! video/x-raw,format=BGRx"
-    )
-    need_gstreamer("videotestsrc")
-    with open_source(in_software(pipeline)) as source:
-        assert (source.info.live, source.info.size_hw, source.info.rate) == (True, (96, 128), 25)
-        assert len(list(itertools.islice(source, 3))) == 3
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
-def test_film_by_hardware(tmp_path: Path, suffix: str) -> None:
-    path = write_clip(tmp_path / f"clip one{suffix}", grey_frames(20), codec="libx264", rate=25)
-    pipeline = decoder_pipeline(str(path))
-    assert pipeline == decoder_pipeline(str(path), codec="h264")
-    need_gstreamer("h264parse", "avdec_h264", "tsdemux")
-    with open_source(in_software(pipeline)) as source:
-        assert [number_of(frame.rgb) for frame in source] == list(range(20))
-
-
-def test_stream_by_hardware() -> None:
-    need_rtsp_server()
-    need_gstreamer("rtspsrc", "rtph264depay", "h264parse", "avdec_h264")
-    port = free_port()
-    with rtsp_server(port):
-        url = f"rtsp://127.0.0.1:{port}/street"
-        pipeline = decoder_pipeline(url)
-        assert pipeline == decoder_pipeline(url, codec="h264")
-        with open_source(in_software(pipeline)) as source:
-            assert source.info.live and source.info.size_hw == (120, 160)
-            assert len(list(itertools.islice(source, 5))) == 5
-
-
-def test_what_the_hardware_does_not_decode(tmp_path: Path) -> None:
-    for name, codec in {"clip.avi": "mpeg4", "clip.mp4": "mpeg4"}.items():
-        path = write_clip(tmp_path / name, grey_frames(3), codec=codec)
-        with pytest.raises(VideoError, match="got mpeg4; leave out jetson://"), open_source(f"jetson://{path}"):
-            pass
-    with pytest.raises(VideoError, match=r"rtsp://a/b: expected a stream with h264 or hevc, got vp8"):
-        decoder_pipeline("rtsp://me:secret@a/b", codec="vp8")
