@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from uuid import UUID
 
 import numpy as np
 
@@ -178,6 +179,8 @@ def _describe(lib: libcuda.LibCuda, device: int) -> Gpu:
     name, bus = ctypes.create_string_buffer(256), ctypes.create_string_buffer(16)
     lib.call("cuDeviceGetName", name, len(name), device)
     lib.code_of("cuDeviceGetPCIBusId", bus, len(bus), device)  # a GPU that is on no bus may have none
+    known = not lib.code_of("cuDeviceGetUuid_v2", ctypes.byref(uuid := (ctypes.c_char * 16)()), device)
+    kind = "MIG" if b" MIG " in name.value else "GPU"
     major, minor, integrated = (
         lib.get("cuDeviceGetAttribute", attribute, device)
         for attribute in (
@@ -194,6 +197,7 @@ def _describe(lib: libcuda.LibCuda, device: int) -> Gpu:
         integrated=bool(integrated),
         memory_bytes=lib.get("cuDeviceTotalMem_v2", device),
         pci_bus_id=bus.value.decode() or None,
+        uuid=f"{kind}-{UUID(bytes=uuid.raw)}" if known else None,
     )
 
 
@@ -222,6 +226,16 @@ def open_cuda(provider: Provider = "driver") -> Iterator[Cuda]:
     """Open the first device for a block of one thread, in its context; see `load_cuda`."""
     with closing(load_cuda(provider)) as cuda, cuda.current():
         yield cuda
+
+
+def visible_gpus() -> list[Gpu]:
+    """Describe the GPUs that CUDA shows to this process, without their free memory.
+
+    Raises:
+        RunnerError: There is none; the message says why.
+    """
+    lib = libcuda.LibCuda()
+    return [_describe(lib, lib.get("cuDeviceGet", index)) for index in range(lib.get("cuDeviceGetCount"))]
 
 
 def probe_device() -> Gpu | None:

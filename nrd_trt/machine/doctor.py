@@ -108,13 +108,13 @@ def _export(have: Inventory) -> Ability:
 
 
 def _build(have: Inventory, flavour: Flavour) -> Ability:
-    name, gpus = f"build: {flavour.name}", have.graphics.gpus
+    name, gpu = f"build: {flavour.name}", have.graphics.first
     if flavour.builds:
-        return Ability(name, True, f"{flavour.version} {f'on {gpus[0].name}' if gpus else 'without a GPU'}")
+        return Ability(name, True, f"{flavour.version} {f'on {gpu.name}' if gpu else 'without a GPU'}")
     if flavour.version is not None:
         return Ability(name, False, flavour.why, "see its row above")
     absent = _absent(have, name, flavour)
-    if flavour.name == "tensorrt" and not gpus:
+    if flavour.name == "tensorrt" and gpu is None:
         return Ability(name, False, "not installed, and no GPU", f"with a GPU: {absent.remedy}")
     return absent
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -36,13 +36,15 @@ def take_inventory(machine: Machine) -> Inventory:
     with ThreadPoolExecutor(max_workers=4) as pool:  # children that import heavy packages, side by side
         torch = pool.submit(find_package, machine, Torch, "torch")
         ort = pool.submit(find_package, machine, Ort, "onnxruntime", "onnxruntime-gpu")
-        cuda = pool.submit(ask, machine, Gpu, "-m", "nrd_trt.machine.software", "cuda") if graphics.gpus else None
+        cuda = ask(machine, Gpu, "-m", "nrd_trt.machine.software", "cuda") if graphics.gpus else None
+        if isinstance(cuda, Gpu) and len(graphics.gpus) > 1:
+            graphics = replace(graphics, used=cuda)
         flavours = pool.map(partial(find_flavour, machine, graphics=graphics), DISTRIBUTIONS)
         return Inventory(
             machine=machine,
             jetson=jetson,
             graphics=graphics,
-            cuda=cuda.result() if cuda else None,
+            cuda=cuda,
             torch=torch.result(),
             ort=ort.result(),
             flavours={flavour.name: flavour for flavour in flavours},

@@ -37,6 +37,7 @@ class Gpu:
         memory_bytes: Total device memory.
         free_bytes: Free device memory now.
         pci_bus_id: Where it is on the PCI bus, ``"0000:65:00.0"``: the name that all of NVIDIA's libraries share.
+        uuid: ``"GPU-…"``, or ``"MIG-…"`` of a part of one.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Gpu:
     memory_bytes: int | None = None
     free_bytes: int | None = None
     pci_bus_id: str | None = None
+    uuid: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class Graphics:
         cuda: Newest CUDA version that the driver supports, ``"12.6"``.
         problem: What nvidia-smi complains of.
         hardware: An NVIDIA GPU is on the PCI bus, whether or not a driver serves it.
+        used: Which of several programs use, as CUDA tells it; None where there is one, or CUDA does not tell.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -66,6 +69,12 @@ class Graphics:
     cuda: str | None = None
     problem: str | None = None
     hardware: bool = False
+    used: Gpu | None = None
+
+    @property
+    def first(self) -> Gpu | None:
+        """The GPU that programs use, as far as that is known."""
+        return self.used or next(iter(self.gpus), None)
 
     @property
     def cuda_major(self) -> int | None:
@@ -102,9 +111,16 @@ def kernel_driver(machine: Machine) -> str | None:
     return found[1] if found else None
 
 
-def query(machine: Machine, fields: str) -> list[list[str]]:
-    """Ask nvidia-smi for comma-separated fields; return the values per GPU, none where it does not know a field."""
-    output = machine.run(f"nvidia-smi --format=csv,noheader,nounits --query-gpu={fields}".split()) or ""
+def query(machine: Machine, fields: str, gpu: Gpu | None = None) -> list[list[str]]:
+    """Ask nvidia-smi for comma-separated fields; return the values per GPU, none where it does not know a field.
+
+    Args:
+        machine: Which has it.
+        fields: As nvidia-smi calls them.
+        gpu: The only one to ask about, where its place on the bus is known; None asks about all.
+    """
+    chosen = ["-i", gpu.pci_bus_id] if gpu and gpu.pci_bus_id else []
+    output = machine.run(f"nvidia-smi --format=csv,noheader,nounits --query-gpu={fields}".split() + chosen) or ""
     rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
     return [row for row in rows if len(row) == fields.count(",") + 1]
 

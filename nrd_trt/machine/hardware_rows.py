@@ -101,18 +101,20 @@ def toolkit_row(machine: Machine) -> Row:
 
 
 def clocks_row(have: Inventory) -> Row:
-    """Say how fast a desktop's or a server's first GPU runs now, what it draws, and whether it is held back."""
+    """Say how fast the GPU that programs use runs now, what it draws, and what holds it back; not of a Jetson."""
     name = "Clocks and power"
     if not have.graphics.gpus:
         return Row(name, "n/a", "no GPU that can be used")
     fields = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu,pstate"
-    told = query(have.machine, fields)
+    told = query(have.machine, fields, have.graphics.used)
     if not told:
         return Row(name, "missing", "nvidia-smi does not tell", "nvidia-smi -q -d CLOCK,POWER")
     clock, highest, memory, draw, limit, heat, state = told[0]
     found = f"SM {clock} of {highest} MHz, memory {memory} MHz, {draw} of {limit} W, {heat} °C, {state}"
     renamed = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # the older name until driver 535
-    masks = [row[0] for field in renamed for row in query(have.machine, field) if row[0].startswith("0x")]
+    masks = [
+        row[0] for field in renamed for row in query(have.machine, field, have.graphics.used) if row[0].startswith("0x")
+    ]
     if reasons := throttle_reasons(int(masks[0], 16)) if masks else ():
         remedy = "nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER   (let it cool or raise the limit before timing)"
         return Row(name, "limited", f"{found}; held back: {', '.join(reasons)}", remedy)

@@ -8,6 +8,7 @@ releases the GIL for the time of a call.
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 from nrd_trt.errors import RunnerError
@@ -34,8 +35,10 @@ cuGetErrorString(CUresult, const char **)
 cuInit(unsigned int)
 cuDriverGetVersion(int *)
 cuDeviceGet(CUdevice *, int)
+cuDeviceGetCount(int *)
 cuDeviceGetName(char *, int, CUdevice)
 cuDeviceGetPCIBusId(char *, int, CUdevice)
+cuDeviceGetUuid_v2(CUuuid *, CUdevice)
 cuDeviceGetAttribute(int *, CUdevice_attribute, CUdevice)
 cuDeviceTotalMem_v2(size_t *, CUdevice)
 cuDevicePrimaryCtxRetain(CUcontext *, CUdevice)
@@ -80,6 +83,7 @@ _C_TYPES: dict[str, Any] = {
     "void *": ctypes.c_void_p,
     "const void *": ctypes.c_void_p,
     "CUdeviceptr": ctypes.c_uint64,
+    "CUuuid": ctypes.c_char * 16,
     **dict.fromkeys(
         ("CUdevice", "CUdevice_attribute", "CUpointer_attribute", "CUresult", "CUstreamCaptureMode"), ctypes.c_int
     ),
@@ -157,6 +161,15 @@ class LibCuda:
         text = ctypes.c_char_p()
         getattr(self._library, function)(code, ctypes.byref(text))
         return (text.value or b"CUresult %d" % code).decode(errors="replace")
+
+
+def is_initialised() -> bool:
+    """Whether this process uses CUDA already, through whichever library, so that its GPUs are chosen."""
+    try:
+        library = ctypes.CDLL(LIBRARY, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return bool(library.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == 0)
 
 
 def version_text(version: int) -> str:

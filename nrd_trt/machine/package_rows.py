@@ -167,7 +167,7 @@ def plugin_row(have: Inventory) -> Row:
     described = f"{path}, version {info.version} for TensorRT {info.tensorrt}, CUDA {info.cuda}, {listed}"
     if tensorrt.version is None:
         return Row(name, "n/a", f"{described}; TensorRT, which would load it, is not installed")
-    capability = have.graphics.gpus[0].compute_capability if have.graphics.gpus else None
+    capability = have.graphics.first.compute_capability if have.graphics.first else None
     if misfit := find_misfit(info, tensorrt.version, capability, have.graphics.cuda):
         return Row(name, "limited", f"{path} does not fit: {misfit.reason}", misfit.remedy)
     return Row(name, "ok", f"{described}; a build with builder='tensorrt' uses it")

@@ -2,12 +2,14 @@
 
 Installed versions come from their metadata. What a package must be asked itself is asked of a child process, since a
 broken one may end the process that imports it: ``python -m nrd_trt.machine.software tensorrt-rtx 8.9`` tries a flavour
-of TensorRT, ``python -m nrd_trt.machine.software cuda`` opens the first GPU as a runner does, and
+of TensorRT, ``python -m nrd_trt.machine.software cuda`` opens the first GPU as a runner does,
+``python -m nrd_trt.machine.software gpus CUDA_VISIBLE_DEVICES=1`` lists what CUDA shows then, and
 ``python -m nrd_trt.machine.software FILE`` reads a plugin library.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,7 @@ import msgspec
 from nrd_trt.engine.compat import ConfigOptions, load_tensorrt
 from nrd_trt.engine.plugins import PluginInfo, read_plugin
 from nrd_trt.errors import BuildError, ConfigError, MissingDependencyError, PluginError, RunnerError
-from nrd_trt.machine.cuda import open_cuda
+from nrd_trt.machine.cuda import open_cuda, visible_gpus
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA, Gpu, Graphics
 from nrd_trt.machine.host import Machine
 
@@ -139,7 +141,7 @@ def find_flavour(machine: Machine, name: str, graphics: Graphics) -> Flavour:
     found = Flavour(name=name, version=version, cuda_major=major)
     if name == "tensorrt-lean":
         return _judged(found, graphics, knows_gpu=None)
-    capability = graphics.gpus[0].compute_capability if graphics.gpus else None
+    capability = graphics.first.compute_capability if graphics.first else None
     answer = ask(machine, Trial, "-m", "nrd_trt.machine.software", name, *filter(None, [capability]))
     if isinstance(answer, str):
         return replace(found, why=f"installed, and cannot be imported: {answer}")
@@ -149,9 +151,9 @@ def find_flavour(machine: Machine, name: str, graphics: Graphics) -> Flavour:
 
 def _judged(found: Flavour, graphics: Graphics, *, knows_gpu: bool | None) -> Flavour:
     """Add whether plans of this flavour run here, and why."""
-    if not graphics.gpus:
+    gpu, major = graphics.first, found.cuda_major
+    if gpu is None:
         return replace(found, runs=False, why="no NVIDIA GPU that can be used")
-    gpu, major = graphics.gpus[0], found.cuda_major
     if major is not None and not graphics.supports(major):
         branch = DRIVER_OF_CUDA.get(major, 580)
         why = f"made for CUDA {major}, the driver supports {graphics.cuda}: driver {branch} or newer is needed"
@@ -197,6 +199,22 @@ def open_device() -> Gpu | str:
         return str(exc)
 
 
+def list_gpus(*environment: str) -> list[Gpu] | str:
+    """Return the GPUs that CUDA shows, or why it shows none.
+
+    Args:
+        environment: Variables to set before, ``"NAME=VALUE"``, or to unset, ``"NAME"``.
+    """
+    for text in environment:
+        name, given, value = text.partition("=")
+        os.environ.pop(name, None)
+        os.environ.update({name: value} if given else {})
+    try:
+        return visible_gpus()
+    except RunnerError as exc:
+        return str(exc)
+
+
 def read_library(path: str) -> PluginInfo | str:
     """Open a plugin library, which runs its code; return what it says of itself, or why it cannot be used."""
     try:
@@ -206,8 +224,11 @@ def read_library(path: str) -> PluginInfo | str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] in DISTRIBUTIONS:
-        told: Any = try_flavour(*sys.argv[1:])
+    asked, *arguments = sys.argv[1:]
+    if asked in DISTRIBUTIONS:
+        told: Any = try_flavour(asked, *arguments)
+    elif asked == "gpus":
+        told = list_gpus(*arguments)
     else:
-        told = open_device() if sys.argv[1] == "cuda" else read_library(sys.argv[1])
+        told = open_device() if asked == "cuda" else read_library(asked)
     print(" ".join(told.splitlines()) if isinstance(told, str) else msgspec.json.encode(told).decode())

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from nrd_trt.machine.findings import take_inventory
 from nrd_trt.machine.gpu import Gpu, Graphics, find_graphics, throttle_reasons
+from nrd_trt.machine.hardware_rows import clocks_row
 from nrd_trt.machine.host import Machine
 from nrd_trt.machine.jetson import (
     GpuClock,
@@ -17,7 +20,7 @@ from nrd_trt.machine.jetson import (
     parse_tegrastats,
     read_tegrastats,
 )
-from tests.machine.recorded import AGX_ORIN_JP6, DESKTOP, NO_GPU, ORIN, QUERY, header, recorded
+from tests.machine.recorded import AGX_ORIN_JP6, CLOCKS, DESKTOP, NO_GPU, ORIN, QUERY, header, recorded, trial
 
 OLD_QUERY = QUERY.removesuffix(",compute_cap")
 # One line each in the shape of its release: fields, brackets, letter case and units are those of the device.
@@ -139,3 +142,20 @@ def test_over_current_events_are_summed(tmp_path: Path) -> None:
     assert over_current_events(recorded(tmp_path, NO_GPU)) is None
     counters = {"sys/class/hwmon/hwmon1/oc1_event_cnt": "2\n", "sys/class/hwmon/hwmon4/oc3_event_cnt": "5\n"}
     assert over_current_events(recorded(tmp_path, NO_GPU, files=counters)) == 7
+
+
+def test_of_several_gpus_the_one_that_cuda_uses_is_looked_at(tmp_path: Path) -> None:
+    """As CUDA_VISIBLE_DEVICES leaves it: nvidia-smi lists them all, and its first is another one."""
+    second = Gpu(name="NVIDIA GeForce RTX 3070", compute_capability="8.6", cuda="13.0", pci_bus_id="0000:66:00.0")
+    answers = {
+        QUERY: "NVIDIA GeForce RTX 4070, 12282, 11500, 8.9\nNVIDIA GeForce RTX 3070, 8192, 7900, 8.6\n",
+        f"{CLOCKS},clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu,pstate -i 0000:66:00.0": (
+            "1980, 2100, 7001, 219.80, 220.00, 83, P2\n"
+        ),
+        "trial cuda": msgspec.json.encode(second).decode(),
+        "trial tensorrt-rtx 8.6": trial("1.7.1.116", knows_gpu=True),
+    }
+    have = take_inventory(recorded(tmp_path, DESKTOP, commands=answers))
+    assert [gpu.name for gpu in have.graphics.gpus] == ["NVIDIA GeForce RTX 4070", second.name]
+    assert (have.graphics.first, have.flavours["tensorrt-rtx"].why) == (second, f"on {second.name}")
+    assert clocks_row(have).found.startswith("SM 1980 of 2100 MHz")

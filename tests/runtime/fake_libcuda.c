@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_USES = 8, MAX_RECORDED = 64, MAX_DEPTH = 32, MAX_FAILURES = 8 };
+enum { MAX_SHOWN = 8, MAX_USES = 8, MAX_RECORDED = 64, MAX_DEPTH = 32, MAX_FAILURES = 8 };
 
 typedef enum { CONTEXT, DEVICE, HOST, STREAM, EVENT, GRAPH, EXEC, ENGINE, KINDS } Kind;
 static const char *const kind_names[KINDS] = {"context", "device", "host", "stream", "event", "graph", "exec", "engine"};
@@ -87,6 +87,7 @@ int fake_is_behind(int node, int other);
 
 static pthread_mutex_t mutex;
 static struct { int devices, version, integrated, initialised; } machine;
+static int shown[MAX_SHOWN], n_shown; /* what CUDA_VISIBLE_DEVICES left of the devices */
 static Object **objects;
 static Node **nodes;
 static int n_objects, n_nodes, n_failures, retained, stamps;
@@ -294,10 +295,35 @@ static CUresult error_of(CUresult code, const char **text, bool name) {
 CUresult CUDAAPI cuGetErrorName(CUresult error, const char **text) { return error_of(error, text, true); }
 CUresult CUDAAPI cuGetErrorString(CUresult error, const char **text) { return error_of(error, text, false); }
 
+/* GPU-00000001-… is the second GPU; behind the last one comes a part of it, MIG-…, which is seen by its name only. */
+static void uuid_text(int device, char text[64]) {
+    snprintf(text, 64, "%s-%08x-0000-0000-0000-000000000000", device < machine.devices ? "GPU" : "MIG", device);
+}
+
+/* The device of one entry of CUDA_VISIBLE_DEVICES: a number, or a UUID or its beginning; -1 where there is none. */
+static int device_named(const char *name, size_t size) {
+    char text[64];
+    for (int device = 0; size > 4 && device <= machine.devices; device++)
+        if (uuid_text(device, text), !strncmp(text, name, size)) return device;
+    bool number = size && strspn(name, "0123456789") >= size;
+    return number && atoi(name) < machine.devices ? atoi(name) : -1;
+}
+
+static void look_at_the_environment(void) {
+    const char *rest = getenv("CUDA_VISIBLE_DEVICES");
+    for (n_shown = 0; !rest && n_shown < machine.devices; n_shown++) shown[n_shown] = n_shown;
+    while (rest && *rest && n_shown < MAX_SHOWN) {
+        size_t size = strcspn(rest, ",");
+        if ((shown[n_shown] = device_named(rest, size)) < 0) break; /* what comes behind it is not seen either */
+        n_shown++, rest += size + (rest[size] == ',');
+    }
+}
+
 CUresult CUDAAPI cuInit(unsigned int flags) {
     ENTER;
     if (flags) return CUDA_ERROR_INVALID_VALUE;
-    if (!machine.devices) return CUDA_ERROR_NO_DEVICE;
+    if (!machine.initialised) look_at_the_environment();
+    if (!n_shown) return CUDA_ERROR_NO_DEVICE;
     return machine.initialised = 1, CUDA_SUCCESS;
 }
 
@@ -308,25 +334,38 @@ CUresult CUDAAPI cuDriverGetVersion(int *version) {
 
 CUresult CUDAAPI cuDeviceGet(CUdevice *device, int ordinal) {
     ENTER;
-    return *device = ordinal, ordinal < machine.devices ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+    return *device = ordinal, ordinal < n_shown ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+
+CUresult CUDAAPI cuDeviceGetCount(int *count) {
+    ENTER;
+    return *count = n_shown, CUDA_SUCCESS;
 }
 
 CUresult CUDAAPI cuDeviceGetName(char *name, int room, CUdevice device) {
     ENTER;
-    snprintf(name, (size_t)room, "Fake GPU %d", device);
+    if (device >= n_shown) return CUDA_ERROR_INVALID_DEVICE;
+    bool part = shown[device] == machine.devices;
+    snprintf(name, (size_t)room, "Fake GPU %d%s", shown[device] - part, part ? " MIG 1g.5gb" : "");
     return CUDA_SUCCESS;
+}
+
+CUresult CUDAAPI cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) {
+    ENTER;
+    if (device >= n_shown) return CUDA_ERROR_INVALID_DEVICE;
+    return *uuid = (CUuuid){{0, 0, 0, (char)shown[device]}}, CUDA_SUCCESS;
 }
 
 CUresult CUDAAPI cuDeviceGetPCIBusId(char *bus, int room, CUdevice device) {
     ENTER;
-    if (device >= machine.devices || room < 13) return CUDA_ERROR_INVALID_VALUE;
-    snprintf(bus, (size_t)room, "0000:%02x:00.0", 0x65 + device);
+    if (device >= n_shown || room < 13) return CUDA_ERROR_INVALID_VALUE;
+    snprintf(bus, (size_t)room, "0000:%02x:00.0", 0x65 + shown[device] - (shown[device] == machine.devices));
     return CUDA_SUCCESS;
 }
 
 CUresult CUDAAPI cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
     ENTER;
-    if (device >= machine.devices) return CUDA_ERROR_INVALID_DEVICE;
+    if (device >= n_shown) return CUDA_ERROR_INVALID_DEVICE;
     if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) return *value = 8, CUDA_SUCCESS;
     if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR) return *value = 7, CUDA_SUCCESS;
     return *value = attribute == CU_DEVICE_ATTRIBUTE_INTEGRATED ? machine.integrated : 0, CUDA_SUCCESS;
@@ -334,19 +373,19 @@ CUresult CUDAAPI cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, 
 
 CUresult CUDAAPI cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
     ENTER;
-    return *bytes = 1ull << 33, device < machine.devices ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+    return *bytes = 1ull << 33, device < n_shown ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
 CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
     ENTER;
-    if (device >= machine.devices) return CUDA_ERROR_INVALID_DEVICE;
+    if (device >= n_shown) return CUDA_ERROR_INVALID_DEVICE;
     primary->alive = true, retained++;
     return *context = (CUcontext)primary, CUDA_SUCCESS;
 }
 
 CUresult CUDAAPI cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     ENTER;
-    if (device >= machine.devices || !retained) return CUDA_ERROR_INVALID_CONTEXT;
+    if (device >= n_shown || !retained) return CUDA_ERROR_INVALID_CONTEXT;
     if (--retained) return CUDA_SUCCESS;
     primary->alive = false;
     for (int i = 0; i < depth; i++)
@@ -359,7 +398,7 @@ CUresult CUDAAPI cuDevicePrimaryCtxRelease_v2(CUdevice device) {
 
 CUresult CUDAAPI cuCtxCreate_v2(CUcontext *context, unsigned int flags, CUdevice device) {
     ENTER;
-    if (flags || device >= machine.devices || depth == MAX_DEPTH) return CUDA_ERROR_INVALID_VALUE;
+    if (flags || device >= n_shown || depth == MAX_DEPTH) return CUDA_ERROR_INVALID_VALUE;
     Object *made = stack[depth++] = make(CONTEXT);
     return *context = (CUcontext)made, CUDA_SUCCESS;
 }
@@ -627,7 +666,7 @@ CUresult CUDAAPI cuGraphDestroy(CUgraph handle) {
 
 /* --- for the tests ------------------------------------------------------------------------------------------------- */
 
-/* Begin anew, on a machine with one GPU and a driver for CUDA 12.6. */
+/* Begin anew, on a machine with FAKE_GPUS GPUs, which is one where that is not set, and a driver for CUDA 12.6. */
 void fake_reset(void) {
     LOCKED;
     for (int i = 0; i < n_objects; i++) {
@@ -640,7 +679,8 @@ void fake_reset(void) {
     objects = realloc(objects, sizeof *objects);
     objects[n_objects++] = primary; /* it keeps its handle, as the real one does */
     *primary = (Object){.kind = CONTEXT};
-    machine.devices = 1, machine.version = 12060, machine.integrated = machine.initialised = 0;
+    const char *devices = getenv("FAKE_GPUS");
+    machine.devices = devices ? atoi(devices) : 1, machine.version = 12060, machine.integrated = machine.initialised = 0;
 }
 
 void fake_set(const char *name, int value) {
