@@ -53,8 +53,9 @@ test-all: install  ## Run it with every combination of encoder, precision and in
 GPU_PYTHON := $(BIN)/python
 GPU := build/gpu-check
 GPU_BUILD := plugins/build
-# $(call gpu_step,NAME,COMMAND): its output goes to NAME.txt; five minutes at most; 77 says that something is missing.
-gpu_step = echo "gpu-check: $(1)"; start=$$(date +%s); timeout 300 sh -c '$(2)' > $(GPU)/$(1).txt 2>&1; \
+# $(call gpu_step,NAME,COMMAND,SECONDS): its output goes to NAME.txt; five minutes at most, unless SECONDS are given; 77
+# says that something is missing.
+gpu_step = echo "gpu-check: $(1)"; start=$$(date +%s); timeout $(or $(3),300) sh -c '$(2)' > $(GPU)/$(1).txt 2>&1; \
 	echo "$(1) $$? $$(($$(date +%s) - start))" >> $(GPU)/steps
 sanitize = tests=$(GPU_BUILD)/nrd_decode/tests; [ -x $$tests/test_kernels ] || { echo "no C++ tests"; exit 77; }; \
 	command -v compute-sanitizer || { echo "no compute-sanitizer"; exit 77; }; \
@@ -78,11 +79,8 @@ gpu-check: $(if $(GPU_PYTHON:$(BIN)/python=),,install)  ## Every proof and bench
 		> $(GPU)/decode.json)
 	@$(foreach tool,racecheck initcheck synccheck,($(call gpu_step,$(tool),$(call sanitize,$(tool)))) &) \
 		$(call gpu_step,memcheck,$(call sanitize,memcheck,--leak-check full)); wait
-	@$(call gpu_step,bundle,runner=$$($(GPU_PYTHON) -c "from nrd_trt.engine.compat import installed_flavours as found; \
-		print(*found()[:1])") && [ "$$runner" ] || { echo "no TensorRT"; exit 77; }; \
-		$(GPU_PYTHON) scripts/build_engine.py nrd_trt/zoo/nrd_mobilenetv2_camvid.safetensors -o $(GPU)/demo.nrd \
-		--size 352x480 --precision fp16 --builder $$runner && \
-		$(GPU_PYTHON) scripts/benchmark.py $(GPU)/demo.nrd --runner $$runner --runs 200 --json > $(GPU)/bundle.json)
+	@$(call gpu_step,selftest,$(GPU_PYTHON) -c "from nrd_trt.cli.main import run_verb; run_verb(\"selftest\")" \
+		-o $(GPU)/selftest --json > $(GPU)/selftest.json,7200)
 	@$(GPU_PYTHON) scripts/dev/gpu_results.py $(GPU)
 
 check: install  ## Formatting, lint, rooms, types; what CI runs

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nrd_trt.inspection.inspect import inspect as inspect
     from nrd_trt.machine.doctor import doctor as doctor
     from nrd_trt.model import load_model as load_model
+    from nrd_trt.proving.selftest import selftest as selftest
     from nrd_trt.runtime.engine import open_bundle as open_bundle
     from nrd_trt.serving.serve import serve as serve
     from nrd_trt.training.complexity import complexity as complexity
@@ -53,6 +54,7 @@ _FUNCTIONS = {
     "load_model": "nrd_trt.model",
     "open_bundle": "nrd_trt.runtime.engine",
     "segment_video": "nrd_trt.video.segment_video",
+    "selftest": "nrd_trt.proving.selftest",
     "serve": "nrd_trt.serving.serve",
     "train": "nrd_trt.training.train",
     "tune": "nrd_trt.building.tune",

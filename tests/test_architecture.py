@@ -80,6 +80,7 @@ CALLS = {
     "load_model": ("absent.pth",),
     "open_bundle": ("absent.nrd",),
     "segment_video": ("absent.mp4", "absent_masks.mp4", "absent.nrd"),
+    "selftest": ("absent/report",),
     "serve": ("absent.mp4", "absent.nrd"),
     "train": ("absent", "absent", "absent"),
     "tune": ("absent.pth", "absent.nrd", "absent"),

@@ -23,6 +23,9 @@ echo "$@" >> {{log}}
 case "$*" in
   *gpu_results*) LD_LIBRARY_PATH={{folder}} exec {sys.executable} "$@" ;;
   *doctor*) echo '{{{{"capabilities": [{{{{"name": "GPU", "status": "ok", "found": "Orin, 8.7"}}}}]}}}}' ;;
+  *--decode*) echo "no ninja" >&2; exit 77 ;;
+  *selftest*) mkdir -p {{folder}}/out/selftest
+    echo '{{{{"passed": 7, "failed": 0, "not_run": 2}}}}' > {{folder}}/out/selftest/selftest.json ;;
   "-m pytest"*) echo '{JUNIT}' > {{folder}}/out/pytest.xml; exit 1 ;;
 esac
 """
@@ -70,12 +73,13 @@ def test_every_step_runs_and_the_page_says_what_failed(tmp_path: Path) -> None:
     rows = {cells[1].strip(): cells[2:] for line in page.splitlines() if len(cells := line.split("|")) > 5}
     found = {name: cells[0].strip() for name, cells in rows.items() if name not in ("step", "---")}
     assert found == {
-        **dict.fromkeys(("doctor", "build", "ctest", "bench", "decode"), "passed"),
+        **dict.fromkeys(("doctor", "build", "ctest", "bench", "selftest"), "passed"),
         **dict.fromkeys(("memcheck", "initcheck", "synccheck"), "passed"),
         **dict.fromkeys(("pytest", "racecheck"), "FAILED"),
-        "bundle": "not run: no TensorRT",
+        "decode": "not run: no ninja",
     }
     assert "1 passed, 1 failed, 1 skipped" in page
+    assert "7 passed, 0 failed, 2 not run" in page
     assert "| GPU | Orin, 8.7 |" in page
     commands = log.read_text()
     assert "-DCMAKE_CUDA_ARCHITECTURES=87" in commands

@@ -75,7 +75,7 @@ def test_wheel_holds_the_package_and_nothing_else(installed: Path) -> None:
     # What PyTorch's extension loader needs.
     sources = {f"nrd_trt/_{name}" for pattern in ("*.cu", "*.h", "torch/*") for name in _files(kernels, pattern)}
     planted = {"nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md"}
-    others = {"nrd_trt/validation/report.html.j2", "nrd_trt/py.typed"}
+    others = {"nrd_trt/validation/report.html.j2", "nrd_trt/proving/selftest.html.j2", "nrd_trt/py.typed"}
     held = {name for name in _files(installed, "**/*", installed) if ".dist-info/" not in name}
     assert held == ours | calibration | sources | planted | others
     assert [name for name in held if Path(name).suffix in _PIXELS] == []

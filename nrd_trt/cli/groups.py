@@ -121,6 +121,14 @@ class LabelOptions(Group):
     fit: common.FitOption = None
 
 
+DeviceOption = Annotated[
+    Any,
+    common.engine_option(
+        metavar="N|UUID", parser=parse.parse_device, help="The GPU: a number, GPU-… or MIG-… (default the first)."
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunnerOptions(Group):
     """What runs an engine."""
@@ -133,12 +141,7 @@ class RunnerOptions(Group):
         bool | None,
         common.engine_option("--cuda-graph/--no-cuda-graph", help="Replay a plan's runs as CUDA graphs (default yes)."),
     ] = None
-    device: Annotated[
-        Any,
-        common.engine_option(
-            metavar="N|UUID", parser=parse.parse_device, help="The GPU: a number, GPU-… or MIG-… (default the first)."
-        ),
-    ] = None
+    device: DeviceOption = None
 
 
 @dataclass(frozen=True, kw_only=True)

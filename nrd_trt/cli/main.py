@@ -51,9 +51,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-_NAMES = "doctor train evaluate complexity export calibrate build inspect validate predict benchmark tune video serve"
+_NAMES = (
+    *("doctor", "selftest", "train", "evaluate", "complexity", "export", "calibrate", "build", "inspect", "validate"),
+    *("predict", "benchmark", "tune", "video", "serve"),
+)
 VERBS: dict[str, Callable[..., None]] = {
-    name: getattr(import_module(f"nrd_trt.cli.{name}"), f"{name}_command") for name in _NAMES.split()
+    name: getattr(import_module(f"nrd_trt.cli.{name}"), f"{name}_command") for name in _NAMES
 }
 FLAGS = {name: flags_of(flattened(command)) for name, command in VERBS.items()}
 for name, command in VERBS.items():

@@ -24,20 +24,25 @@ _CHECKOUT = _PARENT if (_PARENT / "setup.cfg").is_file() else None
 _TIMEOUT_S, _PYTHON_TIMEOUT_S = 30.0, 90.0  # PyTorch from a Jetson's flash takes its time
 
 
-def run_command(command: Sequence[str]) -> str | None:
-    """Run a command as `Machine.run` promises; a child Python finds this package too."""
-    if shutil.which(command[0]) is None:
-        return None
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child process whose Python finds this package too, and warns of nothing."""
     environment = {**os.environ, "LC_ALL": "C", "PYTHONWARNINGS": "ignore"}
     if _CHECKOUT is not None:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH"))))
+    return environment
+
+
+def run_command(command: Sequence[str]) -> str | None:
+    """Run a command as `Machine.run` promises."""
+    if shutil.which(command[0]) is None:
+        return None
     try:
         done = subprocess.run(
             list(command),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PYTHON_TIMEOUT_S if command[0] == sys.executable else _TIMEOUT_S,
-            env=environment,
+            env=child_environment(),
             errors="replace",
         )
     except (OSError, subprocess.TimeoutExpired):

@@ -34,8 +34,12 @@ def compute_capability() -> str:
     return f"{major.value}{minor.value}"
 
 
-def totals(report: Path) -> str:
-    """Count the tests in a JUnit file."""
+def totals(folder: Path, step: str) -> str:
+    """Count the tests in a step's JUnit file, or the parts of the self-test."""
+    report, test = folder / f"{step}.xml", folder / step / "selftest.json"  # whole even where its step was stopped
+    if test.is_file():
+        counts = json.loads(test.read_text(encoding="utf-8"))
+        return ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in ("passed", "failed", "not_run"))
     if not report.is_file():
         return "–"
     cases = list(ElementTree.parse(report).iter("testcase"))
@@ -56,7 +60,7 @@ def results(folder: Path) -> tuple[str, bool]:
         log = f"{name}.txt"
         if int(code) == MISSING:
             result += ": " + (folder / log).read_text(errors="replace").strip().splitlines()[-1]
-        lines.append(f"| {name} | {result} | {seconds} | {totals(folder / f'{name}.xml')} | [{log}]({log}) |")
+        lines.append(f"| {name} | {result} | {seconds} | {totals(folder, name)} | [{log}]({log}) |")
     lines += ["", "| machine | |", "| --- | --- |"]
     doctor = json.loads((folder / "doctor.json").read_text() or "{}")
     rows = [row for row in doctor.get("capabilities", []) if row["name"] in VERSIONS and row["status"] != "n/a"]

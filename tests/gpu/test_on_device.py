@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
@@ -19,6 +18,7 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.figures import Gates
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.machine.cuda import host_view, open_cuda
+from nrd_trt.proving.runs import graph_fault, threads_fault
 from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Runner
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -116,11 +116,8 @@ def test_masks_hold_the_default_gates(shape: str, precision: Precision) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cuda_graphs_change_nothing(shape: str) -> None:
     images = scenes() + (scenes((256, 320)) + scenes() if shape == "dynamic" else [])
-    results = []
-    for cuda_graph in (False, True):
-        with on_plan(plan(shape), cuda_graph=cuda_graph) as trt:
-            results.append([trt.infer({"image": image})["mask"] for image in images])
-    assert all(np.array_equal(*pair) for pair in zip(*results, strict=True))
+    feeds = [{"image": image} for image in images]
+    assert graph_fault(lambda cuda_graph: on_plan(plan(shape), cuda_graph=cuda_graph), feeds) is None
 
 
 def test_device_runs_equal_host_runs() -> None:
@@ -148,14 +145,4 @@ def test_device_runs_equal_host_runs() -> None:
 
 
 def test_two_threads_capture_graphs_at_once() -> None:
-    images = scenes()
-    with on_plan(plan()) as single:
-        wanted = [single.infer({"image": image})["mask"] for image in images]
-
-    def work(_: int) -> list[np.ndarray]:
-        with on_plan(plan()) as own:
-            return [own.infer({"image": image})["mask"] for _ in range(5) for image in images]
-
-    with ThreadPoolExecutor(2) as pool:
-        for got in pool.map(work, range(2)):
-            assert all(np.array_equal(*pair) for pair in zip(got, wanted * 5, strict=True))
+    assert threads_fault(lambda: on_plan(plan()), [{"image": image} for image in scenes()]) is None

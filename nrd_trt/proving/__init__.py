@@ -1,0 +1,1 @@
+"""`nrd_trt.selftest`: what a GPU proves of this toolkit, from an installed package."""
