@@ -38,32 +38,41 @@ def load_engine(trt: Any, label: str, plan: bytes, log: MessageLog, *, host_code
             f"system, or there is no GPU with a new enough driver; rebuild with: {rebuild}"
         )
     engine.error_recorder = log.recorder
-    return LoadedEngine(trt, label, runtime, engine, _context(engine, label, log), log)
+    return LoadedEngine(trt, label, runtime, engine, log)
 
 
-def _context(engine: Any, label: str, log: MessageLog) -> Any:
-    context = engine.create_execution_context()
-    if context is None:
-        raise RunnerError(
-            f"{label} cannot make room to run the engine{log.tail()}; free GPU memory or build for a smaller size=."
-        )
-    context.error_recorder = log.recorder
-    return context
+def _context_settings(trt: Any, engine: Any) -> tuple[Any, Any]:
+    """Return what contexts are made with, and the cache of compiled kernels, which TensorRT-RTX alone has."""
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not hasattr(trt, "IRuntimeCache"):
+        return strategy, None
+    settings = engine.create_runtime_config()
+    settings.set_execution_context_allocation_strategy(strategy)
+    # By default it starts with fallback kernels, compiles better ones beside the runs and changes over: masks could
+    # change from one frame to the next, and a graph would keep the fallback.
+    eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    settings.dynamic_shapes_kernel_specialization_strategy = eager
+    kernels = settings.create_runtime_cache()
+    settings.set_runtime_cache(kernels)
+    return settings, kernels
 
 
 class LoadedEngine:
-    """An engine with one execution context; not to be shared by threads.
+    """An engine; what runs it is a context of it.
 
     Attributes:
         inputs: Input specs by name; None marks a dynamic dimension.
         outputs: Output specs by name.
-        device_memory_bytes: Scratch memory that the context holds on the device.
+        device_memory_bytes: Scratch memory that a run of any shape needs at most.
+        compiles: Whether it compiles kernels for this GPU when it is first run, as TensorRT-RTX does.
     """
 
-    def __init__(self, trt: Any, label: str, runtime: Any, engine: Any, context: Any, log: MessageLog) -> None:
-        # In this order they are dropped too, users before what they use.
-        self._context, self._engine, self._runtime, self._log = context, engine, runtime, log
+    def __init__(self, trt: Any, label: str, runtime: Any, engine: Any, log: MessageLog) -> None:
+        self._engine, self._runtime, self._log = engine, runtime, log
         self._trt, self._label = trt, label
+        self._settings, self._kernels = _context_settings(trt, engine)
+        self._profiler: Any = None
+        self.compiles = self._kernels is not None
         self.device_memory_bytes = int(engine.device_memory_size_v2)
         self.inputs: dict[str, TensorSpec] = {}
         self.outputs: dict[str, TensorSpec] = {}
@@ -71,6 +80,42 @@ class LoadedEngine:
             name = engine.get_tensor_name(index)
             is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             (self.inputs if is_input else self.outputs)[name] = self._spec(name)
+
+    def context(self) -> EngineContext:
+        """Return a new context, with shapes and addresses of its own; close it.
+
+        Raises:
+            RunnerError: There is no memory for it.
+        """
+        self._open()
+        context = self._engine.create_execution_context(self._settings)
+        if context is None:
+            raise RunnerError(
+                f"{self._label} cannot make room to run the engine{self._log.tail()}; free GPU memory or build for a "
+                "smaller size=."
+            )
+        context.error_recorder = self._log.recorder
+        if self._profiler is not None:
+            context.profiler = self._profiler
+        return EngineContext(self, context, self._label, self._log)
+
+    def profile(self, on_layer: OnLayer) -> None:
+        """Time every layer of the contexts made from now on; their runs wait for their end, and cannot be captured."""
+        self._open()
+        self._profiler = layer_profiler(self._trt, on_layer)  # held: a context may not own it
+
+    def take_kernels(self, content: bytes) -> bool:
+        """Use what `kernels` gave in an earlier process, from now on; False where TensorRT refuses it.
+
+        Before the first context, which may compile some, and in a CUDA context.
+        """
+        self._open()
+        return bool(self._kernels.deserialize(content))
+
+    def kernels(self) -> bytes:
+        """Return the kernels that were compiled so far, and those that were taken."""
+        self._open()
+        return bytes(self._kernels.serialize())
 
     def profile_range(self, name: str) -> tuple[Shape, Shape, Shape]:
         """Return smallest, usual and largest shape of an input."""
@@ -81,6 +126,44 @@ class LoadedEngine:
             return fixed, fixed, fixed
         low, opt, high = (tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, 0))
         return low, opt, high
+
+    def layer_information(self) -> str:
+        """Return the engine inspector's JSON: layers, types and formats as they were built."""
+        self._open()
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def close(self) -> None:
+        """Release everything, users before what they use, after its contexts; may be called again."""
+        self._settings = self._kernels = self._engine = self._runtime = None  # from left to right
+
+    def _open(self) -> None:
+        """Start a call: its error tells its own messages only."""
+        if self._engine is None:
+            raise RunnerError(f"{self._label}: the engine is closed; load it again.")
+        self._log.forget()
+
+    def _spec(self, name: str) -> TensorSpec:
+        shape = tuple(None if n < 0 else int(n) for n in self._engine.get_tensor_shape(name))
+        kind = self._engine.get_tensor_dtype(name)
+        dtype = numpy_types(self._trt).get(kind)
+        if dtype is None:
+            raise RunnerError(f"tensor {name!r}: NumPy has no type {kind}; export the model with another output type.")
+        return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+class EngineContext:
+    """What runs an engine, on one stream at a time and in scratch memory that the caller lends; one thread at a time.
+
+    Attributes:
+        scratch_bytes: How much of that the shapes need that were set.
+    """
+
+    def __init__(self, engine: LoadedEngine, context: Any, label: str, log: MessageLog) -> None:
+        self._context, self._loaded, self._label, self._log = context, engine, label, log
+        self._shapes: Mapping[str, Shape] | None = None
+        self._outputs: dict[str, Shape] = {}
+        self.scratch_bytes = 0
 
     def set_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Choose the input shapes of the runs to come.
@@ -96,6 +179,9 @@ class LoadedEngine:
             RunnerError: TensorRT refuses the shapes.
         """
         self._open()
+        if shapes == self._shapes:
+            return self._outputs
+        self._shapes = None  # where one is refused, others may be set
         for name, shape in shapes.items():
             self._check(name, shape)
             if not self._context.set_input_shape(name, tuple(shape)):
@@ -106,7 +192,20 @@ class LoadedEngine:
             raise self._failed("cannot work out the shapes of the outputs") from exc
         if unset:
             raise self._failed(f"does not know the shapes of {', '.join(unset)} yet; set all inputs")
-        return {name: tuple(self._context.get_tensor_shape(name)) for name in self.outputs}
+        # It says 0 too where it cannot tell, and then the run must have room for any shape.
+        self.scratch_bytes = (
+            int(self._context.update_device_memory_size_for_shapes()) or self._loaded.device_memory_bytes
+        )
+        self._outputs = {name: tuple(self._context.get_tensor_shape(name)) for name in self._loaded.outputs}
+        self._shapes = dict(shapes)
+        return self._outputs
+
+    def set_scratch(self, address: int, nbytes: int) -> None:
+        """Lend scratch memory, aligned to 256, of `scratch_bytes` or more; the caller keeps it until the runs ended."""
+        self._open()
+        self._context.set_device_memory(address, nbytes)
+        if self._log.recorder.num_errors():  # it gives no answer
+            raise self._failed("refused its scratch memory")
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
         """Tell where inputs are read and outputs written; the caller keeps the memory alive."""
@@ -125,27 +224,17 @@ class LoadedEngine:
         if not self._context.execute_async_v3(stream):
             raise self._failed("could not start the run")
 
-    def profile(self, on_layer: OnLayer) -> None:
-        """Time every layer of each run from now on; such a run waits for its own end, and cannot be captured."""
+    def check_capturable(self, stream: int) -> None:
+        """Raise `RunnerError` where TensorRT says that a run on a stream cannot be captured as it is now."""
         self._open()
-        self._profiler = layer_profiler(self._trt, on_layer)  # held: the context may not own it
-        self._context.profiler = self._profiler
-
-    def layer_information(self) -> str:
-        """Return the engine inspector's JSON: layers, types and formats as they were built."""
-        self._open()
-        inspector = self._engine.create_engine_inspector()
-        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
-
-    def fork(self) -> LoadedEngine:
-        """Return another context of the same engine, with its own shapes and addresses; close both."""
-        self._open()
-        context = _context(self._engine, self._label, self._log)
-        return LoadedEngine(self._trt, self._label, self._runtime, self._engine, context, self._log)
+        if hasattr(self._context, "is_stream_capturable") and not self._context.is_stream_capturable(stream):
+            raise self._failed(
+                "says that a run of this plan may allocate memory, which a capture forbids; build it again"
+            )
 
     def close(self) -> None:
-        """Release everything, users before what they use; may be called again."""
-        self._context = self._engine = self._runtime = None  # from left to right
+        """Release it, once its runs have ended; may be called again."""
+        self._context = None
 
     def _open(self) -> None:
         """Start a call: its error tells its own messages only."""
@@ -156,18 +245,10 @@ class LoadedEngine:
     def _failed(self, what: str) -> RunnerError:
         return RunnerError(f"{self._label} {what}{self._log.tail()}.")
 
-    def _spec(self, name: str) -> TensorSpec:
-        shape = tuple(None if n < 0 else int(n) for n in self._engine.get_tensor_shape(name))
-        kind = self._engine.get_tensor_dtype(name)
-        dtype = numpy_types(self._trt).get(kind)
-        if dtype is None:
-            raise RunnerError(f"tensor {name!r}: NumPy has no type {kind}; export the model with another output type.")
-        return TensorSpec(name=name, dtype=dtype, shape=shape)
-
     def _check(self, name: str, shape: Shape) -> None:
-        if name not in self.inputs:
-            raise ShapeError(f"{self._label}: expected inputs {sorted(self.inputs)}, got {name!r}.")
-        low, _, high = self.profile_range(name)
+        if name not in self._loaded.inputs:
+            raise ShapeError(f"{self._label}: expected inputs {sorted(self._loaded.inputs)}, got {name!r}.")
+        low, _, high = self._loaded.profile_range(name)
         if len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
             return
         raise ShapeError(

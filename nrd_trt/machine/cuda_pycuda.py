@@ -18,7 +18,7 @@ from nrd_trt.specs import Provider
 
 
 class PyCuda(Cuda):
-    """PyCUDA's own memory, streams and events, for programs that use it too; the device is opened as ever."""
+    """PyCUDA's own memory, copies and streams, for programs that use it too; the rest is done as ever."""
 
     name: Provider = "pycuda"
     has_graphs = False
@@ -80,27 +80,6 @@ class PyCuda(Cuda):
 
     def destroy_stream(self, stream: int) -> None:
         del self._objects[stream]  # PyCUDA destroys it with the object
-
-    def create_event(self, *, timed: bool = False) -> int:
-        flags = self._drv.event_flags
-        event = self._drv.Event(flags.BLOCKING_SYNC | (0 if timed else flags.DISABLE_TIMING))
-        self._objects[id(event)] = event  # it shows no handle; no address is that of another object that is alive
-        return id(event)
-
-    def record_event(self, event: int, stream: int) -> None:
-        self._objects[event].record(self._objects[stream])
-
-    def wait_event(self, stream: int, event: int) -> None:
-        self._objects[stream].wait_for_event(self._objects[event])
-
-    def synchronize_event(self, event: int) -> None:
-        self._objects[event].synchronize()
-
-    def destroy_event(self, event: int) -> None:
-        del self._objects[event]
-
-    def elapsed_ms(self, start: int, end: int) -> float:
-        return float(self._objects[end].time_since(self._objects[start]))
 
 
 @cache

@@ -107,9 +107,9 @@ class DeviceRunner(Runner, Protocol):
             place: Tells where outputs are to be written; None takes memory of the runner.
 
         Returns:
-            Outputs where they were placed, or in memory of the runner, valid until its next run. On the same stream
-            that run may be queued at once. Before one on another stream, or `infer`, wait for this stream: one
-            execution context must not be on two at once.
+            Outputs where they were placed, or in memory of the runner, valid until its next run on this stream; that
+            memory is kept for the last eight streams. Runs may be queued at once, on this stream or another; those of
+            different streams may overlap.
 
         Raises:
             RunnerError: The runner is not entered, memory is not of its GPU and context, or the run cannot be started.

@@ -1,4 +1,4 @@
-"""Memory of one tensor on both sides of the copy."""
+"""Memory that grows: of one tensor on both sides of the copy, or on the device alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,32 @@ import numpy as np
 from nrd_trt.machine.cuda import Cuda, host_view
 
 Shape = tuple[int, ...]
+
+
+class Block:
+    """Device memory that grows.
+
+    Attributes:
+        address: On the device, 0 before the first `reserve`.
+        nbytes: How much there is.
+    """
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self.address = self.nbytes = 0
+
+    def reserve(self, nbytes: int) -> None:
+        """Make room for `nbytes`, elsewhere where there is less; what was in it is lost then."""
+        if nbytes > self.nbytes:
+            self.release()
+            self.address = self._cuda.allocate(nbytes)
+            self.nbytes = nbytes
+
+    def release(self) -> None:
+        """Free it; may be called again."""
+        if self.nbytes:
+            self._cuda.free(self.address)
+        self.address = self.nbytes = 0
 
 
 class Buffer:
@@ -23,14 +49,14 @@ class Buffer:
         self._capacity = self._used = self._host = self.device = 0
 
     def fits(self, nbytes: int) -> bool:
-        """Whether `reserve` would keep the addresses."""
+        """Whether `reserve` will keep the addresses."""
         return nbytes <= self._capacity
 
-    def reserve(self, nbytes: int) -> bool:
-        """Make room for `nbytes`; return whether the addresses changed."""
+    def reserve(self, nbytes: int) -> None:
+        """Make room for `nbytes`, at other addresses where it does not fit."""
         self._used = nbytes
         if self.fits(nbytes):
-            return False
+            return
         self.release()
         self._used = nbytes
         self._host, self.device = self._cuda.allocate_host(nbytes, mapped=self._mapped)
@@ -42,7 +68,6 @@ class Buffer:
                 self._host = 0
                 raise
         self._capacity = nbytes
-        return True
 
     def fill(self, array: np.ndarray) -> None:
         """Copy an array into the host side."""

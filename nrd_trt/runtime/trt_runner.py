@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nrd_trt.engine.compat import TensorRT, load_tensorrt
-from nrd_trt.engine.loading import LoadedEngine
+from nrd_trt.engine.loading import EngineContext, LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import RunnerError
 from nrd_trt.machine.cuda import Cuda, load_cuda
 from nrd_trt.progress import OnLayer
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement, check_feed
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
+from nrd_trt.runtime.lane import Lane, Run
 from nrd_trt.specs import MaskEncoding, Provider, TensorSpec
 
-GRAPH_CAPACITY = 4
+LANE_CAPACITY = 8
+"""Streams that memory is held for at a time, which is more than a program runs on at once. Without a bound one that
+makes a stream for each frame would fill the GPU: nobody tells when a stream is destroyed."""
 
 
 class TrtRunner(BaseRunner):
@@ -90,8 +92,8 @@ class TrtRunner(BaseRunner):
         self._buffers = {name: Buffer(cuda, mapped=mapped) for name in [*self._engine.inputs, *self._engine.outputs]}
         for buffer in self._buffers.values():
             stack.callback(buffer.release)
-        self._graphs = GraphCache(GRAPH_CAPACITY, self._destroy)
-        stack.callback(self._graphs.clear)
+        self._lanes: OrderedDict[int, Lane] = OrderedDict()
+        stack.callback(self._close_lanes)
 
     def _close(self) -> None:
         with closing(self._cuda), self._cuda.current():
@@ -99,17 +101,23 @@ class TrtRunner(BaseRunner):
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shapes = {name: array.shape for name, array in feed.items()}
-        key = tuple(shapes.items())
         with self._cuda.current():
-            known = self._graphs.get(key)
-            outputs = known.outputs if known else self._prepare(feed)
+            lane = self._lane(self._stream)
+            outputs = lane.set_shapes(shapes)
+            self._reserve(lane, {name: array.nbytes for name, array in feed.items()} | self._sizes(outputs))
             for name, array in feed.items():
                 self._buffers[name].fill(array)
             addresses = {name: self._buffers[name].device for name in (*feed, *outputs)}
+
+            def queue(context: EngineContext) -> None:
+                for name in feed:
+                    self._buffers[name].upload(self._stream)
+                context.enqueue(self._stream)
+                for name in outputs:
+                    self._buffers[name].download(self._stream)
+
             try:
-                self._launch(
-                    key, shapes, addresses, outputs, self._stream, lambda engine: self._queue(engine, feed, outputs)
-                )
+                self._launch(lane, Run(shapes=shapes, addresses=addresses, key=tuple(shapes.items()), queue=queue))
             finally:  # after an error too: copies that were queued before it use the buffers
                 self._cuda.synchronize(self._stream)
         types = self._engine.outputs
@@ -122,15 +130,16 @@ class TrtRunner(BaseRunner):
         check_feed(self.name, feed, self.inputs)
         shapes = {name: tensor.shape for name, tensor in feed.items()}
         with self._cuda.current():
-            outputs = self._engine.set_shapes(shapes)
-            sizes = _sizes(outputs, self._engine.outputs)
-            place = place or self._placement(sizes, stream)
-            written = {name: place(name, nbytes) for name, nbytes in sizes.items()}
+            lane = self._lane(stream)
+            outputs = lane.set_shapes(shapes)
+            place = place or lane.place
+            written = {name: place(name, nbytes) for name, nbytes in self._sizes(outputs).items()}
             addresses = {name: tensor.address for name, tensor in feed.items()} | written
             key = (tuple(shapes.items()), tuple(addresses.items()))  # a graph holds addresses
-            if self._graphs.get(key) is None:  # they were checked before it was captured
+            if not lane.has_graph(key):  # they were checked before it was captured
                 self._check_addresses(addresses)
-            self._launch(key, shapes, addresses, outputs, stream, lambda engine: engine.enqueue(stream))
+            run = Run(shapes=shapes, addresses=addresses, key=key, queue=lambda context: context.enqueue(stream))
+            self._launch(lane, run)
         return {name: self._on_device(name, outputs[name], address) for name, address in written.items()}
 
     def profile_layers(self, on_layer: OnLayer) -> None:
@@ -138,8 +147,35 @@ class TrtRunner(BaseRunner):
         self._entered()
         self.cuda_graph = False
         with self._cuda.current():
-            self._graphs.clear()
+            self._close_lanes()  # contexts of before are not timed
             self._engine.profile(on_layer)
+
+    def _lane(self, stream: int) -> Lane:
+        """Return the lane of a stream; that of the stream that was not used for longest makes room for a new one."""
+        lane = self._lanes.pop(stream, None)
+        if lane is None:
+            if len(self._lanes) == LANE_CAPACITY:
+                self._lanes.popitem(last=False)[1].close()
+            lane = Lane(self._cuda, self._engine, stream)
+        self._lanes[stream] = lane
+        return lane
+
+    def _close_lanes(self) -> None:
+        with ExitStack() as stack:  # goes on to the rest where one fails
+            while self._lanes:
+                stack.callback(self._lanes.popitem()[1].close)
+
+    def _launch(self, lane: Lane, run: Run) -> None:
+        """Queue a run, from the second time on as a graph; where a capture fails, warn and go on without graphs."""
+        with lane.in_order():
+            if self.cuda_graph and lane.is_worth_a_graph(run.key):
+                try:
+                    lane.capture(run)
+                except RunnerError as exc:
+                    self.cuda_graph = False
+                    text = f"{self.name}: runs go on without a CUDA graph, with the same masks: {exc}"
+                    warnings.warn(text, stacklevel=2)
+            lane.launch(run)
 
     def _check_addresses(self, addresses: Mapping[str, int]) -> None:
         """Refuse memory that TensorRT must not use, before it does."""
@@ -149,34 +185,16 @@ class TrtRunner(BaseRunner):
             except RunnerError as exc:
                 raise RunnerError(f"tensor {name!r}: {exc}") from exc
 
-    def _placement(self, sizes: Mapping[str, int], stream: int) -> Placement:
-        """Make room in memory of the runner and tell where."""
+    def _reserve(self, lane: Lane, sizes: Mapping[str, int]) -> None:
+        """Make room for a run on host arrays, whose graphs hold the old addresses."""
         if not all(self._buffers[name].fits(nbytes) for name, nbytes in sizes.items()):
-            self._cuda.synchronize(stream)  # the run before may still write to what moves
-        self._reserve(sizes)
-        return lambda name, nbytes: self._buffers[name].device
+            lane.forget_graphs()
+        for name, nbytes in sizes.items():
+            self._buffers[name].reserve(nbytes)
 
-    def _launch(
-        self,
-        key: Hashable,
-        shapes: Mapping[str, Shape],
-        addresses: Mapping[str, int],
-        outputs: dict[str, Shape],
-        stream: int,
-        queue: Callable[[LoadedEngine], None],
-    ) -> None:
-        """Queue a run, from the second time on as a graph; the engine's shapes are set."""
-        replay = self._graphs.get(key)
-        if replay is None and self.cuda_graph and self._graphs.seen_before(key):
-            # A capture leaves the stream idle, so the graph that goes for this one has ended and its context can too.
-            replay = self._capture(shapes, addresses, outputs, stream, queue)
-            if replay is not None:
-                self._graphs.put(key, replay)
-        if replay is not None:
-            self._cuda.launch_graph(replay.graph, stream)
-            return
-        self._engine.set_addresses(addresses)
-        queue(self._engine)
+    def _sizes(self, outputs: Mapping[str, Shape]) -> dict[str, int]:
+        """Return how many bytes outputs of these shapes take."""
+        return {name: nbytes_of(shape, self._engine.outputs[name].dtype) for name, shape in outputs.items()}
 
     def _on_device(self, name: str, shape: Shape, address: int) -> DeviceTensor:
         """Return an output where it lies; a packed mask is the same bytes as the mask."""
@@ -184,134 +202,3 @@ class TrtRunner(BaseRunner):
         if dtype != self._engine.outputs[name].dtype:
             shape = (*shape[:-1], shape[-1] * self._engine.outputs[name].dtype.itemsize)
         return DeviceTensor(address=address, shape=shape, dtype=dtype)
-
-    def _prepare(self, feed: Mapping[str, np.ndarray]) -> dict[str, Shape]:
-        """Set shapes and make room for a run on host arrays; return the outputs' shapes."""
-        outputs = self._engine.set_shapes({name: array.shape for name, array in feed.items()})
-        self._reserve({name: array.nbytes for name, array in feed.items()} | _sizes(outputs, self._engine.outputs))
-        return outputs
-
-    def _reserve(self, sizes: Mapping[str, int]) -> None:
-        try:
-            moved = [name for name, nbytes in sizes.items() if self._buffers[name].reserve(nbytes)]
-        except BaseException:
-            self._graphs.clear()  # an earlier buffer may have moved
-            raise
-        if moved:
-            self._graphs.clear()  # they hold the old addresses
-
-    def _capture(
-        self,
-        shapes: Mapping[str, Shape],
-        addresses: Mapping[str, int],
-        outputs: dict[str, Shape],
-        stream: int,
-        queue: Callable[[LoadedEngine], None],
-    ) -> Replay | None:
-        """Record one run as a graph; where that fails, warn and go on without graphs.
-
-        The graph has a context of its own, because TensorRT binds it to its context's shapes. Waits for the stream
-        first: then nothing of the engine is in flight beside the capture. Afterwards runs with and without a graph
-        follow each other on the stream, so their contexts never run at once.
-        """
-        try:
-            engine = self._engine.fork()
-            with ExitStack() as failed:
-                failed.callback(engine.close)
-                failed.callback(self._cuda.synchronize, stream)  # nothing of it runs when it goes
-                engine.set_shapes(shapes)
-                engine.set_addresses(addresses)
-                queue(engine)  # a context's first run may allocate, which a capture must not
-                self._cuda.synchronize(stream)
-                graph = self._record(engine, stream, queue)
-                failed.pop_all()
-        except RunnerError as exc:
-            self.cuda_graph = False
-            warnings.warn(f"{self.name}: runs go on without a CUDA graph, with the same masks: {exc}", stacklevel=2)
-            return None
-        return Replay(graph=graph, outputs=outputs, engine=engine)
-
-    def _record(self, engine: LoadedEngine, stream: int, queue: Callable[[LoadedEngine], None]) -> int:
-        self._cuda.begin_capture(stream)
-        try:
-            queue(engine)
-        except BaseException:
-            self._cuda.abort_capture(stream)
-            raise
-        return self._cuda.end_capture(stream)
-
-    def _queue(self, engine: LoadedEngine, feed: Iterable[str], outputs: Iterable[str]) -> None:
-        for name in feed:
-            self._buffers[name].upload(self._stream)
-        engine.enqueue(self._stream)
-        for name in outputs:
-            self._buffers[name].download(self._stream)
-
-    def _destroy(self, replay: Replay) -> None:
-        try:
-            self._cuda.destroy_graph(replay.graph)
-        finally:
-            replay.engine.close()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replay:
-    """An executable graph, the context that it was captured from, and the shapes of the outputs that it writes."""
-
-    graph: int
-    outputs: dict[str, Shape]
-    engine: LoadedEngine
-
-
-class GraphCache:
-    """Graphs by what they were captured for; the least recently used one goes when there is no room.
-
-    Args:
-        capacity: Graphs held at most.
-        destroy: Frees one.
-    """
-
-    def __init__(self, capacity: int, destroy: Callable[[Replay], None]) -> None:
-        self._capacity, self._destroy = capacity, destroy
-        self._replays: OrderedDict[Hashable, Replay] = OrderedDict()
-        self._recent: OrderedDict[Hashable, None] = OrderedDict()
-
-    def get(self, key: Hashable) -> Replay | None:
-        """Return the graph of these shapes or addresses, or None."""
-        if key in self._replays:
-            self._replays.move_to_end(key)
-            self._remember(key)
-        return self._replays.get(key)
-
-    def seen_before(self, key: Hashable) -> bool:
-        """Whether this was asked for lately: a first run allocates, which a capture must not.
-
-        Where more runs alternate than there is room for, all are new every time: capturing them in turn would take
-        longer than the graphs save.
-        """
-        seen = key in self._recent
-        self._remember(key)
-        return seen
-
-    def put(self, key: Hashable, replay: Replay) -> None:
-        """Hold a graph; the one that was not used for longest is freed where there is no room."""
-        self._replays[key] = replay
-        while len(self._replays) > self._capacity:
-            self._destroy(self._replays.popitem(last=False)[1])
-
-    def clear(self) -> None:
-        """Free all graphs and forget what was run."""
-        while self._replays:
-            self._destroy(self._replays.popitem()[1])
-        self._recent.clear()
-
-    def _remember(self, key: Hashable) -> None:
-        """Note a use; as many different ones are kept as there is room for graphs."""
-        self._recent[key] = None
-        self._recent.move_to_end(key)
-        if len(self._recent) > self._capacity:
-            self._recent.popitem(last=False)
-
-
-def _sizes(shapes: Mapping[str, Shape], specs: Mapping[str, TensorSpec]) -> dict[str, int]:
-    return {name: nbytes_of(shape, specs[name].dtype) for name, shape in shapes.items()}

@@ -148,6 +148,7 @@ _OBJECTS = {
     "engine": "ICudaEngine",
     "error": "ParserError",
     "inspector": "EngineInspector",
+    "kernels": "IRuntimeCache",
     "kind": "DataType",
     "layer": "ILayer",
     "network": "INetworkDefinition",
@@ -159,8 +160,15 @@ _OBJECTS = {
     "tensor": "ITensor",
 }
 """Classes by the names that our sources give their objects."""
-_GIVEN = {**_OBJECTS, "dtype": "DataType", "output": "ITensor", "type": "LayerType"}
-"""Classes of what methods and properties give, by the last word of their names, as in ``create_network``."""
+_GIVEN = {
+    **_OBJECTS,
+    "create_runtime_cache": "IRuntimeCache",
+    "create_runtime_config": "IRuntimeConfig",
+    "dtype": "DataType",
+    "output": "ITensor",
+    "type": "LayerType",
+}
+"""Classes of what methods and properties give, by their names or the last word of them, as in ``create_network``."""
 
 Use = tuple[str, str, int | None]
 """Name; ``read``, ``set``, ``call`` or ``override``; and the number of arguments, ``self`` not counted."""
@@ -215,7 +223,8 @@ class _Finder:
         path = self._path(node.func if isinstance(node, ast.Call) else node)
         if path is None or all(part[0].isupper() for part in path.split(".")):
             return path
-        return _GIVEN.get(re.split(r"[._]", path)[-1])
+        name = path.split(".")[-1]
+        return _GIVEN.get(name) or _GIVEN.get(name.split("_")[-1])
 
     def _looked_up(self, node: ast.Call) -> str | None:
         """The name in ``getattr(x, "name")``, ``hasattr(x, "name")`` or ``self._member("Enum", "NAME")``."""
@@ -264,14 +273,25 @@ class Finding:
     detail: str = ""
 
 
+_COMPILES = "only TensorRT-RTX compiles kernels where it runs"
 _ONE_GPU = "compute_capabilities is refused: it builds for its GPU"
 REPLACEMENTS = {
     "BuilderFlag.REQUIRE_USER_ALLOCATION": "its plans allocate nothing in a run that a capture would forbid",
     "ComputeCapability.__members__": _ONE_GPU,
+    "DynamicShapesKernelSpecializationStrategy.EAGER": _COMPILES,
     "IBuilderConfig.num_compute_capabilities": _ONE_GPU,
     "IBuilderConfig.set_compute_capability": _ONE_GPU,
+    "ICudaEngine.create_runtime_config": "contexts are made with the strategy",
+    "IExecutionContext.is_stream_capturable": "a capture is tried",
+    "IRuntimeCache": _COMPILES,
+    "IRuntimeCache.deserialize": _COMPILES,
+    "IRuntimeCache.serialize": _COMPILES,
+    "IRuntimeConfig.create_runtime_cache": _COMPILES,
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy": _COMPILES,
+    "IRuntimeConfig.set_execution_context_allocation_strategy": "contexts are made with the strategy",
+    "IRuntimeConfig.set_runtime_cache": _COMPILES,
 }
-"""Names that TensorRT, but not TensorRT-RTX, lacks in every version, and what `nrd_trt.engine.compat` does then."""
+"""Names that TensorRT, but not TensorRT-RTX, may lack, and what `nrd_trt.engine` does then."""
 
 
 def read_surface(module: Any) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ import pytest
 
 from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.compat import FLAVOURS, ConfigOptions, TensorRT, load_tensorrt, version_numbers
-from nrd_trt.engine.loading import LoadedEngine
+from nrd_trt.engine.loading import EngineContext, LoadedEngine
 from nrd_trt.errors import BuildError, ConfigError, MissingDependencyError, RunnerError, ShapeError
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs
@@ -25,7 +25,16 @@ from nrd_trt.graph.precision import to_precision
 from nrd_trt.progress import silent
 from tests.artefacts import environment, needs_rtx
 from tests.engine.surface.enterprise import enterprise
-from tests.engine.surface.fakes import PROFILE, Context, Engine, Kind, fake_module
+from tests.engine.surface.fakes import (
+    PROFILE,
+    CapturableContext,
+    Context,
+    Engine,
+    Kernels,
+    Kind,
+    fake_module,
+    with_kernels,
+)
 from tests.helpers import STATIC, small_export
 
 RTX = "tensorrt-rtx"
@@ -39,12 +48,16 @@ def small() -> onnx.ModelProto:
     return to_precision(select_outputs(small_export("uint8", "static"), "mask"), "fp16")
 
 
-def load(engine: Engine | None = None, made: list[Any] | None = None) -> tuple[LoadedEngine, Context]:
+def load(engine: Engine | None = None, made: list[Any] | None = None) -> LoadedEngine:
+    module = fake_module(engine or Engine(), [] if made is None else made)
+    return TensorRT("tensorrt", module).deserialize(b"plan", host_code=False, rebuild=REBUILD)
+
+
+def begin(engine: Engine | None = None) -> tuple[EngineContext, Context]:
+    """Return a context of ours and TensorRT's under it."""
     engine = engine or Engine()
-    module = fake_module(engine, [] if made is None else made)
-    loaded = TensorRT("tensorrt", module).deserialize(b"plan", host_code=False, rebuild=REBUILD)
     assert engine.context is not None
-    return loaded, engine.context
+    return load(engine).context(), engine.context
 
 
 # --- modules and versions
@@ -172,12 +185,10 @@ def test_runtime_or_context_that_cannot_be_made_says_what_to_do() -> None:
     module, engine = fake_module(None, []), Engine()
     module.Runtime = Mock(side_effect=TypeError("pybind11::init(): factory function returned nullptr"))
     engine.context = None
-    for made, words in (
-        (module, r"tensorrt 10\.3\.0 cannot start on this machine.*NVIDIA GPU and its driver"),
-        (fake_module(engine, []), r"cannot make room.*free GPU memory"),
-    ):
-        with pytest.raises(RunnerError, match=words):
-            TensorRT("tensorrt", made).deserialize(b"plan", host_code=False, rebuild=REBUILD)
+    with pytest.raises(RunnerError, match=r"tensorrt 10\.3\.0 cannot start on this machine.*NVIDIA GPU and its driver"):
+        TensorRT("tensorrt", module).deserialize(b"plan", host_code=False, rebuild=REBUILD)
+    with pytest.raises(RunnerError, match=r"cannot make room.*free GPU memory"):
+        load(engine).context()
 
 
 # --- a loaded engine
@@ -196,14 +207,15 @@ def test_refused_plan_says_why_and_what_to_do() -> None:
 def test_host_code_is_allowed_on_demand_and_every_object_reports_to_one_recorder() -> None:
     for host_code in (False, True):
         made, engine = list[Any](), Engine()
-        TensorRT("tensorrt", fake_module(engine, made)).deserialize(b"a", host_code=host_code, rebuild=REBUILD)
+        tensorrt = TensorRT("tensorrt", fake_module(engine, made))
+        tensorrt.deserialize(b"a", host_code=host_code, rebuild=REBUILD).context()
         (runtime,) = made
         assert (runtime.plan, runtime.engine_host_code_allowed) == (b"a", host_code)
         assert runtime.error_recorder is engine.error_recorder is engine.context.error_recorder is not None
 
 
 def test_specs_ranges_and_memory() -> None:
-    loaded, _ = load(Engine(logits=Kind.BF16))
+    loaded = load(Engine(logits=Kind.BF16))
     assert {name: (spec.dtype.name, spec.shape) for name, spec in {**loaded.inputs, **loaded.outputs}.items()} == {
         "image": ("uint8", (None, None, None, 3)),
         "scale": ("float32", (4,)),
@@ -223,25 +235,77 @@ def test_type_without_numpy_equivalent_is_an_error() -> None:
 
 
 def test_shapes_addresses_and_runs_reach_the_context() -> None:
-    loaded, context = load()
-    assert loaded.set_shapes({"image": (2, 64, 96, 3), "scale": (4,)}) == {"mask": (2, 64, 96)}
+    ours, context = begin()
+    assert ours.set_shapes({"image": (2, 64, 96, 3), "scale": (4,)}) == {"mask": (2, 64, 96)}
     assert context.shapes == {"image": (2, 64, 96, 3), "scale": (4,)}
-    loaded.set_addresses({"image": 4096, "mask": 8192})
-    loaded.enqueue(7)
+    ours.set_addresses({"image": 4096, "mask": 8192})
+    ours.enqueue(7)
     assert (context.addresses, context.runs) == ({"image": 4096, "mask": 8192}, [7])
 
 
 def test_a_profiled_engine_tells_every_layer_of_every_run() -> None:
-    loaded, _ = load()
+    loaded = load()
     told: list[tuple[str, float]] = []
-    loaded.enqueue(7)
+    loaded.context().enqueue(7)
     loaded.profile(lambda name, milliseconds: told.append((name, milliseconds)))
+    context = loaded.context()
     for _ in range(2):
-        loaded.enqueue(7)
+        context.enqueue(7)
     assert told == [("conv", 0.5)] * 2
     loaded.close()
     with pytest.raises(RunnerError, match="is closed"):
         loaded.profile(lambda *_: None)
+
+
+def test_scratch_memory_is_the_callers_and_as_large_as_the_shapes_need() -> None:
+    engine = Engine()
+    ours, context = begin(engine)
+    assert [strategy.name for strategy in engine.made_with] == ["USER_MANAGED"]
+    ours.set_shapes({"image": (2, 64, 96, 3)})
+    assert ours.scratch_bytes == 777
+    ours.set_scratch(4096, 1000)
+    assert context.scratch == (4096, 1000)
+    context.needed = 0  # which says that it cannot tell
+    ours.set_shapes({"image": (1, 64, 96, 3)})
+    assert ours.scratch_bytes == engine.device_memory_size_v2
+
+
+def test_shapes_that_are_set_are_not_set_again_unless_one_was_refused() -> None:
+    ours, context = begin()
+    first, other = {"image": (2, 64, 96, 3)}, {"image": (1, 64, 96, 3)}
+    for shapes in (first, dict(first), other, first):
+        assert ours.set_shapes(shapes)["mask"] == shapes["image"][:3]
+    assert context.asked == 3
+    with pytest.raises(ShapeError):
+        ours.set_shapes({"image": (2, 64, 96, 4)})
+    assert ours.set_shapes(first) == {"mask": (2, 64, 96)}
+    assert context.asked == 4
+
+
+def test_only_a_context_that_tells_is_asked_whether_it_can_be_captured() -> None:
+    begin()[0].check_capturable(0)
+    engine = Engine()
+    engine.context = CapturableContext(engine)
+    ours, _ = begin(engine)
+    ours.check_capturable(7)
+    with pytest.raises(RunnerError, match="may allocate memory, which a capture forbids; build it again"):
+        ours.check_capturable(8)
+
+
+def test_kernels_of_an_earlier_process_are_taken_before_there_is_a_context() -> None:
+    assert not load().compiles
+    engine = Engine()
+    module = with_kernels(fake_module(engine, []))
+    loaded = TensorRT(RTX, module).deserialize(b"plan", host_code=False, rebuild=REBUILD)
+    assert loaded.compiles and engine.made_with == []
+    assert (loaded.take_kernels(b"theirs"), loaded.take_kernels(b"ours")) == (False, True)
+    for _ in range(2):
+        loaded.context()
+    settings, again = engine.made_with
+    assert settings is again and settings.allocation.name == "USER_MANAGED"
+    # Not the default, which changes kernels in the midst of runs.
+    assert settings.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+    assert loaded.kernels() == b"ours, and more" and isinstance(settings.kernels, Kernels)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +322,9 @@ def test_a_profiled_engine_tells_every_layer_of_every_run() -> None:
     ids=["batch", "large", "small", "channels", "rank", "static", "output"],
 )
 def test_shape_outside_the_profile_is_refused(shapes: dict[str, tuple[int, ...]], words: str) -> None:
-    loaded, context = load()
+    ours, context = begin()
     with pytest.raises(ShapeError, match=words):
-        loaded.set_shapes(shapes)
+        ours.set_shapes(shapes)
     assert context.shapes == {}
 
 
@@ -269,42 +333,43 @@ def test_shape_outside_the_profile_is_refused(shapes: dict[str, tuple[int, ...]]
     [(["scale"], "does not know the shapes of scale yet"), (["raise"], "cannot work out the shapes")],
 )
 def test_shapes_that_stay_unknown_are_an_error(unset: list[str], words: str) -> None:
-    loaded, context = load()
+    ours, context = begin()
     context.unset = unset
     with pytest.raises(RunnerError, match=words):
-        loaded.set_shapes({"image": (1, 64, 64, 3)})
+        ours.set_shapes({"image": (1, 64, 64, 3)})
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda loaded: loaded.set_shapes({"image": (1, 64, 64, 3)}), "refused the shape .* of input 'image'"),
-        (lambda loaded: loaded.set_addresses({"mask": 1}), "refused the address of 'mask'"),
-        (lambda loaded: loaded.enqueue(0), "could not start the run"),
+        (lambda ours: ours.set_shapes({"image": (1, 64, 64, 3)}), "refused the shape .* of input 'image'"),
+        (lambda ours: ours.set_scratch(1, 2), "refused its scratch memory"),
+        (lambda ours: ours.set_addresses({"mask": 1}), "refused the address of 'mask'"),
+        (lambda ours: ours.enqueue(0), "could not start the run"),
     ],
-    ids=["shape", "address", "run"],
+    ids=["shape", "scratch", "address", "run"],
 )
 def test_refusal_is_an_error_with_its_own_messages_only(call: Any, words: str) -> None:
-    loaded, context = load()
+    ours, context = begin()
     context.answer = False
     for _ in range(2):
         with pytest.raises(RunnerError, match=rf"{words} \(INVALID_STATE: the reason\)\.$"):
-            call(loaded)
+            call(ours)
 
 
 def test_closed_engine_drops_users_before_what_they_use_and_says_so() -> None:
     dropped: list[str] = []
     made: list[Any] = []
     engine: Any = Engine()
-    loaded, context = load(engine, made)
-    weakref.finalize(context, dropped.append, "context")
+    loaded = load(engine, made)
+    ours = loaded.context()
+    weakref.finalize(engine.context, dropped.append, "context")
     weakref.finalize(made.pop(), dropped.append, "runtime")
     engine.context = None
-    del context
-    loaded.close()
-    loaded.close()
+    for closing in (ours, loaded) * 2:
+        closing.close()
     assert dropped == ["context", "runtime"]
-    for call in (lambda: loaded.enqueue(0), lambda: loaded.set_shapes({}), lambda: loaded.profile_range("image")):
+    for call in (lambda: ours.enqueue(0), lambda: ours.set_shapes({}), lambda: loaded.profile_range("image")):
         with pytest.raises(RunnerError, match="the engine is closed"):
             call()
     assert list(loaded.inputs) == ["image", "scale"]

@@ -263,27 +263,53 @@ class FakeEngine:
     """An engine whose mask is the red channel and whose mean is that of the channels.
 
     Attributes:
-        fail_at: The n-th run fails.
-        forks_fail_at: The n-th run of each fork from now on fails.
+        contexts: Those that were made of it.
+        fail_at: The n-th run of each context from now on fails.
+        capturable: What contexts say of themselves.
         mask_dtype: What it calls the mask's bytes.
     """
 
     mask_dtype: Any = np.uint8
+    compiles = False
 
-    def __init__(self, driver: FakeDriver, *, fail_at: int = 0) -> None:
-        self.driver, self.runs, self.fail_at, self.forks_fail_at = driver, 0, fail_at, 0
-        self.forks: list[FakeEngine] = []
+    def __init__(self, driver: FakeDriver) -> None:
+        self.driver, self.fail_at, self.capturable = driver, 0, True
+        self.contexts: list[FakeContext] = []
         self.on_layer: OnLayer | None = None
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.addresses: dict[str, int] = {}
         self.inputs = {"image": TensorSpec(name="image", dtype=np.dtype(np.uint8), shape=(None, None, None, 3))}
         self.outputs = {
             name: TensorSpec(name=name, dtype=np.dtype(dtype), shape=(None, None, None))
             for name, dtype in (("mask", self.mask_dtype), ("mean", np.float32))
         }
+
+    def context(self) -> FakeContext:
+        self.contexts.append(FakeContext(self, fail_at=self.fail_at, on_layer=self.on_layer))
+        return self.contexts[-1]
+
+    def profile(self, on_layer: OnLayer) -> None:
+        self.on_layer = on_layer
+
+    def close(self) -> None:
+        assert not any(context.alive for context in self.contexts)
+
+
+class FakeContext:
+    """A context of a `FakeEngine`; a run passes the red channel through its scratch memory.
+
+    Attributes:
+        fail_at: The n-th run fails.
+        scratch_bytes: How much scratch memory the shapes need: four times the pixels.
+    """
+
+    def __init__(self, engine: FakeEngine, *, fail_at: int = 0, on_layer: OnLayer | None = None) -> None:
+        self.engine, self.driver, self.runs, self.fail_at = engine, engine.driver, 0, fail_at
+        self.on_layer = on_layer
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.scratch, self.scratch_bytes = (0, 0), 0
         self._queued: list[Any] = []  # what the library calls must stay alive
-        self._handle = driver.library.fake_engine()
-        assert self._handle, driver.violation
+        self._handle = self.driver.library.fake_engine()
+        assert self._handle, self.driver.violation
 
     @property
     def alive(self) -> bool:
@@ -296,13 +322,22 @@ class FakeEngine:
         if any(n > limit for n, limit in zip(shape, LARGEST, strict=True)):
             raise ShapeError(f"tensor 'image': expected at most {LARGEST}, got {shape}; resize it.")
         batch, height, width, _ = shape
-        outputs = {"mask": (batch, height, width // np.dtype(self.mask_dtype).itemsize), "mean": shape[:3]}
-        self.shapes = {"image": shape, **outputs}
+        outputs = {"mask": (batch, height, width // np.dtype(self.engine.mask_dtype).itemsize), "mean": shape[:3]}
+        self.shapes, self.scratch_bytes = {"image": shape, **outputs}, 4 * batch * height * width
         return outputs
+
+    def set_scratch(self, address: int, nbytes: int) -> None:
+        assert self.alive
+        self.scratch = (address, nbytes)
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
         assert self.alive
         self.addresses.update(addresses)
+
+    def check_capturable(self, stream: int) -> None:
+        assert not self.driver.capturing
+        if not self.engine.capturable:
+            raise RunnerError("fake: may allocate memory.")
 
     def enqueue(self, stream: int) -> None:
         self.runs += 1
@@ -314,41 +349,37 @@ class FakeEngine:
             for name, milliseconds in LAYERS.items():
                 self.on_layer(name, milliseconds)
         shapes, addresses = dict(self.shapes), dict(self.addresses)
+        (scratch, room), needed = self.scratch, self.scratch_bytes
+        if needed > room:
+            raise RunnerError(f"fake: expected {needed} bytes of scratch memory, got {room}.")
 
         def work(_: object) -> None:
             image = self._tensor("image", shapes, addresses)
-            self._tensor("mask", shapes, addresses).view(np.uint8)[...] = image[..., 0]
+            red = self.driver.on_device(scratch, needed)[: image[..., 0].size].reshape(image.shape[:3])
+            red[...] = image[..., 0]
+            self._tensor("mask", shapes, addresses).view(np.uint8)[...] = red
             self._tensor("mean", shapes, addresses)[...] = image.mean(axis=-1)
 
-        count = len(shapes)
-        starts = (ctypes.c_size_t * count)(*(addresses[name] for name in shapes))
-        sizes = (ctypes.c_size_t * count)(*(self._nbytes(name, shapes) for name in shapes))
-        writes = (ctypes.c_int * count)(*(name in self.outputs for name in shapes))
+        used = [(addresses[name], self._nbytes(name, shapes), name in self.engine.outputs) for name in shapes]
+        used.append((scratch, needed, True))
+        starts, sizes = ((ctypes.c_size_t * len(used))(*column) for column in list(zip(*used, strict=True))[:2])
+        writes = (ctypes.c_int * len(used))(*(written for *_, written in used))
         self._queued.append(_WORK(work))
         code = self.driver.library.fake_queue(
-            self._handle, stream, self._queued[-1], None, count, starts, sizes, writes
+            self._handle, stream, self._queued[-1], None, len(used), starts, sizes, writes
         )
         if code:
             raise RunnerError(f"fake: could not start the run, CUDA error {code} {self.driver.violation}.")
-
-    def profile(self, on_layer: OnLayer) -> None:
-        assert self.alive
-        self.on_layer = on_layer
-
-    def fork(self) -> FakeEngine:
-        assert self.alive
-        self.forks.append(type(self)(self.driver, fail_at=self.forks_fail_at))
-        return self.forks[-1]
 
     def close(self) -> None:
         self.driver.note("close")
         assert self.driver.library.fake_close_engine(self._handle) == 0, self.driver.violation
 
     def _nbytes(self, name: str, shapes: Mapping[str, Any]) -> int:
-        return int(np.prod(shapes[name])) * {**self.inputs, **self.outputs}[name].dtype.itemsize
+        return int(np.prod(shapes[name])) * {**self.engine.inputs, **self.engine.outputs}[name].dtype.itemsize
 
     def _tensor(self, name: str, shapes: Mapping[str, Any], addresses: Mapping[str, int]) -> np.ndarray:
-        dtype = {**self.inputs, **self.outputs}[name].dtype
+        dtype = {**self.engine.inputs, **self.engine.outputs}[name].dtype
         view = self.driver.on_device(addresses[name], self._nbytes(name, shapes))
         return view.view(dtype).reshape(shapes[name])
 

@@ -58,16 +58,17 @@ def test_it_sees_what_has_no_order_and_poisons_what_is_freed(driver: FakeDriver)
 def test_it_sees_one_engine_on_two_streams_and_a_graph_with_memory_that_is_gone(driver: FakeDriver) -> None:
     cuda = driver.open()
     with cuda.current():
-        engine, streams = FakeEngine(driver), [cuda.create_stream() for _ in range(2)]
-        engine.set_shapes({"image": SMALL})
+        context, streams = FakeEngine(driver).context(), [cuda.create_stream() for _ in range(2)]
+        context.set_shapes({"image": SMALL})
         for stream in streams:
-            engine.set_addresses({name: cuda.allocate(128) for name in ("image", "mask", "mean")})
+            context.set_addresses({name: cuda.allocate(128) for name in ("image", "mask", "mean")})
+            context.set_scratch(cuda.allocate(128), 128)
             if stream == streams[0]:
-                engine.enqueue(stream)
+                context.enqueue(stream)
         with pytest.raises(RunnerError, match=r"engine and engine use .* at once"):
-            engine.enqueue(streams[1])
+            context.enqueue(streams[1])
         with pytest.raises(AssertionError):
-            engine.close()
+            context.close()
         device, (host, _) = cuda.allocate(8), cuda.allocate_host(8, mapped=False)
         cuda.begin_capture(streams[1])
         cuda.upload(device, host, 8, streams[1])

@@ -17,8 +17,11 @@ from tests.runtime.bench import check_outputs as check
 from tests.runtime.conftest import MakeBench
 from tests.runtime.fake_cuda import LARGEST, OUT_OF_MEMORY, FakeEngine, NotedCuda, PackedEngine, Queued
 
-BEGIN = ["upload", "record_event", "wait_event", "launch_graph", "record_event", "wait_event"]
-REPLAYED = [*BEGIN, "download", "download", "record_event"]
+REPLAYED = [
+    *("upload", "record_event", "wait_event"),
+    *("wait_event", "launch_graph", "record_event"),  # of the runner
+    *("record_event", "wait_event", "download", "download", "record_event"),
+]
 
 
 def feed(shape: tuple[int, ...] = SMALL, seed: int = 0) -> dict[str, np.ndarray]:
@@ -82,7 +85,7 @@ def test_one_run_at_a_time_keeps_to_one_slot(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("settings", "never"),
     [
-        ({"integrated": True}, {"upload", "download", "allocate"}),
+        ({"integrated": True}, {"upload", "download"}),
         ({"has_graphs": False}, {"begin_capture", "launch_graph"}),
     ],
     ids=["integrated", "no graphs"],
@@ -239,7 +242,8 @@ def test_a_run_that_cannot_start_hurts_no_other_and_leaves_its_slot_usable(bench
         for seed in range(3):
             with pytest.raises(ShapeError, match="expected at most"):
                 overlapped.begin(feed((5, 4, 8, 3)))
-            bench.engines[0].fail_at = bench.engines[0].runs + 1
+            context = bench.engines[0].contexts[0]
+            context.fail_at = context.runs + 1
             with pytest.raises(RunnerError, match="could not start the run"):
                 overlapped.begin(feed((1, 2, 4 + seed, 3)))
             check(overlapped.finish(overlapped.begin(feed(seed=seed))), SMALL, seed)
@@ -251,7 +255,7 @@ def test_a_failed_capture_hurts_no_other(bench: Bench, fails_at: int) -> None:
     with runner() as trt, OverlappedRunner(trt) as overlapped:
         tickets = [overlapped.begin(feed(seed=seed)) for seed in range(2)]
         check(overlapped.finish(tickets[0]), SMALL, 0)
-        bench.engines[0].forks_fail_at = fails_at
+        bench.engines[0].fail_at = fails_at
         with pytest.warns(UserWarning, match="without a CUDA graph.*could not start the run"):
             tickets.append(overlapped.begin(feed(seed=2)))
         assert not bench.cuda.capturing and not bench.cuda.graphs and len(bench.cuda.list("engine")) == 1

@@ -9,6 +9,7 @@ from typing import Any
 PROFILE = ((1, 64, 64, 3), (2, 128, 256, 3), (3, 256, 320, 3))
 Kind = enum.Enum("Kind", "FLOAT HALF BF16 INT8 INT32 INT64 UINT8 BOOL FP8")
 Mode = enum.Enum("Mode", "INPUT OUTPUT")
+Allocation = enum.Enum("Allocation", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
 
 
 class Logger:
@@ -26,6 +27,7 @@ class Context:
         self.profiler: Any = None
         self.answer = True
         self.unset: list[str] = []
+        self.needed, self.asked, self.scratch = 777, 0, (0, 0)
 
     def _report(self) -> bool:
         if not self.answer:
@@ -49,11 +51,36 @@ class Context:
         self.addresses[name] = memory
         return self._report()
 
+    def update_device_memory_size_for_shapes(self) -> int:
+        self.asked += 1
+        return self.needed
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.scratch = (memory, size)
+        self._report()
+
     def execute_async_v3(self, stream: int) -> bool:
         self.runs.append(stream)
         if self.profiler is not None:
             self.profiler.report_layer_time("conv", 0.5)
         return self._report()
+
+
+class CapturableContext(Context):
+    """A context of TensorRT-RTX, which tells what can be captured."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return stream == 7
+
+
+class Kernels:
+    """TensorRT-RTX's cache of what it has compiled; it takes ``b"ours"`` and gives ``b"ours, and more"``."""
+
+    def deserialize(self, blob: bytes) -> bool:
+        return blob == b"ours"
+
+    def serialize(self) -> bytearray:
+        return bytearray(b"ours, and more")
 
 
 class Engine:
@@ -71,8 +98,16 @@ class Engine:
         self.num_io_tensors = len(self.tensors)
         self.error_recorder: Any = None
         self.context: Context | None = Context(self)
+        self.made_with: list[Any] = []
 
-    def create_execution_context(self) -> Context | None:
+    def create_runtime_config(self) -> Any:
+        made = SimpleNamespace(create_runtime_cache=Kernels)
+        made.set_execution_context_allocation_strategy = lambda strategy: setattr(made, "allocation", strategy)
+        made.set_runtime_cache = lambda kernels: setattr(made, "kernels", kernels)
+        return made
+
+    def create_execution_context(self, settings: Any) -> Context | None:
+        self.made_with.append(settings)
         return self.context
 
     def get_tensor_name(self, index: int) -> str:
@@ -90,6 +125,13 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
         assert (name, profile) == ("image", 0)
         return [list(shape) for shape in PROFILE]
+
+
+def with_kernels(module: Any) -> Any:
+    """Give a module what TensorRT-RTX alone has."""
+    module.IRuntimeCache = Kernels
+    module.DynamicShapesKernelSpecializationStrategy = enum.Enum("Strategy", "LAZY EAGER NONE")
+    return module
 
 
 def fake_module(engine: Engine | None, made: list[Any], version: str = "10.3.0") -> Any:
@@ -114,5 +156,6 @@ def fake_module(engine: Engine | None, made: list[Any], version: str = "10.3.0")
         IProfiler=type("IProfiler", (), {"__init__": lambda self: None}),
         DataType=Kind,
         TensorIOMode=Mode,
+        ExecutionContextAllocationStrategy=Allocation,
         Runtime=Runtime,
     )

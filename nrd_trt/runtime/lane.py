@@ -1,0 +1,191 @@
+"""What the runs of a plan on one CUDA stream share: a context, scratch memory, memory for outputs and captured graphs.
+
+Runs on a stream follow each other, so all of its contexts, one for each graph and one for runs without, work in one
+block of scratch memory. Streams share nothing that is written, so runs on different ones may overlap.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from nrd_trt.engine.loading import EngineContext, LoadedEngine
+from nrd_trt.machine.cuda import Cuda
+from nrd_trt.runtime.buffers import Block, Shape
+
+GRAPH_CAPACITY = 4
+_LEGACY_STREAMS = (0, 1)  # handles of the default stream that all threads share, which cannot be captured
+
+Queue = Callable[[EngineContext], None]
+"""Queues a run of a context whose shapes, addresses and scratch memory are set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run to come.
+
+    Attributes:
+        shapes: Shape of each input.
+        addresses: Where inputs are read and outputs written.
+        key: What a graph of it was captured for.
+        queue: Queues it.
+    """
+
+    shapes: Mapping[str, Shape]
+    addresses: Mapping[str, int]
+    key: Hashable
+    queue: Queue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """An executable graph and the context that it was captured from."""
+
+    graph: int
+    context: EngineContext
+
+
+class Lane:
+    """The runs of an engine on one stream.
+
+    Args:
+        cuda: In whose context every call is made.
+        engine: Outlives it.
+        stream: Of whoever runs the engine; it may be gone when this is closed.
+    """
+
+    def __init__(self, cuda: Cuda, engine: LoadedEngine, stream: int) -> None:
+        self._cuda, self._engine, self._stream = cuda, engine, stream
+        self._scratch = Block(cuda)
+        self._outputs = {name: Block(cuda) for name in engine.outputs}
+        self._runs: OrderedDict[Hashable, Replay | None] = OrderedDict()
+        """The last few runs, oldest first, with the graphs of those that have one."""
+        with ExitStack() as stack:  # it gives back in the opposite order
+            self._context = engine.context()
+            stack.callback(self._context.close)
+            for block in (self._scratch, *self._outputs.values()):
+                stack.callback(block.release)
+            stack.callback(self._destroy_graphs)
+            # An event, because a stream of somebody else may be destroyed before its lane.
+            self._ended = cuda.create_event()
+            stack.callback(cuda.destroy_event, self._ended)
+            cuda.record_event(self._ended, stream)
+            stack.callback(self._wait)
+            self._release = stack.pop_all()
+
+    def set_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Choose the input shapes of the next run; see `nrd_trt.engine.loading.EngineContext.set_shapes`."""
+        return self._context.set_shapes(shapes)
+
+    def place(self, name: str, nbytes: int) -> int:
+        """Make room for an output and return its device address; it is valid until the next run on the stream."""
+        self._grow(self._outputs[name], nbytes)
+        return self._outputs[name].address
+
+    def has_graph(self, key: Hashable) -> bool:
+        """Whether a run would be replayed."""
+        return self._runs.get(key) is not None
+
+    def is_worth_a_graph(self, key: Hashable) -> bool:
+        """Whether a run was one of the last few, and has no graph.
+
+        A graph takes longer to make than it saves in a few runs, and where more runs alternate than there is room for,
+        none would be there when its turn comes.
+        """
+        return key in self._runs and not self.has_graph(key) and self._stream not in _LEGACY_STREAMS
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """Let what a block queues come after all runs before it, and before all after it.
+
+        The handle alone does not do that: a new stream may have the one of a stream that was destroyed, and that of
+        CUDA's per-thread stream means another one in each thread.
+        """
+        self._cuda.wait_event(self._stream, self._ended)
+        try:
+            yield
+        finally:
+            self._cuda.record_event(self._ended, self._stream)
+
+    def capture(self, run: Run) -> None:
+        """Run once and record a graph of it, which waits for the stream.
+
+        The graph has a context of its own, because TensorRT binds it to its context's shapes.
+
+        Raises:
+            RunnerError: It cannot be captured; it may be run without a graph.
+        """
+        context = self._engine.context()
+        with ExitStack() as failed:
+            failed.callback(context.close)
+            failed.callback(self._cuda.synchronize, self._stream)  # nothing of it runs when it goes
+            context.set_shapes(run.shapes)
+            self._enqueue(context, run)  # a context's first run may allocate, which a capture must not
+            self._cuda.synchronize(self._stream)
+            context.check_capturable(self._stream)
+            graph = self._record(context, run)
+            failed.pop_all()
+        self._runs[run.key] = Replay(graph=graph, context=context)
+
+    def launch(self, run: Run) -> None:
+        """Queue a run, as a graph where there is one; the shapes are set."""
+        if replay := self._runs.get(run.key):
+            self._cuda.launch_graph(replay.graph, self._stream)
+        else:
+            self._enqueue(self._context, run)
+        self._runs[run.key] = replay
+        self._runs.move_to_end(run.key)
+        if len(self._runs) > GRAPH_CAPACITY:
+            _, oldest = self._runs.popitem(last=False)
+            if oldest:
+                self._wait()
+                self._destroy(oldest)
+
+    def forget_graphs(self) -> None:
+        """Wait for the runs and drop all graphs: they hold addresses that are to change."""
+        self._wait()
+        self._destroy_graphs()
+
+    def close(self) -> None:
+        """Wait for the runs and release everything."""
+        self._release.close()  # goes on to the rest where one fails
+
+    def _enqueue(self, context: EngineContext, run: Run) -> None:
+        """Queue a run of a context in this stream's scratch memory."""
+        self._grow(self._scratch, context.scratch_bytes)
+        if self._scratch.nbytes:
+            context.set_scratch(self._scratch.address, self._scratch.nbytes)
+        context.set_addresses(run.addresses)
+        run.queue(context)
+
+    def _record(self, context: EngineContext, run: Run) -> int:
+        self._cuda.begin_capture(self._stream)
+        try:
+            run.queue(context)
+        except BaseException:
+            self._cuda.abort_capture(self._stream)
+            raise
+        return self._cuda.end_capture(self._stream)
+
+    def _grow(self, block: Block, nbytes: int) -> None:
+        if nbytes > block.nbytes:
+            self.forget_graphs()
+            block.reserve(nbytes)
+
+    def _wait(self) -> None:
+        self._cuda.synchronize_event(self._ended)
+
+    def _destroy_graphs(self) -> None:
+        with ExitStack() as stack:  # goes on to the rest where one fails
+            while self._runs:
+                _, replay = self._runs.popitem()
+                if replay:
+                    stack.callback(self._destroy, replay)
+
+    def _destroy(self, replay: Replay) -> None:
+        try:
+            self._cuda.destroy_graph(replay.graph)
+        finally:
+            replay.context.close()
