@@ -19,10 +19,10 @@ import onnx
 from onnx import TensorProto
 from tqdm import tqdm
 
+from nrd_trt.engine.caches import read_timing_cache, write_timing_cache
 from nrd_trt.engine.compat import ConfigOptions, TensorRT, load_tensorrt
 from nrd_trt.engine.messages import MessageLog, progress_monitor
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
-from nrd_trt.engine.timing_cache import read_timing_cache, write_timing_cache
 from nrd_trt.errors import BuildError
 from nrd_trt.graph.decode_nodes import decode_nodes, only_functions, strip_functions
 from nrd_trt.graph.metadata import GraphFacts, read_facts
@@ -196,7 +196,7 @@ def _timing_cache(tensorrt: TensorRT, config: Any, options: BuildOptions) -> Ite
     if path is None:
         yield
         return
-    key = tensorrt.timing_cache_key(options.gpu, options.driver)
+    key = tensorrt.cache_key(options.gpu, options.driver)
     content = read_timing_cache(path, key, options.on_message)
     try:
         serialise = tensorrt.set_timing_cache(config, content)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from nrd_trt.engine.caches import CacheKey
 from nrd_trt.engine.loading import LoadedEngine, load_engine
 from nrd_trt.engine.messages import MessageLog, message_log
 from nrd_trt.engine.options import known_options, read_options, set_options
-from nrd_trt.engine.timing_cache import TimingCacheKey
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.optional import require
 from nrd_trt.progress import OnMessage, silent
@@ -186,9 +186,9 @@ class TensorRT:
         """Raise `ConfigError` where a name or a value of `ConfigOptions.builder_options` does not exist here."""
         read_options(self.trt, self.flavour, options)
 
-    def timing_cache_key(self, gpu: str | None, driver: str | None) -> TimingCacheKey:
+    def cache_key(self, gpu: str | None, driver: str | None) -> CacheKey:
         """Return what timings of this builder depend on."""
-        return TimingCacheKey(builder=f"{self.flavour} {self.version}", gpu=gpu, driver=driver)
+        return CacheKey(builder=f"{self.flavour} {self.version}", gpu=gpu, driver=driver)
 
     def set_timing_cache(self, config: Any, content: bytes) -> Callable[[], bytes]:
         """Give the builder an earlier timing cache; empty content starts a new one.

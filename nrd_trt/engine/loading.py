@@ -115,7 +115,7 @@ class LoadedEngine:
     def kernels(self) -> bytes:
         """Return the kernels that were compiled so far, and those that were taken."""
         self._open()
-        return bytes(self._kernels.serialize())
+        return bytes(self._kernels.serialize() or b"")
 
     def profile_range(self, name: str) -> tuple[Shape, Shape, Shape]:
         """Return smallest, usual and largest shape of an input."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nrd_trt.engine.caches import kernel_file, read_kernels, write_kernels
 from nrd_trt.engine.compat import TensorRT, load_tensorrt
 from nrd_trt.engine.loading import EngineContext, LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
@@ -86,14 +87,30 @@ class TrtRunner(BaseRunner):
             load_plugin(self._plugin, tensorrt)
         self._engine: LoadedEngine = tensorrt.deserialize(plan, host_code=self._host_code, rebuild=self._rebuild)
         stack.callback(self._engine.close)
+        facts = cuda.facts()
+        if self._engine.compiles and (kept := kernel_file(plan, tensorrt.cache_key(facts.name, facts.driver))):
+            self._take_kernels(stack, kept)
         self._stream = cuda.create_stream()
         stack.callback(cuda.destroy_stream, self._stream)
-        mapped = cuda.facts().integrated
-        self._buffers = {name: Buffer(cuda, mapped=mapped) for name in [*self._engine.inputs, *self._engine.outputs]}
+        self._buffers = {
+            name: Buffer(cuda, mapped=facts.integrated) for name in [*self._engine.inputs, *self._engine.outputs]
+        }
         for buffer in self._buffers.values():
             stack.callback(buffer.release)
         self._lanes: OrderedDict[int, Lane] = OrderedDict()
         stack.callback(self._close_lanes)
+
+    def _take_kernels(self, stack: ExitStack, file: Path) -> None:
+        """Use the kernels that an earlier process has compiled, and keep those of this one when the stack goes."""
+        engine, content = self._engine, read_kernels(file)
+        if content and not engine.take_kernels(content):
+            warnings.warn(f"{file}: not kernels for this GPU and driver; compiled again, and replaced.", stacklevel=2)
+
+        def keep() -> None:
+            if (now := engine.kernels()) not in (b"", content):
+                write_kernels(file, now)
+
+        stack.callback(keep)
 
     def _close(self) -> None:
         with closing(self._cuda), self._cuda.current():

@@ -17,9 +17,9 @@ import pytest
 
 from nrd_trt.engine import builder
 from nrd_trt.engine.builder import BuildOptions, build_engine, check_types
+from nrd_trt.engine.caches import CacheKey, read_timing_cache, write_timing_cache
 from nrd_trt.engine.compat import ConfigOptions, load_tensorrt
 from nrd_trt.engine.messages import progress_monitor
-from nrd_trt.engine.timing_cache import TimingCacheKey, read_timing_cache, write_timing_cache
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
@@ -148,7 +148,7 @@ def test_other_types_are_an_error(which: slice, changes: dict[str, str], words: 
 
 
 MACHINE = {"gpu": "Orin", "driver": "540.4.0"}
-KEY = TimingCacheKey(builder="tensorrt 10.3.0", **MACHINE)
+KEY = CacheKey(builder="tensorrt 10.3.0", **MACHINE)
 
 
 @pytest.fixture

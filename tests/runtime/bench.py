@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nrd_trt.engine.caches import CacheKey
 from nrd_trt.machine.cuda import Cuda
 from nrd_trt.runtime import buffers, overlap, trt_runner
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
@@ -32,7 +33,8 @@ class Bench:
         for module in (trt_runner, overlap):
             monkeypatch.setattr(module, "load_cuda", self.cuda.open)
         monkeypatch.setattr(buffers, "host_view", self.cuda.host_view)
-        monkeypatch.setattr(trt_runner, "load_tensorrt", lambda flavour: SimpleNamespace(deserialize=self._load))
+        tensorrt = SimpleNamespace(deserialize=self._load, cache_key=_cache_key)
+        monkeypatch.setattr(trt_runner, "load_tensorrt", lambda flavour: tensorrt)
 
     def _load(self, plan: bytes, **options: Any) -> FakeEngine:
         self.asked.append((plan, options))
@@ -42,6 +44,10 @@ class Bench:
     def since(self, start: int) -> list[str]:
         """Names of the calls from one on."""
         return self.cuda.names()[start:]
+
+
+def _cache_key(gpu: str | None, driver: str | None) -> CacheKey:
+    return CacheKey(builder="tensorrt-rtx 1.7", gpu=gpu, driver=driver)
 
 
 class HostRunner(BaseRunner):

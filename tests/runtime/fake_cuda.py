@@ -388,3 +388,26 @@ class PackedEngine(FakeEngine):
     """A `FakeEngine` that writes the mask's very bytes and calls them int32."""
 
     mask_dtype = np.int32
+
+
+class CompilingEngine(FakeEngine):
+    """A `FakeEngine` that compiles kernels as TensorRT-RTX does: one for each size; it takes those of its own only."""
+
+    compiles = True
+
+    def __init__(self, driver: FakeDriver) -> None:
+        super().__init__(driver)
+        self.taken: tuple[str, ...] = ()
+        self.compiled: list[str] = []
+
+    def take_kernels(self, content: bytes) -> bool:
+        assert self.driver.current_context() and not self.contexts
+        self.taken = tuple(content.decode(errors="replace").split())
+        ours = all(name.startswith("kernel-") for name in self.taken)
+        self.compiled += self.taken if ours else ()
+        return ours
+
+    def kernels(self) -> bytes:
+        needed = {f"kernel-{context.shapes['image'][1]}" for context in self.contexts if context.shapes}
+        self.compiled += sorted(needed - set(self.compiled))
+        return " ".join(self.compiled).encode()
