@@ -6,6 +6,7 @@ anything else where it failed. Parts share a folder, in which networks and bundl
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -239,6 +240,8 @@ def prove_plan(lane: Lane, precision: Precision, folder: Path) -> Figures:
         raise ProofFailedError(f"the masks are those of {validation.runner}: the plan was built and not run here")
     if not bundle.passed:
         raise ProofFailedError("; ".join(bundle.failures))
+    if precision != RUN_ON:
+        shutil.rmtree(bundle.path)  # engines of all parts would take a Jetson's last room
     agreement, gate = validation.pixel_agreement, Gates.of(precision).min_agreement
     return {"pixel_agreement": agreement or 0.0, "gate": gate, "reference": validation.reference}
 

@@ -48,7 +48,7 @@ def selftest(
     what was done stays where the run is stopped.
 
     Args:
-        output: Folder of the report, which is made where it is missing. Some hundred MB of engines lie there meanwhile.
+        output: Folder of the report, which is made where it is missing; engines lie there meanwhile.
         device: The GPU: a number, or a UUID such as ``"MIG-…"``; None is the first.
         parts: Names or patterns of parts, such as ``"tensorrt/small/*"``; what they need is run as well. None are all.
         deadline_s: Seconds that one part may take.

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 
+from nrd_trt import figures
 from nrd_trt.building.build import build
 from nrd_trt.graph.importer import importer_problems
 from nrd_trt.proving import parts
 from nrd_trt.proving.network import NETWORKS, fp32_file, small_network
-from nrd_trt.proving.parts import Lane, ProofFailedError, all_parts, prove_driver, prove_plan
+from nrd_trt.proving.parts import (
+    Lane,
+    ProofFailedError,
+    all_parts,
+    measure_times,
+    prove_driver,
+    prove_graph,
+    prove_plan,
+    prove_threads,
+)
 from nrd_trt.proving.record import DRIVER, RUNS
 from nrd_trt.proving.runs import ROUNDS, graph_fault, threads_fault
 from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.specs import PRECISIONS, TensorSpec
 from nrd_trt.zoo import checkpoint_path
+from tests.artefacts import environment, needs_rtx
 from tests.runtime.bench import SMALL, Bench, image, runner
 from tests.runtime.fake_cuda import NOT_SUPPORTED, FakeDriver
 
@@ -82,16 +97,73 @@ def test_the_small_network_holds_the_gates_with_room(precision: Any, tmp_path: P
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
-def test_masks_of_another_runner_prove_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let bundles be built and run by ONNX Runtime; the fixture's function says who is to be told as the runner."""
+
+    def fall_back(plan: str) -> None:
+        def other_builder(*arguments: Any, **options: Any) -> Any:
+            bundle = build(*arguments, **{**options, "builder": "onnxruntime", "threads": 1})
+            validation = replace(bundle.record.validation, plan_run=plan == "run")
+            return replace(bundle, record=replace(bundle.record, validation=validation))
+
+        monkeypatch.setattr(parts, "build", other_builder)
+
+    return fall_back
+
+
+def test_masks_of_another_runner_prove_nothing(tmp_path: Path, built: Any) -> None:
     """A build that falls back to ONNX Runtime passes its own gates; the part does not."""
-
-    def other_builder(*arguments: Any, **options: Any) -> Any:
-        return build(*arguments, **{**options, "builder": "onnxruntime", "threads": 1})
-
-    monkeypatch.setattr(parts, "build", other_builder)
+    built("not run")
     with pytest.raises(ProofFailedError, match="masks are those of onnxruntime: the plan was built and not run here"):
         prove_plan(LANE, "fp32", tmp_path)
-    assert LANE.bundle(tmp_path, "fp32").is_dir()
+
+
+def test_a_plan_passes_by_its_gate(tmp_path: Path, built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the plan had drawn them; only the bundle that others need stays."""
+    built("run")
+    assert prove_plan(LANE, "fp32", tmp_path) == {"pixel_agreement": 1.0, "gate": 0.9999, "reference": "onnx"}
+    assert not LANE.bundle(tmp_path, "fp32").exists()
+    monkeypatch.setitem(figures._MIN_AGREEMENT, "fp16", 1.0)
+    with pytest.raises(ProofFailedError, match=r"pixel agreement 0\.999\d+, at least 1\.0 needed"):
+        prove_plan(LANE, "fp16", tmp_path)
+
+
+def test_runs_are_those_of_the_bundle_that_was_built(tmp_path: Path, built: Any) -> None:
+    """On ONNX Runtime, which has threads and times, and no CUDA graph."""
+    built("run")
+    lane = Lane(cast(Any, "onnxruntime"), "small", "function")
+    prove_plan(lane, "fp16", tmp_path)
+    assert prove_threads(lane, tmp_path) == {}
+    times = measure_times(lane, tmp_path)
+    assert 0 < times["p50_ms"] <= times["p99_ms"] and "simulated: " in str(times["notes"])  # type: ignore[operator]
+    with pytest.raises(ProofFailedError, match="expected the runner of a plan, got onnxruntime"):
+        prove_graph(lane, tmp_path)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from nrd_trt import figures
+from nrd_trt.building.build import build
+from nrd_trt.proving import child, parts
+parts.build = lambda *given, **named: build(*given, **{**named, "builder": "onnxruntime", "threads": 1})
+for network in ("small", "nrd_r18_camvid"):
+    child.main(f"tensorrt-rtx/{network}/function/fp32", sys.argv[1], f"{sys.argv[1]}/{network}.json")
+child.main("operator", sys.argv[1], f"{sys.argv[1]}/operator.json")
+"""
+
+
+@needs_rtx
+def test_without_pytorch_the_small_network_is_built_and_the_zoo_is_not_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert told["small"]["why"].startswith("the masks are those of onnxruntime")  # so it was built and judged
+    for name in ("nrd_r18_camvid", "operator"):
+        assert told[name]["result"] == "not run"
+        assert "pip install nrd-trt[torch]" in told[name]["why"]
 
 
 # --- driver ----------------------------------------------------------------------------------------------------------
