@@ -18,7 +18,7 @@ def cleaner(output: Path) -> Callable[[str], str]:
     Args:
         output: Folder of the report, which is called ``DIR``.
     """
-    places = {str(output.resolve()): "DIR", str(output): "DIR", str(Path.home()): "~"}
+    places = {str(output.resolve()): "DIR", str(Path.home()): "~"}  # as others name them: in full
     folders = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True) if len(place) > 1)
     names = {_user(): "USER", socket.gethostname(): "HOST", socket.gethostname().split(".")[0]: "HOST"}
     told = sorted((name for name in names if name.lower() not in _NOBODY), key=len, reverse=True)
