@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import ModuleType
 
 from nrd_trt.errors import MissingDependencyError
@@ -34,3 +37,18 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             f"{purpose} needs the package {module!r}, which cannot be imported ({exc}). "
             f"Install it with `pip install nrd-trt[{extra}]`.{hint}"
         ) from exc
+
+
+def nvtx_range(name: str) -> AbstractContextManager[object]:
+    """Return a range that NVIDIA's profilers show, e.g. nsys; it is nothing where the package nvtx is not installed."""
+    return _annotation()(name)
+
+
+@cache
+def _annotation() -> Callable[[str], AbstractContextManager[object]]:
+    try:
+        annotate: Callable[..., AbstractContextManager[object]] = importlib.import_module("nvtx").annotate
+    except ImportError:
+        nothing = nullcontext()
+        return lambda name: nothing
+    return lambda name: annotate(name, domain="nrd_trt")

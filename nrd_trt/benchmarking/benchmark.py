@@ -7,132 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from nrd_trt.benchmarking.calls import on_device, profile_layers, timed_call, watch_device
 from nrd_trt.benchmarking.notes import (
     arithmetic_notes,
     comparison_notes,
     device_marks,
+    energy_notes,
     graph_notes,
     load_marks,
     spread_marks,
+    stream_notes,
 )
 from nrd_trt.benchmarking.plot import check_plot, write_plot
-from nrd_trt.benchmarking.timing import (
-    Latency,
-    on_device,
-    peak_memory_mib,
-    time_in_turn,
-    timed_call,
-    watch_device,
-)
+from nrd_trt.benchmarking.record import Benchmark, BenchmarkRow, LayerTime
+from nrd_trt.benchmarking.timing import Call, Timing, peak_memory_mib, time_at_once, time_in_turn
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError
-from nrd_trt.machine.clocks import DeviceLog, ProbedDevice
+from nrd_trt.machine.clocks import DeviceLog, DeviceMonitor, ProbedDevice
+from nrd_trt.machine.device import choose_device
 from nrd_trt.machine.host import HostFacts, Machine, host_facts, load_average
 from nrd_trt.progress import bar
 from nrd_trt.runtime.engine import Engine, open_engine
 from nrd_trt.runtime.select import RunOptions
-from nrd_trt.specs import Precision, Provider, RunnerName, Size, check_size, format_size, optional_path
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkRow:
-    """What was measured of one source.
-
-    Attributes:
-        target: Name of the file.
-        runner: Name of the backend that ran.
-        arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
-        precision: Precision of the file.
-        size: Height and width of the image.
-        batch: Images per call.
-        warmup: Untimed calls.
-        runs: Timed calls.
-        threads: CPU threads; None where the backend chose.
-        copies: Whether a device's copies are ``"included"`` or ``"excluded"``; ``"host arrays"`` on a CPU.
-        cuda_graph: Whether a CUDA graph was replayed; None on a CPU.
-        latency: Every timed call.
-        ratio: p50 of the first source over that of this one.
-        peak_memory_mib: Largest memory of the process; None where several sources share it.
-        device_memory_mib: How much the memory in use on the device grew; None likewise, or where it is not known.
-        host: The processor.
-        load_before: Load average of the host before the run; None where the system has none.
-        load_after: Load average of the host after the run.
-        device: The device that ran; None on a CPU, or without an instrument.
-        log: Clocks, power and temperature of the device.
-        doubtful: Whether a note is about disturbed figures.
-        notes: What a reader of the figures must know.
-    """
-
-    target: str
-    runner: str
-    arithmetic: str
-    precision: Precision
-    size: Size
-    batch: int
-    warmup: int
-    runs: int
-    threads: int | None
-    copies: str
-    cuda_graph: bool | None
-    latency: Latency
-    ratio: float
-    peak_memory_mib: float | None
-    device_memory_mib: float | None
-    host: HostFacts
-    load_before: float | None
-    load_after: float | None
-    device: ProbedDevice | None
-    log: DeviceLog | None
-    doubtful: bool
-    notes: tuple[str, ...]
-
-    @property
-    def throughput_fps(self) -> float:
-        """Images per second over the timed calls."""
-        return self.latency.throughput_fps(self.batch)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values of the JSON object."""
-        apart = ("size", "latency", "host", "load_before", "load_after", "device", "log", "notes")
-        load = {"load_before": self.load_before, "load_after": self.load_after}
-        return {
-            **{name: value for name, value in vars(self).items() if name not in apart},
-            "size": format_size(self.size),
-            "latency_ms": self.latency.to_dict(),
-            "throughput_fps": self.throughput_fps,
-            "host": {**asdict(self.host), **load},
-            "device": {**asdict(self.device), **self.log.to_dict()} if self.device and self.log else None,
-            "notes": list(self.notes),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """What was measured of every source, in their order."""
-
-    rows: tuple[BenchmarkRow, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values of the JSON object: those of the one row, or ``results`` with several."""
-        rows = [row.to_dict() for row in self.rows]
-        return rows[0] if len(rows) == 1 else {"results": rows}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Target:
-    """One source to time; its runner is not entered yet."""
-
-    name: str
-    engine: Engine
-    size: Size
+from nrd_trt.specs import Provider, RunnerName, Size, check_number, check_size, format_size, optional_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +47,54 @@ class _Calls:
     batch: int
     warmup: int
     runs: int
-    threads: int | None
+    duration: float | None
+    streams: int
     copies: bool | None
     cuda_graph: bool | None
+    profile: bool
+    run: RunOptions
+
+    def __post_init__(self) -> None:
+        for name, low in (("batch", 1), ("warmup", 0), ("runs", 1), ("streams", 1)):
+            check_number(name, getattr(self, name), low=low)
+        check_number("duration", self.duration, low=0, whole=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """One source to time, with an engine for each stream; their runners are not entered yet."""
+
+    name: str
+    engines: tuple[Engine, ...]
+    size: Size
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the first stream, for what all of them share."""
+        return self.engines[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What was measured of one target."""
+
+    target: _Target
+    timing: Timing
+    cuda_graph: bool | None
+    layers: tuple[LayerTime, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conditions:
+    """What all targets shared."""
+
+    host: HostFacts
+    load_before: float | None
+    load_after: float | None
+    device: ProbedDevice | None
+    log: DeviceLog | None
+    instrument_notes: Sequence[str]
+    sizes: Sequence[str]
 
 
 def benchmark(
@@ -156,10 +106,13 @@ def benchmark(
     device: int | str | None = None,
     warmup: int = 3,
     runs: int = 20,
+    duration: float | None = None,
+    streams: int = 1,
     batch: int = 1,
     size: Size | None = None,
     threads: int | None = None,
     copies: bool | None = None,
+    profile: bool = False,
     plot: Path | str | None = None,
     force: bool = False,
     progress: bool = True,
@@ -174,12 +127,16 @@ def benchmark(
         cuda_graph: Whether a device's runner replays a CUDA graph; None leaves the choice to the runner.
         device: See `nrd_trt.open_bundle`.
         warmup: Untimed calls of each.
-        runs: Timed calls of each; p99 means something from 100 on.
+        runs: Timed calls of each, at the least; 3 + 20 calls are too few for p99, which means something from 100 on.
+        duration: Seconds of timed calls of each, at the least; None or 0 goes by `runs` alone.
+        streams: Calls at a time, each on a thread with an engine of its own, on a device with its own execution
+            context, CUDA stream and memory, weights included. For one source; latencies are then those under load.
         batch: Images per call.
         size: Height and width, multiples of 32; None takes a file's usual size, for checkpoints the first bundle's,
             else their own.
         threads: CPU threads; None leaves the choice to the backends.
         copies: Whether copies to and from a device are timed; None is True.
+        profile: Also time every layer of a plan, in as many calls after the others, which use no CUDA graph.
         plot: PNG to write with the distribution of the latencies.
         force: Replace an existing `plot`.
         progress: Show a bar on stderr where the work takes over two seconds.
@@ -196,11 +153,7 @@ def benchmark(
         RunnerError: A run failed; the message names the source.
         MissingDependencyError: `plot` is given and Matplotlib is not installed.
     """
-    plot = None if plot is None else Path(plot)
-    calls = _Calls(batch=batch, warmup=warmup, runs=runs, threads=threads, copies=copies, cuda_graph=cuda_graph)
-    _check(sources, calls)
-    if plot is not None:
-        check_plot(plot, force=force)
+    plot = optional_path("plot", plot)
     run = RunOptions(
         runner=runner,
         plugin=optional_path("plugin", plugin),
@@ -209,7 +162,22 @@ def benchmark(
         cuda_graph=cuda_graph is not False,
         device=device,
     )
-    targets = _open([Path(source) for source in sources], batch, run, size)
+    calls = _Calls(
+        batch=batch,
+        warmup=warmup,
+        runs=runs,
+        duration=duration,
+        streams=streams,
+        copies=copies,
+        cuda_graph=cuda_graph,
+        profile=profile,
+        run=replace(run, device=None),  # it is chosen once, for all engines
+    )
+    _check(sources, calls)
+    if plot is not None:
+        check_plot(plot, force=force)
+    choose_device(run.device)
+    targets = _open([Path(source) for source in sources], calls, size)
     result = Benchmark(rows=_measure(targets, calls, progress=progress))
     if plot is not None:
         _plot(plot, result.rows)
@@ -219,13 +187,13 @@ def benchmark(
 def _check(sources: Sequence[Path | str], calls: _Calls) -> None:
     if not sources:
         raise ConfigError("expected a bundle, a checkpoint or an ONNX file to time, got none; name one.")
-    for name, smallest in (("warmup", 0), ("runs", 1), ("batch", 1)):
-        if (value := getattr(calls, name)) < smallest:
-            raise ConfigError(f"{name}={value}: expected at least {smallest}.")
+    if calls.streams > 1 and len(sources) > 1:
+        raise ConfigError(f"streams={calls.streams}: expected one source, got {len(sources)}; time them one by one.")
 
 
-def _open(paths: Sequence[Path], batch: int, run: RunOptions, size: Size | None) -> list[_Target]:
+def _open(paths: Sequence[Path], calls: _Calls, size: Size | None) -> list[_Target]:
     """Open every source; a library goes to the bundles that need it, where there are several sources."""
+    run = calls.run
     bundles = {path: read_bundle(path) for path in paths if is_bundle(path)}
     if size is not None:
         check_size(size, what="size=")
@@ -237,11 +205,16 @@ def _open(paths: Sequence[Path], batch: int, run: RunOptions, size: Size | None)
         bundle = bundles.get(path)
         handed = run if len(paths) == 1 or (bundle and _needs_plugin(bundle)) else replace(run, plugin=None)
         free = None if bundle is not None or path.suffix in (".nrd", ".onnx") else checkpoint_size
-        engine = open_engine(bundle or path, handed, size=free)
-        chosen = size or engine.graph.shape.opt_hw
-        if engine.runner_name != "torch":  # a checkpoint takes what it is given
-            _check_shape(path, engine, chosen, batch)
-        targets.append(_Target(name=path.name, engine=engine, size=chosen))
+        engines = tuple(open_engine(bundle or path, handed, size=free) for _ in range(calls.streams))
+        target = _Target(name=path.name, engines=engines, size=size or engines[0].graph.shape.opt_hw)
+        if target.engine.runner_name != "torch":  # a checkpoint takes what it is given
+            _check_shape(path, target.engine, target.size, calls.batch)
+        if calls.profile and not on_device(target.engine.runner):
+            raise ConfigError(
+                f"profile=True: expected a plan that runs on a GPU, got {path}, which runs by "
+                f"{target.engine.runner_name}; leave it out, TensorRT alone tells what layers take."
+            )
+        targets.append(target)
     return targets
 
 
@@ -259,70 +232,118 @@ def _check_shape(path: Path, engine: Engine, size: Size, batch: int) -> None:
 
 
 def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> tuple[BenchmarkRow, ...]:
-    """Enter every runner, time them in turn and watch host and device."""
+    """Enter every runner, time them and watch host and device."""
     host, load_before = host_facts(Machine()), load_average()
     with ExitStack() as stack:
         watched = any(on_device(target.engine.runner) for target in targets)
         monitor, device, instrument_notes = watch_device(stack) if watched else (None, None, ())
-        timed = {}
-        for index, target in enumerate(targets):
-            engine = target.engine
-            stack.enter_context(engine)
-            image = engine.feed(street_scene(0, target.size).image)["image"][:1]
-            feed = {"image": np.repeat(image, calls.batch, axis=0)}
-            timed[f"{index}"] = timed_call(stack, engine.runner, feed, copies=calls.copies, target=target.name)
-        shown: tqdm[Any] = stack.enter_context(bar(desc="timing", unit="round", show=progress, total=calls.runs))
+        timed = [_enter(stack, target, calls) for target in targets]
+        timings = _time(timed, calls, monitor, progress=progress)
+        load_after, log = load_average(), monitor.finish() if monitor is not None else None
+        measured = [_finish(*one, calls) for one in zip(targets, timed, timings, strict=True)]
+    shared = _Conditions(
+        host=host,
+        load_before=load_before,
+        load_after=load_after,
+        device=device,
+        log=log,
+        instrument_notes=instrument_notes,
+        sizes=[format_size(target.size) for target in targets],
+    )
+    return tuple(_row(one, timings[0], shared, calls) for one in measured)
+
+
+def _enter(stack: ExitStack, target: _Target, calls: _Calls) -> list[Call]:
+    """Enter the runners of a target and return the call of each."""
+    image = target.engine.feed(street_scene(0, target.size).image)["image"][:1]
+    feed = {"image": np.repeat(image, calls.batch, axis=0)}
+    made = []
+    for engine in target.engines:
+        stack.enter_context(engine)
+        cuda = calls.run.cuda
+        made.append(timed_call(stack, engine.runner, feed, copies=calls.copies, cuda=cuda, target=target.name))
+    return made
+
+
+def _time(
+    timed: Sequence[Sequence[Call]], calls: _Calls, monitor: DeviceMonitor | None, *, progress: bool
+) -> list[Timing]:
+    """Time all targets in turn, or the streams of the only one at once."""
+    warmup, runs, duration_s = calls.warmup, calls.runs, calls.duration or 0.0
+    meter, glance = (monitor.meter, monitor.glance) if monitor is not None else (None, None)
+    if calls.streams > 1:
+        (streams,) = timed
+        return [time_at_once(streams, warmup=warmup, runs=runs, duration_s=duration_s, during=meter, between=glance)]
+    total = None if duration_s else runs
+    shown: tqdm[Any]
+    with bar(desc="timing", unit="round", show=progress, total=total) as shown:
 
         def between() -> None:
-            if monitor is not None:
-                monitor.glance()
+            if glance is not None:
+                glance()
             shown.update()
 
-        latencies = time_in_turn(timed, warmup=calls.warmup, runs=calls.runs, between=between).values()
-        load_after, log = load_average(), monitor.finish() if monitor is not None else None
-    first, alone = next(iter(latencies)), len(targets) == 1
-    rows = []
-    for target, latency in zip(targets, latencies, strict=True):
-        engine, there = target.engine, on_device(target.engine.runner)
-        marks = [*load_marks(load_before, host.cores), *device_marks(log if there else None), *spread_marks(latency)]
-        notes = [*marks, *_notes(target, instrument_notes if there else (), calls)]
-        notes += comparison_notes([format_size(other.size) for other in targets])
-        row = BenchmarkRow(
-            target=target.name,
-            runner=engine.runner_name,
-            arithmetic=engine.arithmetic,
-            precision=engine.graph.precision,
-            size=target.size,
-            batch=calls.batch,
-            warmup=calls.warmup,
-            runs=calls.runs,
-            threads=calls.threads,
-            copies=("excluded" if calls.copies is False else "included") if there else "host arrays",
-            cuda_graph=engine.runner.cuda_graph if on_device(engine.runner) else None,
-            latency=latency,
-            ratio=first.p50 / latency.p50,
-            # Memory is the process's and the device's, whichever target asked for it.
-            peak_memory_mib=peak_memory_mib() if alone else None,
-            device_memory_mib=log.memory_grown_mib if alone and log is not None else None,
-            host=host,
-            load_before=load_before,
-            load_after=load_after,
-            device=device if there else None,
-            log=log if there else None,
-            doubtful=bool(marks),
-            notes=tuple(notes),
-        )
-        rows.append(row)
-    return tuple(rows)
+        named = {f"{index}": call for index, (call,) in enumerate(timed)}
+        timings = time_in_turn(named, warmup=warmup, runs=runs, duration_s=duration_s, during=meter, between=between)
+    return [*timings.values()]
 
 
-def _notes(target: _Target, instrument_notes: Sequence[str], calls: _Calls) -> list[str]:
+def _finish(target: _Target, timed: Sequence[Call], timing: Timing, calls: _Calls) -> _Measured:
+    """Look at what was run, and profile it where that was asked for."""
+    runner, layers, graph = target.engine.runner, None, None
+    if on_device(runner):
+        graph = runner.cuda_graph
+        layers = profile_layers(runner, timed[0], runs=calls.runs) if calls.profile else None
+    return _Measured(target=target, timing=timing, cuda_graph=graph, layers=layers)
+
+
+def _row(measured: _Measured, first: Timing, shared: _Conditions, calls: _Calls) -> BenchmarkRow:
+    target, latency = measured.target, measured.timing.latency
+    engine, there, alone = target.engine, on_device(target.engine.runner), len(shared.sizes) == 1
+    log = shared.log if there else None
+    marks = [*load_marks(shared.load_before, shared.host.cores), *device_marks(log), *spread_marks(latency)]
+    return BenchmarkRow(
+        target=target.name,
+        runner=engine.runner_name,
+        arithmetic=engine.arithmetic,
+        precision=engine.graph.precision,
+        size=target.size,
+        batch=calls.batch,
+        warmup=calls.warmup,
+        duration_s=calls.duration,
+        streams=calls.streams,
+        threads=calls.run.threads,
+        copies=("excluded" if calls.copies is False else "included") if there else "host arrays",
+        cuda_graph=measured.cuda_graph,
+        timing=measured.timing,
+        ratio=first.latency.p50 / latency.p50,
+        layers=measured.layers,
+        # Memory is the process's and the device's, and energy too, whichever target asked for it.
+        energy=log.energy if alone and log is not None else None,
+        peak_memory_mib=peak_memory_mib() if alone else None,
+        device_memory_mib=shared.log.memory_grown_mib if alone and shared.log is not None else None,
+        host=shared.host,
+        load_before=shared.load_before,
+        load_after=shared.load_after,
+        device=shared.device if there else None,
+        log=log,
+        doubtful=bool(marks),
+        notes=(*marks, *_notes(measured, shared, calls)),
+    )
+
+
+def _notes(measured: _Measured, shared: _Conditions, calls: _Calls) -> list[str]:
     """Say what a reader of one source's figures must know, disturbances aside."""
-    engine = target.engine
+    engine = measured.target.engine
     notes = [*arithmetic_notes(engine.arithmetic)]
     if engine.plan_run is not None and not on_device(engine.runner):
         notes.append(f"the plan was built but not run here: these are {engine.runner_name}'s figures")
-    return [*notes, *instrument_notes, *graph_notes(engine.runner, wanted=calls.cuda_graph, warmup=calls.warmup)]
+    if on_device(engine.runner):
+        notes += [*shared.instrument_notes, *energy_notes(shared.log, sources=len(shared.sizes))]
+    else:
+        notes += stream_notes(calls.streams, threads=calls.run.threads, cores=shared.host.cores)
+    notes += graph_notes(engine.runner.name, measured.cuda_graph, wanted=calls.cuda_graph, warmup=calls.warmup)
+    return [*notes, *comparison_notes(shared.sizes)]
 
 
 def _plot(path: Path, rows: Sequence[BenchmarkRow]) -> None:
@@ -332,6 +353,7 @@ def _plot(path: Path, rows: Sequence[BenchmarkRow]) -> None:
     device = next((row.device.name for row in rows if row.device), None)
     machine = " + ".join(filter(None, (device, f"{first.host.cpu or 'unknown CPU'}, {first.host.cores} cores")))
     together = ", measured in turn" if len(rows) > 1 else ""
+    calls = f"{first.runs} calls each" if first.streams == 1 else f"{first.runs} calls in {first.streams} streams"
     footnotes = []
     for note in dict.fromkeys(note for row in rows for note in row.notes):
         holders = [row.target for row in rows if note in row.notes]
@@ -340,6 +362,6 @@ def _plot(path: Path, rows: Sequence[BenchmarkRow]) -> None:
         path,
         rows,
         title=f"Latency at {sizes}, batch {first.batch}",
-        subtitle=f"{machine}; {first.runs} calls each after {first.warmup} for warm-up{together}",
+        subtitle=f"{machine}; {calls} after {first.warmup} for warm-up{together}",
         footnotes=footnotes,
     )

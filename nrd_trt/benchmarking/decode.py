@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 import nrd_trt
+from nrd_trt.benchmarking.calls import watch_device
 from nrd_trt.benchmarking.notes import device_marks
-from nrd_trt.benchmarking.timing import watch_device
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.machine.clocks import DeviceLog
 from nrd_trt.machine.gpu import kernel_driver

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nrd_trt.benchmarking.timing import Latency, on_device
+from nrd_trt.benchmarking.timing import Latency
 from nrd_trt.machine.clocks import DeviceLog
-from nrd_trt.runtime.base import Runner
 
 _LOWEST_CLOCK_SHARE = 0.5
+_COARSE_ENERGY_S = 2.0
+"""Counters of energy and samples of power come ten to fifteen times a second."""
 _CAPTURED_AFTER = 2
 _WIDEST_SPREAD = 1.5
 """p90 over p50; on an idle machine with fixed clocks it is below 1.1."""
@@ -50,10 +51,28 @@ def comparison_notes(sizes: Sequence[str]) -> Iterator[str]:
         yield f"sizes differ ({', '.join(dict.fromkeys(sizes))}): the ratio is not between equal work"
 
 
-def graph_notes(runner: Runner, *, wanted: bool | None, warmup: int) -> Iterator[str]:
-    """Say where a CUDA graph was asked for and not used, and where its capture was timed."""
-    used = on_device(runner) and runner.cuda_graph
+def graph_notes(runner_name: str, used: bool | None, *, wanted: bool | None, warmup: int) -> Iterator[str]:
+    """Say where a CUDA graph was asked for and not used, and where its capture was timed; used is None on a CPU."""
     if used and warmup < _CAPTURED_AFTER:
         yield f"the CUDA graph is captured on the second call; warm up with {_CAPTURED_AFTER} calls or more"
     if wanted and not used:
-        yield f"no CUDA graph was used: {runner.name} {'captured none' if on_device(runner) else 'runs on the CPU'}"
+        yield f"no CUDA graph was used: {runner_name} {'runs on the CPU' if used is None else 'captured none'}"
+
+
+def energy_notes(log: DeviceLog | None, *, sources: int) -> Iterator[str]:
+    """Say why there is no energy where a device was watched, and where it was watched too shortly."""
+    if log is None:
+        return
+    if sources > 1:
+        yield "energy is not told of several sources, which share it; time them one by one"
+    elif log.energy is None:
+        yield "energy was not read: the GPU has no counter of it in NVML, or the board no rails in sysfs"
+    elif log.energy.seconds < _COARSE_ENERGY_S:
+        yield f"energy is a rough figure, taken over {log.energy.seconds:.1f} s only; measure it with duration=10"
+
+
+def stream_notes(streams: int, *, threads: int | None, cores: int) -> Iterator[str]:
+    """Say what streams share on a CPU."""
+    if streams > 1:
+        each = "as many threads as there are cores" if threads is None else f"threads={threads}"
+        yield f"{streams} streams, each with {each}, shared {cores} CPU cores"

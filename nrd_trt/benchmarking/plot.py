@@ -13,7 +13,8 @@ from nrd_trt.files import atomic_file, check_absent
 from nrd_trt.optional import require
 
 if TYPE_CHECKING:
-    from nrd_trt.benchmarking.benchmark import BenchmarkRow
+    from nrd_trt.benchmarking.record import BenchmarkRow
+    from nrd_trt.benchmarking.timing import Latency
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8a5cb8", "#c77d0a", "#2b9eb3", "#9c4a1a", "#b0508c")
 _MARKED = ((50, "o"), (90, "s"), (99, "D"))
@@ -65,20 +66,32 @@ def write_plot(
 
 
 def _draw(axes: Any, row: BenchmarkRow, colour: str) -> None:
-    """Draw one staircase and its three marks."""
-    samples = np.sort(np.array(row.latency.samples_ms))
-    shares = np.arange(1, len(samples) + 1) / len(samples) * 100
-    steps, heights = np.concatenate([samples[:1], samples]), np.concatenate([[0.0], shares])
+    """Draw one staircase and its three marks, and the dotted one of the GPU alone where there is one."""
     marks = {share: row.latency.percentile(share) for share, _ in _MARKED}
-    digits = {share: 0 if ms >= 100 else 1 if ms >= 10 else 2 for share, ms in marks.items()}  # about three in all
-    figures = "   ".join(f"p{share} {ms:.{digits[share]}f}" for share, ms in marks.items())
+    figures = "   ".join(f"p{share} {_short(ms)}" for share, ms in marks.items())
     style = "--" if row.doubtful else "-"
     name = row.target if len(row.target) <= _NAME_LETTERS else f"{row.target[: _NAME_LETTERS - 1]}…"
     simulated = ", simulated" if row.arithmetic == "simulated" else ""
-    label = _plain(f"{name}\n{row.runner}, {row.precision}{simulated}\n{figures} ms")
-    axes.step(steps, heights, where="post", color=colour, linewidth=1.8, linestyle=style, label=label)
+    gpu_compute = row.timing.gpu_compute
+    alone = f"\ndotted: GPU compute, p50 {_short(gpu_compute.p50)} ms" if gpu_compute else ""
+    label = _plain(f"{name}\n{row.runner}, {row.precision}{simulated}\n{figures} ms{alone}")
+    axes.step(*_stairs(row.latency), where="post", color=colour, linewidth=1.8, linestyle=style, label=label)
+    if gpu_compute:
+        axes.step(*_stairs(gpu_compute), where="post", color=colour, linewidth=1.2, linestyle=":")
     for share, marker in _MARKED:
         axes.plot(marks[share], share, marker, color=colour, markersize=7, markeredgecolor="white", zorder=3)
+
+
+def _stairs(latency: Latency) -> tuple[np.ndarray, np.ndarray]:
+    """Return milliseconds in rising order and the share of calls, in %, that were done by then."""
+    samples = np.sort(np.array(latency.samples_ms))
+    shares = np.arange(1, len(samples) + 1) / len(samples) * 100
+    return np.concatenate([samples[:1], samples]), np.concatenate([[0.0], shares])
+
+
+def _short(ms: float) -> str:
+    """Write milliseconds with about three digits in all."""
+    return f"{ms:.{0 if ms >= 100 else 1 if ms >= 10 else 2}f}"
 
 
 def _plain(text: str) -> str:
@@ -88,7 +101,7 @@ def _plain(text: str) -> str:
 
 def _dress(axes: Any, rows: Sequence[BenchmarkRow]) -> None:
     """Set axes, grid and legend."""
-    medians = [row.latency.p50 for row in rows]
+    medians = [part.p50 for row in rows for part in (row.latency, row.timing.gpu_compute) if part]
     if max(medians) > _WIDE * min(medians):
         ticker = require("matplotlib.ticker", extra="plot", purpose="plotting")
         axes.set_xscale("log")

@@ -1,26 +1,40 @@
-"""One call of a runner, and the latency of calls that are timed in turn so that a noisy machine disturbs them alike.
+"""Calls that are timed: of several sources in turn, so that a noisy machine disturbs them alike, or of several streams.
 
-A runner on a device is told by what `nrd_trt.runtime.base.DeviceRunner` has beyond the Runner contract.
+Knows neither runners nor devices; `nrd_trt.benchmarking.calls` makes what is called.
 """
 
 from __future__ import annotations
 
 import resource
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeGuard
 
 import numpy as np
 
-from nrd_trt.errors import NrdTrtError, RunnerError
-from nrd_trt.machine.clocks import DeviceMonitor, ProbedDevice, open_probe
-from nrd_trt.machine.cuda import host_view, open_cuda
-from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Runner
+_LOOK_EVERY_S = 0.2
 
-Call = Callable[[], object]
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """What one call took; None where there is no device.
+
+    Attributes:
+        latency_ms: From begin to end, for who called.
+        gpu_compute_ms: On the device, between events around the engine's work.
+        enqueue_ms: What it took the host to queue that work.
+    """
+
+    latency_ms: float
+    gpu_compute_ms: float | None = None
+    enqueue_ms: float | None = None
+
+
+Call = Callable[[], Times]
+"""Runs once, waits for the end and tells what it took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,43 +67,125 @@ class Latency:
         """99th percentile in milliseconds; of fewer than 100 calls it is close to the slowest one."""
         return self.percentile(99)
 
+    @property
+    def mean(self) -> float:
+        """Mean in milliseconds."""
+        return sum(self.samples_ms) / self.runs
+
+    @property
+    def min(self) -> float:
+        """Smallest in milliseconds."""
+        return min(self.samples_ms)
+
     def percentile(self, share: float) -> float:
         """Return a percentile in milliseconds, interpolated between calls; `share` is in 0-100."""
         return float(np.percentile(self.samples_ms, share))
 
     def to_dict(self) -> dict[str, float]:
         """Return ``p50, p90, p99, mean, min`` in milliseconds."""
-        mean = sum(self.samples_ms) / self.runs
-        return {"p50": self.p50, "p90": self.p90, "p99": self.p99, "mean": mean, "min": min(self.samples_ms)}
+        return {name: getattr(self, name) for name in ("p50", "p90", "p99", "mean", "min")}
 
-    def throughput_fps(self, batch: int) -> float:
-        """Return images per second over the timed calls: their images by their total time."""
-        return batch * self.runs * 1000 / sum(self.samples_ms)
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """The timed calls of one source.
+
+    Attributes:
+        latency: From begin to end of each call.
+        gpu_compute: Of the engine on the device alone; None without a device.
+        enqueue: Of the host until it is queued; None without a device.
+        seconds: What the calls took together; of calls at the same time from the first begin to the last end.
+    """
+
+    latency: Latency
+    gpu_compute: Latency | None
+    enqueue: Latency | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, object]:
+        """Return ``latency_ms, gpu_compute_ms, enqueue_ms, timed_s``."""
+        parts = {"latency_ms": self.latency, "gpu_compute_ms": self.gpu_compute, "enqueue_ms": self.enqueue}
+        return {**{name: part and part.to_dict() for name, part in parts.items()}, "timed_s": self.seconds}
 
 
 def time_in_turn(
-    calls: Mapping[str, Call], *, warmup: int, runs: int, between: Call | None = None
-) -> dict[str, Latency]:
+    calls: Mapping[str, Call],
+    *,
+    warmup: int,
+    runs: int,
+    duration_s: float = 0.0,
+    during: AbstractContextManager[object] | None = None,
+    between: Callable[[], object] | None = None,
+) -> dict[str, Timing]:
     """Time several callables in alternation.
 
     Args:
-        calls: By name; each waits for its own end.
+        calls: By name.
         warmup: Untimed calls of each.
-        runs: Timed calls of each, at least 1.
+        runs: Timed calls of each at the least, 1 or more.
+        duration_s: Seconds of timed calls of each at the least.
+        during: Entered after the warm-up and left after the last call, e.g. to measure energy.
         between: Called after every round, untimed, e.g. to read clocks.
     """
-    for call in calls.values():
-        for _ in range(warmup):
-            call()
-    samples_ms: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(runs):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            samples_ms[name].append((time.perf_counter() - start) * 1000)
-        if between is not None:
-            between()
-    return {name: Latency(samples_ms=tuple(values)) for name, values in samples_ms.items()}
+    _warm_up([*calls.values()], warmup)
+    tallies = {name: _Tally() for name in calls}
+    with during or nullcontext():
+        while not all(tally.has(runs, duration_s) for tally in tallies.values()):
+            for name, call in calls.items():
+                tallies[name].add(call())
+            if between is not None:
+                between()
+    return {name: _timing(tally.times, tally.busy_s) for name, tally in tallies.items()}
+
+
+def time_at_once(
+    calls: Sequence[Call],
+    *,
+    warmup: int,
+    runs: int,
+    duration_s: float = 0.0,
+    during: AbstractContextManager[object] | None = None,
+    between: Callable[[], object] | None = None,
+) -> Timing:
+    """Time callables that run at the same time, each on a thread of its own, until each has enough calls.
+
+    Args:
+        calls: One for each thread.
+        warmup: Untimed calls of each, one after the other.
+        runs: See `time_in_turn`.
+        duration_s: See `time_in_turn`.
+        during: See `time_in_turn`.
+        between: Called on this thread every now and then.
+    """
+    _warm_up(calls, warmup)
+    start, ended = threading.Barrier(len(calls)), threading.Event()
+    tallies = [_Tally() for _ in calls]
+
+    def go_on(call: Call, tally: _Tally) -> tuple[float, float]:
+        try:
+            start.wait()
+            begin = time.perf_counter()
+            while not ended.is_set():
+                tally.add(call())
+                if all(one.has(runs, duration_s) for one in tallies):
+                    ended.set()
+            return begin, time.perf_counter()
+        finally:
+            ended.set()  # after an error the others end too
+
+    with during or nullcontext(), ThreadPoolExecutor(len(calls), "stream") as pool:
+        try:
+            running = {pool.submit(go_on, *both) for both in zip(calls, tallies, strict=True)}
+            while True:
+                if between is not None:
+                    between()
+                if not wait(running, _LOOK_EVERY_S).not_done:
+                    break
+        finally:
+            ended.set()  # Ctrl-C must not wait for the threads for ever
+            start.abort()
+    begins, ends = zip(*(future.result() for future in running), strict=True)
+    return _timing([times for tally in tallies for times in tally.times], max(ends) - min(begins))
 
 
 def peak_memory_mib() -> float:
@@ -97,79 +193,34 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def watch_device(stack: ExitStack) -> tuple[DeviceMonitor | None, ProbedDevice | None, Sequence[str]]:
-    """Open the instrument of the GPU in use.
-
-    Args:
-        stack: Closes the instrument.
-
-    Returns:
-        What reads its clocks from now on, the device, and what a reader of the figures must know; None without one.
-    """
-    probe, reason = open_probe()
-    if probe is None:
-        return None, None, [reason] if reason else []
-    stack.callback(probe.close)
-    return DeviceMonitor(probe), probe.device(), probe.notes
+def _warm_up(calls: Sequence[Call], warmup: int) -> None:
+    for call in calls:
+        for _ in range(warmup):
+            call()
 
 
-def on_device(runner: Runner) -> TypeGuard[DeviceRunner]:
-    """Whether a runner, entered or not, works on a device, so that its arrays have to be copied."""
-    return hasattr(runner, "infer_device")
+class _Tally:
+    """The timed calls of one callable so far."""
+
+    def __init__(self) -> None:
+        self.times: list[Times] = []
+        self.busy_s = 0.0
+
+    def add(self, times: Times) -> None:
+        self.times.append(times)
+        self.busy_s += times.latency_ms / 1000
+
+    def has(self, runs: int, duration_s: float) -> bool:
+        return len(self.times) >= runs and self.busy_s >= duration_s
 
 
-def timed_call(
-    stack: ExitStack, runner: Runner, feed: Mapping[str, np.ndarray], *, copies: bool | None, target: str
-) -> Call:
-    """Return the call to time on an entered runner.
-
-    Args:
-        stack: Frees what the call holds on the device.
-        runner: The runner, entered.
-        feed: Its input on the host.
-        copies: Whether a device's copies from and to the host are timed; None is True.
-        target: Name of the target, for messages.
-    """
-    call: Call = partial(runner.infer, feed)
-    if copies is False and on_device(runner):
-        call = device_call(stack, runner, feed)
-
-    def guarded() -> object:
-        try:
-            return call()
-        except (NrdTrtError, RuntimeError, MemoryError) as exc:  # out of memory is a RuntimeError in most backends
-            raise RunnerError(
-                f"{target}: a run failed while it was timed ({type(exc).__name__}: {exc}); nothing was measured. "
-                "Validate it, or try a smaller size= or batch=."
-            ) from exc
-
-    return guarded
-
-
-def device_call(stack: ExitStack, runner: DeviceRunner, feed: Mapping[str, np.ndarray]) -> Call:
-    """Copy a feed to the device and return the call that runs on it there and waits for the end. CUDA is loaded here.
-
-    Args:
-        stack: Frees the memory and the stream; it is closed on this thread, where the call is made too.
-        runner: The runner, entered.
-        feed: Host arrays; not needed afterwards.
-    """
-    cuda = stack.enter_context(open_cuda())
-    stream = cuda.create_stream()
-    stack.callback(cuda.destroy_stream, stream)
-    tensors = {}
-    for name, array in feed.items():
-        host, _ = cuda.allocate_host(array.nbytes, mapped=False)
-        stack.callback(cuda.free_host, host)
-        device = cuda.allocate(array.nbytes)
-        stack.callback(cuda.free, device)
-        host_view(host, array.nbytes)[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        cuda.upload(device, host, array.nbytes, stream)
-        tensors[name] = DeviceTensor(address=device, shape=array.shape, dtype=array.dtype)
-    cuda.synchronize(stream)
-
-    def call() -> None:
-        runner.infer_device(tensors, stream)
-        cuda.synchronize(stream)
-
-    return call
+def _timing(done: Sequence[Times], seconds: float) -> Timing:
+    """Sum up timed calls; either all of them tell of a device, or none."""
+    gpu_compute = tuple(times.gpu_compute_ms for times in done if times.gpu_compute_ms is not None)
+    enqueue = tuple(times.enqueue_ms for times in done if times.enqueue_ms is not None)
+    return Timing(
+        latency=Latency(samples_ms=tuple(times.latency_ms for times in done)),
+        gpu_compute=Latency(samples_ms=gpu_compute) if gpu_compute else None,
+        enqueue=Latency(samples_ms=enqueue) if enqueue else None,
+        seconds=seconds,
+    )

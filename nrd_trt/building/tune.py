@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from nrd_trt.benchmarking.calls import call_on_host
 from nrd_trt.benchmarking.timing import time_in_turn
 from nrd_trt.building.build import build_bundle, choose_builder, plan_runner_here
 from nrd_trt.building.request import BuildRequest
@@ -375,8 +376,8 @@ def _plan_latency(request: BuildRequest, file: onnx.ModelProto, image: np.ndarra
         return None
     feed = image_feed(image, read_facts(typed))
     with runner:
-        timed = time_in_turn({"plan": lambda: runner.infer(feed)}, warmup=_WARMUP, runs=_RUNS)
-    return timed["plan"].p50
+        timed = time_in_turn({"plan": partial(call_on_host, runner, feed)}, warmup=_WARMUP, runs=_RUNS)
+    return timed["plan"].latency.p50
 
 
 def list_steps(layers: Sequence[str], sensitivity: Mapping[str, float]) -> list[Step]:

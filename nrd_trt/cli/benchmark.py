@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,10 @@ from nrd_trt.cli import common, groups
 from nrd_trt.specs import format_size
 
 if TYPE_CHECKING:
-    from nrd_trt.benchmarking.benchmark import BenchmarkRow
+    from nrd_trt.benchmarking.record import BenchmarkRow
+    from nrd_trt.benchmarking.timing import Latency
+
+_LAYERS, _LAYER_LETTERS = 10, 80
 
 
 def benchmark_command(
@@ -22,7 +25,19 @@ def benchmark_command(
         bool, typer.Option("--compare", help="Time several targets in turn; ratios are against the first.")
     ] = False,
     warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Untimed calls.")] = 3,
-    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Timed calls; p99 means something from 100 on.")] = 20,
+    runs: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Timed calls, at the least: 3 + 20 are too few for p99, which needs 100."
+        ),
+    ] = 20,
+    duration: Annotated[
+        float | None, typer.Option(min=0, metavar="S", help="Go on until there are S seconds of timed calls.")
+    ] = None,
+    streams: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Calls at a time, each in a context, stream and memory of its own."),
+    ] = 1,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images per call.")] = 1,
     size: common.Size = None,
     run: groups.RunnerOptions,
@@ -30,6 +45,9 @@ def benchmark_command(
         bool | None,
         typer.Option("--include-copies/--no-copies", help="Time a device's copies from and to the host (default yes)."),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Time every layer of a plan as well, afterwards and without a CUDA graph.")
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the distribution of the latencies.")
     ] = None,
@@ -49,6 +67,7 @@ def benchmark_command(
 
     if decode:
         options = {"--compare": compare, "--batch": batch != 1, "--size": size, "--plugin": run.plugin, "--plot": plot}
+        options |= {"--duration": duration, "--streams": streams != 1, "--profile": profile}
         given = [name for name, value in options.items() if value]
         if targets or given or run.runner != "auto":
             raise ConfigError(f"--decode: its cases are fixed; leave out {', '.join(given) or 'targets and --runner'}.")
@@ -65,9 +84,12 @@ def benchmark_command(
         **run.given(),
         warmup=warmup,
         runs=runs,
+        duration=duration,
+        streams=streams,
         batch=batch,
         size=size,
         copies=copies,
+        profile=profile,
         plot=plot,
         force=force,
         progress=not out.quiet,
@@ -101,30 +123,60 @@ def _benchmark_decode(*, quick: bool, markdown: Path | None, force: bool, out: g
 def table(rows: Sequence[BenchmarkRow]) -> list[str]:
     """Return the printed lines; `!` marks a row whose figures are doubtful, and its notes say why."""
     width = max(len("target"), *(len(row.target) for row in rows))
+    indent = width + 27  # so that figures stand below each other
     lines = [
         f"  {'target':<{width}} {'runner':<12} {'types':<5} {'size':>9} "
-        f"{'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'fps':>9} {'ratio':>6}"
+        f"{'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'mean ms':>9} {'min ms':>9} {'fps':>9} {'ratio':>6}"
     ]
     for row in rows:
-        latency = row.latency
         lines.append(
             f"{'!' if row.doubtful else ' '} {row.target:<{width}} {row.runner:<12} {row.precision:<5} "
-            f"{format_size(row.size):>9} {latency.p50:>9.3f} {latency.p90:>9.3f} {latency.p99:>9.3f} "
-            f"{row.throughput_fps:>9.3f} {row.ratio:>6.2f}"
+            f"{format_size(row.size):>9} {_times(row.latency)} {row.throughput_fps:>9.3f} {row.ratio:>6.2f}"
         )
+        for name, part in (("GPU compute", row.timing.gpu_compute), ("enqueue", row.timing.enqueue)):
+            lines += [f"    {name:<{indent}} {_times(part)}"] if part else []
         lines += [f"    {note}" for note in row.notes]
+    for row in rows:
+        lines += _layer_lines(row)
     return [*lines, *_conditions(rows)]
 
 
+def _times(latency: Latency) -> str:
+    figures = (latency.p50, latency.p90, latency.p99, latency.mean, latency.min)
+    return " ".join(f"{figure:>9.3f}" for figure in figures)
+
+
+def _layer_lines(row: BenchmarkRow) -> Iterator[str]:
+    """Yield the layers that took longest."""
+    if row.layers is None:
+        return
+    worst = sorted(row.layers, key=lambda layer: -layer.ms)[:_LAYERS]
+    sum_ms = sum(layer.ms for layer in row.layers)
+    yield (
+        f"{row.target}: {len(worst)} of {len(row.layers)} layers, which take {sum_ms:.3f} ms in all "
+        "(each timed by itself, with no CUDA graph)"
+    )
+    for layer in worst:
+        name = layer.name if len(layer.name) <= _LAYER_LETTERS else f"{layer.name[: _LAYER_LETTERS - 1]}…"
+        yield f"    {layer.share:>6.1%} {layer.ms:>9.3f} ms  {name}"
+
+
 def _conditions(rows: Sequence[BenchmarkRow]) -> list[str]:
-    """Return what all rows share: calls, host, device, memory."""
+    """Return what all rows share: calls, host, device, energy, memory."""
     row = rows[0]
+    calls = f"{row.runs} calls each" if row.streams == 1 else f"{row.runs} calls in {row.streams} streams at once"
     lines = [
-        f"batch {row.batch}, {row.runs} calls each after {row.warmup} for warm-up; "
+        f"latency from image to mask, batch {row.batch}, {calls} after {row.warmup} for warm-up; "
         f"{row.host.cpu or 'unknown CPU'}, {row.host.cores} cores, load {_figure(row.load_before)} before and "
         f"{_figure(row.load_after)} after"
     ]
     lines += dict.fromkeys(line for row in rows if (line := _device_line(row)) is not None)
+    if row.energy is not None:
+        energy = row.energy
+        lines.append(
+            f"energy: {energy.joules:.1f} J in {energy.seconds:.1f} s, {energy.watts:.1f} W on average, "
+            f"{row.frames_per_joule:.2f} frames per joule ({energy.source}; idle power is not subtracted)"
+        )
     if row.peak_memory_mib is not None:
         device = row.device_memory_mib
         on_device = f", on the device {device:.0f} MiB" if device is not None else ""

@@ -213,12 +213,12 @@ def open_probe() -> tuple[Probe | None, str | None]:
     try:
         nvml = require("pynvml", extra="gpu", purpose="reading clocks, power and throttling")
     except MissingDependencyError as exc:
-        return None, f"clocks and throttling were not read: {exc}"
+        return None, f"clocks, throttling and energy were not read: {exc}"
     try:
         gpu = probe_device()
         return NvmlProbe(nvml, gpu.pci_bus_id if gpu else None), None
     except nvml.NVMLError as exc:
-        return None, f"clocks and throttling were not read: NVML says {exc}"
+        return None, f"clocks, throttling and energy were not read: NVML says {exc}"
 
 
 @dataclass(frozen=True, kw_only=True)

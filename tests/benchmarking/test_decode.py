@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from nrd_trt.benchmarking import decode, timing
+from nrd_trt.benchmarking import calls, decode
 from nrd_trt.benchmarking.decode import DecodeCase, benchmark_decode, chosen_cases
 from nrd_trt.cli.main import app
 from nrd_trt.decode import bench
@@ -48,7 +48,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "Subject", partial(Subject, device="cpu"))
     monkeypatch.setattr(bench, "random_inputs", partial(random_inputs, device="cpu"))
     monkeypatch.setattr(stages, "predict_decode_inputs", lambda m, i, device: predict(m, i, device="cpu"))
-    monkeypatch.setattr(timing, "open_probe", lambda: (None, "no probe"))
+    monkeypatch.setattr(calls, "open_probe", lambda: (None, "no probe"))
 
 
 @pytest.fixture

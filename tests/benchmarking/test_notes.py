@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from nrd_trt.benchmarking.notes import arithmetic_notes, comparison_notes, device_marks, load_marks, spread_marks
+from nrd_trt.benchmarking.notes import (
+    arithmetic_notes,
+    comparison_notes,
+    device_marks,
+    load_marks,
+    spread_marks,
+    stream_notes,
+)
 from nrd_trt.benchmarking.timing import Latency
 from nrd_trt.machine.clocks import DeviceLog, Reading
 
@@ -57,3 +64,6 @@ def test_other_marks_and_notes() -> None:
     assert "says nothing about the device" in next(arithmetic_notes("simulated"))
     assert list(comparison_notes(["64x96", "64x96"])) == []
     assert "64x96, 32x32" in next(comparison_notes(["64x96", "32x32", "64x96"]))
+    assert list(stream_notes(1, threads=None, cores=2)) == []
+    (text,) = stream_notes(4, threads=None, cores=2)
+    assert "each with as many threads as there are cores, shared 2 CPU cores" in text

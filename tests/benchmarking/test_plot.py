@@ -22,6 +22,7 @@ TEXTS = {"title": "Latency at 64x96, batch 1", "subtitle": "AMD EPYC, 2 cores; $
 def _row(median_ms: float, **given: Any) -> Any:
     samples_ms = np.random.default_rng(0).normal(median_ms, median_ms / 50, 40)
     values = {"target": "a.nrd", "runner": "torch", "precision": "fp32", "arithmetic": "native", "doubtful": False}
+    values["timing"] = SimpleNamespace(gpu_compute=None)
     return SimpleNamespace(**{**values, "latency": Latency(samples_ms=tuple(samples_ms)), **given})
 
 
@@ -68,6 +69,16 @@ def test_marks_and_legend_tell_the_percentiles() -> None:
     name, runner, figures = stairs.get_label().split("\n")
     assert (len(name), runner) == (36, "torch, fp32, simulated")
     assert figures == "p50 20.0   p90 164   p99 196 ms"
+
+
+def test_gpu_compute_is_a_dotted_line_beside_the_latency() -> None:
+    axes: Any = Figure().add_subplot()
+    alone = Latency(samples_ms=(3.0, 2.0))
+    plot._draw(axes, _row(5.0, timing=SimpleNamespace(gpu_compute=alone)), "#123456")
+    stairs, dotted, *marks = axes.lines
+    assert (dotted.get_linestyle(), dotted.get_color(), len(marks)) == (":", "#123456", 3)
+    assert (list(dotted.get_xdata()), list(dotted.get_ydata())) == ([2.0, 2.0, 3.0], [0.0, 50.0, 100.0])
+    assert stairs.get_label().split("\n")[-1] == "dotted: GPU compute, p50 2.50 ms"
 
 
 def test_what_cannot_be_written_is_found_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
