@@ -8,7 +8,7 @@ ARG BASE=nvcr.io/nvidia/tensorrt:25.10-py3
 FROM ${BASE}
 
 # "torch," before the others to read checkpoints too; the image grows by gigabytes.
-ARG EXTRAS=gpu,plot
+ARG EXTRAS=gpu,nvdec,plot
 
 WORKDIR /opt/nrd_trt
 COPY setup.cfg setup.py pyproject.toml README.md LICENSE NOTICE ./
@@ -24,6 +24,8 @@ RUN python3 -m venv --system-site-packages --without-pip /opt/venv \
 # Any user that --user names has a home for caches.
 RUN useradd --home-dir /home/nrd nrd && install --directory --mode=1777 /home/nrd /work
 
+# The last one is the GPU's video decoder.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 ENV HOME=/home/nrd PATH=/opt/venv/bin:${PATH}
 WORKDIR /work
 USER nrd

@@ -142,6 +142,7 @@ class VideoReader:
         facts: What is known of the pictures.
         codec: FFmpeg's name.
         quarter_turns: How often pictures are turned by 90° anticlockwise to stand upright.
+        peculiarity: What another decoder might take otherwise, in words, or None.
 
     Raises:
         VideoError: It cannot be opened, holds no video, or no frame of it can be decoded.
@@ -192,7 +193,7 @@ class VideoReader:
         self.codec = stream.codec_context.name
         rate = stream.average_rate or stream.guessed_rate or None
         time_base = stream.time_base or 1 / _FALLBACK_RATE
-        self._times: _Times = _Repair(time_base, rate)
+        self._times: _Times = RepairedTimes(time_base, rate)
         if self._live and self._container.format.name in _WITHOUT_TIMES:
             self._times, rate, time_base = _Arrivals(), None, _MICROSECOND
         self._reformatter = self._av.video.reformatter.VideoReformatter()
@@ -201,6 +202,7 @@ class VideoReader:
         if first is None:
             raise VideoError(f"{self.name}: expected a video, no frame of it can be decoded; convert it.")
         self._frames = itertools.chain([first], decoded)
+        self.peculiarity = _peculiarity(first)
         self.quarter_turns, size = _quarter_turns(first), (first.height, first.width)
         size_hw = size[::-1] if self.quarter_turns % 2 else size
         return VideoFacts(
@@ -285,8 +287,13 @@ _Times = Callable[[int | None, int | None], tuple[int, int | None]]
 """From a picture's own time and duration, which may be missing, to those that are passed on."""
 
 
-class _Repair:
-    """Times that always grow, also where the file lacks some or jumps back."""
+class RepairedTimes:
+    """Times that always grow, also where the file lacks some or jumps back.
+
+    Args:
+        time_base: Seconds per tick.
+        rate: Pictures per second, or None where the video does not tell.
+    """
 
     def __init__(self, time_base: Fraction, rate: Fraction | None) -> None:
         self._step = max(1, round(1 / ((rate or _FALLBACK_RATE) * time_base)))
@@ -294,6 +301,7 @@ class _Repair:
         self._shift = 0
 
     def __call__(self, pts: int | None, duration: int | None) -> tuple[int, int | None]:
+        """Return time and duration of the next picture, from its own; see `Picture`."""
         due = 0 if self._last is None else self._last + (duration or self._step)
         now = due if pts is None else pts + self._shift
         if self._last is not None and now <= self._last:
@@ -320,6 +328,17 @@ class _Arrivals:
 def _quarter_turns(frame: av.VideoFrame) -> int:
     """Return how often the frame is turned by 90° anticlockwise to stand upright."""
     return round(frame.rotation / 90)
+
+
+def _peculiarity(frame: av.VideoFrame) -> str | None:
+    """Name the turn, the pixels or the colours of a frame where they are not what is usual and tagged."""
+    if _quarter_turns(frame):
+        return "its pictures have to be turned"
+    if frame.format.name != "yuv420p" or frame.color_range == _FULL_RANGE:
+        return f"its pixels are {frame.format.name}{' of full range' * (frame.color_range == _FULL_RANGE)}"
+    if int(frame.colorspace) not in _MATRICES and frame.height < _HD_LINES:
+        return "it does not say by which matrix its colours were made, and as a small video it is taken to be BT.601"
+    return None
 
 
 def _colours(frame: av.VideoFrame) -> dict[str, Any]:

@@ -48,6 +48,11 @@ class Cuda:
             self._lib.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
         return replace(_describe(self._lib, self._device), free_bytes=free.value)
 
+    @property
+    def context(self) -> int:
+        """Handle of the primary context, for libraries that work in one that they are given."""
+        return int(self._context)
+
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make the primary context the calling thread's for a block; may be nested."""

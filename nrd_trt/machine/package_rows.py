@@ -176,7 +176,8 @@ def plugin_row(have: Inventory) -> Row:
 def video_rows(machine: Machine) -> Iterator[Row]:
     """Look at everything that frames of a video may come from or go to."""
     if version := machine.version_of("av"):
-        yield Row("Video files, streams", "ok", f"PyAV {version}")
+        nvdec = f", PyNvVideoCodec {found}" if (found := machine.version_of("pynvvideocodec")) else ""
+        yield Row("Video files, streams", "ok", f"PyAV {version}{nvdec}")
     else:
         found = "PyAV is not installed; folders of images need none"
         yield Row("Video files, streams", "missing", found, "pip install 'nrd-trt[video]'")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.runtime.base import DeviceTensor
 
 
 def image_feed(image: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
@@ -18,6 +20,13 @@ def image_feed(image: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
 def batch_feed(images: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
     """Return the feed of a graph for images ``(B, h, w, 3) uint8 RGB`` of a size that it accepts, in its input form."""
     return {"image": images if graph.input_form == "uint8" else normalise(images, graph.info)}
+
+
+def device_feed(image: DeviceTensor, graph: GraphFacts) -> dict[str, DeviceTensor] | None:
+    """Return the feed of a graph for an image ``(h, w, 3) uint8 RGB`` on the device; None where it reads others."""
+    if graph.input_form != "uint8" or graph.shape.batch.min > 1:
+        return None
+    return {"image": replace(image, shape=(1, *image.shape))}
 
 
 def first_mask(outputs: Mapping[str, np.ndarray], graph: GraphFacts) -> np.ndarray:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
 
 from nrd_trt.data.preprocessing import Fitting
-from nrd_trt.data.videos import VideoFacts
+from nrd_trt.data.videos import Picture, VideoFacts
+from nrd_trt.runtime.base import DeviceTensor
 from nrd_trt.specs import Size
 
 Report = Callable[[str], None]
@@ -25,11 +27,15 @@ class Wanted:
 
     Attributes:
         fitting: Tells for the size of a picture how it goes into the engine.
+        padding: Colour of padding, ``(3,) uint8 RGB``.
         pixels: Whether pictures are shown or written, at their own size.
+        on_device: Tells, once the engine is open, whether it reads memory of the GPU.
     """
 
     fitting: Callable[[Size], Fitting]
+    padding: np.ndarray
     pixels: bool
+    on_device: Callable[[], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +49,55 @@ class StreamInfo(VideoFacts):
     name: str
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DeviceImage:
+    """A picture on the GPU; its memory is used again when this object has gone.
+
+    Attributes:
+        tensor: ``(h, w, 3) uint8 RGB``, complete; the first rows are the picture, the others padding.
+        size_hw: Size of the picture, of the same width.
+        download: Copies it to the host: ``() -> (H, W, 3) uint8 RGB``, a fresh array.
+    """
+
+    tensor: DeviceTensor
+    size_hw: Size
+    download: Callable[[], np.ndarray]
+
+    def lies_as(self, engine_hw: Size) -> bool:
+        """Whether an engine of this size can read it as it is."""
+        return self.tensor.shape[:2] == engine_hw
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DevicePicture(Picture):
+    """One picture of a reader that lies on the GPU; `rgb` copies it to the host."""
+
+    image: DeviceImage
+
+
 @dataclass(frozen=True, kw_only=True)
 class Frame:
     """One picture of a source.
 
     Attributes:
         index: Position in the source, from 0; a gap is a frame that was dropped.
-        rgb: ``(H, W, 3) uint8 RGB``, shared by all stages: nobody writes to it. Smaller than `StreamInfo.size_hw` where
-            the source scales.
+        image: ``(H, W, 3) uint8 RGB``, shared by all stages: nobody writes to it. Smaller than `StreamInfo.size_hw`
+            where the source scales.
         pts: When it is shown, in ticks of `StreamInfo.time_base`; grows from frame to frame.
         duration: Length in ticks, or None where the source does not tell.
         name: Stem of the files made of it: that of the image, or the index.
     """
 
     index: int
-    rgb: np.ndarray
+    image: np.ndarray | DeviceImage
     pts: int
     duration: int | None
     name: str
+
+    @cached_property
+    def rgb(self) -> np.ndarray:
+        """The image on the host; one that lies on the GPU is copied when this is first asked for."""
+        return self.image.download() if isinstance(self.image, DeviceImage) else self.image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +108,22 @@ class SegmentedFrame:
         frame: The frame as it was read.
         mask: ``(H, W) uint8`` class indices at the frame's size, or that from which the source has scaled it.
         unsmoothed: The same before smoothing; without smoothing the same array.
-        picture: ``(H, W, 3) uint8 RGB``; the frame itself where no sink shows one.
         shares: ``(256,)`` share of the mask's pixels per class index.
         arrived_s: When the frame was read, by `time.monotonic`.
+        painted: ``(H, W, 3) uint8 RGB``, or None where nothing is drawn.
     """
 
     frame: Frame
     mask: np.ndarray
     unsmoothed: np.ndarray
-    picture: np.ndarray
     shares: np.ndarray
     arrived_s: float
+    painted: np.ndarray | None = None
+
+    @property
+    def picture(self) -> np.ndarray:
+        """What is shown, ``(H, W, 3) uint8 RGB``: what was drawn, or else the frame itself."""
+        return self.frame.rgb if self.painted is None else self.painted
 
 
 class Source(Protocol):

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from nrd_trt.data.preprocessing import FittedImage
+from nrd_trt.data.preprocessing import FittedImage, Fitting
 from nrd_trt.errors import VideoError
 from nrd_trt.progress import silent
+from nrd_trt.runtime.base import Feed
 from nrd_trt.runtime.engine_thread import EngineThread, Pending
-from nrd_trt.runtime.graph_io import first_mask
-from nrd_trt.video.frames import Ending, EndOfRun, Frame, SegmentedFrame, Sink, Source, StreamInfo
+from nrd_trt.runtime.graph_io import device_feed, first_mask
+from nrd_trt.video.frames import DeviceImage, Ending, EndOfRun, Frame, SegmentedFrame, Sink, Source, StreamInfo
 from nrd_trt.video.overlay import class_shares
 from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.stats import StatsCollector
@@ -45,8 +46,8 @@ class _Arrived:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fitted(_Arrived):
-    fitted: FittedImage
-    feed: Mapping[str, np.ndarray]
+    fitted: Fitting  # an image too, but for a frame that stays on the GPU
+    feed: Feed
 
 
 _Inferred = tuple[_Fitted, Mapping[str, np.ndarray]]
@@ -68,7 +69,7 @@ class Pipeline:
         stats: Frame rate, latencies and time split; may be read while the run goes on.
         flicker: Flicker of the masks that the sinks get.
         flicker_unsmoothed: Flicker of the engine's masks.
-        notes: What the sinks had to say in the end, one line each.
+        notes: What the sinks had to say in the end, and what was left out, one line each.
         stages: The threads: which stage failed first, and whether Ctrl-C ended the run.
     """
 
@@ -83,14 +84,16 @@ class Pipeline:
         pause: PauseSwitch | None = None,
     ) -> None:
         self._source, self._thread, self._engine, self._sinks = source, engine, engine.engine, sinks
-        self._paint = paint if any(sink.shows_picture for sink in sinks) else None
+        shows = any(sink.shows_picture for sink in sinks)
+        self._paint = paint if shows else None
         self._smoother, self._still = smoother or NoSmoothing(), Stillness()
+        self._looks = shows or not isinstance(self._smoother, NoSmoothing)  # at pictures that lie on the GPU
         self._pause, self.stats = pause or PauseSwitch(), StatsCollector()
         self.flicker, self.flicker_unsmoothed = FlickerMeter(), FlickerMeter()
         self.info: StreamInfo | None = None
         self.notes: list[str] = []
         self.stages = StageThreads(self._release)
-        self._stopping = False
+        self._stopping = self._unseen = False
 
     def run(self, on_progress: Callable[[], None] = silent) -> Ending:
         """Run until the source ends, a viewer closes its window, `stop`, Ctrl-C, or an error.
@@ -133,6 +136,8 @@ class Pipeline:
         # A read that waits for the network inside FFmpeg ends by its own timeout and closes the source then. Sinks
         # get the time to finish their files.
         self.stages.join(_STOP_WITHIN_S, last_within_s=_FINISH_WITHIN_S)
+        if self._unseen:
+            self.notes.append("frames stayed on the GPU, so flicker was not measured.")
         return "stopped" if self._stopping else "complete"
 
     def stop(self) -> None:
@@ -180,9 +185,15 @@ class Pipeline:
         target.end()
 
     def _fit(self, arrived: _Arrived) -> _Fitted:
-        info = self._source.info
-        fitted = self._engine.fitted(arrived.frame.rgb, original_hw=info.size_hw if info.scaled else None)
-        return _Fitted(**vars(arrived), fitted=fitted, feed=self._engine.feed(fitted.image))
+        frame, info, feed = arrived.frame, self._source.info, None
+        if isinstance(frame.image, DeviceImage):
+            fitting = self._engine.fitting(frame.image.size_hw)
+            if self._thread.takes_device_memory and frame.image.lies_as(fitting.engine_hw):
+                feed = device_feed(frame.image.tensor, self._engine.graph)
+            if feed is not None and not self._looks:
+                return _Fitted(**vars(arrived), fitted=fitting, feed=feed)
+        fitted = self._engine.fitted(frame.rgb, original_hw=info.size_hw if info.scaled else None)
+        return _Fitted(**vars(arrived), fitted=fitted, feed=feed or self._engine.feed(fitted.image))
 
     def _infer(self) -> None:
         """Keep the engine busy: of a file, a run is queued before the one ahead of it has ended.
@@ -205,18 +216,21 @@ class Pipeline:
     def _smooth(self, inferred: _Inferred) -> SegmentedFrame:
         item, outputs = inferred
         raw, fitted = first_mask(outputs, self._engine.graph), item.fitted
-        still = self._still(fitted.image)
-        mask = self._smoother(raw, outputs, still)
-        height, width = fitted.content_hw  # padding does not count
-        self.flicker_unsmoothed.update(raw[:height, :width], still[:height, :width])
-        self.flicker.update(mask[:height, :width], still[:height, :width])
+        mask = raw
+        if isinstance(fitted, FittedImage):
+            still = self._still(fitted.image)
+            mask = self._smoother(raw, outputs, still)
+            height, width = fitted.content_hw  # padding does not count
+            self.flicker_unsmoothed.update(raw[:height, :width], still[:height, :width])
+            self.flicker.update(mask[:height, :width], still[:height, :width])
+        else:
+            self._unseen = True
         restored = fitted.restore(mask)
         unsmoothed = restored if isinstance(self._smoother, NoSmoothing) else fitted.restore(raw)
         return SegmentedFrame(
             frame=item.frame,
             mask=restored,
             unsmoothed=unsmoothed,
-            picture=item.frame.rgb,
             shares=class_shares(restored),
             arrived_s=item.arrived_s,
         )
@@ -224,7 +238,7 @@ class Pipeline:
     def _draw(self, frame: SegmentedFrame) -> SegmentedFrame:
         if self._paint is None:
             return frame
-        return replace(frame, picture=self._paint(frame.frame.rgb, frame.mask, frame.shares))
+        return replace(frame, painted=self._paint(frame.frame.rgb, frame.mask, frame.shares))
 
     def _write(self) -> None:
         """Give every frame to the sinks; they live on this thread, from opening to closing."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nrd_trt.data.preprocessing import padding_colour
 from nrd_trt.data.videos import DecodedOn
 from nrd_trt.errors import ConfigError
 from nrd_trt.progress import bar, silent
@@ -162,10 +163,16 @@ def segment_video(
     writing: list[Sink] = [] if scored is None else [scored]
     written = [text for text in outputs if text != "null"]
     writing += [open_sink(text, info, overlay=overlay, force=force, report=shown.report) for text in written]
-    wanted = Wanted(fitting=engine.fitting, pixels=any(sink.shows_picture for sink in writing))
+    thread = EngineThread(engine)
+    wanted = Wanted(
+        fitting=engine.fitting,
+        padding=padding_colour(info),
+        pixels=any(sink.shows_picture for sink in writing),
+        on_device=lambda: thread.takes_device_memory,
+    )
     opened = open_source(str(source), rate=rate, live=live, wanted=wanted, report=shown.report)
     paint = Painter(info, style or OverlayStyle())
-    with EngineThread(engine) as thread:
+    with thread:
         pipeline = Pipeline(opened, thread, writing, paint=paint, smoother=smoother)
         complete = _run(pipeline, shown)
     stream = opened.info

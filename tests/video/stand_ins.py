@@ -53,7 +53,7 @@ class Pictures:
     def __iter__(self) -> Iterator[Frame]:
         while not self._stopped.wait(self._every_s) and (self._count is None or self.read < self._count):
             index = self.read
-            yield Frame(index=index, rgb=self._picture(index), pts=index, duration=1, name=f"{index:06}")
+            yield Frame(index=index, image=self._picture(index), pts=index, duration=1, name=f"{index:06}")
             self.read = index + 1
 
     def stop(self) -> None:
@@ -95,7 +95,5 @@ class Kept:
 def segmented(index: int, picture: np.ndarray, *, pts: int | None = None, duration: int | None = 1) -> SegmentedFrame:
     """A frame whose picture is the frame itself, all of class 0, which has arrived a quarter of a second ago."""
     mask, now = np.zeros(picture.shape[:2], np.uint8), time.monotonic()
-    frame = Frame(index=index, rgb=picture, pts=index if pts is None else pts, duration=duration, name=f"{index:06}")
-    return SegmentedFrame(
-        frame=frame, mask=mask, unsmoothed=mask, picture=picture, shares=np.eye(256)[0], arrived_s=now - 0.25
-    )
+    frame = Frame(index=index, image=picture, pts=index if pts is None else pts, duration=duration, name=f"{index:06}")
+    return SegmentedFrame(frame=frame, mask=mask, unsmoothed=mask, shares=np.eye(256)[0], arrived_s=now - 0.25)

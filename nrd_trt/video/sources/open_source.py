@@ -23,6 +23,7 @@ from nrd_trt.video.sources.camera import CaptureReader, camera_name, open_camera
 from nrd_trt.video.sources.gstreamer import PipelineReader, open_gstreamer, pipeline_tokens
 from nrd_trt.video.sources.jetson import CSI_SIZE_HW, csi_pipeline, decoder_pipeline, look_into
 from nrd_trt.video.sources.network import SCHEMES, open_url, redacted
+from nrd_trt.video.sources.nvdec import open_on_gpu
 from nrd_trt.video.sources.reader import OpenReader, Reader, ReaderSource
 
 FORMS = (
@@ -84,7 +85,7 @@ def _understood(
     if text.isdecimal() or re.match(r"/dev/(video|v4l/)", text):
         device = int(text) if text.isdecimal() else text
         return camera_name(device), lambda _: open_camera(device, rate=rate, live=live is not False), True
-    return _on_disk(text, rate, live)
+    return _on_disk(text, rate, live, wanted)
 
 
 def _open_decoder(target: str, stopped: threading.Event, *, live: bool | None, wanted: Wanted | None) -> Reader:
@@ -112,7 +113,9 @@ def _open_on_jetson(
     return reader
 
 
-def _on_disk(text: str, rate: Fraction | None, live: bool | None) -> tuple[str, OpenReader, bool]:
+def _on_disk(
+    text: str, rate: Fraction | None, live: bool | None, wanted: Wanted | None
+) -> tuple[str, OpenReader, bool]:
     path = Path(text)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         raise ConfigError(f"{text}: expected {FORMS}; got one image, give its folder.")
@@ -124,7 +127,9 @@ def _on_disk(text: str, rate: Fraction | None, live: bool | None) -> tuple[str, 
         raise ConfigError(f"live=True: expected a camera or a stream, {text} is a file or folder; leave it out.")
     if path.is_dir():
         return text, lambda _: FolderReader(path, rate=rate or _RATE), True
-    return text, lambda _: VideoReader(path), False
+    if wanted is None:
+        return text, lambda _: VideoReader(path), False
+    return text, lambda _: open_on_gpu(path, wanted) if wanted.on_device() else VideoReader(path), False
 
 
 class FolderReader:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from nrd_trt.data.videos import BrokenOffError, Picture, VideoFacts
 from nrd_trt.errors import VideoError
-from nrd_trt.video.frames import Frame, Report, StreamInfo
+from nrd_trt.video.frames import DevicePicture, Frame, Report, StreamInfo
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 
@@ -94,9 +94,9 @@ class ReaderSource:
                 picture = None if self._stopped.is_set() else next(pictures, None)
                 if picture is None or self._stopped.is_set():
                     return
-                rgb = picture.rgb()
+                image = picture.image if isinstance(picture, DevicePicture) else picture.rgb()
             name = picture.name or f"{index:06d}"
-            yield Frame(index=index, rgb=rgb, pts=picture.pts, duration=picture.duration, name=name)
+            yield Frame(index=index, image=image, pts=picture.pts, duration=picture.duration, name=name)
 
     def _reconnecting(self, reader: Reader) -> Iterator[Picture]:
         """Yield the pictures of a live reader and of all that follow it, in ticks of the first one's time base."""

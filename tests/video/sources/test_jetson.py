@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from PIL import Image
 
 import nrd_trt
-from nrd_trt.data.preprocessing import fitting_of
+from nrd_trt.data.preprocessing import Fitting, fitting_of
 from nrd_trt.errors import VideoError
-from nrd_trt.runtime.engine import Engine, open_bundle
+from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.specs import Fit, InputShape, Size
 from nrd_trt.video.frames import Wanted
 from nrd_trt.video.sources import open_source as module
@@ -111,8 +112,8 @@ def film(folder: Path, size_hw: Size = SIZE_HW) -> Path:
     return write_clip(folder / "clip.mp4", street_frames(4, size_hw), codec="libx264", rate=25)
 
 
-def wanted(engine: Engine, *, pixels: bool = False) -> Wanted:
-    return Wanted(fitting=engine.fitting, pixels=pixels)
+def wanted(fitting: Callable[[Size], Fitting]) -> Wanted:
+    return Wanted(fitting=fitting, padding=np.zeros(3, np.uint8), pixels=False, on_device=lambda: False)
 
 
 def test_the_end_of_a_pipeline_scales() -> None:
@@ -130,7 +131,7 @@ def test_masks_of_scaled_frames_have_the_size_of_the_source(tmp_path: Path, star
         assert (run.frames, run.size_hw, run.decoded_on) == (4, SIZE_HW, "nvdec")
         note = f"frames were scaled from 128x192 to {height}x{width} by hardware, whose filter is not that of the CPU; "
         assert run.notes == (f"{note}masks have 128x192.",)
-        with open_source(f"jetson://{path}", wanted=wanted(engine)) as source:
+        with open_source(f"jetson://{path}", wanted=wanted(engine.fitting)) as source:
             frames = list(source)
         for frame, mask in zip(frames, sorted(folder.iterdir()), strict=True):
             assert frame.rgb.shape == (height, width, 3)
@@ -168,7 +169,7 @@ def test_how_the_engine_is_fitted_says_what_is_scaled(
     path = film(tmp_path, size_hw)
     with open_bundle(bundle(), runner="onnxruntime", fit=fit) as engine:
         assert engine.fitting(size_hw).engine_hw == (64, 96)
-        with open_source(f"jetson://{path}", wanted=wanted(engine)) as source:
+        with open_source(f"jetson://{path}", wanted=wanted(engine.fitting)) as source:
             (frame, *_), info = source, source.info
         fitted = engine.fitted(frame.rgb, original_hw=info.size_hw)
         assert (info.size_hw, info.scaled, frame.rgb.shape[:2]) == (
@@ -181,14 +182,14 @@ def test_how_the_engine_is_fitted_says_what_is_scaled(
 
 def test_a_csi_camera_is_scaled_too_and_other_pipelines_are_not(started: list[str]) -> None:
     with open_bundle(bundle(), runner="onnxruntime") as engine:
-        with open_source("csi://0", wanted=wanted(engine)) as source:
+        with open_source("csi://0", wanted=wanted(engine.fitting)) as source:
             assert (source.info.size_hw, source.info.scaled, source.info.decoded_on) == (
                 (1080, 1920),
                 True,
                 "gstreamer",
             )
             assert next(iter(source)).rgb.shape == (64, 96, 3)
-        with open_source("videotestsrc ! video/x-raw,width=320,height=240", wanted=wanted(engine)) as source:
+        with open_source("videotestsrc ! video/x-raw,width=320,height=240", wanted=wanted(engine.fitting)) as source:
             info = source.info
             assert (info.size_hw, info.scaled, info.decoded_on) == ((240, 320), False, "gstreamer")
 
@@ -197,11 +198,11 @@ def test_a_csi_camera_is_scaled_too_and_other_pipelines_are_not(started: list[st
 def test_films_of_phones_stand_upright(tmp_path: Path, started: list[str], quarters: int) -> None:
     path = write_clip(tmp_path / "clip.mp4", [np.repeat(np.repeat(marked(), 4, 0), 4, 1)] * 3, codec="libx264")
     turn_clockwise(path, quarters)
-    for fit in (None, Wanted(fitting=lambda size_hw: fitting_of(size_hw, SHAPE, "resize"), pixels=False)):
-        with open_source(str(path)) as plain, open_source(f"jetson://{path}", wanted=fit) as turned:
+    for asked in (None, wanted(lambda size_hw: fitting_of(size_hw, SHAPE, "resize"))):
+        with open_source(str(path)) as plain, open_source(f"jetson://{path}", wanted=asked) as turned:
             assert plain.info.size_hw == turned.info.size_hw
             for one, other in zip(plain, turned, strict=True):
-                assert other.rgb.shape[:2] == (plain.info.size_hw if fit is None else (64, 96))
+                assert other.rgb.shape[:2] == (plain.info.size_hw if asked is None else (64, 96))
                 assert [pair for pair in CORNERS if other.rgb[pair].min() > 200] == [
                     pair for pair in CORNERS if one.rgb[pair].min() > 200
                 ]
