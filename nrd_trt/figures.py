@@ -257,13 +257,13 @@ class ValidationRecord(MaskFigures):
         arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
         reference: What drew the reference: ``"torch"``, ``"onnx"`` or ``"stored"``.
         samples: What was compared on, in words.
-        plan_run: Whether the plan itself ran; False where it was built but cannot run here.
+        plan_ran: Whether the plan itself ran; `runner` says what did where it was built and did not.
         checkpoint_matches: Whether the checkpoint compared with is the bundle's; None without a checkpoint.
         precision_asked: What the file says that it is typed in; None where that was not looked at.
         precision_found: Number of convolutions by the type of their weights in the file; None likewise.
         gates: What the figures must reach.
         failures: One line per gate that does not hold.
-        passed: Whether every gate holds.
+        passed: Whether every gate holds for the masks of `runner`.
         localisation: Where the stages part from the checkpoint's, where that was asked for; None in a bundle.
         rebuilds: Builds of the same file, likewise.
     """
@@ -272,7 +272,7 @@ class ValidationRecord(MaskFigures):
     arithmetic: str
     reference: str
     samples: str
-    plan_run: bool
+    plan_ran: bool
     checkpoint_matches: bool | None
     precision_asked: str | None
     precision_found: dict[str, int] | None

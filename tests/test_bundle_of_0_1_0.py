@@ -40,8 +40,11 @@ def test_its_record_is_read_as_todays(path: Path) -> None:
     assert (builder.workspace_mib, builder.optimization_level) == (256, 2)  # found in the command
     assert (builder.tf32, builder.builder_options) == (None, {})
     assert (record.nrd_trt, record.format, record.exporter) == ("0.1.0", 1, None)
+    assert record.validation.plan_ran is False  # which it calls plan_run
+    written["validation"]["plan_ran"] = written["validation"].pop("plan_run")
     assert record.passed and not read_bundle(path).failures
-    today, new = record.to_dict(), {"cuda", "workspace_mib", "optimization_level", "tf32", "builder_options"}
+    today, settings = record.to_dict(), {"workspace_mib", "optimization_level", "tf32", "builder_options"}
+    new = {"cuda", "multiprocessors", *settings}
     assert {name: value for name, value in today["builder"].items() if name not in new} == written["builder"]
     for name in written.keys() - {"builder", "sha256"}:
         assert today[name] == written[name], name
@@ -55,7 +58,7 @@ def test_it_predicts_and_validates_as_it_did(path: Path) -> None:
     assert np.mean(masks == stored.masks) == pytest.approx(record.validation.pixel_agreement)
     validation = validate(path, min_agreement=0.98, threads=1, progress=False)
     assert validation.passed
-    assert (validation.reference, validation.plan_run) == ("stored", False)
+    assert (validation.reference, validation.plan_ran) == ("stored", False)
     assert validation.pixel_agreement == pytest.approx(record.validation.pixel_agreement)
 
 

@@ -336,7 +336,7 @@ def _notes(measured: _Measured, shared: _Conditions, calls: _Calls) -> list[str]
     """Say what a reader of one source's figures must know, disturbances aside."""
     engine = measured.target.engine
     notes = [*arithmetic_notes(engine.arithmetic)]
-    if engine.plan_run is not None and not on_device(engine.runner):
+    if engine.plan_ran is not None and not on_device(engine.runner):
         notes.append(f"the plan was built but not run here: these are {engine.runner_name}'s figures")
     if on_device(engine.runner):
         notes += [*shared.instrument_notes, *energy_notes(shared.log, sources=len(shared.sizes))]

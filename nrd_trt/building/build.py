@@ -28,15 +28,25 @@ from nrd_trt.engine.bundle import (
 from nrd_trt.engine.compat import ConfigOptions, installed_flavours, load_tensorrt
 from nrd_trt.engine.options import OptionValue, option_texts
 from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
-from nrd_trt.errors import ConfigError
+from nrd_trt.errors import ConfigError, RunnerError
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.machine.cuda import probe_device
+from nrd_trt.machine.cuda import find_device
 from nrd_trt.machine.device import choose_device
+from nrd_trt.machine.gpu import Gpu
 from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import RunOptions, can_run_plan, check_host, plan_runner, rebuild_call, this_host
+from nrd_trt.runtime.select import (
+    RunOptions,
+    check_host,
+    plan_obstacle,
+    plan_runner,
+    rebuild_call,
+    this_host,
+    unproven,
+    warn_of_stand_in,
+)
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import (
     BuilderName,
@@ -270,12 +280,18 @@ def plan_runner_here(request: BuildRequest, model: onnx.ModelProto) -> TrtRunner
     return runner if isinstance(runner, TrtRunner) else None
 
 
+def check_build(request: BuildRequest) -> None:
+    """Raise what a build of this request would raise before its work: a builder, a GPU or a library that is absent."""
+    _Build(request)
+
+
 class _Build:
     """One build: what is asked for, the builder, the device and the plugin; what is absent is found before the work."""
 
     def __init__(self, request: BuildRequest) -> None:
         choose_device(request.run.device)
-        self.request, self.flavour, self.device = request, choose_builder(request), probe_device()
+        self.request, self.flavour = request, choose_builder(request)
+        self.device = _find_device(self.flavour)
         self._library = look_for_plugin(request, self.flavour, self.device)
 
     def make(self, model: onnx.ModelProto) -> None:
@@ -308,15 +324,18 @@ class _Build:
             if run.runner != "auto":
                 here = this_host(self.engine.flavour)
                 check_host(self.built, here, plan=str(request.output / PLAN_FILE), rebuild=rebuild)
-            if run.runner != "auto" or can_run_plan(self.built):
+            why = plan_obstacle(self.built)
+            if why is None:
                 return plan_runner(
                     self.engine.plan, self.built, rebuild, run, plugin=form.library, mask_encoding=encoding
                 )
+            warn_of_stand_in(why)
         return OrtRunner(self.model, threads=request.run.threads, tf32=request.config.tf32)
 
     def validate(self, given: BuildInput) -> tuple[Validation, ReferenceSet]:
         """Compare the model's masks with the reference's; return the verdict and the masks to store."""
-        request, engine = self.request, Engine(self.runner(), self.graph)
+        request, runner = self.request, self.runner()
+        engine = Engine(runner, self.graph)
         with given.reference() as reference:
             collector = ReferenceCollector(reference, given.drawn_by)
             comparison = compare_with_progress(given.samples, collector, engine, progress=request.progress)
@@ -329,8 +348,17 @@ class _Build:
             samples=given.samples.name,
             precision_asked=self.graph.precision,
             checkpoint=request.checkpoint,
+            has_plan=self.engine is not None,
+            doubt=None if isinstance(runner, TrtRunner) else self._doubt(),
         )
         return validation, collector.collected()
+
+    def _doubt(self) -> str | None:
+        """Say why the plan should have run here and did not; one that was asked for for other GPUs should not."""
+        targets, here = self.request.config.compute_capabilities, self.device and self.device.compute_capability
+        if self.engine is None or (targets and here not in targets):
+            return None
+        return unproven(self.built, self.request.run.runner)
 
     def _built(self) -> BuilderRecord:
         """Say what built the plan and what the plan depends on; TensorRT-RTX builds for GPUs that are not here."""
@@ -352,7 +380,12 @@ class _Build:
             capabilities = (device.compute_capability,)
         settings = {**vars(config), "compute_capabilities": capabilities}
         if device is not None:
-            settings |= {"gpu": device.name, "driver": device.driver, "cuda": device.cuda}
+            settings |= {
+                "gpu": device.name,
+                "driver": device.driver,
+                "cuda": device.cuda,
+                "multiprocessors": device.multiprocessors,
+            }
         return replace(record, name=engine.flavour, version=engine.version, **settings)
 
     def record(self, given: BuildInput, validation: Validation) -> BundleRecord:
@@ -423,6 +456,19 @@ def choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
     elif request.config.builder_options:
         raise ConfigError("builder_options=: builder='onnxruntime' builds no plan; leave them out.")
     return builder
+
+
+def _find_device(flavour: str) -> Gpu | None:
+    """Return the GPU to build for and to run on; only TensorRT-RTX and ONNX Runtime can do without."""
+    try:
+        return find_device()
+    except RunnerError as exc:
+        if flavour != "tensorrt":
+            return None
+        raise RunnerError(
+            f"builder='tensorrt': expected a GPU, on which TensorRT builds and the plan is proved, got none: {exc} "
+            "builder='tensorrt-rtx' builds without one, and builder='onnxruntime' makes a bundle without a plan."
+        ) from exc
 
 
 def _literal(value: Any) -> Any:

@@ -20,7 +20,7 @@ import onnx
 
 from nrd_trt.benchmarking.calls import call_on_host
 from nrd_trt.benchmarking.timing import time_in_turn
-from nrd_trt.building.build import build_bundle, choose_builder, plan_runner_here
+from nrd_trt.building.build import build_bundle, check_build, plan_runner_here
 from nrd_trt.building.request import BuildRequest
 from nrd_trt.building.tune_record import (
     Rung,
@@ -195,7 +195,7 @@ def tune(
         options=options,
     )
     _check_output(request, resume=resume)
-    choose_builder(request)
+    check_build(request)
     calibrated_on_data = Path(calibrator.source).resolve() == data.resolve()
     if calibrated_on_data:
         warnings.warn(

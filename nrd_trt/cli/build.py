@@ -74,11 +74,11 @@ def _lines(bundle: Bundle) -> list[str]:
     if precision.int8_layers:
         lines.append(f"int8: {len(precision.int8_layers)} layers")
     lines += common.kept_lines(precision.kept_because)
-    not_run = "; the plan was built but not run here" if builder.version and not validation.plan_run else ""
+    run = common.run_by(validation.runner, validation.arithmetic, validation.plan_ran if builder.version else None)
     lines.append(
         f"masks: {common.fraction(validation.pixel_agreement)} of the pixels agree with "
         f"{common.reference_name(validation.reference)} on {validation.images} {validation.samples} "
-        f"(run by {validation.runner}, {validation.arithmetic} arithmetic{not_run})"
+        f"(run by {run})"
     )
     if validation.miou_engine is not None:
         lines.append(

@@ -135,6 +135,12 @@ def reference_name(reference: str) -> str:
     return {"torch": "PyTorch", "onnx": "the fp32 ONNX file", "stored": "the stored masks"}[reference]
 
 
+def run_by(runner: str, arithmetic: str, plan_ran: bool | None) -> str:
+    """Say what ran, and whether a plan did; None where there is no plan."""
+    plan = {True: "; the plan ran", False: "; the plan was built but not run here", None: ""}[plan_ran]
+    return f"{runner}, {arithmetic} arithmetic{plan}"
+
+
 def fraction(value: float | None) -> str:
     """Format a figure in 0-1 for people."""
     return "–" if value is None else f"{value:.4f}"

@@ -42,10 +42,9 @@ def evaluate_command(
 
 def table(evaluation: Evaluation) -> list[str]:
     """Return the printed lines."""
-    not_run = "; the plan was built but not run here" if evaluation.plan_run is False else ""
     rows = [
         ("images", f"{evaluation.images}"),
-        ("run by", f"{evaluation.runner}, {evaluation.arithmetic} arithmetic{not_run}"),
+        ("run by", common.run_by(evaluation.runner, evaluation.arithmetic, evaluation.plan_ran)),
         ("mIoU", common.fraction(evaluation.miou)),
         ("pixel accuracy", common.fraction(evaluation.pixel_accuracy)),
     ]

@@ -78,12 +78,20 @@ def _made(record: BundleRecord) -> Lines:
     decode = {"plugin": "; decode by the plugin", "onnx": "; decode by the function", "none": ""}[record.decode]
     yield "builder", f"{made}; nrd_trt {record.nrd_trt} on {builder.os} {builder.machine}{decode}"
     if builder.version:
-        targets = ", ".join(builder.compute_capabilities) or "the builder's default"
-        yield "for", f"GPU {builder.gpu or 'not recorded'}, driver {builder.driver or '–'}; targets {targets}"
+        targets = ", ".join(builder.compute_capabilities) or _default_targets(builder.name)
+        gpu = builder.gpu or "not recorded"
+        cores = f" with {builder.multiprocessors} multiprocessors" if builder.multiprocessors else ""
+        yield "for", f"GPU {gpu}{cores}, driver {builder.driver or '–'}; targets {targets}"
     yield "TF32", {True: "allowed", False: "off", None: "not recorded; TensorRT's default allows it"}[builder.tf32]
     if builder.builder_options:
         yield "builder options", ", ".join(f"{name}={value}" for name, value in builder.builder_options.items())
     yield "rebuild with", record.command
+
+
+def _default_targets(builder: str) -> str:
+    from nrd_trt.engine.compat import RTX_DEFAULT_TARGETS
+
+    return f"{', '.join(RTX_DEFAULT_TARGETS)} and later" if builder == "tensorrt-rtx" else "not recorded"
 
 
 def _masks(record: BundleRecord) -> Lines:
@@ -94,7 +102,8 @@ def _masks(record: BundleRecord) -> Lines:
         f"{common.fraction(validation.pixel_agreement)} of the pixels with {validation.reference} on "
         f"{validation.images} {validation.samples} (gate {gates.min_agreement})",
     )
-    yield "run by", f"{validation.runner}, {validation.arithmetic} arithmetic"
+    plan_ran = validation.plan_ran if record.builder.version else None
+    yield "run by", common.run_by(validation.runner, validation.arithmetic, plan_ran)
     if validation.miou_engine is not None:
         engine, reference = common.fraction(validation.miou_engine), common.fraction(validation.miou_reference)
         yield "mIoU", f"{engine}, reference {reference} (gate: at most {gates.max_miou_drop} lost)"

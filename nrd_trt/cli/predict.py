@@ -40,16 +40,22 @@ def predict_command(
         for image, target in zip(images, targets, strict=True):
             latencies.append(_predict_one(engine, image, target, opacity))
             files += target
-        name, arithmetic = engine.runner_name, engine.arithmetic
+        name, arithmetic, plan_ran = engine.runner_name, engine.arithmetic, engine.plan_ran
     latency = statistics.median(latencies)
     if out.as_json:
         common.print_json(
-            {"files": [str(f) for f in files], "latency_ms": latency, "runner": name, "arithmetic": arithmetic}
+            {
+                "files": [str(f) for f in files],
+                "latency_ms": latency,
+                "runner": name,
+                "arithmetic": arithmetic,
+                "plan_ran": plan_ran,
+            }
         )
     else:
         typer.echo(
-            f"{len(images)} masks in {output_path} (median {latency:.1f} ms per image, run by {name}, "
-            f"{arithmetic} arithmetic)"
+            f"{len(images)} masks in {output_path} (median {latency:.1f} ms per image, "
+            f"run by {common.run_by(name, arithmetic, plan_ran)})"
         )
 
 

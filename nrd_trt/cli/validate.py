@@ -65,7 +65,7 @@ def _lines(found: Validation) -> Iterator[str]:
     fraction = common.fraction
     rows = [
         ("images", f"{found.images} {found.samples}, reference: {common.reference_name(found.reference)}"),
-        ("run by", f"{found.runner}, {found.arithmetic} arithmetic"),
+        ("run by", common.run_by(found.runner, found.arithmetic, found.plan_ran if found.has_plan else None)),
         ("pixel agreement", f"{fraction(found.pixel_agreement)} (gate {found.gates.min_agreement})"),
         ("flips not near a tie", f"{fraction(found.flips.far_share)} of the pixels"),
         ("near-tie share of flips", fraction(found.tie_share)),

@@ -134,4 +134,5 @@ def _lines(result: VideoResult) -> Iterator[str]:
         without = "" if name == "none" else f", {result.labels.miou_unsmoothed:.4f} without smoothing"
         yield f"mIoU {result.labels.miou:.4f} on {result.labels.frames} labelled frames{without}"
     yield from result.notes
-    yield f"{', '.join(result.outputs)} (run by {result.runner}, {result.arithmetic} arithmetic)"
+    run = common.run_by(result.runner, result.arithmetic, result.plan_ran)
+    yield f"{', '.join(result.outputs)} (run by {run})"

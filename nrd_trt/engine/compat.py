@@ -26,6 +26,9 @@ from nrd_trt.specs import Flavour, LayerRecord
 FLAVOURS: Mapping[str, tuple[str, str]] = {"tensorrt": ("tensorrt", "trt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 """Module and extra by flavour; each builds engines and runs its own."""
 
+RTX_DEFAULT_TARGETS = ("8.0", "8.6", "8.9", "12.0")
+"""Compute capabilities that TensorRT-RTX builds for where none are named; its plans run on those after the last too."""
+
 _PREFERS_PLUGIN_SINCE = (10, 7)
 
 

@@ -93,10 +93,11 @@ class BuilderRecord:
     Attributes:
         name: ``"tensorrt"``, ``"tensorrt-rtx"``, or ``"onnxruntime"`` where there is no plan.
         version: Version of the builder; None without a plan.
-        compute_capabilities: GPUs that the plan is for; empty for the builder's default.
+        compute_capabilities: GPUs that the plan is for; empty for TensorRT-RTX's default, and where that is not known.
         os: ``"linux"``.
         machine: ``"x86_64"`` or ``"aarch64"``.
         gpu: Name of the GPU that was there, or None.
+        multiprocessors: Their number in that GPU, or None.
         driver: Version of the NVIDIA driver, or None.
         cuda: Newest CUDA version that the driver supports, or None.
         version_compatible: Whether the plan loads in later TensorRT versions too.
@@ -116,6 +117,7 @@ class BuilderRecord:
     gpu: str | None
     driver: str | None
     cuda: str | None = None
+    multiprocessors: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
     workspace_mib: int | None = None
@@ -218,9 +220,18 @@ def read_record(data: bytes) -> BundleRecord:
     if not intact:
         raise ValueError("its content does not match its own SHA-256: it was edited; restore or rebuild the bundle")
     try:
-        return msgspec.convert(_from_0_1_0(content), BundleRecord)
+        return msgspec.convert(_from_0_1_0(_renamed(content)), BundleRecord)
     except ValueError as exc:
         raise ValueError(f"expected the record of a bundle, got something else ({exc}); rebuild the bundle") from exc
+
+
+def _renamed(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with today's names; ``plan_ran`` was called ``plan_run`` at first."""
+    validation = content.get("validation")
+    if not isinstance(validation, dict) or "plan_run" not in validation:
+        return content
+    names = {"plan_run": "plan_ran"}
+    return {**content, "validation": {names.get(name, name): value for name, value in validation.items()}}
 
 
 def _from_0_1_0(content: dict[str, Any]) -> dict[str, Any]:

@@ -186,12 +186,13 @@ def _describe(lib: libcuda.LibCuda, device: int) -> Gpu:
     lib.code_of("cuDeviceGetPCIBusId", bus, len(bus), device)  # a GPU that is on no bus may have none
     known = not lib.code_of("cuDeviceGetUuid_v2", ctypes.byref(uuid := (ctypes.c_char * 16)()), device)
     kind = "MIG" if b" MIG " in name.value else "GPU"
-    major, minor, integrated = (
+    major, minor, integrated, multiprocessors = (
         lib.get("cuDeviceGetAttribute", attribute, device)
         for attribute in (
             libcuda.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
             libcuda.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             libcuda.CU_DEVICE_ATTRIBUTE_INTEGRATED,
+            libcuda.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
         )
     )
     return Gpu(
@@ -203,6 +204,7 @@ def _describe(lib: libcuda.LibCuda, device: int) -> Gpu:
         memory_bytes=lib.get("cuDeviceTotalMem_v2", device),
         pci_bus_id=bus.value.decode() or None,
         uuid=f"{kind}-{UUID(bytes=uuid.raw)}" if known else None,
+        multiprocessors=multiprocessors,
     )
 
 
@@ -243,14 +245,23 @@ def visible_gpus() -> list[Gpu]:
     return [_describe(lib, lib.get("cuDeviceGet", index)) for index in range(lib.get("cuDeviceGetCount"))]
 
 
-def probe_device() -> Gpu | None:
-    """Describe the GPU that engines would run on, or return None where there is none to use.
+def find_device() -> Gpu:
+    """Describe the GPU that engines would run on.
 
     Free memory is left out: that takes a context, which may take a second to make.
+
+    Raises:
+        NoDriverError: This machine has no driver.
+        RunnerError: There is no GPU to use, or the driver fails; the message says why.
     """
+    lib = libcuda.LibCuda()
+    return _describe(lib, lib.get("cuDeviceGet", 0))
+
+
+def probe_device() -> Gpu | None:
+    """Return what `find_device` returns, or None where there is nothing to use."""
     try:
-        lib = libcuda.LibCuda()
-        return _describe(lib, lib.get("cuDeviceGet", 0))
+        return find_device()
     except RunnerError:
         return None
 

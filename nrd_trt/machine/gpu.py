@@ -37,6 +37,7 @@ class Gpu:
         memory_bytes: Total device memory.
         free_bytes: Free device memory now.
         pci_bus_id: Where it is on the PCI bus, ``"0000:65:00.0"``: the name that all of NVIDIA's libraries share.
+        multiprocessors: Their number, in which GPUs of one name differ: every Orin is called Orin.
         uuid: ``"GPU-…"``, or ``"MIG-…"`` of a part of one.
     """
 
@@ -49,6 +50,7 @@ class Gpu:
     free_bytes: int | None = None
     pci_bus_id: str | None = None
     uuid: str | None = None
+    multiprocessors: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

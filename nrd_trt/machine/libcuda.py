@@ -17,6 +17,7 @@ LIBRARY = "libcuda.so.1"
 OLDEST_CUDA = 12000
 """The oldest driver's CUDA version that TensorRT 10 runs on, as ``cuDriverGetVersion`` tells it."""
 
+CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16
 CU_DEVICE_ATTRIBUTE_INTEGRATED = 18
 CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
 CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
@@ -103,18 +104,23 @@ _REMEDIES = {
 }
 
 
+class NoDriverError(RunnerError):
+    """This machine has no NVIDIA driver: it is no machine with a GPU that fails."""
+
+
 class LibCuda:
     """The loaded library, ready to be asked for devices.
 
     Raises:
-        RunnerError: There is no driver, it is too old, or it cannot start; the message says what to do.
+        NoDriverError: There is no driver.
+        RunnerError: It is too old, or cannot start; the message says what to do.
     """
 
     def __init__(self) -> None:
         try:
             self._library = ctypes.CDLL(LIBRARY)
         except OSError as exc:
-            raise RunnerError(
+            raise NoDriverError(
                 f"CUDA: the driver's library cannot be loaded ({exc}); install the NVIDIA driver, or start the "
                 "container with NVIDIA's runtime."
             ) from exc

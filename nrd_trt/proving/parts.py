@@ -236,7 +236,7 @@ def prove_plan(lane: Lane, precision: Precision, folder: Path) -> Figures:
         on_stage=_say,
     )
     validation = bundle.record.validation
-    if not validation.plan_run:
+    if not validation.plan_ran:
         raise ProofFailedError(f"the masks are those of {validation.runner}: the plan was built and not run here")
     if not bundle.passed:
         raise ProofFailedError("; ".join(bundle.failures))

@@ -75,7 +75,7 @@ class Engine:
         return self.runner.arithmetic
 
     @property
-    def plan_run(self) -> bool | None:
+    def plan_ran(self) -> bool | None:
         """Whether the bundle's plan itself runs; None where there is no plan."""
         has_plan = self.bundle is not None and self.bundle.plan_path is not None
         return isinstance(self.runner, TrtRunner) if has_plan else None

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle
-from nrd_trt.engine.compat import installed_flavours, load_tensorrt, version_numbers
+from nrd_trt.engine.compat import RTX_DEFAULT_TARGETS, installed_flavours, load_tensorrt, version_numbers
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, find_plugin, read_plugin
 from nrd_trt.engine.record import BuilderRecord
 from nrd_trt.errors import BundleError, ConfigError, PluginError, RunnerError
-from nrd_trt.machine.cuda import probe_device
+from nrd_trt.machine.cuda import find_device, probe_device
 from nrd_trt.machine.device import check_device
+from nrd_trt.machine.libcuda import NoDriverError
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -67,8 +68,8 @@ def make_runner(bundle: Bundle, run: RunOptions = DEFAULT) -> Runner:
         MissingDependencyError: The plan was asked for and its TensorRT is not installed.
 
     Warns:
-        UserWarning: ``"auto"`` takes ONNX Runtime because the plan's library cannot be had, or in spite of one that is
-            given.
+        UserWarning: ``"auto"`` takes ONNX Runtime though this machine has a driver, or in spite of a library that is
+            given; or the plan was built on another model of GPU.
     """
     runner, plugin = run.runner, run.plugin
     if runner == "torch":
@@ -87,14 +88,17 @@ def make_runner(bundle: Bundle, run: RunOptions = DEFAULT) -> Runner:
         rebuild = rebuild_call(bundle.path, runner, record.decode)
         check_host(record.builder, this_host(runner), plan=str(bundle.path / PLAN_FILE), rebuild=rebuild)
         return _plan_of(bundle, run)
-    if runner == "auto" and bundle.plan_path is not None and can_run_plan(record.builder):
+    if runner == "auto" and bundle.plan_path is not None:
+        why = plan_obstacle(record.builder)
         try:
-            return _plan_of(bundle, run)
+            if why is None:
+                return _plan_of(bundle, run)
         except PluginError as exc:
             if plugin is not None:
                 raise
-            warnings.warn(f"the plan is not run, ONNX Runtime takes its place: {exc}", stacklevel=2)
-    elif plugin is not None:
+            why = str(exc)
+        warn_of_stand_in(why)
+    if plugin is not None:
         warnings.warn(f"plugin={plugin} is not used: this machine cannot run the plan.", stacklevel=2)
     return OrtRunner(bundle.onnx_path, threads=run.threads, tf32=bool(record.builder.tf32))
 
@@ -136,12 +140,15 @@ def recorded_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary
 
 
 def _plan_of(bundle: Bundle, run: RunOptions) -> TrtRunner:
+    library, built = bundle_plugin(bundle, run.plugin), bundle.record.builder
+    if note := model_note(built, this_host(built.name)):
+        warnings.warn(f"{bundle.path}: {note} Or rebuild it here: {_rebuild(bundle)}", stacklevel=3)
     return plan_runner(
         bundle.path / PLAN_FILE,
-        bundle.record.builder,
+        built,
         _rebuild(bundle),
         run,
-        plugin=bundle_plugin(bundle, run.plugin),
+        plugin=library,
         mask_encoding=bundle.graph.mask_encoding,
     )
 
@@ -150,9 +157,38 @@ def _rebuild(bundle: Bundle) -> str:
     return rebuild_call(bundle.path, bundle.record.builder.name, bundle.record.decode)
 
 
-def can_run_plan(built: BuilderRecord) -> bool:
-    """Whether this machine can run a plan that was built so."""
-    return built.name in installed_flavours() and not host_mismatches(built, this_host(built.name))
+def plan_obstacle(built: BuilderRecord) -> str | None:
+    """Return what keeps this machine from running a plan that was built so, or None where nothing does."""
+    if built.name not in installed_flavours():
+        return f"{built.name} is not installed"
+    return "; ".join(host_mismatches(built, this_host(built.name))) or None
+
+
+def unproven(built: BuilderRecord, runner: RunnerName) -> str | None:
+    """Say why a plan did not run on a machine with a GPU; None on a machine without, where no plan is expected to run.
+
+    Args:
+        built: What the plan was built with.
+        runner: The runner that was asked for.
+    """
+    try:
+        find_device()
+    except RunnerError:
+        return None
+    asked = None if runner == "auto" else f"runner={runner!r} was asked for"
+    why = asked or plan_obstacle(built) or "its plugin library cannot be had"
+    return f"the plan did not run, although this machine has a GPU: {why}"
+
+
+def warn_of_stand_in(why: str) -> None:
+    """Warn that ONNX Runtime takes the place of a plan, unless this machine has no driver: there it is no surprise."""
+    try:
+        find_device()
+    except NoDriverError:
+        return
+    except RunnerError:
+        pass  # which is in `why`
+    warnings.warn(f"the plan is not run, ONNX Runtime takes its place: {why}", stacklevel=3)
 
 
 def plan_runner(
@@ -183,13 +219,20 @@ def this_host(flavour: str) -> PlanHost:
     Raises:
         MissingDependencyError: The flavour is not installed.
     """
-    device = probe_device()
+    device, problem = None, None
+    try:
+        device = find_device()
+    except RunnerError as exc:
+        problem = str(exc).rstrip(".")
     return PlanHost(
         os=platform.system().lower(),
         machine=platform.machine(),
         builder=flavour,
         version=load_tensorrt(flavour).version,
         compute_capability=device.compute_capability if device else None,
+        gpu=device.name if device else None,
+        multiprocessors=device.multiprocessors if device else None,
+        problem=problem,
     )
 
 
@@ -209,6 +252,9 @@ class PlanHost:
         builder: ``"tensorrt"`` or ``"tensorrt-rtx"``: the flavour that would run the plan.
         version: Version of that flavour.
         compute_capability: Compute capability of the GPU, such as ``"8.7"``; None where there is none to use.
+        gpu: Name of the GPU, or None.
+        multiprocessors: Their number in the GPU, or None.
+        problem: Why there is no GPU to use, as the driver says.
     """
 
     os: str
@@ -216,6 +262,9 @@ class PlanHost:
     builder: str
     version: str
     compute_capability: str | None
+    gpu: str | None = None
+    multiprocessors: int | None = None
+    problem: str | None = None
 
 
 def host_mismatches(built: BuilderRecord, host: PlanHost) -> list[str]:
@@ -228,10 +277,29 @@ def host_mismatches(built: BuilderRecord, host: PlanHost) -> list[str]:
     if not built.version_compatible:
         pairs.append(("TensorRT version", built.version or "none", host.version))
     if host.compute_capability is not None and not _runs_on(built, host.compute_capability):
-        wanted = " or ".join(built.compute_capabilities) + (" or later" if built.hardware_compatible else "")
-        pairs.append(("compute capability", wanted, host.compute_capability))
+        pairs.append(("compute capability", _targets_text(built), host.compute_capability))
     lines = [f"{name}: built for {wanted}, this is {got}" for name, wanted, got in pairs if wanted != got]
-    return lines if host.compute_capability is not None else [*lines, "no GPU that could run it was found"]
+    if host.compute_capability is not None:
+        return lines
+    return [*lines, f"no GPU that could run it was found{f': {host.problem}' if host.problem else ''}"]
+
+
+def model_note(built: BuilderRecord, host: PlanHost) -> str | None:
+    """Say that a plan was built on another model of GPU of the same compute capability; None where it was not.
+
+    TensorRT warns of it when it opens such a plan. Plans of TensorRT-RTX, and those that were built for several
+    models, are made for that.
+    """
+    portable = (
+        built.name != "tensorrt" or built.hardware_compatible or "same_compute_capability" in built.builder_options
+    )
+    if portable or built.gpu is None or host.gpu is None:
+        return None
+    counts = (built.multiprocessors, host.multiprocessors)
+    if built.gpu == host.gpu and (None in counts or counts[0] == counts[1]):
+        return None
+    there, here = _gpu_text(built.gpu, counts[0]), _gpu_text(host.gpu, counts[1])
+    return f"the plan was built on {there} and this is {here}: speed, and even masks, may differ; validate it here."
 
 
 def check_host(built: BuilderRecord, host: PlanHost, *, plan: str, rebuild: str) -> None:
@@ -243,8 +311,20 @@ def check_host(built: BuilderRecord, host: PlanHost, *, plan: str, rebuild: str)
 def _runs_on(built: BuilderRecord, capability: str) -> bool:
     """Whether a plan that was built so runs on a GPU of a compute capability."""
     targets = built.compute_capabilities
-    if not targets:  # TensorRT-RTX's default: every GPU that it supports
-        return True
+    if not targets:
+        newest = version_numbers(RTX_DEFAULT_TARGETS[-1])
+        later = capability in RTX_DEFAULT_TARGETS or version_numbers(capability) >= newest
+        return built.name == "tensorrt-rtx" and later
     if built.hardware_compatible:
         return version_numbers(capability) >= min(map(version_numbers, targets))
     return capability in targets
+
+
+def _targets_text(built: BuilderRecord) -> str:
+    if built.compute_capabilities:
+        return " or ".join(built.compute_capabilities) + (" or later" if built.hardware_compatible else "")
+    return f"{', '.join(RTX_DEFAULT_TARGETS)} or later" if built.name == "tensorrt-rtx" else "one that was not recorded"
+
+
+def _gpu_text(name: str, multiprocessors: int | None) -> str:
+    return name if multiprocessors is None else f"{name} with {multiprocessors} multiprocessors"

@@ -34,7 +34,7 @@ class Evaluation:
         images: Number of images.
         runner: Backend that drew the masks.
         arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
-        plan_run: Whether a bundle's plan itself ran; None where there is no plan.
+        plan_ran: Whether a bundle's plan itself ran; None where there is no plan.
     """
 
     miou: float | None
@@ -43,7 +43,7 @@ class Evaluation:
     images: int
     runner: str
     arithmetic: str
-    plan_run: bool | None
+    plan_ran: bool | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -119,5 +119,5 @@ def evaluate(
         images=len(samples),
         runner=engine.runner_name,
         arithmetic=engine.arithmetic,
-        plan_run=engine.plan_run,
+        plan_ran=engine.plan_ran,
     )

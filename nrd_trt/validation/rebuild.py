@@ -21,7 +21,7 @@ from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import DEFAULT, RunOptions, bundle_plugin, can_run_plan, plan_runner, rebuild_call
+from nrd_trt.runtime.select import DEFAULT, RunOptions, bundle_plugin, plan_obstacle, plan_runner, rebuild_call
 from nrd_trt.validation.compare import Sample
 
 COMPARED_COUNT = 8
@@ -75,7 +75,7 @@ def rebuild_plans(
             on_message=on_message,
         )
         rebuild = rebuild_call(bundle.path, options.flavour, bundle.record.decode)
-        encoding, runs = bundle.graph.mask_encoding, can_run_plan(built)
+        encoding, runs = bundle.graph.mask_encoding, plan_obstacle(built) is None
         for index in range(count):
             on_stage(f"build {index + 1} of {count} with {options.flavour}")
             engine = build_engine(model, options)

@@ -17,7 +17,7 @@ from nrd_trt.graph.tensors import weight_types
 from nrd_trt.model import load_trained
 from nrd_trt.progress import OnMessage, OnStage, bar, silent
 from nrd_trt.runtime.engine import Engine, open_engine
-from nrd_trt.runtime.select import RunOptions
+from nrd_trt.runtime.select import RunOptions, unproven
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import Fit, Provider, RunnerName, optional_path
 from nrd_trt.validation.compare import WORST_KEPT, Comparator, Comparison, Picture, ReferenceFn
@@ -37,10 +37,12 @@ class Validation(ValidationRecord):
     """Figures and verdict of one comparison: what a bundle keeps of them, and what only a report shows.
 
     Attributes:
+        has_plan: Whether there is a plan, which ran if `plan_ran` says so.
         per_image: Figures of every image, in order.
         pictures: The worst images whole, the worst first; none unless a report is written.
     """
 
+    has_plan: bool
     per_image: tuple[ImageFigures, ...]
     pictures: tuple[Picture, ...]
 
@@ -161,6 +163,8 @@ def validate(
         samples=samples.name,
         precision_asked=bundle.record.precision.asked,
         checkpoint=checkpoint,
+        has_plan=bundle.plan_path is not None,
+        doubt=_doubt(engine, bundle, run),
         localisation=localisation,
         rebuilds=rebuilds,
     )
@@ -190,6 +194,8 @@ def judge(
     samples: str,
     precision_asked: str,
     checkpoint: Path | None,
+    has_plan: bool,
+    doubt: str | None = None,
     localisation: Localisation | None = None,
     rebuilds: Rebuilds | None = None,
 ) -> Validation:
@@ -204,12 +210,16 @@ def judge(
         samples: What was compared on, in words.
         precision_asked: Precision that the file must have.
         checkpoint: The checkpoint compared with, which must be the file's; None without one.
+        has_plan: Whether there is a plan.
+        doubt: Why the plan did not run where it should have, in words.
         localisation: The stages, where they were compared.
         rebuilds: Builds of the same file, where they were made.
     """
     matches = None if checkpoint is None else sha256_file(checkpoint) == engine.graph.checkpoint_sha256
     types = weight_types(file)
     failures = gates.failures(agreement=comparison.pixel_agreement, miou_drop=comparison.miou_drop)
+    if doubt is not None:
+        failures.append(doubt)
     if matches is False:
         failures.append("the checkpoint is not the one that the bundle was built from")
     if precision_asked not in types:
@@ -226,7 +236,8 @@ def judge(
         arithmetic=engine.arithmetic,
         reference=reference,
         samples=samples,
-        plan_run=isinstance(engine.runner, TrtRunner),
+        plan_ran=isinstance(engine.runner, TrtRunner),
+        has_plan=has_plan,
         checkpoint_matches=matches,
         precision_asked=precision_asked,
         precision_found=types,
@@ -236,6 +247,14 @@ def judge(
         localisation=localisation,
         rebuilds=rebuilds,
     )
+
+
+def _doubt(engine: Engine, bundle: Bundle, run: RunOptions) -> str | None:
+    """Say why the plan should have run here and did not; a runner that is named speaks for itself."""
+    if engine.plan_ran is not False or run.runner != "auto":
+        return None
+    line = unproven(bundle.record.builder, run.runner)
+    return line and f"{line}; runner='onnxruntime' judges the ONNX file alone"
 
 
 def _check_arguments(
@@ -283,13 +302,13 @@ def _localise(
 ) -> Localisation:
     """Compare the stages on the images that agree least, or on the first ones where all agree."""
     worst = {figures.index for figures in comparison.worst_images[:LOCALISED_COUNT]} or set(range(LOCALISED_COUNT))
-    agreement = comparison.pixel_agreement if engine.plan_run else None
+    agreement = comparison.pixel_agreement if engine.plan_ran else None
     return compare_stages(
         model,
         file,
         [sample for index, sample in enumerate(samples) if index in worst],
         mask_tolerance=1 - gates.min_agreement,
         plan_disagreement=None if agreement is None else 1 - agreement,
-        has_plan=engine.plan_run is not None,
+        has_plan=engine.plan_ran is not None,
         threads=threads,
     )

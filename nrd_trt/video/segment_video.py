@@ -61,6 +61,7 @@ class VideoResult(RunStats):
         notes: What is not as asked for, one line each.
         runner: Name of the backend that ran.
         arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
+        plan_ran: Whether a bundle's plan itself ran; None where there is no plan.
         interrupted: Whether Ctrl-C ended the run.
     """
 
@@ -76,6 +77,7 @@ class VideoResult(RunStats):
     notes: tuple[str, ...]
     runner: str
     arithmetic: str
+    plan_ran: bool | None
     interrupted: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -190,6 +192,7 @@ def segment_video(
         notes=(*filter(None, [stream.note]), *pipeline.notes),
         runner=engine.runner_name,
         arithmetic=engine.arithmetic,
+        plan_ran=engine.plan_ran,
         interrupted=pipeline.stages.interrupted,
     )
 

@@ -13,6 +13,7 @@ from nrd_trt.building import build as build_module
 from nrd_trt.engine import plugins
 from nrd_trt.engine.plugins import VARIABLE, search_path
 from nrd_trt.machine.gpu import Gpu
+from nrd_trt.machine.libcuda import NoDriverError
 from nrd_trt.runtime import select
 from tests.artefacts import build, onnx_file
 from tests.engine.surface.enterprise import enterprise
@@ -26,8 +27,8 @@ def install(patch: pytest.MonkeyPatch, version: str = "10.3.0", device: Gpu | No
     """Let this machine have enterprise TensorRT and a GPU to build for; plans cannot be run here."""
     module = enterprise(version)
     patch.setitem(sys.modules, "tensorrt", module)
-    patch.setattr(build_module, "probe_device", lambda: device)
-    patch.setattr(select, "probe_device", lambda: None)
+    patch.setattr(build_module, "find_device", lambda: found(device))
+    show_to_runners(patch, None)
     return module
 
 
@@ -35,8 +36,21 @@ def host(patch: pytest.MonkeyPatch, device: Gpu | None = ORIN, version: str = "1
     """Let this machine be one that could run the plan."""
     module = install(patch, version)
     FakeDriver(patch)
-    patch.setattr(select, "probe_device", lambda: device)
+    show_to_runners(patch, device)
     return module
+
+
+def show_to_runners(patch: pytest.MonkeyPatch, device: Gpu | None) -> None:
+    """Let this be the GPU that plans would run on."""
+    patch.setattr(select, "probe_device", lambda: device)
+    patch.setattr(select, "find_device", lambda: found(device))
+
+
+def found(device: Gpu | None) -> Gpu:
+    """Return a GPU, or raise what the binding raises where there is no driver."""
+    if device is None:
+        raise NoDriverError("CUDA: the driver's library cannot be loaded; install the NVIDIA driver.")
+    return device
 
 
 def hide_libraries(patch: pytest.MonkeyPatch, empty: Path) -> None:

@@ -79,7 +79,7 @@ def test_checkpoint_to_a_bundle_with_a_plan(tmp_path: Path) -> None:
     assert record.passed is validation.passed is True
     assert (validation.reference, validation.samples, validation.images) == ("torch", "synthetic scenes", 4)
     assert (validation.runner, validation.arithmetic) == ("onnxruntime", "simulated")
-    assert (validation.plan_run, validation.checkpoint_matches) == (False, None)
+    assert (validation.plan_ran, validation.checkpoint_matches) == (False, None)
     assert (validation.gates.min_agreement, validation.gates.max_miou_drop) == (LENIENT, 0.002)
     assert LENIENT <= (validation.pixel_agreement or 0) < 1
     assert record.model.shape.opt_hw == SIZE_HW

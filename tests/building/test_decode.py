@@ -120,12 +120,6 @@ def test_library_that_does_not_fit(
     assert trt.registry.loaded == []
 
 
-def test_no_gpu_to_hold_the_library_against(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    install(monkeypatch, device=None)
-    path = make_library(tmp_path / LIBRARY, architectures=[110], ptx=[])
-    assert build(onnx_file(), tmp_path / "a.nrd", builder="tensorrt", plugin=path)["decode"] == "plugin"
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -101,7 +101,7 @@ CONTENT: dict[str, Any] = {
         "arithmetic": "native",
         "reference": "torch",
         "samples": "2 images",
-        "plan_run": True,
+        "plan_ran": True,
         "checkpoint_matches": True,
         "precision_asked": "fp16",
         "precision_found": {"fp16": 2},

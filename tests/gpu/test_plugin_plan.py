@@ -60,7 +60,7 @@ def masks(path: Path, sizes: tuple[tuple[int, int], ...] = (SIZE_HW,)) -> list[n
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_build_passes_its_gates_on_the_plan_itself(precision: Precision, encoding: MaskEncoding) -> None:
     facts = read_bundle(bundle("plugin", precision, encoding)).record.to_dict()
-    assert facts["passed"] and facts["validation"]["plan_run"]
+    assert facts["passed"] and facts["validation"]["plan_ran"]
     assert (facts["decode"], facts["plugin"]["mask_encoding"]) == ("plugin", encoding)
 
 

@@ -92,6 +92,7 @@ def test_device_is_described_and_its_context_given_back(driver: FakeDriver) -> N
         memory_bytes=1 << 33,
         pci_bus_id="0000:65:00.0",
         uuid="GPU-00000000-0000-0000-0000-000000000000",
+        multiprocessors=8,
     )
     driver.fail("cuDevicePrimaryCtxRetain", OUT_OF_MEMORY)
     assert probe_device() == described  # makes no context

@@ -104,7 +104,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def fall_back(plan: str) -> None:
         def other_builder(*arguments: Any, **options: Any) -> Any:
             bundle = build(*arguments, **{**options, "builder": "onnxruntime", "threads": 1})
-            validation = replace(bundle.record.validation, plan_run=plan == "run")
+            validation = replace(bundle.record.validation, plan_ran=plan == "run")
             return replace(bundle, record=replace(bundle.record, validation=validation))
 
         monkeypatch.setattr(parts, "build", other_builder)

@@ -368,6 +368,7 @@ CUresult CUDAAPI cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, 
     if (device >= n_shown) return CUDA_ERROR_INVALID_DEVICE;
     if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) return *value = 8, CUDA_SUCCESS;
     if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR) return *value = 7, CUDA_SUCCESS;
+    if (attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) return *value = 8, CUDA_SUCCESS;
     return *value = attribute == CU_DEVICE_ATTRIBUTE_INTEGRATED ? machine.integrated : 0, CUDA_SUCCESS;
 }
 

@@ -134,7 +134,7 @@ def test_a_runner_that_cannot_start_may_be_asked_again(monkeypatch: pytest.Monke
 def test_facts_for_the_user() -> None:
     engine = nrd_trt.open_bundle(str(bundle("fp16")), threads=1)
     assert engine.info == trained_model().info
-    assert (engine.runner_name, engine.plan_run) == ("onnxruntime", None)
+    assert (engine.runner_name, engine.plan_ran) == ("onnxruntime", None)
     engine.predict(picture(64, 96))
     assert engine.arithmetic == "simulated"
     with nrd_trt.open_bundle(bundle()) as exact:
@@ -144,9 +144,9 @@ def test_facts_for_the_user() -> None:
 def test_whether_the_plan_runs() -> None:
     planned = Bundle(path=Path("a.nrd"), record=record(files={PLAN_FILE: "0"}))
     by_plan = TrtRunner(b"", flavour="tensorrt", rebuild="rebuild it")
-    assert Engine(by_plan, planned.graph, bundle=planned).plan_run is True
-    assert Engine(HostRunner(), planned.graph, bundle=planned).plan_run is False
-    assert Engine(HostRunner(), planned.graph).plan_run is None
+    assert Engine(by_plan, planned.graph, bundle=planned).plan_ran is True
+    assert Engine(HostRunner(), planned.graph, bundle=planned).plan_ran is False
+    assert Engine(HostRunner(), planned.graph).plan_ran is None
 
 
 # --- every kind of file ----------------------------------------------------------------------------------------------

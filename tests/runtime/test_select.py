@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,20 +15,24 @@ from typer.testing import CliRunner
 from nrd_trt.cli.main import app
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, Bundle
 from nrd_trt.errors import ConfigError, RunnerError
+from nrd_trt.machine.gpu import Gpu
+from nrd_trt.machine.libcuda import NoDriverError
 from nrd_trt.runtime import select
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import PlanHost, RunOptions, check_host, host_mismatches, make_runner
+from nrd_trt.runtime.select import PlanHost, RunOptions, check_host, host_mismatches, make_runner, model_note
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import RunnerName
 from tests.artefacts import bundle, needs_rtx
 from tests.engine.records import BUILDER, record
 from tests.runtime.bench import SMALL, Bench, check
+from tests.runtime.fake_cuda import FakeDriver
 
 RTX = {**BUILDER, "name": "tensorrt-rtx"}
 FILES = {ONNX_FILE: "0", PLAN_FILE: "0"}
 PLANNED = Bundle(path=Path("city.nrd"), record=record(decode="onnx", builder=RTX, files=FILES))
 UNPLANNED = Bundle(path=Path("city.nrd"), record=record(decode="onnx", files={ONNX_FILE: "0"}))
 HERE = PlanHost(os="linux", machine="x86_64", builder="tensorrt-rtx", version="10.13.2", compute_capability="8.6")
+STAND_IN = "the plan is not run, ONNX Runtime takes its place"
 NO_GPU = "no GPU that could run it was found"
 VERSION = "TensorRT version: built for 10.13.2, this is 11.0.0"
 
@@ -42,7 +48,24 @@ VERSION = "TensorRT version: built for 10.13.2, this is 11.0.0"
         ({"version_compatible": True}, {"version": "11.0.0"}, []),
         ({}, {"compute_capability": None}, [NO_GPU]),
         ({"compute_capabilities": []}, {"compute_capability": None}, [NO_GPU]),
-        ({"compute_capabilities": []}, {"compute_capability": "12.0"}, []),
+        ({}, {"compute_capability": None, "problem": "CUDA: error 35"}, [f"{NO_GPU}: CUDA: error 35"]),
+        *(({"compute_capabilities": []}, {"compute_capability": later}, []) for later in ("8.6", "12.0", "12.1")),
+        *(
+            (
+                {"compute_capabilities": []},
+                {"compute_capability": other},
+                [f"compute capability: built for 8.0, 8.6, 8.9, 12.0 or later, this is {other}"],
+            )
+            for other in ("7.5", "8.7", "9.0")
+        ),
+        *(
+            (
+                {**unknown, "name": "tensorrt", "compute_capabilities": []},
+                {"builder": "tensorrt"},
+                ["compute capability: built for one that was not recorded, this is 8.6"],
+            )
+            for unknown in ({}, {"hardware_compatible": True})
+        ),
         ({}, {"compute_capability": "8.9"}, ["compute capability: built for 8.6, this is 8.9"]),
         ({"compute_capabilities": ["8.6", "8.9"]}, {"compute_capability": "8.9"}, []),
         (
@@ -81,6 +104,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that makes this machine one of another GPU, with other flavours installed."""
 
     def put(capability: str | None, flavours: tuple[str, ...] = ("tensorrt-rtx",)) -> None:
+        def find_device() -> Gpu:
+            if capability is None:
+                raise NoDriverError("CUDA: there is no driver.")
+            return Gpu(name="RTX", compute_capability=capability)
+
+        monkeypatch.setattr(select, "find_device", find_device)
         monkeypatch.setattr(select, "this_host", lambda flavour: replace(HERE, compute_capability=capability))
         monkeypatch.setattr(select, "installed_flavours", lambda: list(flavours))
 
@@ -100,11 +129,58 @@ def test_auto_takes_the_plan_where_it_runs(
     machine: Any, capability: str | None, flavours: tuple[str, ...], expected: type
 ) -> None:
     machine(capability, flavours)
-    runner = make_runner(PLANNED)
+    # Where there is a driver nobody expects ONNX Runtime.
+    with nullcontext() if expected is TrtRunner or capability is None else pytest.warns(UserWarning, match=STAND_IN):
+        runner = make_runner(PLANNED)
     assert type(runner) is expected
     assert runner.name == ("tensorrt-rtx" if expected is TrtRunner else "onnxruntime")
     assert type(make_runner(PLANNED, RunOptions(runner="onnxruntime"))) is OrtRunner
     assert type(make_runner(UNPLANNED)) is OrtRunner
+
+
+AGX, NANO = {"gpu": "Orin", "multiprocessors": 16}, {"gpu": "Orin", "multiprocessors": 8}
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "said"),
+    [
+        (AGX, AGX, None),
+        (AGX, NANO, "built on Orin with 16 multiprocessors and this is Orin with 8 multiprocessors: speed, and even "),
+        ({"gpu": "A100"}, {"gpu": "A30"}, "built on A100 and this is A30"),
+        ({"gpu": "Orin"}, NANO, None),  # of a bundle of 0.1.0 their number is not known
+        ({"gpu": None}, NANO, None),
+        ({**AGX, "hardware_compatible": True}, NANO, None),
+        ({**AGX, "builder_options": {"same_compute_capability": "true"}}, NANO, None),
+        ({**AGX, "name": "tensorrt-rtx"}, NANO, None),
+    ],
+)
+def test_another_model_of_gpu_is_mentioned(built: dict[str, Any], here: dict[str, Any], said: str | None) -> None:
+    note = model_note(record(builder={**BUILDER, **built}).builder, replace(HERE, **here))
+    assert note is None if said is None else note is not None and said in note
+
+
+def test_a_plan_of_another_model_of_gpu_runs_with_a_warning(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine("8.6")
+    orin = replace(PLANNED.record.builder, name="tensorrt", **AGX)
+    planned = replace(PLANNED, record=replace(PLANNED.record, builder=orin))
+    here = replace(HERE, builder="tensorrt", **NANO)
+    monkeypatch.setattr(select, "this_host", lambda flavour: here)
+    monkeypatch.setattr(select, "installed_flavours", lambda: ["tensorrt"])
+    words = r"^city\.nrd: the plan was built on Orin .* Or rebuild it here: nrd_trt\.build"
+    with pytest.warns(UserWarning, match=words):
+        assert type(make_runner(planned)) is TrtRunner
+
+
+def test_a_driver_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no machine without a GPU."""
+    FakeDriver(monkeypatch).set(version=11080)
+    monkeypatch.setattr(select, "installed_flavours", lambda: ["tensorrt-rtx"])
+    monkeypatch.setattr(select, "load_tensorrt", lambda flavour: SimpleNamespace(version="10.13.2"))
+    words = "no GPU that could run it was found: CUDA: expected a driver for CUDA 12.0 or newer, got one for 11.8"
+    with pytest.warns(UserWarning, match=f"^{STAND_IN}: {words}"):
+        assert type(make_runner(PLANNED)) is OrtRunner
+    with pytest.raises(RunnerError, match=words):
+        make_runner(PLANNED, RunOptions(runner="tensorrt-rtx"))
 
 
 def test_plan_by_name(machine: Any) -> None:

@@ -87,7 +87,7 @@ def test_figures_are_those_of_the_models_masks(tmp_path: Path) -> None:
     check(got, by_hand(trained_model(), pairs), 3)
     assert 0 < got.miou < 1  # type: ignore[operator]
     assert 0 < got.pixel_accuracy < 1  # type: ignore[operator]
-    assert (got.runner, got.arithmetic, got.plan_run) == ("torch", "native", None)
+    assert (got.runner, got.arithmetic, got.plan_ran) == ("torch", "native", None)
     means = [by_hand(trained_model(), [pair])[0] for pair in pairs]
     assert abs(np.mean(means) - got.miou) > 1e-3, "one matrix over the data set, not a mean over the images"
 
@@ -196,5 +196,5 @@ def test_arguments_that_do_not_fit_the_source(
 @needs_rtx
 def test_plan_that_was_not_run_is_mentioned(tmp_path: Path) -> None:
     got = run(bundle(builder="tensorrt-rtx"), data_set(tmp_path / "data", scenes([SIZE_HW])))
-    assert got.plan_run is (got.runner == "tensorrt-rtx")
-    assert ("built but not run here" in "\n".join(table(got))) is (not got.plan_run)
+    assert got.plan_ran is (got.runner == "tensorrt-rtx")
+    assert ("built but not run here" in "\n".join(table(got))) is (not got.plan_ran)

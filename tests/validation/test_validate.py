@@ -15,12 +15,14 @@ import onnx
 import pytest
 from PIL import Image
 
+from nrd_trt.cli.validate import _lines
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting import onnx_export
 from nrd_trt.graph.metadata import with_precision
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
+from nrd_trt.machine.gpu import Gpu
 from nrd_trt.model.network import Segmentor
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import InputShape
@@ -30,6 +32,7 @@ from nrd_trt.validation.rebuild import rebuild_plans, recorded_config
 from nrd_trt.validation.references import StoredSamples
 from nrd_trt.validation.validate import Validation, validate
 from tests.artefacts import SIZE_HW, build, bundle, checkpoint, needs_rtx, plant, scenes, trained_model
+from tests.building.plugin_machine import show_to_runners
 from tests.faults import double, swap_rgb
 from tests.helpers import byte_images, cached_small_model, small_model
 
@@ -314,3 +317,21 @@ def test_a_build_of_a_file_that_is_not_what_it_claims_does_not_pass(tmp_path: Pa
     facts = build(path, tmp_path / "again.nrd")
     assert facts["passed"] is False
     assert "precision fp16 is claimed and not delivered" in facts["validation"]["failures"][0]
+
+
+@needs_rtx
+def test_a_plan_that_could_have_run_and_did_not_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for who asks for ONNX Runtime, whose verdict is about ONNX Runtime."""
+    show_to_runners(monkeypatch, Gpu(name="H200", compute_capability="9.0"))
+    path = bundle("fp16", "tensorrt-rtx")
+    options: dict[str, Any] = {"min_agreement": 0.5, "threads": 1, "progress": False}
+    why = "compute capability: built for 8.0, 8.6, 8.9, 12.0 or later, this is 9.0"
+    with pytest.warns(UserWarning, match=f"ONNX Runtime takes its place: {why}"):
+        found = validate(path, **options)
+    assert (found.passed, found.runner, found.plan_ran, found.has_plan) == (False, "onnxruntime", False, True)
+    said = f"the plan did not run, although this machine has a GPU: {why}"
+    assert found.failures == (f"{said}; runner='onnxruntime' judges the ONNX file alone",)
+    named = validate(path, runner="onnxruntime", **options)
+    assert (named.passed, named.runner, named.plan_ran) == (True, "onnxruntime", False)
+    assert named.to_dict()["plan_ran"] is False
+    assert any("onnxruntime, simulated arithmetic; the plan was built but not run here" in row for row in _lines(named))
