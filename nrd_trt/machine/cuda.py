@@ -103,6 +103,10 @@ class Cuda:
         """Wait for a stream."""
         self._lib.call("cuStreamSynchronize", stream)
 
+    def synchronize_context(self) -> None:
+        """Wait for everything that anybody queued in this context."""
+        self._lib.call("cuCtxSynchronize")
+
     def destroy_stream(self, stream: int) -> None:
         """Destroy a stream."""
         self._lib.call("cuStreamDestroy_v2", stream)

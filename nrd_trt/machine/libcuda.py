@@ -46,6 +46,7 @@ cuDevicePrimaryCtxRetain(CUcontext *, CUdevice)
 cuDevicePrimaryCtxRelease_v2(CUdevice)
 cuCtxPushCurrent_v2(CUcontext)
 cuCtxPopCurrent_v2(CUcontext *)
+cuCtxSynchronize(void)
 cuMemGetInfo_v2(size_t *, size_t *)
 cuMemAlloc_v2(CUdeviceptr *, size_t)
 cuMemFree_v2(CUdeviceptr)
@@ -127,13 +128,13 @@ class LibCuda:
         self._results: dict[str, Any] = {}
         for line in PROTOTYPES.split("\n")[1:-1]:
             name, _, rest = line.rstrip(")").partition("(")
-            arguments = [_ctype(text) for text in rest.split(", ")]
+            arguments = [_ctype(text) for text in rest.split(", ") if text != "void"]
             try:
                 function = getattr(self._library, name)
             except AttributeError as exc:
                 raise RunnerError(f"CUDA: {LIBRARY} has no {name}; {_TOO_OLD}") from exc
             function.argtypes, function.restype = arguments, ctypes.c_int
-            self._results[name] = getattr(arguments[0], "_type_", None)
+            self._results[name] = getattr(arguments[0], "_type_", None) if arguments else None
         self.call("cuInit", 0)
         self.version = self.get("cuDriverGetVersion")
         if self.version < OLDEST_CUDA:

@@ -6,6 +6,7 @@ a thread of its own, where runs are begun before the ones ahead of them have end
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from nrd_trt.graph.metadata import GraphFacts, load_onnx, read_facts
 from nrd_trt.machine.device import choose_device
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import Runner
+from nrd_trt.runtime.device_arrays import DeviceMask, DeviceRuns
 from nrd_trt.runtime.graph_io import first_mask, image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import DEFAULT, RunOptions, make_runner
@@ -58,6 +60,7 @@ class Engine:
         check_choice("fit", fit, Fit)
         self.runner, self.graph, self.fit, self.bundle = runner, graph, fit, bundle
         self._entered = False
+        self._device_runs: DeviceRuns | None = None
 
     @property
     def info(self) -> ModelInfo:
@@ -96,6 +99,37 @@ class Engine:
         fitted = self.fitted(rgb)
         return fitted.restore(self.mask(fitted.image))
 
+    def predict_device(self, rgb: object, *, stream: int | None = None, out: object | None = None) -> DeviceMask:
+        """Segment images that lie on the GPU, without a copy and without the host.
+
+        The run is queued on the stream that `stream`, or else the ``__cuda_array_interface__`` of `rgb`, names; the
+        call returns at once, and what is queued there afterwards finds the masks complete. Where neither names one, the
+        call returns when the masks are complete. Before the run DLPack then lets it wait for the work on `rgb`; without
+        DLPack the call waits for everything in the CUDA context.
+
+        Args:
+            rgb: ``(h, w, 3)`` or ``(n, h, w, 3) uint8 RGB``, dense, of a size that the engine takes; an array of
+                PyCUDA, CuPy, PyTorch or of others with ``__cuda_array_interface__`` or ``__dlpack__``. It must stay as
+                it is until the stream has passed the run.
+            stream: Handle of the CUDA stream on which `rgb` is ready; 0 and 1 are the default stream.
+            out: Takes the masks: a dense uint8 array on the GPU, ``(h, w)`` or ``(n, h, w)``; None takes memory of the
+                engine.
+
+        Returns:
+            Class indices ``(h, w)`` or ``(n, h, w) uint8`` on the GPU. CuPy, PyTorch and PyCUDA take them without a
+            copy. Memory of the engine is valid until its next run, and as long as the engine is open.
+
+        Raises:
+            ShapeError: `rgb` or `out` is no such array.
+            ConfigError: The engine takes no uint8 images or gives no masks; or a stream is none.
+            RunnerError: The runner works on the host, an array is not on its GPU or of another CUDA context, or the run
+                failed.
+        """
+        if self._device_runs is None:
+            self.__enter__()
+            self._device_runs = DeviceRuns(self.runner, self.graph).__enter__()
+        return self._device_runs.run(rgb, stream=stream, out=out)
+
     def fitting(self, image_hw: Size) -> Fitting:
         """Tell how images of a size go into the engine, and masks back."""
         return fitting_of(image_hw, self.graph.shape, self.fit)
@@ -121,7 +155,11 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self._entered = False
-        self.runner.__exit__(*error)
+        runs, self._device_runs = self._device_runs, None
+        with ExitStack() as stack:
+            stack.push(self.runner)
+            if runs is not None:
+                stack.push(runs)
 
 
 def open_bundle(

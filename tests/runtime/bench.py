@@ -14,7 +14,7 @@ import pytest
 
 from nrd_trt.engine.caches import CacheKey
 from nrd_trt.machine.cuda import Cuda
-from nrd_trt.runtime import buffers, overlap, trt_runner
+from nrd_trt.runtime import buffers, device_arrays, overlap, trt_runner
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import TensorSpec
@@ -30,7 +30,7 @@ class Bench:
         self.cuda, self._engine = FakeDriver(monkeypatch, **settings), engine
         self.engines: list[FakeEngine] = []
         self.asked: list[tuple[bytes, dict[str, Any]]] = []
-        for module in (trt_runner, overlap):
+        for module in (trt_runner, overlap, device_arrays):
             monkeypatch.setattr(module, "load_cuda", self.cuda.open)
         monkeypatch.setattr(buffers, "host_view", self.cuda.host_view)
         tensorrt = SimpleNamespace(deserialize=self._load, cache_key=_cache_key)

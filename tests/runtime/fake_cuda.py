@@ -323,6 +323,7 @@ class FakeContext:
             raise ShapeError(f"tensor 'image': expected at most {LARGEST}, got {shape}; resize it.")
         batch, height, width, _ = shape
         outputs = {"mask": (batch, height, width // np.dtype(self.engine.mask_dtype).itemsize), "mean": shape[:3]}
+        outputs = {name: outputs[name] for name in self.engine.outputs}
         self.shapes, self.scratch_bytes = {"image": shape, **outputs}, 4 * batch * height * width
         return outputs
 
@@ -358,7 +359,8 @@ class FakeContext:
             red = self.driver.on_device(scratch, needed)[: image[..., 0].size].reshape(image.shape[:3])
             red[...] = image[..., 0]
             self._tensor("mask", shapes, addresses).view(np.uint8)[...] = red
-            self._tensor("mean", shapes, addresses)[...] = image.mean(axis=-1)
+            if "mean" in shapes:
+                self._tensor("mean", shapes, addresses)[...] = image.mean(axis=-1)
 
         used = [(addresses[name], self._nbytes(name, shapes), name in self.engine.outputs) for name in shapes]
         used.append((scratch, needed, True))

@@ -23,8 +23,9 @@
 
 enum { MAX_SHOWN = 8, MAX_USES = 8, MAX_RECORDED = 64, MAX_DEPTH = 32, MAX_FAILURES = 8 };
 
-typedef enum { CONTEXT, DEVICE, HOST, STREAM, EVENT, GRAPH, EXEC, ENGINE, KINDS } Kind;
-static const char *const kind_names[KINDS] = {"context", "device", "host", "stream", "event", "graph", "exec", "engine"};
+typedef enum { CONTEXT, DEVICE, HOST, STREAM, EVENT, GRAPH, EXEC, ENGINE, DEFAULT_STREAM, KINDS } Kind;
+static const char *const kind_names[KINDS] = {"context", "device", "host",   "stream",        "event",
+                                              "graph",   "exec",   "engine", "default stream"};
 
 typedef struct Use {
     uintptr_t start, end;
@@ -163,6 +164,19 @@ static Object *find(Kind kind, const void *handle) {
         if (objects[i] == handle && objects[i]->kind == kind && objects[i]->alive)
             return kind == CONTEXT || objects[i]->context == current() ? objects[i] : NULL;
     return NULL;
+}
+
+/* A stream of the current context. The default ones are there from the beginning: one that threads share, and one for
+ * each thread, of which there is one here. */
+static Object *stream_of(CUstream handle) {
+    if (handle > CU_STREAM_PER_THREAD) return find(STREAM, handle);
+    unsigned number = handle == CU_STREAM_PER_THREAD ? 2 : 1;
+    for (int i = n_objects; i--;)
+        if (objects[i]->kind == DEFAULT_STREAM && objects[i]->flags == number && objects[i]->context == current())
+            return objects[i];
+    Object *stream = make(DEFAULT_STREAM);
+    stream->flags = number;
+    return stream;
 }
 
 static Object *block_of(uintptr_t address) {
@@ -392,7 +406,8 @@ CUresult CUDAAPI cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     for (int i = 0; i < depth; i++)
         if (stack[i] == primary) return violated("the primary context goes while it is current");
     for (int i = 0; i < n_objects; i++)
-        if (objects[i]->alive && objects[i]->context == primary && objects[i]->kind != CONTEXT)
+        if (objects[i]->alive && objects[i]->context == primary && objects[i]->kind != CONTEXT &&
+            objects[i]->kind != DEFAULT_STREAM)
             return violated("the primary context goes and leaves a %s", kind_names[objects[i]->kind]);
     return CUDA_SUCCESS;
 }
@@ -425,6 +440,13 @@ CUresult CUDAAPI cuCtxPushCurrent_v2(CUcontext context) {
 CUresult CUDAAPI cuCtxPopCurrent_v2(CUcontext *context) {
     IN_CONTEXT;
     return *context = (CUcontext)stack[--depth], CUDA_SUCCESS;
+}
+
+CUresult CUDAAPI cuCtxSynchronize(void) {
+    IN_CONTEXT;
+    CHECK(unsafe());
+    for (int i = 0; i < n_nodes; i++) CHECK(finish(nodes[i])); /* those of other contexts too, which harms nothing here */
+    return CUDA_SUCCESS;
 }
 
 /* --- memory -------------------------------------------------------------------------------------------------------- */
@@ -496,7 +518,7 @@ CUresult CUDAAPI cuPointerGetAttribute(void *data, CUpointer_attribute attribute
 
 static CUresult copy(const char *name, uintptr_t to, bool to_device, uintptr_t from, bool from_device, size_t size,
                      CUstream handle) {
-    Object *stream = find(STREAM, handle);
+    Object *stream = stream_of(handle);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
     if (!holds(to, size, to_device) || !holds(from, size, from_device))
         return violated("%s of %zu bytes that are not allocated, or not page-locked", name, size);
@@ -531,7 +553,7 @@ CUresult CUDAAPI cuStreamCreate(CUstream *stream, unsigned int flags) {
 
 CUresult CUDAAPI cuStreamSynchronize(CUstream handle) {
     IN_CONTEXT;
-    Object *stream = find(STREAM, handle);
+    Object *stream = stream_of(handle);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
     if (stream->capturing) return stream->broken = true, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     CHECK(unsafe());
@@ -556,7 +578,7 @@ CUresult CUDAAPI cuEventCreate(CUevent *event, unsigned int flags) {
 
 CUresult CUDAAPI cuEventRecord(CUevent handle, CUstream on) {
     IN_CONTEXT;
-    Object *event = find(EVENT, handle), *stream = find(STREAM, on);
+    Object *event = find(EVENT, handle), *stream = stream_of(on);
     if (!event || !stream) return CUDA_ERROR_INVALID_HANDLE;
     if (stream->capturing) return violated("an event is recorded in a capture");
     CHECK(push(stream, (Node){.name = "record"}));
@@ -565,7 +587,7 @@ CUresult CUDAAPI cuEventRecord(CUevent handle, CUstream on) {
 
 CUresult CUDAAPI cuStreamWaitEvent(CUstream on, CUevent handle, unsigned int flags) {
     IN_CONTEXT;
-    Object *event = find(EVENT, handle), *stream = find(STREAM, on);
+    Object *event = find(EVENT, handle), *stream = stream_of(on);
     if (!event || !stream || flags) return CUDA_ERROR_INVALID_HANDLE;
     if (stream->capturing) return violated("a capture waits for an event");
     if (!event->last) return violated("a wait for an event that was never recorded");
@@ -599,9 +621,10 @@ CUresult CUDAAPI cuEventDestroy_v2(CUevent handle) {
 
 CUresult CUDAAPI cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMode mode) {
     IN_CONTEXT;
-    Object *stream = find(STREAM, handle);
+    Object *stream = stream_of(handle);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
     if (stream->capturing) return CUDA_ERROR_ILLEGAL_STATE;
+    if (stream->kind == DEFAULT_STREAM && stream->flags == 1) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     stream->capturing = true, stream->broken = false, stream->n_nodes = 0;
     stream->mode = mode, stream->capturer = pthread_self();
     return CUDA_SUCCESS;
@@ -616,7 +639,7 @@ static Object *graph_of(Kind kind, const Object *from) {
 
 CUresult CUDAAPI cuStreamEndCapture(CUstream handle, CUgraph *graph) {
     LOCKED;
-    Object *stream = find(STREAM, handle);
+    Object *stream = stream_of(handle);
     *graph = NULL;
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
     if (!stream->capturing) return CUDA_ERROR_ILLEGAL_STATE;
@@ -636,7 +659,7 @@ CUresult CUDAAPI cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph handle, 
 
 CUresult CUDAAPI cuGraphLaunch(CUgraphExec handle, CUstream on) {
     IN_CONTEXT;
-    Object *exec = find(EXEC, handle), *stream = find(STREAM, on);
+    Object *exec = find(EXEC, handle), *stream = stream_of(on);
     if (!exec || !stream) return CUDA_ERROR_INVALID_HANDLE;
     if (stream->capturing) return violated("a graph is launched in a capture");
     for (int i = 0; i < exec->n_nodes; i++) {
@@ -774,7 +797,7 @@ CUresult fake_close_engine(Object *engine) {
 CUresult fake_queue(Object *engine, CUstream handle, void (*work)(void *), void *data, int n, const uintptr_t *starts,
                     const size_t *sizes, const int *writes) {
     LOCKED;
-    Object *stream = find(STREAM, handle);
+    Object *stream = stream_of(handle);
     if (!find(ENGINE, engine)) return violated("an engine runs after it was closed, or in another CUDA context");
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
     if (!engine->runs++) CHECK(unsafe());
