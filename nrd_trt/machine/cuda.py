@@ -77,7 +77,11 @@ class Cuda:
     def allocate_host(self, nbytes: int, *, mapped: bool) -> tuple[int, int]:
         """Return host and device address of page-locked memory; the device address is 0 unless `mapped`."""
         host = int(self._lib.get("cuMemHostAlloc", nbytes, libcuda.CU_MEMHOSTALLOC_DEVICEMAP if mapped else 0))
-        return host, int(self._lib.get("cuMemHostGetDevicePointer_v2", host, 0)) if mapped else 0
+        try:
+            return host, int(self._lib.get("cuMemHostGetDevicePointer_v2", host, 0)) if mapped else 0
+        except BaseException:
+            self.free_host(host)
+            raise
 
     def free_host(self, address: int) -> None:
         """Free page-locked memory."""

@@ -215,6 +215,13 @@ def test_memory_that_a_run_must_not_use(driver: FakeDriver, cuda: Cuda) -> None:
         cuda.check_address(foreign)  # like memory of a pool, whose context is not told
 
 
+def test_mapped_memory_that_the_device_cannot_reach_is_freed(cuda: Cuda, driver: FakeDriver) -> None:
+    driver.fail("cuMemHostGetDevicePointer_v2", OUT_OF_MEMORY)
+    with pytest.raises(RunnerError, match="cuMemHostGetDevicePointer_v2 failed"):
+        cuda.allocate_host(8, mapped=True)
+    assert driver.list("host") == []
+
+
 def test_time_between_events(cuda: Cuda) -> None:
     start, end, plain = cuda.create_event(timed=True), cuda.create_event(timed=True), cuda.create_event()
     stream, address, (host, _) = cuda.create_stream(), cuda.allocate(8), cuda.allocate_host(8, mapped=False)

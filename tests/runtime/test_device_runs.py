@@ -70,11 +70,12 @@ def test_growing_memory_of_the_runner_waits_for_the_run_that_uses_it(bench: Benc
 
 def test_graph_that_makes_room_may_still_be_running(bench: Bench) -> None:
     with runner() as trt, caller(bench.cuda) as mine:
-        for seed in range(GRAPH_CAPACITY + 1):
-            tensor = mine.put(image(seed=seed))
-            for _ in range(3):
-                trt.infer_device({"image": tensor}, mine.stream)
-        assert len(bench.cuda.graphs) == GRAPH_CAPACITY
+        *tensors, last = (mine.put(image(seed=seed)) for seed in range(GRAPH_CAPACITY + 1))
+        for tensor in tensors * 3:
+            trt.infer_device({"image": tensor}, mine.stream)
+        assert len(bench.cuda.graphs) == GRAPH_CAPACITY and not bench.cuda.queued[-1].done
+        trt.infer_device({"image": last}, mine.stream)
+        assert len(bench.cuda.graphs) == GRAPH_CAPACITY - 1
 
 
 def test_outputs_are_written_where_they_are_placed(bench: Bench) -> None:
