@@ -73,7 +73,8 @@ def test_wheel_holds_the_package_and_nothing_else(installed: Path) -> None:
     calibration = {f"nrd_trt/{name}" for name in _files(ROOT / "calibration", "**/*.py")}
     assert len(calibration) > 5
     # What PyTorch's extension loader needs.
-    sources = {f"nrd_trt/_{name}" for pattern in ("*.cu", "*.h", "torch/*") for name in _files(kernels, pattern)}
+    patterns = ("*.cu", "*.h", "decode_*.cpp", "torch/*")
+    sources = {f"nrd_trt/_{name}" for pattern in patterns for name in _files(kernels, pattern)}
     planted = {"nrd_trt/zoo/planted.safetensors", "nrd_trt/zoo/planted.md"}
     others = {"nrd_trt/validation/report.html.j2", "nrd_trt/proving/selftest.html.j2", "nrd_trt/py.typed"}
     held = {name for name in _files(installed, "**/*", installed) if ".dist-info/" not in name}
@@ -120,7 +121,12 @@ def test_kernels_compile_from_the_wheel_alone(installed: Path) -> None:
     """Every local header that a compiled file includes, directly or by way of others, is in the wheel."""
     folder = installed / "nrd_trt/_plugins"
     waiting, seen = source_files(folder), set[Path]()
-    assert {path.name for path in waiting} >= {"decode_kernel.cu", "binding.cpp"}
+    assert {path.name for path in waiting} == {
+        "decode_kernel.cu",
+        "decode_launcher.cpp",
+        "decode_images.cpp",
+        "binding.cpp",
+    }
     while waiting:
         path = waiting.pop()
         seen.add(path)

@@ -25,13 +25,8 @@ from nrd_trt.errors import MissingDependencyError, NrdTrtError, PluginError
 from nrd_trt.optional import require
 
 _CXX_FLAGS = ["-O2", "-fvisibility=hidden"]
-# No contraction: results are the same bits on every GPU and on the host. PyTorch forbids conversions of 16-bit types
-# that the kernels may use; -U allows them again.
-_CUDA_FLAGS = [
-    *("-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden"),
-    *("-U__CUDA_NO_HALF_OPERATORS__", "-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_HALF2_OPERATORS__"),
-    "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
-]
+# No contraction: results are the same bits on every GPU and on the host.
+_KERNEL_FLAGS = ["-cubin", "-std=c++17", "-O3", "-fmad=false"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PLACES = (_PACKAGE.parent / "plugins", _PACKAGE / "_plugins")  # of a checkout; of an installed package
 _NEEDED = "nrd_decode/decode_kernel.h"
@@ -79,20 +74,16 @@ def kernel_sources(places: tuple[Path, ...] = _PLACES) -> Path:
     raise PluginError(f"kernel sources: expected {tried}, found neither; reinstall nrd-trt or use a whole checkout.")
 
 
-def compile_flags(architectures: list[str]) -> list[str]:
-    """Return nvcc's flags for architectures such as ``["87", "90"]``."""
-    return [*_CUDA_FLAGS, *(f"-gencode=arch=compute_{one},code=sm_{one}" for one in architectures)]
-
-
 def source_files(folder: Path) -> list[Path]:
-    """Return what is compiled of the folder ``plugins``."""
+    """Return what is compiled of the folder ``plugins``: the kernels, their launcher and the binding."""
     kernels = folder / "nrd_decode"
-    return sorted([*kernels.glob("*.cu"), *(kernels / "torch").glob("*.cu"), *(kernels / "torch").glob("*.cpp")])
+    host = [*kernels.glob("decode_*.cpp"), *(kernels / "torch").glob("*.cpp")]
+    return sorted([*kernels.glob("*.cu"), *host])
 
 
 def extension_name(folder: Path, architectures: list[str]) -> str:
     """Return the name under which the library of these sources is kept."""
-    digest = hashlib.sha256(repr((_CXX_FLAGS, compile_flags(architectures), torch.__version__)).encode())
+    digest = hashlib.sha256(repr((_CXX_FLAGS, _KERNEL_FLAGS, architectures, torch.__version__)).encode())
     kernels = folder / "nrd_decode"
     for path in sorted([*source_files(folder), *kernels.glob("*.h"), *(kernels / "torch").glob("*.h")]):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
@@ -150,9 +141,10 @@ def build_and_load(folder: Path, architectures: list[str]) -> None:
         with (directory / "in_use").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             if not complete.exists():
-                _cpp_extension().CUDA_HOME = str(check_toolchain())  # its own guess is the folder above nvcc
+                home = check_toolchain()
+                _cpp_extension().CUDA_HOME = str(home)  # its own guess is the folder above nvcc
                 (directory / "lock").unlink(missing_ok=True)
-                _compile(folder, architectures, directory)
+                _compile(folder, architectures, directory, home / "bin/nvcc")
                 complete.touch()
                 return
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
@@ -181,16 +173,30 @@ def _failure() -> NrdTrtError | None:
     return None
 
 
-def _compile(folder: Path, architectures: list[str], directory: Path) -> None:
+def _compile(folder: Path, architectures: list[str], directory: Path, nvcc: Path) -> None:
     _log.warning("compiling the CUDA decode for sm_%s into %s", " sm_".join(architectures), directory)
+    images = [_compile_image(folder, architecture, directory, nvcc) for architecture in architectures]
+    (directory / "images.inc").write_text("".join(images))
     _cpp_extension().load(
         directory.name,
-        [str(path) for path in source_files(folder)],
+        [str(path) for path in source_files(folder) if path.suffix == ".cpp"],
         extra_cflags=_CXX_FLAGS,
-        extra_cuda_cflags=compile_flags(architectures),
+        extra_include_paths=[str(directory)],
         build_directory=str(directory),
+        with_cuda=True,
         is_python_module=False,
     )
+
+
+def _compile_image(folder: Path, architecture: str, directory: Path, nvcc: Path) -> str:
+    """Compile the kernels for one GPU; return their line in images.inc, as decode_images.cpp describes it."""
+    cubin = directory / f"sm_{architecture}.cubin"
+    command = [str(nvcc), *_KERNEL_FLAGS, f"-arch=sm_{architecture}", "-o", str(cubin)]
+    command.append(str(folder / "nrd_decode/decode_kernel.cu"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(done.stdout + done.stderr)
+    return f'NRD_IMAGE(sm_{architecture}, {architecture}, false, "{cubin}")\n'
 
 
 def _cpp_extension() -> Any:

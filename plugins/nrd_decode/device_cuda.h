@@ -47,7 +47,7 @@ NRD_DEVICE void multiplyTiles(float (&accumulator)[4], uint32_t const (&a)[4], u
         : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-    __trap(); // never launched there: see supports()
+    __trap(); // never launched there: see fitsDevice()
 #endif
 }
 

@@ -3,11 +3,54 @@
 #include "launch_plan.h"
 
 #include <stdexcept>
+#include <type_traits>
 
 namespace nrd
 {
 namespace
 {
+
+//! Call `launch(kernel)` with the kernel's types: a Shape, a Dense and an ElementType, as tags.
+template <class Shape, class Dense, ElementType kTYPE>
+struct Kernel
+{
+    using ShapeType = Shape;
+    using DenseType = Dense;
+    static constexpr ElementType kELEMENT = kTYPE;
+};
+
+template <class Shape, class Dense, class Launch>
+auto withElement(ElementType type, Launch const& launch)
+{
+    switch (type)
+    {
+    case ElementType::kHALF:
+        return launch(Kernel<Shape, Dense, ElementType::kHALF>{});
+    case ElementType::kBFLOAT16:
+        return launch(Kernel<Shape, Dense, ElementType::kBFLOAT16>{});
+    default:
+        break;
+    }
+    if constexpr (std::is_same_v<Dense, TensorCore>)
+    {
+        return launch(Kernel<Shape, Dense, ElementType::kHALF>{}); // excluded by fitsLogits and fitsMask
+    }
+    else
+    {
+        return launch(Kernel<Shape, Dense, ElementType::kFLOAT>{});
+    }
+}
+
+template <class Launch>
+auto withKernel(ElementType type, Variant variant, Launch const& launch)
+{
+    if (variant == Variant::kGENERIC)
+    {
+        return withElement<AnyShape, Simt>(type, launch);
+    }
+    return usesTensorCores(variant) ? withElement<ReleasedShape, TensorCore>(type, launch)
+                                    : withElement<ReleasedShape, Simt>(type, launch);
+}
 
 emulation::Launch plan(DecodeProblem const& problem, Variant variant, uint64_t seed, BlockRange blocks)
 {

@@ -1,12 +1,13 @@
 /*
- * Which kernel a variant means and how much it takes: one table for the launchers and for the emulation.
+ * Which kernel a variant means and how much it takes: one table for the launcher and for the emulation.
  */
 #pragma once
 
 #include "logits_kernel.h"
 #include "mask_kernel.h"
 
-#include <type_traits>
+#include <string>
+#include <vector>
 
 namespace nrd
 {
@@ -66,46 +67,35 @@ inline int64_t sharedBytes(DecodeShape const& shape, Variant variant)
     return floats * static_cast<int64_t>(sizeof(float));
 }
 
-//! Call `launch(kernel)` with the kernel's types: a Shape, a Dense and an ElementType, as tags.
-template <class Shape, class Dense, ElementType kTYPE>
-struct Kernel
+//! Name of a kernel in decode_kernel.cu, such as "nrd_mask_simt_fp16"; `op` is "logits" or "mask". A retained variant is
+//! the same kernel with more shared memory.
+inline std::string kernelName(char const* op, Variant variant, ElementType type)
 {
-    using ShapeType = Shape;
-    using DenseType = Dense;
-    static constexpr ElementType kELEMENT = kTYPE;
-};
-
-template <class Shape, class Dense, class Launch>
-auto withElement(ElementType type, Launch const& launch)
-{
-    switch (type)
-    {
-    case ElementType::kHALF:
-        return launch(Kernel<Shape, Dense, ElementType::kHALF>{});
-    case ElementType::kBFLOAT16:
-        return launch(Kernel<Shape, Dense, ElementType::kBFLOAT16>{});
-    default:
-        break;
-    }
-    if constexpr (std::is_same_v<Dense, TensorCore>)
-    {
-        return launch(Kernel<Shape, Dense, ElementType::kHALF>{}); // excluded by fitsLogits and fitsMask
-    }
-    else
-    {
-        return launch(Kernel<Shape, Dense, ElementType::kFLOAT>{});
-    }
+    char const* const kind = usesTensorCores(variant) ? "tensor_core"
+        : variant == Variant::kGENERIC                ? "generic"
+                                                      : "simt";
+    char const* const element = type == ElementType::kFLOAT ? "fp32" : type == ElementType::kHALF ? "fp16" : "bf16";
+    return std::string("nrd_") + op + "_" + kind + "_" + element;
 }
 
-template <class Launch>
-auto withKernel(ElementType type, Variant variant, Launch const& launch)
+//! All of them.
+inline std::vector<std::string> kernelNames()
 {
-    if (variant == Variant::kGENERIC)
+    std::vector<std::string> names;
+    for (char const* const op : {"logits", "mask"})
     {
-        return withElement<AnyShape, Simt>(type, launch);
+        for (Variant const variant : {Variant::kGENERIC, Variant::kSIMT, Variant::kTENSOR_CORE})
+        {
+            for (ElementType const type : {ElementType::kFLOAT, ElementType::kHALF, ElementType::kBFLOAT16})
+            {
+                if (!usesTensorCores(variant) || type != ElementType::kFLOAT)
+                {
+                    names.push_back(kernelName(op, variant, type));
+                }
+            }
+        }
     }
-    return usesTensorCores(variant) ? withElement<ReleasedShape, TensorCore>(type, launch)
-                                    : withElement<ReleasedShape, Simt>(type, launch);
+    return names;
 }
 
 } // namespace nrd

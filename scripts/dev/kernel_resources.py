@@ -21,7 +21,6 @@ SOURCE = Path(__file__).resolve().parents[2] / "plugins" / "nrd_decode" / "decod
 ARCHITECTURES = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
 THREADS = 128
 REGISTERS_PER_SM = 65536
-TYPES = ("fp32", "fp16", "bf16")
 OPCODES = ("FFMA", "FMUL", "HMMA", "LDS", "LDG", "STG")
 
 # Limits of one multiprocessor: shared memory in KB, of which each block takes 1 KB for itself from sm_80 on; threads;
@@ -78,14 +77,14 @@ def known_architectures() -> list[int]:
 
 
 def compile_kernels(architecture: int, output: Path) -> list[Kernel]:
-    """Compile the kernels for one architecture into the object file `output`.
+    """Compile the kernels for one architecture into the cubin `output`.
 
     Raises:
         RuntimeError: The compiler failed or warned; the message is its output.
     """
     flags = f"-std=c++17 -O3 -fmad=false -arch=sm_{architecture} -Xptxas -v -Werror all-warnings"
     command = ["nvcc", *flags.split()]
-    result = subprocess.run([*command, "-c", str(SOURCE), "-o", str(output)], capture_output=True, text=True)
+    result = subprocess.run([*command, "-cubin", str(SOURCE), "-o", str(output)], capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(result.stdout + result.stderr)
     return parse_resources(result.stderr + result.stdout)
@@ -102,16 +101,16 @@ def parse_resources(text: str) -> list[Kernel]:
 
 
 def name_of(symbol: str) -> str:
-    """Read a kernel's template arguments off its mangled name."""
-    dtype = re.search(r"ElementTypeE(\d)", symbol)
-    if dtype is None:
-        raise RuntimeError(f"kernel {symbol}: expected a template over ElementType")
-    op, sizes = "mask" if "maskKernel" in symbol else "logits", "released" if "ReleasedShape" in symbol else "any"
-    return f"{op} {sizes} {'tensor_core' if 'TensorCore' in symbol else 'simt'} {TYPES[int(dtype[1])]}"
+    """Read the op, sizes, arithmetic and type off a kernel's name, such as ``nrd_mask_tensor_core_fp16``."""
+    found = re.fullmatch(r"nrd_(logits|mask)_(generic|simt|tensor_core)_(fp32|fp16|bf16)", symbol)
+    if found is None:
+        raise RuntimeError(f"kernel {symbol}: expected a name as decode_kernel.cu gives it")
+    op, kind, dtype = found.groups()
+    return f"{op} any simt {dtype}" if kind == "generic" else f"{op} released {kind} {dtype}"
 
 
 def count_instructions(compiled: Path) -> dict[str, Counter[str]]:
-    """Count the machine instructions of each kernel in an object file, by the name of the kernel."""
+    """Count the machine instructions of each kernel in a cubin, by the name of the kernel."""
     text = subprocess.run(["cuobjdump", "-sass", str(compiled)], capture_output=True, text=True, check=True).stdout
     counts = {}
     for section in text.split("Function : ")[1:]:
@@ -145,7 +144,7 @@ def shared_bytes(folder: Path) -> dict[str, int]:
 
 def report(architecture: int, folder: Path) -> tuple[str, bool]:
     """Return a Markdown table of all kernels, and whether those with fixed sizes are free of spills."""
-    compiled = folder / f"decode_{architecture}.o"
+    compiled = folder / f"decode_{architecture}.cubin"
     kernels = compile_kernels(architecture, compiled)
     shared = shared_bytes(folder)
     counts = count_instructions(compiled) if shutil.which("cuobjdump") else {}

@@ -32,6 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a toolkit that is not asked."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(extension, "check_toolchain", lambda: tmp_path / "toolkit")
+    executable(tmp_path / "toolkit/bin/nvcc", 'echo "$@" >> "$(dirname "$0")/calls"')
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
     return tmp_path / "cache"
 
@@ -67,6 +68,8 @@ def test_compiles_once_for_exactly_these_gpus(loaded: mock.Mock, folder: Path, c
     def compile_(name: str, files: list[str], **options: Any) -> None:
         assert not (directory / "lock").exists()  # it would wait for ever
         assert cpp_extension.CUDA_HOME == str(tmp_path / "toolkit")
+        lines = (Path(options["extra_include_paths"][0]) / "images.inc").read_text().splitlines()
+        assert lines == [f'NRD_IMAGE(sm_{n}, {n}, false, "{directory}/sm_{n}.cubin")' for n in (87, 90)]
 
     with mock.patch.object(cpp_extension, "load", side_effect=compile_) as load:
         for _ in range(3):
@@ -75,17 +78,24 @@ def test_compiles_once_for_exactly_these_gpus(loaded: mock.Mock, folder: Path, c
     (name, files), options = load.call_args
     assert (name, options["build_directory"]) == (directory.name, str(directory))
     names = {Path(file).name for file in files}
-    assert names >= {"decode_kernel.cu", "binding.cpp"}
-    assert not [name for name in names if name.startswith(("host_", "emulat"))]
-    flags = options["extra_cuda_cflags"]
-    assert "-fmad=false" in flags
-    assert [flag for flag in flags if "arch" in flag] == [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (87, 90)]
+    assert names == {"binding.cpp", "decode_images.cpp", "decode_launcher.cpp"}
+    calls = (tmp_path / "toolkit/bin/calls").read_text().splitlines()
+    assert [[part for part in call.split() if "arch" in part] for call in calls] == [["-arch=sm_87"], ["-arch=sm_90"]]
+    assert all("-cubin" in call and "-fmad=false" in call and call.endswith("decode_kernel.cu") for call in calls)
+    assert options["with_cuda"]
     assert not options["is_python_module"]
     assert loaded.call_args_list == [mock.call(str(directory / f"{directory.name}.so"))] * 2
 
 
 @mock.patch.object(cpp_extension, "load")
-def test_what_did_not_compile_is_tried_again(load: mock.Mock, folder: Path, cache: Path) -> None:
+def test_what_did_not_compile_is_tried_again(load: mock.Mock, folder: Path, cache: Path, tmp_path: Path) -> None:
+    nvcc = tmp_path / "toolkit/bin/nvcc"
+    worked = nvcc.read_text()
+    executable(nvcc, "echo decode_kernel.cu: nothing works >&2; exit 1")
+    with pytest.raises(PluginError, match=r"cannot be compiled or loaded.*nothing works"):
+        build_and_load(folder, ["90"])
+    load.assert_not_called()
+    nvcc.write_text(worked)
     log = "decode_kernel.cu(1): error: nothing works\n" * 1000
     load.side_effect = [RuntimeError(log), RuntimeError(log), None]
     for _ in range(2):

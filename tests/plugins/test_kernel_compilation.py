@@ -43,7 +43,7 @@ extern "C" __global__ void logits(__grid_constant__ nrd::LogitsArguments const a
 def test_every_kernel_compiles_and_the_released_ones_spill_nothing(architecture: int, tmp_path: Path) -> None:
     if architecture not in kernel_resources.known_architectures():
         pytest.skip(f"this nvcc does not know sm_{architecture}")
-    kernels = compile_kernels(architecture, tmp_path / "decode.o")
+    kernels = compile_kernels(architecture, tmp_path / "decode.cubin")
     assert len({kernel.name for kernel in kernels}) == len(kernels) == KERNELS
     for kernel in kernels:
         assert kernel.sizes == "any" or kernel.spill_bytes == 0, kernel
@@ -54,8 +54,7 @@ def test_report_of_the_compiler_is_read() -> None:
     line = "ptxas info    : Compiling entry function '{}' for 'sm_90'\nptxas info    : Function properties for x\n"
     line += "    8 bytes stack frame, {} bytes spill stores, 4 bytes spill loads\n"
     line += "ptxas info    : Used {} registers, used 1 barriers\n"
-    mask = "_ZN3nrd10maskKernelINS_13ReleasedShapeELNS_11ElementTypeE1ENS_10TensorCoreEEEvNS_13MaskArgumentsE"
-    logits = "_ZN3nrd12logitsKernelINS_8AnyShapeELNS_11ElementTypeE0ENS_4SimtEEEvNS_15LogitsArgumentsE"
+    mask, logits = "nrd_mask_tensor_core_fp16", "nrd_logits_generic_fp32"
     first, second = parse_resources(line.format(mask, 12, 96) + line.format(logits, 0, 80))
     assert (first.name, first.registers, first.spill_bytes) == ("logits any simt fp32", 80, 0)
     assert (second.name, second.registers, second.spill_bytes) == ("mask released tensor_core fp16", 96, 12)

@@ -22,12 +22,13 @@ from typing import Any
 import pytest
 
 import nrd_trt
+from tests.runtime.fake_cuda import HEADERS, include_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("lean_probe.py")
 VERSIONS = ("10.3", "10.7", "10.16", "11.0", "11.1")
 EXPORTS = {"getCreators", "setLoggerFinder", "nrd_plugin_info"}
-FOREIGN = re.compile(r"nvinfer|nvonnx|getPluginRegistry|getLogger|getInferLib|createInfer|initLib|^cu[A-Z]|^cuda")
+FOREIGN = re.compile(r"nvinfer|nvonnx|getPluginRegistry|getLogger|getInferLib|createInfer|initLib|^cu[A-Z]|cuda")
 ARCHITECTURE = "90"
 OPS = ["NrdPatchDecode", "NrdPatchDecodeMask"]
 JOBS = "2"
@@ -182,18 +183,22 @@ def test_cpp_tests_pass(builds: Builds, version: str) -> None:
     passed = set(re.findall(r"(test_\w+) \.+ +Passed", done.stdout))
     assert passed >= {
         *("test_attributes", "test_build_phase", "test_lifecycle", "test_report"),
-        *("test_enqueue_on_host", "test_kernels_on_host"),
+        *("test_enqueue_on_host", "test_kernels_on_host", "test_launcher"),
     }
     assert ("test_lean" in passed) == (runtime is not None and version.startswith("11."))
 
 
-def test_host_reference_builds_without_cuda(tmp_path: Path) -> None:
-    done = configure(tmp_path, "-DNRD_TRT_CUDA=OFF")
+def test_host_reference_and_launcher_without_nvcc(tmp_path: Path) -> None:
+    """The launcher of the kernels needs cuda.h; its test needs no driver and no GPU."""
+    done = configure(tmp_path, "-DNRD_TRT_CUDA=OFF", f"-DNRD_CUDA_INCLUDE={include_folder(HEADERS[0])}")
     assert done.returncode == 0, done.stderr
-    assert "No kernels, no plugin: nvcc was not found or NRD_TRT_CUDA is OFF" in done.stdout
+    assert "No kernels, no plugin: nvcc was not found or NRD_TRT_CUDA is OFF, and NRD_TRT_IMAGES" in done.stdout
     log = build_all(tmp_path)
     assert "warning" not in log.lower()
     assert [path.name for path in tmp_path.glob("lib*")] == ["libnrd_decode_emulation.a"]
+    done = run("ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error")
+    assert done.returncode == 0, done.stdout
+    assert re.findall(r"(test_\w+) \.+ +Passed", done.stdout) == ["test_launcher"]
 
 
 @pytest.mark.slow
@@ -203,7 +208,7 @@ def test_architectures_default_to_what_the_toolkit_knows(tmp_path: Path) -> None
     done = configure(tmp_path, "-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF")
     known = [int(number) for number in re.findall(r"sm_(\d+)\b", run(str(nvcc()), "--list-gpu-code").stdout)]
     ours = [number for number in (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121) if number in known]
-    expected = f"machine code for sm {','.join(map(str, ours))}, PTX for {ours[-1]}"
+    expected = f"Kernels for {' '.join(f'sm_{number}' for number in ours)} compute_{ours[-1]}"
     assert expected in done.stdout, done.stdout + done.stderr
     assert "No plugin: no NvInferRuntime.h found; give -DTENSORRT_ROOT=" in done.stdout
     targets = run("cmake", "--build", tmp_path, "--target", "help").stdout
@@ -216,7 +221,7 @@ def test_architectures_default_to_what_the_toolkit_knows(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("architectures", "works", "words"),
     [
-        ("75-real;80;90a-real;120-virtual", True, "machine code for sm 75,80,90, PTX for 80,120"),
+        ("75-real;80;90a-real;120-virtual", True, "Kernels for sm_75 sm_80 sm_90 compute_80 compute_120"),
         ("all", False, "CMAKE_CUDA_ARCHITECTURES: got 'all', expected numbers such as 87"),
     ],
 )
@@ -224,6 +229,13 @@ def test_given_architectures(tmp_path: Path, architectures: str, works: bool, wo
     done = configure(tmp_path, f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
     assert (done.returncode == 0) == works
     assert words in " ".join((done.stdout + done.stderr).split())
+
+
+def test_a_folder_without_compiled_kernels_is_named(tmp_path: Path) -> None:
+    done = configure(tmp_path / "build", f"-DNRD_TRT_IMAGES={tmp_path}")
+    assert done.returncode != 0
+    expected = f"NRD_TRT_IMAGES: got {tmp_path}, expected a folder with files such as sm_87.cubin"
+    assert expected in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

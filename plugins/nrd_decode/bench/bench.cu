@@ -129,21 +129,20 @@ private:
 std::string findObstacle()
 {
     int count = 0;
-    cudaError_t status = cudaGetDeviceCount(&count);
-    if (status != cudaSuccess || count == 0)
+    cudaError_t const found = cudaGetDeviceCount(&count);
+    if (found != cudaSuccess || count == 0)
     {
-        return std::string("no CUDA device: ")
-            + (status != cudaSuccess ? cudaGetErrorString(status) : "none is visible");
+        return std::string("no CUDA device: ") + (found != cudaSuccess ? cudaGetErrorString(found) : "none is visible");
     }
-    status = prepare();
-    if (status == cudaErrorNoKernelImageForDevice)
+    CUresult const status = prepare();
+    if (status == CUDA_ERROR_NO_BINARY_FOR_GPU)
     {
         DeviceFacts const facts = readDevice();
         return format("no code for compute capability %d.%d in this program: build it with "
                       "-DCMAKE_CUDA_ARCHITECTURES=%d%d",
             facts.major, facts.minor, facts.major, facts.minor);
     }
-    return status == cudaSuccess ? "" : std::string("the kernels cannot be loaded: ") + cudaGetErrorString(status);
+    return status == CUDA_SUCCESS ? "" : std::string("the kernels cannot be loaded: ") + errorName(status);
 }
 
 int runBench(std::vector<std::string> const& arguments)

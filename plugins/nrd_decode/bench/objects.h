@@ -3,6 +3,8 @@
  */
 #pragma once
 
+#include "../decode_kernel.h"
+
 #include <cuda_runtime.h>
 
 #include <stdexcept>
@@ -24,6 +26,15 @@ inline void check(cudaError_t status, std::string const& action)
     if (status != cudaSuccess)
     {
         throw CudaError(action + ": " + cudaGetErrorString(status));
+    }
+}
+
+//! Of the decode's own launchers.
+inline void check(CUresult status, std::string const& action)
+{
+    if (status != CUDA_SUCCESS)
+    {
+        throw CudaError(action + ": " + errorName(status));
     }
 }
 

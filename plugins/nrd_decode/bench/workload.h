@@ -116,7 +116,7 @@ public:
     void launch(Job const& job, int32_t set) const
     {
         DecodeProblem const problem = makeProblem(set, kUPSAMPLE);
-        cudaError_t const status = job.op == Op::kMASK
+        CUresult const status = job.op == Op::kMASK
             ? patchDecodeMask(problem, output(set), job.maskType, job.variant, job.prune, mStream)
             : patchDecode(problem, output(set), job.variant, mStream);
         check(status, std::string(nameOf(job.op)) + " by " + nameOf(job.variant));
@@ -138,7 +138,7 @@ public:
     double mixedShare() const
     {
         std::vector<unsigned char> winners(static_cast<size_t>(mSetting.cells()));
-        cudaError_t const status = patchDecodeMask(
+        CUresult const status = patchDecodeMask(
             makeProblem(0, 1), output(0), MaskType::kUINT8, Variant::kAUTO, true, mStream); // s = 1: one pixel each
         check(status, "leading classes");
         check(cudaMemcpyAsync(winners.data(), output(0), winners.size(), cudaMemcpyDeviceToHost, mStream),

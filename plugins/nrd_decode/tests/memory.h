@@ -1,6 +1,6 @@
 /*
- * Memory that launches work on: a GPU's, or with NRD_TEST_ON_HOST the host's, where the launchers are those of
- * host_launchers.cpp.
+ * Memory that launches work on: a GPU's, or with NRD_TEST_ON_HOST the host's, where the driver is that of
+ * fake_driver.cpp.
  */
 #pragma once
 

@@ -1,6 +1,6 @@
 /*
  * `enqueue` on every type, memory format, mask type and tactic against the host reference. Built twice: for a GPU, and
- * with NRD_TEST_ON_HOST for launchers that run on the host.
+ * with NRD_TEST_ON_HOST for a driver that runs the emulation.
  */
 #include "bounds.h"
 #include "check.h"
@@ -11,7 +11,8 @@
 
 #ifdef NRD_TEST_ON_HOST
 #include "decode_kernel.h"
-#include "host_launchers.h"
+#include "fake_driver.h"
+#include "launch_plan.h"
 #endif
 
 using namespace nrd::test;
@@ -64,7 +65,7 @@ void checkResult(Case const& c, Data const& data, Bytes const& result, Bytes con
     }
 }
 
-//! The variant that the tactic names was launched, where there is one to ask.
+//! The kernel that the tactic names was launched, where there is one to ask.
 void checkVariant(
     [[maybe_unused]] Case const& c, [[maybe_unused]] nrd::ElementType type, [[maybe_unused]] int32_t tactic)
 {
@@ -72,7 +73,11 @@ void checkVariant(
     auto const asked = static_cast<nrd::Variant>(tactic);
     bool const exists
         = c.isMask() ? nrd::supportsMask(c.shape, type, asked) : nrd::supportsLogits(c.shape, type, asked);
-    CHECK_IN(launchedVariant() == (exists ? asked : nrd::Variant::kAUTO), c.name());
+    nrd::DecodeShape shape = c.shape;
+    shape.upsample = c.isMask() ? shape.upsample : 4;
+    nrd::Variant const expected = nrd::resolve(exists ? asked : nrd::Variant::kAUTO, nrd::isReleased(shape));
+    CHECK_IN(fakeDriver().kernel == nrd::kernelName(c.isMask() ? "mask" : "logits", expected, type), c.name());
+    CHECK_IN(fakeDriver().dynamicBytes == nrd::sharedBytes(shape, expected), c.name());
 #endif
 }
 

@@ -71,9 +71,9 @@ private:
         return pitch == 0 ? bytes : toChannelsLast(bytes, data.type, data.sizes.batch, channels, pixels, pitch);
     }
 
-    static Bytes finish(Output const& output, cudaError_t status)
+    static Bytes finish(Output const& output, CUresult status)
     {
-        CHECK_IN(status == cudaSuccess, cudaGetErrorString(status));
+        CHECK_IN(status == CUDA_SUCCESS, errorName(status));
         synchronize();
         bool intact = false;
         Bytes const result = output.download(intact);
@@ -205,15 +205,16 @@ void testRefusals()
 {
     Data const data(releasedShape(19), ElementType::kFLOAT, {1, 1, 1});
     DecodeProblem problem = data.problem(nullptr, nullptr);
-    CHECK(patchDecode(problem, nullptr, Variant::kTENSOR_CORE, nullptr) == cudaErrorInvalidValue);
+    CHECK(patchDecode(problem, nullptr, Variant::kTENSOR_CORE, nullptr) == CUDA_ERROR_INVALID_VALUE);
     problem.batch = 0;
-    CHECK(patchDecode(problem, nullptr, Variant::kAUTO, nullptr) == cudaErrorInvalidValue);
+    CHECK(patchDecode(problem, nullptr, Variant::kAUTO, nullptr) == CUDA_ERROR_INVALID_VALUE);
     problem.batch = 1 << 16;
     problem.rows = 1 << 15;
-    CHECK(patchDecode(problem, nullptr, Variant::kAUTO, nullptr) == cudaErrorInvalidValue);
+    CHECK(patchDecode(problem, nullptr, Variant::kAUTO, nullptr) == CUDA_ERROR_INVALID_VALUE);
     problem = data.problem(nullptr, nullptr);
     problem.shape.hidden = 12;
-    CHECK(patchDecodeMask(problem, nullptr, MaskType::kINT32, Variant::kAUTO, true, nullptr) == cudaErrorInvalidValue);
+    CHECK(
+        patchDecodeMask(problem, nullptr, MaskType::kINT32, Variant::kAUTO, true, nullptr) == CUDA_ERROR_INVALID_VALUE);
 }
 
 } // namespace
@@ -226,8 +227,10 @@ int main(int argc, char** argv)
     {
         return skip("no CUDA device");
     }
-    checkCuda(prepare(), "prepare");
-    checkCuda(prepare(), "prepare again");
+    if (!CHECK_IN(prepare() == CUDA_SUCCESS && prepare() == CUDA_SUCCESS, "prepare, twice"))
+    {
+        return result();
+    }
     testRefusals();
     testAll();
     return result();

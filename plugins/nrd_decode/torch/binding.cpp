@@ -180,10 +180,10 @@ private:
     cudaStreamCaptureMode mMode = cudaStreamCaptureModeRelaxed;
 };
 
-void check(cudaError_t status, char const* what)
+void check(CUresult status, char const* what)
 {
-    TORCH_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status),
-        status == cudaErrorNoKernelImageForDevice ? "; the kernels were built for another GPU" : "");
+    TORCH_CHECK(status == CUDA_SUCCESS, what, ": ", nrd::errorName(status),
+        status == CUDA_ERROR_NO_BINARY_FOR_GPU ? "; the kernels were built for another GPU" : "");
 }
 
 void prepareDevice()

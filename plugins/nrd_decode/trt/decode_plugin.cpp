@@ -1,5 +1,5 @@
 #include "decode_plugin.h"
-#include "architectures.h"
+#include "../decode_images.h"
 #include "report.h"
 #include "tensors.h"
 
@@ -25,35 +25,21 @@ namespace nrd
 namespace
 {
 
-//! Whether a device answers. Builders ask for tactics, and an engine's tools may do so where there is none.
-bool hasDevice()
+void checkCuda(CUresult status, char const* action)
 {
-    int32_t device;
-    if (cudaGetDevice(&device) == cudaSuccess)
-    {
-        return true;
-    }
-    // The question is ours, so its failure must not be the next caller's last error.
-    static_cast<void>(cudaGetLastError());
-    return false;
-}
-
-void checkCuda(cudaError_t status, char const* action)
-{
-    if (status == cudaSuccess)
+    if (status == CUDA_SUCCESS)
     {
         return;
     }
-    std::string text = std::string(action) + ": got " + cudaGetErrorName(status) + ", expected success";
-    if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion)
+    std::string text = std::string(action) + ": got " + errorName(status) + ", expected success";
+    if (status == CUDA_ERROR_NO_BINARY_FOR_GPU || status == CUDA_ERROR_UNSUPPORTED_PTX_VERSION)
     {
-        text += std::string("; the library has code for sm ") + kARCHITECTURES + " and PTX for " + kPTX
+        text += "; the library has code for sm " + listArchitectures(false) + " and PTX for " + listArchitectures(true)
             + ": rebuild it with -DCMAKE_CUDA_ARCHITECTURES for this GPU";
     }
-    if (status == cudaErrorInsufficientDriver)
+    if (status == CUDA_ERROR_SHARED_OBJECT_INIT_FAILED || status == CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND)
     {
-        text += "; there is no driver, or it is older than the library's CUDA " + std::to_string(CUDART_VERSION / 1000)
-            + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+        text += "; there is no driver (libcuda.so.1), or it is older than that of CUDA 12.0";
     }
     throw Fault(ErrorCode::kFAILED_EXECUTION, text);
 }
@@ -209,7 +195,7 @@ bool DecodePlugin::supports(ElementType type, Variant variant) const
 std::vector<int32_t> DecodePlugin::validTactics() const
 {
     std::vector<int32_t> tactics;
-    if (!mConfiguredType || !hasDevice())
+    if (!mConfiguredType || !deviceAnswers())
     {
         return tactics;
     }

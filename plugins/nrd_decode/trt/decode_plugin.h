@@ -2,7 +2,7 @@
  * NrdPatchDecode and NrdPatchDecodeMask as TensorRT plugins: the kernels of decode_kernel.h behind `IPluginV3`.
  *
  * An object belongs to one context and one thread at a time, as TensorRT promises; objects share nothing but what
- * `prepare()` keeps for each device.
+ * `prepare()` keeps for each device and context.
  */
 #pragma once
 

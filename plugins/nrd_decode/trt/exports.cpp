@@ -2,14 +2,18 @@
  * What libnrd_trt_plugin.so exports: two entry points of `IPluginRegistry::loadLibrary`, and one that tells what the
  * library was built for before it is handed to TensorRT.
  */
+#include "../decode_images.h"
 #include "../decode_problem.h"
-#include "architectures.h"
 #include "decode_creator.h"
 #include "report.h"
 
 #include <cstdio>
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
+
+#ifndef NRD_TRT_VERSION
+#error "plugins/CMakeLists.txt defines it"
+#endif
 
 #define NRD_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -38,8 +42,9 @@ NRD_EXPORT char const* nrd_plugin_info() noexcept
     static int const kLENGTH = std::snprintf(info, sizeof(info),
         R"({"version": "%s", "tensorrt": "%d.%d.%d", "tensorrt_major": %d, "cuda": "%d.%d", "architectures": [%s], )"
         R"("ptx": [%s], "kernel_revision": %d, "ops": ["%s", "%s"]})",
-        nrd::kLIBRARY_VERSION, NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, NV_TENSORRT_PATCH, NV_TENSORRT_MAJOR,
-        CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, nrd::kARCHITECTURES, nrd::kPTX, nrd::kKERNEL_REVISION,
-        nrd::opName(nrd::DecodeOp::kLOGITS), nrd::opName(nrd::DecodeOp::kMASK));
+        NRD_TRT_VERSION, NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, NV_TENSORRT_PATCH, NV_TENSORRT_MAJOR,
+        CUDA_VERSION / 1000, CUDA_VERSION % 1000 / 10, nrd::listArchitectures(false).c_str(),
+        nrd::listArchitectures(true).c_str(), nrd::kKERNEL_REVISION, nrd::opName(nrd::DecodeOp::kLOGITS),
+        nrd::opName(nrd::DecodeOp::kMASK));
     return kLENGTH > 0 && static_cast<size_t>(kLENGTH) < sizeof(info) ? info : "{}";
 }

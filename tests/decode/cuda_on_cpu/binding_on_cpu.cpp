@@ -46,12 +46,12 @@ bool supportsMask(DecodeShape const& shape, ElementType type, Variant variant)
     return fitsMask(shape, type, variant);
 }
 
-cudaError_t prepare()
+CUresult prepare()
 {
-    return cudaSuccess;
+    return CUDA_SUCCESS;
 }
 
-cudaError_t patchDecode(DecodeProblem const& problem, void* logits, Variant variant, cudaStream_t)
+CUresult patchDecode(DecodeProblem const& problem, void* logits, Variant variant, CUstream)
 {
     if (variant == Variant::kAUTO)
     {
@@ -61,11 +61,11 @@ cudaError_t patchDecode(DecodeProblem const& problem, void* logits, Variant vari
     {
         emulatePatchDecode(problem, logits, variant, seed, blocks);
     }
-    return cudaSuccess;
+    return CUDA_SUCCESS;
 }
 
-cudaError_t patchDecodeMask(
-    DecodeProblem const& problem, void* mask, MaskType maskType, Variant variant, bool prune, cudaStream_t)
+CUresult patchDecodeMask(
+    DecodeProblem const& problem, void* mask, MaskType maskType, Variant variant, bool prune, CUstream)
 {
     if (variant == Variant::kAUTO)
     {
@@ -75,7 +75,12 @@ cudaError_t patchDecodeMask(
     {
         emulatePatchDecodeMask(problem, mask, maskType, variant, prune, seed, blocks);
     }
-    return cudaSuccess;
+    return CUDA_SUCCESS;
+}
+
+char const* errorName(CUresult status)
+{
+    return status == CUDA_ERROR_INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR_NO_BINARY_FOR_GPU";
 }
 
 } // namespace nrd

@@ -4,8 +4,6 @@
 enum cudaError_t
 {
     cudaSuccess = 0,
-    cudaErrorInvalidValue = 1,
-    cudaErrorNoKernelImageForDevice = 209,
 };
 
 enum cudaStreamCaptureMode
@@ -19,9 +17,4 @@ using cudaStream_t = void*;
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*)
 {
     return cudaSuccess;
-}
-
-inline char const* cudaGetErrorString(cudaError_t status)
-{
-    return status == cudaErrorInvalidValue ? "invalid argument" : "no kernel image is available";
 }

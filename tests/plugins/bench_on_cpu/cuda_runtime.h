@@ -17,7 +17,6 @@ enum cudaError_t
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorNoDevice = 100,
-    cudaErrorNoKernelImageForDevice = 209,
 };
 
 enum cudaMemcpyKind

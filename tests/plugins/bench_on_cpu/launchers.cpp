@@ -1,5 +1,6 @@
 // The launchers of the decode on a CPU, for the benchmark: the emulated kernels, with errors on demand. FAKE_FAULT names
 // one: value, line 80, unwritten, outside, unsteady; it befalls the variant whose number FAKE_VARIANT holds.
+#include "cuda_runtime.h"
 #include "decode_kernel.h"
 #include "emulated_kernels.h"
 #include "host_reference.h"
@@ -50,7 +51,7 @@ double microsecondsOf(DecodeProblem const& problem)
 }
 
 template <class Body>
-cudaError_t perform(DecodeProblem const& problem, void* output, Variant variant, Body const& body)
+CUresult perform(DecodeProblem const& problem, void* output, Variant variant, Body const& body)
 {
     if (fake::queue(microsecondsOf(problem)))
     {
@@ -59,7 +60,7 @@ cudaError_t perform(DecodeProblem const& problem, void* output, Variant variant,
         body();
         spoil(bytes, faultOf(variant), before, int64_t{32} * problem.columns);
     }
-    return cudaSuccess;
+    return CUDA_SUCCESS;
 }
 
 } // namespace
@@ -74,12 +75,12 @@ bool supportsMask(DecodeShape const& shape, ElementType type, Variant variant)
     return fitsMask(shape, type, variant);
 }
 
-cudaError_t prepare()
+CUresult prepare()
 {
-    return std::getenv("FAKE_OTHER_DEVICE") == nullptr ? cudaSuccess : cudaErrorNoKernelImageForDevice;
+    return std::getenv("FAKE_OTHER_DEVICE") == nullptr ? CUDA_SUCCESS : CUDA_ERROR_NO_BINARY_FOR_GPU;
 }
 
-cudaError_t patchDecode(DecodeProblem const& problem, void* logits, Variant variant, cudaStream_t)
+CUresult patchDecode(DecodeProblem const& problem, void* logits, Variant variant, CUstream)
 {
     return perform(problem, logits, variant,
         [&]
@@ -88,8 +89,8 @@ cudaError_t patchDecode(DecodeProblem const& problem, void* logits, Variant vari
         });
 }
 
-cudaError_t patchDecodeMask(
-    DecodeProblem const& problem, void* mask, MaskType maskType, Variant variant, bool prune, cudaStream_t)
+CUresult patchDecodeMask(
+    DecodeProblem const& problem, void* mask, MaskType maskType, Variant variant, bool prune, CUstream)
 {
     return perform(problem, mask, variant,
         [&]
@@ -101,6 +102,11 @@ cudaError_t patchDecodeMask(
             }
             emulatePatchDecodeMask(problem, mask, maskType, variant, prune, 1);
         });
+}
+
+char const* errorName(CUresult)
+{
+    return "fake error";
 }
 
 } // namespace nrd
