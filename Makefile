@@ -17,7 +17,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-all gpu-check check format bench check-resolution clean
+.PHONY: help install demo test test-fast test-all gpu-check check format bench check-resolution plugin-wheels clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,6 +104,10 @@ bench: install  ## Measure latency on this machine
 
 check-resolution: install  ## Ask the package index whether the documented installs can be made
 	$(BIN)/python scripts/dev/check_resolution.py
+
+# HEADERS: folders with the include/ of TensorRT, one for each major (plugins/README.md).
+plugin-wheels: install  ## Build and inspect the wheels of the plugin for x86-64 and aarch64, into dist/
+	$(BIN)/python scripts/dev/plugin_wheels.py $(HEADERS) $(ARGS)
 
 clean:  ## Remove what was built; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache plugins/build

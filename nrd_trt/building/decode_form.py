@@ -56,9 +56,10 @@ def look_for_plugin(request: BuildRequest, flavour: str, device: Gpu | None) -> 
             raise PluginError(f"{asked}: {why}. Use decode='onnx', which draws the same masks.")
         return why
     try:
-        library = read_plugin(find_plugin(request.run.plugin))
+        tensorrt = load_tensorrt(flavour)
+        library = read_plugin(find_plugin(request.run.plugin, tensorrt=tensorrt.version))
         capability, cuda = (device.compute_capability, device.cuda) if device else (None, None)
-        check_plugin(library, load_tensorrt(flavour), capability, cuda)
+        check_plugin(library, tensorrt, capability, cuda)
     except PluginError as exc:
         if asked:
             raise PluginError(f"{asked}: {exc} Or use decode='onnx', which draws the same masks.") from exc

@@ -7,12 +7,13 @@ Opening a library runs its code, so it must come from a source that you trust. T
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from nrd_trt.specs import MaskEncoding
 
 LIBRARY = "libnrd_trt_plugin.so"
 VARIABLE = "NRD_TRT_PLUGIN"
+WHEEL = "nrd-trt-plugin"
 BUILD_COMMAND = "cmake -S plugins -B plugins/build -DTENSORRT_ROOT=… && cmake --build plugins/build -j"
 OPS = ("NrdPatchDecode", "NrdPatchDecodeMask")
 NAMESPACE, CREATOR_VERSION = "nrd", "1"
@@ -122,52 +124,69 @@ class Misfit:
     remedy: str
 
 
-def find_plugin(given: Path | None = None) -> Path:
-    """Return the library to use: the one given, that of ``NRD_TRT_PLUGIN``, of the checkout, of the loader's path.
+def find_plugin(given: Path | None = None, *, tensorrt: str | None = None) -> Path:
+    """Return the library to use: the one given, of ``NRD_TRT_PLUGIN``, the checkout, the wheel, the loader's path.
 
     Args:
         given: Explicit path. Where it or the variable is set, no other place is searched.
+        tensorrt: Version of TensorRT that will load it, by which one of the wheel's is taken.
 
     Raises:
         PluginError: There is none; the message lists every path tried and the command that builds it.
     """
-    tried = places_here() if given is None else [given]
+    tried = places_here(tensorrt) if given is None else [given]
     found = next((path for path in tried if path.is_file()), None)
     if found is None:
-        places = f"{VARIABLE}, plugins/build of a checkout, LD_LIBRARY_PATH, ldconfig"
+        places = f"{VARIABLE}, plugins/build of a checkout, the wheel {WHEEL}, LD_LIBRARY_PATH, ldconfig"
         raise PluginError(
             f"no plugin library was found: expected {LIBRARY} at {', '.join(map(str, tried)) or 'one place'} "
-            f"({'plugin=' if given is not None else places}), got no such file; build it in a checkout with: "
-            f"{BUILD_COMMAND}, or name it with plugin= or {VARIABLE}."
+            f"({'plugin=' if given is not None else places}), got no such file; install the wheel {WHEEL}, build it in "
+            f"a checkout with: {BUILD_COMMAND}, or name it with plugin= or {VARIABLE}."
         )
     return found.resolve()
 
 
-def places_here(checkout: Path = _CHECKOUT) -> list[Path]:
+def places_here(tensorrt: str | None = None, checkout: Path | None = None) -> list[Path]:
     """Return where the library may be on this machine, best first.
 
     Args:
-        checkout: Folder above the package, which is searched where it is a checkout of the repository.
+        tensorrt: As in `find_plugin`.
+        checkout: Instead of the folder above the package, which is searched where it is a checkout of the repository.
     """
+    checkout = checkout or _CHECKOUT
     ldconfig = shutil.which("ldconfig") or shutil.which("ldconfig", path="/sbin:/usr/sbin")  # a user's PATH may lack it
     listed = None
     if ldconfig is not None:
         command = [ldconfig, "-p"]
         listed = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
-    return search_path(os.environ, checkout if (checkout / "setup.cfg").is_file() else None, listed)
+    here = checkout if (checkout / "setup.cfg").is_file() else None
+    return search_path(os.environ, here, listed, wheel_libraries(tensorrt))
 
 
-def search_path(environ: Mapping[str, str], checkout: Path | None, loader_cache: str | None) -> list[Path]:
+def wheel_libraries(tensorrt: str | None = None) -> list[Path]:
+    """Return where the wheel has a library for a version of TensorRT, or for each that it knows; none without it."""
+    spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
+    folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
+    if tensorrt is None:
+        return sorted((path for folder in folders for path in folder.glob(f"trt*/{LIBRARY}")), reverse=True)
+    return [folder / f"trt{version_numbers(tensorrt)[0]}" / LIBRARY for folder in folders]
+
+
+def search_path(
+    environ: Mapping[str, str], checkout: Path | None, loader_cache: str | None, wheel: Sequence[Path] = ()
+) -> list[Path]:
     """Return where the library may be, best first.
 
     Args:
         environ: Environment variables.
         checkout: Folder of the repository, or None where the package is installed without one.
         loader_cache: Output of ``ldconfig -p``, or None.
+        wheel: What `wheel_libraries` returned.
     """
     if environ.get(VARIABLE):
         return [Path(environ[VARIABLE])]
     places = [checkout / "plugins" / "build" / LIBRARY] if checkout else []
+    places += wheel
     places += [Path(part, LIBRARY) for part in environ.get("LD_LIBRARY_PATH", "").split(":") if part]
     pattern = rf"^\s*{re.escape(LIBRARY)}\S* .*=> (\S+)$"
     return places + [Path(found) for found in re.findall(pattern, loader_cache or "", re.MULTILINE)]

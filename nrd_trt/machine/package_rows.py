@@ -6,7 +6,7 @@ import platform
 import re
 from collections.abc import Iterator
 
-from nrd_trt.engine.plugins import BUILD_COMMAND, VARIABLE, PluginInfo, find_misfit, search_path
+from nrd_trt.engine.plugins import BUILD_COMMAND, VARIABLE, PluginInfo, find_misfit, search_path, wheel_libraries
 from nrd_trt.machine.findings import Inventory, Row
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA
 from nrd_trt.machine.host import Machine
@@ -149,7 +149,7 @@ def plugin_row(have: Inventory) -> Row:
     """Look for the plugin library where a build would, and compare it with TensorRT and the GPU."""
     name, machine, tensorrt = "Plugin library", have.machine, have.flavours["tensorrt"]
     cache = machine.run(["ldconfig", "-p"]) or machine.run(["/sbin/ldconfig", "-p"])
-    tried = search_path(machine.environ, machine.checkout, cache)
+    tried = search_path(machine.environ, machine.checkout, cache, wheel_libraries(tensorrt.version))
     path = next((place for place in tried if place.is_file()), None)
     if path is None:
         if given := machine.environ.get(VARIABLE):

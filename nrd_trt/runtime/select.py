@@ -132,10 +132,11 @@ def recorded_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary
         PluginError: It is absent, or not the one of the build.
         BundleError: The bundle does not say which one it was.
     """
-    library = read_plugin(find_plugin(plugin))
-    if bundle.record.plugin is None:
+    recorded = bundle.record.plugin
+    library = read_plugin(find_plugin(plugin, tensorrt=recorded.tensorrt if recorded else None))
+    if recorded is None:
         raise BundleError(f"{bundle.path}: expected the record of its plugin library, got none; rebuild the bundle.")
-    check_recorded(library, bundle.record.plugin, bundle=str(bundle.path), rebuild=_rebuild(bundle))
+    check_recorded(library, recorded, bundle=str(bundle.path), rebuild=_rebuild(bundle))
     return library
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from nrd_trt.building import build as build_module
 from nrd_trt.engine import plugins
-from nrd_trt.engine.plugins import VARIABLE, search_path
+from nrd_trt.engine.plugins import VARIABLE, search_path, wheel_libraries
 from nrd_trt.machine.gpu import Gpu
 from nrd_trt.machine.libcuda import NoDriverError
 from nrd_trt.runtime import select
@@ -54,10 +54,10 @@ def found(device: Gpu | None) -> Gpu:
 
 
 def hide_libraries(patch: pytest.MonkeyPatch, empty: Path) -> None:
-    """Let no library be found unless a test names one, whatever was built in this checkout."""
+    """Let no library be found unless a test names or installs one, whatever was built in this checkout."""
     patch.delenv(VARIABLE, raising=False)
     patch.setenv("LD_LIBRARY_PATH", "")
-    patch.setattr(plugins, "places_here", lambda: search_path(os.environ, empty, None))
+    patch.setattr(plugins, "places_here", lambda trt: search_path(os.environ, empty, None, wheel_libraries(trt)))
 
 
 def build_with_plugin(target: Path) -> Path:

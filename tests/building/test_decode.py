@@ -48,6 +48,20 @@ def stages_of(target: Path, **changes: Any) -> tuple[dict[str, Any], str]:
 # --- what a build gets and records
 
 
+def test_wheel_is_taken_without_being_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its libraries that for the TensorRT that is loaded."""
+    module = install(monkeypatch, "10.16.1")
+    package = tmp_path / "nrd_trt_plugin"
+    for major, made in ((10, library()), (11, library(tensorrt="11.1.0"))):
+        (package / f"trt{major}").mkdir(parents=True)
+        (package / f"trt{major}" / LIBRARY).symlink_to(made)
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    _, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", decode="auto")
+    assert module.registry.loaded == [str(library())]
+    assert "decode as plugin" in line
+
+
 @pytest.mark.parametrize(("decode", "version"), [("auto", "10.16.1"), ("plugin", "10.3.0")])
 def test_plugin_where_it_fits(decode: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = install(monkeypatch, version)

@@ -31,6 +31,7 @@ from nrd_trt.engine.plugins import (
     places_here,
     read_plugin,
     search_path,
+    wheel_libraries,
 )
 from nrd_trt.errors import PluginError
 from nrd_trt.files import sha256_file
@@ -74,6 +75,11 @@ def test_search_order() -> None:
         Path("/second", LIBRARY),
         *listed,
     ]
+    assert search_path(places, Path("/repo"), CACHE, [Path("/wheel", LIBRARY)])[:3] == [
+        Path("/repo/plugins/build", LIBRARY),
+        Path("/wheel", LIBRARY),
+        Path("/first", LIBRARY),
+    ]
     assert search_path({}, None, CACHE) == listed
     assert search_path({}, None, None) == []
     assert search_path({**places, VARIABLE: "/given.so"}, Path("/repo"), CACHE) == [Path("/given.so")]
@@ -85,17 +91,46 @@ def test_places_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv(VARIABLE, raising=False)
     loader = [Path("/nowhere", LIBRARY), tmp_path / LIBRARY]
     assert places_here()[:3] == [REPOSITORY / "plugins" / "build" / LIBRARY, *loader]
-    assert places_here(tmp_path)[:2] == loader  # it is no checkout
+    assert places_here(checkout=tmp_path)[:2] == loader  # it is no checkout
     monkeypatch.setenv("PATH", "")  # ldconfig is found all the same
     assert places_here()[1:3] == loader
     monkeypatch.setenv(VARIABLE, "/named.so")
     assert places_here() == [Path("/named.so")]
 
 
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The installed wheel's package, for TensorRT 10 and 11."""
+    package = tmp_path / "site/nrd_trt_plugin"
+    for major in (10, 11):
+        (package / f"trt{major}").mkdir(parents=True)
+        (package / f"trt{major}" / LIBRARY).touch()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(plugins, "_CHECKOUT", tmp_path / "nowhere")
+    return package
+
+
+def test_wheel_has_a_library_for_each_major(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(wheel / "trt10"))
+    assert find_plugin(tensorrt="10.3.0") == wheel / "trt10" / LIBRARY
+    assert find_plugin(tensorrt="11.4.0.106") == wheel / "trt11" / LIBRARY  # before the loader's path
+    assert find_plugin() == wheel / "trt11" / LIBRARY
+    assert wheel_libraries() == [wheel / f"trt{major}" / LIBRARY for major in (11, 10)]
+
+
+def test_wheel_without_the_major_that_is_loaded(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    monkeypatch.setattr(plugins.shutil, "which", lambda *_, **__: None)  # no ldconfig
+    with pytest.raises(PluginError, match=r"at .*/nrd_trt_plugin/trt12/libnrd.*install the wheel nrd-trt-plugin"):
+        find_plugin(tensorrt="12.0")
+
+
 def test_the_first_place_with_a_file_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given, other = tmp_path / "given.so", tmp_path / LIBRARY
     tried = [tmp_path / "absent.so", other, given]
-    monkeypatch.setattr(plugins, "places_here", lambda: tried)
+    monkeypatch.setattr(plugins, "places_here", lambda *_: tried)
     with pytest.raises(PluginError, match=", ".join(map(str, tried))) as caught:
         find_plugin()
     assert BUILD_COMMAND in str(caught.value) and VARIABLE in str(caught.value)
