@@ -152,6 +152,7 @@ UNRELEASED = {**ORIN, "files": {name: text for name, text in ORIN["files"].items
 CGROUP = "sys/fs/cgroup/memory"
 NOT_FOR_IT = trial("1.7.1.116", knows_gpu=False)
 PAGE = {"fastapi": "0.165.0", "uvicorn": "0.54", "prometheus_client": "0.23"}
+VIDEO = {"av": "18.1.0", "pynvvideocodec": "2.2.4", "opencv-python": "4.12.0"}
 RELEASE = "etc/nv_tegra_release"
 CLASS = "sys/bus/pci/devices/0000:01:00.0/class"
 NO_SMI = {"nvidia-smi": None, QUERY: None}
@@ -259,8 +260,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], Expected]] = [
         PLUGIN: ("missing", "NRD_TRT_PLUGIN=/absent.so: no such file", "unset NRD_TRT_PLUGIN"),
     }),
     # video
-    (NO_GPU, {"commands": GSTREAMER, "versions": {**PAGE, "av": "18.1.0", "opencv-python": "4.12.0"}}, {
-        "Video files, streams": ("ok", "PyAV 18.1.0", None),
+    (NO_GPU, {"commands": GSTREAMER, "versions": {**PAGE, **VIDEO}}, {
+        "Video files, streams": ("ok", "PyAV 18.1.0, PyNvVideoCodec 2.2.4", None),
         CAMERAS: ("ok", "OpenCV 4.12.0", None),
         "GStreamer": ("ok", "gst-launch-1.0 1.22.0", None),
         "Web page": ("ok", "FastAPI 0.165.0", None),
