@@ -17,6 +17,7 @@ from typing import get_args
 import numpy as np
 
 from nrd_trt.benchmarking.benchmark import benchmark
+from nrd_trt.benchmarking.timing import on_device
 from nrd_trt.building.build import build
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.compat import installed_flavours, load_tensorrt
@@ -251,7 +252,7 @@ def prove_graph(lane: Lane, folder: Path) -> Figures:
 
     def make(cuda_graph: bool) -> DeviceRunner:
         runner = lane.open(folder, cuda_graph=cuda_graph).runner
-        if not isinstance(runner, DeviceRunner):
+        if not on_device(runner):
             raise ProofFailedError(f"expected the runner of a plan, got {runner.name}")
         return runner
 

@@ -1,7 +1,8 @@
 """Fill the matrix of docs/selftest.md from the reports in docs/selftests/, and from nothing else.
 
 Copy a ``selftest.json`` there under a name that says what it ran on (``orin-10.3.json``) and run this. What a report
-says of a TensorRT flavour is one row; whether it passed is judged by `nrd_trt.proving.record` from the report's parts.
+says of a TensorRT flavour is one row, and that there was none is one too; whether it passed is judged by
+`nrd_trt.proving.record` from the report's parts.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
-from nrd_trt.proving.record import SelfTest, Verdict
+from nrd_trt.proving.record import Result, SelfTest, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, REPORTS = ROOT / "docs/selftest.md", ROOT / "docs/selftests"
@@ -49,20 +51,21 @@ def matrix_rows(folder: Path) -> Iterator[MatrixRow]:
     """Yield the rows of all reports in a folder, which may be missing."""
     for path in sorted(folder.glob("*.json")):
         test = msgspec.json.decode(path.read_bytes(), type=SelfTest)
-        for flavour in test.flavours:
+        for flavour in (*test.flavours,) or (None,):
             results = [part.result for part in test.parts if part.flavour == flavour]
-            counted = ", ".join(
-                f"{results.count(name)} {name}" for name in dict.fromkeys(sorted(results, reverse=True))
-            )
             yield MatrixRow(
                 gpu=test.gpu or "none",
-                tensorrt=f"{flavour} {test.version(flavour) or ''}".strip(),
+                tensorrt="none" if flavour is None else f"{flavour} {test.version(flavour) or ''}".strip(),
                 version=test.nrd_trt,
-                verdict=test.verdict(flavour),
-                parts=counted,
+                verdict="not run" if flavour is None else test.verdict(flavour),
+                parts=_counted(results) if flavour else "none",
                 date=test.date,
                 report=path.name,
             )
+
+
+def _counted(results: list[Result]) -> str:
+    return ", ".join(f"{results.count(name)} {name}" for name in get_args(Result) if name in results)
 
 
 def filled(page: str, folder: Path) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -207,6 +208,16 @@ def test_a_graph_that_draws_something_else_is_seen(bench: Bench, monkeypatch: py
     monkeypatch.setattr("tests.runtime.fake_cuda.NotedCuda.launch_graph", lambda *_: None)
     fault = graph_fault(graph_runner, FEEDS)
     assert fault is not None and "with a CUDA graph" in fault and "differ from a plain run alone" in fault
+
+
+def test_the_part_runs_the_plan_of_its_bundle_both_ways(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a runner of plans, which is asked for its kind before it is entered."""
+    opened = lambda lane, folder, cuda_graph=True: SimpleNamespace(runner=runner(cuda_graph=cuda_graph))  # noqa: E731
+    monkeypatch.setattr(Lane, "open", opened)
+    monkeypatch.setattr(parts, "_feeds", lambda lane, folder: FEEDS)
+    assert prove_graph(LANE, Path()) == {}
+    assert bench.cuda.names().count("launch_graph") >= ROUNDS
+    assert prove_threads(LANE, Path()) == {}
 
 
 class Forgetful(BaseRunner):

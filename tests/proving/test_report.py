@@ -141,6 +141,7 @@ def test_a_row_passes_where_the_plans_of_a_report_did_and_made_up_rows_go(tmp_pa
     page = "before\n<!-- matrix -->\n| made up | passed |\n<!-- end of matrix -->\nafter\n"
     assert filled(page, tmp_path) == "before\n<!-- matrix -->\nNo report was made yet.\n<!-- end of matrix -->\nafter\n"
     reports: dict[str, dict[str, Any]] = {
+        "0.json": self_test(lanes=()).to_dict(),
         "a.json": self_test().to_dict(),
         "b.json": {
             **self_test({"tensorrt/small/function/fp16": "failed"}).to_dict(),
@@ -153,6 +154,7 @@ def test_a_row_passes_where_the_plans_of_a_report_did_and_made_up_rows_go(tmp_pa
     about = "| NVIDIA H100 | tensorrt 10.3.0 | 0.1.0 |"
     about = "| NVIDIA H100 | tensorrt 10.3.0 | 0.1.0 |"
     assert rows == [
+        "| NVIDIA H100 | none | 0.1.0 | not run | none | 2026-05-17 | [0.json](selftests/0.json) |",
         f"{about} passed | 7 passed | 2026-05-17 | [a.json](selftests/a.json) |",
         f"{about} failed | 6 passed, 1 failed | 2026-05-17 | [b.json](selftests/b.json) |",
     ]
