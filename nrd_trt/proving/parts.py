@@ -17,7 +17,7 @@ from typing import get_args
 import numpy as np
 
 from nrd_trt.benchmarking.benchmark import benchmark
-from nrd_trt.benchmarking.timing import on_device
+from nrd_trt.benchmarking.calls import on_device
 from nrd_trt.building.build import build
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.compat import installed_flavours, load_tensorrt
@@ -267,12 +267,14 @@ def prove_threads(lane: Lane, folder: Path) -> Figures:
 def measure_times(lane: Lane, folder: Path) -> Figures:
     """Measure what one image takes; no figure is a gate."""
     row = benchmark(lane.bundle(folder), runner=lane.flavour, warmup=_WARM_UP, runs=_TIMED, progress=False).rows[0]
-    return {
-        **{f"{name}_ms": getattr(row.latency, name) for name in ("p50", "p90", "p99")},
-        "fps": row.throughput_fps,
-        "doubtful": str(row.doubtful).lower(),
-        "notes": "; ".join(row.notes),
-    }
+    timing, energy = row.timing, row.energy
+    figures: dict[str, float | str] = {f"{name}_ms": getattr(row.latency, name) for name in ("p50", "p90", "p99")}
+    if timing.gpu_compute is not None and timing.enqueue is not None:
+        figures |= {"gpu_compute_p50_ms": timing.gpu_compute.p50, "enqueue_p50_ms": timing.enqueue.p50}
+    if energy is not None and row.frames_per_joule is not None:
+        figures |= {"watts": energy.watts, "frames_per_joule": row.frames_per_joule}
+    notes = "; ".join(row.notes)
+    return {**figures, "fps": row.throughput_fps, "doubtful": str(row.doubtful).lower(), "notes": notes}
 
 
 def _feeds(lane: Lane, folder: Path) -> list[Feed]:

@@ -19,7 +19,8 @@ def cleaner(output: Path) -> Callable[[str], str]:
         output: Folder of the report, which is called ``DIR``.
     """
     places = {str(output.resolve()): "DIR", str(Path.home()): "~"}  # as others name them: in full
-    folders = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True) if len(place) > 1)
+    whole = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True) if len(place) > 1)
+    folders = rf"(?:{whole})(?![A-Za-z0-9_-])"
     names = {_user(): "USER", socket.gethostname(): "HOST", socket.gethostname().split(".")[0]: "HOST"}
     told = sorted((name for name in names if name.lower() not in _NOBODY), key=len, reverse=True)
     words = rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, told)) or '(?!)'})(?![A-Za-z0-9])"

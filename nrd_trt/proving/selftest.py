@@ -59,7 +59,8 @@ def selftest(
         One result for each part. A part that failed is a result and no error.
 
     Raises:
-        ConfigError: A report is there already, no part has such a name, or no GPU such a number.
+        ConfigError: A report is there already, no part has such a name, or there is no such GPU.
+        RunnerError: A GPU is asked for and there is none to use; the message says why.
     """
     folder = as_path("output", output)
     check_number("deadline_s", deadline_s, low=1, whole=False)
@@ -76,7 +77,7 @@ def selftest(
         parts=tuple(PartResult(name=part.name, why=NOT_REACHED) for part in chosen),
     )
     write_report(folder, test)
-    with tempfile.TemporaryDirectory(prefix=_WORK, dir=folder) as work:
+    with tempfile.TemporaryDirectory(prefix=_WORK, dir=folder.resolve()) as work:
         for index, part in enumerate(chosen):
             found = _blocked(part, test) or _run(part, Path(work), deadline_s, on_stage)
             found = replace(found, why=clean(found.why), output=clean(found.output))

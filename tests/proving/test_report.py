@@ -111,8 +111,9 @@ def test_names_of_users_hosts_and_homes_are_taken_out(tmp_path: Path, monkeypatc
     monkeypatch.setattr(socket, "gethostname", lambda: "robot7.lab.example")
     monkeypatch.setattr(Path, "home", lambda: Path("/data/alice"))
     clean = cleaner(tmp_path / "report")
-    said = f"{tmp_path}/report/x.nrd on robot7: /data/alice/a, /home/bob/b, /media/alice/c, malice, robot7.lab.example"
-    assert clean(said) == "DIR/x.nrd on HOST: ~/a, ~/b, /media/USER/c, malice, HOST"
+    said = f"{tmp_path}/report/x.nrd on robot7: /data/alice/a, /home/bob/b, /media/alice/c, /data/alice2, malice"
+    assert clean(said) == "DIR/x.nrd on HOST: ~/a, ~/b, /media/USER/c, /data/alice2, malice"
+    assert clean("at robot7.lab.example:80") == "at HOST:80"
 
 
 @pytest.mark.parametrize("name", ["root", "nvidia", ""])
