@@ -21,6 +21,7 @@ from nrd_trt.benchmarking.notes import (
     device_marks,
     energy_notes,
     graph_notes,
+    layer_notes,
     load_marks,
     spread_marks,
     stream_notes,
@@ -343,7 +344,7 @@ def _notes(measured: _Measured, shared: _Conditions, calls: _Calls) -> list[str]
     else:
         notes += stream_notes(calls.streams, threads=calls.run.threads, cores=shared.host.cores)
     notes += graph_notes(engine.runner.name, measured.cuda_graph, wanted=calls.cuda_graph, warmup=calls.warmup)
-    return [*notes, *comparison_notes(shared.sizes)]
+    return [*notes, *layer_notes(engine.runner.name, measured.layers), *comparison_notes(shared.sizes)]
 
 
 def _plot(path: Path, rows: Sequence[BenchmarkRow]) -> None:

@@ -76,3 +76,9 @@ def stream_notes(streams: int, *, threads: int | None, cores: int) -> Iterator[s
     if streams > 1:
         each = "as many threads as there are cores" if threads is None else f"threads={threads}"
         yield f"{streams} streams, each with {each}, shared {cores} CPU cores"
+
+
+def layer_notes(runner_name: str, layers: Sequence[object] | None) -> Iterator[str]:
+    """Say where a profile was asked for and tells nothing; layers are None where it was not asked for."""
+    if layers is not None and not layers:
+        yield f"no layer was told: {runner_name} does not profile this plan"

@@ -148,7 +148,7 @@ def _times(latency: Latency) -> str:
 
 def _layer_lines(row: BenchmarkRow) -> Iterator[str]:
     """Yield the layers that took longest."""
-    if row.layers is None:
+    if not row.layers:
         return
     worst = sorted(row.layers, key=lambda layer: -layer.ms)[:_LAYERS]
     sum_ms = sum(layer.ms for layer in row.layers)

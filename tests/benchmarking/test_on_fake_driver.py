@@ -213,6 +213,13 @@ def test_text_shows_the_ten_longest_layers(run: Run, bench: Bench, monkeypatch: 
     assert max(map(len, shown)) < 110 and all(line.endswith("…") for line in shown)
 
 
+def test_a_runtime_that_tells_no_layer_is_said(run: Run, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.runtime.fake_cuda.LAYERS", {})
+    (row,) = run(runner(), probe=FakeProbe(), warmup=2, profile=True).rows
+    assert (row.layers, row.notes) == ((), ("no layer was told: tensorrt does not profile this plan",))
+    assert "layers" not in "\n".join(table([row]))
+
+
 class Failing(FakeEngine):
     """Its second run fails."""
 
