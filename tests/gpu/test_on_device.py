@@ -144,5 +144,40 @@ def test_device_runs_equal_host_runs() -> None:
         assert np.array_equal(trt.infer({"image": images[0]})["mask"], wanted[0])
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_streams_that_are_not_waited_for_give_the_masks_of_host_runs(shape: str) -> None:
+    """Without graphs, captured and replayed; each stream has scratch memory of its own, which grows on one of them."""
+    sizes = [SIZE_HW] * 4 if shape == "static" else [SIZE_HW, (256, 320), SIZE_HW, (384, 512)]
+    images = [scenes(size_hw, count=index + 1)[index] for index, size_hw in enumerate(sizes)]
+    with ExitStack() as stack:
+        cuda = stack.enter_context(open_cuda())
+        trt = stack.enter_context(on_plan(plan(shape)))
+        wanted = [trt.infer({"image": image})["mask"] for image in images]
+        streams, feeds, backs = [cuda.create_stream() for _ in range(2)], [], []
+        for image, mask in zip(images, wanted, strict=True):
+            host, _ = cuda.allocate_host(image.nbytes, mapped=False)
+            back, _ = cuda.allocate_host(mask.nbytes, mapped=False)
+            address = cuda.allocate(image.nbytes)
+            for release, held in ((cuda.free_host, host), (cuda.free_host, back), (cuda.free, address)):
+                stack.callback(release, held)
+            host_view(host, image.nbytes)[:] = image.reshape(-1)
+            cuda.upload(address, host, image.nbytes, streams[0])
+            feeds.append({"image": DeviceTensor(address=address, shape=image.shape, dtype=image.dtype)})
+            backs.append(back)
+        for stream in streams:
+            stack.callback(cuda.destroy_stream, stream)
+            stack.callback(cuda.synchronize, stream)
+        cuda.synchronize(streams[0])
+        for _ in range(4):
+            for index, (feed, back) in enumerate(zip(feeds, backs, strict=True)):
+                stream = streams[index % 2]
+                cuda.download(back, trt.infer_device(feed, stream)["mask"].address, wanted[index].nbytes, stream)
+            for stream in streams:
+                cuda.synchronize(stream)
+            for back, mask in zip(backs, wanted, strict=True):
+                assert np.array_equal(host_view(back, mask.nbytes).reshape(mask.shape), mask)
+                host_view(back, mask.nbytes)[:] = 255
+
+
 def test_two_threads_capture_graphs_at_once() -> None:
     assert threads_fault(lambda: on_plan(plan()), [{"image": image} for image in scenes()]) is None
