@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from scripts.dev import check_resolution as script
-from scripts.dev.check_resolution import PLATFORMS, ResolutionError, documented_installs, problems_of, requirements_of
+from scripts.dev.check_resolution import (
+    PLATFORMS,
+    ResolutionError,
+    documented_installs,
+    documented_versions,
+    problems_of,
+    requirements_of,
+    stale,
+)
 from tests.artefacts import REPOSITORY
 
 PAGE = """
@@ -65,6 +73,21 @@ def test_the_pages_have_an_install_for_every_platform() -> None:
 )
 def test_a_set_is_held_against_its_platform(platform: str, found: dict[str, str], problems: list[str]) -> None:
     assert problems_of(found, PLATFORMS[platform]) == problems
+
+
+def test_the_pages_say_which_versions_are_resolved() -> None:
+    texts = [(REPOSITORY / page).read_text() for page in script.PAGES]
+    tables = {name: table for text in texts for name, table in documented_versions(text).items()}
+    assert tables.keys() == PLATFORMS.keys()
+    assert all({"numpy", "onnxruntime"} <= table.keys() for table in tables.values())
+    assert {script.COLUMNS["TensorRT"], "torch", script.COLUMNS["its CUDA"]} <= tables["CUDA 12"].keys()
+    table = {"numpy": "1.26.4", "torch": "2.10.0", script.COLUMNS["its CUDA"]: "12.8"}
+    found = {"numpy": "1.26.4", "torch": "2.10.0", "nvidia-cuda-runtime-cu12": "12.8.90"}
+    assert stale(found, table) == []
+    assert stale({**found, "numpy": "2.0.0", "nvidia-cuda-runtime-cu12": "12.80.1"}, table) == [
+        "numpy: the page says 1.26.4, got 2.0.0",
+        "nvidia-cuda-runtime-cu12: the page says 12.8, got 12.80.1",
+    ]
 
 
 def test_wheels_and_markers_are_those_of_the_platform(

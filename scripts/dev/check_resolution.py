@@ -2,7 +2,8 @@
 
 Every `pip install` on these pages names its platforms in the comment behind it. pip resolves it for each, installs
 nothing, and a line says what was found. All extras of setup.cfg follow, for each Python that is supported. Exits with 1
-if one does not resolve or gets another CUDA or NumPy than its platform takes.
+if one does not resolve, gets another CUDA or NumPy than its platform takes, or not the versions of the page's table.
+Those of PyTorch, which only reads checkpoints, are told: mirrors of the index lag behind.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ PLATFORMS = {
 PYTHONS = {f"Python {python}": Platform(python, "x86_64", 28) for python in ("3.10", "3.11", "3.12")}
 # PyPI has PyCUDA, and something that modelopt needs, as sources only; pip resolves wheels only for another machine.
 FROM_SOURCE = {"pycuda", "modelopt"}
+COLUMNS = {"TensorRT": r"tensorrt-cu\d+-bindings", "PyTorch": "torch", "its CUDA": r"nvidia-cuda-runtime(-cu\d+)?"}
+"""Packages whose versions stand in the pages' tables, where the head of a column is not the package's own name."""
+TOLD = re.compile(r"torch|nvidia-cuda-runtime.*")
 SHOWN = re.compile(r"numpy|onnx|onnxruntime|torch|tensorrt-.+|nvidia-cuda-runtime.*")
 # pip judges markers by the Python that it runs on, whatever platform it is asked for.
 PIP = """
@@ -122,11 +126,35 @@ def problems_of(found: Mapping[str, str], platform: Platform) -> list[str]:
     return problems + wrong + ["no TensorRT"] * (not any(name.startswith("tensorrt-") for name in found))
 
 
+def documented_versions(text: str) -> dict[str, dict[str, str]]:
+    """Return what a page's table of resolved versions says: for each platform the version by a pattern of names."""
+    found: dict[str, dict[str, str]] = {}
+    for table in re.findall(r"^\| resolved on .*\n(?:\|.*\n)+", text, re.MULTILINE):
+        head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+        names = [COLUMNS.get(name, name) for cell in head[1:] for name in cell.split(", ")]
+        for first, *cells in rows:
+            versions = [version for cell in cells for version in cell.split(", ")]
+            found[first.partition(":")[0]] = dict(zip(names, versions, strict=True))
+    return found
+
+
+def stale(found: Mapping[str, str], documented: Mapping[str, str]) -> list[str]:
+    """Return what a page says of versions that is not so; of CUDA it says major and minor."""
+    return [
+        f"{name}: the page says {version}, got {got}"
+        for pattern, version in documented.items()
+        for name, got in found.items()
+        if re.fullmatch(pattern, name) and not f"{got}.".startswith(f"{version}.")
+    ]
+
+
 def main() -> int:
     """Check every documented command and every supported Python."""
     setup = configparser.RawConfigParser()
     setup.read(ROOT / "setup.cfg")
-    installs = [install for page in PAGES for install in documented_installs(page, (ROOT / page).read_text())]
+    texts = {page: (ROOT / page).read_text() for page in PAGES}
+    installs = [install for page, text in texts.items() for install in documented_installs(page, text)]
+    versions = {name: table for text in texts.values() for name, table in documented_versions(text).items()}
     extras = [extra for extra in setup["options.extras_require"] if extra not in FROM_SOURCE]
     installs += [(name, [f".[{','.join(extras)}]"]) for name in PYTHONS]
     failed = 0
@@ -135,9 +163,12 @@ def main() -> int:
         try:
             found = resolve(requirements, platform)
             problems = problems_of(found, platform) if name in PLATFORMS else []
+            others = stale(found, versions.get(name, {}))
+            problems += [other for other in others if not TOLD.match(other)]
             shown = [f"{package} {version}" for package, version in sorted(found.items()) if SHOWN.fullmatch(package)]
             libraries = [package.replace("bindings", "libs") for package in found if re.match("tensorrt-cu", package)]
             shown += [f"not on this index: {package}" for package in libraries]
+            shown += [other for other in others if TOLD.match(other)]
         except ResolutionError as exc:
             shown, problems = [], [str(exc)]
         print(f"{name}: pip install {shlex.join(words)}: {', '.join(shown)}", *problems, sep="\n  WRONG ", flush=True)
