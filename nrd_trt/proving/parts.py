@@ -191,7 +191,7 @@ def prove_plugin(_: Path) -> Figures:
     """Find the plugin library, hold it against TensorRT and the GPU, and load it."""
     tensorrt = load_tensorrt("tensorrt")
     try:
-        library, gpu = read_plugin(find_plugin()), probe_device()
+        library, gpu = read_plugin(find_plugin(tensorrt=tensorrt.version)), probe_device()
         capability, cuda = (gpu.compute_capability, gpu.cuda) if gpu else (None, None)
         check_plugin(library, tensorrt, capability, cuda)
     except PluginError as exc:

@@ -29,7 +29,8 @@ def _missing() -> str | None:
     device = probe_device()
     try:
         capability, cuda = (device.compute_capability, device.cuda) if device else (None, None)
-        check_plugin(read_plugin(find_plugin()), load_tensorrt("tensorrt"), capability, cuda)
+        tensorrt = load_tensorrt("tensorrt")
+        check_plugin(read_plugin(find_plugin(tensorrt=tensorrt.version)), tensorrt, capability, cuda)
     except PluginError as exc:
         return f"needs the plugin library: {exc}"
     return None

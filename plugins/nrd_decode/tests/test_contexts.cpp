@@ -1,10 +1,15 @@
 /*
- * CUDA graphs and threads: the first launch of a process is captured, and two contexts work at the same time.
+ * CUDA graphs, contexts and threads: the first launch of a process is captured, a context that is not the device's
+ * primary one has kernels of its own, and two contexts of TensorRT work at the same time.
  */
 #include "check.h"
 #include "launches.h"
 
+#include <cuda.h>
+
 #include <thread>
+
+#include <dlfcn.h>
 
 using namespace nrd::test;
 
@@ -86,6 +91,32 @@ void testCapture(Case const& c)
     checkCuda(cudaGraphExecDestroy(graph), "destroy");
 }
 
+//! A function of the driver, which these programs are not linked with.
+template <class Function>
+Function findInDriver(char const* name)
+{
+    void* const library = dlopen("libcuda.so.1", RTLD_NOW);
+    return library == nullptr ? nullptr : reinterpret_cast<Function>(dlsym(library, name));
+}
+
+//! In a new context of the first device, such as PyCUDA's autoinit makes, after launches in the primary one.
+void testOtherContext(Case const& c)
+{
+    auto const create = findInDriver<CUresult (*)(CUcontext*, unsigned, CUdevice)>("cuCtxCreate_v2");
+    auto const destroy = findInDriver<CUresult (*)(CUcontext)>("cuCtxDestroy_v2");
+    REQUIRE(create != nullptr && destroy != nullptr);
+    CUcontext context{};
+    REQUIRE(create(&context, 0, 0) == CUDA_SUCCESS); // it is current from now on
+    {
+        Plugin const plugin = attach(c);
+        Data const data = dataOf(c, 5);
+        Inputs const inputs(c, data);
+        CHECK(plugin);
+        CHECK(plugin && firstDifference(runOnce(plugin, c, inputs, 0xA5), referenceOf(c, data), false) < 0);
+    }
+    CHECK(destroy(context) == CUDA_SUCCESS); // the primary one is current again
+}
+
 //! What one thread does with its own context, stream and sizes.
 void work(Case const& c, uint32_t seed, int& wrong)
 {
@@ -143,6 +174,7 @@ int main()
     testCapture(maskCase()); // the first launch of this process
     testCapture(
         {makeShape(5, 8, 8, 4, 2), nullptr, DataType::kHALF, TensorFormat::kHWC8, TensorFormat::kHWC8, 1, 2, 3});
+    testOtherContext(maskCase());
     testThreads();
     return result();
 }
