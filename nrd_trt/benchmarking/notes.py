@@ -9,7 +9,7 @@ from nrd_trt.machine.clocks import DeviceLog
 
 _LOWEST_CLOCK_SHARE = 0.5
 _COARSE_ENERGY_S = 2.0
-"""Counters of energy and samples of power come ten to fifteen times a second."""
+"""A counter of energy moves in steps, and power is sampled some fifteen times a second."""
 _CAPTURED_AFTER = 2
 _WIDEST_SPREAD = 1.5
 """p90 over p50; on an idle machine with fixed clocks it is below 1.1."""

@@ -17,7 +17,7 @@ from typing import Any
 from nrd_trt.errors import MissingDependencyError
 from nrd_trt.machine.cuda import probe_device
 from nrd_trt.machine.energy import CounterMeter, Energy, EnergyMeter, SamplingMeter
-from nrd_trt.machine.gpu import kernel_driver, throttle_reasons
+from nrd_trt.machine.gpu import Gpu, kernel_driver, throttle_reasons
 from nrd_trt.machine.host import Machine
 from nrd_trt.machine.jetson import (
     PowerMode,
@@ -77,18 +77,18 @@ class NvmlProbe:
 
     Args:
         nvml: The module ``pynvml``.
-        pci_bus_id: Where that GPU is, as CUDA tells; None where it does not, so that the environment has to.
+        gpu: What CUDA tells of that GPU; None where it does not, so that the environment has to.
 
     Attributes:
         notes: What a reader of its figures must know.
     """
 
-    def __init__(self, nvml: ModuleType, pci_bus_id: str | None = None) -> None:
+    def __init__(self, nvml: ModuleType, gpu: Gpu | None = None) -> None:
         self.notes: list[str] = []
         self._nvml: Any = nvml
         nvml.nvmlInit()
         try:
-            self._handle = self._find(pci_bus_id)
+            self._handle = self._find(gpu)
         except nvml.NVMLError:
             nvml.nvmlShutdown()
             raise
@@ -132,12 +132,12 @@ class NvmlProbe:
         millijoules = self._get("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1000
 
-    def _find(self, pci_bus_id: str | None) -> Any:
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-        if first.startswith("MIG-"):
+    def _find(self, gpu: Gpu | None) -> Any:
+        if gpu is not None and (gpu.uuid or "").startswith("MIG-"):
             self.notes.append("a part of a GPU ran (MIG): clocks, power and energy are those of the whole GPU")
-        if pci_bus_id is not None:
-            return self._nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
+        if gpu is not None and gpu.pci_bus_id is not None:
+            return self._nvml.nvmlDeviceGetHandleByPciBusId(gpu.pci_bus_id)
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
         if first.startswith("GPU-"):
             return self._nvml.nvmlDeviceGetHandleByUUID(first)
         if not first and self._nvml.nvmlDeviceGetCount() > 1:
@@ -215,8 +215,7 @@ def open_probe() -> tuple[Probe | None, str | None]:
     except MissingDependencyError as exc:
         return None, f"clocks, throttling and energy were not read: {exc}"
     try:
-        gpu = probe_device()
-        return NvmlProbe(nvml, gpu.pci_bus_id if gpu else None), None
+        return NvmlProbe(nvml, probe_device()), None
     except nvml.NVMLError as exc:
         return None, f"clocks, throttling and energy were not read: NVML says {exc}"
 

@@ -94,19 +94,21 @@ def test_nvml_looks_at_the_gpu_in_use(visible: str, asked: Any, monkeypatch: pyt
     assert (nvml.nvmlInit.call_count, nvml.nvmlShutdown.call_count) == (2, 2)
 
 
-def test_nvml_looks_where_cuda_says_that_the_gpu_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("uuid", "part"), [("GPU-00000000", False), ("MIG-00000001", True)])
+def test_nvml_looks_where_cuda_says_that_the_gpu_is(
+    uuid: str, part: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers in CUDA_VISIBLE_DEVICES are CUDA's, which may count otherwise than NVML."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{uuid}-0000-0000-0000-000000000000")
     FakeDriver(monkeypatch)
     nvml = fake_nvml(Count=4)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-3,GPU-8f1c")
     monkeypatch.setattr(clocks, "require", Mock(return_value=nvml))
     probe, _ = open_probe()
     nvml.nvmlDeviceGetHandleByPciBusId.assert_called_once_with("0000:65:00.0")
-    assert not nvml.nvmlDeviceGetHandleByIndex.called
-    assert (
-        isinstance(probe, NvmlProbe) and len(probe.notes) == 1 and "energy are those of the whole GPU" in probe.notes[0]
-    )
+    assert not nvml.nvmlDeviceGetHandleByIndex.called and not nvml.nvmlDeviceGetHandleByUUID.called
+    assert isinstance(probe, NvmlProbe)
+    assert ["energy are those of the whole GPU" in note for note in probe.notes] == [True] * part
 
 
 def test_nvml_energy_is_the_difference_of_its_counter(monkeypatch: pytest.MonkeyPatch) -> None:
