@@ -16,8 +16,12 @@ import onnx
 import pytest
 
 from nrd_trt import figures
+from nrd_trt.benchmarking.benchmark import benchmark
+from nrd_trt.benchmarking.record import Benchmark, BenchmarkRow
+from nrd_trt.benchmarking.timing import Latency
 from nrd_trt.building.build import build
 from nrd_trt.graph.importer import importer_problems
+from nrd_trt.machine.energy import Energy
 from nrd_trt.proving import parts
 from nrd_trt.proving.network import NETWORKS, fp32_file, small_network
 from nrd_trt.proving.parts import (
@@ -130,16 +134,36 @@ def test_a_plan_passes_by_its_gate(tmp_path: Path, built: Any, monkeypatch: pyte
         prove_plan(LANE, "fp16", tmp_path)
 
 
-def test_runs_are_those_of_the_bundle_that_was_built(tmp_path: Path, built: Any) -> None:
+def test_runs_are_those_of_the_bundle_that_was_built(
+    tmp_path: Path, built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On ONNX Runtime, which has threads and times, and no CUDA graph."""
     built("run")
     lane = Lane(cast(Any, "onnxruntime"), "small", "function")
     prove_plan(lane, "fp16", tmp_path)
     assert prove_threads(lane, tmp_path) == {}
+    rows: list[BenchmarkRow] = []
+    monkeypatch.setattr(parts, "benchmark", lambda *given, **named: noted(benchmark(*given, **named), rows))
     times = measure_times(lane, tmp_path)
+    assert "gpu_compute_p50_ms" not in times and "watts" not in times
+    on_gpu = replace(rows[0].timing, gpu_compute=Latency(samples_ms=(1.5,)), enqueue=Latency(samples_ms=(0.25,)))
+    row = replace(rows[0], timing=on_gpu, energy=Energy(joules=30.0, seconds=2.0, source="NVML"))
+    monkeypatch.setattr(parts, "benchmark", lambda *_, **__: Benchmark(rows=(row,)))
+    assert measure_times(lane, tmp_path) == {
+        **times,
+        "gpu_compute_p50_ms": 1.5,
+        "enqueue_p50_ms": 0.25,
+        "watts": 15.0,
+        "frames_per_joule": row.runs / 30,
+    }
     assert 0 < times["p50_ms"] <= times["p99_ms"] and "simulated: " in str(times["notes"])  # type: ignore[operator]
     with pytest.raises(ProofFailedError, match="expected the runner of a plan, got onnxruntime"):
         prove_graph(lane, tmp_path)
+
+
+def noted(result: Benchmark, rows: list[BenchmarkRow]) -> Benchmark:
+    rows.extend(result.rows)
+    return result
 
 
 WITHOUT_TORCH = """
