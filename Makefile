@@ -17,7 +17,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-all gpu-check check format bench check-resolution plugin-wheels clean
+.PHONY: help install demo test test-fast test-all gpu-check pycuda-check check format bench check-resolution plugin-wheels clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,22 @@ gpu-check: $(if $(GPU_PYTHON:$(BIN)/python=),,install)  ## Every proof and bench
 	@$(call gpu_step,selftest,$(GPU_PYTHON) -c "from nrd_trt.cli.main import run_verb; run_verb(\"selftest\")" \
 		-o $(GPU)/selftest --json > $(GPU)/selftest.json,7200)
 	@$(GPU_PYTHON) scripts/dev/gpu_results.py $(GPU)
+
+# PyCUDA has no wheels and wants a toolkit and a driver's library; header packages and the fake driver are enough.
+PYCUDA := build/pycuda
+$(PYCUDA)/site: setup.cfg
+	rm -rf $(PYCUDA) && mkdir -p $(PYCUDA)/lib $(PYCUDA)/source
+	$(BIN)/pip install --quiet --no-deps --target $(PYCUDA)/headers nvidia-cuda-runtime nvidia-cuda-profiler-api
+	gcc -w -shared -fPIC -pthread -I $(PYCUDA)/headers/nvidia/cu13/include -Wl,-soname,libcuda.so.1 \
+		tests/runtime/fake_libcuda.c -o $(PYCUDA)/lib/libcuda.so
+	$(BIN)/pip download --quiet --no-deps --no-binary pycuda --dest $(PYCUDA) 'pycuda>=2024.1,<2027'
+	tar -xzf $(PYCUDA)/pycuda-*.tar.gz -C $(PYCUDA)/source --strip-components 1
+	printf 'CUDA_ENABLE_CURAND = False\nCXXFLAGS = ["-O0", "-w"]\n' > $(PYCUDA)/source/siteconf.py
+	CPATH=$(abspath $(PYCUDA))/headers/nvidia/cu13/include LIBRARY_PATH=$(abspath $(PYCUDA))/lib \
+		$(BIN)/pip install --quiet --no-deps --target $@ $(PYCUDA)/source mako platformdirs pytools siphash24
+
+pycuda-check: install $(PYCUDA)/site  ## Run the runners' tests by way of PyCUDA, compiled here, on the fake driver
+	PYTHONPATH=$(abspath $(PYCUDA))/site $(BIN)/python -m pytest -q -rs -m slow -k pycuda tests/machine/test_cuda.py
 
 check: install  ## Formatting, lint, rooms, types; what CI runs
 	$(BIN)/ruff format --check .

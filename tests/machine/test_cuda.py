@@ -294,21 +294,27 @@ def test_errors_of_pycuda_are_runner_errors(pycuda: Mock) -> None:
         raise PyCudaError("broken")
 
 
+PYCUDA = importlib.util.find_spec("pycuda")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
-    importlib.util.find_spec("pycuda") is None, reason="needs PyCUDA: `pip install nrd-trt[pycuda]`, which compiles it"
+    PYCUDA is None, reason="needs PyCUDA: `make pycuda-check` compiles it, and needs neither GPU nor driver"
 )
 def test_runners_by_way_of_pycuda() -> None:
     """PyCUDA itself on the fake library. It tries twice where memory is short, so those that fail once are left out;
     its errors are told apart at the end of a block, which is too late for a copy that breaks a capture.
     """
     library = library_folder() / libcuda.LIBRARY
-    names = ("trt_runner", "overlap", "device_runs", "packed_masks", "engine_thread")
+    names = ("trt_runner", "lane", "overlap", "device_runs", "packed_masks", "engine_thread")
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not (out_of_memory or copy)"),
         *(f"tests/runtime/test_{name}.py" for name in names),
+        "tests/runtime/pycuda_arrays.py",
     ]
-    env = {**environment(), PYCUDA_VARIABLE: str(library.parent), "LD_PRELOAD": str(library)}
+    assert PYCUDA is not None and PYCUDA.origin is not None
+    env = environment(PYTHONPATH=os.pathsep.join([str(REPOSITORY), str(Path(PYCUDA.origin).parents[1])]))
+    env |= {PYCUDA_VARIABLE: str(library.parent), "LD_PRELOAD": str(library)}
     env["LD_LIBRARY_PATH"] = os.pathsep.join([str(library.parent), os.environ.get("LD_LIBRARY_PATH", "")])
     done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -382,8 +382,14 @@ CUresult CUDAAPI cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, 
     if (device >= n_shown) return CUDA_ERROR_INVALID_DEVICE;
     if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) return *value = 8, CUDA_SUCCESS;
     if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR) return *value = 7, CUDA_SUCCESS;
+    if (attribute == CU_DEVICE_ATTRIBUTE_WARP_SIZE) return *value = 32, CUDA_SUCCESS;
     if (attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) return *value = 8, CUDA_SUCCESS;
     return *value = attribute == CU_DEVICE_ATTRIBUTE_INTEGRATED ? machine.integrated : 0, CUDA_SUCCESS;
+}
+
+CUresult CUDAAPI cuDeviceComputeCapability(int *major, int *minor, CUdevice device) {
+    ENTER;
+    return *major = 8, *minor = 7, device < n_shown ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
 CUresult CUDAAPI cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
@@ -440,6 +446,11 @@ CUresult CUDAAPI cuCtxPushCurrent_v2(CUcontext context) {
 CUresult CUDAAPI cuCtxPopCurrent_v2(CUcontext *context) {
     IN_CONTEXT;
     return *context = (CUcontext)stack[--depth], CUDA_SUCCESS;
+}
+
+CUresult CUDAAPI cuCtxGetDevice(CUdevice *device) {
+    IN_CONTEXT;
+    return *device = 0, CUDA_SUCCESS;
 }
 
 CUresult CUDAAPI cuCtxSynchronize(void) {

@@ -26,7 +26,7 @@ from nrd_trt.runtime.engine import Engine
 from nrd_trt.specs import InputShape, ModelInfo, Range
 from tests.runtime.bench import LARGE, SMALL, Bench, Caller, HostRunner, caller, image, runner
 from tests.runtime.conftest import MakeBench
-from tests.runtime.fake_cuda import FakeDriver, FakeEngine, another_context
+from tests.runtime.fake_cuda import FakeDriver, FakeEngine, Provider, another_context
 
 PER_THREAD_STREAM = 2
 SPAN = Range(min=4, opt=16, max=64)
@@ -51,13 +51,14 @@ class PyCudaArray:
     stream: int
     typestr: str = "|u1"
     strides: tuple[int, ...] | None = None
+    read_only: bool = False
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {
             "shape": self.shape,
             "strides": self.strides or tuple(int(n) for n in np.cumprod((1, *self.shape[:0:-1]))[::-1]),
-            "data": (self.address, False),
+            "data": (self.address, self.read_only),
             "typestr": self.typestr,
             "stream": None,
             "version": 3,
@@ -199,7 +200,17 @@ def test_default_streams(bench: Bench, kind: type[PyCudaArray], stream: int) -> 
                 mask = opened.predict_device(array, stream=stream)
                 assert mask.stream == made_on and not bench.cuda.queued[-1].done
                 assert np.array_equal(masks_of(mine, mask, made_on), pixels[..., 0])
-        assert opened.runner.cuda_graph and len(bench.cuda.graphs) == 1  # type: ignore[attr-defined]
+        assert len(bench.cuda.graphs) == Provider.has_graphs
+
+
+def test_leaving_waits_for_what_is_queued(bench: Bench) -> None:
+    with caller(bench.cuda) as mine:
+        array = CupyArray(mine, mine.room(96), SMALL, LEGACY_STREAM)
+        with engine() as opened:
+            opened.predict_device(array)
+            run = next(one for one in bench.cuda.queued if one.name == "engine")
+            assert not run.done
+        assert run.done
 
 
 def test_an_array_of_another_stream_than_the_one_named_is_waited_for(bench: Bench) -> None:
@@ -245,6 +256,8 @@ def test_masks_go_where_they_are_asked_for(make_bench: MakeBench) -> None:
                 ShapeError, match=r"^out=: expected an array of shape \(2, 16, 32\) that can be written"
             ):
                 opened.predict_device(array, out=replace(target, shape=shape))
+        with pytest.raises(ShapeError, match=r"^out=: .* got \(2, 16, 32\), read-only; give another one"):
+            opened.predict_device(array, out=replace(target, read_only=True))
         with pytest.raises(ShapeError, match=r"^out=: expected uint8, got int32"):
             opened.predict_device(array, out=replace(target, typestr="<i4"))
     plain = make_bench()
