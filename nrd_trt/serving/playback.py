@@ -55,8 +55,9 @@ class Playback:
             if shift is None or not self._loop or self._stopped.is_set():
                 return
             self._playing.__exit__(None, None, None)
-            self._playing = self._open_source()
-            self._playing.__enter__()
+            opened = self._open_source()
+            opened.__enter__()  # before anybody else sees it: other threads ask for `info`
+            self._playing = opened
             if self._stopped.is_set():  # asked to stop in between
                 self._playing.stop()
 

@@ -267,9 +267,11 @@ class FakeEngine:
         fail_at: The n-th run of each context from now on fails.
         capturable: What contexts say of themselves.
         mask_dtype: What it calls the mask's bytes.
+        last_class: The mask shows no larger number.
     """
 
     mask_dtype: Any = np.uint8
+    last_class = 255
     compiles = False
 
     def __init__(self, driver: FakeDriver) -> None:
@@ -357,7 +359,7 @@ class FakeContext:
         def work(_: object) -> None:
             image = self._tensor("image", shapes, addresses)
             red = self.driver.on_device(scratch, needed)[: image[..., 0].size].reshape(image.shape[:3])
-            red[...] = image[..., 0]
+            red[...] = np.minimum(image[..., 0], self.engine.last_class)
             self._tensor("mask", shapes, addresses).view(np.uint8)[...] = red
             if "mean" in shapes:
                 self._tensor("mean", shapes, addresses)[...] = image.mean(axis=-1)

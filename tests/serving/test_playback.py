@@ -51,6 +51,28 @@ def test_rounds_follow_each_other_without_a_gap_where_it_loops() -> None:
         assert list(playback) == []
 
 
+def test_what_is_known_of_the_frames_stays_known_between_rounds() -> None:
+    """Other stages of a pipeline ask for it while a round is opened."""
+    asked: list[object] = []
+
+    class Unopened(Clip):
+        def __enter__(self) -> Clip:
+            if self is not first:
+                asked.append(playback.info)
+            return super().__enter__()
+
+        def __getattribute__(self, name: str) -> object:
+            if name == "info" and not super().__getattribute__("opened"):
+                raise AttributeError("info: known once entered")
+            return super().__getattribute__(name)
+
+    first, second = Unopened((0, 1)), Unopened((0, 1))
+    opened = iter((first, second))
+    with Playback(lambda: next(opened), loop=True) as playback:
+        assert len(list(islice(playback, 4))) == 4
+    assert asked == [playback.info]
+
+
 def test_pace_is_that_of_the_file_and_what_was_late_is_not_made_up_for() -> None:
     """After a pause the clip goes on at its pace; it does not race."""
     with Playback(lambda: Clip((0, 10, 30, 40, 50, 60, 70)), loop=False) as playback:
