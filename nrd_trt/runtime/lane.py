@@ -171,7 +171,8 @@ class Lane:
 
     def _grow(self, block: Block, nbytes: int) -> None:
         if nbytes > block.nbytes:
-            self.forget_graphs()
+            if block.nbytes:
+                self.forget_graphs()
             block.reserve(nbytes)
 
     def _wait(self) -> None:
