@@ -6,17 +6,21 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import onnx
 import pytest
 
 import nrd_trt
+from nrd_trt.building import tune as ladder
 from nrd_trt.building.tune import list_steps
 from nrd_trt.building.tune_record import Rung, Tuned, TuneState, open_state, state_path
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.graph.metadata import read_facts
-from tests.artefacts import SIZE_HW, checkpoint, scenes
+from nrd_trt.runtime.ort_runner import OrtRunner
+from tests.artefacts import SIZE_HW, checkpoint, onnx_file, scenes
 
 FEW = [r"^backbone\.layer7", r"^decode_head\.bottleneck"]
 """Four layers: enough for a ladder, quick enough for a test."""
@@ -47,6 +51,24 @@ def first(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Tuned:
     tuned = tune(tmp_path_factory.mktemp("first") / "tuned.nrd", data, on_rung=lambda rung: seen.append(str(rung)))
     assert seen == [str(rung) for rung in tuned.rungs]
     return tuned
+
+
+def test_a_rung_is_timed_by_the_runs_of_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime stands in for the plan's runner."""
+    runs: list[OrtRunner] = []
+
+    class Counted(OrtRunner):
+        def _run(self, feed: Any) -> Any:
+            runs.append(self)
+            return super()._run(feed)
+
+    image, model = np.zeros((*SIZE_HW, 3), np.uint8), onnx.load(onnx_file())
+    monkeypatch.setattr(ladder, "plan_runner_here", lambda _, typed: Counted(typed, threads=1))
+    latency_ms = ladder._plan_latency(Mock(), model, image)
+    assert latency_ms is not None and latency_ms > 0
+    assert len(runs) == ladder._WARMUP + ladder._RUNS
+    monkeypatch.setattr(ladder, "plan_runner_here", lambda _, typed: None)
+    assert ladder._plan_latency(Mock(), model, image) is None
 
 
 def test_the_winner_holds_the_gates_and_its_bundle_is_built(first: Tuned) -> None:
