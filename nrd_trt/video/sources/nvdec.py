@@ -24,10 +24,11 @@ from nrd_trt.errors import MissingDependencyError, NrdTrtError, RunnerError, Vid
 from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import DeviceTensor
-from nrd_trt.runtime.buffers import Buffer
+from nrd_trt.runtime.buffers import Buffer, nbytes_of
 from nrd_trt.specs import Size, format_size
 from nrd_trt.video.frames import DeviceImage, DevicePicture, Wanted
 
+_BYTE = np.dtype(np.uint8)
 _LARGEST_DIFFERENCE = 3.0
 """Mean difference of the first picture to that of FFmpeg, of 0-255: another matrix or range of colours is beyond it."""
 
@@ -176,7 +177,7 @@ class _Memory:
 
     def __init__(self, padding: np.ndarray) -> None:
         self._padding, self._lock = padding, RLock()  # a picture may be collected while this thread holds the lock
-        self._free: dict[Size, list[Buffer]] = defaultdict(list)
+        self._free: dict[Size, list[int]] = defaultdict(list)  # addresses
         self._out, self._closed = 0, False
         with ExitStack() as stack:
             self.cuda = load_cuda()
@@ -184,63 +185,72 @@ class _Memory:
             if self.cuda.facts().integrated:
                 raise VideoError("this is a Jetson, where jetson://FILE does it.")
             with self.cuda.current():
-                self.stream, self._downloads = self.cuda.create_stream(), self.cuda.create_stream()
+                self.stream, self._copies = self.cuda.create_stream(), self.cuda.create_stream()
+            self._staging = Buffer(self.cuda, mapped=False)  # the one way to and from the host
             self._context = stack.pop_all()
 
     def copied(self, address: int, size_hw: Size, room_hw: Size) -> DeviceImage:
         """Copy a picture on the device, above padding where there is more room, and wait for it."""
         with self.cuda.current():
-            buffer = self._take(room_hw)
-            self.cuda.copy(buffer.device, address, size_hw[0] * size_hw[1] * 3, self.stream)
-            self.cuda.synchronize(self.stream)  # also for the decoder, which writes there again
-        tensor = DeviceTensor(address=buffer.device, shape=(*room_hw, 3), dtype=np.dtype(np.uint8))
-        image = DeviceImage(tensor=tensor, size_hw=size_hw, download=partial(self._download, buffer, size_hw))
-        weakref.finalize(image, self._give_back, buffer, room_hw).atexit = False
+            room = self._take(room_hw, padded=room_hw != size_hw)
+            try:
+                self.cuda.copy(room, address, nbytes_of((*size_hw, 3), _BYTE), self.stream)
+                self.cuda.synchronize(self.stream)  # also for the decoder, which writes there again
+            except BaseException:
+                self._give_back(room, room_hw)
+                raise
+        tensor = DeviceTensor(address=room, shape=(*room_hw, 3), dtype=_BYTE)
+        image = DeviceImage(tensor=tensor, size_hw=size_hw, download=partial(self._download, room, size_hw))
+        weakref.finalize(image, self._give_back, room, room_hw).atexit = False
         return image
 
     def close(self) -> None:
         """Free what no picture holds; may be called again."""
         with self._lock:
             if not self._closed:
-                self._closed, unused = True, [buffer for free in self._free.values() for buffer in free]
-                self._free.clear()
+                self._closed, unused = True, [room for free in self._free.values() for room in free]
                 self._release(unused)
 
-    def _take(self, room_hw: Size) -> Buffer:
+    def _take(self, room_hw: Size, *, padded: bool) -> int:
+        nbytes = nbytes_of((*room_hw, 3), _BYTE)
         with self._lock:
-            self._out += 1
             if self._free[room_hw]:
+                self._out += 1
                 return self._free[room_hw].pop()
-        try:
-            buffer, canvas = Buffer(self.cuda, mapped=False), np.broadcast_to(self._padding, (*room_hw, 3))
-            buffer.reserve(canvas.nbytes)
-            buffer.fill(canvas)
-            buffer.upload(self.stream)
-        except BaseException:
-            self._out -= 1
-            raise
-        return buffer
+            room = self.cuda.allocate(nbytes)
+            self._out += 1
+            if padded:
+                self._staging.reserve(nbytes)
+                self._staging.fill(np.broadcast_to(self._padding, (*room_hw, 3)))
+                self._staging.upload(self._copies)
+                self.cuda.copy(room, self._staging.device, nbytes, self._copies)
+                self.cuda.synchronize(self._copies)
+            return room
 
-    def _download(self, buffer: Buffer, size_hw: Size) -> np.ndarray:
-        with self.cuda.current():
-            buffer.download(self._downloads)
-            self.cuda.synchronize(self._downloads)
-            return buffer.read((*size_hw, 3), np.dtype(np.uint8))
+    def _download(self, room: int, size_hw: Size) -> np.ndarray:
+        nbytes = nbytes_of((*size_hw, 3), _BYTE)
+        with self._lock, self.cuda.current():
+            self._staging.reserve(nbytes)
+            self.cuda.copy(self._staging.device, room, nbytes, self._copies)
+            self._staging.download(self._copies)
+            self.cuda.synchronize(self._copies)
+            return self._staging.read((*size_hw, 3), _BYTE)
 
-    def _give_back(self, buffer: Buffer, room_hw: Size) -> None:
+    def _give_back(self, room: int, room_hw: Size) -> None:
         with self._lock:
             self._out -= 1
-            if not self._closed:
-                self._free[room_hw].append(buffer)
+            if self._closed:
+                self._release([room])
             else:
-                self._release([buffer])
+                self._free[room_hw].append(room)
 
-    def _release(self, buffers: list[Buffer]) -> None:
+    def _release(self, rooms: list[int]) -> None:
         with self.cuda.current():
-            for buffer in buffers:
-                buffer.release()
+            for room in rooms:
+                self.cuda.free(room)
             if self._out == 0:
-                for stream in (self.stream, self._downloads):
+                self._staging.release()
+                for stream in (self.stream, self._copies):
                     self.cuda.destroy_stream(stream)
         if self._out == 0:
             self._context.close()
