@@ -307,6 +307,7 @@ def _row(measured: _Measured, first: Timing, shared: _Conditions, calls: _Calls)
         target=target.name,
         runner=engine.runner_name,
         arithmetic=engine.arithmetic,
+        plan_ran=engine.plan_ran,
         precision=engine.graph.precision,
         size=target.size,
         batch=calls.batch,

@@ -3,8 +3,9 @@
 The object is read by other programs, so keys keep their names and meaning; new ones may come. One source gives one
 object, several give ``{"results": [...]}`` with an object for each, in their order:
 
-- ``target runner arithmetic precision size batch warmup runs duration_s streams threads copies cuda_graph``: what was
-  run, and how. ``runs`` counts the timed calls of all streams; ``size`` is ``"HxW"``.
+- ``target runner arithmetic plan_ran precision size batch warmup runs duration_s streams threads copies cuda_graph``:
+  what was run, and how. ``plan_ran`` is null where there is no plan. ``runs`` counts the timed calls of all streams;
+  ``size`` is ``"HxW"``.
 - ``latency_ms {p50, p90, p99, mean, min}``: from an image on the host to the mask on the host, both on the device
   where ``copies`` is ``"excluded"``. ``gpu_compute_ms``, of the same keys: between CUDA events around the engine's
   work, which leaves copies out. ``enqueue_ms``: what it took the host to queue that work. Both are null without a
@@ -52,6 +53,7 @@ class BenchmarkRow:
         target: Name of the file.
         runner: Name of the backend that ran.
         arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
+        plan_ran: Whether a bundle's plan itself ran; None where there is no plan.
         precision: Precision of the file.
         size: Height and width of the image.
         batch: Images per call.
@@ -79,6 +81,7 @@ class BenchmarkRow:
     target: str
     runner: str
     arithmetic: str
+    plan_ran: bool | None
     precision: Precision
     size: Size
     batch: int

@@ -21,7 +21,19 @@ from tests.artefacts import bundle, checkpoint, copy_of, onnx_file, read_facts_o
 from tests.benchmarking.conftest import HostRunner, Run
 
 KEYS = {
-    *("target", "runner", "arithmetic", "precision", "size", "batch", "warmup", "runs", "duration_s", "streams"),
+    *(
+        "target",
+        "runner",
+        "arithmetic",
+        "plan_ran",
+        "precision",
+        "size",
+        "batch",
+        "warmup",
+        "runs",
+        "duration_s",
+        "streams",
+    ),
     *("threads", "copies", "cuda_graph", "latency_ms", "gpu_compute_ms", "enqueue_ms", "timed_s", "throughput_fps"),
     *("ratio", "energy", "layers", "peak_memory_mib", "device_memory_mib", "host", "device", "doubtful", "notes"),
 }
@@ -35,6 +47,7 @@ def test_keys_and_figures_of_a_host_run(run: Run) -> None:
     assert row["latency_ms"] == pytest.approx({"p50": 4.0, "p90": 4.0, "p99": 4.0, "mean": 4.0, "min": 4.0})
     assert row["throughput_fps"] == pytest.approx(250.0) and isinstance(row["throughput_fps"], float)
     assert (row["runner"], row["arithmetic"], row["precision"]) == ("pretender", "native", "fp32")
+    assert row["plan_ran"] is None
     assert (row["size"], row["batch"], row["warmup"], row["runs"], row["threads"]) == ("64x96", 1, 1, 3, 2)
     assert (row["streams"], row["duration_s"], row["timed_s"]) == (1, None, pytest.approx(0.012))
     assert row["copies"] == "host arrays"
