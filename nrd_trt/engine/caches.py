@@ -111,7 +111,7 @@ def read_kernels(path: Path) -> bytes:
 def write_kernels(path: Path, content: bytes) -> None:
     """Write a file, atomically; only warn where that is not possible."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # nobody else is to put code there
         with _WRITING, atomic_file(path) as temporary:
             temporary.write_bytes(content)
     except OSError as exc:

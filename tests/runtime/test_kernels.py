@@ -41,6 +41,7 @@ def test_kernels_of_one_process_serve_the_next(rtx: Bench, folder: Path) -> None
                 check(trt, shape, seed)
         assert taken(rtx) == expected
     (file,) = folder.iterdir()  # and nothing beside it
+    assert folder.stat().st_mode & 0o077 == 0  # what it holds is run
     assert file == kernel_file(b"plan", KEY) and file.read_bytes() == b"kernel-4 kernel-16"
     before = file.stat().st_mtime_ns
     with runner() as trt:
