@@ -14,9 +14,12 @@ import pytest
 
 import nrd_trt
 from nrd_trt.building import tune as ladder
+from nrd_trt.building.request import BuildRequest
 from nrd_trt.building.tune import list_steps
 from nrd_trt.building.tune_record import Rung, Tuned, TuneState, open_state, state_path
+from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.engine.bundle import read_bundle
+from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -188,6 +191,15 @@ def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
     tuned = tune(output, data, resume=True, include=ONE)
     assert tuned.sensitivity == marked
     assert tuned.winner and output.exists() and not state.exists()
+
+
+def test_a_state_is_of_the_builders_options_too() -> None:
+    request, calibrator = BuildRequest(source=Path("a.pth"), output=Path("a.nrd")), Calibrator("synthetic")
+    keys = [
+        ladder._key(replace(request, config=ConfigOptions(builder_options=options)), calibrator, onnx.ModelProto())
+        for options in ({}, {"max_aux_streams": "1"}, {"max_aux_streams": "2"}, {})
+    ]
+    assert len(set(keys)) == 3 and keys[0] == keys[-1]
 
 
 def test_a_state_is_read_back_and_a_damaged_one_refused(tmp_path: Path) -> None:

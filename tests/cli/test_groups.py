@@ -14,8 +14,15 @@ from typer.testing import CliRunner
 import nrd_trt
 from nrd_trt.cli.common import verb
 from nrd_trt.cli.flags import shell_line, translated
-from nrd_trt.cli.groups import CheckpointFacts, FormOptions, QuantizationOptions, RunnerOptions, flattened
-from nrd_trt.cli.main import FLAGS, VERBS
+from nrd_trt.cli.groups import (
+    BuilderOptions,
+    CheckpointFacts,
+    FormOptions,
+    QuantizationOptions,
+    RunnerOptions,
+    flattened,
+)
+from nrd_trt.cli.main import FLAGS, VERBS, app
 from nrd_trt.errors import ConfigError
 from nrd_trt.runtime.select import RunOptions
 
@@ -104,6 +111,23 @@ def test_every_verb_that_runs_a_plan_takes_the_same_options(name: str) -> None:
         ("cuda_graph", "--cuda-graph/--no-cuda-graph"),
         ("device", "--device"),
     }
+
+
+@pytest.mark.parametrize("name", ["build", "tune"])
+def test_builder_options_are_repeated_and_become_one_mapping(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: dict[str, Any] = {}
+    monkeypatch.setattr(nrd_trt, name, lambda *_, **options: got.update(options) or exit_early())
+
+    def exit_early() -> None:
+        raise ConfigError("far enough.")
+
+    words = ["a.pth", "-o", "a.nrd", "--data", "."]
+    options = ["--builder-option", "tactic_sources=A,B=C", "--builder-option", "max_aux_streams=2"]
+    done = CliRunner().invoke(app, [name, *words, *options])
+    assert (done.exit_code, got["builder_options"]) == (2, {"tactic_sources": "A,B=C", "max_aux_streams": "2"})
+    done = CliRunner().invoke(app, [name, *words, *options, *options[2:]])
+    assert "--builder-option: expected each name once, got max_aux_streams again." in done.output
+    assert "builder_options" not in BuilderOptions().given()
 
 
 def test_what_turns_something_off_is_given() -> None:
