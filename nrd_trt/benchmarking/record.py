@@ -37,7 +37,7 @@ class LayerTime:
     Attributes:
         name: As TensorRT names it.
         ms: Mean milliseconds of a call.
-        share: Of the sum of all layers, 0-1.
+        share: Its part of the sum of all layers, 0-1.
     """
 
     name: str
@@ -66,7 +66,7 @@ class BenchmarkRow:
         timing: Every timed call.
         ratio: p50 of the first source over that of this one.
         layers: What each layer took in calls after the timed ones; None where they were not asked for.
-        energy: Of the timed calls; None where several sources share it, or where it is not known.
+        energy: What the timed calls took; None where several sources share it, or where it is not known.
         peak_memory_mib: Largest memory of the process; None where several sources share it.
         device_memory_mib: How much the memory in use on the device grew; None likewise, or where it is not known.
         host: The processor.

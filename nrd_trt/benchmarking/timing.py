@@ -92,9 +92,9 @@ class Timing:
 
     Attributes:
         latency: From begin to end of each call.
-        gpu_compute: Of the engine on the device alone; None without a device.
-        enqueue: Of the host until it is queued; None without a device.
-        seconds: What the calls took together; of calls at the same time from the first begin to the last end.
+        gpu_compute: What the engine alone took on the device; None without a device.
+        enqueue: What the host took to queue the engine; None without a device.
+        seconds: What the calls took together; for calls at the same time this is from the first begin to the last end.
     """
 
     latency: Latency

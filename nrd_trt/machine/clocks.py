@@ -228,7 +228,7 @@ class DeviceLog:
         before: Before the warm-up.
         during: Now and then from the first timed call to the last.
         after: Right after the last.
-        energy: Of the timed calls, or None where it was not told.
+        energy: What the timed calls took, or None where it was not told.
     """
 
     before: Reading

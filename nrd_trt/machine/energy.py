@@ -40,7 +40,7 @@ class EnergyMeter(Protocol):
     """Measures from entering to leaving.
 
     Attributes:
-        energy: Of the last block; None before it ended, and where the device did not tell.
+        energy: What the last block took; None before it ended, and where the device did not tell.
     """
 
     energy: Energy | None

@@ -43,7 +43,7 @@ class PartResult:
 
     @property
     def shown(self) -> str:
-        """The figures for people."""
+        """The figures in one line."""
         texts = ((name, f"{value:.6g}" if isinstance(value, float) else value) for name, value in self.figures.items())
         return ", ".join(f"{name} {text}" for name, text in texts if text != "")
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import re
+import socket
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +27,9 @@ CONTENT = (
     "output. Names of the user and the host and home folders are taken out; images are drawn by the toolkit"
 )
 """What a reader of the report learns of a machine."""
+
+_NOBODY = {"", "admin", "jetson", "localhost", "nvidia", "root", "tegra-ubuntu", "ubuntu", "user"}
+"""Names that systems come with; they tell of nobody, and replacing them would tear words apart."""
 
 
 def write_report(folder: Path, test: SelfTest) -> None:
@@ -47,6 +54,27 @@ def render_report(test: SelfTest) -> str:
     )
 
 
+def cleaner(output: Path) -> Callable[[str], str]:
+    """Return a function that takes out of a text what tells of this user and this host.
+
+    Args:
+        output: Folder of the report, which is called ``DIR``.
+    """
+    places = {str(output.resolve()): "DIR", str(Path.home()): "~"}  # as others name them: in full
+    whole = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True) if len(place) > 1)
+    folders = rf"(?:{whole})(?![A-Za-z0-9_-])"
+    names = {_user(): "USER", socket.gethostname(): "HOST", socket.gethostname().split(".")[0]: "HOST"}
+    told = sorted((name for name in names if name.lower() not in _NOBODY), key=len, reverse=True)
+    words = rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, told)) or '(?!)'})(?![A-Za-z0-9])"
+
+    def clean(text: str) -> str:
+        text = re.sub(folders, lambda found: places[found[0]], text)
+        text = re.sub(r"/(?:home|Users)/[^/\s:'\"]+", "~", text)
+        return re.sub(words, lambda found: names[found[0]], text)
+
+    return clean
+
+
 def _reasons(test: SelfTest) -> list[tuple[str, list[PartResult]]]:
     """Group the parts that were not run by their reason."""
     found: dict[str, list[PartResult]] = {}
@@ -65,3 +93,10 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     return environment.get_template("selftest.html.j2")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        return ""

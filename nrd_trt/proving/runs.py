@@ -24,7 +24,7 @@ def graph_fault(make: Callable[[bool], DeviceRunner], feeds: Sequence[Feed]) -> 
 
     Args:
         make: Makes a runner of one plan, with graphs or without.
-        feeds: Of at most as many shapes as a runner holds graphs for.
+        feeds: Inputs, which have at most as many shapes as a runner holds graphs for.
     """
     with make(False) as plain:
         wanted = _outputs(plain, feeds)

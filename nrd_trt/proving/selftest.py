@@ -19,9 +19,8 @@ from nrd_trt.machine.findings import Row
 from nrd_trt.progress import OnStage, silent
 from nrd_trt.proving.child import part_command, run_part
 from nrd_trt.proving.parts import Part, all_parts
-from nrd_trt.proving.privacy import cleaner
 from nrd_trt.proving.record import PartResult, SelfTest
-from nrd_trt.proving.report import HTML_FILE, JSON_FILE, write_report
+from nrd_trt.proving.report import HTML_FILE, JSON_FILE, cleaner, write_report
 from nrd_trt.specs import as_path, check_number
 
 DEFAULT_OUTPUT = "nrd-trt-selftest"

@@ -12,10 +12,9 @@ import msgspec
 import pytest
 
 from nrd_trt.machine.findings import Row
-from nrd_trt.proving import privacy
-from nrd_trt.proving.privacy import cleaner
+from nrd_trt.proving import report
 from nrd_trt.proving.record import RUNS, PartResult, Result, SelfTest
-from nrd_trt.proving.report import render_report, write_report
+from nrd_trt.proving.report import cleaner, render_report, write_report
 from nrd_trt.specs import PRECISIONS
 from scripts.dev.selftest_matrix import PAGE, REPORTS, STATUS, filled, matrix_rows
 from tests.artefacts import REPOSITORY
@@ -107,7 +106,7 @@ def test_the_page_shows_every_part_with_its_reason_and_escapes_it() -> None:
 
 
 def test_names_of_users_hosts_and_homes_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(privacy, "_user", lambda: "alice")
+    monkeypatch.setattr(report, "_user", lambda: "alice")
     monkeypatch.setattr(socket, "gethostname", lambda: "robot7.lab.example")
     monkeypatch.setattr(Path, "home", lambda: Path("/data/alice"))
     clean = cleaner(tmp_path / "report")
@@ -118,7 +117,7 @@ def test_names_of_users_hosts_and_homes_are_taken_out(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("name", ["root", "nvidia", ""])
 def test_names_that_systems_come_with_tear_no_words_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(privacy, "_user", lambda: name)
+    monkeypatch.setattr(report, "_user", lambda: name)
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
     said = "check nvidia-smi as root: /proc/driver/nvidia on localhost"
     assert cleaner(Path("a"))(said) == said  # nor does a folder as it was typed
