@@ -164,6 +164,8 @@ def test_bundle_with_a_plan() -> None:
     for option in ([], ["--layers"]):
         text = invoke(path, *option).stdout
         assert "before it fused layers" in text and "convolution" in text
+        assert "simulated arithmetic; the plan was built but not run here" in text
+        assert "targets 8.0, 8.6, 8.9, 12.0 and later" in text
         assert all(name in text for name in names) == bool(option)
         assert [line for line in text.splitlines()[1:] if len(line) > 100] == []
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from nrd_trt.engine.bundle import read_bundle
+from nrd_trt.engine.bundle import PLAN_FILE, read_bundle
 from nrd_trt.figures import ImageFigures, Localisation, Rebuilds, StageFigures
 from nrd_trt.validation.report import error_share, plot_scale, render_report
 from nrd_trt.validation.validate import Validation, validate
@@ -45,6 +45,21 @@ def test_every_text_is_escaped(validation: Validation) -> None:
     page = render_report(read_bundle(bundle()), evil)
     assert "<script" not in page
     assert "&lt;script&gt;" in page.split("<circle")[1]
+
+
+@pytest.mark.parametrize(
+    ("planned", "ran", "said"),
+    [
+        (False, False, "The bundle has no plan."),
+        (True, False, "The plan itself did not run."),
+        (True, True, "The plan itself ran."),
+    ],
+)
+def test_it_says_whether_the_plan_ran(planned: bool, ran: bool, said: str, validation: Validation) -> None:
+    opened = read_bundle(bundle())
+    files = {**opened.record.files, **({PLAN_FILE: "0"} if planned else {})}
+    shown = replace(opened, record=replace(opened.record, files=files))
+    assert said in render_report(shown, replace(validation, plan_ran=ran))
 
 
 def test_plans_values_that_are_not_finite_and_unknown_ties(validation: Validation) -> None:

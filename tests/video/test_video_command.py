@@ -106,6 +106,7 @@ def test_a_clip_comes_out_with_its_frames_rate_and_size_and_with_the_right_masks
         "notes": [],
         "runner": "onnxruntime",
         "arithmetic": "native",
+        "plan_ran": None,
         **{name: found[name] for name in ("fps", "flicker", "flicker_unsmoothed", "split_ms", "latency_ms")},
     }
     assert found["fps"] > 0
