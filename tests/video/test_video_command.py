@@ -172,6 +172,7 @@ def test_labels_give_miou_with_and_without_smoothing(tmp_path: Path, labelled: P
     assert without["labels"]["miou"] == without["labels"]["miou_unsmoothed"] == found["labels"]["miou_unsmoothed"]
     text = video(labelled, "-o", "null", "--labels", labelled / "labels").stdout
     assert f"mIoU {without['labels']['miou']:.4f} on 6 labelled frames" in text
+    assert "(stages run at the same time; frames decoded on the CPU)" in text
 
 
 def test_labels_of_a_clip_go_by_order_where_names_do_not_fit(tmp_path: Path, labelled: Path, clip: Path) -> None:
