@@ -18,6 +18,7 @@ from nrd_trt.benchmarking.calls import watch_device
 from nrd_trt.benchmarking.notes import device_marks
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.machine.clocks import DeviceLog
+from nrd_trt.machine.device import choose_device
 from nrd_trt.machine.gpu import kernel_driver
 from nrd_trt.machine.host import Machine
 from nrd_trt.model import load_trained, require_torch
@@ -152,6 +153,7 @@ def benchmark_decode(
     quick: bool = False,
     cases: Sequence[DecodeCase] | None = None,
     command: str = "nrd-trt benchmark",
+    device: int | str | None = None,
     on_stage: OnStage = silent,
 ) -> DecodeBenchmark:
     """Measure the decode on this machine's GPU.
@@ -160,13 +162,16 @@ def benchmark_decode(
         quick: Keep to one image, fp16, and the other forms at 1024x2048.
         cases: What is measured; None takes `chosen_cases`.
         command: Recorded with the results.
+        device: See `nrd_trt.open_bundle`.
         on_stage: Receives a line before each case.
 
     Raises:
+        ConfigError: There is no such device, or this process uses another one already.
         MissingDependencyError: There is no PyTorch, no GPU, or a tool for compiling the kernels is missing.
         PluginError: The kernels cannot be compiled or loaded.
     """
     require_torch("timing the decode")
+    choose_device(device)
     from nrd_trt.decode import bench
 
     gpu, measured = bench.find_gpu(), []

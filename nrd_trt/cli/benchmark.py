@@ -71,7 +71,7 @@ def benchmark_command(
         given = [name for name, value in options.items() if value]
         if targets or given or run.runner != "auto":
             raise ConfigError(f"--decode: its cases are fixed; leave out {', '.join(given) or 'targets and --runner'}.")
-        _benchmark_decode(quick=quick, markdown=markdown, force=force, out=out)
+        _benchmark_decode(quick=quick, markdown=markdown, device=run.device, force=force, out=out)
         return
     if quick or markdown is not None:
         raise ConfigError("--quick and --markdown: expected together with --decode; add it or leave them out.")
@@ -102,7 +102,9 @@ def benchmark_command(
         out.note(f"wrote {plot}")
 
 
-def _benchmark_decode(*, quick: bool, markdown: Path | None, force: bool, out: groups.OutputOptions) -> None:
+def _benchmark_decode(
+    *, quick: bool, markdown: Path | None, device: int | str | None, force: bool, out: groups.OutputOptions
+) -> None:
     """Measure, print and write; exit 1 where a kernel's results are wrong."""
     from nrd_trt.benchmarking.decode import benchmark_decode
     from nrd_trt.files import atomic_file, check_absent
@@ -110,7 +112,7 @@ def _benchmark_decode(*, quick: bool, markdown: Path | None, force: bool, out: g
     if markdown is not None:
         check_absent(markdown, force=force)
     command = f"nrd-trt benchmark --decode{' --quick' if quick else ''}"
-    result = benchmark_decode(quick=quick, command=command, on_stage=out.note)
+    result = benchmark_decode(quick=quick, command=command, device=device, on_stage=out.note)
     out.show(result, [result.markdown().rstrip()])
     if markdown is not None:
         with atomic_file(markdown) as temporary:

@@ -18,7 +18,7 @@ from nrd_trt.benchmarking.decode import DecodeCase, benchmark_decode, chosen_cas
 from nrd_trt.cli.main import app
 from nrd_trt.decode import bench
 from nrd_trt.decode.bench import Subject, TorchGpu, random_inputs
-from nrd_trt.errors import MissingDependencyError
+from nrd_trt.errors import ConfigError, MissingDependencyError
 from nrd_trt.machine.clocks import DeviceLog, Reading
 from nrd_trt.model import stages
 from tests.decode.on_cpu import load_binding, needs_compiler
@@ -171,6 +171,15 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: 
     assert failed.exit_code == 1
     assert "FAILED" in failed.stdout
     assert "FAILED" in page.read_text()
+
+
+def test_the_device_is_chosen_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose_device(device: int | str | None) -> None:
+        raise ConfigError(f"device={device}: expected a GPU that CUDA shows here.")
+
+    monkeypatch.setattr(decode, "choose_device", choose_device)
+    refused = run("--decode", "--device", "3")
+    assert (refused.exit_code, refused.stderr) == (2, "error: --device 3: expected a GPU that CUDA shows here.\n")
 
 
 @pytest.mark.parametrize(
