@@ -89,7 +89,7 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(library_folder() / libcuda.LIBRARY))
     library.fake_current.restype = library.fake_engine.restype = library.fake_room.restype = ctypes.c_size_t
     library.fake_violation.restype = library.fake_node.restype = ctypes.c_char_p
-    for function in (library.fake_close_engine, library.fake_room):
+    for function in (library.fake_close_engine, library.fake_records, library.fake_room):
         function.argtypes = [ctypes.c_size_t]
     library.fake_touch.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
     library.fake_queue.argtypes = [ctypes.c_size_t, ctypes.c_size_t, _WORK, ctypes.c_void_p, ctypes.c_int] + [
@@ -338,7 +338,7 @@ class FakeContext:
         self.addresses.update(addresses)
 
     def check_capturable(self, stream: int) -> None:
-        assert not self.driver.capturing
+        assert not self.driver.library.fake_records(stream)  # another thread may record on another one
         if not self.engine.capturable:
             raise RunnerError("fake: may allocate memory.")
 

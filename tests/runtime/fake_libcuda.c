@@ -80,6 +80,7 @@ void fake_set(const char *name, int value);
 void fake_fail(const char *name, int countdown, CUresult code);
 int fake_list(const char *kind, uintptr_t *handles, int room);
 int fake_capturing(void);
+int fake_records(Object *stream);
 Object *fake_current(void);
 size_t fake_room(uintptr_t address);
 int fake_nodes(void);
@@ -746,6 +747,12 @@ int fake_list(const char *kind, uintptr_t *handles, int room) {
             n++;
         }
     return n;
+}
+
+/* Whether a stream records. */
+int fake_records(Object *stream) {
+    LOCKED;
+    return stream->capturing;
 }
 
 int fake_capturing(void) {
