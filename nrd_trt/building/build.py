@@ -445,6 +445,10 @@ def choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
     builder: Flavour | Literal["onnxruntime"] = (
         next(iter(installed_flavours()), "onnxruntime") if request.builder == "auto" else request.builder
     )
+    if builder == "tensorrt-rtx" and request.config.hardware_compatible:
+        raise ConfigError(
+            "hardware_compatible=True: TensorRT-RTX ignores it; name the GPUs to build for with compute_capabilities=."
+        )
     if builder != "tensorrt-rtx" and request.config.compute_capabilities:
         raise ConfigError(f"compute_capabilities=: only builder='tensorrt-rtx' builds for other GPUs, not {builder}.")
     if request.run.runner not in ("auto", "onnxruntime", builder):

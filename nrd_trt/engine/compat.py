@@ -17,7 +17,7 @@ from typing import Any, get_args
 from nrd_trt.engine.caches import CacheKey
 from nrd_trt.engine.loading import LoadedEngine, load_engine
 from nrd_trt.engine.messages import MessageLog, message_log
-from nrd_trt.engine.options import known_options, read_options, set_options
+from nrd_trt.engine.options import check_options, is_on, known_options, set_options
 from nrd_trt.errors import BuildError, ConfigError
 from nrd_trt.optional import require
 from nrd_trt.progress import OnMessage, silent
@@ -187,7 +187,7 @@ class TensorRT:
 
     def check_options(self, options: Mapping[str, str]) -> None:
         """Raise `ConfigError` where a name or a value of `ConfigOptions.builder_options` does not exist here."""
-        read_options(self.trt, self.flavour, options)
+        check_options(self.trt, self.flavour, options)
 
     def cache_key(self, gpu: str | None, driver: str | None) -> CacheKey:
         """Return what timings of this builder depend on."""
@@ -271,7 +271,7 @@ class ConfigOptions:
             raise ConfigError(f"workspace_mib={self.workspace_mib}: expected at least 1.")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"optimization_level={self.optimization_level}: expected 0 to 5.")
-        if self.hardware_compatible and "same_compute_capability" in self.builder_options:
+        if self.hardware_compatible and is_on(self.builder_options, "same_compute_capability"):
             raise ConfigError(
                 "hardware_compatible=True: expected one kind of compatibility, got 'same_compute_capability' among "
                 "builder_options= too; leave one of them out."

@@ -201,12 +201,18 @@ def known_options(trt: Any, flavour: str) -> dict[str, str]:
     return {name: option.values.words(trt) for name, option in OPTIONS.items() if option.is_in(trt, flavour)}
 
 
-def read_options(trt: Any, flavour: str, options: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values that texts stand for, by name of the option.
+def is_on(options: Mapping[str, str], name: str) -> bool:
+    """Whether a switch is among these options, and on."""
+    return options.get(name, "").strip().lower() == "true"
 
-    Raises:
-        ConfigError: The module does not have an option or a value; the message lists what it has.
-    """
+
+def check_options(trt: Any, flavour: str, options: Mapping[str, str]) -> None:
+    """Raise `ConfigError` where a module does not have an option or a value; the message lists what it has."""
+    _values(trt, flavour, options)
+
+
+def _values(trt: Any, flavour: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """Return what texts stand for, by name of the option; see `check_options`."""
     known, version = known_options(trt, flavour), f"{flavour} {trt.__version__}"
     values = {}
     for name, text in options.items():
@@ -225,9 +231,9 @@ def set_options(trt: Any, flavour: str, config: Any, options: Mapping[str, str])
     """Set options on a builder configuration.
 
     Raises:
-        ConfigError: As `read_options`, or TensorRT did not take one.
+        ConfigError: As `check_options`, or TensorRT did not take one.
     """
-    for name, value in read_options(trt, flavour, options).items():
+    for name, value in _values(trt, flavour, options).items():
         if not OPTIONS[name].apply(trt, config, value):
             raise ConfigError(
                 f"builder_options=: {flavour} {trt.__version__} does not take {options[name]!r} for {name!r}; its "

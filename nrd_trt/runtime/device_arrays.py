@@ -70,8 +70,8 @@ class DeviceMask:
         """Return a capsule, after which the consumer's stream finds the masks complete.
 
         Args:
-            stream: Of the consumer; None is the default stream that all threads share, -1 orders nothing.
-            max_version: Of DLPack, which the consumer knows; None is one before 1.0.
+            stream: The consumer's; None is the default stream that all threads share, -1 orders nothing.
+            max_version: The newest version of DLPack that the consumer knows; None is one before 1.0.
             dl_device: Where the consumer wants them; only where they are.
             copy: True is refused.
 
@@ -91,8 +91,8 @@ class DeviceRuns:
     """Runs an entered runner on arrays of others; a context manager.
 
     Args:
-        runner: Of a plan.
-        graph: Of the plan.
+        runner: What runs a plan.
+        graph: What is known of the plan's file.
 
     Raises:
         RunnerError: The runner does not work on the device.

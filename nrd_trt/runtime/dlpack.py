@@ -113,8 +113,8 @@ def make_capsule(address: int, shape: tuple[int, ...], *, owner: object, version
 
     Args:
         address: On the device.
-        shape: Of the array.
-        owner: Is held until the array is given back.
+        shape: Its dimensions, in elements.
+        owner: What is held until the array is given back.
         versioned: Whether the capsule is one of version 1.0, or of before.
     """
     managed: Any = _Versioned(version=(1, 0)) if versioned else _Managed()

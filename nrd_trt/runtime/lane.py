@@ -51,9 +51,9 @@ class Lane:
     """The runs of an engine on one stream.
 
     Args:
-        cuda: In whose context every call is made.
+        cuda: What calls the driver; every call is made in its context.
         engine: Outlives it.
-        stream: Of whoever runs the engine; it may be gone when this is closed.
+        stream: The stream of whoever runs the engine; it may be gone when this is closed.
     """
 
     def __init__(self, cuda: Cuda, engine: LoadedEngine, stream: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle
 from nrd_trt.engine.compat import RTX_DEFAULT_TARGETS, installed_flavours, load_tensorrt, version_numbers
+from nrd_trt.engine.options import is_on
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, find_plugin, read_plugin
 from nrd_trt.engine.record import BuilderRecord
 from nrd_trt.errors import BundleError, ConfigError, PluginError, RunnerError
@@ -291,10 +292,8 @@ def model_note(built: BuilderRecord, host: PlanHost) -> str | None:
     TensorRT warns of it when it opens such a plan. Plans of TensorRT-RTX, and those that were built for several
     models, are made for that.
     """
-    portable = (
-        built.name != "tensorrt" or built.hardware_compatible or "same_compute_capability" in built.builder_options
-    )
-    if portable or built.gpu is None or host.gpu is None:
+    one_kind = is_on(built.builder_options, "same_compute_capability")
+    if built.name != "tensorrt" or built.hardware_compatible or one_kind or built.gpu is None or host.gpu is None:
         return None
     counts = (built.multiprocessors, host.multiprocessors)
     if built.gpu == host.gpu and (None in counts or counts[0] == counts[1]):

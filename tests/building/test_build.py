@@ -277,6 +277,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("onnx", {"presicion": "fp16"}, ConfigError, "presicion=: expected a known argument"),
     ("onnx", {"decode": "cuda"}, ConfigError, "decode='cuda': expected one of 'auto', 'plugin', 'onnx'"),
     ("onnx", {"compute_capabilities": ["8.6"]}, ConfigError, "compute_capabilities=: only builder='tensorrt-rtx'"),
+    ("onnx", {"builder": "tensorrt-rtx", "hardware_compatible": True}, ConfigError, "TensorRT-RTX ignores it"),
     (
         "onnx",
         {"builder_options": {"max_aux_streams": 2}},

@@ -122,3 +122,4 @@ def test_values_of_python_become_texts_in_the_order_of_their_names() -> None:
 def test_two_kinds_of_compatibility_are_refused() -> None:
     with pytest.raises(ConfigError, match="hardware_compatible=True: expected one kind of compatibility"):
         ConfigOptions(hardware_compatible=True, builder_options={"same_compute_capability": "true"})
+    ConfigOptions(hardware_compatible=True, builder_options={"same_compute_capability": "false"})

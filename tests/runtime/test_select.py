@@ -151,6 +151,7 @@ AGX, NANO = {"gpu": "Orin", "multiprocessors": 16}, {"gpu": "Orin", "multiproces
         ({"gpu": None}, NANO, None),
         ({**AGX, "hardware_compatible": True}, NANO, None),
         ({**AGX, "builder_options": {"same_compute_capability": "true"}}, NANO, None),
+        ({**AGX, "builder_options": {"same_compute_capability": "false"}}, NANO, "with 8 multiprocessors"),
         ({**AGX, "name": "tensorrt-rtx"}, NANO, None),
     ],
 )
