@@ -142,14 +142,16 @@ class Cuda:
         return float(self._lib.get("cuEventElapsedTime", start, end))
 
     def check_address(self, address: int) -> None:
-        """Raise `RunnerError` where an address that a caller gives is certainly not for this device and context."""
+        """Raise `RunnerError` where an address of a caller is certainly not for this device, or the driver fails."""
         kind, context = ctypes.c_uint(), ctypes.c_void_p()
         attribute = libcuda.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
-        if self._lib.code_of("cuPointerGetAttribute", ctypes.byref(kind), attribute, address):
+        code = self._lib.code_of("cuPointerGetAttribute", ctypes.byref(kind), attribute, address)
+        if code == libcuda.CUDA_ERROR_INVALID_VALUE:
             raise RunnerError(
                 f"expected memory of this GPU, got the address {address:#x}, which CUDA does not know; copy the array "
                 "to the device."
             )
+        self._lib.check("cuPointerGetAttribute", code)
         # Page-locked memory of the host is every context's. Memory of a pool tells no context: it is the device's.
         attribute = libcuda.CU_POINTER_ATTRIBUTE_CONTEXT
         self._lib.code_of("cuPointerGetAttribute", ctypes.byref(context), attribute, address)

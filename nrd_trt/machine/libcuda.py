@@ -21,6 +21,7 @@ CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16
 CU_DEVICE_ATTRIBUTE_INTEGRATED = 18
 CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
 CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
+CUDA_ERROR_INVALID_VALUE = 1
 CU_MEMHOSTALLOC_DEVICEMAP = 2
 CU_MEMORYTYPE_DEVICE = 2
 CU_POINTER_ATTRIBUTE_CONTEXT = 1
@@ -149,7 +150,11 @@ class LibCuda:
         Raises:
             RunnerError: It failed; the message names the function, the error and, where there is one, the remedy.
         """
-        if code := self.code_of(name, *arguments):
+        self.check(name, self.code_of(name, *arguments))
+
+    def check(self, name: str, code: int) -> None:
+        """Raise as `call` does where a call returned an error."""
+        if code:
             error, text = (self._text(function, code) for function in ("cuGetErrorName", "cuGetErrorString"))
             remedy = f"; {_REMEDIES[error]}" if error in _REMEDIES else ""
             raise RunnerError(f"CUDA: {name} failed with {error} ({text}){remedy}.")

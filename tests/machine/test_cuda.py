@@ -26,6 +26,7 @@ from tests.artefacts import REPOSITORY, environment
 from tests.plugin_library import COMPILER, needs_compiler
 from tests.runtime.fake_cuda import (
     HEADERS,
+    ILLEGAL_ADDRESS,
     OUT_OF_MEMORY,
     PYCUDA_VARIABLE,
     FakeDriver,
@@ -56,7 +57,7 @@ def test_every_prototype_type_and_constant_is_that_of_the_header(package: str) -
     """A declaration that differs from the header's does not compile, nor does a name that it lacks."""
     prototypes = libcuda.PROTOTYPES.strip().splitlines()
     names = [line.partition("(")[0] for line in prototypes]
-    constants = {name: value for name, value in vars(libcuda).items() if name.startswith("CU_")}
+    constants = {name: value for name, value in vars(libcuda).items() if name.startswith(("CU_", "CUDA_"))}
     assert len(names) > 30 and len(constants) > 8
     code = [
         "#define __CUDA_API_VERSION_INTERNAL",
@@ -213,6 +214,9 @@ def test_memory_that_a_run_must_not_use(driver: FakeDriver, cuda: Cuda) -> None:
         cuda.check_address(pinned)  # every context's
         driver.fail("cuPointerGetAttribute", 1, at=2)
         cuda.check_address(foreign)  # like memory of a pool, whose context is not told
+    driver.fail("cuPointerGetAttribute", ILLEGAL_ADDRESS)
+    with pytest.raises(RunnerError, match="cuPointerGetAttribute failed with CUDA_ERROR_ILLEGAL_ADDRESS"):
+        cuda.check_address(device)  # of which this says nothing
 
 
 def test_mapped_memory_that_the_device_cannot_reach_is_freed(cuda: Cuda, driver: FakeDriver) -> None:

@@ -34,7 +34,7 @@ PYCUDA_VARIABLE = "NRD_TRT_TEST_PYCUDA"
 """Folder of the fake library in a process whose PyCUDA has it loaded: the tests then run by way of PyCUDA."""
 if PYCUDA_VARIABLE in os.environ:
     sys.setdlopenflags(os.RTLD_LAZY)  # PyCUDA names more of the driver's functions than the fake library has
-OUT_OF_MEMORY, NOT_SUPPORTED, CAPTURE_UNSUPPORTED = 2, 801, 900
+OUT_OF_MEMORY, ILLEGAL_ADDRESS, NOT_SUPPORTED, CAPTURE_UNSUPPORTED = 2, 700, 801, 900
 LARGEST = (4, 64, 96, 3)
 LAYERS = {"encoder": 0.75, "decode": 0.25}
 """What every run of an engine tells a profiler: milliseconds by layer."""
