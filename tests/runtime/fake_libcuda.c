@@ -80,7 +80,7 @@ void fake_set(const char *name, int value);
 void fake_fail(const char *name, int countdown, CUresult code);
 int fake_list(const char *kind, uintptr_t *handles, int room);
 int fake_capturing(void);
-int fake_records(Object *stream);
+int fake_records(CUstream handle);
 Object *fake_current(void);
 size_t fake_room(uintptr_t address);
 int fake_nodes(void);
@@ -751,9 +751,10 @@ int fake_list(const char *kind, uintptr_t *handles, int room) {
 }
 
 /* Whether a stream records. */
-int fake_records(Object *stream) {
+int fake_records(CUstream handle) {
     LOCKED;
-    return stream->capturing;
+    Object *stream = stream_of(handle);
+    return stream && stream->capturing;
 }
 
 int fake_capturing(void) {
