@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import onnx
 
 from nrd_trt.building.request import BuildRequest
 from nrd_trt.engine.compat import ConfigOptions, load_tensorrt
-from nrd_trt.engine.plugins import SUPPORTED, PluginLibrary, check_plugin, find_plugin, read_plugin
+from nrd_trt.engine.plugins import SUPPORTED, PluginLibrary, check_plugin, take_plugin
 from nrd_trt.errors import ConfigError, PluginError
 from nrd_trt.graph.decode_nodes import decode_nodes, unsupported
 from nrd_trt.graph.metadata import read_facts
@@ -57,14 +58,13 @@ def look_for_plugin(request: BuildRequest, flavour: str, device: Gpu | None) -> 
         return why
     try:
         tensorrt = load_tensorrt(flavour)
-        library = read_plugin(find_plugin(request.run.plugin, tensorrt=tensorrt.version))
         capability, cuda = (device.compute_capability, device.cuda) if device else (None, None)
-        check_plugin(library, tensorrt, capability, cuda)
+        check = partial(check_plugin, tensorrt=tensorrt, compute_capability=capability, cuda=cuda)
+        return take_plugin(check, request.run.plugin, tensorrt=tensorrt.version)
     except PluginError as exc:
         if asked:
             raise PluginError(f"{asked}: {exc} Or use decode='onnx', which draws the same masks.") from exc
         return str(exc)
-    return library
 
 
 def choose_form(request: BuildRequest, found: PluginLibrary | str, model: onnx.ModelProto) -> DecodeForm:

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -134,16 +134,45 @@ def find_plugin(given: Path | None = None, *, tensorrt: str | None = None) -> Pa
     Raises:
         PluginError: There is none; the message lists every path tried and the command that builds it.
     """
+    return _existing(given, tensorrt)[0]
+
+
+def take_plugin(
+    check: Callable[[PluginLibrary], None], given: Path | None = None, *, tensorrt: str | None = None
+) -> PluginLibrary:
+    """Read the libraries of `find_plugin` in its order and return the first that passes a check.
+
+    Args:
+        check: Raises `PluginError` for a library that does not do.
+        given: As in `find_plugin`.
+        tensorrt: As in `find_plugin`.
+
+    Raises:
+        PluginError: There is none, or none passes; the message is about the first.
+    """
+    refused: list[PluginError] = []
+    for path in _existing(given, tensorrt):
+        try:
+            library = read_plugin(path)
+            check(library)
+        except PluginError as exc:
+            refused.append(exc)
+        else:
+            return library
+    raise refused[0]
+
+
+def _existing(given: Path | None, tensorrt: str | None) -> list[Path]:
     tried = places_here(tensorrt) if given is None else [given]
-    found = next((path for path in tried if path.is_file()), None)
-    if found is None:
+    found = [path.resolve() for path in tried if path.is_file()]
+    if not found:
         places = f"{VARIABLE}, plugins/build of a checkout, the wheel {WHEEL}, LD_LIBRARY_PATH, ldconfig"
         raise PluginError(
             f"no plugin library was found: expected {LIBRARY} at {', '.join(map(str, tried)) or 'one place'} "
             f"({'plugin=' if given is not None else places}), got no such file; install the wheel {WHEEL}, build it in "
             f"a checkout with: {BUILD_COMMAND}, or name it with plugin= or {VARIABLE}."
         )
-    return found.resolve()
+    return found
 
 
 def places_here(tensorrt: str | None = None, checkout: Path | None = None) -> list[Path]:
@@ -239,7 +268,7 @@ def find_misfit(info: PluginInfo, tensorrt: str, compute_capability: str | None,
         return Misfit(
             reason=f"expected a library built for TensorRT {_text(major)} ({tensorrt} is loaded), got one for TensorRT "
             f"{info.tensorrt}",
-            remedy=f"build it with the headers of the installed version: {BUILD_COMMAND}",
+            remedy=f"install the wheel {WHEEL}, or build it with the headers of the installed version: {BUILD_COMMAND}",
         )
     if cuda is not None and version_numbers(info.cuda)[:1] > version_numbers(cuda)[:1]:
         return Misfit(
@@ -252,7 +281,8 @@ def find_misfit(info: PluginInfo, tensorrt: str, compute_capability: str | None,
         return Misfit(
             reason=f"expected code for this GPU's compute capability {compute_capability} (sm_{sm}), got "
             f"{info.code or 'none'}",
-            remedy=f"build it with: {BUILD_COMMAND.replace(' && ', f' -DCMAKE_CUDA_ARCHITECTURES={sm} && ')}",
+            remedy=f"install the wheel {WHEEL}, or build it with: "
+            + BUILD_COMMAND.replace(" && ", f" -DCMAKE_CUDA_ARCHITECTURES={sm} && "),
         )
     return None
 

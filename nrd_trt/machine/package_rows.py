@@ -5,8 +5,17 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
-from nrd_trt.engine.plugins import BUILD_COMMAND, VARIABLE, PluginInfo, find_misfit, search_path, wheel_libraries
+from nrd_trt.engine.plugins import (
+    BUILD_COMMAND,
+    VARIABLE,
+    WHEEL,
+    PluginInfo,
+    find_misfit,
+    search_path,
+    wheel_libraries,
+)
 from nrd_trt.machine.findings import Inventory, Row
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA
 from nrd_trt.machine.host import Machine
@@ -150,8 +159,9 @@ def plugin_row(have: Inventory) -> Row:
     name, machine, tensorrt = "Plugin library", have.machine, have.flavours["tensorrt"]
     cache = machine.run(["ldconfig", "-p"]) or machine.run(["/sbin/ldconfig", "-p"])
     tried = search_path(machine.environ, machine.checkout, cache, wheel_libraries(tensorrt.version))
-    path = next((place for place in tried if place.is_file()), None)
-    if path is None:
+    rows = (_library_row(have, place) for place in tried if place.is_file())
+    first = next(rows, None)
+    if first is None:
         if given := machine.environ.get(VARIABLE):
             remedy = f"unset {VARIABLE}   (or set it to the library's path)"
             return Row(name, "missing", f"{VARIABLE}={given}: no such file", remedy)
@@ -159,7 +169,13 @@ def plugin_row(have: Inventory) -> Row:
             return Row(name, "n/a", "none; only TensorRT loads it, which is not installed")
         places = ", ".join([VARIABLE, *map(str, tried), "the loader's path"])
         found = f"none ({places}); engines decode with the function in the ONNX file, with the same masks"
-        return Row(name, "missing", found, BUILD_COMMAND)
+        return Row(name, "missing", found, f"{BUILD_COMMAND}   (or install the wheel {WHEEL})")
+    return first if first.status == "ok" else next((row for row in rows if row.status == "ok"), first)
+
+
+def _library_row(have: Inventory, path: Path) -> Row:
+    """Say whether TensorRT and the GPU can use one library."""
+    name, machine, tensorrt = "Plugin library", have.machine, have.flavours["tensorrt"]
     info = ask(machine, PluginInfo, "-m", "nrd_trt.machine.software", str(path))
     if isinstance(info, str):
         return Row(name, "missing", f"{path}: it cannot be used: {info}", BUILD_COMMAND)

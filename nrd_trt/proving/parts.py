@@ -21,7 +21,7 @@ from nrd_trt.benchmarking.calls import on_device
 from nrd_trt.building.build import build
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.compat import installed_flavours, load_tensorrt
-from nrd_trt.engine.plugins import check_plugin, find_plugin, load_plugin, read_plugin
+from nrd_trt.engine.plugins import check_plugin, load_plugin, take_plugin
 from nrd_trt.errors import BuildError, NrdTrtError, PluginError, RunnerError
 from nrd_trt.figures import Gates
 from nrd_trt.machine.cuda import Cuda, host_view, load_cuda, probe_device
@@ -190,10 +190,11 @@ def prove_flavour(flavour: Flavour, _: Path) -> Figures:
 def prove_plugin(_: Path) -> Figures:
     """Find the plugin library, hold it against TensorRT and the GPU, and load it."""
     tensorrt = load_tensorrt("tensorrt")
+    gpu = probe_device()
+    capability, cuda = (gpu.compute_capability, gpu.cuda) if gpu else (None, None)
+    check = partial(check_plugin, tensorrt=tensorrt, compute_capability=capability, cuda=cuda)
     try:
-        library, gpu = read_plugin(find_plugin(tensorrt=tensorrt.version)), probe_device()
-        capability, cuda = (gpu.compute_capability, gpu.cuda) if gpu else (None, None)
-        check_plugin(library, tensorrt, capability, cuda)
+        library = take_plugin(check, tensorrt=tensorrt.version)
     except PluginError as exc:
         raise NotRunError(str(exc)) from exc
     load_plugin(library, tensorrt)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle
 from nrd_trt.engine.compat import RTX_DEFAULT_TARGETS, installed_flavours, load_tensorrt, version_numbers
 from nrd_trt.engine.options import is_on
-from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, find_plugin, read_plugin
+from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, take_plugin
 from nrd_trt.engine.record import BuilderRecord
 from nrd_trt.errors import BundleError, ConfigError, PluginError, RunnerError
 from nrd_trt.machine.cuda import find_device, probe_device
@@ -134,11 +135,10 @@ def recorded_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary
         BundleError: The bundle does not say which one it was.
     """
     recorded = bundle.record.plugin
-    library = read_plugin(find_plugin(plugin, tensorrt=recorded.tensorrt if recorded else None))
     if recorded is None:
         raise BundleError(f"{bundle.path}: expected the record of its plugin library, got none; rebuild the bundle.")
-    check_recorded(library, recorded, bundle=str(bundle.path), rebuild=_rebuild(bundle))
-    return library
+    check = partial(check_recorded, recorded=recorded, bundle=str(bundle.path), rebuild=_rebuild(bundle))
+    return take_plugin(check, plugin, tensorrt=recorded.tensorrt)
 
 
 def _plan_of(bundle: Bundle, run: RunOptions) -> TrtRunner:

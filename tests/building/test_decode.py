@@ -15,6 +15,7 @@ import pytest
 
 from nrd_trt.building import build as build_module
 from nrd_trt.decode.function import MASK_OP
+from nrd_trt.engine import plugins
 from nrd_trt.engine.bundle import ONNX_FILE, REFERENCE_FILE, read_bundle
 from nrd_trt.engine.plugins import LIBRARY, VARIABLE, read_plugin
 from nrd_trt.errors import ConfigError, PluginError
@@ -81,6 +82,14 @@ def test_plugin_where_it_fits(decode: str, version: str, tmp_path: Path, monkeyp
     model = onnx.load(tmp_path / "a.nrd" / ONNX_FILE)
     assert [function.name for function in model.functions] == [MASK_OP]  # ONNX Runtime runs it still
     assert facts["validation"]["runner"] == "onnxruntime" and facts["passed"]
+
+
+def test_library_that_does_not_fit_hides_none_that_does(
+    trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "places_here", lambda *_: [library(tensorrt="11.1.0"), library()])
+    _, line = stages_of(tmp_path / "a.nrd", builder="tensorrt", decode="auto")
+    assert f"decode as plugin: {library()}" in line
 
 
 def test_function_where_there_is_no_library(trt: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from nrd_trt import benchmark, evaluate, open_bundle, validate
 from nrd_trt.decode.function import MASK_OP
+from nrd_trt.engine import plugins
 from nrd_trt.engine.bundle import PLAN_FILE, read_bundle
 from nrd_trt.engine.plugins import LIBRARY, VARIABLE
 from nrd_trt.errors import ConfigError, MissingDependencyError, PluginError, RunnerError
@@ -78,6 +79,15 @@ def test_another_library_is_refused_with_what_to_do(
         call = f"nrd_trt.build({str(planned)!r}, {str(planned)!r}, builder='tensorrt', decode='plugin', force=True)"
         assert str(caught.value).endswith(f"rebuild with: {call}")
     assert module.registry.loaded == []
+
+
+def test_library_of_the_build_is_found_behind_another_one(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the bundle was built with the wheel's, and the checkout's `plugins/build` was made later."""
+    module = host(monkeypatch)
+    monkeypatch.setattr(plugins, "places_here", lambda *_: [library(2), library()])
+    with make_runner(read_bundle(planned)) as made:
+        assert type(made) is TrtRunner
+        assert module.registry.loaded == [str(library())]
 
 
 @pytest.mark.parametrize("named", [False, True])

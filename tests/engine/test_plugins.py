@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nrd_trt.engine.plugins import (
     VARIABLE,
     PluginInfo,
     PluginLibrary,
+    check_plugin,
     check_recorded,
     find_misfit,
     find_plugin,
@@ -31,6 +33,7 @@ from nrd_trt.engine.plugins import (
     places_here,
     read_plugin,
     search_path,
+    take_plugin,
     wheel_libraries,
 )
 from nrd_trt.errors import PluginError
@@ -153,6 +156,19 @@ def test_named_library_that_is_absent_is_not_searched_past(tmp_path: Path, monke
     for given in (absent, None):
         with pytest.raises(PluginError, match=rf"expected {LIBRARY} at {absent} .*cmake -S plugins"):
             find_plugin(given)
+
+
+@needs_compiler
+def test_search_goes_on_past_a_library_that_does_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.so").write_text("no library")
+    other, right = library(tensorrt="11.4.0"), library()
+    monkeypatch.setattr(plugins, "places_here", lambda *_: [tmp_path / "absent.so", tmp_path / "text.so", other, right])
+    check = partial(check_plugin, tensorrt=tensorrt())
+    assert take_plugin(check).path == right
+    with pytest.raises(PluginError, match=r"built for TensorRT 10 .*install the wheel nrd-trt-plugin, or build it"):
+        take_plugin(check, other)  # what is given is all that is looked at
+    with pytest.raises(PluginError, match=r"text\.so: expected"):  # none does: the first one is told of
+        take_plugin(partial(check_plugin, tensorrt=tensorrt("12.0")))
 
 
 # --- reading
@@ -331,7 +347,11 @@ def test_creators_that_cannot_be_registered_are_an_error(
 @pytest.mark.parametrize(
     ("version", "flavour", "words"),
     [
-        ("11.4.0", "tensorrt", r"expected a library built for TensorRT 11 .* got one for TensorRT 10\.3\.0; build it"),
+        (
+            "11.4.0",
+            "tensorrt",
+            r"expected a library built for TensorRT 11 .* got one for TensorRT 10\.3\.0; install the wheel",
+        ),
         ("10.7.0", "tensorrt-rtx", r"tensorrt-rtx loads no plugins.*decode='onnx'"),
     ],
 )

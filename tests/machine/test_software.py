@@ -63,6 +63,17 @@ def test_library_that_is_found(
         assert (remedy or "") in (found.remedy or "")
 
 
+def test_library_that_fits_is_found_behind_another_one(tmp_path: Path) -> None:
+    (tmp_path / "build").mkdir()
+    other, right = tmp_path / "build" / LIBRARY, tmp_path / LIBRARY
+    other.touch()
+    right.touch()
+    commands = {f"trial {other}": OTHER_MAJOR, f"trial {right}": told()}
+    changes = {"environ": {"LD_LIBRARY_PATH": f"{other.parent}:{tmp_path}"}, "commands": commands}
+    found = row_of(examine(recorded(tmp_path, ORIN, **changes)), "Plugin library")
+    assert (found.status, found.found.split(",")[0]) == ("ok", str(right))
+
+
 def test_child_says_what_the_driver_opens() -> None:
     command = [sys.executable, "-m", "nrd_trt.machine.software", "cuda"]
     done = subprocess.run(
