@@ -73,7 +73,7 @@ class Target:
 
 def look_into(target: str) -> Target:
     """Tell what a file or a stream is; see `decoder_pipeline`."""
-    with closing(open_url(target, live=True) if _is_stream(target) else VideoReader(Path(target))) as reader:
+    with closing(open_url(target, live=True) if is_stream(target) else VideoReader(Path(target))) as reader:
         return Target(codec=reader.codec, flip=reader.quarter_turns % 4, size_hw=reader.facts.size_hw)
 
 
@@ -91,7 +91,7 @@ def decoder_pipeline(target: str, *, codec: str | None = None, flip: int = 0, sc
         VideoError: It cannot be read, or the hardware does not decode it.
         MissingDependencyError: PyAV is not installed.
     """
-    streamed, suffix = _is_stream(target), Path(target).suffix.lower()
+    streamed, suffix = is_stream(target), Path(target).suffix.lower()
     if codec is None:
         found = look_into(target)
         codec, flip = found.codec, found.flip
@@ -110,7 +110,8 @@ def decoder_pipeline(target: str, *, codec: str | None = None, flip: int = 0, sc
     return f"{source} ! {parser} ! nvv4l2decoder ! nvvidconv{turn}{_scaling(scaled_hw)}"
 
 
-def _is_stream(target: str) -> bool:
+def is_stream(target: str) -> bool:
+    """Tell whether a target of `decoder_pipeline` is a URL, not a file."""
     return target.startswith(("rtsp://", "rtsps://"))
 
 

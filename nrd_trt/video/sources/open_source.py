@@ -21,7 +21,7 @@ from nrd_trt.specs import Size, format_size
 from nrd_trt.video.frames import Report, Wanted
 from nrd_trt.video.sources.camera import CaptureReader, camera_name, open_camera
 from nrd_trt.video.sources.gstreamer import PipelineReader, open_gstreamer, pipeline_tokens
-from nrd_trt.video.sources.jetson import CSI_SIZE_HW, csi_pipeline, decoder_pipeline, look_into
+from nrd_trt.video.sources.jetson import CSI_SIZE_HW, csi_pipeline, decoder_pipeline, is_stream, look_into
 from nrd_trt.video.sources.network import SCHEMES, open_url, redacted
 from nrd_trt.video.sources.nvdec import open_on_gpu
 from nrd_trt.video.sources.reader import OpenReader, Reader, ReaderSource
@@ -79,38 +79,83 @@ def _understood(
         return redacted(text), lambda _: open_url(text, live=live), False
     if scheme == "csi" and rest.isdecimal():
         camera = partial(csi_pipeline, int(rest), rate=rate or _RATE)
-        return text, partial(_open_on_jetson, camera, CSI_SIZE_HW, live=live, wanted=wanted), True
+        return text, partial(_Jetson(live, wanted).camera, camera), True
     if scheme == "jetson" and rest:
-        return redacted(text), partial(_open_decoder, rest, live=live, wanted=wanted), False
+        return redacted(text), partial(_Jetson(live, wanted).decoder, rest), False
     if text.isdecimal() or re.match(r"/dev/(video|v4l/)", text):
         device = int(text) if text.isdecimal() else text
         return camera_name(device), lambda _: open_camera(device, rate=rate, live=live is not False), True
     return _on_disk(text, rate, live, wanted)
 
 
-def _open_decoder(target: str, stopped: threading.Event, *, live: bool | None, wanted: Wanted | None) -> Reader:
-    found = look_into(target)
-    pipeline = partial(decoder_pipeline, target, codec=found.codec, flip=found.flip)
-    reader = _open_on_jetson(pipeline, found.size_hw, stopped, live=live, wanted=wanted)
-    reader.facts = replace(reader.facts, decoded_on="nvdec")
-    return reader
+class _Jetson:
+    """Opens what the hardware of a Jetson decodes and scales, or where that fails does it on the CPU, with a note.
 
+    What scaled frames when a source was first opened does so whenever it is opened again: they keep their size.
 
-def _open_on_jetson(
-    pipeline: Callable[..., str], size_hw: Size, stopped: threading.Event, *, live: bool | None, wanted: Wanted | None
-) -> PipelineReader | CaptureReader:
-    """Open a pipeline that can scale pictures of a size by hardware, and does where nobody looks at them."""
-    scaled_hw = None if wanted is None or wanted.pixels else wanted.fitting(size_hw).content_hw
-    # A larger picture would be more to copy. Halved colour needs even sides.
-    if scaled_hw in (None, size_hw) or any(new > old or new % 2 for new, old in zip(scaled_hw, size_hw, strict=True)):
-        return open_gstreamer(pipeline(), live=live, stopped=stopped)
-    reader = open_gstreamer(pipeline(scaled_hw=scaled_hw), live=live, stopped=stopped)
-    note = (
-        f"frames were scaled from {format_size(size_hw)} to {format_size(scaled_hw)} by hardware, whose filter is "
-        f"not that of the CPU; masks have {format_size(size_hw)}."
-    )
-    reader.facts = replace(reader.facts, size_hw=size_hw, scaled=True, note=note)
-    return reader
+    Args:
+        live: See `open_gstreamer`.
+        wanted: See `open_source`.
+    """
+
+    def __init__(self, live: bool | None, wanted: Wanted | None) -> None:
+        self._live, self._wanted = live, wanted
+        self._scales: bool | None = None  # known once something was opened
+
+    def camera(self, pipeline: Callable[..., str], stopped: threading.Event) -> Reader:
+        """Open a CSI camera."""
+        return self._opened(pipeline, CSI_SIZE_HW, stopped)
+
+    def decoder(self, target: str, stopped: threading.Event) -> Reader:
+        """Open a file or stream."""
+        found = look_into(target)
+        pipeline = partial(decoder_pipeline, target, codec=found.codec, flip=found.flip)
+        pipeline()  # what the hardware does not decode at all is an error
+        try:
+            reader = self._opened(pipeline, found.size_hw, stopped)
+        except VideoError as exc:
+            if is_stream(target) or self._scales:
+                raise
+            self._scales = False
+            plain = VideoReader(Path(target), live=bool(self._live))
+            note = f"frames were decoded on the CPU, not by the hardware of a Jetson: {exc}"
+            plain.facts = replace(plain.facts, note=note)
+            return plain
+        reader.facts = replace(reader.facts, decoded_on="nvdec")
+        return reader
+
+    def _opened(
+        self, pipeline: Callable[..., str], size_hw: Size, stopped: threading.Event
+    ) -> PipelineReader | CaptureReader:
+        """Open a pipeline that can scale pictures of a size by hardware, and does where nobody looks at them."""
+        scaled_hw, note = self._scaled_hw(size_hw), None
+        if scaled_hw is not None and self._scales is not False:
+            try:
+                reader = open_gstreamer(pipeline(scaled_hw=scaled_hw), live=self._live, stopped=stopped)
+            except VideoError as exc:
+                if self._scales:
+                    raise
+                note = f"frames were scaled on the CPU, not by the hardware of a Jetson: {exc}"
+            else:
+                self._scales = True
+                said = (
+                    f"frames were scaled from {format_size(size_hw)} to {format_size(scaled_hw)} by hardware, whose "
+                    f"filter is not that of the CPU; masks have {format_size(size_hw)}."
+                )
+                reader.facts = replace(reader.facts, size_hw=size_hw, scaled=True, note=said)
+                return reader
+        reader = open_gstreamer(pipeline(), live=self._live, stopped=stopped)
+        self._scales = bool(self._scales)
+        reader.facts = replace(reader.facts, note=note)
+        return reader
+
+    def _scaled_hw(self, size_hw: Size) -> Size | None:
+        """Return what pictures are scaled to, or None: a larger one would be more to copy, halved colour is even."""
+        if self._wanted is None or self._wanted.pixels:
+            return None
+        scaled_hw = self._wanted.fitting(size_hw).content_hw
+        unfit = any(new > old or new % 2 for new, old in zip(scaled_hw, size_hw, strict=True))
+        return None if unfit or scaled_hw == size_hw else scaled_hw
 
 
 def _on_disk(

@@ -18,6 +18,7 @@ from nrd_trt.runtime.engine import open_bundle
 from nrd_trt.specs import Fit, InputShape, Size
 from nrd_trt.video.frames import Wanted
 from nrd_trt.video.sources import open_source as module
+from nrd_trt.video.sources import reader
 from nrd_trt.video.sources.jetson import csi_pipeline, decoder_pipeline
 from nrd_trt.video.sources.open_source import open_source
 from tests.artefacts import bundle
@@ -206,3 +207,77 @@ def test_films_of_phones_stand_upright(tmp_path: Path, started: list[str], quart
                 assert [pair for pair in CORNERS if other.rgb[pair].min() > 200] == [
                     pair for pair in CORNERS if one.rgb[pair].min() > 200
                 ]
+
+
+# --- where the hardware fails ---------------------------------------------------------------------------------------
+
+
+def scaling() -> Wanted:
+    return wanted(lambda size_hw: fitting_of(size_hw, SHAPE, "resize"))
+
+
+def test_without_the_scaler_frames_are_scaled_on_the_cpu_and_that_is_said(
+    tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SOFTWARE, "nvvidconv interpolation-method=2", "absentscaler")
+    options: Any = {"runner": "onnxruntime", "threads": 1, "progress": False}
+    run = nrd_trt.segment_video(f"jetson://{film(tmp_path)}", tmp_path / "masks", bundle(), **options)
+    assert (run.frames, run.size_hw, run.decoded_on, len(started)) == (4, SIZE_HW, "nvdec", 2)
+    (note,) = run.notes
+    assert note.startswith("frames were scaled on the CPU, not by the hardware of a Jetson: ")
+    assert "absentscaler" in note.partition("GStreamer says: ")[2]
+    with open_source("csi://0", wanted=scaling()) as source:
+        assert (source.info.size_hw, source.info.scaled) == ((1080, 1920), False)
+        assert "absentscaler" in (source.info.note or "")
+
+
+@pytest.mark.parametrize("live", [None, True])
+def test_without_the_decoder_a_file_is_decoded_on_the_cpu_and_that_is_said(
+    tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch, live: bool | None
+) -> None:
+    monkeypatch.setitem(SOFTWARE, "nvv4l2decoder", "absentdecoder")
+    with open_source(f"jetson://{film(tmp_path)}", wanted=scaling(), live=live) as source:
+        info = source.info
+        assert (info.size_hw, info.scaled, info.decoded_on, info.live) == (SIZE_HW, False, "cpu", live is True)
+        assert (info.note or "").startswith("frames were decoded on the CPU, not by the hardware of a Jetson: ")
+        assert "absentdecoder" in (info.note or "").partition("GStreamer says: ")[2]
+        assert [frame.rgb.shape[:2] for frame in itertools.islice(source, 4)] == [SIZE_HW] * 4
+
+
+def test_what_is_absent_is_named_by_the_error(
+    tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SOFTWARE, "nvarguscamerasrc sensor-id=0", "absentcamera")
+    with (
+        pytest.raises(VideoError, match=r"GStreamer says: .*absentcamera"),
+        open_source("csi://0", wanted=scaling()),
+    ):
+        pass
+    with (
+        pytest.raises(VideoError, match=r"none.mp4: expected a video, there is no such file; check the path\.$"),
+        open_source(f"jetson://{tmp_path}/none.mp4", wanted=scaling()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("fails", "shape"), [(1, (1080, 1920, 3)), (2, (64, 96, 3))])
+def test_a_camera_that_comes_back_keeps_the_size_of_its_frames(
+    started: list[str], monkeypatch: pytest.MonkeyPatch, fails: int, shape: tuple[int, ...]
+) -> None:
+    """The scaler fails once, at the first opening or at the second."""
+    start, scaled = module.open_gstreamer, []
+
+    def fail_once(pipeline: str, **options: Any) -> Any:
+        scaled.append("interpolation" in pipeline)
+        if scaled[-1] and scaled.count(True) == fails:
+            raise VideoError("the scaler is busy.")
+        return start(pipeline, **options)
+
+    monkeypatch.setattr(module, "open_gstreamer", fail_once)
+    monkeypatch.setattr(reader, "_FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(reader, "_LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setitem(SOFTWARE, "nvarguscamerasrc sensor-id=0", "videotestsrc num-buffers=2")
+    with open_source("csi://0", wanted=scaling(), live=True, report=lambda _: None) as source:
+        assert {frame.rgb.shape for frame in itertools.islice(source, 4)} == {shape}
+        assert source.reconnects == 1
+    assert scaled == ([True, False, False] if fails == 1 else [True, True, True])
