@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nrd_trt.benchmarking.calls import on_device, profile_layers, timed_call, watch_device
+from nrd_trt.benchmarking.calls import Timed, on_device, profile_layers, timed_call, watch_device
 from nrd_trt.benchmarking.notes import (
     arithmetic_notes,
     comparison_notes,
@@ -28,7 +28,7 @@ from nrd_trt.benchmarking.notes import (
 )
 from nrd_trt.benchmarking.plot import check_plot, write_plot
 from nrd_trt.benchmarking.record import Benchmark, BenchmarkRow, LayerTime
-from nrd_trt.benchmarking.timing import Call, Timing, peak_memory_mib, time_at_once, time_in_turn
+from nrd_trt.benchmarking.timing import Call, Latency, Timing, peak_memory_mib, time_at_once, time_in_turn
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError
@@ -128,8 +128,10 @@ def benchmark(
         cuda_graph: Whether a device's runner replays a CUDA graph; None leaves the choice to the runner.
         device: See `nrd_trt.open_bundle`.
         warmup: Untimed calls of each.
-        runs: Timed calls of each, at the least; 3 + 20 calls are too few for p99, which means something from 100 on.
-        duration: Seconds of timed calls of each, at the least; None or 0 goes by `runs` alone.
+        runs: Timed calls of each, at the least, and on a device as many for the engine alone after them; 3 + 20 calls
+            are too few for p99, which means something from 100 on.
+        duration: Seconds of timed calls of each, at the least, and as many for the engine alone; None or 0 goes by
+            `runs`.
         streams: Calls at a time, each on a thread with an engine of its own, on a device with its own execution
             context, CUDA stream and memory, weights included. For one source; latencies are then those under load.
         batch: Images per call.
@@ -239,8 +241,12 @@ def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> tu
         watched = any(on_device(target.engine.runner) for target in targets)
         monitor, device, instrument_notes = watch_device(stack) if watched else (None, None, ())
         timed = [_enter(stack, target, calls) for target in targets]
-        timings = _time(timed, calls, monitor, progress=progress)
+        timings = _time([[one.whole for one in row] for row in timed], calls, monitor, progress=progress)
         load_after, log = load_average(), monitor.finish() if monitor is not None else None
+        timings = [
+            replace(timing, gpu_compute=gpu_compute)
+            for timing, gpu_compute in zip(timings, _gpu_compute(timed, calls, progress=progress), strict=True)
+        ]
         measured = [_finish(*one, calls) for one in zip(targets, timed, timings, strict=True)]
     shared = _Conditions(
         host=host,
@@ -254,8 +260,8 @@ def _measure(targets: Sequence[_Target], calls: _Calls, *, progress: bool) -> tu
     return tuple(_row(one, timings[0], shared, calls) for one in measured)
 
 
-def _enter(stack: ExitStack, target: _Target, calls: _Calls) -> list[Call]:
-    """Enter the runners of a target and return the call of each."""
+def _enter(stack: ExitStack, target: _Target, calls: _Calls) -> list[Timed]:
+    """Enter the runners of a target and return the calls of each."""
     image = target.engine.feed(street_scene(0, target.size).image)["image"][:1]
     feed = {"image": np.repeat(image, calls.batch, axis=0)}
     made = []
@@ -289,12 +295,20 @@ def _time(
     return [*timings.values()]
 
 
-def _finish(target: _Target, timed: Sequence[Call], timing: Timing, calls: _Calls) -> _Measured:
+def _gpu_compute(timed: Sequence[Sequence[Timed]], calls: _Calls, *, progress: bool) -> list[Latency | None]:
+    """Time the engines of all targets on a device alone, as often and as long as their calls were timed."""
+    alone = [[one.alone for one in row if one.alone is not None] for row in timed]
+    there = [row for row in alone if row]
+    found = iter(_time(there, replace(calls, warmup=0), None, progress=progress) if there else ())
+    return [next(found).gpu_compute if row else None for row in alone]
+
+
+def _finish(target: _Target, timed: Sequence[Timed], timing: Timing, calls: _Calls) -> _Measured:
     """Look at what was run, and profile it where that was asked for."""
     runner, layers, graph = target.engine.runner, None, None
     if on_device(runner):
         graph = runner.cuda_graph
-        layers = profile_layers(runner, timed[0], runs=calls.runs) if calls.profile else None
+        layers = profile_layers(runner, timed[0].whole, runs=calls.runs) if calls.profile else None
     return _Measured(target=target, timing=timing, cuda_graph=graph, layers=layers)
 
 

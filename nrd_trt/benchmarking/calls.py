@@ -1,4 +1,4 @@
-"""One run of a runner, as it is timed: on host arrays, or on a device with events around the engine's work.
+"""One run of a runner, as it is timed: on host arrays, or on a device, where events time the engine alone too.
 
 A runner on a device is told by what `nrd_trt.runtime.base.DeviceRunner` has beyond the Runner contract. Every part of a
 run is a range of NVTX where the package is installed.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeGuard
 
@@ -25,6 +26,19 @@ from nrd_trt.runtime.buffers import Buffer
 from nrd_trt.specs import Provider
 
 Feed = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """What is timed of a runner; its calls may come from any thread, one at a time.
+
+    Attributes:
+        whole: Runs once, with a device's copies where they are timed.
+        alone: Tells what the engine takes on the device; None without one.
+    """
+
+    whole: Call
+    alone: Call | None = None
 
 
 def watch_device(stack: ExitStack) -> tuple[DeviceMonitor | None, ProbedDevice | None, Sequence[str]]:
@@ -50,11 +64,11 @@ def on_device(runner: Runner) -> TypeGuard[DeviceRunner]:
 
 def timed_call(
     stack: ExitStack, runner: Runner, feed: Feed, *, copies: bool | None, cuda: Provider, target: str
-) -> Call:
-    """Return the call to time on an entered runner; it may be called on any thread, on one at a time.
+) -> Timed:
+    """Return the calls to time on an entered runner.
 
     Args:
-        stack: Frees what the call holds on the device; closed on this thread, before the runner is left.
+        stack: Frees what the calls hold on the device; closed on this thread, before the runner is left.
         runner: The runner, entered.
         feed: Its input on the host.
         copies: Whether a device's copies from and to the host are timed; None is True.
@@ -64,12 +78,8 @@ def timed_call(
     Raises:
         RunnerError: The device has no room for input and output.
     """
-    if on_device(runner):
-        call = stack.enter_context(_device_call(runner, feed, copies=copies is not False, cuda=cuda))
-    else:
-        call = partial(call_on_host, runner, feed)
 
-    def guarded() -> Times:
+    def guarded(call: Call) -> Times:
         try:
             return call()
         except (NrdTrtError, RuntimeError, MemoryError) as exc:  # out of memory is a RuntimeError in most backends
@@ -78,7 +88,11 @@ def timed_call(
                 "Validate it, or try a smaller size= or batch=."
             ) from exc
 
-    return guarded
+    if not on_device(runner):
+        return Timed(whole=partial(guarded, partial(call_on_host, runner, feed)))
+    device = stack.enter_context(_opened(runner, feed, cuda))
+    whole = device.call_without_copies if copies is False else device.call
+    return Timed(whole=partial(guarded, whole), alone=partial(guarded, device.call_alone))
 
 
 def call_on_host(runner: Runner, feed: Feed) -> Times:
@@ -112,21 +126,17 @@ def profile_layers(runner: DeviceRunner, call: Call, *, runs: int) -> tuple[Laye
 
 
 @contextmanager
-def _device_call(runner: DeviceRunner, feed: Feed, *, copies: bool, cuda: Provider) -> Iterator[Call]:
-    """Yield the call that copies to the device, runs there between two events, and copies back, on one stream.
-
-    Without copies the feed lies on the device already and the outputs stay there.
-    """
+def _opened(runner: DeviceRunner, feed: Feed, cuda: Provider) -> Iterator[_Device]:
+    """Yield the calls on a device, with the feed there."""
     with open_cuda(cuda) as opened, ExitStack() as stack:
-        device = _Device(opened, stack, runner, feed)
-        yield partial(device.call if copies else device.call_without_copies, runner)
+        yield _Device(opened, stack, runner, feed)
 
 
 class _Device:
-    """Memory, stream and events of a call."""
+    """Calls of a runner on one stream, with their memory and events."""
 
     def __init__(self, cuda: Cuda, stack: ExitStack, runner: DeviceRunner, feed: Feed) -> None:
-        self._cuda, self._feed = cuda, feed
+        self._cuda, self._runner, self._feed = cuda, runner, feed
         self._stream = cuda.create_stream()
         stack.callback(cuda.destroy_stream, self._stream)
         self._start, self._end = cuda.create_event(timed=True), cuda.create_event(timed=True)
@@ -146,43 +156,59 @@ class _Device:
             for name, array in feed.items()
         }
 
-    def call(self, runner: DeviceRunner) -> Times:
+    def call(self) -> Times:
         """Run once from the host and back to it."""
         with self._cuda.current():
             begin = time.perf_counter()
             with nvtx_range("upload"):
                 self._upload()
-            outputs, enqueue_ms = self._enqueue(runner)
+            outputs, enqueue_ms = self._enqueue()
             with nvtx_range("download"):
                 for name in outputs:
                     self._buffers[name].download(self._stream)
             self._wait()
             for name, tensor in outputs.items():
                 self._buffers[name].read(tensor.shape, tensor.dtype)  # as a runner does: a fresh array
-            return self._times(begin, enqueue_ms)
+            return Times(latency_ms=_ms_since(begin), enqueue_ms=enqueue_ms)
 
-    def call_without_copies(self, runner: DeviceRunner) -> Times:
+    def call_without_copies(self) -> Times:
         """Run once on the device."""
         with self._cuda.current():
             begin = time.perf_counter()
-            _, enqueue_ms = self._enqueue(runner)
+            _, enqueue_ms = self._enqueue()
             self._wait()
-            return self._times(begin, enqueue_ms)
+            return Times(latency_ms=_ms_since(begin), enqueue_ms=enqueue_ms)
+
+    def call_alone(self) -> Times:
+        """Run twice on the device, without a wait in between, and time the second run there.
+
+        On an idle stream the first event would have its time at once and that of the host's queueing be taken for the
+        engine's. The first run keeps the device busy until the second is queued, unless queueing takes longer than it.
+        """
+        with self._cuda.current(), nvtx_range("alone"):
+            begin = time.perf_counter()
+            self._infer()
+            self._cuda.record_event(self._start, self._stream)
+            self._infer()
+            self._cuda.record_event(self._end, self._stream)
+            self._cuda.synchronize(self._stream)
+            latency_ms = _ms_since(begin)
+            return Times(latency_ms=latency_ms, gpu_compute_ms=self._cuda.elapsed_ms(self._start, self._end))
 
     def _upload(self) -> None:
         for name, array in self._feed.items():
             self._buffers[name].fill(array)
             self._buffers[name].upload(self._stream)
 
-    def _enqueue(self, runner: DeviceRunner) -> tuple[dict[str, DeviceTensor], float]:
-        """Queue the engine's work between the two events; return its outputs and what that took."""
-        self._cuda.record_event(self._start, self._stream)
+    def _infer(self) -> dict[str, DeviceTensor]:
+        return self._runner.infer_device(self._inputs, self._stream, self._place)
+
+    def _enqueue(self) -> tuple[dict[str, DeviceTensor], float]:
+        """Queue the engine's work; return its outputs and what that took."""
         begin = time.perf_counter()
         with nvtx_range("enqueue"):
-            outputs = runner.infer_device(self._inputs, self._stream, self._place)
-        enqueue_ms = _ms_since(begin)
-        self._cuda.record_event(self._end, self._stream)
-        return outputs, enqueue_ms
+            outputs = self._infer()
+        return outputs, _ms_since(begin)
 
     def _place(self, name: str, nbytes: int) -> int:
         self._buffers[name].reserve(nbytes)
@@ -191,11 +217,6 @@ class _Device:
     def _wait(self) -> None:
         with nvtx_range("wait"):
             self._cuda.synchronize(self._stream)
-
-    def _times(self, begin: float, enqueue_ms: float) -> Times:
-        latency_ms = _ms_since(begin)
-        gpu_compute_ms = self._cuda.elapsed_ms(self._start, self._end)
-        return Times(latency_ms=latency_ms, gpu_compute_ms=gpu_compute_ms, enqueue_ms=enqueue_ms)
 
 
 def _ms_since(begin: float) -> float:

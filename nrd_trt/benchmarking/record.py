@@ -7,9 +7,9 @@ object, several give ``{"results": [...]}`` with an object for each, in their or
   what was run, and how. ``plan_ran`` is null where there is no plan. ``runs`` counts the timed calls of all streams;
   ``size`` is ``"HxW"``.
 - ``latency_ms {p50, p90, p99, mean, min}``: from an image on the host to the mask on the host, both on the device
-  where ``copies`` is ``"excluded"``. ``gpu_compute_ms``, of the same keys: between CUDA events around the engine's
-  work, which leaves copies out. ``enqueue_ms``: what it took the host to queue that work. Both are null without a
-  device.
+  where ``copies`` is ``"excluded"``. ``enqueue_ms``, of the same keys: what it took the host to queue the engine's
+  work. ``gpu_compute_ms``: between CUDA events around that work, in runs after the timed calls, without copies and each
+  queued behind another run. Both are null without a device.
 - ``timed_s throughput_fps ratio``: time of the timed calls, images per second of it, p50 of the first source over that
   of this one. Calls of several streams run at once, and ``timed_s`` is then from the first start to the last end.
 - ``energy {joules, watts, frames_per_joule, source}``: of the timed calls, idle power included; null where it was not

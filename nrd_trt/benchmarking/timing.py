@@ -20,12 +20,12 @@ _LOOK_EVERY_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """What one call took; None where there is no device.
+    """What one call took; None for what it does not tell.
 
     Attributes:
         latency_ms: From begin to end, for who called.
-        gpu_compute_ms: On the device, between events around the engine's work.
-        enqueue_ms: What it took the host to queue that work.
+        gpu_compute_ms: On the device, between events around the engine's work, which was queued behind other work.
+        enqueue_ms: What it took the host to queue the engine's work.
     """
 
     latency_ms: float
@@ -92,7 +92,7 @@ class Timing:
 
     Attributes:
         latency: From begin to end of each call.
-        gpu_compute: What the engine alone took on the device; None without a device.
+        gpu_compute: What the engine alone took on the device, in runs of their own; None where it was not timed.
         enqueue: What the host took to queue the engine; None without a device.
         seconds: What the calls took together; for calls at the same time this is from the first begin to the last end.
     """

@@ -1,4 +1,4 @@
-"""`benchmark` on plans: the real binding on the fake driver, whose things take half a millisecond each."""
+"""`benchmark` on plans: the real binding on the fake driver, where a copy or a run takes the GPU half a millisecond."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from tests.runtime.bench import Bench, runner
 from tests.runtime.fake_cuda import LAYERS, NOT_SUPPORTED, FakeDriver, FakeEngine
 
 IMAGE_BYTES = 64 * 96 * 3
-COMPUTE_MS = 4 * 0.5
-"""Behind the first event there are the engine, the runner's wait before and event after it, and the second event."""
+COMPUTE_MS = 0.5
 
 
 @pytest.fixture
@@ -56,9 +55,11 @@ def test_device_run_is_stamped_and_an_absent_instrument_named(run: Run, bench: B
     assert (row.device, row.energy, row.doubtful, row.notes) == (None, None, False, ("no NVML",))
 
 
+@pytest.mark.parametrize("integrated", [False, True])
 @pytest.mark.parametrize("options", [{}, {"copies": False}, {"cuda_graph": False}])
-def test_gpu_compute_is_the_engine_alone(options: dict[str, Any], run: Run, bench: Bench) -> None:
-    """Copies are not between the two events; the host looks at its clock in turn."""
+def test_gpu_compute_is_the_engine_alone(options: dict[str, Any], integrated: bool, run: Run, bench: Bench) -> None:
+    """Neither copies nor what the host takes to queue the run are in it; the host looks at its clock in turn."""
+    bench.cuda.set(integrated=integrated)
     row = run(runner(), probe=FakeProbe(), **{"warmup": 2, **options}).to_dict()
     for name, milliseconds in (("gpu_compute_ms", COMPUTE_MS), ("enqueue_ms", 4.0), ("latency_ms", 12.0)):
         expected = dict.fromkeys(("p50", "p90", "p99", "mean", "min"), milliseconds)
@@ -135,8 +136,8 @@ def test_comparison(run: Run, bench: Bench, tmp_path: Path) -> None:
     assert header.split() == names.split()
     assert first.split()[1:] == ["pretender", "fp32", "64x96", *["4.000"] * 5, "250.000", "1.00"]
     assert second.split()[1:] == ["tensorrt", "fp32", "64x96", *["12.000"] * 5, "83.333", "0.33"]
-    assert compute.split() == ["GPU", "compute", *["2.000"] * 5] and enqueue.split() == ["enqueue", *["4.000"] * 5]
-    assert {compute.index("2.000"), enqueue.index("4.000")} == {second.index("12.000") + 1}  # below each other
+    assert compute.split() == ["GPU", "compute", *["0.500"] * 5] and enqueue.split() == ["enqueue", *["4.000"] * 5]
+    assert {compute.index("0.500"), enqueue.index("4.000")} == {second.index("12.000") + 1}  # below each other
     assert "energy is not told of several sources" in shared
     assert "3 calls each" in conditions and "load 0.5 before" in conditions
     assert "copies included, with a CUDA graph" in device
@@ -178,7 +179,8 @@ def test_streams_run_at_once_in_contexts_of_their_own(copies: bool, run: Run, be
     streams = {call[-1] for call in queued}
     assert (row.streams, len(streams), len(bench.engines)) == (3, 3, 3)
     assert row.runs >= 3 * 5
-    assert row.runs == len(row.timing.gpu_compute.samples_ms) == len(row.timing.enqueue.samples_ms)
+    assert row.runs == len(row.timing.enqueue.samples_ms)
+    assert len(row.timing.gpu_compute.samples_ms) >= 3 * 5
     assert row.throughput_fps == row.runs / row.timing.seconds
     assert {name.split("_")[0] for name in bench.cuda.threads} == {"MainThread", "stream"}
     text = "\n".join(table([row]))
@@ -251,7 +253,7 @@ def test_parts_of_a_call_are_ranges_where_nvtx_is_installed(
     monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(annotate=annotate))
     run(runner(), probe=FakeProbe(), warmup=0, runs=1)
     run(HostRunner(), warmup=0, runs=1)
-    assert ranges == [("nrd_trt", name) for name in ("upload", "enqueue", "download", "wait", "infer")]
+    assert ranges == [("nrd_trt", name) for name in ("upload", "enqueue", "download", "wait", "alone", "infer")]
     optional._annotation.cache_clear()
     monkeypatch.setitem(sys.modules, "nvtx", None)
     assert optional.nvtx_range("a") is optional.nvtx_range("b")  # nothing is made where there is nothing to show it

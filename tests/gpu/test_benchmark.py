@@ -30,7 +30,9 @@ def test_figures_fit_together(streams: int, copies: bool) -> None:
     ).rows
     compute, enqueue = row.timing.gpu_compute, row.timing.enqueue
     assert compute is not None and enqueue is not None
-    assert 0 < compute.p50 < row.latency.p50 and 0 < enqueue.p50 < row.latency.p50
+    assert compute.p50 > 0 and 0 < enqueue.p50 < row.latency.p50
+    if streams == 1:  # several have more in flight while the engine is timed alone than while the calls are
+        assert compute.p50 < row.latency.p50
     assert row.runs >= 50 * streams
 
 

@@ -8,6 +8,10 @@
  * CUDA_ERROR_UNKNOWN, whose text says what was wrong, and fake_violation() keeps the first one. Freed memory is poisoned
  * and never reused. What the driver itself refuses has the driver's code.
  *
+ * Time: every call takes the host 20 microseconds, and every copy and run takes the device half a millisecond, from when
+ * it was queued or, where that is later, from when what it comes after has ended. An event on an idle stream therefore
+ * has the time at which the host recorded it.
+ *
  * cuda.h declares every function below, so the compiler holds each prototype against NVIDIA's; what begins with fake_
  * is for the tests.
  */
@@ -21,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { CALL_US = 20, WORK_US = 500 };
 enum { MAX_SHOWN = 8, MAX_USES = 8, MAX_RECORDED = 64, MAX_DEPTH = 32, MAX_FAILURES = 8 };
 
 typedef enum { CONTEXT, DEVICE, HOST, STREAM, EVENT, GRAPH, EXEC, ENGINE, DEFAULT_STREAM, KINDS } Kind;
@@ -44,7 +49,7 @@ typedef struct Node {
     int n_uses;
     struct Node *after[2]; /* what was on the stream before, and what an event stands for */
     bool done;
-    int stamp;
+    long queued_us, ended_us;
     unsigned visit;
 } Node;
 
@@ -92,7 +97,8 @@ static struct { int devices, version, integrated, initialised; } machine;
 static int shown[MAX_SHOWN], n_shown; /* what CUDA_VISIBLE_DEVICES left of the devices */
 static Object **objects;
 static Node **nodes;
-static int n_objects, n_nodes, n_failures, retained, stamps;
+static int n_objects, n_nodes, n_failures, retained;
+static long now_us; /* the host's clock */
 static unsigned epoch, visits;
 static Failure failures[MAX_FAILURES];
 static Object the_primary, *const primary = &the_primary;
@@ -127,6 +133,7 @@ static CUresult refused(const char *name) {
     do {                                        \
         CUresult code_ = refused(__func__);     \
         if (code_ != CUDA_SUCCESS) return code_; \
+        now_us += CALL_US;                      \
     } while (0)
 #define CHECK(call)                              \
     do {                                         \
@@ -225,22 +232,31 @@ static bool is_behind(Node *node, const Node *other) {
 
 static CUresult finish(Node *node) {
     if (!node || node->done) return CUDA_SUCCESS;
+    node->ended_us = node->queued_us;
     for (int i = 0; i < 2; i++) {
         CHECK(finish(node->after[i]));
+        if (node->after[i] && node->after[i]->ended_us > node->ended_us) node->ended_us = node->after[i]->ended_us;
         node->after[i] = NULL;
     }
     if (node->size && (!block_of((uintptr_t)node->to) || !block_of((uintptr_t)node->from)))
         return violated("%s with freed memory", node->name);
     if (node->size) memcpy(node->to, node->from, node->size);
     if (node->work) node->work(node->data);
-    node->done = true, node->stamp = ++stamps;
+    if (node->size || node->work) node->ended_us += WORK_US;
+    return node->done = true, CUDA_SUCCESS;
+}
+
+/* The host waits. */
+static CUresult await(Node *node) {
+    CHECK(finish(node));
+    if (node && node->ended_us > now_us) now_us = node->ended_us;
     return CUDA_SUCCESS;
 }
 
 static CUresult push(Object *stream, Node made) {
     Node *node = malloc(sizeof *node);
     *node = made;
-    node->after[0] = stream->last;
+    node->after[0] = stream->last, node->queued_us = now_us;
     for (int i = 0; i < n_nodes; i++)
         for (int a = 0; !nodes[i]->done && a < nodes[i]->n_uses; a++)
             for (int b = 0; b < node->n_uses; b++) {
@@ -458,7 +474,7 @@ CUresult CUDAAPI cuCtxGetDevice(CUdevice *device) {
 CUresult CUDAAPI cuCtxSynchronize(void) {
     IN_CONTEXT;
     CHECK(unsafe());
-    for (int i = 0; i < n_nodes; i++) CHECK(finish(nodes[i])); /* those of other contexts too, which harms nothing here */
+    for (int i = 0; i < n_nodes; i++) CHECK(await(nodes[i])); /* those of other contexts too, which harms nothing here */
     return CUDA_SUCCESS;
 }
 
@@ -570,7 +586,7 @@ CUresult CUDAAPI cuStreamSynchronize(CUstream handle) {
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
     if (stream->capturing) return stream->broken = true, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     CHECK(unsafe());
-    return finish(stream->last);
+    return await(stream->last);
 }
 
 CUresult CUDAAPI cuStreamDestroy_v2(CUstream handle) {
@@ -612,7 +628,7 @@ CUresult CUDAAPI cuEventSynchronize(CUevent handle) {
     Object *event = find(EVENT, handle);
     if (!event) return CUDA_ERROR_INVALID_HANDLE;
     CHECK(unsafe());
-    return event->last ? finish(event->last) : violated("a wait for an event that was never recorded");
+    return event->last ? await(event->last) : violated("a wait for an event that was never recorded");
 }
 
 CUresult CUDAAPI cuEventElapsedTime(float *ms, CUevent from, CUevent to) {
@@ -621,7 +637,7 @@ CUresult CUDAAPI cuEventElapsedTime(float *ms, CUevent from, CUevent to) {
     if (!start || !end || (start->flags | end->flags) & CU_EVENT_DISABLE_TIMING) return CUDA_ERROR_INVALID_HANDLE;
     if (!start->last || !end->last) return CUDA_ERROR_INVALID_HANDLE;
     if (!start->last->done || !end->last->done) return CUDA_ERROR_NOT_READY;
-    return *ms = (float)(end->last->stamp - start->last->stamp) / 2, CUDA_SUCCESS; /* half a millisecond for each thing */
+    return *ms = (float)(end->last->ended_us - start->last->ended_us) / 1000, CUDA_SUCCESS;
 }
 
 CUresult CUDAAPI cuEventDestroy_v2(CUevent handle) {
@@ -820,6 +836,7 @@ CUresult fake_queue(Object *engine, CUstream handle, void (*work)(void *), void 
     Object *stream = stream_of(handle);
     if (!find(ENGINE, engine)) return violated("an engine runs after it was closed, or in another CUDA context");
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+    now_us += CALL_US;
     if (!engine->runs++) CHECK(unsafe());
     if (n > MAX_USES - 2) return violated("an engine with too many tensors");
     Node node = {.name = "engine", .work = work, .data = data, .n_uses = n + 1};
