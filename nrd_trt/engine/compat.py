@@ -278,6 +278,15 @@ class ConfigOptions:
             )
 
 
+def rtx_makes_plans_for(capability: str) -> bool:
+    """Whether TensorRT-RTX makes plans of these networks for a GPU: for its default targets and what comes later.
+
+    7.5 can be named as a target; the compiler (1.7) says "FP32 GEMM is not supported" there, and the decode has one.
+    """
+    newest = version_numbers(RTX_DEFAULT_TARGETS[-1])
+    return capability in RTX_DEFAULT_TARGETS or version_numbers(capability) >= newest
+
+
 def version_numbers(version: str) -> tuple[int, ...]:
     """Return the numbers that a version starts with: ``"10.13.2.post1"`` is ``(10, 13, 2)``."""
     leading = re.match(r"\d+(\.\d+)*", version)

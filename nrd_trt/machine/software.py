@@ -27,7 +27,7 @@ from nrd_trt.machine.host import Machine
 
 DISTRIBUTIONS = {name: (f"{name}-cu13", f"{name}-cu12", name) for name in ("tensorrt", "tensorrt-rtx", "tensorrt-lean")}
 """Distributions that bring a flavour of TensorRT, the one for CUDA 13 first."""
-_OLDEST_RTX = (7, 5)
+_OLDEST_RTX = (8, 0)  # see `nrd_trt.engine.compat.rtx_makes_plans_for`
 
 _T = TypeVar("_T")
 _Package = TypeVar("_Package", bound="Package")
@@ -158,9 +158,10 @@ def _judged(found: Flavour, graphics: Graphics, *, knows_gpu: bool | None) -> Fl
         branch = DRIVER_OF_CUDA.get(major, 580)
         why = f"made for CUDA {major}, the driver supports {graphics.cuda}: driver {branch} or newer is needed"
         return replace(found, runs=False, why=why)
-    if found.name == "tensorrt-rtx" and knows_gpu is False:
-        old = tuple(map(int, (gpu.compute_capability or "99.0").split("."))) < _OLDEST_RTX
-        why = f"compute capability {gpu.compute_capability} of {gpu.name} is not among its targets"
+    old = tuple(map(int, (gpu.compute_capability or "99.0").split("."))) < _OLDEST_RTX
+    if found.name == "tensorrt-rtx" and (old or knows_gpu is False):
+        reason = "is not among its targets" if knows_gpu is False else "is one that it compiles no fp32 products for"
+        why = f"compute capability {gpu.compute_capability} of {gpu.name} {reason}"
         return replace(found, runs=False if old else None, why=why)
     return replace(found, runs=True, why=f"on {gpu.name}")
 

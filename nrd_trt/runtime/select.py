@@ -9,7 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle
-from nrd_trt.engine.compat import RTX_DEFAULT_TARGETS, installed_flavours, load_tensorrt, version_numbers
+from nrd_trt.engine.compat import (
+    RTX_DEFAULT_TARGETS,
+    installed_flavours,
+    load_tensorrt,
+    rtx_makes_plans_for,
+    version_numbers,
+)
 from nrd_trt.engine.options import is_on
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, take_plugin
 from nrd_trt.engine.record import BuilderRecord
@@ -239,7 +245,13 @@ def this_host(flavour: str) -> PlanHost:
 
 
 def rebuild_call(bundle: Path, builder: str, decode: str = "auto") -> str:
-    """Return the call that makes the plan of a bundle anew on the machine where it is run."""
+    """Return the call that makes the plan of a bundle anew on the machine where it is run.
+
+    Where TensorRT-RTX makes no plan for the GPU here, it is TensorRT that does.
+    """
+    device = probe_device() if builder == "tensorrt-rtx" else None
+    if device is not None and device.compute_capability and not rtx_makes_plans_for(device.compute_capability):
+        builder = "tensorrt"
     plugin = ", decode='plugin'" if decode == "plugin" and builder == "tensorrt" else ""
     return f"nrd_trt.build({str(bundle)!r}, {str(bundle)!r}, builder={builder!r}{plugin}, force=True)"
 
@@ -279,7 +291,9 @@ def host_mismatches(built: BuilderRecord, host: PlanHost) -> list[str]:
     if not built.version_compatible:
         pairs.append(("TensorRT version", built.version or "none", host.version))
     if host.compute_capability is not None and not _runs_on(built, host.compute_capability):
-        pairs.append(("compute capability", _targets_text(built), host.compute_capability))
+        never = built.name == "tensorrt-rtx" and not rtx_makes_plans_for(host.compute_capability)
+        here = f"{host.compute_capability}, for which TensorRT-RTX makes no plan" if never else host.compute_capability
+        pairs.append(("compute capability", _targets_text(built), here))
     lines = [f"{name}: built for {wanted}, this is {got}" for name, wanted, got in pairs if wanted != got]
     if host.compute_capability is not None:
         return lines
@@ -312,9 +326,7 @@ def _runs_on(built: BuilderRecord, capability: str) -> bool:
     """Whether a plan that was built so runs on a GPU of a compute capability."""
     targets = built.compute_capabilities
     if not targets:
-        newest = version_numbers(RTX_DEFAULT_TARGETS[-1])
-        later = capability in RTX_DEFAULT_TARGETS or version_numbers(capability) >= newest
-        return built.name == "tensorrt-rtx" and later
+        return built.name == "tensorrt-rtx" and rtx_makes_plans_for(capability)
     if built.hardware_compatible:
         return version_numbers(capability) >= min(map(version_numbers, targets))
     return capability in targets

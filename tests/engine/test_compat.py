@@ -23,6 +23,7 @@ from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.progress import silent
+from nrd_trt.proving.network import small_network
 from tests.artefacts import environment, needs_rtx
 from tests.engine.surface.enterprise import enterprise
 from tests.engine.surface.fakes import (
@@ -373,3 +374,11 @@ def test_closed_engine_drops_users_before_what_they_use_and_says_so() -> None:
         with pytest.raises(RunnerError, match="the engine is closed"):
             call()
     assert list(loaded.inputs) == ["image", "scale"]
+
+
+@needs_rtx
+def test_rtx_compiles_no_decode_for_turing() -> None:
+    """Which is why `rtx_makes_plans_for` leaves 7.5 out; once this builds, it may be let in."""
+    options = BuildOptions(flavour="tensorrt-rtx", config=ConfigOptions(compute_capabilities=("7.5",)))
+    with pytest.raises(BuildError, match="FP32 GEMM is not supported"):
+        build_engine(small_network(), options)

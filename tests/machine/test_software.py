@@ -16,11 +16,12 @@ from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.engine.plugins import BUILD_COMMAND, LIBRARY, PluginInfo
 from nrd_trt.machine import host
 from nrd_trt.machine.doctor import examine
+from nrd_trt.machine.gpu import Gpu, Graphics
 from nrd_trt.machine.host import run_command
-from nrd_trt.machine.software import Trial, read_library, try_flavour
+from nrd_trt.machine.software import Trial, find_flavour, read_library, try_flavour
 from tests.artefacts import REPOSITORY, environment
 from tests.engine.surface.enterprise import enterprise
-from tests.machine.recorded import NO_GPU, ORIN, recorded
+from tests.machine.recorded import DESKTOP, NO_GPU, ORIN, recorded, trial
 from tests.machine.test_rows import row_of
 from tests.plugin_library import INFO, library, make_library, needs_compiler
 from tests.runtime.fake_cuda import library_folder
@@ -125,6 +126,26 @@ def test_trial_of_the_rtx_builder() -> None:
     assert try_flavour("tensorrt-rtx") == made
     assert try_flavour("tensorrt-rtx", "8.9") == replace(made, knows_gpu=True)
     assert try_flavour("tensorrt-rtx", "9.0") == replace(made, knows_gpu=False)
+
+
+@pytest.mark.parametrize(
+    ("capability", "knows", "runs", "why"),
+    [
+        ("7.5", True, False, "is one that it compiles no fp32 products for"),
+        ("7.0", False, False, "is not among its targets"),
+        ("9.0", False, None, "is not among its targets"),
+        ("8.9", True, True, "on T4"),
+    ],
+)
+def test_plans_of_rtx_run_on_no_gpu_before_8(
+    capability: str, knows: bool, runs: bool | None, why: str, tmp_path: Path
+) -> None:
+    """7.5 is among its targets; see `test_rtx_compiles_no_decode_for_turing`."""
+    answer = trial("1.7", knows_gpu=knows)
+    machine = replace(recorded(tmp_path, DESKTOP), run=lambda command: answer, version_of={"tensorrt-rtx": "1.7"}.get)
+    gpu = Gpu(name="T4", compute_capability=capability, cuda="13.0")
+    found = find_flavour(machine, "tensorrt-rtx", Graphics(gpus=(gpu,), cuda="13.0"))
+    assert (found.runs, why in found.why) == (runs, True)
 
 
 def test_commands_that_are_missing_fail_or_hang(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,15 @@ from nrd_trt.machine.gpu import Gpu
 from nrd_trt.machine.libcuda import NoDriverError
 from nrd_trt.runtime import select
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import PlanHost, RunOptions, check_host, host_mismatches, make_runner, model_note
+from nrd_trt.runtime.select import (
+    PlanHost,
+    RunOptions,
+    check_host,
+    host_mismatches,
+    make_runner,
+    model_note,
+    rebuild_call,
+)
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import RunnerName
 from tests.artefacts import bundle, needs_rtx
@@ -32,6 +40,7 @@ FILES = {ONNX_FILE: "0", PLAN_FILE: "0"}
 PLANNED = Bundle(path=Path("city.nrd"), record=record(decode="onnx", builder=RTX, files=FILES))
 UNPLANNED = Bundle(path=Path("city.nrd"), record=record(decode="onnx", files={ONNX_FILE: "0"}))
 HERE = PlanHost(os="linux", machine="x86_64", builder="tensorrt-rtx", version="10.13.2", compute_capability="8.6")
+NEVER = "for which TensorRT-RTX makes no plan"
 STAND_IN = "the plan is not run, ONNX Runtime takes its place"
 NO_GPU = "no GPU that could run it was found"
 VERSION = "TensorRT version: built for 10.13.2, this is 11.0.0"
@@ -54,7 +63,7 @@ VERSION = "TensorRT version: built for 10.13.2, this is 11.0.0"
             (
                 {"compute_capabilities": []},
                 {"compute_capability": other},
-                [f"compute capability: built for 8.0, 8.6, 8.9, 12.0 or later, this is {other}"],
+                [f"compute capability: built for 8.0, 8.6, 8.9, 12.0 or later, this is {other}, {NEVER}"],
             )
             for other in ("7.5", "8.7", "9.0")
         ),
@@ -78,7 +87,7 @@ VERSION = "TensorRT version: built for 10.13.2, this is 11.0.0"
         (
             {"hardware_compatible": True, "compute_capabilities": ["10.0"]},
             {"compute_capability": "9.0"},
-            ["compute capability: built for 10.0 or later, this is 9.0"],
+            [f"compute capability: built for 10.0 or later, this is 9.0, {NEVER}"],
         ),
         (
             {},
@@ -243,3 +252,16 @@ def test_graphs_are_left_out_where_none_are_wanted(wanted: bool, bench: Bench) -
         for seed in range(3):
             check(runner, SMALL, seed)
     assert ("begin_capture" in bench.cuda.names()) is wanted
+
+
+@pytest.mark.parametrize(
+    ("capability", "builder"),
+    [("7.5", "tensorrt"), ("9.0", "tensorrt"), ("8.9", "tensorrt-rtx"), (None, "tensorrt-rtx")],
+)
+def test_a_rebuild_is_with_what_makes_plans_for_this_gpu(
+    capability: str | None, builder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where TensorRT-RTX makes none, its plan built again would not run either."""
+    monkeypatch.setattr(select, "probe_device", lambda: Gpu(name="GPU", compute_capability=capability))
+    assert f"builder='{builder}', force" in rebuild_call(Path("a.nrd"), "tensorrt-rtx", "onnx")
+    assert "builder='tensorrt'" in rebuild_call(Path("a.nrd"), "tensorrt", "onnx")

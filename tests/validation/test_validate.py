@@ -322,10 +322,12 @@ def test_a_build_of_a_file_that_is_not_what_it_claims_does_not_pass(tmp_path: Pa
 @needs_rtx
 def test_a_plan_that_could_have_run_and_did_not_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for who asks for ONNX Runtime, whose verdict is about ONNX Runtime."""
-    show_to_runners(monkeypatch, Gpu(name="H200", compute_capability="9.0"))
     path = bundle("fp16", "tensorrt-rtx")
+    show_to_runners(monkeypatch, Gpu(name="H200", compute_capability="9.0"))
     options: dict[str, Any] = {"min_agreement": 0.5, "threads": 1, "progress": False}
-    why = "compute capability: built for 8.0, 8.6, 8.9, 12.0 or later, this is 9.0"
+    why = (
+        "compute capability: built for 8.0, 8.6, 8.9, 12.0 or later, this is 9.0, for which TensorRT-RTX makes no plan"
+    )
     with pytest.warns(UserWarning, match=f"ONNX Runtime takes its place: {why}"):
         found = validate(path, **options)
     assert (found.passed, found.runner, found.plan_ran, found.has_plan) == (False, "onnxruntime", False, True)
