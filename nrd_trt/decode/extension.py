@@ -191,7 +191,8 @@ def _compile(folder: Path, architectures: list[str], directory: Path, nvcc: Path
 def _compile_image(folder: Path, architecture: str, directory: Path, nvcc: Path) -> str:
     """Compile the kernels for one GPU; return their line in images.inc, as decode_images.cpp describes it."""
     cubin = directory / f"sm_{architecture}.cubin"
-    command = [str(nvcc), *_KERNEL_FLAGS, f"-arch=sm_{architecture}", "-o", str(cubin)]
+    host = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []  # as PyTorch calls nvcc
+    command = [str(nvcc), *host, *_KERNEL_FLAGS, f"-arch=sm_{architecture}", "-o", str(cubin)]
     command.append(str(folder / "nrd_decode/decode_kernel.cu"))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

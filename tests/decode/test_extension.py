@@ -88,6 +88,19 @@ def test_compiles_once_for_exactly_these_gpus(loaded: mock.Mock, folder: Path, c
 
 
 @mock.patch.object(cpp_extension, "load")
+@pytest.mark.parametrize("compiler", ["/opt/gcc-12/bin/gcc", None])
+def test_nvcc_takes_the_compiler_of_the_environment(
+    load: mock.Mock, compiler: str | None, folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    if compiler:
+        monkeypatch.setenv("CC", compiler)
+    build_and_load(folder, ["90"])
+    call = (tmp_path / "toolkit/bin/calls").read_text()
+    assert f"-ccbin {compiler} " in call if compiler else "-ccbin" not in call
+
+
+@mock.patch.object(cpp_extension, "load")
 def test_what_did_not_compile_is_tried_again(load: mock.Mock, folder: Path, cache: Path, tmp_path: Path) -> None:
     nvcc = tmp_path / "toolkit/bin/nvcc"
     worked = nvcc.read_text()
