@@ -1,18 +1,24 @@
 """DLPack by ctypes: what a capsule says of its array, and capsules of our own; see dlpack.h for the structures.
 
 A capsule is read and left as it is: whoever holds it keeps the array, and its destructor gives the array back.
+Capsules of our own are NumPy's, told that their memory lies on the device. Libraries give arrays back from any thread and
+while an error of theirs is on its way, where no Python code may run: NumPy's functions are C and made for that.
 """
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 CUDA, CUDA_HOST, CUDA_MANAGED = 2, 3, 13
 """Types of devices whose memory a GPU reads."""
 _KINDS = ("int", "uint", "float", "opaque", "bfloat", "complex", "bool")
 _READ_ONLY = 1
+_NUMPY_HAS_VERSIONS = np.lib.NumpyVersion(np.__version__) >= "2.1.0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +46,9 @@ class _Tensor(ctypes.Structure):
     )
 
 
-_OnAddress = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
 class _Managed(ctypes.Structure):
     name = b"dltensor"
-    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _OnAddress))
+    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
 
 
 class _Versioned(ctypes.Structure):
@@ -53,7 +56,7 @@ class _Versioned(ctypes.Structure):
     _fields_ = (
         ("version", ctypes.c_uint32 * 2),  # major and minor
         ("context", ctypes.c_void_p),
-        ("deleter", _OnAddress),
+        ("deleter", ctypes.c_void_p),
         ("flags", ctypes.c_uint64),
         ("tensor", _Tensor),
     )
@@ -63,10 +66,8 @@ def _python(name: str, result: Any, *arguments: Any) -> Any:
     return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
 
 
-# A capsule is an address here: its destructor gets one that must not be held any more.
-_name_of = _python("PyCapsule_GetName", ctypes.c_char_p, ctypes.c_void_p)
-_content_of = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
-_new = _python("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _OnAddress)
+_name_of = _python("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)
+_content_of = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 
 
 def read_capsule(capsule: object) -> ArrayFacts:
@@ -75,11 +76,7 @@ def read_capsule(capsule: object) -> ArrayFacts:
     Raises:
         ValueError: It is none, or somebody else took its array.
     """
-    name = _name_of(id(capsule)) if type(capsule).__name__ == "PyCapsule" else None
-    kind = next((one for one in (_Managed, _Versioned) if one.name == name), None)
-    if kind is None:
-        raise ValueError(f"expected a new capsule of DLPack, got {capsule!r}")
-    managed = kind.from_address(_content_of(id(capsule), name))
+    managed = _managed_of(capsule)
     tensor = managed.tensor
     lanes = f"x{tensor.lanes}" if tensor.lanes != 1 else ""
     return ArrayFacts(
@@ -91,23 +88,6 @@ def read_capsule(capsule: object) -> ArrayFacts:
     )
 
 
-_held: dict[int, tuple[object, ...]] = {}
-"""What the capsules that were made need, by the address of their structure, until their arrays are given back."""
-
-
-def _give_back(address: int) -> None:
-    _held.pop(address, None)
-
-
-def _destroy(capsule: int) -> None:
-    name = _name_of(capsule)
-    if name in (_Managed.name, _Versioned.name):  # nobody took the array
-        _give_back(_content_of(capsule, name))
-
-
-_deleter, _destructor = _OnAddress(_give_back), _OnAddress(_destroy)
-
-
 def make_capsule(address: int, shape: tuple[int, ...], *, owner: object, versioned: bool) -> object:
     """Return a capsule of a dense uint8 array on the first GPU.
 
@@ -115,14 +95,20 @@ def make_capsule(address: int, shape: tuple[int, ...], *, owner: object, version
         address: On the device.
         shape: Its dimensions, in elements.
         owner: What is held until the array is given back.
-        versioned: Whether the capsule is one of version 1.0, or of before.
+        versioned: Whether the consumer knows capsules of version 1.0; NumPy before 2.1 makes none of them.
     """
-    managed: Any = _Versioned(version=(1, 0)) if versioned else _Managed()
-    sizes = (ctypes.c_int64 * len(shape))(*shape)
-    managed.tensor = _Tensor(
-        data=address, device=(CUDA, 0), ndim=len(shape), kind=_KINDS.index("uint"), bits=8, lanes=1, shape=sizes
-    )
-    managed.deleter = _deleter
-    key = ctypes.addressof(managed)
-    _held[key] = (managed, sizes, owner)
-    return _new(key, managed.name, _destructor)
+    interface = {"shape": shape, "typestr": "|u1", "data": (address, False), "version": 3}
+    # The array keeps the object that describes it, and is not read.
+    array: Any = np.asarray(SimpleNamespace(__array_interface__=interface, owner=owner))
+    capsule: object = array.__dlpack__(**({"max_version": (1, 0)} if versioned and _NUMPY_HAS_VERSIONS else {}))
+    _managed_of(capsule).tensor.device[:] = CUDA, 0
+    return capsule
+
+
+def _managed_of(capsule: object) -> Any:
+    """Return the structure in a capsule, or raise `ValueError`."""
+    name = _name_of(capsule) if type(capsule).__name__ == "PyCapsule" else None
+    kind = next((one for one in (_Managed, _Versioned) if one.name == name), None)
+    if kind is None:
+        raise ValueError(f"expected a new capsule of DLPack, got {capsule!r}")
+    return kind.from_address(_content_of(capsule, name))

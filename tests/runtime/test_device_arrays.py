@@ -8,6 +8,9 @@ reads too early.
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -352,7 +355,8 @@ def test_the_masks_are_an_array_for_others(bench: Bench) -> None:
         other = mine.cuda.create_stream()
         assert mask.__dlpack_device__() == (2, 0)
         told = read_capsule(mask.__dlpack__(stream=other))  # orders the consumer's stream behind the run
-        assert (told.address, told.shape, told.strides, told.dtype) == (mask.address, SMALL[:3], None, "uint8")
+        assert (told.address, told.shape, told.strides, told.dtype) == (mask.address, SMALL[:3], told.strides, "uint8")
+        assert told.strides in (None, np.zeros(SMALL[:3], np.uint8).strides)  # dense
         assert np.array_equal(masks_of(mine, mask, other), pixels[..., 0])
         queued = len(bench.cuda.queued)
         for unordered in (mine.stream, -1):
@@ -366,21 +370,32 @@ def test_the_masks_are_an_array_for_others(bench: Bench) -> None:
         mask.__dlpack__(stream=other)
 
 
+class Owner:
+    """Something that a capsule keeps."""
+
+
 @pytest.mark.parametrize("versioned", [False, True])
 def test_capsules_are_those_of_other_libraries(monkeypatch: pytest.MonkeyPatch, versioned: bool) -> None:
     """NumPy and PyTorch read ours where it says that it lies on the host, and ours reads theirs."""
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     monkeypatch.setattr(dlpack, "CUDA", 1)
     for read in (np.from_dlpack, torch.from_dlpack):
-        taken = read(Exporter(make_capsule(pixels.ctypes.data, (2, 3, 4), owner=pixels, versioned=versioned)))
-        assert len(dlpack._held) == 1 and np.asarray(taken).tolist() == pixels.tolist()
+        owner = Owner()
+        held = weakref.ref(owner)
+        capsule = make_capsule(pixels.ctypes.data, (2, 3, 4), owner=owner, versioned=versioned)
+        taken = read(Exporter(capsule))
+        del owner, capsule
+        assert held() is not None and np.asarray(taken).tolist() == pixels.tolist()
         del taken
         gc.collect()
-        assert not dlpack._held
-    capsule = make_capsule(1, (2,), owner=None, versioned=versioned)
-    assert len(dlpack._held) == 1
+        assert held() is None
+    owner = Owner()
+    held = weakref.ref(owner)
+    capsule = make_capsule(1, (2,), owner=owner, versioned=versioned)
+    del owner
+    assert held() is not None
     del capsule
-    assert not dlpack._held  # nobody took it
+    assert held() is None  # nobody took it
     version = {"max_version": (1, 0)} if versioned else {}
     flipped = torch.zeros(2, 3, 4)[:, 1:].transpose(0, 1)
     told = read_capsule(flipped.__dlpack__(**version))
@@ -390,6 +405,32 @@ def test_capsules_are_those_of_other_libraries(monkeypatch: pytest.MonkeyPatch, 
     frozen.setflags(write=not versioned)
     told = read_capsule(frozen.__dlpack__(**version))
     assert (told.address, told.dtype, told.read_only) == (frozen.ctypes.data, "uint8", versioned)
+
+
+def test_what_a_library_says_outlives_a_capsule_that_it_gives_back() -> None:
+    """Python's own error, in a process that a wrong destructor ends."""
+    code = """
+from nrd_trt.runtime.dlpack import make_capsule
+for versioned in (False, True):
+    try:
+        print(make_capsule(256, (2,), owner=None, versioned=versioned), 1 / 0)
+    except ZeroDivisionError as exc:
+        print(exc)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr, found.stdout) == (0, "", "division by zero\n" * 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch takes the mask")
+@pytest.mark.parametrize("version", [None, (1, 0)])
+def test_libraries_without_a_gpu_say_so_themselves(version: tuple[int, int] | None) -> None:
+    mask = DeviceMask(address=256, shape=(2, 2), stream=None, owner=None, order=lambda before, after: None)
+    capsule = mask.__dlpack__(max_version=version)
+    with pytest.raises((BufferError, RuntimeError), match="nsupported device"):
+        np.from_dlpack(Exporter(capsule))
+    del capsule
+    with pytest.raises((RuntimeError, AssertionError), match="CUDA"):
+        torch.utils.dlpack.from_dlpack(mask.__dlpack__(max_version=version))
 
 
 def test_what_is_no_capsule_or_used_up() -> None:
