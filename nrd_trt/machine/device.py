@@ -65,7 +65,7 @@ def choose_device(device: int | str | None) -> None:
     wanted = _entry(device, visible)
     order = {} if visible is not None or _ORDER in os.environ else {_ORDER: _BY_BUS}
     found = _shown(wanted, order)
-    if isinstance(found, str):
+    if isinstance(found, str) or not found:
         raise _refusal(device, _shown(visible, order))
     used = probe_device() if libcuda.is_initialised() else None
     if used is not None and used.uuid != found[0].uuid:
@@ -93,8 +93,9 @@ def _shown(visible: str | None, order: Mapping[str, str]) -> list[Gpu] | str:
 
 
 def _refusal(device: int | str, shown: list[Gpu] | str) -> NrdTrtError:
-    if isinstance(shown, str):
-        return RunnerError(f"device={device}: {shown}")
+    if isinstance(shown, str) or not shown:
+        why = shown or "CUDA: expected a GPU, got none, although the driver works; see `nvidia-smi -L`."
+        return RunnerError(f"device={device}: {why}")
     listed = ", ".join(f"{index} is {_described(gpu)}" for index, gpu in enumerate(shown))
     return ConfigError(
         f"device={device}: expected a GPU that CUDA shows here ({listed}), got none; choose one of them, or a MIG "

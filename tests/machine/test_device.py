@@ -100,6 +100,15 @@ def test_without_a_gpu_the_driver_says_why(tmp_path: Path, monkeypatch: pytest.M
         nrd_trt.open_bundle(bundle(), device=0)
 
 
+def test_a_driver_that_works_and_shows_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_EMPTY", "1")
+    with pytest.raises(
+        RunnerError, match=r"^device=0: CUDA: expected a GPU, got none, although the driver works; see "
+    ):
+        choose_device(0)
+    assert VISIBLE not in os.environ
+
+
 def test_a_process_that_uses_another_gpu_is_told_so() -> None:
     assert used()[0] == "Fake GPU 0"
     with pytest.raises(ConfigError, match=rf"^device=1: expected .*, got Fake GPU 0, {FIRST}, .* {VISIBLE}=1\.$"):

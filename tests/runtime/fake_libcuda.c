@@ -355,7 +355,8 @@ CUresult CUDAAPI cuInit(unsigned int flags) {
     ENTER;
     if (flags) return CUDA_ERROR_INVALID_VALUE;
     if (!machine.initialised) look_at_the_environment();
-    if (!n_shown) return CUDA_ERROR_NO_DEVICE;
+    if (getenv("FAKE_EMPTY")) n_shown = 0; /* and all goes well */
+    else if (!n_shown) return CUDA_ERROR_NO_DEVICE;
     return machine.initialised = 1, CUDA_SUCCESS;
 }
 
