@@ -19,7 +19,7 @@ from nrd_trt.engine.compat import (
 from nrd_trt.engine.options import is_on
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, take_plugin
 from nrd_trt.engine.record import BuilderRecord
-from nrd_trt.errors import BundleError, ConfigError, PluginError, RunnerError
+from nrd_trt.errors import BundleError, ConfigError, MissingDependencyError, PluginError, RunnerError
 from nrd_trt.machine.cuda import find_device, probe_device
 from nrd_trt.machine.device import check_device
 from nrd_trt.machine.libcuda import NoDriverError
@@ -169,7 +169,11 @@ def plan_obstacle(built: BuilderRecord) -> str | None:
     """Return what keeps this machine from running a plan that was built so, or None where nothing does."""
     if built.name not in installed_flavours():
         return f"{built.name} is not installed"
-    return "; ".join(host_mismatches(built, this_host(built.name))) or None
+    try:
+        here = this_host(built.name)
+    except MissingDependencyError as exc:  # it is installed, and one of its libraries is not
+        return str(exc)
+    return "; ".join(host_mismatches(built, here)) or None
 
 
 def unproven(built: BuilderRecord, runner: RunnerName) -> str | None:
@@ -225,7 +229,7 @@ def this_host(flavour: str) -> PlanHost:
     """Describe this machine as the place to run a plan of `flavour`.
 
     Raises:
-        MissingDependencyError: The flavour is not installed.
+        MissingDependencyError: The flavour cannot be imported.
     """
     device, problem = None, None
     try:

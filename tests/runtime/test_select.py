@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from nrd_trt.cli.main import app
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, Bundle
-from nrd_trt.errors import ConfigError, RunnerError
+from nrd_trt.errors import ConfigError, MissingDependencyError, RunnerError
 from nrd_trt.machine.gpu import Gpu
 from nrd_trt.machine.libcuda import NoDriverError
 from nrd_trt.runtime import select
@@ -27,6 +28,7 @@ from nrd_trt.runtime.select import (
     make_runner,
     model_note,
     rebuild_call,
+    unproven,
 )
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import RunnerName
@@ -191,6 +193,22 @@ def test_a_driver_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert type(make_runner(PLANNED)) is OrtRunner
     with pytest.raises(RunnerError, match=words):
         make_runner(PLANNED, RunOptions(runner="tensorrt-rtx"))
+
+
+def test_a_tensorrt_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime takes its place; one that was asked for by name is an error."""
+    FakeDriver(monkeypatch)
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    built = replace(PLANNED.record.builder, name="tensorrt")
+    planned = replace(PLANNED, record=replace(PLANNED.record, builder=built))
+    words = r"needs the package 'tensorrt', which cannot be imported \(libnvinfer\.so\.10: "
+    with pytest.warns(UserWarning, match=f"^{STAND_IN}: .* {words}"):
+        assert type(make_runner(planned)) is OrtRunner
+    assert "cannot be imported" in str(unproven(built, "auto"))
+    with pytest.raises(MissingDependencyError, match=words):
+        make_runner(planned, RunOptions(runner="tensorrt"))
 
 
 def test_plan_by_name(machine: Any) -> None:
