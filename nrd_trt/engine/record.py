@@ -1,8 +1,8 @@
 """What ``bundle.json`` records, as frozen dataclasses, and the one way between them and the file's bytes.
 
-Fields that are added within a schema are optional and some have new names: older bundles stay readable. Older versions of
-the toolkit skip what they do not know; those between 0.1.0 and a new name refuse a record without the old one, as with
-``plan_run``, which is ``plan_ran`` now. The schema number rises only where an older reader would misread a bundle.
+Fields that are added within a schema are optional and some have new names: older bundles stay readable. Older versions
+of the toolkit skip what they do not know; those between 0.1.0 and a new name refuse a record without the old one, as
+with ``plan_run``, which is ``plan_ran`` now. The schema number rises only where an older reader would misread a bundle.
 """
 
 from __future__ import annotations

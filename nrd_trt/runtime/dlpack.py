@@ -1,8 +1,8 @@
 """DLPack by ctypes: what a capsule says of its array, and capsules of our own; see dlpack.h for the structures.
 
 A capsule is read and left as it is: whoever holds it keeps the array, and its destructor gives the array back.
-Capsules of our own are NumPy's, told that their memory lies on the device. Libraries give arrays back from any thread and
-while an error of theirs is on its way, where no Python code may run: NumPy's functions are C and made for that.
+Capsules of our own are NumPy's, told that their memory lies on the device. Libraries give arrays back from any thread
+and while an error of theirs is on its way, where no Python code may run: NumPy's functions are C and made for that.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ class Engine:
         """Segment images that lie on the GPU, without a copy and without the host.
 
         The run is queued on the stream that `stream`, or else the ``__cuda_array_interface__`` of `rgb`, names; the
-        call returns at once, but for the second run with the same addresses, which waits while it captures a graph; what
-        is queued there afterwards finds the masks complete. Where neither names one, the call returns when the masks are
+        call returns at once, but for the second run with the same addresses, which waits and captures a graph; what is
+        queued there afterwards finds the masks complete. Where neither names one, the call returns when the masks are
         complete. Before the run DLPack then lets it wait for the work on `rgb`; without DLPack the call waits for
         everything in the CUDA context.
 

@@ -172,7 +172,7 @@ def plan_obstacle(built: BuilderRecord) -> str | None:
     try:
         here = this_host(built.name)
     except MissingDependencyError as exc:  # it is installed, and one of its libraries is not
-        return str(exc)
+        return str(exc).rstrip(".")
     return "; ".join(host_mismatches(built, here)) or None
 
 
