@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.dev.gpu_results import results
 from tests.artefacts import REPOSITORY
 
 DRIVER = """
@@ -87,3 +89,20 @@ def test_every_step_runs_and_the_page_says_what_failed(tmp_path: Path) -> None:
     assert "sanitizer --tool memcheck --error-exitcode 99 --leak-check full" in commands
     assert commands.count("test_kernels --small") == 4
     assert commands.count("nrd_decode/tests/test_contexts") == 3  # racecheck stops at its first failure
+
+
+@pytest.mark.parametrize(
+    ("failed", "row", "passed"),
+    [(0, "incomplete: stopped at its limit", True), (1, "FAILED: stopped at its limit", False)],
+)
+def test_a_self_test_that_is_stopped_at_its_limit_has_failed_only_where_a_part_did(
+    failed: int, row: str, passed: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "steps").write_text("selftest 124 7200\n")
+    (tmp_path / "doctor.json").touch()
+    (tmp_path / "selftest").mkdir()
+    (tmp_path / "selftest/selftest.json").write_text(json.dumps({"passed": 7, "failed": failed, "not_run": 2}))
+    page, held = results(tmp_path)
+    assert (f"| selftest | {row} | 7200 |" in page, held) == (True, passed)
+    shutil.rmtree(tmp_path / "selftest")
+    assert results(tmp_path)[1] is False

@@ -7,7 +7,7 @@ anything else where it failed. Parts share a folder, in which networks and bundl
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from nrd_trt.benchmarking.benchmark import benchmark
 from nrd_trt.benchmarking.calls import on_device
 from nrd_trt.building.build import build
 from nrd_trt.data.synthetic import street_scene
-from nrd_trt.engine.compat import installed_flavours, load_tensorrt
+from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.engine.plugins import check_plugin, load_plugin, take_plugin
 from nrd_trt.errors import BuildError, NrdTrtError, PluginError, RunnerError
 from nrd_trt.figures import Gates
@@ -31,7 +31,7 @@ from nrd_trt.machine.software import find_flavour
 from nrd_trt.optional import require
 from nrd_trt.progress import silent
 from nrd_trt.proving.network import NETWORKS, SMALL, fp32_file
-from nrd_trt.proving.record import DRIVER, FORMS, OPERATOR, PLUGIN, RUNS, Figures
+from nrd_trt.proving.record import DRIVER, FORMS, OPERATOR, PLUGIN, RUNS, Figures, lacks
 from nrd_trt.proving.runs import Feed, graph_fault, threads_fault
 from nrd_trt.runtime.base import DeviceRunner
 from nrd_trt.runtime.engine import Engine, open_bundle
@@ -73,17 +73,16 @@ class Part:
     needs: tuple[str, ...] = ()
 
 
-def all_parts() -> dict[str, Part]:
-    """Return the parts by name, in the order in which they are run; plans for the TensorRT flavours that are there."""
-    return {part.name: part for part in _listed()}
+def all_parts(flavours: Sequence[Flavour] = get_args(Flavour)) -> dict[str, Part]:
+    """Return the parts by name, in the order in which they are run; plans are those of `flavours`."""
+    return {part.name: part for part in _listed(flavours)}
 
 
-def _listed() -> Iterator[Part]:
+def _listed(flavours: Sequence[Flavour]) -> Iterator[Part]:
     yield Part(name=DRIVER, prove=prove_driver)
     for flavour in get_args(Flavour):
         yield Part(name=flavour, prove=partial(prove_flavour, flavour), needs=(DRIVER,))
     yield Part(name=OPERATOR, prove=prove_operator, needs=(DRIVER,))
-    flavours = installed_flavours()
     if "tensorrt" in flavours:
         yield Part(name=PLUGIN, prove=prove_plugin, needs=("tensorrt",))
     for network in NETWORKS:
@@ -225,6 +224,9 @@ def prove_operator(_: Path) -> Figures:
 
 def prove_plan(lane: Lane, precision: Precision, folder: Path) -> Figures:
     """Build a bundle, whose gate the plan's own masks must hold."""
+    gpu = probe_device()
+    if gpu is not None and (why := lacks(precision, gpu.compute_capability)):
+        raise NotRunError(why)
     bundle = build(
         fp32_file(lane.network, folder),
         lane.bundle(folder, precision),

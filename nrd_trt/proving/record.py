@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from nrd_trt.engine.compat import version_numbers
 from nrd_trt.machine.findings import Row
 from nrd_trt.specs import PRECISIONS, Flavour
 
@@ -18,6 +19,14 @@ DRIVER, OPERATOR, PLUGIN = "driver", "operator", "tensorrt/plugin"
 FORMS = ("function", "plugin")
 RUNS = ("graph", "threads", "times")
 """What is done with a plan that holds its gate: a CUDA graph, two threads, a benchmark."""
+BF16_SINCE = (8, 0)
+
+
+def lacks(precision: str, capability: str | None) -> str | None:
+    """Say why a GPU of a compute capability has no plans in a precision; None where it has."""
+    if precision == "bf16" and capability is not None and version_numbers(capability) < BF16_SINCE:
+        return f"bf16 needs compute capability {'.'.join(map(str, BF16_SINCE))} or later, this GPU has {capability}"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +88,11 @@ class SelfTest:
         return self._figure(DRIVER, "gpu")
 
     @property
+    def capability(self) -> str | None:
+        """Compute capability of the GPU, or None where the driver opened none."""
+        return self._figure(DRIVER, "compute_capability")
+
+    @property
     def flavours(self) -> list[str]:
         """The TensorRT flavours that were there."""
         return [name for name in get_args(Flavour) if any(part.flavour == name for part in self.parts)]
@@ -91,18 +105,20 @@ class SelfTest:
         """Judge one TensorRT flavour on this machine.
 
         Returns:
-            ``"passed"``: no part failed, and of one network at least, with the decode as a function, plans of every
-            precision held their gates and every one of `RUNS` passed. ``"incomplete"``: none failed, and not all of
-            that was run.
+            ``"failed"``: the driver, the flavour itself, its plugin or a plan of it did. ``"passed"``: none of these,
+            and of one network at least, with the decode as a function, plans of every precision that the GPU has held
+            their gates and every one of `RUNS` passed. ``"incomplete"``: none failed, and not all of that was run.
         """
         plans = {part.name: part.result for part in self.parts if part.flavour == flavour}
-        shared = [part.result for part in self.parts if part.name in (DRIVER, flavour)]
-        if "failed" in [*plans.values(), *shared]:
+        if any(
+            part.name in (DRIVER, flavour) or part.name.startswith(f"{flavour}/") for part in self.with_result("failed")
+        ):
             return "failed"
         if "passed" not in plans.values():
             return "not run"
         lanes = {name.rpartition("/")[0] for name in plans if f"/{FORMS[0]}/" in name}
-        whole = any(all(plans.get(f"{lane}/{what}") == "passed" for what in (*PRECISIONS, *RUNS)) for lane in lanes)
+        demanded = (*(name for name in PRECISIONS if lacks(name, self.capability) is None), *RUNS)
+        whole = any(all(plans.get(f"{lane}/{what}") == "passed" for what in demanded) for lane in lanes)
         return "passed" if whole else "incomplete"
 
     @property

@@ -60,7 +60,7 @@ def cleaner(output: Path) -> Callable[[str], str]:
     Args:
         output: Folder of the report, which is called ``DIR``.
     """
-    places = {str(output.resolve()): "DIR", str(Path.home()): "~"}  # as others name them: in full
+    places = {str(output.resolve()): "DIR", _home(): "~"}  # as others name them: in full
     whole = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True) if len(place) > 1)
     folders = rf"(?:{whole})(?![A-Za-z0-9_-])"
     names = {_user(): "USER", socket.gethostname(): "HOST", socket.gethostname().split(".")[0]: "HOST"}
@@ -93,6 +93,13 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     return environment.get_template("selftest.html.j2")
+
+
+def _home() -> str:
+    try:
+        return str(Path.home())
+    except RuntimeError:  # as for `_user`
+        return ""
 
 
 def _user() -> str:

@@ -16,6 +16,9 @@ from xml.etree import ElementTree
 MISSING = 77
 """The exit status of a step for which this machine lacks something, as in Automake and CTest."""
 
+STOPPED = 124
+"""The exit status of `timeout` for a step that it stopped."""
+
 VERSIONS = {"GPU", "Driver", "CUDA toolkit", "CUDA binding", "TensorRT", "TensorRT-RTX", "PyTorch", "ONNX Runtime"}
 VERSIONS |= {"CPU", "JetPack / L4T", "Power mode (nvpmodel)", "Clocks and power"}
 
@@ -48,15 +51,25 @@ def totals(folder: Path, step: str) -> str:
     return f"{len(cases) - skipped - failed} passed, {failed} failed, {skipped} skipped"
 
 
+def incomplete(folder: Path, step: str, code: int) -> bool:
+    """Whether a self-test was stopped at its limit, which is no failure, before any of its parts failed."""
+    report = folder / step / "selftest.json"
+    return code == STOPPED and report.is_file() and not json.loads(report.read_text(encoding="utf-8"))["failed"]
+
+
 def results(folder: Path) -> tuple[str, bool]:
     """Return the page and whether no step failed."""
     steps = [line.split() for line in (folder / "steps").read_text().splitlines()]
-    failed = [name for name, code, _ in steps if int(code) not in (0, MISSING)]
+    failed = [
+        name for name, code, _ in steps if int(code) not in (0, MISSING) and not incomplete(folder, name, int(code))
+    ]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     lines = ["# Results of `make gpu-check`", "", f"Commit {commit or 'unknown'}: {'FAILED' if failed else 'passed'}."]
     lines += ["", "| step | result | seconds | tests | log |", "| --- | --- | --- | --- | --- |"]
     for name, code, seconds in steps:
-        result = {0: "passed", MISSING: "not run", 124: "FAILED: stopped at its limit"}.get(int(code), "FAILED")
+        result = {0: "passed", MISSING: "not run", STOPPED: "FAILED: stopped at its limit"}.get(int(code), "FAILED")
+        if incomplete(folder, name, int(code)):
+            result = "incomplete: stopped at its limit"
         log = f"{name}.txt"
         if int(code) == MISSING:
             result += ": " + (folder / log).read_text(errors="replace").strip().splitlines()[-1]

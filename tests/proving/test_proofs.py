@@ -22,10 +22,12 @@ from nrd_trt.benchmarking.timing import Latency
 from nrd_trt.building.build import build
 from nrd_trt.graph.importer import importer_problems
 from nrd_trt.machine.energy import Energy
+from nrd_trt.machine.gpu import Gpu
 from nrd_trt.proving import parts
 from nrd_trt.proving.network import NETWORKS, fp32_file, small_network
 from nrd_trt.proving.parts import (
     Lane,
+    NotRunError,
     ProofFailedError,
     all_parts,
     measure_times,
@@ -50,8 +52,7 @@ FEEDS = [{"image": image(SMALL, seed)} for seed in range(2)]
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_every_network_gets_every_precision_and_form_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "installed_flavours", lambda: ["tensorrt", "tensorrt-rtx"])
+def test_every_network_gets_every_precision_and_form_and_run() -> None:
     known = all_parts()
     lanes = [f"tensorrt/{network}/{form}" for network in NETWORKS for form in ("function", "plugin")]
     lanes += [f"tensorrt-rtx/{network}/function" for network in NETWORKS]
@@ -64,9 +65,8 @@ def test_every_network_gets_every_precision_and_form_and_run(monkeypatch: pytest
     assert len(known) == 5 + len(wanted)
 
 
-def test_without_tensorrt_there_are_no_plans_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "installed_flavours", list)
-    assert list(all_parts()) == ["driver", "tensorrt", "tensorrt-rtx", "operator"]
+def test_without_tensorrt_there_are_no_plans_and_it_is_said() -> None:
+    assert list(all_parts([])) == ["driver", "tensorrt", "tensorrt-rtx", "operator"]
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
@@ -125,6 +125,13 @@ def test_masks_of_another_runner_prove_nothing(tmp_path: Path, built: Any) -> No
     built("not run")
     with pytest.raises(ProofFailedError, match="masks are those of onnxruntime: the plan was built and not run here"):
         prove_plan(LANE, "fp32", tmp_path)
+
+
+def test_bf16_is_not_run_on_a_gpu_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "probe_device", lambda: Gpu(name="T4", compute_capability="7.5"))
+    monkeypatch.setattr(parts, "build", lambda *_, **__: pytest.fail("it is built"))
+    with pytest.raises(NotRunError, match=r"bf16 needs compute capability 8\.0 or later, this GPU has 7\.5"):
+        prove_plan(LANE, "bf16", tmp_path)
 
 
 def test_a_plan_passes_by_its_gate(tmp_path: Path, built: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -69,6 +71,21 @@ def test_one_network_is_enough_and_the_plugin_alone_is_not() -> None:
     assert self_test({}, lanes[2:]).verdict("tensorrt") == "incomplete"
 
 
+def test_a_plugin_that_failed_is_no_pass() -> None:
+    test = self_test()
+    loaded = PartResult(name="tensorrt/plugin", result="failed", why="refused")
+    assert replace(test, parts=(*test.parts, loaded)).verdict("tensorrt") == "failed"
+    other = PartResult(name="tensorrt-rtx/small/function/fp32", result="failed", why="differs")
+    assert replace(test, parts=(*test.parts, other)).verdict("tensorrt") == "passed"
+
+
+@pytest.mark.parametrize(("capability", "verdict"), [("7.5", "passed"), ("8.0", "incomplete"), ("10.0", "incomplete")])
+def test_bf16_is_not_asked_of_gpus_without_it(capability: str, verdict: str) -> None:
+    test = self_test({"tensorrt/small/function/bf16": "not run"})
+    driver = passed("driver", gpu="GPU", compute_capability=capability)
+    assert replace(test, parts=(driver, *test.parts[1:])).verdict("tensorrt") == verdict
+
+
 def test_a_report_is_read_back_as_it_was(tmp_path: Path) -> None:
     test = self_test({"operator": "not run"})
     write_report(tmp_path, test)
@@ -113,6 +130,13 @@ def test_names_of_users_hosts_and_homes_are_taken_out(tmp_path: Path, monkeypatc
     said = f"{tmp_path}/report/x.nrd on robot7: /data/alice/a, /home/bob/b, /media/alice/c, /data/alice2, malice"
     assert clean(said) == "DIR/x.nrd on HOST: ~/a, ~/b, /media/USER/c, /data/alice2, malice"
     assert clean("at robot7.lab.example:80") == "at HOST:80"
+
+
+def test_a_number_without_a_name_and_a_home_may_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError("no such uid")))
+    said = "~ and /usr/lib in /opt"
+    assert cleaner(Path("a"))(said) == said
 
 
 @pytest.mark.parametrize("name", ["root", "nvidia", ""])

@@ -44,7 +44,7 @@ def make_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Codes], None]:
             return [sys.executable, "-I", "-S", "-c", codes[name][0], str(answer)]
 
         known = {name: Part(name=name, prove=lambda _: {}, needs=needs) for name, (_, needs) in codes.items()}
-        monkeypatch.setattr(selftest, "all_parts", lambda: known)
+        monkeypatch.setattr(selftest, "all_parts", lambda *_: known)
         monkeypatch.setattr(selftest, "part_command", command)
         monkeypatch.setattr(selftest, "doctor", lambda: MACHINE)
 
@@ -127,6 +127,20 @@ def test_without_a_gpu_the_reason_is_the_drivers(tmp_path: Path, command_line: I
     assert result.stdout.splitlines()[-1].startswith(
         "NOTHING WAS PROVEN about engines on this machine: no plan was run"
     )
+
+
+def test_plans_of_a_tensorrt_that_is_not_there_are_not_run_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not listed unless they are named."""
+    monkeypatch.setattr(selftest, "installed_flavours", list)
+    monkeypatch.setattr(selftest, "doctor", lambda: MACHINE)
+    monkeypatch.setattr(selftest, "run_part", lambda *_: child.Answer(result="not run", why="pip install nrd-trt[trt]"))
+    test = nrd_trt.selftest(tmp_path / "named", parts=["tensorrt/small/*"])
+    whys = {part.name: part.why for part in test.with_result("not run")}
+    assert whys["tensorrt/small/function/fp16"].startswith("needs driver, which was not run: ")
+    assert len(whys) == len(test.parts) == 3 + 2 * 7 and test.verdict("tensorrt") == "not run"
+    assert len(nrd_trt.selftest(tmp_path / "all").parts) == 4
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
