@@ -6,15 +6,18 @@ is exactly one JSON object; everything else goes to stderr.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
+import os
 import shutil
 import sys
 import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -89,6 +92,24 @@ def exit_on(failures: Sequence[str], consequence: str | None = None) -> None:
 def print_json(data: Any) -> None:
     """Print the one JSON object of a verb."""
     typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def prints_on_stderr() -> Iterator[None]:
+    """Let stderr have what libraries print on stdout from any thread meanwhile, C and C++ included."""
+    if sys.__stdout__ is None or sys.__stderr__ is None:  # closed: nothing to keep apart
+        yield
+        return
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        ctypes.CDLL(None).fflush(None)  # C keeps back what goes to a pipe
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def print_wrapped(before: str, text: str) -> None:

@@ -85,21 +85,22 @@ def video_command(
     from nrd_trt.video.segment_video import segment_video
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop leaves a whole file too
-    result = segment_video(
-        source,
-        sinks or (),
-        bundle,
-        smooth=smooth,
-        overlay=overlay,
-        style=drawing.style(),
-        **judged.given(),
-        rate=rate_of(rate),
-        live=live,
-        **run.given(),
-        force=force,
-        progress=not out.quiet,
-        on_notice=out.note,
-    )
+    with common.prints_on_stderr():  # PyNvVideoCodec tells of damage there
+        result = segment_video(
+            source,
+            sinks or (),
+            bundle,
+            smooth=smooth,
+            overlay=overlay,
+            style=drawing.style(),
+            **judged.given(),
+            rate=rate_of(rate),
+            live=live,
+            **run.given(),
+            force=force,
+            progress=not out.quiet,
+            on_notice=out.note,
+        )
     out.show(result, _lines(result))
     if result.interrupted:
         raise typer.Exit(common.INTERRUPTED)

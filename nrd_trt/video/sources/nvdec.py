@@ -138,7 +138,9 @@ class NvdecReader:
             self._durations[packet.pts] = packet.duration
         pictures, frames = [], self._decoder.Decode(packet)
         if frames:
-            self._decoder.SyncOnCUStream()  # it converts colours on a stream that may not be the one that it was given
+            # Documented to wait for the pictures; without `enableasyncallocations` it need not. They are converted on
+            # the stream that the decoder was given, and the copy follows on it.
+            self._decoder.SyncOnCUStream()
         for frame in frames:
             image, own = self._copied(frame), frame.getPTS()
             pts, duration = self._times(own, self._durations.pop(own, 0) or None)

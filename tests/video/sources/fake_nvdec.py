@@ -8,6 +8,7 @@ the strictest reading of what is documented: what nothing orders, the fake drive
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ class FakeNvdec:
         shift: Added to the colours.
         view: What views of pictures say otherwise.
         fails_at: The n-th packet cannot be decoded.
+        damaged_at: The n-th packet is concealed, which the real one says by C's printf.
         refuses: The decoder cannot be made.
         decoders: How many were made.
         packets: How many they were given.
@@ -72,6 +74,7 @@ class FakeNvdec:
     shift: int = 0
     view: dict[str, Any] = field(default_factory=dict)
     fails_at: int = 0
+    damaged_at: int = 0
     refuses: bool = False
     decoders: int = 0
     packets: int = 0
@@ -133,6 +136,8 @@ class Decoder:
         self._owner.packets += 1
         if self._owner.packets == self._owner.fails_at:
             raise PyNvVCException("Decode :\nError code : 999")
+        if self._owner.packets == self._owner.damaged_at:
+            ctypes.CDLL(None).printf(b"Decode Error occurred for picture 3\n")
         if packet.packet is not None and self._context.extradata is None:
             self._context.extradata = packet.packet.stream.codec_context.extradata
         with self._cuda.current():

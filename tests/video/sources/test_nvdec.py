@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from nrd_trt.cli.main import app
 from nrd_trt.data.preprocessing import padding_colour
 from nrd_trt.errors import VideoError
 from nrd_trt.graph.metadata import GraphFacts
@@ -275,3 +279,18 @@ def test_a_failure_midway_ends_the_run_and_names_the_frame(tmp_path: Path, fake:
     why = r"clip.mp4: expected frame \d, PyNvVideoCodec says: Decode : Error code : 999\.$"
     with pytest.raises(VideoError, match=why):
         run(clip(tmp_path), "null")
+
+
+@pytest.mark.parametrize("fails_at", [0, 8])
+def test_what_the_package_prints_goes_to_stderr(
+    tmp_path: Path, fake: FakeNvdec, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fails_at: int
+) -> None:
+    fake.damaged_at, fake.fails_at = 6, fails_at
+    engine = Engine(runner(), facts())
+    monkeypatch.setattr(module, "open_engine", lambda *_, **__: engine)
+    words = ["video", str(clip(tmp_path)), "-o", "null", "--bundle", "a.nrd", "--json"]
+    result = CliRunner().invoke(app, words)
+    ctypes.CDLL(None).fflush(None)
+    printed = capfd.readouterr()
+    assert (printed.out, "Decode Error occurred for picture 3" in printed.err) == ("", True)
+    assert (result.exit_code, "error" in json.loads(result.stdout)) == ((2, True) if fails_at else (0, False))
