@@ -94,7 +94,9 @@ def test_wheels_and_markers_are_those_of_the_platform(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through all of it: pages, pip on an index of its own, report, exit code."""
-    setup = "[options]\ninstall_requires =\n    Top_x\n    numpy\n[options.extras_require]\npycuda =\n    absent\n"
+    extras = "[options.extras_require]\npycuda =\n    absent\nimage =\n    numpy\n"
+    setup = f"[options]\ninstall_requires =\n    Top_x\n    numpy\n{extras}"
+    (tmp_path / "Dockerfile").write_text("ARG BASE=x\nARG EXTRAS=image\n")
     (tmp_path / "setup.cfg").write_text(setup)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/jetson.md").write_text(
@@ -129,4 +131,5 @@ def test_wheels_and_markers_are_those_of_the_platform(
         "CUDA 12: pip install numpy absent: ",
     ]
     assert "absent" in told[4] and told[4].startswith("  WRONG ERROR")
-    assert told[-3:] == [f"Python 3.{minor}: pip install '.[]': numpy 2.5" for minor in (10, 11, 12)]
+    assert told[-4] == "Arm server: pip install '.[image]': numpy 2.5"
+    assert told[-3:] == [f"Python 3.{minor}: pip install '.[image]': numpy 2.5" for minor in (10, 11, 12)]

@@ -1,9 +1,10 @@
 """Ask the package index whether the installs of docs/jetson.md and docs/datacenter.md can be made where they are meant.
 
 Every `pip install` on these pages names its platforms in the comment behind it. pip resolves it for each, installs
-nothing, and a line says what was found. All extras of setup.cfg follow, for each Python that is supported. Exits with 1
-if one does not resolve, gets another CUDA or NumPy than its platform takes, or not the versions of the page's table.
-Those of PyTorch, which only reads checkpoints, are told: mirrors of the index lag behind.
+nothing, and a line says what was found. The Dockerfile's extras follow for an Arm server, and all of setup.cfg for each
+Python that is supported. Exits with 1 if one does not resolve, gets another CUDA or NumPy than its platform takes, or
+not the versions of the page's table. Those of PyTorch, which only reads checkpoints, are told:
+mirrors of the index lag behind.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ PLATFORMS = {
     "CUDA 13": Platform("3.12", "x86_64", 28, ">=2", "==13.*"),
 }
 PYTHONS = {f"Python {python}": Platform(python, "x86_64", 28) for python in ("3.10", "3.11", "3.12")}
+ARM = {"Arm server": Platform("3.12", "aarch64", 28)}
 # PyPI has PyCUDA, and something that modelopt needs, as sources only; pip resolves wheels only for another machine.
 FROM_SOURCE = {"pycuda", "modelopt"}
 COLUMNS = {"TensorRT": r"tensorrt-cu\d+-bindings", "PyTorch": "torch", "its CUDA": r"nvidia-cuda-runtime(-cu\d+)?"}
@@ -156,10 +158,12 @@ def main() -> int:
     installs = [install for page, text in texts.items() for install in documented_installs(page, text)]
     versions = {name: table for text in texts.values() for name, table in documented_versions(text).items()}
     extras = [extra for extra in setup["options.extras_require"] if extra not in FROM_SOURCE]
+    of_image = re.findall(r"^ARG EXTRAS=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    installs += [(name, [f".[{words}]"]) for name in ARM for words in of_image]
     installs += [(name, [f".[{','.join(extras)}]"]) for name in PYTHONS]
     failed = 0
     for name, words in installs:
-        platform, requirements = {**PLATFORMS, **PYTHONS}[name], requirements_of(words, setup)
+        platform, requirements = {**PLATFORMS, **ARM, **PYTHONS}[name], requirements_of(words, setup)
         try:
             found = resolve(requirements, platform)
             problems = problems_of(found, platform) if name in PLATFORMS else []
