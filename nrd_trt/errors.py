@@ -16,6 +16,9 @@ NrdTrtError
 A message has three parts: what (file, tensor), expected against got, and what to do about it.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
+
 
 class NrdTrtError(Exception):
     """Base of every error that the toolkit raises on purpose."""
@@ -63,3 +66,20 @@ class BundleError(NrdTrtError):
 
 class VideoError(NrdTrtError):
     """A source cannot be read or a sink cannot be written."""
+
+
+def attempt(action: Callable[..., object], *arguments: object) -> None:
+    """Do what is left to do after an error, whose place no `RunnerError` takes that this raises.
+
+    A device that has faulted fails every call from then on; only the first error says what went wrong.
+    """
+    with suppress(RunnerError):
+        action(*arguments)
+
+
+def leave(release: Callable[[], object], error: tuple[object, ...]) -> None:
+    """Release at the end of a block, in whose ``__exit__`` this is; an error that is on its way goes on."""
+    if any(error):
+        attempt(release)
+    else:
+        release()

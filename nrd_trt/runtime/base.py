@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from nrd_trt.errors import RunnerError, ShapeError
+from nrd_trt.errors import RunnerError, ShapeError, attempt, leave
 from nrd_trt.progress import OnLayer
 from nrd_trt.specs import MaskEncoding, TensorLike, TensorSpec
 
@@ -169,14 +169,14 @@ class BaseRunner(ABC):
         try:
             self._specs = inputs, self._unpacked_specs(outputs)
         except RunnerError:
-            self._close()
+            attempt(self._close)
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._specs is not None:
             self._specs = None
-            self._close()
+            leave(self._close, error)
 
     def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `Runner.infer`."""

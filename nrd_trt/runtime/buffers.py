@@ -90,9 +90,11 @@ class Buffer:
     def release(self) -> None:
         """Free both sides; may be called again."""
         if self._capacity:
-            if not self._mapped:
-                self._cuda.free(self.device)
-            self._cuda.free_host(self._host)
+            try:
+                if not self._mapped:
+                    self._cuda.free(self.device)
+            finally:
+                self._cuda.free_host(self._host)
         self._capacity = self._used = self._host = self.device = 0
 
 

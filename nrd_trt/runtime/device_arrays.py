@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nrd_trt.errors import ConfigError, RunnerError, ShapeError
+from nrd_trt.errors import ConfigError, RunnerError, ShapeError, leave
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.machine.cuda import load_cuda
 from nrd_trt.runtime import dlpack
@@ -126,13 +126,13 @@ class DeviceRuns:
 
     def __exit__(self, *error: object) -> None:
         self._entered = False
-        self._release.close()
+        leave(self._release.close, error)
 
     def _close(self) -> None:
-        with self._cuda.current():
-            self._cuda.synchronize(self._stream)
-            self._cuda.destroy_event(self._event)
-            self._cuda.destroy_stream(self._stream)
+        with self._cuda.current(), ExitStack() as stack:  # goes on to the rest where one fails
+            stack.callback(self._cuda.destroy_stream, self._stream)
+            stack.callback(self._cuda.destroy_event, self._event)
+            stack.callback(self._cuda.synchronize, self._stream)
 
     def order(self, before: int, after: int) -> None:
         """Let what is queued on one stream from now on wait for what is queued on another."""

@@ -6,7 +6,6 @@ a thread of its own, where runs are begun before the ones ahead of them have end
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,10 +156,11 @@ class Engine:
     def __exit__(self, *error: object) -> None:
         self._entered = False
         runs, self._device_runs = self._device_runs, None
-        with ExitStack() as stack:
-            stack.push(self.runner)
+        try:
             if runs is not None:
-                stack.push(runs)
+                runs.__exit__(*error)
+        finally:
+            self.runner.__exit__(*error)
 
 
 def open_bundle(

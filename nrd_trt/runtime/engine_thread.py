@@ -15,7 +15,7 @@ from threading import Lock
 
 import numpy as np
 
-from nrd_trt.errors import RunnerError
+from nrd_trt.errors import RunnerError, leave
 from nrd_trt.runtime.base import DeviceRunner, Feed
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import first_mask
@@ -92,7 +92,7 @@ class EngineThread:
             pool, self._pool = self._pool, None
         if pool is not None:
             try:
-                pool.submit(self._release.close).result()
+                leave(pool.submit(self._release.close).result, error)
             finally:
                 pool.shutdown(cancel_futures=True)
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from nrd_trt.engine.loading import EngineContext, LoadedEngine
+from nrd_trt.errors import RunnerError, attempt
 from nrd_trt.machine.cuda import Cuda
 from nrd_trt.runtime.buffers import Block, Shape
 
@@ -45,6 +46,10 @@ class Replay:
 
     graph: int
     context: EngineContext
+
+
+class CaptureError(RunnerError):
+    """A run cannot be captured."""
 
 
 class Lane:
@@ -106,8 +111,10 @@ class Lane:
         self._cuda.wait_event(self._stream, self._ended)
         try:
             yield
-        finally:
-            self._cuda.record_event(self._ended, self._stream)
+        except BaseException:
+            attempt(self._cuda.record_event, self._ended, self._stream)  # something may be queued
+            raise
+        self._cuda.record_event(self._ended, self._stream)
 
     def capture(self, run: Run) -> None:
         """Run once and record a graph of it, which waits for the stream.
@@ -115,17 +122,20 @@ class Lane:
         The graph has a context of its own, because TensorRT binds it to its context's shapes.
 
         Raises:
-            RunnerError: It cannot be captured; it may be run without a graph.
+            CaptureError: It cannot be captured; it may be run without a graph.
+            RunnerError: The run itself failed.
         """
-        context = self._engine.context()
         with ExitStack() as failed:
+            with _capture_errors():
+                context = self._engine.context()
             failed.callback(context.close)
-            failed.callback(self._cuda.synchronize, self._stream)  # nothing of it runs when it goes
+            failed.callback(attempt, self._cuda.synchronize, self._stream)  # nothing of it runs when it goes
             context.set_shapes(run.shapes)
             self._enqueue(context, run)  # a context's first run may allocate, which a capture must not
             self._cuda.synchronize(self._stream)
-            context.check_capturable(self._stream)
-            graph = self._record(context, run)
+            with _capture_errors():
+                context.check_capturable(self._stream)
+                graph = self._record(context, run)
             failed.pop_all()
         self._runs[run.key] = Replay(graph=graph, context=context)
 
@@ -165,7 +175,7 @@ class Lane:
         try:
             run.queue(context)
         except BaseException:
-            self._cuda.abort_capture(self._stream)
+            attempt(self._cuda.abort_capture, self._stream)
             raise
         return self._cuda.end_capture(self._stream)
 
@@ -190,3 +200,12 @@ class Lane:
             self._cuda.destroy_graph(replay.graph)
         finally:
             replay.context.close()
+
+
+@contextmanager
+def _capture_errors() -> Iterator[None]:
+    """Tell errors of a capture from those of a run."""
+    try:
+        yield
+    except RunnerError as exc:
+        raise CaptureError(str(exc)) from exc

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nrd_trt.errors import ConfigError, RunnerError
+from nrd_trt.errors import ConfigError, RunnerError, attempt, leave
 from nrd_trt.machine.cuda import Cuda, load_cuda
 from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Feed, check_feed
 from nrd_trt.runtime.buffers import Buffer, nbytes_of
@@ -66,10 +66,8 @@ class OverlappedRunner:
             try:
                 ticket = Ticket(slot=slot, outputs=self._queue(slot, feed))
             except BaseException:
-                try:
-                    self._settle()  # what was queued before the error uses the slot
-                finally:
-                    self._free.append(slot)
+                attempt(self._settle)  # what was queued before the error uses the slot
+                self._free.append(slot)
                 raise
         self._begun.add(ticket)
         return ticket
@@ -109,8 +107,11 @@ class OverlappedRunner:
     def __exit__(self, *error: object) -> None:
         release, self._release = self._release, None
         if release is not None:
-            with closing(self._cuda), self._cuda.current():
-                release.close()
+            leave(lambda: self._close(release), error)
+
+    def _close(self, release: ExitStack) -> None:
+        with closing(self._cuda), self._cuda.current():
+            release.close()
 
     def _acquire(self, stack: ExitStack, cuda: Cuda) -> None:
         """Take everything in the order of need; the stack gives it back in the opposite order."""

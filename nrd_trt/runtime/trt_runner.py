@@ -19,12 +19,12 @@ from nrd_trt.engine.caches import kernel_file, read_kernels, write_kernels
 from nrd_trt.engine.compat import TensorRT, load_tensorrt
 from nrd_trt.engine.loading import EngineContext, LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
-from nrd_trt.errors import RunnerError
+from nrd_trt.errors import RunnerError, attempt
 from nrd_trt.machine.cuda import Cuda, load_cuda
 from nrd_trt.progress import OnLayer
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement, check_feed
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
-from nrd_trt.runtime.lane import Lane, Run
+from nrd_trt.runtime.lane import CaptureError, Lane, Run
 from nrd_trt.specs import MaskEncoding, Provider, TensorSpec
 
 LANE_CAPACITY = 8
@@ -135,8 +135,10 @@ class TrtRunner(BaseRunner):
 
             try:
                 self._launch(lane, Run(shapes=shapes, addresses=addresses, key=tuple(shapes.items()), queue=queue))
-            finally:  # after an error too: copies that were queued before it use the buffers
-                self._cuda.synchronize(self._stream)
+            except BaseException:
+                attempt(self._cuda.synchronize, self._stream)  # copies that were queued before it use the buffers
+                raise
+            self._cuda.synchronize(self._stream)
         types = self._engine.outputs
         return {name: self._buffers[name].read(shape, types[name].dtype) for name, shape in outputs.items()}
 
@@ -188,7 +190,7 @@ class TrtRunner(BaseRunner):
             if self.cuda_graph and lane.is_worth_a_graph(run.key):
                 try:
                     lane.capture(run)
-                except RunnerError as exc:
+                except CaptureError as exc:
                     self.cuda_graph = False
                     text = f"{self.name}: runs go on without a CUDA graph, with the same masks: {exc}"
                     warnings.warn(text, stacklevel=2)

@@ -388,6 +388,29 @@ class FakeContext:
         return view.view(dtype).reshape(shapes[name])
 
 
+@contextmanager
+def faulting() -> Iterator[None]:
+    """Let an engine's next run fail, and then, as CUDA's errors of a device stay, all that waits, records or frees."""
+
+    def failing(work: Any) -> Any:
+        def method(*arguments: Any) -> None:
+            work(*arguments)
+            raise RunnerError("CUDA: sticky")
+
+        return method
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+
+        def enqueue(self: FakeContext, stream: int) -> None:
+            for name in NOTED:
+                if name.startswith(("synchronize", "record", "free", "destroy")):
+                    monkeypatch.setattr(NotedCuda, name, failing(getattr(NotedCuda, name)))
+            raise RunnerError("fake: could not start the run.")
+
+        monkeypatch.setattr(FakeContext, "enqueue", enqueue)
+        yield
+
+
 class PackedEngine(FakeEngine):
     """A `FakeEngine` that writes the mask's very bytes and calls them int32."""
 

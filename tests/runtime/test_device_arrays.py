@@ -29,7 +29,7 @@ from nrd_trt.runtime.engine import Engine
 from nrd_trt.specs import InputShape, ModelInfo, Range
 from tests.runtime.bench import LARGE, SMALL, Bench, Caller, HostRunner, caller, image, runner
 from tests.runtime.conftest import MakeBench
-from tests.runtime.fake_cuda import FakeDriver, FakeEngine, Provider, another_context
+from tests.runtime.fake_cuda import FakeDriver, FakeEngine, Provider, another_context, faulting
 
 PER_THREAD_STREAM = 2
 SPAN = Range(min=4, opt=16, max=64)
@@ -214,6 +214,13 @@ def test_leaving_waits_for_what_is_queued(bench: Bench) -> None:
             run = next(one for one in bench.cuda.queued if one.name == "engine")
             assert not run.done
         assert run.done
+
+
+def test_the_first_error_of_a_device_that_has_faulted_is_told(bench: Bench) -> None:
+    with caller(bench.cuda) as mine:
+        array = TorchTensor(mine, mine.put(image()).address, SMALL, mine.stream)
+        with faulting(), pytest.raises(RunnerError, match=r"^fake: could not start"), engine() as opened:
+            opened.predict_device(array)
 
 
 def test_an_array_of_another_stream_than_the_one_named_is_waited_for(bench: Bench) -> None:

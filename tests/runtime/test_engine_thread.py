@@ -14,7 +14,7 @@ from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.engine_thread import EngineThread, Pending
 from tests.runtime.bench import LARGE, SMALL, Bench, HostRunner, caller, image, runner
-from tests.runtime.fake_cuda import OUT_OF_MEMORY
+from tests.runtime.fake_cuda import OUT_OF_MEMORY, faulting
 from tests.runtime.test_graph_io import facts
 
 WITHIN_S = 60.0
@@ -139,6 +139,11 @@ def test_an_error_is_that_of_its_own_run(bench: Bench) -> None:
         check(good, 0)
         check(more, 1)
         check(good, 0)  # may be asked again
+
+
+def test_the_first_error_of_a_device_that_has_faulted_is_told(bench: Bench) -> None:
+    with faulting(), pytest.raises(RunnerError, match=r"^fake: could not start"), on_thread(runner()) as engine:
+        begin(engine, 0).result()
 
 
 def test_leaving_finishes_what_was_begun(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
 from tests.runtime.bench import LARGE, SMALL, Bench, caller, image, runner
 from tests.runtime.bench import check_outputs as check
 from tests.runtime.conftest import MakeBench
-from tests.runtime.fake_cuda import LARGEST, OUT_OF_MEMORY, FakeEngine, NotedCuda, PackedEngine, Queued
+from tests.runtime.fake_cuda import LARGEST, OUT_OF_MEMORY, FakeEngine, NotedCuda, PackedEngine, Queued, faulting
 
 REPLAYED = [
     *("upload", "record_event", "wait_event"),
@@ -250,12 +250,17 @@ def test_a_run_that_cannot_start_hurts_no_other_and_leaves_its_slot_usable(bench
         check(overlapped.finish(first), SMALL, 1)
 
 
-@pytest.mark.parametrize("fails_at", [1, 2], ids=["before", "inside"])
-def test_a_failed_capture_hurts_no_other(bench: Bench, fails_at: int) -> None:
+def test_the_first_error_of_a_device_that_has_faulted_is_told(bench: Bench) -> None:
+    with faulting(), pytest.raises(RunnerError, match=r"^fake: could not start the run"):
+        with runner() as trt, OverlappedRunner(trt) as overlapped:
+            overlapped.begin(feed())
+
+
+def test_a_failed_capture_hurts_no_other(bench: Bench) -> None:
     with runner() as trt, OverlappedRunner(trt) as overlapped:
         tickets = [overlapped.begin(feed(seed=seed)) for seed in range(2)]
         check(overlapped.finish(tickets[0]), SMALL, 0)
-        bench.engines[0].fail_at = fails_at
+        bench.engines[0].fail_at = 2
         with pytest.warns(UserWarning, match="without a CUDA graph.*could not start the run"):
             tickets.append(overlapped.begin(feed(seed=2)))
         assert not bench.cuda.capturing and not bench.cuda.graphs and len(bench.cuda.list("engine")) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +17,17 @@ from nrd_trt.runtime.lane import GRAPH_CAPACITY, Lane, Run
 from nrd_trt.runtime.trt_runner import TrtRunner
 from tests.runtime.bench import LARGE, SMALL, Bench, caller, check, image, runner
 from tests.runtime.conftest import MakeBench
-from tests.runtime.fake_cuda import CAPTURE_UNSUPPORTED, NOT_SUPPORTED, OUT_OF_MEMORY, NotedCuda, another_context
+from tests.runtime.fake_cuda import (
+    CAPTURE_UNSUPPORTED,
+    ILLEGAL_ADDRESS,
+    NOT_SUPPORTED,
+    OUT_OF_MEMORY,
+    NotedCuda,
+    another_context,
+    faulting,
+)
 
 REFUSALS: dict[str, Callable[[Bench], object]] = {
-    "first run": lambda bench: setattr(bench.engines[0], "fail_at", 1),
-    "first copy back": lambda bench: bench.cuda.fail("cuMemcpyDtoHAsync_v2", OUT_OF_MEMORY),
     "run": lambda bench: setattr(bench.engines[0], "fail_at", 2),
     "begin": lambda bench: bench.cuda.fail("cuStreamBeginCapture_v2", NOT_SUPPORTED),
     "copy": lambda bench: bench.cuda.fail("cuMemcpyHtoDAsync_v2", CAPTURE_UNSUPPORTED, at=2),
@@ -145,10 +152,43 @@ def test_never_captures_without_graphs(make_bench: MakeBench, asked: bool, has_g
 def test_a_run_that_fails_in_its_capture_and_again_without_is_an_error(bench: Bench) -> None:
     with runner() as trt:
         check(trt, SMALL, 0)
-        bench.engines[0].fail_at, bench.engines[0].contexts[0].fail_at = 1, 2
+        bench.engines[0].fail_at, bench.engines[0].contexts[0].fail_at = 2, 2
         with pytest.warns(UserWarning, match="without a CUDA graph"), pytest.raises(RunnerError, match="start the run"):
             trt.infer({"image": image()})
         check(trt, SMALL, 1)
+
+
+@pytest.mark.parametrize("failing", ["run", "copy back", "wait"])
+def test_a_run_before_its_capture_that_fails_is_an_error_and_no_refusal(bench: Bench, failing: str) -> None:
+    with runner() as trt:
+        check(trt, SMALL, 0)
+        if failing == "run":
+            bench.engines[0].fail_at = 1
+        else:
+            function = {"copy back": "cuMemcpyDtoHAsync_v2", "wait": "cuStreamSynchronize"}[failing]
+            bench.cuda.fail(function, ILLEGAL_ADDRESS)
+        with pytest.raises(RunnerError, match=r"could not start the run|CUDA_ERROR_ILLEGAL_ADDRESS"):
+            trt.infer({"image": image()})
+        bench.engines[0].fail_at = 0
+        assert trt.cuda_graph and len(bench.cuda.list("engine")) == 1
+        check(trt, SMALL, 1)
+        assert len(bench.cuda.graphs) == 1
+
+
+@pytest.mark.parametrize("runs", [0, 1], ids=["plain", "before its capture"])
+@pytest.mark.parametrize("host", [True, False])
+def test_the_first_error_of_a_device_that_has_faulted_is_told(bench: Bench, host: bool, runs: int) -> None:
+    with caller(bench.cuda) as mine:
+        tensor = mine.put(image())
+
+        def run(trt: TrtRunner) -> None:
+            trt.infer({"image": image()}) if host else trt.infer_device({"image": tensor}, mine.stream)
+
+        with ExitStack() as stack, pytest.raises(RunnerError, match=r"^fake: could not start"), runner() as trt:
+            for _ in range(runs):
+                run(trt)
+            stack.enter_context(faulting())
+            run(trt)
 
 
 @pytest.mark.parametrize("refused", REFUSALS)
