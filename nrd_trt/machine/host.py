@@ -21,6 +21,8 @@ from nrd_trt.engine.compat import installed_flavours
 
 _PARENT = Path(nrd_trt.__file__).resolve().parents[1]
 _CHECKOUT = _PARENT if (_PARENT / "setup.cfg").is_file() else None
+_LEAVE_OUT = "import sys; sys.path[:] = filter(None, sys.path)\n"
+_RUN_MODULE = "import runpy; del sys.argv[0]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 _TIMEOUT_S, _PYTHON_TIMEOUT_S = 30.0, 90.0  # PyTorch from a Jetson's flash takes its time
 
 
@@ -32,13 +34,24 @@ def child_environment() -> dict[str, str]:
     return environment
 
 
+def without_folder(command: Sequence[str]) -> list[str]:
+    """Return a command of Python, ``-m MODULE`` or ``-c CODE``, that imports nothing from the current folder.
+
+    Files there would stand for packages of their names. Python before 3.11 has no option that leaves only them out.
+    """
+    python, how, what, *rest = command
+    if how == "-c":
+        return [python, "-c", _LEAVE_OUT + what, *rest]
+    return [python, "-c", _LEAVE_OUT + _RUN_MODULE, what, *rest]
+
+
 def run_command(command: Sequence[str]) -> str | None:
     """Run a command as `Machine.run` promises."""
     if shutil.which(command[0]) is None:
         return None
     try:
         done = subprocess.run(
-            list(command),
+            without_folder(command) if command[0] == sys.executable else list(command),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PYTHON_TIMEOUT_S if command[0] == sys.executable else _TIMEOUT_S,

@@ -21,7 +21,7 @@ import msgspec
 
 from nrd_trt.errors import MissingDependencyError, NrdTrtError
 from nrd_trt.files import atomic_file
-from nrd_trt.machine.host import child_environment
+from nrd_trt.machine.host import child_environment, without_folder
 from nrd_trt.proving.record import Figures, Result
 
 _KEPT_LINES = 20
@@ -39,7 +39,7 @@ class Answer:
 
 def part_command(part: str, folder: Path, answer: Path) -> list[str]:
     """Return the command that runs a part in the folder that parts share and writes its answer."""
-    return [sys.executable, "-m", "nrd_trt.proving.child", part, str(folder), str(answer)]
+    return without_folder([sys.executable, "-m", "nrd_trt.proving.child", part, str(folder), str(answer)])
 
 
 def run_part(command: Sequence[str], answer: Path, deadline_s: float) -> Answer:

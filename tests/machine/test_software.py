@@ -19,6 +19,7 @@ from nrd_trt.machine.doctor import examine
 from nrd_trt.machine.gpu import Gpu, Graphics
 from nrd_trt.machine.host import run_command
 from nrd_trt.machine.software import Trial, find_flavour, read_library, try_flavour
+from nrd_trt.proving.child import part_command, run_part
 from tests.artefacts import REPOSITORY, environment
 from tests.engine.surface.enterprise import enterprise
 from tests.machine.recorded import DESKTOP, NO_GPU, ORIN, recorded, trial
@@ -110,6 +111,18 @@ def test_children_that_fail_print_one_line(asked: str, tmp_path: Path) -> None:
         assert line.startswith(f"{tmp_path}/library of two lines.so: expected {LIBRARY}, got a file that cannot be")
 
 
+def test_children_import_nothing_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "msgspec", "nrd_trt", "runpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the current folder')\n")
+    monkeypatch.chdir(tmp_path)
+    for options in (["-c", "import json, msgspec, nrd_trt; print('fine')"], ["-m", "nrd_trt.machine.software", "a.so"]):
+        said = run_command([sys.executable, *options])
+        assert said is not None and ("fine" in said or "a.so: expected " in said)
+    answer = tmp_path / "answer"
+    told = run_part(part_command("tensorrt-rtx", tmp_path, answer), answer, 60)
+    assert answer.is_file(), told
+
+
 def test_trial_of_a_flavour_that_is_absent_or_makes_no_builder(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "tensorrt", None)
@@ -153,5 +166,6 @@ def test_commands_that_are_missing_fail_or_hang(monkeypatch: pytest.MonkeyPatch)
     assert run_command(["sh", "-c", "echo out; echo err >&2; exit 9"]) == "out\n"
     assert run_command(["sh", "-c", "echo err >&2; exit 9"]) == "err\n"
     assert run_command([sys.executable, "-c", "import nrd_trt; print(nrd_trt.__name__)"]) == "nrd_trt\n"
+    assert run_command([sys.executable, "-c", "import sys; print(sys.argv[1:])", "a"]) == "['a']\n"
     monkeypatch.setattr(host, "_TIMEOUT_S", 0.2)
     assert run_command(["sh", "-c", "sleep 30"]) is None
