@@ -17,10 +17,9 @@ from nrd_trt.machine.cuda import Cuda
 from nrd_trt.runtime.buffers import Block, Shape
 
 GRAPH_CAPACITY = 4
-_LEGACY_STREAMS = (0, 1)  # handles of the default stream that all threads share, which cannot be captured
 
-Queue = Callable[[EngineContext], None]
-"""Queues a run of a context whose shapes, addresses and scratch memory are set."""
+Queue = Callable[[EngineContext, int], None]
+"""Queues a run of a context, whose shapes, addresses and scratch memory are set, on a stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +58,12 @@ class Lane:
         cuda: What calls the driver; every call is made in its context.
         engine: Outlives it.
         stream: The stream of whoever runs the engine; it may be gone when this is closed.
+        recorder: A stream that graphs are recorded on and that does not wait for the default one. A caller's may do so,
+            and no thread may use the default one while such a stream records.
     """
 
-    def __init__(self, cuda: Cuda, engine: LoadedEngine, stream: int) -> None:
-        self._cuda, self._engine, self._stream = cuda, engine, stream
+    def __init__(self, cuda: Cuda, engine: LoadedEngine, stream: int, recorder: int) -> None:
+        self._cuda, self._engine, self._stream, self._recorder = cuda, engine, stream, recorder
         self._scratch = Block(cuda)
         self._outputs = {name: Block(cuda) for name in engine.outputs}
         self._runs: OrderedDict[Hashable, Replay | None] = OrderedDict()
@@ -99,7 +100,7 @@ class Lane:
         A graph takes longer to make than it saves in a few runs, and where more runs alternate than there is room for,
         none would be there when its turn comes.
         """
-        return key in self._runs and not self.has_graph(key) and self._stream not in _LEGACY_STREAMS
+        return key in self._runs and not self.has_graph(key)
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
@@ -134,7 +135,7 @@ class Lane:
             self._enqueue(context, run)  # a context's first run may allocate, which a capture must not
             self._cuda.synchronize(self._stream)
             with _capture_errors():
-                context.check_capturable(self._stream)
+                context.check_capturable(self._recorder)
                 graph = self._record(context, run)
             failed.pop_all()
         self._runs[run.key] = Replay(graph=graph, context=context)
@@ -168,16 +169,16 @@ class Lane:
         if self._scratch.nbytes:
             context.set_scratch(self._scratch.address, self._scratch.nbytes)
         context.set_addresses(run.addresses)
-        run.queue(context)
+        run.queue(context, self._stream)
 
     def _record(self, context: EngineContext, run: Run) -> int:
-        self._cuda.begin_capture(self._stream)
+        self._cuda.begin_capture(self._recorder)
         try:
-            run.queue(context)
+            run.queue(context, self._recorder)
         except BaseException:
-            attempt(self._cuda.abort_capture, self._stream)
+            attempt(self._cuda.abort_capture, self._recorder)
             raise
-        return self._cuda.end_capture(self._stream)
+        return self._cuda.end_capture(self._recorder)
 
     def _grow(self, block: Block, nbytes: int) -> None:
         if nbytes > block.nbytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -88,6 +88,8 @@ class TrtRunner(BaseRunner):
         self._engine: LoadedEngine = tensorrt.deserialize(plan, host_code=self._host_code, rebuild=self._rebuild)
         stack.callback(self._engine.close)
         facts = cuda.facts()
+        self._keep_kernels: Callable[[], None] | None = None
+        self._run_shapes: set[Hashable] = set()
         if self._engine.compiles and (kept := kernel_file(plan, tensorrt.cache_key(facts.name, facts.driver))):
             self._take_kernels(stack, kept)
         self._stream = cuda.create_stream()
@@ -101,16 +103,19 @@ class TrtRunner(BaseRunner):
         stack.callback(self._close_lanes)
 
     def _take_kernels(self, stack: ExitStack, file: Path) -> None:
-        """Use the kernels that an earlier process has compiled, and keep those of this one when the stack goes."""
+        """Use the kernels that an earlier process has compiled, and keep those of this one."""
         engine, content = self._engine, read_kernels(file)
         if content and not engine.take_kernels(content):
             warnings.warn(f"{file}: not kernels for this GPU and driver; compiled again, and replaced.", stacklevel=2)
 
         def keep() -> None:
+            nonlocal content
             if (now := engine.kernels()) not in (b"", content):
+                content = now  # before the file, whose warning is then given once
                 write_kernels(file, now)
 
         stack.callback(keep)
+        self._keep_kernels = keep
 
     def _close(self) -> None:
         with closing(self._cuda), self._cuda.current():
@@ -126,12 +131,12 @@ class TrtRunner(BaseRunner):
                 self._buffers[name].fill(array)
             addresses = {name: self._buffers[name].device for name in (*feed, *outputs)}
 
-            def queue(context: EngineContext) -> None:
+            def queue(context: EngineContext, stream: int) -> None:
                 for name in feed:
-                    self._buffers[name].upload(self._stream)
-                context.enqueue(self._stream)
+                    self._buffers[name].upload(stream)
+                context.enqueue(stream)
                 for name in outputs:
-                    self._buffers[name].download(self._stream)
+                    self._buffers[name].download(stream)
 
             try:
                 self._launch(lane, Run(shapes=shapes, addresses=addresses, key=tuple(shapes.items()), queue=queue))
@@ -157,7 +162,7 @@ class TrtRunner(BaseRunner):
             key = (tuple(shapes.items()), tuple(addresses.items()))  # a graph holds addresses
             if not lane.has_graph(key):  # they were checked before it was captured
                 self._check_addresses(addresses)
-            run = Run(shapes=shapes, addresses=addresses, key=key, queue=lambda context: context.enqueue(stream))
+            run = Run(shapes=shapes, addresses=addresses, key=key, queue=lambda context, on: context.enqueue(on))
             self._launch(lane, run)
         return {name: self._on_device(name, outputs[name], address) for name, address in written.items()}
 
@@ -175,7 +180,7 @@ class TrtRunner(BaseRunner):
         if lane is None:
             if len(self._lanes) == LANE_CAPACITY:
                 self._lanes.popitem(last=False)[1].close()
-            lane = Lane(self._cuda, self._engine, stream)
+            lane = Lane(self._cuda, self._engine, stream, self._stream)
         self._lanes[stream] = lane
         return lane
 
@@ -195,6 +200,10 @@ class TrtRunner(BaseRunner):
                     text = f"{self.name}: runs go on without a CUDA graph, with the same masks: {exc}"
                     warnings.warn(text, stacklevel=2)
             lane.launch(run)
+        shapes = tuple(run.shapes.items())
+        if self._keep_kernels and shapes not in self._run_shapes:  # at once: a process may end without leaving this
+            self._run_shapes.add(shapes)
+            self._keep_kernels()
 
     def _check_addresses(self, addresses: Mapping[str, int]) -> None:
         """Refuse memory that TensorRT must not use, before it does."""

@@ -88,6 +88,7 @@ def library_folder() -> Path:
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(library_folder() / libcuda.LIBRARY))
     library.fake_current.restype = library.fake_engine.restype = library.fake_room.restype = ctypes.c_size_t
+    library.fake_blocking_stream.restype = ctypes.c_size_t
     library.fake_violation.restype = library.fake_node.restype = ctypes.c_char_p
     for function in (library.fake_close_engine, library.fake_records, library.fake_room):
         function.argtypes = [ctypes.c_size_t]

@@ -79,6 +79,7 @@ CUresult fake_queue(Object *engine, CUstream handle, void (*work)(void *), void 
 Object *fake_engine(void);
 CUresult fake_close_engine(Object *engine);
 CUresult fake_touch(uintptr_t address, size_t size);
+CUstream fake_blocking_stream(void);
 const char *fake_violation(void);
 void fake_reset(void);
 void fake_set(const char *name, int value);
@@ -253,7 +254,18 @@ static CUresult await(Node *node) {
     return CUDA_SUCCESS;
 }
 
+/* Whether a stream is the default one that threads share, and one that waits for it records: that breaks. */
+static CUresult implicit(const Object *stream) {
+    for (int i = 0; stream->kind == DEFAULT_STREAM && stream->flags == 1 && i < n_objects; i++) {
+        Object *other = objects[i];
+        bool blocking = other->kind == STREAM && other->flags != CU_STREAM_NON_BLOCKING;
+        if (blocking && other->capturing) return other->broken = true, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
+    }
+    return CUDA_SUCCESS;
+}
+
 static CUresult push(Object *stream, Node made) {
+    CHECK(implicit(stream));
     Node *node = malloc(sizeof *node);
     *node = made;
     node->after[0] = stream->last, node->queued_us = now_us;
@@ -314,6 +326,7 @@ static const struct { CUresult code; const char *name, *text; } errors[] = {
     ERROR(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "system has unsupported display driver / cuda driver combination"),
     ERROR(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing"),
     ERROR(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "operation failed due to a previous error during capture"),
+    ERROR(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, "operation would make the legacy stream depend on a capturing blocking stream"),
     ERROR(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, "attempt to terminate a thread-local capture from another thread"),
     ERROR(CUDA_ERROR_UNKNOWN, violation),
 };
@@ -578,7 +591,9 @@ CUresult CUDAAPI cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t s
 CUresult CUDAAPI cuStreamCreate(CUstream *stream, unsigned int flags) {
     IN_CONTEXT;
     if (flags != CU_STREAM_NON_BLOCKING) return violated("a stream that waits for the default one");
-    return *stream = (CUstream)make(STREAM), CUDA_SUCCESS;
+    Object *made = make(STREAM);
+    made->flags = flags;
+    return *stream = (CUstream)made, CUDA_SUCCESS;
 }
 
 CUresult CUDAAPI cuStreamSynchronize(CUstream handle) {
@@ -586,6 +601,7 @@ CUresult CUDAAPI cuStreamSynchronize(CUstream handle) {
     Object *stream = stream_of(handle);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
     if (stream->capturing) return stream->broken = true, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    CHECK(implicit(stream));
     CHECK(unsafe());
     return await(stream->last);
 }
@@ -792,6 +808,12 @@ size_t fake_room(uintptr_t address) {
     LOCKED;
     Object *block = block_of(address);
     return block && (block->kind == DEVICE || block->mapped) ? (uintptr_t)block->bytes + block->size - address : 0;
+}
+
+/* A stream of somebody else that waits for the default one, as those of other libraries do; the product makes none. */
+CUstream fake_blocking_stream(void) {
+    LOCKED;
+    return (CUstream)make(STREAM);
 }
 
 /* The host reads or writes its own memory now. */

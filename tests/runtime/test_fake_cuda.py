@@ -105,6 +105,19 @@ def test_a_capture_forbids_its_own_thread_to_allocate_and_to_wait(driver: FakeDr
         assert driver.list("graph") == []
 
 
+def test_a_stream_that_waits_for_the_default_one_keeps_it_from_use_while_it_records(driver: FakeDriver) -> None:
+    cuda = driver.open()
+    with cuda.current():
+        blocking, event = driver.library.fake_blocking_stream(), cuda.create_event()
+        for use in (lambda: cuda.record_event(event, 0), lambda: cuda.synchronize(0)):
+            cuda.begin_capture(blocking)
+            cuda.record_event(event, 2)
+            with pytest.raises(RunnerError, match="CUDA_ERROR_STREAM_CAPTURE_IMPLICIT"):
+                use()
+            with pytest.raises(RunnerError, match="CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"):
+                cuda.end_capture(blocking)
+
+
 def test_what_is_of_one_context_is_of_no_other(driver: FakeDriver) -> None:
     cuda = driver.open()
     with cuda.current():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nrd_trt.engine.caches import CacheKey, kernel_file, read_kernels, write_kernels
-from tests.runtime.bench import LARGE, SMALL, Bench, check, runner
+from tests.runtime.bench import LARGE, SMALL, Bench, caller, check, image, runner
 from tests.runtime.conftest import MakeBench
 from tests.runtime.fake_cuda import CompilingEngine
 
@@ -47,6 +47,25 @@ def test_kernels_of_one_process_serve_the_next(rtx: Bench, folder: Path) -> None
     with runner() as trt:
         check(trt, SMALL, 0)
     assert file.stat().st_mtime_ns == before  # there was nothing new
+
+
+@pytest.mark.parametrize("host", [True, False])
+def test_a_runner_that_is_never_left_has_kept_its_kernels(rtx: Bench, folder: Path, host: bool) -> None:
+    """It writes after the first run of each shape, and no more."""
+    file = kernel_file(b"plan", KEY)
+    assert file is not None
+    with runner() as trt, caller(rtx.cuda) as mine:
+
+        def run(shape: tuple[int, ...]) -> bytes:
+            if host:
+                trt.infer({"image": image(shape)})
+            else:
+                trt.infer_device({"image": mine.put(image(shape))}, mine.stream)
+            return file.read_bytes()
+
+        assert [run(SMALL), run(LARGE)] == [b"kernel-4", b"kernel-4 kernel-16"]
+        file.write_bytes(b"of another process")
+        assert [run(SMALL), run(LARGE)] == [b"of another process"] * 2
 
 
 def test_an_engine_that_compiles_nothing_keeps_nothing(bench: Bench, folder: Path) -> None:

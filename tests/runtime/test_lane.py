@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nrd_trt.errors import RunnerError
-from nrd_trt.runtime import lane
 from nrd_trt.runtime.base import DeviceTensor
-from nrd_trt.runtime.lane import GRAPH_CAPACITY
+from nrd_trt.runtime.lane import GRAPH_CAPACITY, Lane, Run
 from nrd_trt.runtime.trt_runner import LANE_CAPACITY, TrtRunner
 from tests.runtime.bench import LARGE, SMALL, Bench, Caller, caller, check, image, runner
-from tests.runtime.fake_cuda import CAPTURE_UNSUPPORTED, OUT_OF_MEMORY, NotedCuda
+from tests.runtime.fake_cuda import OUT_OF_MEMORY, NotedCuda
 
 
 def pixels(shape: tuple[int, ...]) -> int:
@@ -146,16 +148,45 @@ def test_a_context_that_cannot_be_captured_is_not_and_that_is_said_once(bench: B
         assert "begin_capture" not in bench.cuda.names() and not trt.cuda_graph
 
 
-def test_the_streams_that_cuda_cannot_capture_are_run_without_a_word(
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_runs_on_the_default_streams_are_replayed_too(bench: Bench, stream: int) -> None:
+    with runner() as trt, caller(bench.cuda) as mine:
+        tensor = mine.put(image())
+        for _ in range(3):
+            mask = run(trt, replace(mine, stream=stream), tensor)
+            mine.cuda.synchronize(stream)
+            assert np.array_equal(mine.read(mask), image()[..., 0])
+        assert trt.cuda_graph and bench.cuda.names().count("launch_graph") == 2
+
+
+def test_the_default_stream_is_for_use_while_a_run_of_a_stream_that_waits_for_it_is_captured(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with runner() as trt, caller(bench.cuda) as mine:
-        monkeypatch.setattr(lane, "_LEGACY_STREAMS", (mine.stream,))
-        bench.cuda.fail("cuStreamBeginCapture_v2", CAPTURE_UNSUPPORTED)
+    """PyCUDA's and CuPy's streams do unless they are told otherwise, and other threads use the default one."""
+    record = Lane._record
+    with runner() as trt, caller(bench.cuda) as mine, ThreadPoolExecutor(1) as pool:
+        own, event = mine.stream, mine.cuda.create_event()
+        mine.stream = bench.cuda.library.fake_blocking_stream()
+
+        def recording(lane: Lane, context: Any, one: Run) -> int:
+            def queue_beside(captured: Any, stream: int) -> None:
+                one.queue(captured, stream)
+                pool.submit(beside).result()
+
+            return record(lane, context, replace(one, queue=queue_beside))
+
+        def beside() -> None:
+            with mine.cuda.current():
+                mine.cuda.record_event(event, 0)
+                mine.cuda.synchronize(0)
+
+        monkeypatch.setattr(Lane, "_record", recording)
         tensor = mine.put(image())
         for _ in range(3):
             assert np.array_equal(mine.read(run(trt, mine, tensor)), image()[..., 0])
-        assert trt.cuda_graph
+        assert len(bench.cuda.graphs) == 1
+        mine.cuda.destroy_event(event)
+        mine.cuda.destroy_stream(own)
 
 
 @pytest.mark.parametrize(("failing", "at"), [("cuEventCreate", 1), ("cuEventRecord", 1)])

@@ -216,8 +216,8 @@ def test_other_threads_work_on_while_one_captures(bench: Bench, monkeypatch: pyt
     with runner() as trt, caller(bench.cuda) as mine, ThreadPoolExecutor(1) as pool:
 
         def recording(lane: Lane, context: Any, run: Run) -> int:
-            def queue_beside(captured: Any) -> None:
-                run.queue(captured)
+            def queue_beside(captured: Any, stream: int) -> None:
+                run.queue(captured, stream)
                 pool.submit(beside).result()
 
             return record(lane, context, replace(run, queue=queue_beside))
