@@ -71,11 +71,13 @@ class Muon(torch.optim.Optimizer):
 def orthogonalised(matrix: Tensor) -> Tensor:
     """Return a matrix with the singular vectors of ``(rows, columns) float32`` and singular values near 1.
 
-    Products are in bfloat16, which the iteration forgives.
+    On a GPU products are in bfloat16, which the iteration forgives. Many CPUs have no instructions for it: there they
+    would take most of a step.
     """
     a, b, c = _QUINTIC
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = (wide / (wide.norm() + 1e-7)).bfloat16()
+    x = wide / (wide.norm() + 1e-7)
+    x = x.bfloat16() if x.is_cuda else x
     for _ in range(_ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
