@@ -13,6 +13,7 @@ from nrd_trt.calibration.cache import Ranges, save_ranges
 from nrd_trt.calibration.ranges import measure_ranges, tensors_to_calibrate
 from nrd_trt.calibration.recipes import find_recipe
 from nrd_trt.calibration.stream import CalibrationStream
+from nrd_trt.data.samples import SampleSource
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.export import export_checked
 from nrd_trt.files import check_absent
@@ -32,7 +33,6 @@ from nrd_trt.specs import (
     check_number,
     optional_path,
 )
-from nrd_trt.validation.samples import SampleSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

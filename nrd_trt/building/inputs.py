@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from nrd_trt.building.request import BuildRequest
+from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.engine.bundle import is_bundle, read_bundle
 from nrd_trt.engine.record import CheckpointRecord, ExporterRecord
 from nrd_trt.errors import ConfigError
@@ -22,7 +23,6 @@ from nrd_trt.model import load_model
 from nrd_trt.specs import Fit, Precision
 from nrd_trt.validation.compare import ReferenceFn
 from nrd_trt.validation.references import StoredSamples, check_classes, onnx_reference, torch_reference
-from nrd_trt.validation.samples import MEASURED_COUNT, SampleSource
 
 DEFAULT_PRECISION: Precision = "fp16"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nrd_trt.calibration.calibrator import Calibrator
+from nrd_trt.data.samples import SampleSource
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.exporting.export import check_form
 from nrd_trt.figures import Gates
@@ -26,7 +27,6 @@ from nrd_trt.specs import (
     Size,
     check_choice,
 )
-from nrd_trt.validation.samples import SampleSource
 
 FORM = ("input_form", "outputs", "mask_encoding", "size", "dynamic", "batch")
 """Arguments about the form of the exported file, which an ONNX file and a bundle have already."""

@@ -32,6 +32,7 @@ from nrd_trt.building.tune_record import (
     write_tuned,
 )
 from nrd_trt.calibration.calibrator import Calibrator
+from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.engine.bundle import check_target
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.engine.options import OptionValue, option_texts
@@ -50,7 +51,6 @@ from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import BuilderName, Estimator, Fit, Provider, RunnerName, Size, as_path, optional_path
 from nrd_trt.validation.compare import Comparator, Comparison, Reference
 from nrd_trt.validation.references import torch_reference
-from nrd_trt.validation.samples import MEASURED_COUNT, SampleSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from nrd_trt.calibration.calibrator import Calibrator
+from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.precision import Typed, derive_precision
 from nrd_trt.figures import Gates, Parity
@@ -35,7 +36,6 @@ from nrd_trt.specs import (
     check_number,
     optional_path,
 )
-from nrd_trt.validation.samples import MEASURED_COUNT, SampleSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

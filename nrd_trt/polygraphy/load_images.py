@@ -10,10 +10,10 @@ from itertools import islice
 
 import numpy as np
 
+from nrd_trt.data.samples import SampleSource
 from nrd_trt.errors import ConfigError
 from nrd_trt.polygraphy.settings import PREFIX, ModelFacts, Settings, read_model, reported
 from nrd_trt.runtime.graph_io import image_feed
-from nrd_trt.validation.samples import SampleSource
 
 
 class Feeds:

@@ -10,13 +10,14 @@ import numpy as np
 from polygraphy.comparator import BaseCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from nrd_trt.data.samples import Sample
 from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Gates
 from nrd_trt.polygraphy.results import NrdMaskResult, NrdMaskThreshold
 from nrd_trt.polygraphy.runner import PREFIX as TORCH
 from nrd_trt.polygraphy.settings import Settings, read_model, reported
 from nrd_trt.runtime.graph_io import margin_of_logits
-from nrd_trt.validation.compare import TIE_MARGIN, Comparator, Comparison, Reference, Sample
+from nrd_trt.validation.compare import TIE_MARGIN, Comparator, Comparison, Reference
 
 COMPARED = ("mask", "logits")
 

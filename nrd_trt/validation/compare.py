@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nrd_trt.data.samples import Sample
 from nrd_trt.figures import FlipPair, Flips, ImageFigures, MaskFigures
 from nrd_trt.validation.metrics import (
     BoundaryScore,
@@ -26,25 +27,6 @@ WORST_KEPT = 6
 
 PAIRS_KEPT = 10
 """Number of pairs of classes that are named, those with most flips."""
-
-Restore = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One image to compare on.
-
-    Attributes:
-        image: ``(h, w, 3) uint8`` at the engine's size.
-        restore: Brings an engine-sized map back to the image's own size; padding is cut off.
-        label: ``(H, W) uint8`` with 255 for ignored pixels, or None.
-        name: Name of the file, or what else the image is.
-    """
-
-    image: np.ndarray
-    restore: Restore
-    label: np.ndarray | None = None
-    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nrd_trt.data.folders import list_pairs
+from nrd_trt.data.samples import SampleSource
 from nrd_trt.model import checkpoint_options
 from nrd_trt.progress import bar
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import Fit, Provider, RunnerName, optional_path
 from nrd_trt.validation.metrics import confusion_matrix, mean_iou, named_iou, pixel_agreement
-from nrd_trt.validation.samples import SampleSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

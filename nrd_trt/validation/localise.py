@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from nrd_trt.data.samples import Sample
 from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Localisation, StageFigures
 from nrd_trt.graph.decode_nodes import coordinate_tables
@@ -21,7 +22,6 @@ from nrd_trt.graph.tensors import stored_weights
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import first_mask
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.validation.compare import Sample
 from nrd_trt.validation.hints import describe_channels, describe_pixels, describe_tables, describe_weights
 from nrd_trt.validation.stages import STAGES, StageMeter, StageTolerance, first_beyond
 

@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 import onnx
 
+from nrd_trt.data.samples import Sample
 from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle
 from nrd_trt.engine.compat import ConfigOptions
@@ -22,7 +23,6 @@ from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import DEFAULT, RunOptions, bundle_plugin, plan_obstacle, plan_runner, rebuild_call
-from nrd_trt.validation.compare import Sample
 
 COMPARED_COUNT = 8
 """Images whose masks are compared between builds."""

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from nrd_trt.data.samples import Sample
 from nrd_trt.engine.bundle import MAX_REFERENCES, ReferenceSet
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.validation.compare import TIE_MARGIN, Reference, ReferenceFn, Sample
+from nrd_trt.validation.compare import TIE_MARGIN, Reference, ReferenceFn
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from nrd_trt.data.samples import SampleSource
 from nrd_trt.engine.bundle import Bundle, read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Gates, ImageFigures, Localisation, Rebuilds, ValidationRecord
@@ -25,7 +26,6 @@ from nrd_trt.validation.localise import LOCALISED_COUNT, compare_stages
 from nrd_trt.validation.rebuild import rebuild_plans
 from nrd_trt.validation.references import StoredSamples, check_classes, torch_reference
 from nrd_trt.validation.report import write_report
-from nrd_trt.validation.samples import SampleSource
 from nrd_trt.validation.stages import TITLES
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from nrd_trt.data.preprocessing import FITS, fit_image
+from nrd_trt.data.samples import Sample
 from nrd_trt.engine.bundle import ReferenceSet
 from nrd_trt.specs import Fit, InputShape
-from nrd_trt.validation.compare import Comparator, Comparison, Reference, Sample
+from nrd_trt.validation.compare import Comparator, Comparison, Reference
 from nrd_trt.validation.references import StoredSamples
 from tests.helpers import model_info
 

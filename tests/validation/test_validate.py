@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from nrd_trt.cli.validate import _lines
+from nrd_trt.data.samples import Sample
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting import onnx_export
@@ -26,7 +27,6 @@ from nrd_trt.machine.gpu import Gpu
 from nrd_trt.model.network import Segmentor
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import InputShape
-from nrd_trt.validation.compare import Sample
 from nrd_trt.validation.localise import compare_stages
 from nrd_trt.validation.rebuild import rebuild_plans, recorded_config
 from nrd_trt.validation.references import StoredSamples

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,32 @@ from nrd_trt.data.preprocessing import fit_image
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import ConfigError
 from nrd_trt.specs import Fit, InputShape, ModelInfo
-from nrd_trt.validation.compare import Sample
 
 SYNTHETIC_COUNT = 4
 MEASURED_COUNT = 2
 """Images that ranges and parity of an export are measured on."""
 # The training recipes draw their scenes from seeds of 100 000 and above.
 _FIRST_SEED = 7
+
+
+Restore = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image to compare on.
+
+    Attributes:
+        image: ``(h, w, 3) uint8`` at the engine's size.
+        restore: Brings an engine-sized map back to the image's own size; padding is cut off.
+        label: ``(H, W) uint8`` with 255 for ignored pixels, or None.
+        name: Name of the file, or what else the image is.
+    """
+
+    image: np.ndarray
+    restore: Restore
+    label: np.ndarray | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
