@@ -25,7 +25,7 @@ import nrd_trt
 from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import ONNX_FILE, RECORD_FILE
-from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.exporting import onnx_export
 from nrd_trt.files import canonical_json, sha256_bytes, sha256_file
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
@@ -34,7 +34,7 @@ from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import InputShape
 from nrd_trt.zoo import checkpoint_path
-from tests.helpers import exported_once, made_once, run_folder, small_model
+from tests.helpers import made_once, run_folder, small_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SIZE_HW = (64, 96)
@@ -87,8 +87,8 @@ def untrained_checkpoint(num_classes: int = 19) -> Path:
 @cache
 def both_outputs() -> onnx.ModelProto:
     """The trained network in fp32 at `SIZE_HW`, uint8 input, mask and logits."""
-    options, sha256 = ExportOptions(shape=InputShape.static(SIZE_HW)), sha256_file(checkpoint())
-    return exported_once("trained", lambda: export_onnx(trained_model(), options, checkpoint_sha256=sha256))
+    options = onnx_export.ExportOptions(shape=InputShape.static(SIZE_HW))
+    return onnx_export.export_onnx(trained_model(), options, checkpoint_sha256=sha256_file(checkpoint()))
 
 
 def onnx_file(output: str = "mask") -> Path:

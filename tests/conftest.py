@@ -55,7 +55,8 @@ def one_export_of_equal_networks() -> Iterator[None]:
         state = hashlib.sha256(pickle.dumps({name: tensor.numpy() for name, tensor in model.state_dict().items()}))
         key = repr((state.hexdigest(), model.config, model.info, options, named))
         if key not in made:
-            made[key] = export(model, options, **named)
+            name = f"export-{hashlib.sha256(key.encode()).hexdigest()}"
+            made[key] = helpers.exported_once(name, lambda: export(model, options, **named))
         return copy_model(made[key])
 
     with pytest.MonkeyPatch.context() as patch:
