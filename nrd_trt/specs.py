@@ -47,7 +47,7 @@ MaskEncoding = Literal["uint8", "u8x4"]
 
 # Of a calibration. Here and not in its room, because the help of the command line names them and that is loaded on use.
 DEFAULT_RECIPE: Estimator = "percentile"
-"""Of the four it agrees best with fp32 over both zoo networks (docs/precision.md); the differences are small."""
+"""Hangs on no single value, unlike the largest one; which of the four agrees best is a question of the network."""
 DEFAULT_IMAGES = 100
 DEFAULT_MEMORY_MB = 2048.0
 

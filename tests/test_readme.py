@@ -1,4 +1,4 @@
-"""What README.md and docs/ tell people to type exists, and their links lead somewhere."""
+"""What README.md and docs/ tell people to type exists, links lead somewhere, and figures are the same on every page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import typer.main
 
 from nrd_trt.cli.main import VERBS, app
+from scripts.dev.compare_decoders import comparison, paired_difference
 from tests.artefacts import REPOSITORY, environment
 
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("**/*.md")])
@@ -112,3 +113,22 @@ $ nrd-trt fly && .venv/bin/nrd-trt export a.pth -o b.onnx --dynamic 1:2:3
 """
     found = [problem for words in command_lines(page) for problem in problems_of(words)]
     assert found == ["build --precison", "make demmo", "scripts/absent.py", "verb fly", "validate --chekpoint"]
+
+
+def test_differences_of_decoders_follow_from_the_scores_in_the_table() -> None:
+    page = (REPOSITORY / "docs/results.md").read_text().replace("\u2212", "-")
+    rows = re.findall(r"^\| ([\w+]+) \| [\d.]+ ± [\d.]+ \(([\d., ]+)\) \|", page, re.MULTILINE)
+    scores = {name: [float(score) for score in column.split(", ")] for name, column in rows}
+    assert len(scores) == 3
+    for one, other in itertools.combinations(scores, 2):
+        mean, margin = paired_difference(scores[one], scores[other])
+        assert f"| {one} - {other} | {mean:+.3f} ± {margin:.3f} |" in page
+
+
+def test_paired_differences_know_what_they_cannot_tell() -> None:
+    scores = {"a": (0.5, 0.6, 0.9), "b": (0.4, 0.7, 0.5), "c": (0.3, 0.41, 0.7)}
+    verdict = "these seeds do not tell them apart"
+    assert comparison("a", "b", scores) == f"a - b: +0.133 ± 0.625 (95 %, 3 seeds, paired): {verdict}"
+    assert comparison("a", "c", scores) == "a - c: +0.197 ± 0.014 (95 %, 3 seeds, paired)"
+    many = [0.0, 1.0] * 6  # more than the table of quantiles has; the standard deviation is the root of 3 / 11
+    assert paired_difference(many, [0.0] * 12) == pytest.approx((0.5, 2.262 * (3 / 11 / 12) ** 0.5))

@@ -282,7 +282,7 @@ class EngineOptions(BuilderOptions):
         bool, common.engine_option("--hardware-compatible", help="The plan loads on other Ampere or later GPUs.")
     ] = False
     tf32: Annotated[
-        bool, common.engine_option("--tf32", help="Factors of fp32 products may have 10 bits: faster, less exact.")
+        bool, common.engine_option("--tf32", help="Factors of fp32 products may have 10 bits: for speed, less exact.")
     ] = False
 
 

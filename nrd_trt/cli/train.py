@@ -28,7 +28,7 @@ class TrainingOptions(groups.Group):
         float | None, typer.Option(metavar="0-1", help="Share of procedural scenes, instead of the recipe's.")
     ] = None
     controller_init: Annotated[
-        ControllerInit | None, typer.Option(help="Instead of the recipe's; perceptron is faster in short runs.")
+        ControllerInit | None, typer.Option(help="Instead of the recipe's; perceptron is for short runs.")
     ] = None
     init_encoder: Annotated[
         Path | None, typer.Option(metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one.")

@@ -47,7 +47,7 @@ class Recipe:
         ema: Decay of the moving average of the weights that is validated and stored; 0 stores the weights themselves.
         frozen_stages: First stages of the encoder that stay as they are, the stem included; 0 trains all.
         controller_init: ``"released"`` starts all of theta near zero, as the authors do; ``"perceptron"`` starts every
-            patch with one random perceptron, which learns faster in short runs (NRD heads only).
+            patch with one random perceptron, for short runs (NRD heads only; docs/results.md has one of each).
         synthetic_share: Share in 0-1 of samples that are procedural street scenes (CamVid classes only).
         reduce_zero_label: Whether labels count classes from 1, with 0 for ignored pixels.
         fit: How validation images are brought to ``info.size_hw``.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -43,6 +45,8 @@ HEADER = f"""\
 | decoder | mIoU, mean ± std (seeds) | decoder GMAC | of DeepLabV3+'s | total GMAC | parameters | \
 {" | ".join(f"latency {format_size(size_hw)}, ms" for size_hw in SIZES_HW)} |
 |---|---|---|---|---|---|---|---|"""
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Of Student's distribution, 97.5 %, with 1, 2, … degrees of freedom."""
 SCENE_SEEDS = (0, 3, 5)
 
 
@@ -70,9 +74,11 @@ def main() -> None:
     first = {name: runs[name, args.seeds[0]] / LAST for name in args.decoders}
     latencies = {size_hw: time_side_by_side(first, size_hw, args.out) for size_hw in SIZES_HW}
     print(HEADER)
+    mious = {name: [scores[name, seed] for seed in args.seeds] for name in args.decoders}
     for name, path in first.items():
-        mious = [scores[name, seed] for seed in args.seeds]
-        print(row(name, mious, complexity(path), [latencies[size_hw][name] for size_hw in SIZES_HW]))
+        print(row(name, mious[name], complexity(path), [latencies[size_hw][name] for size_hw in SIZES_HW]))
+    if len(args.seeds) > 1:
+        print("", *(comparison(one, other, mious) for one, other in itertools.combinations(mious, 2)), sep="\n")
     if args.plot:
         draw_curves(args.plot, runs)
     if args.picture:
@@ -107,6 +113,23 @@ def row(name: str, mious: Sequence[float], found: Complexity, latencies_ms: Sequ
         f"| {name} | {statistics.mean(mious):.3f} ± {spread:.3f} ({single}) | {cost.decoder / 1e9:.3f} | "
         f"{found.decoder_ratio:.1%} | {cost.total / 1e9:.2f} | {cost.parameters / 1e6:.2f} M | {latencies} |"
     )
+
+
+def comparison(one: str, other: str, mious: Mapping[str, Sequence[float]]) -> str:
+    """Say how far apart two decoders are, and whether these seeds tell them apart."""
+    mean, margin = paired_difference(mious[one], mious[other])
+    verdict = "" if abs(mean) > margin else ": these seeds do not tell them apart"
+    return f"{one} - {other}: {mean:+.3f} ± {margin:.3f} (95 %, {len(mious[one])} seeds, paired){verdict}"
+
+
+def paired_difference(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of ``ones - others``, paired by seed, and half the width of its 95 % t-interval.
+
+    Beyond ten pairs the quantile of ten is taken, which makes the interval a little too wide.
+    """
+    differences = [one - other for one, other in zip(ones, others, strict=True)]
+    quantile = T_QUANTILES[min(len(differences) - 1, len(T_QUANTILES)) - 1]
+    return statistics.mean(differences), quantile * statistics.stdev(differences) / math.sqrt(len(differences))
 
 
 def draw_curves(path: Path, runs: Mapping[tuple[str, int], Path]) -> None:

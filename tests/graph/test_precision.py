@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,14 +30,15 @@ GATES = {"fp16": 0.995, "bf16": 0.98}
 
 @pytest.mark.slow
 @pytest.mark.all_combinations
-def test_agreement_with_fp32(record_property: Callable[[str, object], None]) -> None:
-    """On a deep network with the most classes, where 16 bits show most."""
-    graph, image = exported("resnetv1c50", 150, "float"), feed("float", 1, 128, 256)
+@pytest.mark.parametrize(("encoder", "classes"), [("resnetv1c50", 19), ("resnetv1c50", 150), ("resnetv1c101", 150)])
+def test_agreement_with_fp32(encoder: str, classes: int) -> None:
+    """On deep networks with many classes, where 16 bits show most; docs/benchmarks.md has the shares."""
+    graph, image = exported(encoder, classes, "float"), feed("float", 1, 128, 256)
     expected = infer(graph, image)
     for precision in HALVES:
         got = infer(to_precision(graph, precision), image)
         share = agreement(got["mask"], expected["mask"])
-        record_property(precision, share)
+        print(f"{encoder}, K = {classes}, {precision}: {share:.4f}")
         assert share >= GATES[precision], precision
         assert not np.array_equal(got["logits"], expected["logits"])  # 16 bits must show
 
