@@ -27,12 +27,12 @@ def write_ladder(
     winner: str | None,
     allowed: float,
 ) -> None:
-    """Draw the rungs that were tried, and below them the most sensitive layers.
+    """Draw the rungs that were tried, and below them the most sensitive layers where layers were measured.
 
     Args:
         path: ``.png``; replaced.
         rungs: Name, share of the pixels that differ from PyTorch, and loss of mIoU, from the bottom of the ladder up.
-        sensitivity: Share of the pixels that a layer alone changes, 0-1.
+        sensitivity: Share of the pixels that a layer alone changes, 0-1; may be empty.
         winner: Name of the rung that won.
         allowed: Share of differing pixels that the gate allows.
     """
@@ -40,12 +40,13 @@ def write_ladder(
     from matplotlib.figure import Figure
 
     layers = sorted(sensitivity.items(), key=lambda entry: -entry[1])[:_LAYERS]
-    heights = [len(rungs) + 1.5, len(layers) + 1.5]
+    heights = [len(entries) + 1.5 for entries in (rungs, layers) if entries]
     figure = Figure(figsize=(9, 0.9 + 0.3 * sum(heights)), dpi=110, layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=heights)
+    above, *below = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _draw_rungs(above, rungs, winner, allowed)
-    _bars(below, [(name.removesuffix("/Conv"), share, _HELD, f"{share:.5f}") for name, share in layers])
-    below.set_title("Share of the pixels that change with one layer in int8", loc="left", fontsize=10)
+    for axes in below:
+        _bars(axes, [(name.removesuffix("/Conv"), share, _HELD, f"{share:.5f}") for name, share in layers])
+        axes.set_title("Share of the pixels that change with one layer in int8", loc="left", fontsize=10)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
 

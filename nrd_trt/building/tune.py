@@ -1,8 +1,8 @@
 """The ladder: the lowest precision whose masks hold the gates, found layer by layer. Starts from a checkpoint.
 
 int8 everywhere, then int8 without the most sensitive layers, then fp16, then fp32; the first rung that holds the gates
-wins. Sensitivity is measured with one layer at a time in int8. Every figure goes to a state file as soon as it is
-known, so that a run that was stopped goes on where it was.
+wins. Where the lowest rung does not hold, sensitivity is measured with one layer at a time in int8. Every figure goes
+to a state file as soon as it is known, so that a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ _MAX_MIOU_DROP, _MIN_AGREEMENT = 0.005, 0.99
 SENSITIVITY_IMAGES = 8
 """A layer's rank is known after a few images; the rungs are judged on all."""
 _WARMUP, _RUNS = 20, 100
+_FP16 = Step(name="fp16", precision="fp16")
+"""What int8 everywhere must be faster than; the rung between them is known once the layers were measured."""
 
 TimeFile = Callable[[onnx.ModelProto], float | None]
 """Returns the median milliseconds of a call of a typed file; None where it cannot be timed."""
@@ -93,6 +95,7 @@ def tune(
     device: int | str | None = None,
     builder_options: Mapping[str, OptionValue] | None = None,
     size: Size | None = None,
+    sensitivity: bool = False,
     time_file: TimeFile | None = None,
     resume: bool = False,
     force: bool = False,
@@ -130,8 +133,9 @@ def tune(
         device: See `nrd_trt.open_bundle`.
         builder_options: See `nrd_trt.build`.
         size: ``(h, w)``, multiples of 32; None takes the checkpoint's.
-        time_file: Returns the milliseconds of a file; None times its plan where this machine runs it. A rung must be
-            faster than the next one up where both are known.
+        sensitivity: Measure the sensitivity of every layer even where int8 everywhere holds.
+        time_file: Returns the milliseconds of a file; None times its plan where this machine runs it. Where both are
+            known, int8 everywhere must be faster than fp16, and every other rung faster than the next one up.
         resume: Go on from the state that an earlier run left.
         force: Replace existing files.
         progress: Show bars on stderr where something takes over two seconds.
@@ -204,7 +208,7 @@ def tune(
             stacklevel=2,
         )
     ladder = _Ladder(request, calibrator, resume=resume, time_file=time_file, on_rung=on_rung)
-    tuned = replace(ladder.run(), calibrated_on_data=calibrated_on_data)
+    tuned = replace(ladder.run(sensitivity=sensitivity), calibrated_on_data=calibrated_on_data)
     write_tuned(tuned)
     return tuned
 
@@ -244,13 +248,17 @@ class _Ladder:
         self._time_file = time_file or (lambda typed: _plan_latency(request, typed, self._images[0]))
         self._layers = calibrator.layers(self._full)
 
-    def run(self) -> Tuned:
-        """Measure, climb and build the winner's bundle."""
+    def run(self, *, sensitivity: bool) -> Tuned:
+        """Climb and build the winner's bundle; layers are measured where they are asked for or decide a rung."""
         request = self._request
-        request.on_stage(f"measuring the sensitivity of {len(self._layers)} layers")
-        sensitivity = self._sensitivity()
+        request.on_stage("taking the ranges of int8")
+        self._ranges()
+        measured = self._sensitivity() if sensitivity else {}
         request.on_stage("climbing the ladder")
-        rungs = self._climb(list_steps(self._layers, sensitivity))
+        rungs = self._climb([_lowest(self._layers)], above=_FP16)
+        if rungs[-1].rejected:
+            measured = measured or self._sensitivity()
+            rungs += self._climb(list_steps(self._layers, measured)[1:])
         winner = None if rungs[-1].rejected else rungs[-1]
         bundle = None
         if winner is not None:
@@ -259,7 +267,7 @@ class _Ladder:
             self._state_path.unlink(missing_ok=True)
         return Tuned(
             rungs=tuple(rungs),
-            sensitivity=sensitivity,
+            sensitivity=measured,
             winner=winner.name if winner else None,
             gates=request.gates("int8"),
             calibrated_on_data=False,
@@ -267,9 +275,14 @@ class _Ladder:
             bundle=bundle,
         )
 
+    def _ranges(self) -> dict[str, float]:
+        """Return the ranges of every layer, which this calibrator and those made from it then have."""
+        return self._calibrator.ranges(self._full, plan_quantization(self._full, self._layers).tensors)
+
     def _sensitivity(self) -> dict[str, float]:
         """Return the share of the pixels that each layer changes when it alone computes in int8."""
-        ranges = self._calibrator.ranges(self._full, plan_quantization(self._full, self._layers).tensors)
+        self._request.on_stage(f"measuring the sensitivity of {len(self._layers)} layers")
+        ranges = self._ranges()
         for layer in self._layers:
             if layer not in self._state.sensitivity:
                 alone = insert_qdq(self._full, plan_quantization(self._full, [layer]), ranges)
@@ -278,12 +291,12 @@ class _Ladder:
                 self._state.save(self._state_path)
         return {layer: self._state.sensitivity[layer] for layer in self._layers}
 
-    def _climb(self, steps: Sequence[Step]) -> list[Rung]:
-        """Try the steps from the bottom, up to the first that holds."""
+    def _climb(self, steps: Sequence[Step], above: Step | None = None) -> list[Rung]:
+        """Try the steps from the bottom, up to the first that holds; `above` comes after the last."""
         rungs: list[Rung] = []
-        for step, above in zip(steps, [*steps[1:], None], strict=True):
+        for step, higher in zip(steps, [*steps[1:], above], strict=True):
             rung = self._tried(step)
-            rungs.append(replace(rung, rejected=tuple(self._reasons(rung, above))))
+            rungs.append(replace(rung, rejected=tuple(self._reasons(rung, higher))))
             self._on_rung(rungs[-1])
             if not rungs[-1].rejected:
                 break
@@ -383,14 +396,18 @@ def _plan_latency(request: BuildRequest, file: onnx.ModelProto, image: np.ndarra
 def list_steps(layers: Sequence[str], sensitivity: Mapping[str, float]) -> list[Step]:
     """Return the ladder: each mixed step leaves twice as many of the most sensitive layers out as the one before."""
     worst_first = sorted(layers, key=lambda layer: (-sensitivity[layer], layer))
-    steps = [Step(name="int8", precision="int8", layers=tuple(layers))]
+    steps = [_lowest(layers)]
     dropped = 1
     while dropped < len(layers):
         left = set(worst_first[dropped:])
         name = f"int8 without {dropped} layer{'s' * (dropped > 1)}"
         steps.append(Step(name=name, precision="int8", layers=tuple(layer for layer in layers if layer in left)))
         dropped *= 2
-    return [*steps, Step(name="fp16", precision="fp16"), Step(name="fp32", precision="fp32")]
+    return [*steps, _FP16, Step(name="fp32", precision="fp32")]
+
+
+def _lowest(layers: Sequence[str]) -> Step:
+    return Step(name="int8", precision="int8", layers=tuple(layers))
 
 
 def _key(request: BuildRequest, calibrator: Calibrator, full: onnx.ModelProto) -> str:

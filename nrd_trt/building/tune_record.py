@@ -69,7 +69,8 @@ class Tuned:
 
     Attributes:
         rungs: Every rung that was tried, from the bottom up.
-        sensitivity: Share of the pixels that change with one layer alone in int8, by layer.
+        sensitivity: Share of the pixels that change with one layer alone in int8, by layer; empty where that was not
+            measured, because int8 everywhere holds.
         winner: Name of the rung that won, or None.
         gates: What the rungs had to hold.
         calibrated_on_data: Whether ranges were measured on the images that the rungs were judged on.

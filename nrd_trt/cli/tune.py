@@ -26,6 +26,9 @@ def tune_command(
     ranges: groups.RangeOptions,
     max_miou_drop: common.MaxMiouDrop = None,
     min_agreement: common.MinAgreement = None,
+    sensitivity: Annotated[
+        bool, common.checks_option("--sensitivity", help="Measure every layer even where int8 everywhere holds.")
+    ] = False,
     resume: Annotated[bool, common.output_option("--resume", help="Go on from where an earlier run stopped.")] = False,
     builder: groups.BuilderOptions,
     run: groups.RunnerOptions,
@@ -49,6 +52,7 @@ def tune_command(
         **builder.given(),
         **run.given(),
         size=size,
+        sensitivity=sensitivity,
         resume=resume,
         force=force,
         progress=not out.quiet,
@@ -63,12 +67,20 @@ def tune_command(
 
 
 def _lines(tuned: Tuned, path: Path) -> list[str]:
-    worst = sorted(tuned.sensitivity.items(), key=lambda entry: -entry[1])[:_SHOWN_LAYERS]
     verdict = ", NOT PASSED" if tuned.failures else ""
     return [
         *map(str, tuned.rungs),
-        "most sensitive layers (share of the pixels that change with this layer alone in int8):",
-        *(f"  {share:.6f}  {layer}" for layer, share in worst),
+        *_most_sensitive(tuned),
         f"winner: {tuned.winner}, {path}{verdict}" if tuned.winner else "no winner",
         f"record: {', '.join(map(str, tuned.files))}",
+    ]
+
+
+def _most_sensitive(tuned: Tuned) -> list[str]:
+    if not tuned.sensitivity:
+        return ["sensitivity of the layers: not measured, as int8 everywhere holds; --sensitivity measures it"]
+    worst = sorted(tuned.sensitivity.items(), key=lambda entry: -entry[1])[:_SHOWN_LAYERS]
+    return [
+        "most sensitive layers (share of the pixels that change with this layer alone in int8):",
+        *(f"  {share:.6f}  {layer}" for layer, share in worst),
     ]

@@ -79,10 +79,10 @@ def test_the_winner_holds_the_gates_and_its_bundle_is_built(first: Tuned) -> Non
     assert (first.winner, rung.name, rung.rejected, first.failures) == ("int8", "int8", (), [])
     assert (rung.int8_layers, len(rung.layers), first.calibrated_on_data) == (4, 4, False)
     assert rung.miou_engine is not None and rung.miou_drop is not None
-    assert len(first.sensitivity) == 4 and all(0 <= share < 0.1 for share in first.sensitivity.values())
+    assert first.sensitivity == {}, "nothing depends on it"
     assert first.bundle is not None and first.bundle.passed
     record = read_bundle(first.bundle.path).record
-    assert list(record.precision.int8_layers) == list(first.sensitivity)
+    assert record.precision.int8_layers == rung.layers
     assert "calibration='synthetic', images=3, seed=0, recipe='minmax', include=" in record.command
     table, picture = first.files
     found = first.to_dict()
@@ -99,6 +99,10 @@ def test_a_gate_that_int8_misses_drops_the_most_sensitive_layers(first: Tuned, d
     names = [rung.name for rung in tuned.rungs]
     assert len(names) > 1 and names[:3] == ["int8", "int8 without 1 layer", "int8 without 2 layers"][: len(names)]
     assert "pixel agreement" in tuned.rungs[0].rejected[0]
+    assert tuple(tuned.sensitivity) == tuned.rungs[0].layers, "every layer was measured"
+    assert all(0 <= share < 0.1 for share in tuned.sensitivity.values())
+    worst = max(tuned.sensitivity, key=lambda layer: tuned.sensitivity[layer])
+    assert set(tuned.rungs[0].layers) - set(tuned.rungs[1].layers) == {worst}
     assert tuned.winner not in (None, "int8") and tuned.bundle is not None
     record = tuned.bundle.record
     assert record.precision.int8_layers == tuned.rungs[-1].layers
@@ -173,24 +177,42 @@ def test_an_earlier_record_is_replaced_only_with_force_or_by_the_run_that_wrote_
 # --- a run that was stopped
 
 
-def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "latencies", "measured", "winner"),
+    [
+        (True, (None, 1.0, 2.0), 4, "int8"),  # stopped at the lowest rung, after the layers
+        (False, (9.0, 4.0, None, 1.0, 2.0), 4, "int8 without 1 layer"),  # int8 does not hold, stopped at the next rung
+        (False, (1.0, 2.0), 0, "int8"),  # stopped while the winner was built
+    ],
+)
+def test_a_stopped_run_goes_on_where_it_was(
+    asked: bool, latencies: tuple[float | None, ...], measured: int, winner: str, data: Path, tmp_path: Path
+) -> None:
+    """Every rung is timed once over both runs; layers that were measured are taken over."""
     output, state = tmp_path / "tuned.nrd", tmp_path / "tuned.nrd.tune-state.json"
     assert state == state_path(output)
+    left = iter(latencies)
 
-    def stop(file: onnx.ModelProto) -> float:
-        raise KeyboardInterrupt
+    def time_file(file: onnx.ModelProto) -> float:
+        if (latency_ms := next(left)) is None:
+            raise KeyboardInterrupt
+        return latency_ms
+
+    def stop_at_the_winner(stage: str) -> None:
+        if stage.startswith("building the winner"):
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(output, data, time_file=stop, include=ONE)
+        tune(output, data, time_file=time_file, sensitivity=asked, on_stage=stop_at_the_winner)
     record = json.loads(state.read_text())
-    assert len(record["sensitivity"]) == 1 and not output.exists()
-    with pytest.raises(ConfigError, match="got that of others"):
-        tune(output, data, resume=True, include=FEW[:1])
-    marked = {name: share + 1e-3 for name, share in record["sensitivity"].items()}  # taken over, not measured again
+    assert len(record["sensitivity"]) == measured and not output.exists()
+    marked = {name: share + 1e-3 for name, share in record["sensitivity"].items()}
     state.write_text(json.dumps({**record, "sensitivity": marked}))
-    tuned = tune(output, data, resume=True, include=ONE)
-    assert tuned.sensitivity == marked
-    assert tuned.winner and output.exists() and not state.exists()
+    with pytest.raises(ConfigError, match="got that of others"):
+        tune(output, data, resume=True, include=ONE)
+    tuned = tune(output, data, resume=True, time_file=time_file, sensitivity=asked)
+    assert (tuned.sensitivity, tuned.winner, list(left)) == (marked, winner, [])
+    assert output.exists() and not state.exists()
 
 
 def test_a_state_is_of_the_builders_options_too() -> None:

@@ -27,7 +27,7 @@ def tuned_to(monkeypatch: pytest.MonkeyPatch, built: Bundle | None, *rejected: s
     figures: dict[str, Any] = {"pixel_agreement": 0.999, "miou_engine": None, "miou_drop": None, "latency_ms": None}
     tuned = Tuned(
         rungs=(Rung(name="int8", precision="int8", int8_layers=0, **figures, rejected=rejected),),
-        sensitivity={"layer": 0.01},
+        sensitivity={} if built else {"layer": 0.01},
         winner="int8" if built else None,
         gates=Gates.of("int8", 0.9, None),
         calibrated_on_data=False,
@@ -62,9 +62,11 @@ def test_a_bundle_that_fails_says_at_what(
     result = nrd_trt(*arguments)
     assert result.exit_code == 1
     assert "winner: int8, " in result.stdout and "NOT PASSED" in result.stdout
+    assert "sensitivity of the layers: not measured, as int8 everywhere holds; --sensitivity measures" in result.stdout
     assert "int8 holds the gates of the ladder, its bundle does not: parity of the export: pixel" in result.stderr
     assert "no rung" not in result.stderr and "kept and marked as not passed" in result.stderr
     tuned_to(monkeypatch, None, "pixel agreement 0.5")
+    assert "in int8):\n  0.010000  layer\nno winner" in nrd_trt(*arguments).stdout
     result = nrd_trt(*arguments, "--json")
     assert result.exit_code == 1
     assert "gate failed: no rung of the ladder holds the gates" in result.stderr
