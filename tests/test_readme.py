@@ -17,6 +17,7 @@ from scripts.dev.compare_decoders import comparison, paired_difference
 from tests.artefacts import REPOSITORY, environment
 
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("**/*.md")])
+CARDS = sorted((REPOSITORY / "nrd_trt/zoo").glob("*.md"))
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -113,6 +114,20 @@ $ nrd-trt fly && .venv/bin/nrd-trt export a.pth -o b.onnx --dynamic 1:2:3
 """
     found = [problem for words in command_lines(page) for problem in problems_of(words)]
     assert found == ["build --precison", "make demmo", "scripts/absent.py", "verb fly", "validate --chekpoint"]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
+def test_cards_are_of_the_template_and_the_pages_repeat_their_figures(card: Path) -> None:
+    text, template = card.read_text(), (REPOSITORY / "scripts/dev/zoo_card.md.j2").read_text()
+    assert [line for line in template.splitlines() if "{" not in line and line not in text] == []
+    ((test, accuracy),) = re.findall(r"^\| \*\*test\*\* \| 233 \| \*\*([\d.]+)\*\* \| ([\d.]+) \|", text, re.MULTILINE)
+    (int8,) = re.findall(r"^\| test, in int8 \| 233 \| [\d.]+ \(([+-][\d.]+)\) \|", text, re.MULTILINE)
+    (validation,) = re.findall(r"^\| validation \| 101 \| ([\d.]+) \|", text, re.MULTILINE)
+    assert f"**CamVid test frames: mIoU {test}, pixel accuracy {accuracy}**" in text
+    for page in ("README.md", "docs/results.md"):
+        (row,) = re.findall(rf"^\| [^|]*`{card.stem}`.*", (REPOSITORY / page).read_text(), re.MULTILINE)
+        cells = [cell.strip(" *") for cell in row.replace("\u2212", "-").split("|")]
+        assert cells[2:5] == [test, int8, validation], page
 
 
 def test_differences_of_decoders_follow_from_the_scores_in_the_table() -> None:

@@ -1,18 +1,27 @@
 """Store the last weights of a CamVid run in the zoo, in 16 bits, with a card of figures measured on what was stored.
 
-python scripts/dev/publish_zoo.py RUN nrd_r18_camvid --data CAMVID --command "nrd-trt train …"
+    python scripts/dev/publish_zoo.py nrd_r18_camvid --run RUN --data CAMVID --test TEST --command "nrd-trt train …"
+    python scripts/dev/publish_zoo.py nrd_r18_camvid --hours 2.0 --data CAMVID --test TEST --command "nrd-trt train …"
+
+The second form measures what the zoo has already and writes its card anew. TEST holds frames that no choice of a
+recipe, a step or a precision has seen.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from safetensors import safe_open
 
+from nrd_trt import build
+from nrd_trt.data.folders import list_images, list_pairs
 from nrd_trt.data.synthetic import street_clip
+from nrd_trt.figures import ValidationRecord
 from nrd_trt.model import load_model
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.network import Segmentor
@@ -21,7 +30,7 @@ from nrd_trt.training.complexity import complexity
 from nrd_trt.training.loop import predict_mask
 from nrd_trt.training.recipes import find_recipe
 from nrd_trt.training.record import LAST, LOG
-from nrd_trt.validation.evaluate import evaluate
+from nrd_trt.validation.evaluate import Evaluation, evaluate
 from nrd_trt.validation.metrics import confusion_matrix, mean_iou, pixel_agreement
 
 ZOO = Path("nrd_trt/zoo")
@@ -30,38 +39,79 @@ CLIP_FRAMES = 15
 
 
 def main() -> None:
-    """Store one run."""
+    """Store one run, or take what is stored, and write its card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder that nrd-trt train wrote")
     parser.add_argument("name", help="name in the zoo")
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--run", type=Path, help="folder that nrd-trt train wrote, to be stored")
+    origin.add_argument("--hours", type=float, help="time of the training of what is stored already")
     parser.add_argument("--data", type=Path, required=True, help="CamVid, with train/ and val/")
+    parser.add_argument("--test", type=Path, required=True, help="CamVid's test frames, with images/ and labels/")
     parser.add_argument("--command", required=True, help="what trained it")
     args = parser.parse_args()
-    with safe_open(args.run / LAST, "pt") as file:
-        facts = {key: value for key, value in file.metadata().items() if not key.startswith("nrd_trt.")}
     target = ZOO / f"{args.name}.safetensors"
-    save_checkpoint(load_model(args.run / LAST), target, half=True, extra=facts)
+    if args.run:
+        save_checkpoint(load_model(args.run / LAST), target, half=True, extra=facts_of(args.run / LAST))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
     )
     environment.filters["size"] = format_size
-    camvid = evaluate(target, args.data / "val")
+    facts, test = facts_of(target), evaluate(target, args.test)
     clip_miou, clip_accuracy = evaluate_clip(load_model(target))
     card = environment.get_template("zoo_card.md.j2").render(
         target=target,
         recipe=find_recipe(facts["recipe"]),
         facts=facts,
         command=args.command,
-        hours=float((args.run / LOG).read_text().split()[-1].split(",")[3]) / 3600,
+        hours=hours_of(args.run) if args.run else args.hours,
         cost=complexity(target),
-        camvid=camvid,
+        test=test,
+        drives=evaluate_drives(target, args.test),
+        trained=Counter(map(drive_of, list_images(args.data / "train"))),
+        validation=evaluate(target, args.data / "val"),
+        int8=validate_int8(target, args.data / "train", args.test),
+        clip_frames=len(CLIP_SEEDS) * CLIP_FRAMES,
         clips=len(CLIP_SEEDS),
-        clip_frames=CLIP_FRAMES,
         clip_miou=clip_miou,
         clip_accuracy=clip_accuracy,
     )
     target.with_suffix(".md").write_text(card)
-    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, mIoU {camvid.miou:.4f}")
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, mIoU {test.miou:.4f} on the test frames")
+
+
+def facts_of(checkpoint: Path) -> dict[str, str]:
+    """Return what training wrote into a checkpoint: its recipe, step and seed."""
+    with safe_open(checkpoint, "pt") as file:
+        return {key: value for key, value in file.metadata().items() if not key.startswith("nrd_trt.")}
+
+
+def hours_of(run: Path) -> float:
+    """Return the time of a training by the last line of its log."""
+    return float((run / LOG).read_text().split()[-1].split(",")[3]) / 3600
+
+
+def drive_of(frame: Path) -> str:
+    """Return the drive that a frame of CamVid belongs to."""
+    return frame.name.split("_")[0]
+
+
+def evaluate_drives(checkpoint: Path, data: Path) -> dict[str, Evaluation]:
+    """Evaluate the frames of each drive by themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        for image, label in list_pairs(data):
+            for kind, path in (("images", image), ("labels", label)):
+                link = Path(folder, drive_of(image), kind, path.name)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+        return {drive.name: evaluate(checkpoint, drive) for drive in sorted(Path(folder).iterdir())}
+
+
+def validate_int8(checkpoint: Path, calibration: Path, data: Path) -> ValidationRecord:
+    """Return the figures of an int8 bundle that is calibrated by the default recipe; ONNX Runtime draws its masks."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "int8.nrd")
+        bundle = build(checkpoint, target, precision="int8", calibration=calibration, data=data, builder="onnxruntime")
+        return bundle.record.validation
 
 
 def evaluate_clip(model: Segmentor) -> tuple[float, float]:
