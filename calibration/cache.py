@@ -10,25 +10,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 import onnx
 
+from nrd_trt.calibration.coverage import Coverage
 from nrd_trt.calibration.histograms import TensorFigures
 from nrd_trt.calibration.recipes import Recipe
+from nrd_trt.calibration.survey import Exposure, Finding
 from nrd_trt.errors import CalibrationError
 from nrd_trt.files import atomic_file, sha256_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """Classes of the masks that the model itself predicts on the images.
-
-    Attributes:
-        pixel_share: Share of all pixels per class name, 0-1; padding is not counted.
-        images: Number of images per class name that show it.
-        never_seen: Classes that no image shows.
-    """
-
-    pixel_share: dict[str, float]
-    images: dict[str, int]
-    never_seen: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +40,8 @@ class Ranges:
         recipe: How the ranges were estimated.
         keys: What they belong to.
         figures: How the range of a tensor came about; those of `zero` have none.
+        exposure: How bright the images are; None where that was not measured, as in files of before 0.2.
+        warnings: What speaks against these ranges, in the order in which it was warned of.
     """
 
     format: Literal[1] = 1
@@ -63,6 +52,8 @@ class Ranges:
     recipe: Recipe
     keys: Keys
     figures: dict[str, TensorFigures]
+    exposure: Exposure | None = None
+    warnings: tuple[Finding, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -16,6 +16,7 @@ from nrd_trt.calibration.modelopt import check_modelopt, quantize_with_modelopt
 from nrd_trt.calibration.ranges import measure_ranges
 from nrd_trt.calibration.recipes import find_recipe
 from nrd_trt.calibration.stream import CalibrationStream
+from nrd_trt.calibration.survey import Exposure, compare_exposure, exposure_of_folder, warn_of
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.outputs import select_outputs
@@ -67,6 +68,9 @@ class Calibrator:
         exclude: Regular expressions; no layer whose name matches one is in int8.
         quantizer: ``"own"`` or ``"modelopt"``, NVIDIA Model Optimizer; None is ``"own"``.
         fit: How images are brought to the engine's size; None is ``"resize"``.
+        validation: Folder of the images that masks are compared on, whose exposure should be that of these.
+        labels: Labels of the images; None takes those that lie beside them.
+        ignore_index: Label value that is not counted, besides 255; None takes the model's.
         threads: CPU threads of ONNX Runtime.
         progress: Show bars on stderr.
 
@@ -92,6 +96,9 @@ class Calibrator:
         exclude: Sequence[str] | None = None,
         quantizer: Quantizer | None = None,
         fit: Fit | None = None,
+        validation: Path | None = None,
+        labels: Path | None = None,
+        ignore_index: int | None = None,
         threads: int | None = None,
         progress: bool = True,
     ) -> None:
@@ -114,6 +121,7 @@ class Calibrator:
         self._images, self._seed = DEFAULT_IMAGES if images is None else images, seed or 0
         self._memory_mb = DEFAULT_MEMORY_MB if memory_mb is None else memory_mb
         self._quantizer, self._fit = quantizer, fit or "resize"
+        self._validation, self._labels, self._ignore_index = validation, labels, ignore_index
         self._threads, self._progress = threads, progress
         self._stream: tuple[GraphFacts, CalibrationStream] | None = None
         self._ranges: Ranges | None = None
@@ -145,12 +153,19 @@ class Calibrator:
         return choose_layers(model, include=self._recipe.include, exclude=exclude)
 
     def feeds(self, model: onnx.ModelProto) -> CalibrationStream:
-        """Return the images as feeds of a file; files that differ in their outputs alone share them."""
+        """Return the images as feeds of a file; files that differ in their outputs alone share them.
+
+        Warns:
+            UserWarning: Something speaks against calibrating on them.
+        """
         facts = replace(read_facts(model), output="mask")
         if self._stream is None or self._stream[0] != facts:
             choice: dict[str, Any] = {"images": self._images, "seed": self._seed, "fit": self._fit}
-            stream = CalibrationStream(self.source, facts, **choice, progress=self._progress)
+            labels: dict[str, Any] = {"labels": self._labels, "ignore_index": self._ignore_index}
+            stream = CalibrationStream(self.source, facts, **choice, **labels, progress=self._progress)
             self._stream, self.sha256 = (facts, stream), stream.sha256
+            warn_of(stream.findings)
+            self._compare_exposure(stream.exposure)
         return self._stream[1]
 
     def ranges(self, model: onnx.ModelProto, tensors: Iterable[str]) -> dict[str, float]:
@@ -158,6 +173,9 @@ class Calibrator:
 
         Raises:
             CalibrationError: The file of ranges is that of another model, or the calibration cannot be done.
+
+        Warns:
+            UserWarning: Something speaks against these ranges; a file of ranges keeps what did when it was made.
         """
         plain = select_outputs(model, "mask")  # as `nrd_trt.calibrate` exports it, whose files are keyed by the model
         key, wanted, known = model_sha256(plain), tuple(tensors), self._ranges
@@ -168,8 +186,18 @@ class Calibrator:
                 known = measure_ranges(plain, feeds, wanted, self._recipe, memory_mb=self._memory_mb, **options)
             else:
                 known = load_ranges(Path(self.source), model=key)
+                recorded = f"(recorded in {Path(self.source).name})"
+                warn_of(replace(finding, text=f"{finding.text} {recorded}") for finding in known.warnings)
+                self._compare_exposure(known.exposure)
             self._ranges, self.sha256 = known, known.keys.data
         return known.tensors
+
+    def _compare_exposure(self, calibration: Exposure | None) -> None:
+        """Warn where the images of validation are exposed otherwise."""
+        if calibration is None or self._validation is None or self._validation == Path(self.source):
+            return
+        found = compare_exposure(calibration, exposure_of_folder(self._validation))
+        warn_of(() if found is None else [found])
 
     def quantize(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Return an fp32 file with Q/DQ pairs on the layers that shall compute in int8.
@@ -192,6 +220,8 @@ def make_calibrator(
     fit: Fit | None,
     threads: int | None,
     progress: bool,
+    validation: Path | None = None,
+    ignore_index: int | None = None,
     **options: Any,
 ) -> Calibrator | None:
     """Return what a build in `precision` calibrates with, or None where nothing is calibrated.
@@ -202,6 +232,8 @@ def make_calibrator(
         fit: See `Calibrator`.
         threads: See `Calibrator`.
         progress: See `Calibrator`.
+        validation: See `Calibrator`.
+        ignore_index: See `Calibrator`.
         **options: Further arguments of `Calibrator`; None was not given.
 
     Raises:
@@ -214,7 +246,8 @@ def make_calibrator(
     if precision != "int8":
         why = f"expected precision='int8', got {precision or 'none'}; ask for it, or leave this out."
         _refuse(options, _FOR_INT8, why)
-    return Calibrator(source, **options, fit=fit, threads=threads, progress=progress)
+    shared: dict[str, Any] = {"fit": fit, "validation": validation, "ignore_index": ignore_index, "threads": threads}
+    return Calibrator(source, **options, **shared, progress=progress)
 
 
 def _refuse(options: Mapping[str, object], names: Collection[str], why: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from nrd_trt.calibration.survey import drive_of
 from nrd_trt.data.datasets import SYNTHETIC
 from nrd_trt.data.folders import IMAGE_SUFFIXES, list_images
 from nrd_trt.data.images import read_image
@@ -33,11 +34,15 @@ class ImageSet:
         names: One per image.
         read: Makes an iterator over the images, ``(H, W, 3) uint8 RGB``, each a fresh array.
         contents: Returns one hash per image, or None where their pixels have to be hashed.
+        drives: What each image is of, a drive or a video; None where that is not known.
+        paths: Image files; empty for a video and for drawn scenes.
     """
 
     names: tuple[str, ...]
     read: Callable[[], Iterator[np.ndarray]]
     contents: Callable[[], list[str] | None]
+    drives: tuple[str | None, ...]
+    paths: tuple[Path, ...] = ()
 
 
 def open_images(data: Path | str, *, images: int, seed: int, size_hw: tuple[int, int]) -> ImageSet:
@@ -64,6 +69,7 @@ def open_images(data: Path | str, *, images: int, seed: int, size_hw: tuple[int,
             names=tuple(f"street {street}" for street in streets),
             read=lambda: (street_scene(street, size_hw).image for street in streets),
             contents=lambda: None,  # how a street is drawn may change from version to version
+            drives=(None,) * len(streets),
         )
     path = Path(data)
     if path.is_file():
@@ -85,6 +91,8 @@ def _files(folder: Path, images: int, seed: int) -> ImageSet:
         names=tuple(path.name for path in paths),
         read=lambda: (read_image(path) for path in paths),
         contents=lambda: [sha256_file(path) for path in paths],
+        drives=tuple(drive_of(path.name) for path in paths),
+        paths=tuple(paths),
     )
 
 
@@ -109,6 +117,7 @@ def _frames(path: Path, images: int, seed: int) -> ImageSet:
         names=tuple(f"{path.name} frame {frame}" for frame in frames),
         read=read,
         contents=lambda: [sha256_file(path)] * len(frames),
+        drives=(path.name,) * len(frames),
     )
 
 

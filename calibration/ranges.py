@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
-from nrd_trt.calibration.cache import Coverage, Keys, Ranges, model_sha256
+from nrd_trt.calibration.cache import Keys, Ranges, model_sha256
+from nrd_trt.calibration.coverage import ClassCounter, coverage_of, listed, look_at_classes
 from nrd_trt.calibration.histograms import Histogram, describe, estimate
 from nrd_trt.calibration.probes import Probe, make_probes, plan_groups, read_masks, with_probes
 from nrd_trt.calibration.recipes import Recipe
-from nrd_trt.calibration.stream import batch_of, check_distinct, contents_of, image_digests, names_of
+from nrd_trt.calibration.stream import (
+    CalibrationStream,
+    batch_of,
+    check_distinct,
+    contents_of,
+    image_digests,
+    names_of,
+)
+from nrd_trt.calibration.survey import Finding, warn_of
 from nrd_trt.errors import CalibrationError
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts, read_facts
@@ -69,7 +78,7 @@ def measure_ranges(
             finite; a tensor does not fit in the memory; the file is not fp32.
 
     Warns:
-        UserWarning: A tensor is zero everywhere, or a class was never seen.
+        UserWarning: A tensor is zero everywhere, or a class was never predicted or labelled.
     """
     facts = read_facts(model)
     if facts.precision != "fp32":
@@ -89,41 +98,12 @@ def measure_ranges(
                 if index == 0:
                     collection.add_images(feed, outputs, len(names))
         collection.end_pass()
-    data = getattr(stream, "sha256", None) or collection.data_sha256()
-    ranges = collection.ranges(Keys(model=model_sha256(model), data=data, recipe=recipe.sha256))
-    _warn_of(ranges)
-    return ranges
-
-
-class ClassCounter:
-    """Counts the classes of masks.
-
-    Args:
-        class_names: One per index.
-    """
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self._names = tuple(class_names)
-        self._pixels = np.zeros(len(self._names), np.int64)
-        self._images = np.zeros(len(self._names), np.int64)
-
-    def add(self, mask: np.ndarray) -> None:
-        """Count one mask ``(h, w)`` of class indices, padding cut off."""
-        counts = np.bincount(mask.reshape(-1), minlength=len(self._names))
-        self._pixels += counts
-        self._images += counts > 0
-
-    def coverage(self) -> Coverage | None:
-        """Return what was counted; None where no mask was."""
-        if not self._pixels.any():
-            return None
-        shares = self._pixels / self._pixels.sum()
-        images: dict[str, int] = dict(zip(self._names, self._images.tolist(), strict=True))
-        return Coverage(
-            pixel_share=dict(zip(self._names, shares.tolist(), strict=True)),
-            images=images,
-            never_seen=tuple(name for name, count in images.items() if not count),
-        )
+    surveyed = stream if isinstance(stream, CalibrationStream) else None
+    data = surveyed.sha256 if surveyed else collection.data_sha256()
+    ranges = collection.ranges(Keys(model=model_sha256(model), data=data, recipe=recipe.sha256), surveyed)
+    found = (*_look_at_zero(ranges.zero), *look_at_classes(ranges.coverage))
+    warn_of(found)
+    return replace(ranges, warnings=(*(surveyed.findings if surveyed else ()), *found))
 
 
 class _Collection:
@@ -132,7 +112,8 @@ class _Collection:
     def __init__(self, probes: Sequence[Probe], recipe: Recipe, facts: GraphFacts) -> None:
         self._histograms = {probe.tensor: Histogram(recipe.bins) for probe in probes}
         self._recipe = recipe
-        self._classes = ClassCounter(facts.info.class_names)
+        self._class_names = facts.info.class_names
+        self._classes = ClassCounter(self._class_names)
         self._encoding = facts.mask_encoding
         self._digests: list[str] = []
         self._seen = 0  # images in this pass
@@ -168,8 +149,9 @@ class _Collection:
         """Return a key for feeds without one of their own."""
         return sha256_bytes(canonical_json(self._digests))
 
-    def ranges(self, keys: Keys) -> Ranges:
+    def ranges(self, keys: Keys, surveyed: CalibrationStream | None) -> Ranges:
         """Estimate a range for every tensor."""
+        labelled = surveyed.labelled if surveyed else ClassCounter(self._class_names)
         used = {name: histogram for name, histogram in self._histograms.items() if histogram.largest}
         tensors = {name: estimate(histogram, self._recipe) for name, histogram in used.items()}
         return Ranges(
@@ -177,9 +159,10 @@ class _Collection:
             figures={name: describe(histogram, tensors[name]) for name, histogram in used.items()},
             zero=tuple(name for name in self._histograms if name not in used),
             images=len(self._digests),
-            coverage=self._classes.coverage(),
+            coverage=coverage_of(self._classes, labelled),
             recipe=self._recipe,
             keys=keys,
+            exposure=surveyed.exposure if surveyed else None,
         )
 
 
@@ -204,13 +187,7 @@ def _check_finite(tensor: str, check: np.ndarray, names: Sequence[str]) -> None:
     )
 
 
-def _warn_of(ranges: Ranges) -> None:
-    """Warn of what a user should know before the ranges are used."""
-    unseen = () if ranges.coverage is None else ranges.coverage.never_seen
-    for names, what, advice in (
-        (ranges.zero, "zero everywhere, range set to 1", "is the checkpoint trained?"),
-        (unseen, "classes never predicted on the calibration images", "add images that show them."),
-    ):
-        if names:
-            shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
-            warnings.warn(f"{what}: {shown} ({len(names)}); {advice}", stacklevel=3)
+def _look_at_zero(zero: tuple[str, ...]) -> tuple[Finding, ...]:
+    """Say which tensors were zero everywhere."""
+    text = f"zero everywhere, range set to 1: {listed(zero)}; is the checkpoint trained?"
+    return (Finding(kind="zero", text=text, names=zero),) if zero else ()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from nrd_trt.calibration.coverage import count_labels
 from nrd_trt.calibration.images import open_images
+from nrd_trt.calibration.survey import exposure_of, grey_picture, look_at
+from nrd_trt.data.folders import default_labels
 from nrd_trt.data.preprocessing import FittedImage, fit_image
-from nrd_trt.errors import CalibrationError, ShapeError
+from nrd_trt.errors import CalibrationError, ConfigError, ShapeError
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.progress import bar
@@ -46,14 +49,19 @@ class CalibrationStream:
         images: At most this many, spread over the set.
         seed: Chooses among more images.
         fit: How images get the engine's size.
+        labels: Folder of index PNGs, paired with the images by name; None takes ``data/labels`` where that exists.
+        ignore_index: Label value that is not counted, besides 255; None takes the model's.
         progress: Show a bar on stderr where reading takes over two seconds.
 
     Attributes:
         names: Names of the images.
         sha256: Hash of the names, of what the files hold and of how they are fitted.
+        exposure: How bright the images are.
+        labelled: Classes of their labels.
+        findings: What speaks against calibrating on them.
 
     Raises:
-        ConfigError: No such data, an image cannot be read, or an option is out of range.
+        ConfigError: No such data, an image or a label that was asked for cannot be read, or an option is out of range.
         CalibrationError: The set is empty or of one image only.
         ShapeError: An image does not fit; it is named.
         VideoError: The video cannot be read.
@@ -68,6 +76,8 @@ class CalibrationStream:
         images: int = DEFAULT_IMAGES,
         seed: int = 0,
         fit: Fit = "resize",
+        labels: Path | None = None,
+        ignore_index: int | None = None,
         progress: bool = False,
     ) -> None:
         self._facts, self._fit = facts, fit
@@ -75,8 +85,20 @@ class CalibrationStream:
         # Images of one batch must have one size.
         self._shape = facts.shape if self._batch == 1 else InputShape.static(facts.shape.opt_hw, self._batch)
         self._source = open_images(data, images=images, seed=seed, size_hw=facts.shape.opt_hw)
+        if labels is not None and not self._source.paths:
+            raise ConfigError(f"labels={labels}: expected a folder of images that they belong to, got {data}.")
         self.names = self._source.names
-        self.sha256 = self._survey(progress)
+        survey = self._survey(progress)
+        self.sha256, self.exposure = survey.sha256, exposure_of(survey.pictures)
+        self.labelled, unread = count_labels(
+            self._source.paths,
+            survey.sizes_hw,
+            labels or default_labels(Path(data)),
+            class_names=facts.info.class_names,
+            ignore_index=facts.info.ignore_index if ignore_index is None else ignore_index,
+            required=labels is not None,
+        )
+        self.findings = (*look_at(self.names, self._source.drives, survey.pictures), *unread)
 
     def __len__(self) -> int:
         """Return the number of feeds."""
@@ -87,26 +109,41 @@ class CalibrationStream:
         images = self._fitted()
         for first in range(0, len(self.names), self._batch):
             names = self.names[first : first + self._batch]
-            fitted = list(itertools.islice(images, len(names)))
+            fitted = [entry for _, entry in itertools.islice(images, len(names))]
             pixels = np.stack([fitted[index % len(names)].image for index in range(self._batch)])
             yield Feed(batch_feed(pixels, self._facts), names, [entry.content_hw for entry in fitted])
 
-    def _fitted(self) -> Iterator[FittedImage]:
+    def _fitted(self) -> Iterator[tuple[np.ndarray, FittedImage]]:
+        """Yield every image as it is, and as the engine gets it."""
         for name, rgb in zip(self.names, self._source.read(), strict=True):
             try:
-                yield fit_image(rgb, self._shape, self._facts.info, self._fit)
+                yield rgb, fit_image(rgb, self._shape, self._facts.info, self._fit)
             except ShapeError as exc:
                 raise ShapeError(f"{name}: {exc}") from exc
 
-    def _survey(self, progress: bool) -> str:
-        """Read every image once; return the key of the set."""
-        fitted = bar(
+    def _survey(self, progress: bool) -> _Survey:
+        """Read every image once."""
+        shown = bar(
             self._fitted(), desc="reading calibration images", unit="image", show=progress, total=len(self.names)
         )
-        pixels = [hashlib.sha256(entry.image.data).hexdigest() for entry in fitted]
+        pixels, pictures, sizes_hw = [], [], []
+        for rgb, fitted in shown:
+            pixels.append(hashlib.sha256(fitted.image.data).hexdigest())
+            pictures.append(grey_picture(rgb))
+            sizes_hw.append(fitted.original_hw)
         check_distinct(pixels)
         contents = self._source.contents() or pixels
-        return sha256_bytes(canonical_json({"fit": self._fit, "images": [*zip(self.names, contents, strict=True)]}))
+        key = canonical_json({"fit": self._fit, "images": [*zip(self.names, contents, strict=True)]})
+        return _Survey(sha256=sha256_bytes(key), pictures=pictures, sizes_hw=sizes_hw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Survey:
+    """What is kept of the images when each was read once: the key of the set, small pictures, sizes."""
+
+    sha256: str
+    pictures: list[np.ndarray]
+    sizes_hw: list[Size]
 
 
 def names_of(feed: Mapping[str, np.ndarray], number: int) -> tuple[str, ...]:
@@ -135,18 +172,13 @@ def image_digests(feed: Mapping[str, np.ndarray], count: int) -> list[str]:
 
 
 def check_distinct(digests: Sequence[str]) -> None:
-    """Raise `CalibrationError` where there are not two different images; warn where most are copies."""
+    """Raise `CalibrationError` where there are not two different images."""
     distinct = len(set(digests))
     if distinct < 2:
         got = "one image" if len(digests) == 1 else f"{len(digests)} copies of one image"
         raise CalibrationError(
             f"calibration set: expected different images, got {got}; ranges of one image do not hold for others. Give "
             "images of the scenes that the engine will see, a hundred or more."
-        )
-    if 2 * distinct < len(digests):
-        warnings.warn(
-            f"calibration set: {len(digests)} images, but only {distinct} different ones; the copies say nothing new.",
-            stacklevel=3,
         )
 
 

@@ -190,6 +190,10 @@ def build(
     Raises:
         ConfigError: An argument is not known, would be ignored, or excludes another; or the bundle exists.
         NrdTrtError: The input is bad, or a stage cannot be done. Nothing is written in any of these cases.
+
+    Warns:
+        UserWarning: Something speaks against the images to calibrate on, see `nrd_trt.calibrate`; or those of `data`
+            are exposed otherwise.
     """
     return build_bundle(
         BuildRequest(
@@ -206,6 +210,8 @@ def build(
                 calibration,
                 precision=precision,
                 fit=fit,
+                validation=optional_path("data", data),
+                ignore_index=ignore_index,
                 threads=threads,
                 progress=progress,
                 recipe=recipe,

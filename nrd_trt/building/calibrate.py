@@ -13,6 +13,7 @@ from nrd_trt.calibration.cache import Ranges, save_ranges
 from nrd_trt.calibration.ranges import measure_ranges, tensors_to_calibrate
 from nrd_trt.calibration.recipes import find_recipe
 from nrd_trt.calibration.stream import CalibrationStream
+from nrd_trt.calibration.survey import warn_of
 from nrd_trt.data.samples import SampleSource
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.export import export_checked
@@ -61,6 +62,8 @@ def calibrate(
     seed: int = 0,
     size: Size | None = None,
     fit: Fit | None = None,
+    labels: Path | str | None = None,
+    ignore_index: int | None = None,
     memory_mb: float = DEFAULT_MEMORY_MB,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -81,6 +84,9 @@ def calibrate(
         seed: Chooses among more images.
         size: ``(h, w)`` of a checkpoint's file, multiples of 32; None takes its own.
         fit: How images are brought to that size; None is ``"resize"``.
+        labels: Folder of index PNGs, paired with the images by name, whose classes are counted too; None takes
+            ``data/labels`` where that exists.
+        ignore_index: Label value that is not counted, besides 255; None takes the model's.
         memory_mb: What may be fetched at a time, beyond a plain session.
         include: Regular expressions; where there are any, only layers whose name matches one get ranges.
         exclude: Regular expressions; no layer whose name matches one gets ranges.
@@ -91,7 +97,7 @@ def calibrate(
         **options: What a checkpoint does not tell, as for `nrd_trt.load_model`.
 
     Returns:
-        The ranges, with the classes that the images show.
+        The ranges, with the classes that the images show and what speaks against calibrating on them.
 
     Raises:
         ConfigError: An argument is not known or does not fit the source, or the file exists.
@@ -101,7 +107,8 @@ def calibrate(
         CalibrationError: There are not two different images, or an activation is not finite.
 
     Warns:
-        UserWarning: A tensor is zero everywhere, or a class was never seen.
+        UserWarning: What `Calibration.warnings` says: few or nearly equal images, or those of one drive; labels that
+            cannot be counted; a class that was never predicted or labelled; a tensor that is zero everywhere.
     """
     source, data, path = as_path("source", source), as_path("data", data), optional_path("output", output)
     chosen = find_recipe(recipe, include=include, exclude=exclude)
@@ -110,14 +117,23 @@ def calibrate(
     check_number("seed", seed, low=0)
     check_number("memory_mb", memory_mb, low=1, whole=False)
     check_number("threads", threads, low=1)
+    check_number("ignore_index", ignore_index, low=0)
     if path is not None:
         check_absent(path, force=force)
     model = _fp32_file(source, size, options, threads, on_stage)
     tensors = tensors_to_calibrate(model, chosen)
     on_stage(f"reading {data}")
     stream = CalibrationStream(
-        data, read_facts(model), images=images, seed=seed, fit=fit or "resize", progress=progress
+        data,
+        read_facts(model),
+        images=images,
+        seed=seed,
+        fit=fit or "resize",
+        labels=optional_path("labels", labels),
+        ignore_index=ignore_index,
+        progress=progress,
     )
+    warn_of(stream.findings)
     on_stage(f"calibrating {len(tensors)} tensors on {len(stream.names)} images, recipe {chosen.name}")
     ranges = measure_ranges(model, stream, tensors, chosen, memory_mb=memory_mb, threads=threads, progress=progress)
     if path is not None:

@@ -155,9 +155,10 @@ def tune(
         NrdTrtError: The input is bad. Nothing is written but the state.
 
     Warns:
-        UserWarning: The rungs are judged on the images that they are calibrated on.
+        UserWarning: The rungs are judged on the images that they are calibrated on, or something speaks against
+            calibrating on the images; see `nrd_trt.calibrate`. Also if those of `data` are exposed otherwise.
     """
-    data = as_path("data", data)
+    data, labels = as_path("data", data), optional_path("labels", labels)
     calibrator = Calibrator(
         data if calibration is None else calibration,
         recipe=recipe,
@@ -167,6 +168,9 @@ def tune(
         include=include,
         exclude=exclude,
         fit=fit,
+        validation=data,
+        labels=labels if calibration is None else None,
+        ignore_index=ignore_index,
         threads=threads,
         progress=progress,
     )
@@ -176,7 +180,7 @@ def tune(
         size=size,
         calibrator=calibrator,
         data=data,
-        labels=optional_path("labels", labels),
+        labels=labels,
         ignore_index=ignore_index,
         fit=fit,
         builder=builder,

@@ -22,7 +22,7 @@ def calibrate_command(
     output: Annotated[Path, common.output_option("-o", metavar="ranges.json", help="Where to write them.")],
     ranges: groups.RangeOptions,
     size: common.Size = None,
-    fit: common.FitOption = None,
+    judged: groups.LabelOptions,
     facts: groups.CheckpointFacts,
     force: common.Force = False,
     threads: common.Threads = None,
@@ -37,7 +37,7 @@ def calibrate_command(
         output=output,
         **ranges.given(),
         size=size,
-        fit=fit,
+        **judged.given(),
         force=force,
         threads=threads,
         progress=not out.quiet,
@@ -49,10 +49,14 @@ def calibrate_command(
 
 def _lines(found: Calibration) -> list[str]:
     lines = [f"{found.path}: ranges of {len(found.tensors)} tensors from {found.images} images"]
-    if found.coverage is None:
+    if (coverage := found.coverage) is None:
         return lines
-    lines.append("classes by the model's own prediction: share of the pixels, images that show them")
-    return lines + [
-        f"  {name:<24} {common.fraction(share)}  {found.coverage.images[name]}"
-        for name, share in found.coverage.pixel_share.items()
-    ]
+    labels = coverage.labels
+    title = "classes by the model's own prediction: share of the pixels, images that show them"
+    lines.append(f"{title}; beside it by the labels of {labels.labelled} images" if labels else title)
+    for name in coverage.pixel_share:
+        counted = [
+            f"{common.fraction(one.pixel_share[name])}  {one.images[name]:<6}" for one in (coverage, labels) if one
+        ]
+        lines.append(f"  {name:<24} {'  '.join(counted)}".rstrip())
+    return lines

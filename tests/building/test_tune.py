@@ -30,7 +30,8 @@ FEW = [r"^backbone\.layer7", r"^decode_head\.bottleneck"]
 ONE = FEW[1:]
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:classes never predicted:UserWarning"),  # three scenes do not show every class
+    pytest.mark.filterwarnings("ignore:classes never:UserWarning"),  # three scenes do not show every class
+    pytest.mark.filterwarnings("ignore:calibration set. . images, fewer:UserWarning"),
     pytest.mark.filterwarnings("error:the ranges are measured on:UserWarning"),
 ]
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from nrd_trt.calibration.cache import Coverage, Keys, Ranges, load_ranges, model_sha256, save_ranges
+from nrd_trt.calibration.cache import Keys, Ranges, load_ranges, model_sha256, save_ranges
+from nrd_trt.calibration.coverage import Coverage, LabelCoverage
 from nrd_trt.calibration.histograms import TensorFigures
 from nrd_trt.calibration.recipes import RECIPES
+from nrd_trt.calibration.survey import Exposure, Finding
 from nrd_trt.errors import CalibrationError
 from tests.artefacts import listing
 from tests.helpers import small_export
@@ -29,15 +31,30 @@ RANGES = Ranges(
 
 def test_file_is_read_back_for_its_model_alone(tmp_path: Path) -> None:
     path = tmp_path / "ranges.json"
-    for ranges in (RANGES, replace(RANGES, coverage=None, images=4)):
+    shown = LabelCoverage(
+        pixel_share={"Sky": 0.0, "Car": 1.0},
+        images={"Sky": 0, "Car": 2},
+        labelled=2,
+        never_labelled=("Sky",),
+        never_predicted=("Car",),
+    )
+    assert RANGES.coverage is not None
+    surveyed = replace(
+        RANGES,
+        coverage=replace(RANGES.coverage, labels=shown),
+        exposure=Exposure(images=3, brightness=9.5, brightness_spread=0.5, contrast=4.5, contrast_spread=0.25),
+        warnings=(Finding(kind="few images", text="few", figures={"images": 3}, names=("a.png",)),),
+    )
+    for ranges in (RANGES, replace(RANGES, coverage=None, images=4), surveyed):
         save_ranges(ranges, path)
         assert load_ranges(path) == ranges
         assert load_ranges(path, model="1" * 64) == ranges
         assert json.loads(path.read_text()) == json.loads(json.dumps(ranges.to_dict()))
     assert listing(tmp_path) == ["ranges.json"]
     order = ("format", "tensors", "images", "coverage", "zero", "recipe", "keys", "figures")
-    assert json.loads(path.read_text()).keys() == set(order)
+    assert json.loads(path.read_text()).keys() == {*order, "exposure", "warnings"}
     old = RANGES.to_dict()
+    del old["coverage"]["labels"]
     old["tensors"]["b"] = 1  # in a file of version 0.1.0 whole numbers stand where a range is one
     path.write_text(json.dumps({key: old[key] for key in order}, indent=1) + "\n")
     assert load_ranges(path) == RANGES

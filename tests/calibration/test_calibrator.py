@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ from nrd_trt.calibration.cache import model_sha256, save_ranges
 from nrd_trt.calibration.calibrator import Calibrator, make_calibrator
 from nrd_trt.calibration.ranges import measure_ranges, tensors_to_calibrate
 from nrd_trt.calibration.recipes import RECIPES
+from nrd_trt.data.overlay import write_rgb
+from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import CalibrationError, ConfigError
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import layers_in_int8
 from tests.helpers import small_export
 
 HEAD = r"^decode_head\.aspp"
-pytestmark = pytest.mark.filterwarnings("ignore:classes never predicted:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:classes never:UserWarning"),
+    pytest.mark.filterwarnings("ignore:calibration set. . images, fewer:UserWarning"),
+]
 
 
 def calibrator(source: Path | str = "synthetic", **changes: Any) -> Calibrator:
@@ -68,6 +74,31 @@ def test_arguments_make_it_again(tmp_path: Path) -> None:
     assert made.without(["x.1/Conv"]).arguments("int8").exclude == ("a", r"^x\.1/Conv$")
     ranges = calibrator(tmp_path / "ranges.json").arguments("int8")
     assert vars(ranges) == {**nothing, "calibration": "ranges.json", "include": (HEAD,)}
+
+
+def test_what_speaks_against_the_images_is_warned_of_and_kept_in_a_file_of_ranges(tmp_path: Path) -> None:
+    model, dark = small_export(), tmp_path / "dark"
+    dark.mkdir()
+    for seed in range(8):
+        write_rgb(dark / f"{seed}.png", street_scene(20 + seed, (48, 64)).image // 4)
+    with pytest.warns(UserWarning) as caught:
+        made = calibrator(images=7, validation=dark, include=["aspp.convs.0"])
+        ranges = made.ranges(model, ["pixels"])
+    texts = [str(warning.message) for warning in caught]
+    assert [text for text in texts if "calibration set: 7 images, fewer than 8" in text] == texts[:1]
+    assert "calibration set: exposed otherwise than the images of data=: brightness" in texts[1]
+    assert len(texts) == 3 and texts[2].startswith("classes never predicted")
+    assert ranges.keys() == {"pixels"}
+    plain = select_outputs(model, "mask")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        measured = measure_ranges(plain, made.feeds(plain), ["pixels"], RECIPES["minmax"], threads=1, progress=False)
+    assert [finding.kind for finding in measured.warnings] == ["few images", "never predicted"]
+    save_ranges(measured, tmp_path / "ranges.json")
+    with pytest.warns(UserWarning) as again:
+        calibrator(tmp_path / "ranges.json", validation=dark).ranges(model, ["pixels"])
+    recorded = " (recorded in ranges.json)"
+    assert [str(warning.message) for warning in again] == [texts[0] + recorded, texts[2] + recorded, texts[1]]
 
 
 NOTHING: dict[str, Any] = dict.fromkeys(("recipe", "images", "seed", "memory_mb", "include", "exclude", "quantizer"))

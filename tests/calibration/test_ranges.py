@@ -14,7 +14,8 @@ from onnx import numpy_helper
 
 from nrd_trt.calibration import ranges as module
 from nrd_trt.calibration.cache import Ranges
-from nrd_trt.calibration.ranges import ClassCounter, measure_ranges, tensors_to_calibrate
+from nrd_trt.calibration.coverage import ClassCounter
+from nrd_trt.calibration.ranges import measure_ranges, tensors_to_calibrate
 from nrd_trt.calibration.recipes import RECIPES, Recipe
 from nrd_trt.calibration.stream import CalibrationStream, Feed
 from nrd_trt.errors import CalibrationError
@@ -231,4 +232,4 @@ def test_coverage_leaves_padding_out_and_needs_masks() -> None:
     assert found is not None
     expected = np.bincount(np.ravel(masks), minlength=11) / (2 * 64 * 96)
     assert list(found.pixel_share.values()) == pytest.approx(expected.tolist())
-    assert ClassCounter(["a", "b"]).coverage() is None
+    assert ClassCounter(["a", "b"]).counts() is None

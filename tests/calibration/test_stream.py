@@ -216,5 +216,7 @@ def test_bad_data_is_named(case: str, tmp_path: Path) -> None:
 def test_grey_photos_are_no_labels_and_mostly_copies_are_warned_of(tmp_path: Path) -> None:
     for name, seed in {"a": 0, "b": 1, **dict.fromkeys("cdefg", 0)}.items():
         Image.fromarray(picture(seed)).convert("L").save(tmp_path / f"{name}.png")
-    with pytest.warns(UserWarning, match="7 images, but only 2 different ones"):
-        assert len(CalibrationStream(tmp_path, facts_of())) == 7
+    stream = CalibrationStream(tmp_path, facts_of())
+    assert len(stream) == 7
+    assert [finding.kind for finding in stream.findings] == ["few images", "nearly equal"]
+    assert "7 images, only 2 of them different: 5 nearly equal an earlier one" in stream.findings[1].text

@@ -20,7 +20,10 @@ from tests.artefacts import REPOSITORY, SIZE, SIZE_HW, bundle, checkpoint, onnx_
 from tests.cli.conftest import Invoke, printed
 
 # Two small scenes do not show every class.
-pytestmark = pytest.mark.filterwarnings("always:classes never predicted:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("always:classes never:UserWarning"),
+    pytest.mark.filterwarnings("always:calibration set. . images, fewer:UserWarning"),
+]
 QUICK = ("--threads", 1, "-q", "--images", 2)
 
 
@@ -36,8 +39,16 @@ def test_ranges_of_an_onnx_file(nrd_trt: Invoke, data: Path, tmp_path: Path) -> 
     assert list(found["coverage"]["pixel_share"]) == list(CAMVID_CLASSES)
     assert sum(found["coverage"]["pixel_share"].values()) == pytest.approx(1)
     unseen = found["coverage"]["never_seen"]
-    assert unseen  # two scenes of 50x70 pixels do not show everything
-    assert f"warning: classes never predicted on the calibration images: {unseen[0]}" in result.stderr
+    labels = found["coverage"]["labels"]
+    assert (labels["labelled"], sum(labels["pixel_share"].values())) == (2, pytest.approx(1))
+    assert unseen and labels["never_predicted"] == unseen  # though the labels of the two scenes show every class
+    assert labels["never_labelled"] == [] and labels["images"][unseen[0]] > 0
+    expected = f"although their labels show them: {unseen[0]}, labelled on {labels['images'][unseen[0]]} of 2 images"
+    assert f"warning: classes never predicted on the calibration images {expected}" in result.stderr
+    assert "see with `nrd-trt evaluate` whether" in result.stderr
+    assert [finding["kind"] for finding in found["warnings"]] == ["few images", "never predicted"]
+    said = [finding["text"] for finding in found["warnings"]]
+    assert result.stderr.count("warning: ") == len(said) and "2 images, fewer than 8" in said[0]
     text = " ".join(nrd_trt("calibrate", "--help").stdout.split())
     assert f"(default {ranges.recipe.name})" in text
 
@@ -47,8 +58,10 @@ def test_ranges_of_a_checkpoint_are_those_of_its_export(nrd_trt: Invoke, data: P
     arguments = ("--data", data, "--recipe", "minmax", *QUICK)
     result = nrd_trt("calibrate", checkpoint(), "--size", SIZE, "-o", path, *arguments)
     assert result.exit_code == 0, result.stderr
-    assert "from 2 images" in result.stdout and "Sky" in result.stdout
-    with pytest.warns(UserWarning, match="never predicted"):
+    assert "from 2 images" in result.stdout and "beside it by the labels of 2 images" in result.stdout
+    (sky,) = [line.split() for line in result.stdout.splitlines() if line.startswith("  Sky ")]
+    assert len(sky) == 5 and sky[2] == "2" and 0 < float(sky[3]) < 1
+    with pytest.warns(UserWarning, match="fewer than 8"):
         found = calibrate(onnx_file(), data, recipe="minmax", images=2, threads=1, progress=False)
     assert found.to_dict() == {**load_ranges(path).to_dict(), "path": None}
     assert (found.images, len(found.tensors) > 40, found.path) == (2, True, None)

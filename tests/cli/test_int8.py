@@ -17,7 +17,10 @@ from tests.cli.conftest import Invoke, one_object
 
 QUICK = ("--min-agreement", 0.8, "--threads", 1, "--images", 3)
 
-pytestmark = pytest.mark.filterwarnings("ignore:classes never predicted:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:classes never:UserWarning"),
+    pytest.mark.filterwarnings("ignore:calibration set. . images, fewer:UserWarning"),
+]
 
 
 @needs_rtx

@@ -17,7 +17,8 @@ from tests.cli.conftest import Invoke, one_object, printed
 
 SAME_IMAGES = "the images that the rungs are judged on"
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:classes never predicted:UserWarning"),
+    pytest.mark.filterwarnings("ignore:classes never:UserWarning"),
+    pytest.mark.filterwarnings("ignore:calibration set. . images, fewer:UserWarning"),
     pytest.mark.filterwarnings("always:the ranges are measured on:UserWarning"),
 ]
 

@@ -1,0 +1,147 @@
+"""What is said of calibration images before anything is measured: against drawn scenes, and against CamVid's drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nrd_trt.calibration.survey import (
+    Exposure,
+    compare_exposure,
+    drive_of,
+    exposure_of,
+    exposure_of_folder,
+    grey_picture,
+    look_at,
+)
+from nrd_trt.data.folders import list_images
+from nrd_trt.data.images import read_image
+from nrd_trt.data.synthetic import street_scene
+from tests.artefacts import scenes
+
+STREETS = [street_scene(seed, (64, 96)).image for seed in range(24)]
+
+
+def kinds(images: list[np.ndarray], names: list[str] | None = None) -> list[str]:
+    names = names or [f"{index}.png" for index in range(len(images))]
+    found = look_at(names, [drive_of(name) for name in names], [grey_picture(image) for image in images])
+    return [finding.kind for finding in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "drive"),
+    [
+        ("0016E5_07959.jpg", "0016E5"),
+        ("0006R0_f01470.png", "0006R0"),
+        ("hamburg_000000_042505_leftImg8bit.png", "hamburg_000000"),
+        ("2011_09_26_drive_0001_sync_0000000012.png", "2011_09_26_drive_0001_sync"),
+        ("driveB-12.png", "driveB"),
+        ("frame_0001.png", "frame"),
+        ("000012.png", None),
+        ("photo_12.png", None),
+        ("ADE_val_00000012.jpg", None),
+        ("COCO_val2014_000000000012.jpg", None),
+        ("b1c66a42-6f7d68ca.jpg", None),
+        ("street.png", None),
+    ],
+)
+def test_a_drive_is_told_by_the_name(name: str, drive: str | None) -> None:
+    assert drive_of(name) == drive
+
+
+def test_different_streets_are_no_reason_to_warn() -> None:
+    assert kinds(STREETS) == []
+    assert kinds(STREETS[:8]) == []
+    assert kinds(STREETS[:7]) == ["few images"]
+
+
+def noisy(image: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(image.size).normal(0, 12, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [noisy, lambda image: np.roll(image, 2, 1), lambda image: image // 2, lambda image: image[2:, 2:], np.copy],
+    ids=["noise", "shift", "exposure", "crop", "copy"],
+)
+def test_pictures_of_one_view_are_nearly_equal(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    repeated = [*STREETS[:12], *map(change, STREETS[:4])]  # a quarter
+    (found,) = look_at([f"{index}.png" for index in range(16)], [None] * 16, list(map(grey_picture, repeated)))
+    assert found.kind == "nearly equal" and "16 images, only 12 of them different: 4 nearly equal" in found.text
+    assert (found.figures["images"], found.figures["different"]) == (16, 12)
+    assert 0.95 <= found.figures["correlation"] <= 1.0 + 1e-6
+    one, other = (int(name[:-4]) for name in found.names)
+    assert other == one + 12
+    assert kinds(repeated[:-1]) == [], "three of fifteen may repeat"
+
+
+def test_flat_pictures_are_not_alike() -> None:
+    flat = [np.full((40, 40, 3), level, np.uint8) for level in range(0, 240, 20)]
+    assert kinds(flat) == []
+
+
+def test_images_of_one_drive() -> None:
+    names = [f"0016E5_{index:05}.jpg" for index in range(8)]
+    assert kinds(STREETS[:8], names) == ["one drive"]
+    assert kinds(STREETS[:8], [*names[:7], "0006R0_f00001.jpg"]) == []
+    assert kinds(STREETS[:8], [*names[:7], "a.jpg"]) == [], "its name does not tell"
+
+
+def test_exposure_is_compared_beyond_its_error() -> None:
+    pictures = [grey_picture(image) for image in STREETS]
+    bright, dark = exposure_of(pictures), exposure_of(picture / 2 for picture in pictures)
+    assert bright.images == 24
+    assert dark.brightness + 1 == pytest.approx(bright.brightness / 2 + 1, rel=0.02)
+    assert compare_exposure(bright, bright) is None
+    for one, other in ((bright, dark), (dark, bright)):
+        found = compare_exposure(one, other)
+        assert found is not None and found.kind == "exposure"
+        assert f"brightness {one.brightness:.0f} against {other.brightness:.0f}" in found.text
+        assert ("cut brighter ones off" in found.text) is (one is dark)
+        assert found.figures["contrast_validation"] == other.contrast
+    few = exposure_of(pictures[:1])
+    assert compare_exposure(few, dark) is None, "one image has no spread"
+    apart = Exposure(images=24, brightness=99, brightness_spread=0.1, contrast=60, contrast_spread=0.1)
+    for brightness, contrast, warned in ((64, 60, False), (54, 60, True), (99, 47, False), (99, 42, True)):
+        changed = Exposure(**{**vars(apart), "brightness": brightness, "contrast": contrast})
+        assert (compare_exposure(apart, changed) is not None) is warned, (brightness, contrast)
+
+
+def test_black_images_have_an_exposure() -> None:
+    black = exposure_of([np.zeros((48, 64), np.float32)] * 4)
+    assert (black.brightness, black.contrast, black.contrast_spread) == (0, 0, 0)
+
+
+def test_exposure_of_a_folder_is_that_of_its_images(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "data", 3, labels=True)
+    read = [grey_picture(read_image(path)) for path in list_images(folder)]
+    assert exposure_of_folder(folder) == exposure_of(read)
+
+
+# --- the thresholds hold on photos
+
+
+def of(folder: Path, count: int, *, spread: bool) -> tuple[list[str], list[np.ndarray]]:
+    paths = list_images(folder)
+    paths = [paths[int(index)] for index in np.linspace(0, len(paths) - 1, count)] if spread else paths[:count]
+    return [path.name for path in paths], [read_image(path) for path in paths]
+
+
+def test_frames_of_a_video_are_nearly_equal_and_those_of_drives_are_not(camvid: Path) -> None:
+    names, frames = of(camvid / "val", 24, spread=False)
+    assert kinds(frames, names) == ["nearly equal", "one drive"]
+    assert kinds(frames[:2]) == ["few images", "nearly equal"], "two neighbours"
+    names, frames = of(camvid / "train", 24, spread=True)
+    assert kinds(frames, names) == []
+
+
+def test_validation_of_camvid_is_exposed_as_training_is_and_half_as_bright_is_not(camvid: Path) -> None:
+    val, train = (of(camvid / name, 16, spread=True)[1] for name in ("val", "train"))
+    one, other = (exposure_of(map(grey_picture, images)) for images in (train, val))
+    assert compare_exposure(one, other) is None and compare_exposure(other, one) is None
+    half, halved = (exposure_of(grey_picture(image // 2) for image in images) for images in (train, val))
+    assert compare_exposure(half, other) is not None and compare_exposure(one, halved) is not None
