@@ -79,6 +79,16 @@ def test_pictures_of_one_view_are_nearly_equal(change: Callable[[np.ndarray], np
     assert kinds(repeated[:-1]) == [], "three of fifteen may repeat"
 
 
+@pytest.mark.parametrize(("correlation", "alike"), [(0.94, False), (0.96, True)])
+def test_nearly_equal_begins_at_its_threshold(correlation: float, alike: bool) -> None:
+    """Brightness and contrast do not count."""
+    rows, columns = (np.where(np.arange(size) < size // 2, -1.0, 1.0) for size in (48, 64))
+    one, across = np.broadcast_to(rows[:, None], (48, 64)), np.broadcast_to(columns, (48, 64))
+    other = 90 + 7 * (correlation * one + np.sqrt(1 - correlation**2) * across)
+    found = look_at(["a.png", "b.png"], [None] * 2, [120 + 40 * one, other])
+    assert ("nearly equal" in [finding.kind for finding in found]) is alike
+
+
 def test_flat_pictures_are_not_alike() -> None:
     flat = [np.full((40, 40, 3), level, np.uint8) for level in range(0, 240, 20)]
     assert kinds(flat) == []
