@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from nrd_trt.decode.reference import transposed_channels
+from nrd_trt.decode.misread import transposed_channels
 from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.metadata import read_facts
 

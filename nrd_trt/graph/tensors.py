@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper, shape_inference
+from onnx import TensorProto, shape_inference
 
 from nrd_trt.errors import ExportError
 
@@ -70,25 +68,6 @@ def float_outputs(model: onnx.ModelProto, types: dict[str, int]) -> Iterator[tup
         for name in node.output:
             if types[name] == TensorProto.FLOAT:
                 yield node, name
-
-
-def stored_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Return the weights of a file as float32, by the names that they had in fp32; int8 ones times their scale."""
-    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = {
-        re.sub(r"/(fp32|fp16|bf16)$", "", name): numpy_helper.to_array(tensor).astype(np.float32)
-        for name, tensor in tensors.items()
-        if tensor.data_type in kinds
-    }
-    dequantized = {node.output[0]: node.input for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    for node in model.graph.node:
-        operands = dequantized.get(node.input[1], ()) if node.op_type == "Conv" else ()
-        if operands and operands[0] in tensors:
-            values, scale = (numpy_helper.to_array(tensors[name]) for name in operands[:2])
-            per_row = scale.astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
-            found[f"{node.name.removesuffix('/Conv')}.weight"] = values.astype(np.float32) * per_row
-    return found
 
 
 def weight_types(model: onnx.ModelProto) -> dict[str, int]:

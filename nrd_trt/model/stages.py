@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.decode.reference import patch_decode, upsample
@@ -43,6 +45,64 @@ def predict_stages(model: Segmentor, image: np.ndarray) -> dict[str, np.ndarray]
     mask = upsample(logits, model.config.upsample).argmax(dim=1).to(torch.uint8)
     found |= {"logits": logits, "mask": mask}
     return {"preprocessing": pixels[0], **{name: tensor[0].cpu().numpy() for name, tensor in found.items()}}
+
+
+@torch.inference_mode()
+def predict_stages_from(model: Segmentor, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Compute every stage from what another form of the network has before it, so that a fault shows where it is.
+
+    The encoder starts from ``preprocessing``, theta and guidance from ``c4`` and ``c1``, logits from those, and the
+    mask from ``logits``.
+
+    Args:
+        model: In evaluation mode.
+        found: Stages of the other form, as `predict_stages` names and shapes them; what starts from one that is absent
+            or has values that are not finite is left out.
+
+    Returns:
+        The stages from ``c1`` on, as `predict_stages` does.
+    """
+    device, head = next(model.parameters()).device, model.decode_head
+    given = {
+        name: torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)[None]
+        for name, array in found.items()
+        if name != "mask" and np.isfinite(array).all()
+    }
+    stages: dict[str, Tensor] = {}
+    if "preprocessing" in given:
+        features = model.features(given["preprocessing"])
+        stages |= {"c1": features[0], "c4": features[-1]}
+    if isinstance(head, NrdHead) and given.keys() >= {"c1", "c4"}:
+        stages["theta"], stages["guidance"], x_table, y_table = head.decode_inputs((given["c1"], given["c4"]))
+        if given.keys() >= {"theta", "guidance"}:
+            inputs = given["theta"], given["guidance"], x_table, y_table
+            stages["logits"] = patch_decode(*inputs, model.config.decode)
+    elif "c4" in given:
+        stages["logits"] = head((given.get("c1", given["c4"]), given["c4"]))
+    if "logits" in given:
+        stages["mask"] = upsample(given["logits"], model.config.upsample).argmax(dim=1).to(torch.uint8)
+    return {name: tensor[0].cpu().numpy() for name, tensor in stages.items()}
+
+
+@torch.inference_mode()
+def visit_conv_inputs(model: Segmentor, image: np.ndarray, visit: Callable[[str, np.ndarray], None]) -> None:
+    """Run one image through the network and show what every convolution reads, one at a time.
+
+    Args:
+        model: In evaluation mode.
+        image: ``(h, w, 3) uint8`` RGB, sides multiples of 32.
+        visit: Receives the name of the convolution and its input ``(C, h', w') float32``, which it must not keep.
+    """
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: visit(name, inputs[0][0].cpu().numpy()))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        model(torch.from_numpy(normalise(image[None], model.info)).to(next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.inference_mode()

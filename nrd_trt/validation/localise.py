@@ -6,7 +6,7 @@ where the plan itself runs, its masks are the last stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,15 +15,13 @@ import onnx
 from nrd_trt.data.samples import Sample
 from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Localisation, StageFigures
-from nrd_trt.graph.decode_nodes import coordinate_tables
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.outputs import PREFIX, with_taps
-from nrd_trt.graph.tensors import stored_weights
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import first_mask
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.validation.hints import describe_channels, describe_pixels, describe_tables, describe_weights
-from nrd_trt.validation.stages import STAGES, StageMeter, StageTolerance, first_beyond
+from nrd_trt.validation.causes import causes_in_data, causes_in_file
+from nrd_trt.validation.stages import STAGES, TITLES, Finding, StageMeter, StageTolerance, first_beyond
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
@@ -65,7 +63,7 @@ def compare_stages(
     Args:
         model: The checkpoint, in evaluation mode.
         file: The bundle's ONNX file.
-        samples: At least one; tensors of one image are held at a time.
+        samples: At least one; tensors of two images are held at a time.
         mask_tolerance: Largest share of pixels of the masks that may differ.
         plan_disagreement: That share for the plan, where it ran.
         has_plan: Whether the bundle has a plan.
@@ -80,36 +78,39 @@ def compare_stages(
     _check_kind(model, graph)
     tolerance = TOLERANCES[graph.precision]
     meters: dict[str, StageMeter] = {}
-    flipped = pixels = 0
+    flipped = pixels = most = 0
     with Engine(OrtRunner(with_taps(file), threads=threads), graph) as engine:
         for sample in samples:
             want, got = predict_stages(model, sample.image), _stages_of_file(engine, sample.image)
             for stage in STAGES[:-1]:
                 if stage in got and stage in want:
                     meters.setdefault(stage, StageMeter(len(want[stage]))).add(want[stage], got[stage])
-            flipped += int((want["mask"] != got["mask"]).sum())
-            pixels += want["mask"].size
+            flips = int((want["mask"] != got["mask"]).sum())
+            flipped, pixels = flipped + flips, pixels + want["mask"].size
+            if flips >= most:  # the image that shows it best
+                most, image, shown = flips, sample.image, (want, got)
     figures = {
         stage: meter.figures(stage, PREPROCESSING if stage == "preprocessing" else tolerance)
         for stage, meter in meters.items()
     }
     share = flipped / pixels
     figures["mask"] = StageFigures(stage="mask", error=share, tolerance=mask_tolerance, within=share <= mask_tolerance)
-    first, hints = first_beyond(figures), tuple[str, ...]()
-    if first in (None, "mask") and _shifted(file, want):
-        first = "logits"  # coordinates are constants: a fault, however little it shows
-    if first is not None:  # the image that was compared last shows it as well as any
-        hints = _hints(first, model, file, want, got, tolerance)
+    found = causes_in_file(file, model, shown[0])
+    first = _earliest([first_beyond(figures), *(finding.stage for finding in found)])
+    if first is not None:
+        found += causes_in_data(file, model, image, *shown, found, tolerance=tolerance, pixels=PREPROCESSING)
     elif plan_disagreement is not None and plan_disagreement > mask_tolerance:
         first = "plan"
-        hints = ("the file is right and the plan is not: the fault is the builder's, or the plan is of another file",)
+        found = [
+            Finding(stage="plan", text="every stage of the file is within its tolerance, the plan's masks are not")
+        ]
     note = f"the stages are those of the bundle's ONNX file in ONNX Runtime, {engine.arithmetic} arithmetic"
     if has_plan:
-        shown = "it did not run here" if plan_disagreement is None else "its masks are compared as well"
-        note += f"; a plan shows no tensors between its layers, and {shown}"
+        ran = "it did not run here" if plan_disagreement is None else "its masks are compared as well"
+        note += f"; a plan shows no tensors between its layers, and {ran}"
     return Localisation(
         first_beyond=first,
-        hints=hints,
+        hints=_hints(found, first),
         arithmetic=engine.arithmetic,
         note=note,
         images=tuple(sample.name for sample in samples),
@@ -139,42 +140,19 @@ def _stages_of_file(engine: Engine, image: np.ndarray) -> Tensors:
     return {**stages, "mask": first_mask(outputs, engine.graph)}
 
 
-def _hints(
-    stage: str, model: Segmentor, file: onnx.ModelProto, want: Tensors, got: Tensors, tolerance: StageTolerance
-) -> tuple[str, ...]:
-    """Return what is known of the difference at the first wrong stage, the plainest first."""
-    from nrd_trt.decode.reference import transposed_channels
-    from nrd_trt.model.folding import folded_weights
+def _earliest(stages: Iterable[str | None]) -> str | None:
+    """Return the first of some stages in the order of the data; None where there is none.
 
-    if stage == "preprocessing":
-        found = [describe_pixels(want[stage], got[stage])]
-    elif stage in ("logits", "mask") and "theta" in want:
-        found = [_shifted(file, want) or _misread(model, want, got, tolerance)]
-    else:
-        orders = transposed_channels(model.config.decode) if stage == "theta" else {}
-        known = {f"{name} is transposed": order for name, order in orders.items()}
-        found = [
-            describe_channels(want[stage], got[stage], tolerance.channel, known),
-            describe_weights(folded_weights(model), stored_weights(file), tolerance.tensor),
-        ]
-    return tuple(hint for hint in found if hint)
+    Constants of a file are exact or rounded once, so that another one is a fault, however little it shows.
+    """
+    return min((stage for stage in stages if stage is not None), key=STAGES.index, default=None)
 
 
-def _misread(model: Segmentor, want: Tensors, got: Tensors, tolerance: StageTolerance) -> str | None:
-    """Decode the file's own theta and guidance in each wrong way that is known, and tell which gives its logits."""
-    from nrd_trt.decode.reference import decode_misread
-
-    tables = want["x_table"], want["y_table"]
-    for mistake, logits in decode_misread(got["theta"], got["guidance"], *tables, model.config.decode):
-        meter = StageMeter(len(logits))
-        meter.add(logits, got["logits"])
-        if meter.figures("logits", tolerance).within:
-            return f"the file decodes as if {mistake}"
-    return None
-
-
-def _shifted(file: onnx.ModelProto, want: Tensors) -> str | None:
-    """Tell by how much the file's coordinates are off, or None where they are right or there are none."""
-    if "x_table" not in want:
-        return None
-    return describe_tables((want["x_table"], want["y_table"]), coordinate_tables(file), tolerance=1e-3)
+def _hints(found: Iterable[Finding], first: str | None) -> tuple[str, ...]:
+    """Return what was found in the order of the data, each thing once, with its stage where that is a later one."""
+    order = sorted(found, key=lambda finding: STAGES.index(finding.stage) if finding.stage in STAGES else len(STAGES))
+    lines = (
+        finding.text if finding.stage == first else f"{TITLES.get(finding.stage, finding.stage)}: {finding.text}"
+        for finding in order
+    )
+    return tuple(dict.fromkeys(lines))

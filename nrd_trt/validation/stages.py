@@ -19,8 +19,23 @@ STAGES = ("preprocessing", "c1", "c4", "theta", "guidance", "logits", "mask")
 """In the order of the data; a network without per-patch decode has neither theta nor guidance."""
 TITLES = {"c1": "encoder C1", "c4": "encoder C4"}
 """What people read where that is not the stage's name."""
+CLEARLY = 4
+"""A cause is named where it leaves at most a fourth of the error that no cause, and that every other one, leaves."""
 _TINY = float(np.finfo(np.float32).tiny)  # where the reference is constant
 _QUIET = 0.1  # a channel that varies less than this share of the tensor is compared with that share of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A cause, or what else is known of a difference, with its evidence.
+
+    Attributes:
+        stage: Where it acts first.
+        text: What it is, one line.
+    """
+
+    stage: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
