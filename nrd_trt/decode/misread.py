@@ -31,7 +31,7 @@ def decode_arrays(
         Logits ``(K, f·h, f·w) float32``.
     """
     arrays = (theta, guidance, x_table, y_table)
-    weights, details, x, y = (torch.from_numpy(np.ascontiguousarray(array, np.float32)) for array in arrays)
+    weights, details, x, y = (torch.from_numpy(np.array(array, np.float32, order="C")) for array in arrays)
     return patch_decode(weights[None], details[None], x, y, spec)[0].numpy()
 
 
@@ -125,7 +125,9 @@ def _section_slices(spec: DecodeSpec) -> dict[str, slice]:
 def _misread_tables(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the columns' and the rows' table by mistake."""
     patch = len(x)
-    wide = patch / max(patch - 1, 1)
+    if patch == 1:
+        return {_SWAPPED: (y, x)}
+    wide = patch / (patch - 1)
     steps = np.arange(patch, dtype=np.float32) / patch
     return {
         "the coordinates are those of pixel centres, half a step off": (x + (x[1] - x[0]) / 2, y + (y[1] - y[0]) / 2),

@@ -80,7 +80,7 @@ def _stage_tensors(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _read_features(model: onnx.ModelProto) -> Iterator[str]:
-    """Yield what the head reads of the encoder, as the encoder wrote it: before casts and quantisation."""
+    """Yield what the head reads of the encoder before casts and quantisation, whatever nodes stand between the two."""
     made_by = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
         if node.op_type in _PASSED_THROUGH or not node.name.startswith("decode_head"):
@@ -88,6 +88,8 @@ def _read_features(model: onnx.ModelProto) -> Iterator[str]:
         for name in node.input:
             while (producer := made_by.get(name)) is not None and producer.op_type in _PASSED_THROUGH:
                 name = producer.input[0]
+            while producer is not None and not producer.name.startswith(("backbone", "decode_head")):
+                producer = made_by.get(producer.input[0]) if producer.input else None
             if producer is not None and producer.name.startswith("backbone"):
                 yield name
 

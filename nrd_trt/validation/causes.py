@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,12 +51,17 @@ def causes_in_file(file: onnx.ModelProto, model: Segmentor, want: Tensors) -> li
         model: The checkpoint, in evaluation mode.
         want: PyTorch's stages of an image, for its tables of coordinates.
     """
-    from nrd_trt.decode.misread import misread_orders
+    from nrd_trt.decode.misread import describe_channel, misread_orders
     from nrd_trt.model.folding import folded_weights
 
-    orders = list(misread_orders(model.config.decode)) if model.config.is_nrd else []
-    found = [*find_in_nodes(file, model)]
-    found += find_in_weights(file, folded_weights(model), layer_stages(file), orders)
+    found = list(find_in_nodes(file, model))
+    weights, stages = folded_weights(model), layer_stages(file)
+    if model.config.is_nrd:
+        spec = model.config.decode
+        names = partial(describe_channel, spec=spec)
+        found += find_in_weights(file, weights, stages, list(misread_orders(spec)), names)
+    else:
+        found += find_in_weights(file, weights, stages)
     if "x_table" in want:
         said = describe_tables((want["x_table"], want["y_table"]), coordinate_tables(file))
         found += [Finding(stage="logits", text=text) for text in said]

@@ -82,8 +82,10 @@ def compare_stages(
     with Engine(OrtRunner(with_taps(file), threads=threads), graph) as engine:
         for sample in samples:
             want, got = predict_stages(model, sample.image), _stages_of_file(engine, sample.image)
+            others = [stage for stage in STAGES[:-1] if stage in got and got[stage].shape != want[stage].shape]
+            shapes = [Finding(stage=stage, text=_other_shape(want[stage], got.pop(stage))) for stage in others]
             for stage in STAGES[:-1]:
-                if stage in got and stage in want:
+                if stage in got:
                     meters.setdefault(stage, StageMeter(len(want[stage]))).add(want[stage], got[stage])
             flips = int((want["mask"] != got["mask"]).sum())
             flipped, pixels = flipped + flips, pixels + want["mask"].size
@@ -95,7 +97,7 @@ def compare_stages(
     }
     share = flipped / pixels
     figures["mask"] = StageFigures(stage="mask", error=share, tolerance=mask_tolerance, within=share <= mask_tolerance)
-    found = causes_in_file(file, model, shown[0])
+    found = [*shapes, *causes_in_file(file, model, shown[0])]
     first = _earliest([first_beyond(figures), *(finding.stage for finding in found)])
     if first is not None:
         found += causes_in_data(file, model, image, *shown, found, tolerance=tolerance, pixels=PREPROCESSING)
@@ -138,6 +140,10 @@ def _stages_of_file(engine: Engine, image: np.ndarray) -> Tensors:
     if engine.graph.input_form == "float":
         stages["preprocessing"] = feed["image"][0]
     return {**stages, "mask": first_mask(outputs, engine.graph)}
+
+
+def _other_shape(want: np.ndarray, got: np.ndarray) -> str:
+    return f"its shape is {got.shape}, expected {want.shape}: nothing after it can be compared"
 
 
 def _earliest(stages: Iterable[str | None]) -> str | None:

@@ -7,7 +7,7 @@ rows (output channels) are zero, scaled, in another order, or another layer's.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -20,6 +20,9 @@ _FOLDING = 1e-5
 """Share of a row's size that batch norm folded in other steps may move."""
 _QUIET = 0.1  # a row below this share of the whole weight is compared with that share
 _SHOWN = 4
+_NOT_INPUTS = (0, 2, 3)
+_TIMES = 10  # from here on a share is told as a factor
+_CONTROLLER = "decode_head.classifier.classifier.1"
 _SAME_SCALE = 2e-3
 """Share by which a scale stored in fp16 may be off, twice."""
 
@@ -27,7 +30,11 @@ Orders = Iterable[tuple[str, np.ndarray]]
 
 
 def find_in_weights(
-    file: onnx.ModelProto, reference: Mapping[str, np.ndarray], stages: Mapping[str, str], theta_orders: Orders = ()
+    file: onnx.ModelProto,
+    reference: Mapping[str, np.ndarray],
+    stages: Mapping[str, str],
+    theta_orders: Orders = (),
+    theta_names: Callable[[int], str] | None = None,
 ) -> list[Finding]:
     """Return one line per stage whose convolutions have other weights or biases than the checkpoint.
 
@@ -36,6 +43,7 @@ def find_in_weights(
         reference: Weights by name, batch norm folded, float32.
         stages: Stage by the name of a node.
         theta_orders: Orders of the channels of theta, each with what it means.
+        theta_names: Tells what a channel of theta holds.
     """
     constants, compared = Constants(file), 0
     wrong: dict[str, list[str]] = defaultdict(list)
@@ -43,24 +51,32 @@ def find_in_weights(
         layer = node.name.removesuffix("/Conv")
         if node.op_type != "Conv" or f"{layer}.weight" not in reference:
             continue
-        orders = list(theta_orders) if layer.endswith("classifier.classifier.1") else []
+        is_controller = layer == _CONTROLLER
+        orders, named = (theta_orders, theta_names) if is_controller else ((), None)
         stage = stages.get(node.name, "c4")
         for name, operand in zip((f"{layer}.weight", f"{layer}.bias"), (*node.input[1:], "")[:2], strict=False):
             want, got = reference.get(name), constants.read(operand) if operand else None
             if want is None or (operand and got is None) or (got is not None and got.values.shape != want.shape):
                 continue
             compared += 1
-            said = _lost(want) if got is None else describe_weight(name, want, got, reference, orders)
+            said = _lost(want) if got is None else describe_weight(name, want, got, reference, orders, named)
             if said:
                 wrong[stage].append(f"{name} ({said})")
     return [
-        Finding(stage=stage, text=f"{len(names)} of {compared} weights are not the checkpoint's: {_first(names)}")
+        Finding(
+            stage=stage, text=f"{len(names)} of {compared} weights are not the checkpoint's: {', '.join(_first(names))}"
+        )
         for stage, names in wrong.items()
     ]
 
 
 def describe_weight(
-    name: str, want: np.ndarray, got: Constant, others: Mapping[str, np.ndarray] | None = None, orders: Orders = ()
+    name: str,
+    want: np.ndarray,
+    got: Constant,
+    others: Mapping[str, np.ndarray] | None = None,
+    orders: Orders = (),
+    row_names: Callable[[int], str] | None = None,
 ) -> str | None:
     """Tell what became of a weight, or None where it is what its type can hold of the checkpoint's.
 
@@ -70,6 +86,7 @@ def describe_weight(
         got: The file's, of the same shape.
         others: Weights of the whole network by name, of which it may be another.
         orders: Orders of the rows, each with what it means.
+        row_names: Tells what a row is for.
     """
     expected, found = (array.reshape(len(array), -1).astype(np.float64) for array in (want, got.values))
     loss = np.broadcast_to(got.loss, want.shape).reshape(expected.shape)
@@ -79,12 +96,16 @@ def describe_weight(
     if not np.isfinite(found).all():
         return f"{int((~np.isfinite(found)).sum())} values are not finite"
     size = np.sqrt((expected**2).mean())
-    return (
+    if meaning := _moved(name, want, got, others or {}, orders):
+        return meaning
+    said = (
         _zeros(expected, found, rows, size)
-        or _moved(name, want, got, others or {}, orders)
+        or _zero_inputs(want, got)
         or _scaled(expected, found, loss, rows, got.scales)
         or _off(expected, found, rows)
     )
+    owners = list(dict.fromkeys(map(row_names, rows.tolist()))) if row_names and len(rows) < len(want) else []
+    return ", ".join([said, *_first(owners)])
 
 
 def _differs(want: np.ndarray, found: np.ndarray, loss: np.ndarray) -> np.ndarray:
@@ -109,6 +130,20 @@ def _zeros(want: np.ndarray, found: np.ndarray, rows: np.ndarray, size: float) -
     if not found[rows].any():
         return f"{_numbers(rows)} zero"
     return None
+
+
+def _zero_inputs(want: np.ndarray, got: Constant) -> str | None:
+    """Tell which input channels are zero where that is all that differs."""
+    if want.ndim != len(_NOT_INPUTS) + 1:
+        return None
+    columns = np.flatnonzero(want.any(axis=_NOT_INPUTS) & ~got.values.any(axis=_NOT_INPUTS))
+    if not columns.size:
+        return None
+    rest = [np.delete(np.broadcast_to(array, want.shape), columns, axis=1) for array in (want, got.values, got.loss)]
+    flat = [array.reshape(len(array), -1).astype(np.float64) for array in rest]
+    if flat[0].size and _differs(*flat).any():
+        return None
+    return f"{_numbers(columns).replace('row', 'input channel')} zero"
 
 
 def _moved(name: str, want: np.ndarray, got: Constant, others: Mapping[str, np.ndarray], orders: Orders) -> str | None:
@@ -185,9 +220,11 @@ def _same_scales(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _off(want: np.ndarray, found: np.ndarray, rows: np.ndarray) -> str:
-    """Tell by how much the rows are off, in their own size."""
+    """Tell by how much the rows are off, in their own size, or the one value of a bias that is."""
+    if len(rows) == 1 and want.shape[1] == 1:
+        return f"row {rows[0]} is {found[rows[0], 0]:.4g}, expected {want[rows[0], 0]:.4g}"
     share = np.sqrt(((found[rows] - want[rows]) ** 2).sum() / max((want[rows] ** 2).sum(), np.finfo(np.float64).tiny))
-    return f"{_numbers(rows)} off by {share:.1%}"
+    return f"{_numbers(rows)} off by {f'{share:.1%} of' if share < _TIMES else f'{share:.3g} times'} their size"
 
 
 def _numbers(rows: np.ndarray) -> str:
@@ -198,6 +235,6 @@ def _numbers(rows: np.ndarray) -> str:
     return f"rows {rows[0]}–{rows[-1]}" if whole else f"{len(rows)} rows from row {rows[0]} on"
 
 
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _first(names: list[str]) -> list[str]:
+    """Return the names that are shown, and how many more there are."""
+    return [*names[:_SHOWN], *([f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])]

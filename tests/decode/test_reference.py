@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nrd_trt.decode.reference import decode_misread, patch_decode, upsample
+from nrd_trt.decode.reference import patch_decode, upsample
 from nrd_trt.errors import ShapeError
 from nrd_trt.specs import DecodeSpec
 from tests.helpers import random_decode_inputs
@@ -67,34 +67,6 @@ def test_float32_stays_float32_and_near_float64() -> None:
     assert single.dtype == torch.float32
     exact = decode(arrays, spec)
     assert np.abs(single.numpy() - exact).max() <= 1e-5 * np.abs(exact).max()
-
-
-def test_known_mistakes_are_decoded_as_they_are_named() -> None:
-    """Of one patch; what is misread is written here by hand."""
-    spec = SPECS[0]
-    theta, guidance, *_ = random_decode_inputs(spec, 1, 1, 1)
-    x_table, y_table = np.array([0, 2, 4, 6], np.float32), np.array([1, 1.5, 2, 2.5], np.float32)
-    centres = np.array([1, 3, 5, 7], np.float32), np.array([1.25, 1.75, 2.25, 2.75], np.float32)
-
-    def transposed(start: int, rows: int, columns: int) -> np.ndarray:
-        turned = theta.copy()
-        for row in range(rows):
-            for column in range(columns):
-                turned[:, start + row * columns + column] = theta[:, start + column * rows + row]
-        return turned
-
-    misread = [
-        ("the coordinates are those of pixel centres, half a step off", theta, *centres),
-        ("x and y are swapped", theta, y_table, x_table),
-        ("W0 is transposed", transposed(0, 5, 9), x_table, y_table),
-        ("W1 is transposed", transposed(50, 5, 5), x_table, y_table),
-        ("W2 is transposed", transposed(80, 3, 5), x_table, y_table),
-    ]
-    found = list(decode_misread(theta[0], guidance[0], x_table, y_table, spec))
-    assert [name for name, _ in found] == [name for name, *_ in misread]
-    for (name, logits), (_, read, columns, rows) in zip(found, misread, strict=True):
-        expected = naive_decode(read, guidance, columns, rows, spec, "out,in")[0]
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(

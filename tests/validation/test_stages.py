@@ -1,4 +1,4 @@
-"""Errors of stages and what they look like, on small arrays."""
+"""Errors of stages, on small arrays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from nrd_trt.figures import StageFigures
-from nrd_trt.validation.hints import describe_channels, describe_pixels, describe_tables, describe_weights
 from nrd_trt.validation.stages import StageMeter, StageTolerance, first_beyond
 
 RNG = np.random.default_rng(5)
@@ -54,7 +53,6 @@ def test_a_value_that_is_not_finite_is_beyond_every_tolerance(value: float) -> N
     wrong[2, 0, 0] = value
     got = figures(TENSOR, wrong, tolerance=1e9)
     assert (got.error, got.not_finite, got.within) == (None, 1, False)
-    assert "1 values are not finite" in str(describe_channels(TENSOR, wrong, 0.01, {}))
 
 
 def test_the_first_stage_is_that_of_the_data_not_of_the_figures() -> None:
@@ -64,49 +62,3 @@ def test_the_first_stage_is_that_of_the_data_not_of_the_figures() -> None:
     found = {stage: one(stage, error) for stage, error in (("mask", 1.0), ("logits", 0.5), ("c1", 0.05), ("c4", 0.2))}
     assert first_beyond(found) == "c4"
     assert first_beyond({"mask": one("mask", 0.0)}) is None
-
-
-PICTURE = RNG.standard_normal((3, 9, 9))
-
-
-def test_inputs_that_differ_in_a_known_way_or_in_none() -> None:
-    swapped, permuted, scaled, unknown = (
-        str(describe_pixels(PICTURE, got))
-        for got in (PICTURE[::-1] * 1.02 + 0.3, PICTURE[[1, 2, 0]], PICTURE * 2 + 1, PICTURE[:, ::-1])
-    )
-    assert swapped.startswith("red and blue are swapped (RGB and BGR)")
-    assert permuted == "the channels are permuted: channels 0, 1, 2 of the file are 1, 2, 0 of PyTorch"
-    assert "another mean or standard deviation: channels 0, 1, 2 of the file are 2.000·x +1.000" in scaled
-    assert unknown == "None"
-
-
-def test_channels_that_are_moved_or_scaled() -> None:
-    rolled = TENSOR[[0, 2, 1, 3, 4, 5]]
-    assert describe_channels(TENSOR, TENSOR, 0.01, {}) is None
-    assert describe_channels(TENSOR, rolled, 0.01, {}) == "2 channels are permuted, from channel 1 on"
-    known = {"so it is": np.array([0, 2, 1, 3, 4, 5])}
-    assert describe_channels(TENSOR, rolled, 0.01, known) == "so it is"
-    scaled = TENSOR.copy()
-    scaled[3] = 2 * scaled[3] + 5
-    assert describe_channels(TENSOR, scaled, 0.01, {}) == "channel 3 is scaled by 2.00, up to an offset"
-    assert describe_channels(TENSOR, RNG.standard_normal(TENSOR.shape), 0.01, {}) is None
-
-
-def test_coordinates_are_off_in_steps() -> None:
-    x, y = np.arange(8) / 8 * 0.3 + 1, np.arange(8) / 8 * -2.0
-    said = describe_tables((x, y), {"node N": (x, y), "function F": (x + 0.3 / 16, y)}, 1e-3)
-    assert said == "the coordinates of function F are off by +0.50 of a step along x and +0.00 along y"
-    assert describe_tables((x, y), {"node N": (x, y)}, 1e-3) is None
-
-
-def test_weights_that_are_not_the_checkpoints() -> None:
-    weights = {name: RNG.standard_normal((4, 3)) for name in ("a", "b", "c")}
-    assert describe_weights(weights, {**weights, "unknown": np.ones(3)}, 1e-3) is None
-    changed = {"a": weights["a"] * 2, "b": weights["b"].copy(), "c": weights["c"]}
-    changed["b"][2] += 1
-    said = describe_weights(weights, changed, 1e-3)
-    assert said == "2 of 3 weights are not the checkpoint's: a (×2.00), b (row 2)"
-    many = {"w": RNG.standard_normal((400, 5))}
-    one = {"w": many["w"].copy()}
-    one["w"][123] *= 2  # a twentieth of the whole weight's size
-    assert describe_weights(many, one, 0.4) == "1 of 1 weights are not the checkpoint's: w (row 123)"
