@@ -28,6 +28,7 @@ from nrd_trt.specs import (
     Estimator,
     Fit,
     Quantizer,
+    Resample,
     as_path,
     check_choice,
     check_number,
@@ -68,6 +69,7 @@ class Calibrator:
         exclude: Regular expressions; no layer whose name matches one is in int8.
         quantizer: ``"own"`` or ``"modelopt"``, NVIDIA Model Optimizer; None is ``"own"``.
         fit: How images are brought to the engine's size; None is ``"resize"``.
+        resample: What scales them; None is ``"pillow"``.
         validation: Folder of the images that masks are compared on, whose exposure should be that of these.
         labels: Labels of the images; None takes those that lie beside them.
         ignore_index: Label value that is not counted, besides 255; None takes the model's.
@@ -96,6 +98,7 @@ class Calibrator:
         exclude: Sequence[str] | None = None,
         quantizer: Quantizer | None = None,
         fit: Fit | None = None,
+        resample: Resample | None = None,
         validation: Path | None = None,
         labels: Path | None = None,
         ignore_index: int | None = None,
@@ -120,7 +123,8 @@ class Calibrator:
         self._named = recipe
         self._images, self._seed = DEFAULT_IMAGES if images is None else images, seed or 0
         self._memory_mb = DEFAULT_MEMORY_MB if memory_mb is None else memory_mb
-        self._quantizer, self._fit = quantizer, fit or "resize"
+        self._quantizer = quantizer
+        self._scaling = {"fit": fit or "resize", "resample": resample or "pillow"}
         self._validation, self._labels, self._ignore_index = validation, labels, ignore_index
         self._threads, self._progress = threads, progress
         self._stream: tuple[GraphFacts, CalibrationStream] | None = None
@@ -160,7 +164,7 @@ class Calibrator:
         """
         facts = replace(read_facts(model), output="mask")
         if self._stream is None or self._stream[0] != facts:
-            choice: dict[str, Any] = {"images": self._images, "seed": self._seed, "fit": self._fit}
+            choice: dict[str, Any] = {"images": self._images, "seed": self._seed, **self._scaling}
             labels: dict[str, Any] = {"labels": self._labels, "ignore_index": self._ignore_index}
             stream = CalibrationStream(self.source, facts, **choice, **labels, progress=self._progress)
             self._stream, self.sha256 = (facts, stream), stream.sha256
@@ -218,6 +222,7 @@ def make_calibrator(
     *,
     precision: str | None,
     fit: Fit | None,
+    resample: Resample | None = None,
     threads: int | None,
     progress: bool,
     validation: Path | None = None,
@@ -230,6 +235,7 @@ def make_calibrator(
         source: See `Calibrator`; None for nothing.
         precision: Asked for; None for the default.
         fit: See `Calibrator`.
+        resample: See `Calibrator`.
         threads: See `Calibrator`.
         progress: See `Calibrator`.
         validation: See `Calibrator`.
@@ -246,8 +252,9 @@ def make_calibrator(
     if precision != "int8":
         why = f"expected precision='int8', got {precision or 'none'}; ask for it, or leave this out."
         _refuse(options, _FOR_INT8, why)
-    shared: dict[str, Any] = {"fit": fit, "validation": validation, "ignore_index": ignore_index, "threads": threads}
-    return Calibrator(source, **options, **shared, progress=progress)
+    scaling: dict[str, Any] = {"fit": fit, "resample": resample}
+    shared: dict[str, Any] = {"validation": validation, "ignore_index": ignore_index, "threads": threads}
+    return Calibrator(source, **options, **scaling, **shared, progress=progress)
 
 
 def _refuse(options: Mapping[str, object], names: Collection[str], why: str) -> None:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.progress import bar
 from nrd_trt.runtime.graph_io import batch_feed
-from nrd_trt.specs import DEFAULT_IMAGES, Fit, InputShape, Size
+from nrd_trt.specs import DEFAULT_IMAGES, Fit, InputShape, Resample, Size
 
 
 class Feed(dict[str, np.ndarray]):
@@ -49,6 +50,7 @@ class CalibrationStream:
         images: At most this many, spread over the set.
         seed: Chooses among more images.
         fit: How images get the engine's size.
+        resample: What scales them; see `nrd_trt.data.preprocessing.fit_image`.
         labels: Folder of index PNGs, paired with the images by name; None takes ``data/labels`` where that exists.
         ignore_index: Label value that is not counted, besides 255; None takes the model's.
         progress: Show a bar on stderr where reading takes over two seconds.
@@ -76,11 +78,12 @@ class CalibrationStream:
         images: int = DEFAULT_IMAGES,
         seed: int = 0,
         fit: Fit = "resize",
+        resample: Resample = "pillow",
         labels: Path | None = None,
         ignore_index: int | None = None,
         progress: bool = False,
     ) -> None:
-        self._facts, self._fit = facts, fit
+        self._facts, self._fit, self._resample = facts, fit, resample
         self._batch = facts.shape.batch.min
         # Images of one batch must have one size.
         self._shape = facts.shape if self._batch == 1 else InputShape.static(facts.shape.opt_hw, self._batch)
@@ -117,7 +120,7 @@ class CalibrationStream:
         """Yield every image as it is, and as the engine gets it."""
         for name, rgb in zip(self.names, self._source.read(), strict=True):
             try:
-                yield rgb, fit_image(rgb, self._shape, self._facts.info, self._fit)
+                yield rgb, fit_image(rgb, self._shape, self._facts.info, self._fit, resample=self._resample)
             except ShapeError as exc:
                 raise ShapeError(f"{name}: {exc}") from exc
 
@@ -133,8 +136,10 @@ class CalibrationStream:
             sizes_hw.append(fitted.original_hw)
         check_distinct(pixels)
         contents = self._source.contents() or pixels
-        key = canonical_json({"fit": self._fit, "images": [*zip(self.names, contents, strict=True)]})
-        return _Survey(sha256=sha256_bytes(key), pictures=pictures, sizes_hw=sizes_hw)
+        key: dict[str, Any] = {"fit": self._fit, "images": [*zip(self.names, contents, strict=True)]}
+        if self._resample != "pillow":  # which was the only way once, and keys of then stay
+            key["resample"] = self._resample
+        return _Survey(sha256=sha256_bytes(canonical_json(key)), pictures=pictures, sizes_hw=sizes_hw)
 
 
 @dataclass(frozen=True, kw_only=True)

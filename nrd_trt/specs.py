@@ -23,6 +23,8 @@ Size = tuple[int, int]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Fit = Literal["resize", "pad", "letterbox"]
+Resample = Literal["cv2", "pillow"]
+"""Whose bilinear arithmetic scales images."""
 InputForm = Literal["uint8", "float"]
 BuilderName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 DecodeName = Literal["auto", "plugin", "onnx"]

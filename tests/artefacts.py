@@ -106,12 +106,24 @@ def _write(model: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
-def bundle(precision: str = "fp32", builder: str = "onnxruntime", output: str = "mask", fit: str = "resize") -> Path:
+def bundle(
+    precision: str = "fp32",
+    builder: str = "onnxruntime",
+    output: str = "mask",
+    fit: str = "resize",
+    resample: str = "pillow",
+) -> Path:
     """A bundle of the trained network that passed, built from `onnx_file`."""
     return made_once(
-        f"{precision}_{builder}_{output}_{fit}.nrd",
+        f"{precision}_{builder}_{output}_{fit}_{resample}.nrd",
         lambda path: build(
-            onnx_file(output), path, precision=precision, builder=builder, fit=fit, checkpoint=checkpoint()
+            onnx_file(output),
+            path,
+            precision=precision,
+            builder=builder,
+            fit=fit,
+            resample=resample,
+            checkpoint=checkpoint(),
         ),
     )
 

@@ -40,6 +40,7 @@ def test_its_record_is_read_as_todays(path: Path) -> None:
     assert (builder.workspace_mib, builder.optimization_level) == (256, 2)  # found in the command
     assert (builder.tf32, builder.builder_options) == (None, {})
     assert (record.nrd_trt, record.format, record.exporter) == ("0.1.0", 1, None)
+    assert record.resample == "pillow"
     assert record.validation.plan_ran is False  # which it calls plan_run
     written["validation"]["plan_ran"] = written["validation"].pop("plan_run")
     assert record.passed and not read_bundle(path).failures

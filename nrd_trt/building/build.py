@@ -60,6 +60,7 @@ from nrd_trt.specs import (
     Precision,
     Provider,
     Quantizer,
+    Resample,
     RunnerName,
     Size,
     as_path,
@@ -99,6 +100,7 @@ def build(
     labels: Path | str | None = None,
     ignore_index: int | None = None,
     fit: Fit | None = None,
+    resample: Resample | None = None,
     checkpoint: Path | str | None = None,
     builder: BuilderName = "auto",
     decode: DecodeName = "auto",
@@ -155,6 +157,7 @@ def build(
         labels: Folder of index PNGs, paired with the images by name; None takes ``data/labels`` where that exists.
         ignore_index: Label value that is not counted, besides 255; None takes the model's.
         fit: How images are brought to the engine's size, recorded in the bundle; None is ``"resize"``, or the bundle's.
+        resample: What scales them, see `nrd_trt.open_bundle`, recorded too; None is ``"pillow"``, or the bundle's.
         checkpoint: Reference of a build from an ONNX file or a bundle.
         builder: ``"auto"`` takes the TensorRT that is installed, else ONNX Runtime, which builds no plan.
         decode: ``"auto"`` takes the plugin where it fits, else the function of the ONNX file.
@@ -210,6 +213,7 @@ def build(
                 calibration,
                 precision=precision,
                 fit=fit,
+                resample=resample,
                 validation=optional_path("data", data),
                 ignore_index=ignore_index,
                 threads=threads,
@@ -226,6 +230,7 @@ def build(
             labels=optional_path("labels", labels),
             ignore_index=ignore_index,
             fit=fit,
+            resample=resample,
             checkpoint=optional_path("checkpoint", checkpoint),
             builder=builder,
             decode=decode,
@@ -414,6 +419,7 @@ class _Build:
             ),
             model=graph,
             fit=given.fit,
+            resample=given.resample,
             parity=parity,
             validation=validation.record(),
             passed=validation.passed and (parity is None or parity.passed),
@@ -429,7 +435,7 @@ class _Build:
             "precision": precision,
             "builder": self.built.name,
             "decode": None if form == "none" else form,
-            **{name: asked[name] for name in (*FORM, "fit")},
+            **{name: asked[name] for name in (*FORM, "fit", "resample")},
             **{name: config[name] for name in ("workspace_mib", "optimization_level", "compute_capabilities")},
             **{name: asked[name] for name in ("checkpoint", "data", "labels", "ignore_index", *_GATES)},
             **request.options,

@@ -28,6 +28,7 @@ from nrd_trt.specs import (
     Estimator,
     Fit,
     InputShape,
+    Resample,
     Size,
     as_path,
     check_choice,
@@ -62,6 +63,7 @@ def calibrate(
     seed: int = 0,
     size: Size | None = None,
     fit: Fit | None = None,
+    resample: Resample | None = None,
     labels: Path | str | None = None,
     ignore_index: int | None = None,
     memory_mb: float = DEFAULT_MEMORY_MB,
@@ -84,6 +86,7 @@ def calibrate(
         seed: Chooses among more images.
         size: ``(h, w)`` of a checkpoint's file, multiples of 32; None takes its own.
         fit: How images are brought to that size; None is ``"resize"``.
+        resample: What scales them, see `nrd_trt.open_bundle`; None is ``"pillow"``.
         labels: Folder of index PNGs, paired with the images by name, whose classes are counted too; None takes
             ``data/labels`` where that exists.
         ignore_index: Label value that is not counted, besides 255; None takes the model's.
@@ -113,6 +116,7 @@ def calibrate(
     source, data, path = as_path("source", source), as_path("data", data), optional_path("output", output)
     chosen = find_recipe(recipe, include=include, exclude=exclude)
     check_choice("fit", fit or "resize", Fit)
+    check_choice("resample", resample or "pillow", Resample)
     check_number("images", images, low=1)
     check_number("seed", seed, low=0)
     check_number("memory_mb", memory_mb, low=1, whole=False)
@@ -129,6 +133,7 @@ def calibrate(
         images=images,
         seed=seed,
         fit=fit or "resize",
+        resample=resample or "pillow",
         labels=optional_path("labels", labels),
         ignore_index=ignore_index,
         progress=progress,

@@ -20,7 +20,7 @@ from nrd_trt.figures import Parity
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import GraphFacts, load_checked, read_facts
 from nrd_trt.model import load_model
-from nrd_trt.specs import Fit, Precision
+from nrd_trt.specs import Fit, Precision, Resample
 from nrd_trt.validation.compare import ReferenceFn
 from nrd_trt.validation.references import StoredSamples, check_classes, onnx_reference, torch_reference
 
@@ -38,6 +38,7 @@ class BuildInput:
         reference_name: ``"torch"``, ``"onnx"`` or ``"stored"``.
         drawn_by: What drew or draws the reference masks, ``"torch"`` or ``"onnx"``.
         fit: How images are brought to the engine's size.
+        resample: What scales them.
         checkpoint: Name and SHA-256, as far as they are known.
         calibration_sha256: Hash of the images that ranges were measured on, where there were any.
         parity: The exported file against PyTorch, where something was exported.
@@ -50,6 +51,7 @@ class BuildInput:
     reference_name: str
     drawn_by: str
     fit: Fit
+    resample: Resample
     checkpoint: CheckpointRecord | None
     calibration_sha256: str | None = None
     parity: Parity | None = None
@@ -94,6 +96,7 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         reference_name="torch",
         drawn_by="torch",
         fit=samples.fit,
+        resample=samples.resample,
         checkpoint=CheckpointRecord(name=request.source.name, sha256=sha256_file(request.source)),
         exporter=exporter_record(),
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
@@ -140,6 +143,7 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
         reference_name=name,
         drawn_by=name,
         fit=samples.fit,
+        resample=samples.resample,
         checkpoint=CheckpointRecord(name=None, sha256=graph.checkpoint_sha256),
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
     )
@@ -168,16 +172,20 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
         )
     if request.labels is not None and request.data is None:
         raise ConfigError("labels= needs data=: labels are paired with images by name.")
-    if request.fit is not None and request.checkpoint is None:
-        raise ConfigError("fit= needs checkpoint= when rebuilding a bundle: its own inputs have the engine's size.")
+    for name, asked in (("fit", request.fit), ("resample", request.resample)):
+        if asked is not None and request.checkpoint is None:
+            raise ConfigError(
+                f"{name}= needs checkpoint= when rebuilding a bundle: its own inputs have the engine's size."
+            )
     fit: Fit = request.fit or bundle.record.fit
+    resample: Resample = request.resample or bundle.record.resample
     samples: SampleSource | StoredSamples
     reference: Callable[[], AbstractContextManager[ReferenceFn]]
     if request.checkpoint is None:
         samples = StoredSamples(bundle.references())
         reference, name, drawn_by = samples.reference, "stored", samples.source
     else:
-        samples = request.samples(bundle.graph.shape, bundle.graph.info, fit)
+        samples = request.samples(bundle.graph.shape, bundle.graph.info, fit, resample)
         reference, name, drawn_by = _checkpoint_reference(request, request.checkpoint, bundle.graph), "torch", "torch"
     held = bundle.record.precision
     return BuildInput(
@@ -187,6 +195,7 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
         reference_name=name,
         drawn_by=drawn_by,
         fit=fit,
+        resample=resample,
         checkpoint=bundle.record.checkpoint,
         calibration_sha256=bundle.record.calibration_sha256,
         exporter=bundle.record.exporter,

@@ -24,6 +24,7 @@ from nrd_trt.specs import (
     ModelInfo,
     OutputName,
     Precision,
+    Resample,
     Size,
     check_choice,
 )
@@ -50,6 +51,7 @@ class BuildRequest:
     labels: Path | None = None
     ignore_index: int | None = None
     fit: Fit | None = None
+    resample: Resample | None = None
     checkpoint: Path | None = None
     builder: BuilderName = "auto"
     decode: DecodeName = "auto"
@@ -69,6 +71,7 @@ class BuildRequest:
         check_form(self.input_form, self.outputs, self.mask_encoding)
         check_choice("precision", self.precision or "fp16", Precision)
         check_choice("fit", self.fit or "resize", Fit)
+        check_choice("resample", self.resample or "pillow", Resample)
         check_choice("builder", self.builder, BuilderName)
         check_choice("decode", self.decode, DecodeName)
         checkpoint_options(self.options)  # refuses unknown names before any work
@@ -87,13 +90,16 @@ class BuildRequest:
         """Return which arguments about the form of the exported file were given."""
         return [f"{name}=" for name in FORM if getattr(self, name) is not None]
 
-    def samples(self, shape: InputShape, info: ModelInfo, fit: Fit = "resize") -> SampleSource:
-        """Return the images that masks are compared on; `fit` where none is asked for."""
+    def samples(
+        self, shape: InputShape, info: ModelInfo, fit: Fit = "resize", resample: Resample = "pillow"
+    ) -> SampleSource:
+        """Return the images that masks are compared on; `fit` and `resample` where none is asked for."""
         return SampleSource(
             data=self.data,
             labels=self.labels,
             shape=shape,
             info=info,
             fit=self.fit or fit,
+            resample=self.resample or resample,
             ignore_index=self.ignore_index,
         )

@@ -48,7 +48,7 @@ from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import RunOptions
-from nrd_trt.specs import BuilderName, Estimator, Fit, Provider, RunnerName, Size, as_path, optional_path
+from nrd_trt.specs import BuilderName, Estimator, Fit, Provider, Resample, RunnerName, Size, as_path, optional_path
 from nrd_trt.validation.compare import Comparator, Comparison, Reference
 from nrd_trt.validation.references import torch_reference
 
@@ -77,6 +77,7 @@ def tune(
     labels: Path | str | None = None,
     ignore_index: int | None = None,
     fit: Fit | None = None,
+    resample: Resample | None = None,
     calibration: Path | str | None = None,
     recipe: Estimator | None = None,
     images: int | None = None,
@@ -115,6 +116,7 @@ def tune(
         labels: See `nrd_trt.build`.
         ignore_index: See `nrd_trt.build`.
         fit: See `nrd_trt.build`.
+        resample: See `nrd_trt.build`.
         calibration: See `nrd_trt.build`; None takes `data`, which flatters int8.
         recipe: See `nrd_trt.build`.
         images: See `nrd_trt.build`.
@@ -168,6 +170,7 @@ def tune(
         include=include,
         exclude=exclude,
         fit=fit,
+        resample=resample,
         validation=data,
         labels=labels if calibration is None else None,
         ignore_index=ignore_index,
@@ -183,6 +186,7 @@ def tune(
         labels=labels,
         ignore_index=ignore_index,
         fit=fit,
+        resample=resample,
         builder=builder,
         config=ConfigOptions(builder_options=option_texts(builder_options or {})),
         min_agreement=_MIN_AGREEMENT if min_agreement is None else min_agreement,
@@ -416,6 +420,6 @@ def _lowest(layers: Sequence[str]) -> Step:
 
 def _key(request: BuildRequest, calibrator: Calibrator, full: onnx.ModelProto) -> str:
     """Return what a state belongs to: the network, the images, how int8 is made and how plans are built."""
-    given = (str(request.data), str(request.labels), request.fit, request.ignore_index)
+    given = (str(request.data), str(request.labels), request.fit, request.resample, request.ignore_index)
     how = (calibrator.source, calibrator.arguments("int8"), *filter(None, [request.config.builder_options]))
     return sha256_bytes(full.SerializeToString(deterministic=True) + repr((*given, how)).encode())

@@ -26,7 +26,7 @@ import typer
 from nrd_trt.cli import parse
 from nrd_trt.cli.flags import flags_of, translated
 from nrd_trt.errors import NrdTrtError
-from nrd_trt.specs import BuilderName, Fit, Precision
+from nrd_trt.specs import BuilderName, Fit, Precision, Resample
 
 GATE_FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
 _WIDEST = 100
@@ -184,6 +184,7 @@ PrecisionOption = Annotated[Precision | None, precision_option(help="Types of th
 Size = Annotated[Any, input_option(metavar="HxW", parser=parse.parse_size, help="Size of the input, multiples of 32.")]
 Data = Annotated[Path | None, input_option(metavar="DIR", help="Images, or a folder with images/ and labels/.")]
 FitOption = Annotated[Fit | None, input_option(help="How images are brought to the engine's size.")]
+ResampleOption = Annotated[Resample | None, input_option(help="Whose bilinear arithmetic scales them.")]
 Builder = Annotated[BuilderName, engine_option(help="What builds; auto takes the TensorRT that is installed.")]
 Dilations = Annotated[
     Any,

@@ -119,6 +119,7 @@ class LabelOptions(Group):
         int | None, common.input_option(min=0, max=255, help="Label value to ignore besides 255.")
     ] = None
     fit: common.FitOption = None
+    resample: common.ResampleOption = None
 
 
 DeviceOption = Annotated[

@@ -196,6 +196,7 @@ def _network(metadata: GraphFacts | None, record: BundleRecord | None) -> Lines:
         yield "mask", f"{metadata.mask_encoding}: four pixels in one int32, which the runners of nrd_trt unpack"
     if record:
         yield "image fit", record.fit
+        yield "image resample", record.resample
     ignored = f"; label {info.ignore_index} is ignored" if info.ignore_index is not None else ""
     yield "classes", f"{len(info.class_names)}: {', '.join(info.class_names)}{ignored}"
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from nrd_trt.cli import common, groups
-from nrd_trt.specs import Arithmetic, ControllerInit, Device, Head
+from nrd_trt.specs import Arithmetic, ControllerInit, Device, Head, Resample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,9 @@ class TrainingOptions(groups.Group):
     ] = None
     controller_init: Annotated[
         ControllerInit | None, typer.Option(help="Instead of the recipe's; perceptron is for short runs.")
+    ] = None
+    resample: Annotated[
+        Resample | None, typer.Option(help="How validation images are scaled, instead of the recipe's.")
     ] = None
     init_encoder: Annotated[
         Path | None, typer.Option(metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one.")

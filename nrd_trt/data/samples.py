@@ -13,7 +13,7 @@ from nrd_trt.data.images import read_image
 from nrd_trt.data.preprocessing import fit_image
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import ConfigError
-from nrd_trt.specs import Fit, InputShape, ModelInfo
+from nrd_trt.specs import Fit, InputShape, ModelInfo, Resample
 
 SYNTHETIC_COUNT = 4
 MEASURED_COUNT = 2
@@ -52,6 +52,7 @@ class SampleSource:
         shape: Sizes that the engine accepts.
         info: The model's preprocessing and classes.
         fit: How images are brought to the engine's size.
+        resample: What scales them, see `nrd_trt.data.preprocessing.fit_image`.
         ignore_index: Overrides the model's.
     """
 
@@ -60,6 +61,7 @@ class SampleSource:
     shape: InputShape
     info: ModelInfo
     fit: Fit = "resize"
+    resample: Resample = "pillow"
     ignore_index: int | None = None
 
     def __post_init__(self) -> None:
@@ -94,7 +96,7 @@ class SampleSource:
         return [(image, None) for image in list_images(self.data)]
 
     def _sample(self, rgb: np.ndarray, label: Path | None, name: str) -> Sample:
-        fitted = fit_image(rgb, self.shape, self.info, self.fit)
+        fitted = fit_image(rgb, self.shape, self.info, self.fit, resample=self.resample)
         ignore = self.info.ignore_index if self.ignore_index is None else self.ignore_index
         values = None
         if label is not None:

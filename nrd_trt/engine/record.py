@@ -17,7 +17,7 @@ import msgspec
 from nrd_trt.figures import Parity, ValidationRecord, json_values
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts
-from nrd_trt.specs import Fit, LayerRecord, MaskEncoding, Precision
+from nrd_trt.specs import Fit, LayerRecord, MaskEncoding, Precision, Resample
 
 SCHEMA = 1
 MAX_BYTES = 16 << 20
@@ -163,6 +163,7 @@ class BundleRecord:
         precision: What was asked for and found.
         model: Facts of the ONNX file.
         fit: How images are brought to the engine's size.
+        resample: What scales them there.
         parity: The exported file against PyTorch; None where nothing was exported.
         validation: The masks against the reference's.
         passed: Whether every gate of validation and parity holds.
@@ -186,6 +187,7 @@ class BundleRecord:
     command: str
     files: dict[str, str] = field(default_factory=dict)
     exporter: ExporterRecord | None = None
+    resample: Resample = "pillow"
     format: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from nrd_trt.specs import (
     MaskEncoding,
     OutputName,
     Precision,
+    Resample,
     Size,
     as_path,
     check_choice,
@@ -84,6 +85,7 @@ def export(
     mask_encoding: MaskEncoding = "uint8",
     data: Path | str | None = None,
     fit: Fit | None = None,
+    resample: Resample | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: bool = True,
@@ -105,6 +107,7 @@ def export(
         mask_encoding: ``"u8x4"`` packs four pixels in one int32, for the runners of this toolkit only.
         data: Folder of images that ranges and parity are measured on; None takes drawn scenes.
         fit: How these images are brought to the size; None is ``"resize"``.
+        resample: What scales them, see `nrd_trt.open_bundle`; None is ``"pillow"``.
         force: Replace an existing file.
         threads: CPU threads of ONNX Runtime; None leaves the choice to it.
         progress: Show a bar on stderr where it takes over two seconds.
@@ -125,12 +128,18 @@ def export(
     check_choice("precision", precision, ExportPrecision)
     check_form(input_form, outputs, mask_encoding)
     check_choice("fit", fit or "resize", Fit)
+    check_choice("resample", resample or "pillow", Resample)
     check_number("threads", threads, low=1)
     check_absent(output, force=force)
     model = load_model(checkpoint, **options)
     shape = InputShape.of(size=size, dynamic=dynamic, batch=batch, default=model.info.size_hw)
     samples = SampleSource(
-        data=optional_path("data", data), labels=None, shape=shape, info=model.info, fit=fit or "resize"
+        data=optional_path("data", data),
+        labels=None,
+        shape=shape,
+        info=model.info,
+        fit=fit or "resize",
+        resample=resample or "pillow",
     )
     on_stage(f"exporting {model.config.encoder} to ONNX, {precision}")
     exported = export_checked(

@@ -53,5 +53,6 @@ def load_data() -> Feeds:
         shape=model.graph.shape,
         info=model.graph.info,
         fit=settings.fit or model.fit,
+        resample=settings.resample or model.resample,
     )
     return Feeds(source, model, settings.count)

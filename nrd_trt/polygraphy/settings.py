@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import onnx
 from polygraphy.exception import PolygraphyException
@@ -17,7 +18,7 @@ from nrd_trt.data.preprocessing import FITS
 from nrd_trt.engine.bundle import is_bundle, read_bundle
 from nrd_trt.errors import ConfigError, NrdTrtError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.specs import PRECISIONS, Fit, Precision
+from nrd_trt.specs import PRECISIONS, Fit, Precision, Resample
 
 PREFIX = "NRD_POLYGRAPHY_"
 
@@ -61,6 +62,7 @@ class Settings:
         model: ONNX file, bundle, or plan in a bundle: form, sizes, preprocessing and precision are its own.
         data: Folder of images; None for procedural scenes.
         fit: How images are brought to the engine's size; None is the bundle's way, or ``"resize"``.
+        resample: What scales them; None is the bundle's way, or ``"pillow"``.
         count: At most so many images.
         precision: Whose default gates hold; None is the model's, or fp32.
         min_agreement: Gate on the share of pixels with the same class, 0-1.
@@ -71,6 +73,7 @@ class Settings:
     model: Path | None = field(default=None, metadata={"parse": _path})
     data: Path | None = field(default=None, metadata={"parse": _path})
     fit: Fit | None = field(default=None, metadata={"parse": _one_of(*FITS)})
+    resample: Resample | None = field(default=None, metadata={"parse": _one_of(*get_args(Resample))})
     count: int | None = field(default=None, metadata={"parse": _count})
     precision: Precision | None = field(default=None, metadata={"parse": _one_of(*PRECISIONS)})
     min_agreement: float | None = field(default=None, metadata={"parse": _fraction})
@@ -98,10 +101,12 @@ class ModelFacts:
     Attributes:
         graph: Facts of its ONNX file.
         fit: How a bundle's images are brought to the engine's size.
+        resample: What scales them.
     """
 
     graph: GraphFacts
     fit: Fit
+    resample: Resample
 
 
 @cache
@@ -115,7 +120,7 @@ def read_model(path: Path) -> ModelFacts:
     """
     if folder := next((folder for folder in (path, path.parent) if is_bundle(folder)), None):
         bundle = read_bundle(folder)
-        return ModelFacts(graph=bundle.graph, fit=bundle.record.fit)
+        return ModelFacts(graph=bundle.graph, fit=bundle.record.fit, resample=bundle.record.resample)
     if path.suffix != ".onnx" or not path.is_file():
         found = "no such file" if not path.exists() else "another file"
         raise ConfigError(
@@ -125,7 +130,7 @@ def read_model(path: Path) -> ModelFacts:
         model = onnx.load(path, load_external_data=False)
     except Exception as exc:  # protobuf's errors have no common base
         raise ConfigError(f"{path}: expected an ONNX file, cannot read it ({exc}); export it again.") from exc
-    return ModelFacts(graph=read_facts(model), fit="resize")
+    return ModelFacts(graph=read_facts(model), fit="resize", resample="pillow")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from nrd_trt.specs import (
     InputShape,
     ModelInfo,
     Provider,
+    Resample,
     RunnerName,
     Size,
     check_choice,
@@ -49,15 +50,25 @@ class Engine:
         runner: Not entered yet.
         graph: What the file that it runs says about itself.
         fit: How images of other sizes are brought to the engine's size.
+        resample: What scales them; see `fit_image`.
         bundle: The bundle that the file belongs to, or None.
 
     Raises:
-        ConfigError: `fit` is not known.
+        ConfigError: `fit` or `resample` is not known.
     """
 
-    def __init__(self, runner: Runner, graph: GraphFacts, *, fit: Fit = "resize", bundle: Bundle | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        graph: GraphFacts,
+        *,
+        fit: Fit = "resize",
+        resample: Resample = "pillow",
+        bundle: Bundle | None = None,
+    ) -> None:
         check_choice("fit", fit, Fit)
-        self.runner, self.graph, self.fit, self.bundle = runner, graph, fit, bundle
+        check_choice("resample", resample, Resample)
+        self.runner, self.graph, self.fit, self.resample, self.bundle = runner, graph, fit, resample, bundle
         self._entered = False
         self._device_runs: DeviceRuns | None = None
 
@@ -136,7 +147,9 @@ class Engine:
 
     def fitted(self, rgb: np.ndarray, *, original_hw: Size | None = None) -> FittedImage:
         """Bring an image ``(H, W, 3) uint8 RGB`` of any size to the engine's size; see `fit_image`."""
-        return fit_image(rgb, self.graph.shape, self.graph.info, self.fit, original_hw=original_hw)
+        return fit_image(
+            rgb, self.graph.shape, self.graph.info, self.fit, resample=self.resample, original_hw=original_hw
+        )
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """Return the mask ``(h, w) uint8`` of an image ``(h, w, 3) uint8 RGB`` that has the engine's size."""
@@ -173,6 +186,7 @@ def open_bundle(
     cuda_graph: bool = True,
     device: int | str | None = None,
     fit: Fit | None = None,
+    resample: Resample | None = None,
 ) -> Engine:
     """Open a bundle for prediction: ``open_bundle(path).predict(rgb (H, W, 3) uint8) -> (H, W) uint8``.
 
@@ -188,6 +202,8 @@ def open_bundle(
         device: The GPU, by its number among those that this process may use, or by its UUID (``"GPU-…"`` or
             ``"MIG-…"``); None is the first. It is chosen once for a process, before anything in it uses CUDA.
         fit: How images of other sizes are brought to the engine's size; None takes what the bundle was built with.
+        resample: Whose bilinear arithmetic scales them: ``"pillow"``, or ``"cv2"``, which does not average where images
+            shrink (OpenCV itself is not needed); None takes what the bundle was built with.
 
     Returns:
         An engine, which is a context manager: leaving its ``with`` block frees what the runner holds.
@@ -207,7 +223,7 @@ def open_bundle(
         cuda_graph=cuda_graph,
         device=device,
     )
-    return open_engine(path if isinstance(path, Bundle) else read_bundle(path), run, fit=fit)
+    return open_engine(path if isinstance(path, Bundle) else read_bundle(path), run, fit=fit, resample=resample)
 
 
 def open_engine(
@@ -215,6 +231,7 @@ def open_engine(
     run: RunOptions = DEFAULT,
     *,
     fit: Fit | None = None,
+    resample: Resample | None = None,
     size: Size | None = None,
     options: CheckpointOptions | None = None,
 ) -> Engine:
@@ -226,6 +243,7 @@ def open_engine(
         run: How it is run; a checkpoint and an ONNX file have one runner each, and take no plugin.
         fit: How images of other sizes are brought to the engine's size; None takes what a bundle was built with, and
             ``"resize"`` for other files.
+        resample: What scales them; None takes what a bundle was built with, and ``"pillow"`` for other files.
         size: Height and width that a checkpoint runs at, multiples of 32; None takes its own.
         options: What the file of a checkpoint does not tell.
 
@@ -240,7 +258,14 @@ def open_engine(
     """
     choose_device(run.device)
     if isinstance(path, Bundle):
-        return Engine(make_runner(path, run), path.graph, fit=path.record.fit if fit is None else fit, bundle=path)
+        built = path.record
+        return Engine(
+            make_runner(path, run),
+            path.graph,
+            fit=built.fit if fit is None else fit,
+            resample=built.resample if resample is None else resample,
+            bundle=path,
+        )
     path = Path(path)
     holds_bundle, holds_onnx = is_bundle(path) or path.suffix == ".nrd", path.suffix == ".onnx"
     if (holds_bundle or holds_onnx) and not (size is None and options is None):
@@ -249,7 +274,7 @@ def open_engine(
             "what describes a checkpoint out, or give the checkpoint."
         )
     if holds_bundle:
-        return open_engine(read_bundle(path), run, fit=fit)
+        return open_engine(read_bundle(path), run, fit=fit, resample=resample)
     if run.plugin is not None:
         raise ConfigError(f"plugin={run.plugin}: expected a bundle whose plan needs it, got {path}; leave it out.")
     own: RunnerName = "onnxruntime" if holds_onnx else "torch"
@@ -259,7 +284,9 @@ def open_engine(
             f"nrd_trt.build({str(path)!r}, 'NAME.nrd')"
         )
     made, graph = _open_onnx(path, run.threads) if holds_onnx else _open_checkpoint(path, run.threads, size, options)
-    return Engine(made, graph, fit="resize" if fit is None else fit)
+    return Engine(
+        made, graph, fit="resize" if fit is None else fit, resample="pillow" if resample is None else resample
+    )
 
 
 def _open_onnx(path: Path, threads: int | None) -> tuple[Runner, GraphFacts]:

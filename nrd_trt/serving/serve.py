@@ -21,7 +21,7 @@ from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.serving.hub import Hub
 from nrd_trt.serving.playback import Playback
-from nrd_trt.specs import Fit, Provider, RunnerName, optional_path
+from nrd_trt.specs import Fit, Provider, Resample, RunnerName, optional_path
 from nrd_trt.video.frames import Report
 from nrd_trt.video.pause import PauseSwitch
 from nrd_trt.video.pipeline import Pipeline
@@ -46,6 +46,7 @@ def serve(
     rate: Fraction | float | None = None,
     live: bool | None = None,
     fit: Fit | None = None,
+    resample: Resample | None = None,
     runner: RunnerName = "auto",
     plugin: str | Path | None = None,
     threads: int | None = None,
@@ -70,6 +71,7 @@ def serve(
         rate: Frames per second; see `nrd_trt.segment_video`.
         live: Whether late frames are dropped and a lost source is opened again; None goes by the source.
         fit: How frames are brought to the engine's size; None takes the bundle's way.
+        resample: See `nrd_trt.open_bundle`.
         runner: Backend; ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
         plugin: Library of a plan that decodes by plugin; None looks for it.
         threads: CPU threads; None leaves the choice to the backend.
@@ -109,7 +111,7 @@ def serve(
         cuda_graph=cuda_graph,
         device=device,
     )
-    engine = open_engine(bundle, run, fit=fit)
+    engine = open_engine(bundle, run, fit=fit, resample=resample)
     hub, thread = Hub(PauseSwitch()), EngineThread(engine)
 
     def report(line: str) -> None:

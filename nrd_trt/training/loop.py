@@ -27,7 +27,7 @@ from nrd_trt.model.checkpoint import load_encoder, save_checkpoint
 from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
 from nrd_trt.progress import bar
-from nrd_trt.specs import Arithmetic, Device, Fit, InputShape, check_choice
+from nrd_trt.specs import Arithmetic, Device, Fit, InputShape, Resample, check_choice
 from nrd_trt.training.objective import Objective
 from nrd_trt.training.optimizers import make_optimizers, set_rate
 from nrd_trt.training.parallel import World, joined_world
@@ -114,9 +114,9 @@ def run_recipe(
     return TrainResult(best_miou=run.best, checkpoint=output / BEST, notes=notes)
 
 
-def predict_mask(model: Segmentor, image: np.ndarray, fit: Fit = "resize") -> np.ndarray:
+def predict_mask(model: Segmentor, image: np.ndarray, fit: Fit = "resize", resample: Resample = "pillow") -> np.ndarray:
     """Return the mask ``(H, W) uint8`` of an image ``(H, W, 3) uint8`` RGB, run at the model's own size."""
-    fitted = fit_image(image, InputShape.static(model.info.size_hw), model.info, fit)
+    fitted = fit_image(image, InputShape.static(model.info.size_hw), model.info, fit, resample=resample)
     device = next(model.parameters()).device
     images = torch.from_numpy(normalise(fitted.image[None], model.info)).to(device, memory_format=torch.channels_last)
     return fitted.restore(model.predict(images)[0].cpu().numpy().astype(np.uint8))
@@ -296,7 +296,8 @@ class _Run:
         matrix = np.zeros((classes, classes), np.int64)
         for index in range(self.world.rank, self.samples.validation_count(), self.world.size):
             image, label = self.samples.validation_sample(index)
-            matrix += confusion_matrix(label, predict_mask(self.average, image, self.recipe.fit), classes)
+            mask = predict_mask(self.average, image, self.recipe.fit, self.recipe.resample)
+            matrix += confusion_matrix(label, mask, classes)
         total = self.world.sum(torch.from_numpy(matrix).to(self.world.device))
         miou = mean_iou(total.cpu().numpy())
         if miou is None:

@@ -14,7 +14,7 @@ from nrd_trt.data.augment import Augmentation
 from nrd_trt.data.classes import known_classes
 from nrd_trt.errors import ConfigError
 from nrd_trt.model.config import CAMVID_INFO, KNOWN_CONFIGS, NetworkConfig
-from nrd_trt.specs import ControllerInit, Fit, Head, ModelInfo, Size, check_choice, check_size
+from nrd_trt.specs import ControllerInit, Fit, Head, ModelInfo, Resample, Size, check_choice, check_size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,6 +51,7 @@ class Recipe:
         synthetic_share: Share in 0-1 of samples that are procedural street scenes (CamVid classes only).
         reduce_zero_label: Whether labels count classes from 1, with 0 for ignored pixels.
         fit: How validation images are brought to ``info.size_hw``.
+        resample: What scales them there; see `nrd_trt.data.preprocessing.fit_image`.
         evaluations: How often to validate during the run, evenly spaced.
         seed: Seed of the initial weights and of every sample.
     """
@@ -79,11 +80,13 @@ class Recipe:
     synthetic_share: float = 0.0
     reduce_zero_label: bool = False
     fit: Fit = "resize"
+    resample: Resample = "pillow"
     evaluations: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_choice("controller_init", self.controller_init, ControllerInit)
+        check_choice("resample", self.resample, Resample)
         check_size(self.augmentation.crop_hw, what=f"recipe {self.name}: crop_hw=")
         if min(self.steps, self.batch, self.evaluations) < 1:
             raise ConfigError(
@@ -191,6 +194,7 @@ class RecipeChanges(TypedDict, total=False):
     evaluations: int | None
     synthetic_share: float | None
     controller_init: ControllerInit | None
+    resample: Resample | None
 
 
 def adapted(recipe: Recipe, **changes: Unpack[RecipeChanges]) -> Recipe:

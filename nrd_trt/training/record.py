@@ -99,7 +99,8 @@ def read_state(path: Path, recipe: Recipe, parts: int) -> RunState:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        stored = {**json.loads(content["recipe"]), "parts": content["parts"]}
+        # States of before `resample` was asked for were all of Pillow's.
+        stored = {"resample": "pillow", **json.loads(content["recipe"]), "parts": content["parts"]}
         state = RunState(**{field.name: content[field.name] for field in fields(RunState)})
     except Exception as exc:  # torch.load raises many types on damaged files
         first_line = (str(exc) or type(exc).__name__).splitlines()[0][:200]

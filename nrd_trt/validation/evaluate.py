@@ -14,7 +14,7 @@ from nrd_trt.model import checkpoint_options
 from nrd_trt.progress import bar
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.runtime.select import RunOptions
-from nrd_trt.specs import Fit, Provider, RunnerName, optional_path
+from nrd_trt.specs import Fit, Provider, Resample, RunnerName, optional_path
 from nrd_trt.validation.metrics import confusion_matrix, mean_iou, named_iou, pixel_agreement
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def evaluate(
     labels: Path | str | None = None,
     ignore_index: int | None = None,
     fit: Fit | None = None,
+    resample: Resample | None = None,
     size: tuple[int, int] | None = None,
     runner: RunnerName = "auto",
     plugin: Path | str | None = None,
@@ -75,6 +76,7 @@ def evaluate(
         labels: Folder of index PNGs, paired with the images by name; None takes ``data/labels``.
         ignore_index: Label value that is not counted, besides 255; None takes the model's.
         fit: How images are brought to the network's size; None takes the bundle's way, else ``"resize"``.
+        resample: What scales them, see `nrd_trt.open_bundle`; None takes the bundle's way, else ``"pillow"``.
         size: ``(h, w)`` that a checkpoint runs at, multiples of 32; None takes its own.
         runner: For bundles; see `nrd_trt.open_bundle`.
         plugin: For bundles; see `nrd_trt.open_bundle`.
@@ -102,9 +104,15 @@ def evaluate(
         cuda_graph=cuda_graph,
         device=device,
     )
-    engine = open_engine(source, run, fit=fit, size=size, options=checkpoint_options(options))
+    engine = open_engine(source, run, fit=fit, resample=resample, size=size, options=checkpoint_options(options))
     samples = SampleSource(
-        data=data, labels=labels, shape=engine.graph.shape, info=engine.info, fit=engine.fit, ignore_index=ignore_index
+        data=data,
+        labels=labels,
+        shape=engine.graph.shape,
+        info=engine.info,
+        fit=engine.fit,
+        resample=engine.resample,
+        ignore_index=ignore_index,
     )
     classes = len(engine.info.class_names)
     matrix = np.zeros((classes, classes), np.int64)

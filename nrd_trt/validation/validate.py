@@ -20,7 +20,7 @@ from nrd_trt.progress import OnMessage, OnStage, bar, silent
 from nrd_trt.runtime.engine import Engine, open_engine
 from nrd_trt.runtime.select import RunOptions, unproven
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import Fit, Provider, RunnerName, optional_path
+from nrd_trt.specs import Fit, Provider, Resample, RunnerName, optional_path
 from nrd_trt.validation.compare import WORST_KEPT, Comparator, Comparison, Picture, ReferenceFn
 from nrd_trt.validation.localise import LOCALISED_COUNT, compare_stages
 from nrd_trt.validation.rebuild import rebuild_plans
@@ -63,6 +63,7 @@ def validate(
     labels: Path | str | None = None,
     ignore_index: int | None = None,
     fit: Fit | None = None,
+    resample: Resample | None = None,
     min_agreement: float | None = None,
     max_miou_drop: float | None = None,
     localise: bool = False,
@@ -89,6 +90,7 @@ def validate(
         labels: Folder of index PNGs, paired with the images by name; None takes ``data/labels`` where that exists.
         ignore_index: Label value that is not counted, besides 255; None takes the model's.
         fit: How images are brought to the engine's size; None takes the bundle's way.
+        resample: See `nrd_trt.open_bundle`.
         min_agreement: Smallest share of equal pixels, 0-1; None takes the default of the bundle's precision.
         max_miou_drop: Largest loss of mIoU against labels, 0-1; None likewise.
         localise: Name the first stage of the network that is not the checkpoint's.
@@ -133,7 +135,7 @@ def validate(
         cuda_graph=cuda_graph,
         device=device,
     )
-    engine = open_engine(bundle, run, fit=fit)
+    engine = open_engine(bundle, run, fit=fit, resample=resample)
     on_stage("comparing the masks")
     model, samples, reference = _reference(engine, bundle, checkpoint, data, labels, ignore_index)
     with reference as predict:
@@ -286,7 +288,13 @@ def _reference(
     model = load_trained(checkpoint)
     check_classes(checkpoint, model, engine.graph)
     samples = SampleSource(
-        data=data, labels=labels, shape=engine.graph.shape, info=engine.info, fit=engine.fit, ignore_index=ignore_index
+        data=data,
+        labels=labels,
+        shape=engine.graph.shape,
+        info=engine.info,
+        fit=engine.fit,
+        resample=engine.resample,
+        ignore_index=ignore_index,
     )
     return model, samples, torch_reference(model)
 

@@ -12,7 +12,7 @@ import numpy as np
 from nrd_trt.data.preprocessing import Fitting
 from nrd_trt.data.videos import Picture, VideoFacts
 from nrd_trt.runtime.base import DeviceTensor
-from nrd_trt.specs import Size
+from nrd_trt.specs import Resample, Size
 
 Report = Callable[[str], None]
 """Receives one line that a user should know, e.g. that a stream was lost and is opened again."""
@@ -30,12 +30,14 @@ class Wanted:
         padding: Colour of padding, ``(3,) uint8 RGB``.
         pixels: Whether pictures are shown or written, at their own size.
         on_device: Tells, once the engine is open, whether it reads memory of the GPU.
+        resample: What scales pictures on the CPU; see `nrd_trt.data.preprocessing.fit_image`.
     """
 
     fitting: Callable[[Size], Fitting]
     padding: np.ndarray
     pixels: bool
     on_device: Callable[[], bool]
+    resample: Resample = "pillow"
 
 
 @dataclass(frozen=True, kw_only=True)

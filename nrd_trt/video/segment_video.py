@@ -17,7 +17,7 @@ from nrd_trt.progress import bar, silent
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.runtime.engine_thread import EngineThread
 from nrd_trt.runtime.select import RunOptions
-from nrd_trt.specs import Fit, Provider, RunnerName, format_size, optional_path
+from nrd_trt.specs import Fit, Provider, Resample, RunnerName, format_size, optional_path
 from nrd_trt.video.frames import Report, Sink, Wanted
 from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
@@ -101,6 +101,7 @@ def segment_video(
     rate: Fraction | float | None = None,
     live: bool | None = None,
     fit: Fit | None = None,
+    resample: Resample | None = None,
     runner: RunnerName = "auto",
     plugin: str | Path | None = None,
     threads: int | None = None,
@@ -127,6 +128,7 @@ def segment_video(
         rate: Frames per second of a folder of images or of a CSI camera (None is 30), or to ask a camera for.
         live: Whether late frames are dropped and a lost source is opened again; None goes by the source.
         fit: How frames are brought to the engine's size; None takes the bundle's way.
+        resample: See `nrd_trt.open_bundle`.
         runner: Backend; ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
         plugin: Library of a plan that decodes by plugin; None looks for it.
         threads: CPU threads; None leaves the choice to the backend.
@@ -157,7 +159,7 @@ def segment_video(
         cuda_graph=cuda_graph,
         device=device,
     )
-    engine = open_engine(bundle, run, fit=fit)
+    engine = open_engine(bundle, run, fit=fit, resample=resample)
     info, graph, shown = engine.info, engine.graph, _Bar(show=progress, on_notice=on_notice)
     smoother = parse_smoothing(smooth, has_logits=graph.output != "mask", upsample=graph.upsample)
     ignored = info.ignore_index if ignore_index is None else ignore_index
@@ -171,6 +173,7 @@ def segment_video(
         padding=padding_colour(info),
         pixels=any(sink.shows_picture for sink in writing),
         on_device=lambda: thread.takes_device_memory,
+        resample=engine.resample,
     )
     opened = open_source(str(source), rate=rate, live=live, wanted=wanted, report=shown.report)
     paint = Painter(info, style or OverlayStyle())

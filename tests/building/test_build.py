@@ -91,7 +91,7 @@ def test_checkpoint_to_a_bundle_with_a_plan(tmp_path: Path) -> None:
 def test_the_recorded_call_holds_every_argument_that_changes_the_masks(tmp_path: Path) -> None:
     given: dict[str, Any] = {"mean": (1.0, 2.0, 3.5), "std": (4.0, 5.0, 6.0), "bgr": True, "num_classes": 11}
     given |= {"min_agreement": 0.9, "size": (64, np.int64(96)), "outputs": ("mask", "logits"), "max_miou_drop": 0.5}
-    given |= {"data": scenes(tmp_path / "frames", 1, labels=True), "fit": "pad", "ignore_index": 3}
+    given |= {"data": scenes(tmp_path / "frames", 1, labels=True), "fit": "pad", "resample": "cv2", "ignore_index": 3}
     facts = build(checkpoint(), tmp_path / "a.nrd", precision="fp32", builder="auto", **given)
     call = ast.parse(facts["command"], mode="eval").body
     assert isinstance(call, ast.Call) and ast.unparse(call.func) == "nrd_trt.build"
@@ -192,7 +192,7 @@ def test_bundle_is_rebuilt_from_what_it_holds(builder: str, tmp_path: Path) -> N
     assert made["validation"]["images"] == len(read_bundle(source).references().images)
     for key in ("pixel_agreement", "tie_share"):
         assert made["validation"][key] == pytest.approx(old["validation"][key])
-    for key in ("checkpoint", "model", "fit", "exporter"):
+    for key in ("checkpoint", "model", "fit", "resample", "exporter"):
         assert made[key] == old[key]
     assert made["precision"]["kept_fp32"] == old["precision"]["kept_fp32"]
     assert (made["builder"]["name"], PLAN_FILE in made["files"]) == (builder, builder != "onnxruntime")
@@ -272,6 +272,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("onnx", {"builder": "tvm"}, ConfigError, "builder='tvm': expected one of 'auto', 'tensorrt', "),
     ("onnx", {"precision": 16}, ConfigError, "precision=16: expected one of 'fp32'"),
     ("onnx", {"fit": "crop"}, ConfigError, "fit='crop': expected one of 'resize'"),
+    ("onnx", {"resample": "lanczos"}, ConfigError, "resample='lanczos': expected one of 'cv2', 'pillow'"),
     ("onnx", {"threads": "two"}, ConfigError, "threads='two': expected a whole number, 1 or more"),
     ("onnx", {"data": 3}, ConfigError, "data=3: expected a path"),
     ("onnx", {"presicion": "fp16"}, ConfigError, "presicion=: expected a known argument"),
@@ -295,6 +296,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("bundle", {"data": "data"}, ConfigError, "data= needs checkpoint="),
     ("bundle", {"labels": "labels"}, ConfigError, "labels= needs data="),
     ("bundle", {"fit": "pad"}, ConfigError, "fit= needs checkpoint="),
+    ("bundle", {"resample": "cv2"}, ConfigError, "resample= needs checkpoint="),
     ("bundle", {"checkpoint": untrained_checkpoint}, ConfigError, "expected 11 classes .*got 19"),
     ("checkpoint", {"checkpoint": checkpoint}, ConfigError, "checkpoint= belongs to builds from an ONNX file"),
     ("checkpoint", {"outputs": "mask"}, ConfigError, "outputs='mask': expected different names in a tuple"),

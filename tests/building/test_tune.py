@@ -42,7 +42,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(output: Path, data: Path, **changes: Any) -> Tuned:
-    given = {"calibration": "synthetic", "images": 3, "recipe": "minmax", "include": FEW, "size": SIZE_HW}
+    given = {
+        "calibration": "synthetic",
+        "images": 3,
+        "recipe": "minmax",
+        "include": FEW,
+        "size": SIZE_HW,
+        "resample": "cv2",
+    }
     gates = {"min_agreement": 0.9, "max_miou_drop": 1.0}
     quick = {"builder": "onnxruntime", "threads": 1, "progress": False, "time_file": lambda file: None}
     return nrd_trt.tune(checkpoint(), output, data, **{**given, **gates, **quick, **changes})
@@ -85,6 +92,7 @@ def test_the_winner_holds_the_gates_and_its_bundle_is_built(first: Tuned) -> Non
     record = read_bundle(first.bundle.path).record
     assert record.precision.int8_layers == rung.layers
     assert "calibration='synthetic', images=3, seed=0, recipe='minmax', include=" in record.command
+    assert record.resample == "cv2"
     table, picture = first.files
     found = first.to_dict()
     assert (found.pop("path"), found.pop("files")) == (str(first.bundle.path), [str(table), str(picture)])

@@ -19,7 +19,7 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import CalibrationError, ConfigError, NrdTrtError, ShapeError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.runtime.graph_io import image_feed
-from nrd_trt.specs import InputForm, InputShape, Range
+from nrd_trt.specs import Fit, InputForm, InputShape, Range, Resample
 from tests.helpers import DYNAMIC, small_export
 
 
@@ -72,10 +72,11 @@ def test_stream_is_sized_repeatable_and_of_distinct_arrays(folder: Path) -> None
 def test_feeds_are_those_of_deployment(form: InputForm, folder: Path) -> None:
     model = small_export(form)
     facts = read_facts(model)
-    for fit in ("resize", "pad", "letterbox"):
-        stream = CalibrationStream(folder, facts, images=2, fit=fit)
+    ways: tuple[tuple[Fit, Resample], ...] = (("resize", "pillow"), ("pad", "pillow"), ("letterbox", "cv2"))
+    for fit, resample in ways:
+        stream = CalibrationStream(folder, facts, images=2, fit=fit, resample=resample)
         for name, feed in zip(stream.names, stream, strict=True):
-            fitted = fit_image(read_image(folder / name), facts.shape, facts.info, fit)
+            fitted = fit_image(read_image(folder / name), facts.shape, facts.info, fit, resample=resample)
             expected = image_feed(fitted.image, facts)
             assert feed.keys() == expected.keys()
             assert all((feed[key] == expected[key]).all() for key in expected)
@@ -99,7 +100,7 @@ def test_key_follows_names_contents_and_fit(folder: Path, tmp_path: Path) -> Non
 
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     assert key(copy) == key(folder)
-    keys = [key(folder), key(folder, images=5), key(folder, fit="letterbox")]
+    keys = [key(folder), key(folder, images=5), key(folder, fit="letterbox"), key(folder, resample="cv2")]
     Image.fromarray(picture(77)).save(copy / "003.png")
     keys.append(key(copy))
     (copy / "003.png").rename(copy / "003b.png")

@@ -103,6 +103,7 @@ def test_options_reach_the_recipe_and_an_existing_file_needs_force(nrd_trt: Invo
         ({"images": 0}, "images=0: expected a whole number, 1 or more"),
         ({"seed": -1}, "seed=-1: expected a whole number, 0 or more"),
         ({"fit": "crop"}, "fit='crop': expected one of"),
+        ({"resample": "lanczos"}, "resample='lanczos': expected one of 'cv2', 'pillow'"),
         ({"memory_mb": 0}, "memory_mb=0: expected a number, 1 or more"),
         ({"threads": 0}, "threads=0: expected a whole number, 1 or more"),
         ({"source": bundle}, "expected a checkpoint or an ONNX file, found none"),

@@ -78,6 +78,7 @@ CONTENT: dict[str, Any] = {
     },
     "model": GRAPH,
     "fit": "resize",
+    "resample": "cv2",
     "parity": {"max_abs": 0.5, "agreement": 1.0, "arithmetic": "simulated", "failures": ["agreement"]},
     "validation": {
         "pixel_agreement": 0.75,

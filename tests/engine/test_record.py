@@ -20,6 +20,7 @@ Path = tuple[str | int, ...]
 OPTIONAL = {  # added to a schema, or filled by the writer
     ("files",),
     ("exporter",),
+    ("resample",),
     *(("builder", name) for name in ("cuda", "workspace_mib", "optimization_level", "tf32", "builder_options")),
     *(("builder", f"{what}_compatible") for what in ("version", "hardware")),
     *(("model", name) for name in ("checkpoint_sha256", "precision", "upsample", "mask_encoding")),
@@ -182,6 +183,7 @@ def test_every_place_has_its_type(at: Path) -> None:
     [
         (("fit",), None, "Expected `str`, got `null`"),
         (("fit",), "stretch", "Invalid enum value 'stretch'"),
+        (("resample",), "lanczos", "Invalid enum value 'lanczos'"),
         (("builder", "name"), "tvm", "Invalid enum value 'tvm'"),
         (("builder", "compute_capabilities", 0), "sm_86", "matching regex"),
         (("builder", "workspace_mib"), True, "got `bool`"),

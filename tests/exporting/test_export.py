@@ -69,6 +69,7 @@ def test_what_tensorrt_would_misread_is_an_error_that_names_the_node(
         ({"outputs": ("mask", "mask")}, ConfigError, "expected different names"),
         ({"outputs": ()}, ConfigError, "expected different names"),
         ({"fit": "crop"}, ConfigError, "fit='crop': expected one of"),
+        ({"resample": "lanczos"}, ConfigError, "resample='lanczos': expected one of 'cv2', 'pillow'"),
         ({"threads": 0}, ConfigError, "threads=0: expected a whole number, 1 or more"),
         ({"data": 1.5}, ConfigError, r"data=1\.5: expected a path"),
         ({"data": "absent"}, ConfigError, "absent: expected a folder of images"),

@@ -53,10 +53,18 @@ def setting(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
 
 
 def test_settings_are_read() -> None:
-    given = {"MODEL": "a.onnx", "DATA": "images", "FIT": "pad", "COUNT": "3", "MIN_AGREEMENT": "0.5", "MIN_MIOU": "0"}
+    given = {
+        "MODEL": "a.onnx",
+        "DATA": "images",
+        "FIT": "pad",
+        "RESAMPLE": "cv2",
+        "COUNT": "3",
+        "MIN_AGREEMENT": "0.5",
+        "MIN_MIOU": "0",
+    }
     read = Settings.read({**{PREFIX + name: text for name, text in given.items()}, "PATH": "/bin"})
     assert read == Settings(
-        model=Path("a.onnx"), data=Path("images"), fit="pad", count=3, min_agreement=0.5, min_miou=0.0
+        model=Path("a.onnx"), data=Path("images"), fit="pad", resample="cv2", count=3, min_agreement=0.5, min_miou=0.0
     )
 
 
@@ -64,6 +72,7 @@ def test_settings_are_read() -> None:
     ("name", "text", "expected"),
     [
         ("FIT", "crop", "FIT 'crop': expected one of resize, pad, letterbox"),
+        ("RESAMPLE", "nearest", "RESAMPLE 'nearest': expected one of cv2, pillow"),
         ("COUNT", "0", "COUNT '0': expected a number of images"),
         ("COUNT", "many", "COUNT 'many': expected a number of images"),
         ("MIN_AGREEMENT", "99.5", "MIN_AGREEMENT '99.5': expected a fraction in 0-1"),
@@ -79,10 +88,10 @@ def test_wrong_setting_is_named(name: str, text: str, expected: str) -> None:
 
 
 def test_facts_are_those_of_the_bundle_around_a_file() -> None:
-    bundle = artefacts.bundle("fp16", fit="pad")
+    bundle = artefacts.bundle("fp16", fit="pad", resample="cv2")
     for path in (bundle, bundle / "model.onnx"):
         model = read_model(path)
-        assert (model.graph.precision, model.fit) == ("fp16", "pad")
+        assert (model.graph.precision, model.fit, model.resample) == ("fp16", "pad", "cv2")
 
 
 @pytest.mark.parametrize("name", ["absent.onnx", "text.onnx", "model.plan"])

@@ -111,10 +111,10 @@ def test_loss_falls_on_a_single_pair(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_validation_compares_whole_images_with_their_labels(data: Path, tmp_path: Path) -> None:
     """The mIoU of the log, computed anew from the stored weights and the files."""
-    train(tiny(steps=1, evaluations=1, fit="letterbox"), data, tmp_path, progress=False)
+    train(tiny(steps=1, evaluations=1, fit="letterbox", resample="cv2"), data, tmp_path, progress=False)
     model, samples = load_model(tmp_path / "best.safetensors"), Samples(tiny(), [data])
     pairs = [samples.read(pair) for pair in samples.validation]
-    masks = [predict_mask(model, image, "letterbox") for image, _ in pairs]
+    masks = [predict_mask(model, image, "letterbox", "cv2") for image, _ in pairs]
     assert {mask.shape for mask in masks} == {(70, 100)}
     label, mask = np.stack([label for _, label in pairs]), np.stack(masks)
     mask = np.where(label == 255, 254, mask)

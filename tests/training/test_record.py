@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,18 @@ def test_state_comes_back(tmp_path: Path) -> None:
     assert (state.step, state.best, state.optimizers, state.scaler) == (3, 0.5, [{"lr": 0.1}], {})
     assert state.objective["a"].equal(STATE.objective["a"]) and state.torch_rng.equal(STATE.torch_rng)
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_state_of_before_resample_goes_on_with_pillow(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    write_state(path, tiny(), 2, STATE)
+    content = torch.load(path, weights_only=True)
+    recipe = json.loads(content["recipe"])
+    del recipe["resample"]
+    torch.save({**content, "recipe": json.dumps(recipe)}, path)
+    assert read_state(path, tiny(), 2).step == 3
+    with pytest.raises(ConfigError, match=r"the run has resample=pillow \(got cv2\)"):
+        read_state(path, tiny(resample="cv2"), 2)
 
 
 def test_states_of_other_runs_name_the_differences(tmp_path: Path) -> None:

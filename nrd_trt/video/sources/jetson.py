@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nrd_trt.data.videos import VideoReader
 from nrd_trt.errors import VideoError
-from nrd_trt.specs import Size
+from nrd_trt.specs import Resample, Size
 from nrd_trt.video.sources.network import open_url, redacted
 
 CSI_SIZE_HW = (1080, 1920)
@@ -37,6 +37,7 @@ def csi_pipeline(
     rate: Fraction | int = 30,
     flip: int = 0,
     scaled_hw: Size | None = None,
+    resample: Resample = "pillow",
 ) -> str:
     """Return the pipeline of a CSI camera.
 
@@ -46,13 +47,14 @@ def csi_pipeline(
         rate: Frames per second.
         flip: ``flip-method`` of nvvidconv: 0 none, 1 a quarter turn anticlockwise, 2 a half turn, 3 clockwise.
         scaled_hw: Size that the pictures are scaled to, after the turn; None leaves theirs.
+        resample: Whose filter the hardware's shall be like.
     """
     height, width = size_hw
     exact = Fraction(rate)
     caps = f"width={width},height={height},framerate={exact.numerator}/{exact.denominator}"
     return (
         f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),format=NV12,{caps} ! "
-        f"nvvidconv flip-method={flip}{_scaling(scaled_hw)}"
+        f"nvvidconv flip-method={flip}{_scaling(scaled_hw, resample)}"
     )
 
 
@@ -77,7 +79,14 @@ def look_into(target: str) -> Target:
         return Target(codec=reader.codec, flip=reader.quarter_turns % 4, size_hw=reader.facts.size_hw)
 
 
-def decoder_pipeline(target: str, *, codec: str | None = None, flip: int = 0, scaled_hw: Size | None = None) -> str:
+def decoder_pipeline(
+    target: str,
+    *,
+    codec: str | None = None,
+    flip: int = 0,
+    scaled_hw: Size | None = None,
+    resample: Resample = "pillow",
+) -> str:
     """Return the pipeline that decodes a file or, over TCP, an RTSP stream by hardware.
 
     Args:
@@ -86,6 +95,7 @@ def decoder_pipeline(target: str, *, codec: str | None = None, flip: int = 0, sc
         codec: FFmpeg's name: ``"h264"`` or ``"hevc"``; None looks into the target, also for `flip`.
         flip: See `csi_pipeline`.
         scaled_hw: See `csi_pipeline`.
+        resample: See `csi_pipeline`.
 
     Raises:
         VideoError: It cannot be read, or the hardware does not decode it.
@@ -107,7 +117,7 @@ def decoder_pipeline(target: str, *, codec: str | None = None, flip: int = 0, sc
     else:
         source = f"filesrc {location} ! {_DEMUXERS[suffix]} ! queue"
     turn = f" flip-method={flip}" if flip else ""
-    return f"{source} ! {parser} ! nvv4l2decoder ! nvvidconv{turn}{_scaling(scaled_hw)}"
+    return f"{source} ! {parser} ! nvv4l2decoder ! nvvidconv{turn}{_scaling(scaled_hw, resample)}"
 
 
 def is_stream(target: str) -> bool:
@@ -115,10 +125,11 @@ def is_stream(target: str) -> bool:
     return target.startswith(("rtsp://", "rtsps://"))
 
 
-def _scaling(scaled_hw: Size | None) -> str:
+def _scaling(scaled_hw: Size | None, resample: Resample) -> str:
     """Return the end of a pipeline, from the options of its nvvidconv on."""
     if scaled_hw is None:
         return " ! video/x-raw,format=BGRx"
     height, width = scaled_hw
-    # Without a method nvvidconv takes the nearest pixel. 2 is the 5-tap filter, the closest to that of `fit_image`.
-    return f" interpolation-method=2 ! video/x-raw,format=BGRx,width={width},height={height}"
+    # Without a method nvvidconv takes the nearest pixel. 2 is its 5-tap filter, the closest to Pillow's; 1 is bilinear.
+    method = 1 if resample == "cv2" else 2
+    return f" interpolation-method={method} ! video/x-raw,format=BGRx,width={width},height={height}"

@@ -129,9 +129,10 @@ class _Jetson:
     ) -> PipelineReader | CaptureReader:
         """Open a pipeline that can scale pictures of a size by hardware, and does where nobody looks at them."""
         scaled_hw, note = self._scaled_hw(size_hw), None
-        if scaled_hw is not None and self._scales is not False:
+        if self._wanted is not None and scaled_hw is not None and self._scales is not False:
+            scaled = pipeline(scaled_hw=scaled_hw, resample=self._wanted.resample)
             try:
-                reader = open_gstreamer(pipeline(scaled_hw=scaled_hw), live=self._live, stopped=stopped)
+                reader = open_gstreamer(scaled, live=self._live, stopped=stopped)
             except VideoError as exc:
                 if self._scales:
                     raise

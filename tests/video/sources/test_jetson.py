@@ -121,6 +121,9 @@ def test_the_end_of_a_pipeline_scales() -> None:
     end = "nvvidconv flip-method=1 interpolation-method=2 ! video/x-raw,format=BGRx,width=64,height=96"
     assert csi_pipeline(flip=1, scaled_hw=(96, 64)).endswith(f" ! {end}")
     assert decoder_pipeline("a.mp4", codec="h264", flip=1, scaled_hw=(96, 64)).endswith(f" ! nvv4l2decoder ! {end}")
+    end = end.replace("=2", "=1")  # bilinear, as OpenCV's
+    scaled: Any = {"flip": 1, "scaled_hw": (96, 64), "resample": "cv2"}
+    assert csi_pipeline(**scaled).endswith(end) and decoder_pipeline("a.mp4", codec="h264", **scaled).endswith(end)
 
 
 def test_masks_of_scaled_frames_have_the_size_of_the_source(tmp_path: Path, started: list[str]) -> None:
