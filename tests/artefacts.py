@@ -198,11 +198,7 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", **changes}
 
 
-def command_line(*arguments: object) -> list[str]:
-    """Return the command that runs `nrd-trt` of this checkout."""
-    return [sys.executable, "-c", "from nrd_trt.cli.main import main; main()", *map(str, arguments)]
-
-
 def run_process(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run `nrd-trt` as a process of its own."""
-    return subprocess.run(command_line(*arguments), capture_output=True, text=True, env=environment(**changes))
+    """Run `nrd-trt` of this checkout as a user does; `tests/warm` has a cheaper way for what is not about that."""
+    command = [sys.executable, "-c", "from nrd_trt.cli.main import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**changes))

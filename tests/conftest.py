@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,10 +13,10 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from nrd_trt.exporting import onnx_export
-from nrd_trt.graph.tensors import copy_model
-from nrd_trt.model.network import Segmentor
+from nrd_trt.specs import InputShape
 from tests import helpers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -47,20 +45,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_export_of_equal_networks() -> Iterator[None]:
-    """Export equal networks once where the product exports: tests/exporting proves that equal ones give equal files."""
-    export, made = onnx_export.export_onnx, dict[str, onnx.ModelProto]()
+def one_trace_of_each_form() -> Iterator[None]:
+    """Trace networks of one form once in a run, which is most of an export: tests/exporting proves that it is one."""
+    trace = onnx_export._trace
 
-    def once(model: Segmentor, options: onnx_export.ExportOptions, **named: Any) -> onnx.ModelProto:
-        state = hashlib.sha256(pickle.dumps({name: tensor.numpy() for name, tensor in model.state_dict().items()}))
-        key = repr((state.hexdigest(), model.config, model.info, options, named))
-        if key not in made:
-            name = f"export-{hashlib.sha256(key.encode()).hexdigest()}"
-            made[key] = helpers.exported_once(name, lambda: export(model, options, **named))
-        return copy_model(made[key])
+    def once(adapter: nn.Module, tensors: tuple[str, ...], shape: InputShape) -> onnx.ModelProto:
+        return helpers.traced_once(trace, adapter, tensors, shape)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "export_onnx", once)
+        patch.setattr(onnx_export, "_trace", once)
         yield
 
 

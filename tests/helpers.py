@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -12,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from nrd_trt.data.classes import voc_palette
 from nrd_trt.engine.compat import installed_flavours
@@ -144,6 +148,50 @@ def made_once(name: str, make: Callable[[Path], object]) -> Path:
 def exported_once(name: str, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
     """Return an export that one worker of this run makes."""
     return onnx.load(made_once(f"{name}.onnx", lambda path: onnx.save(make(), path)))
+
+
+Trace = Callable[[nn.Module, tuple[str, ...], InputShape], onnx.ModelProto]
+
+
+def traced_once(trace: Trace, adapter: nn.Module, tensors: tuple[str, ...], shape: InputShape) -> onnx.ModelProto:
+    """Return what `trace` makes of a network, filled with its weights; one worker of this run traces each form.
+
+    The form is the modules with their settings and their `forward`, and the names and shapes of the weights. What a
+    `forward` calls is not in it: a test that changes that exports from a process of its own.
+    """
+    weights = {name: tensor.numpy() for name, tensor in adapter.state_dict().items()}
+    form = [(tensors, shape), *((name, array.shape, array.dtype) for name, array in weights.items())]
+    form += [(name, type(module), _settings(module)) for name, module in adapter.named_modules()]
+    digest = hashlib.sha256(repr(form).encode()).hexdigest()
+
+    def make(path: Path) -> None:
+        other = copy.deepcopy(adapter)
+        for tensor in other.state_dict().values():
+            tensor.normal_() if tensor.is_floating_point() else None  # equal weights would become one
+        model = trace(other, tensors, shape)
+        for tensor in model.graph.initializer:
+            if tensor.name in weights:
+                tensor.CopyFrom(TensorProto(name=tensor.name))
+            elif math.prod(tensor.dims) > 4:  # sizes and bounds are smaller
+                raise RuntimeError(f"{tensor.name}: expected only weights and short constants in a trace")
+        onnx.save(model, path)
+
+    model = onnx.load(made_once(f"trace-{digest}.onnx", make))
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
+    return model
+
+
+def _settings(module: nn.Module) -> list[tuple[str, object]]:
+    """What a module's `forward` reads besides weights, its hooks, and where it is written."""
+    code = type(module).forward.__code__
+    plain = {
+        name: value
+        for name, value in vars(module).items()
+        if name not in ("_parameters", "_buffers", "_modules") and not isinstance(value, np.ndarray | torch.Tensor)
+    }
+    return [("forward", (code.co_filename, code.co_firstlineno, code.co_code)), *sorted(plain.items())]
 
 
 def byte_images(seed: int, batch: int, height: int, width: int) -> np.ndarray:

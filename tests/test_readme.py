@@ -6,7 +6,6 @@ import itertools
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import typer.main
 from nrd_trt.cli.main import VERBS, app
 from scripts.dev.compare_decoders import comparison, paired_difference
 from tests.artefacts import REPOSITORY, environment
+from tests.warm.programs import python
 
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("**/*.md")])
 CARDS = sorted((REPOSITORY / "nrd_trt/zoo").glob("*.md"))
@@ -94,7 +94,7 @@ def test_the_python_example_runs_without_the_command_line(tmp_path: Path) -> Non
     (example,) = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     assert all(f"nrd_trt.{function}(" in example for function in ("build", "open_bundle", "validate"))
     check = "import sys\nassert mask.shape == (360, 480) and 'nrd_trt.cli' not in sys.modules"
-    command = [sys.executable, "-c", f"{example}\n{check}"]
+    command = [python(), "-c", f"{example}\n{check}"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "street.nrd/bundle.json").is_file()

@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 
 from nrd_trt.engine.bundle import read_bundle
-from tests.artefacts import bundle, command_line, content, copy_of, environment, listing, onnx_file
-from tests.cli.conftest import one_object
+from tests.artefacts import bundle, content, copy_of, environment, listing, onnx_file
+from tests.cli.conftest import Invoke, one_object
+from tests.warm.programs import command_line, python
 
 
-def build_command(target: Path) -> list[str]:
+def build_arguments(target: Path) -> tuple[object, ...]:
     """A build whose result differs from the old bundle: fp16 over fp32."""
-    return command_line(
-        "build", onnx_file(), "-o", target, "--builder", "onnxruntime", "--min-agreement", 0.9, "--force", "--json"
-    )
+    return "build", onnx_file(), "-o", target, "--builder", "onnxruntime", "--min-agreement", 0.9, "--force", "--json"
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files that an undisturbed build makes."""
     target = tmp_path_factory.mktemp("whole") / "city.nrd"
-    result = subprocess.run(build_command(target), capture_output=True, text=True, env=environment())
+    command = command_line(*build_arguments(target))
+    result = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert result.returncode == 0, result.stderr
     return content(target)
 
@@ -69,11 +69,12 @@ app(arguments)
     ("moment", "left"),
     [("first file", "old"), ("before the swap", "old"), ("after the swap", "new"), ("between two renames", "absent")],
 )
-def test_kill_at_the_worst_moments(moment: str, left: str, whole_run: dict[str, bytes], tmp_path: Path) -> None:
+def test_kill_at_the_worst_moments(
+    moment: str, left: str, whole_run: dict[str, bytes], nrd_trt: Invoke, tmp_path: Path
+) -> None:
     """Kills at random moments seldom hit the writing, so these are planted in it."""
     target = copy_of(bundle(), tmp_path / "city.nrd")
-    command = build_command(target)
-    planted = [command[0], "-c", KILL_WHILE_WRITING, moment, *command[3:]]
+    planted = [python(), "-c", KILL_WHILE_WRITING, moment, *map(str, build_arguments(target))]
     result = subprocess.run(planted, capture_output=True, text=True, env=environment())
     assert result.returncode == -signal.SIGKILL, result.stderr
     if left == "absent":
@@ -82,17 +83,15 @@ def test_kill_at_the_worst_moments(moment: str, left: str, whole_run: dict[str, 
         assert content(target) == (content(bundle()) if left == "old" else whole_run)
         read_bundle(target)
     assert len(list(tmp_path.iterdir())) >= 2  # there is something for the next build to clear away
-    result = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert result.returncode == 0, result.stderr
+    assert nrd_trt(*build_arguments(target)).exit_code == 0
     assert content(target) == whole_run
     assert [path.name for path in tmp_path.iterdir()] == ["city.nrd"]
 
 
 def test_ctrl_c_leaves_the_old_bundle(tmp_path: Path) -> None:
     target = copy_of(bundle(), tmp_path / "city.nrd")
-    process = subprocess.Popen(
-        build_command(target), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    command = command_line(*build_arguments(target))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     assert process.stderr is not None
     assert "validating" in process.stderr.readline()  # everything is imported and running
     process.send_signal(signal.SIGINT)

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 import nrd_trt as package
-from tests.artefacts import bundle, command_line, environment
+from tests.artefacts import bundle, environment
 from tests.cli.conftest import Invoke
 from tests.serving.waiting import until
 from tests.video.clips import street_frames, write_clip
+from tests.warm.programs import command_line
 
 httpx = pytest.importorskip("httpx", reason="needs httpx: pip install nrd-trt[dev]")
 pytest.importorskip("fastapi", reason="needs fastapi: pip install nrd-trt[serve]")

@@ -20,7 +20,7 @@ import pytest
 from tests.decode.on_cpu import KERNELS
 
 HERE = Path(__file__).with_name("bench_on_cpu")
-FEW = (75, 87, 90, 110)
+FEW = (75, 90)
 KNOWN = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
 SIZE = "32x64x30"
 COPY_BYTES_PER_US = 1e6

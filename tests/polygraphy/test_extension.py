@@ -18,6 +18,7 @@ from nrd_trt.model import load_model
 from nrd_trt.specs import InputShape
 from tests import artefacts
 from tests.polygraphy.tool import IMAGES, MASKS, needs_polygraphy, polygraphy, tool_environment
+from tests.warm.programs import python
 
 pytestmark = needs_polygraphy
 
@@ -107,7 +108,7 @@ def test_generated_script_does_the_same(tmp_path: Path) -> None:
     other.write_text(script.read_text().replace(str(artefacts.checkpoint()), str(artefacts.other_checkpoint())))
     settings = {"NRD_POLYGRAPHY_MODEL": str(artefacts.onnx_file()), "NRD_POLYGRAPHY_COUNT": "1"}
     for path, code in ((script, 0), (other, 1)):
-        command = [sys.executable, str(path)]
+        command = [python(), str(path)]
         done = subprocess.run(command, env=tool_environment(**settings), capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
 

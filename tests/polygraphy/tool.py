@@ -10,7 +10,6 @@ import configparser
 import importlib.util
 import os
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 import nrd_trt
 from tests.artefacts import REPOSITORY, environment, workspace
+from tests.warm.programs import programs
 
 SCRIPTS = REPOSITORY / "nrd_trt/polygraphy"
 IMAGES = ("--data-loader-script", SCRIPTS / "load_images.py")
@@ -45,10 +45,9 @@ def metadata_folder() -> Path:
 def tool_environment(**changes: str) -> dict[str, str]:
     """Return the environment in which `polygraphy` and `nrd-trt` are this checkout's."""
     own = {name: text for name, text in environment().items() if not name.startswith("NRD_POLYGRAPHY_")}
-    binaries = str(Path(sys.executable).parent)
     path = {
         "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{metadata_folder()}",
-        "PATH": f"{binaries}{os.pathsep}{own.get('PATH', '')}",
+        "PATH": f"{programs()}{os.pathsep}{own.get('PATH', '')}",
     }
     return {**own, **path, **changes}
 
@@ -57,7 +56,7 @@ def polygraphy(*arguments: object, **changes: str) -> subprocess.CompletedProces
     """Run `polygraphy`; output and errors are both in `stdout`. Changes to the environment are settings of the scripts,
     without their prefix."""
     return subprocess.run(
-        [str(Path(sys.executable).with_name("polygraphy")), *map(str, arguments)],
+        [str(programs() / "polygraphy"), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import signal
 import subprocess
 import time
@@ -34,10 +33,11 @@ from nrd_trt.video.overlay import OverlayStyle, Painter
 from nrd_trt.video.pipeline import Pipeline
 from nrd_trt.video.sinks.mp4 import Mp4Sink
 from nrd_trt.video.sources.open_source import open_source
-from tests.artefacts import bundle, checkpoint, command_line, environment, workspace
+from tests.artefacts import bundle, checkpoint, environment, workspace
 from tests.serving.waiting import until
 from tests.video.clips import street_frames, write_clip, write_damaged_clip
 from tests.video.test_mp4 import read, shown
+from tests.warm.programs import command_line, python
 
 FRAMES = 12
 SIZE_HW = (60, 90)
@@ -292,13 +292,19 @@ def test_a_run_that_fails_says_where_and_keeps_what_was_written(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.avi", "out.partial.mp4"]
 
 
-def test_a_disk_that_fills_keeps_what_was_written(tmp_path: Path, long_clip: Path) -> None:
-    def fill() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+ON_A_FULL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from nrd_trt.cli.main import main
+main()
+"""
 
-    command = command_line("video", long_clip, "-o", tmp_path / "out.mp4", "--bundle", bundle(), "--view", "side")
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(), preexec_fn=fill, timeout=60)
+
+def test_a_disk_that_fills_keeps_what_was_written(tmp_path: Path, long_clip: Path) -> None:
+    arguments = ("video", long_clip, "-o", tmp_path / "out.mp4", "--bundle", bundle(), "--view", "side")
+    command = [python(), "-c", ON_A_FULL_DISK, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
     assert result.returncode == 2, result.stderr
     assert "check its folder and the free space" in result.stderr
     assert "Traceback" not in result.stderr
