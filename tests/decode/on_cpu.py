@@ -55,14 +55,28 @@ def load_binding() -> None:
     torch.ops.load_library(str(made_once("binding_on_cpu.so", _compile)))
 
 
-def _compile(library: Path) -> None:
-    parts = ("host_reference.cpp", "emulation.cpp", "emulated_kernels.cpp")
-    sources = [HERE / "binding_on_cpu.cpp", *(KERNELS / name for name in parts)]
-    libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
-    folders = [f"-I{HERE}", f"-I{KERNELS}", *torch_headers()]
-    done = run_compiler([*folders, *map(str, sources), "-shared", *libraries, "-o", str(library)])
+def kernel_objects() -> list[str]:
+    """Return the object files of the host reference and the emulated kernels, in the kernels' own C++17."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        for part in ("host_reference", "emulation", "emulated_kernels"):
+            compile_cpp([f"-I{KERNELS}", "-std=c++17", "-c", str(KERNELS / f"{part}.cpp")], folder / f"{part}.o")
+
+    return sorted(map(str, made_once("kernels_on_cpu", make).iterdir()))
+
+
+def compile_cpp(arguments: list[str], target: Path) -> None:
+    """Run g++, and raise what it says where it fails."""
+    done = run_compiler([*arguments, "-o", str(target)])
     if done.returncode != 0:
         raise RuntimeError(done.stderr)
+
+
+def _compile(library: Path) -> None:
+    libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
+    folders = [f"-I{HERE}", f"-I{KERNELS}", *torch_headers()]
+    compile_cpp([*folders, str(HERE / "binding_on_cpu.cpp"), *kernel_objects(), "-shared", *libraries], library)
 
 
 def numbers(spec: DecodeSpec) -> tuple[int, int, int, int]:

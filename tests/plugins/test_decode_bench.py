@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.decode import on_cpu
 from tests.decode.on_cpu import KERNELS
 
 HERE = Path(__file__).with_name("bench_on_cpu")
@@ -34,16 +35,8 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("bench") / "bench"
-    parts = ("emulation.cpp", "emulated_kernels.cpp", "host_reference.cpp")
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off"]
-    sources = [
-        str(KERNELS / "bench" / "bench.cu"),
-        str(HERE / "launchers.cpp"),
-        *(str(KERNELS / name) for name in parts),
-    ]
-    command = ["g++", *flags, f"-I{HERE}", f"-I{KERNELS}", "-x", "c++", *sources, "-o", str(target)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    sources = ["-x", "c++", str(KERNELS / "bench" / "bench.cu"), str(HERE / "launchers.cpp"), "-x", "none"]
+    on_cpu.compile_cpp(["-std=c++17", f"-I{HERE}", f"-I{KERNELS}", *sources, *on_cpu.kernel_objects()], target)
     return target
 
 
