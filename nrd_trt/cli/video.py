@@ -134,6 +134,8 @@ def _lines(result: VideoResult) -> Iterator[str]:
     if result.labels and result.labels.miou is not None:
         without = "" if name == "none" else f", {result.labels.miou_unsmoothed:.4f} without smoothing"
         yield f"mIoU {result.labels.miou:.4f} on {result.labels.frames} labelled frames{without}"
+        if result.labels.shift is not None:
+            yield str(result.labels.shift)
     yield from result.notes
     run = common.run_by(result.runner, result.arithmetic, result.plan_ran)
     yield f"{', '.join(result.outputs)} (run by {run})"
