@@ -203,6 +203,19 @@ class Calibrator:
         found = compare_exposure(calibration, exposure_of_folder(self._validation))
         warn_of(() if found is None else [found])
 
+    @property
+    def quantizer(self) -> Quantizer:
+        """What places the Q/DQ pairs."""
+        return self._quantizer or "own"
+
+    def used_ranges(self, model: onnx.ModelProto) -> dict[str, float] | None:
+        """Return the ranges with which `quantize` writes an fp32 file; None of Model Optimizer, which tells none."""
+        if self._quantizer == "modelopt":
+            return None
+        tensors = plan_quantization(model, self.layers(model)).tensors
+        known = self.ranges(model, tensors)
+        return {name: known[name] for name in tensors}
+
     def quantize(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Return an fp32 file with Q/DQ pairs on the layers that shall compute in int8.
 

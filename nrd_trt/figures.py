@@ -13,6 +13,8 @@ from nrd_trt.errors import ConfigError
 _MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.995, "bf16": 0.98, "int8": 0.97}
 _MAX_MIOU_DROP = {"fp32": 0.002, "fp16": 0.002, "bf16": 0.005, "int8": 0.01}
 
+_SHOWN_DIFFERENCES = 8
+
 
 def json_values(record: object) -> Any:
     """Return a dataclass as JSON gives it back: lists in place of tuples."""
@@ -249,6 +251,30 @@ class Rebuilds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StructureRecord:
+    """A bundle's file held against its checkpoint and the recorded choices, before any image is looked at.
+
+    Attributes:
+        compared: ``"whole"``: node by node with a file derived anew; ``"layers"``: with PyTorch's network alone, where
+            another version of the exporter or of its libraries wrote the file.
+        checked: How many things of each kind were compared.
+        differences: One line per difference, named after the layer; empty for a sound file.
+        not_provable: What could not be compared, each with the reason.
+    """
+
+    compared: str
+    checked: dict[str, int]
+    differences: tuple[str, ...]
+    not_provable: tuple[str, ...]
+
+    def failures(self) -> list[str]:
+        """Return the first differences, one line each, and how many more there are."""
+        lines = [f"structure: {line}" for line in self.differences[:_SHOWN_DIFFERENCES]]
+        more = len(self.differences) - _SHOWN_DIFFERENCES
+        return [*lines, *([f"structure: {more} more differences"] if more > 0 else [])]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidationRecord(MaskFigures):
     """The comparison of an engine with its reference, and the verdict.
 
@@ -266,6 +292,8 @@ class ValidationRecord(MaskFigures):
         passed: Whether every gate holds for the masks of `runner`.
         localisation: Where the stages part from the checkpoint's, where that was asked for; None in a bundle.
         rebuilds: Builds of the same file, likewise.
+        structure: The file held against the checkpoint; None without a checkpoint, and where it was not asked for. A
+            bundle has that of its own export.
     """
 
     runner: str
@@ -281,6 +309,7 @@ class ValidationRecord(MaskFigures):
     passed: bool
     localisation: Localisation | None = None
     rebuilds: Rebuilds | None = None
+    structure: StructureRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the JSON object."""

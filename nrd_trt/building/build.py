@@ -361,6 +361,7 @@ class _Build:
             checkpoint=request.checkpoint,
             has_plan=self.engine is not None,
             doubt=None if isinstance(runner, TrtRunner) else self._doubt(),
+            structure=given.structure,
         )
         return validation, collector.collected()
 
@@ -416,6 +417,8 @@ class _Build:
                 kept_because=dict(sorted(typed.kept_fp32.items())),
                 int8_layers=typed.int8_layers,
                 layers=engine.layers if engine else (),
+                ranges=None if typed.ranges is None else dict(sorted(typed.ranges.items())),
+                quantizer=typed.quantizer,
             ),
             model=graph,
             fit=given.fit,
@@ -425,6 +428,7 @@ class _Build:
             passed=validation.passed and (parity is None or parity.passed),
             command=(self.request.describe or str)(self._call()),
             exporter=given.exporter,
+            options=given.options,
         )
 
     def _call(self) -> str:

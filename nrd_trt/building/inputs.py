@@ -12,17 +12,18 @@ import onnx
 from nrd_trt.building.request import BuildRequest
 from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.engine.bundle import is_bundle, read_bundle
-from nrd_trt.engine.record import CheckpointRecord, ExporterRecord
+from nrd_trt.engine.record import CheckpointRecord
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting.export import export_checked
 from nrd_trt.exporting.precision import Typed, derive_precision
-from nrd_trt.figures import Parity
+from nrd_trt.figures import Parity, StructureRecord
 from nrd_trt.files import sha256_file
-from nrd_trt.graph.metadata import GraphFacts, load_checked, read_facts
-from nrd_trt.model import load_model
+from nrd_trt.graph.metadata import ExporterRecord, GraphFacts, load_checked, read_facts
+from nrd_trt.model import CheckpointOptions, checkpoint_options, load_model
 from nrd_trt.specs import Fit, Precision, Resample
 from nrd_trt.validation.compare import ReferenceFn
 from nrd_trt.validation.references import StoredSamples, check_classes, onnx_reference, torch_reference
+from nrd_trt.validation.structure import layer_structure
 
 DEFAULT_PRECISION: Precision = "fp16"
 
@@ -43,6 +44,8 @@ class BuildInput:
         calibration_sha256: Hash of the images that ranges were measured on, where there were any.
         parity: The exported file against PyTorch, where something was exported.
         exporter: What wrote the ONNX file, where that is known.
+        options: What was said of the checkpoint beyond its file, where anything was.
+        structure: The exported file against what PyTorch executes, where something was exported.
     """
 
     typed: Typed
@@ -56,6 +59,8 @@ class BuildInput:
     calibration_sha256: str | None = None
     parity: Parity | None = None
     exporter: ExporterRecord | None = None
+    options: CheckpointOptions | None = None
+    structure: StructureRecord | None = None
 
 
 def read_input(request: BuildRequest) -> BuildInput:
@@ -99,6 +104,8 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         resample=samples.resample,
         checkpoint=CheckpointRecord(name=request.source.name, sha256=sha256_file(request.source)),
         exporter=exporter_record(),
+        options=checkpoint_options(request.options),
+        structure=layer_structure(exported.typed.model, model),
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
         parity=exported.parity,
     )
@@ -145,6 +152,8 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
         fit=samples.fit,
         resample=samples.resample,
         checkpoint=CheckpointRecord(name=None, sha256=graph.checkpoint_sha256),
+        exporter=graph.exporter,
+        options=checkpoint_options(request.options),
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
     )
 
@@ -189,7 +198,13 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
         reference, name, drawn_by = _checkpoint_reference(request, request.checkpoint, bundle.graph), "torch", "torch"
     held = bundle.record.precision
     return BuildInput(
-        typed=Typed(model=onnx.load(bundle.onnx_path), kept_fp32=held.kept_because, int8_layers=held.int8_layers),
+        typed=Typed(
+            model=onnx.load(bundle.onnx_path),
+            kept_fp32=held.kept_because,
+            int8_layers=held.int8_layers,
+            ranges=held.ranges,
+            quantizer=held.quantizer,
+        ),
         samples=samples,
         reference=reference,
         reference_name=name,
@@ -199,6 +214,7 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
         checkpoint=bundle.record.checkpoint,
         calibration_sha256=bundle.record.calibration_sha256,
         exporter=bundle.record.exporter,
+        options=checkpoint_options(request.options) or bundle.record.options,
     )
 
 

@@ -11,7 +11,7 @@ import typer
 from nrd_trt.cli import common, groups
 
 if TYPE_CHECKING:
-    from nrd_trt.figures import Localisation, Rebuilds
+    from nrd_trt.figures import Localisation, Rebuilds, StructureRecord
     from nrd_trt.validation.validate import Validation
 
 
@@ -25,6 +25,12 @@ def validate_command(
     judged: groups.LabelOptions,
     min_agreement: common.MinAgreement = None,
     max_miou_drop: common.MaxMiouDrop = None,
+    structure: Annotated[
+        bool,
+        typer.Option(
+            "--structure/--no-structure", help="Hold the file against --checkpoint, node by node, before any image."
+        ),
+    ] = True,
     localise: Annotated[
         bool,
         typer.Option("--localise", help="Name the first stage that is not the checkpoint's (needs --checkpoint)."),
@@ -47,6 +53,7 @@ def validate_command(
         **judged.given(),
         min_agreement=min_agreement,
         max_miou_drop=max_miou_drop,
+        structure=structure,
         localise=localise,
         rebuild=rebuild,
         report=report,
@@ -83,11 +90,23 @@ def _lines(found: Validation) -> Iterator[str]:
         yield f"  flipped {pair.reference} -> {pair.engine}: {pair.pixels} pixels{far}"
     for image in found.worst_images[:3]:
         yield f"  worst image {image.name}: {fraction(image.pixel_agreement)}"
+    if found.structure is not None:
+        yield from _structure_lines(found.structure)
     if found.localisation is not None:
         yield from _stage_lines(found.localisation)
     if found.rebuilds is not None:
         yield from _rebuild_lines(found.rebuilds)
     yield "passed" if found.passed else "NOT PASSED"
+
+
+def _structure_lines(found: StructureRecord) -> Iterator[str]:
+    how = "node by node with a file derived anew" if found.compared == "whole" else "layer by layer with the checkpoint"
+    counted = ", ".join(f"{count} {name}" for name, count in found.checked.items())
+    yield f"structure: {len(found.differences)} differences, compared {how} ({counted})"
+    yield from (f"  {line}" for line in found.differences[:20])
+    if len(found.differences) > 20:
+        yield f"  and {len(found.differences) - 20} more"
+    yield from (f"  not provable: {line}" for line in found.not_provable)
 
 
 def _stage_lines(found: Localisation) -> Iterator[str]:

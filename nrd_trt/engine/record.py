@@ -16,8 +16,9 @@ import msgspec
 
 from nrd_trt.figures import Parity, ValidationRecord, json_values
 from nrd_trt.files import canonical_json, sha256_bytes
-from nrd_trt.graph.metadata import GraphFacts
-from nrd_trt.specs import Fit, LayerRecord, MaskEncoding, Precision, Resample
+from nrd_trt.graph.metadata import ExporterRecord, GraphFacts
+from nrd_trt.model import CheckpointOptions
+from nrd_trt.specs import Fit, LayerRecord, MaskEncoding, Precision, Quantizer, Resample
 
 SCHEMA = 1
 MAX_BYTES = 16 << 20
@@ -32,23 +33,6 @@ class CheckpointRecord:
 
     name: str | None
     sha256: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExporterRecord:
-    """What wrote the ONNX file.
-
-    Attributes:
-        revision: Counts the changes of this toolkit's exporter that change a file.
-        torch: Version of PyTorch, whose exporter traced the network.
-        onnx: Version of onnx.
-        onnxscript: Version of onnxscript, which PyTorch's exporter uses.
-    """
-
-    revision: int
-    torch: str
-    onnx: str
-    onnxscript: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +122,9 @@ class PrecisionRecord:
         kept_because: The reason for each of them.
         int8_layers: Layers that compute in int8.
         layers: Every layer of the plan's network; empty without a plan.
+        ranges: Largest magnitude that int8 represents of each activation; None where it was not recorded, and in files
+            of other precisions.
+        quantizer: What placed the Q/DQ pairs; None likewise.
     """
 
     asked: Precision
@@ -146,6 +133,8 @@ class PrecisionRecord:
     kept_because: dict[str, str]
     int8_layers: tuple[str, ...]
     layers: tuple[LayerRecord, ...]
+    ranges: dict[str, float] | None = None
+    quantizer: Quantizer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +159,7 @@ class BundleRecord:
         command: The call that builds the bundle again.
         files: SHA-256 by file name.
         exporter: What wrote the ONNX file; None where that is not known.
+        options: What was said of the checkpoint beyond its file; None where nothing was, or it was not recorded.
     """
 
     nrd_trt: str
@@ -188,6 +178,7 @@ class BundleRecord:
     files: dict[str, str] = field(default_factory=dict)
     exporter: ExporterRecord | None = None
     resample: Resample = "pillow"
+    options: CheckpointOptions | None = None
     format: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:

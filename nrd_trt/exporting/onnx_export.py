@@ -21,16 +21,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nrd_trt.decode import function
-from nrd_trt.engine.record import ExporterRecord
 from nrd_trt.errors import ConfigError, ExportError
-from nrd_trt.graph.metadata import GraphFacts, write_facts
+from nrd_trt.graph.metadata import ExporterRecord, GraphFacts, write_facts
 from nrd_trt.graph.tensors import rename_tensors
 from nrd_trt.model.folding import LogitsAdapter, PatchAdapter
 from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import STRIDE, InputForm, InputShape, MaskEncoding, ModelInfo
 
 _IR_VERSION = 9  # the one that goes with opset 19
-REVISION = 2
+REVISION = 3
 """Counts the changes of this exporter that change a file."""
 
 
@@ -96,6 +95,7 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
         checkpoint_sha256=checkpoint_sha256,
         encoder=config.encoder,
         head=config.head,
+        exporter=exporter_record(),
     )
     write_facts(result, facts)
     try:

@@ -18,7 +18,7 @@ from nrd_trt.graph.quantize import layers_in_int8
 from nrd_trt.progress import bar
 from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import Precision
+from nrd_trt.specs import Precision, Quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,15 @@ class Typed:
         model: The file.
         kept_fp32: Nodes kept in fp32, each with the reason.
         int8_layers: Layers that compute in int8.
+        ranges: Largest magnitude that int8 represents of each activation; None where there is none, or it is not known.
+        quantizer: What placed the Q/DQ pairs; None likewise.
     """
 
     model: onnx.ModelProto
     kept_fp32: Mapping[str, str] = field(default_factory=dict)
     int8_layers: tuple[str, ...] = ()
+    ranges: Mapping[str, float] | None = None
+    quantizer: Quantizer | None = None
 
 
 def derive_precision(
@@ -95,6 +99,13 @@ def apply_precision(
     full: onnx.ModelProto, precision: Precision, kept: Mapping[str, str], calibrator: Calibrator | None = None
 ) -> Typed:
     """Type an fp32 file in a 16-bit precision, or in int8 by a calibrator; the nodes to keep stay in fp32."""
-    source = calibrator.quantize(full) if precision == "int8" and calibrator is not None else full
-    typed = to_precision(source, precision, kept.keys())
-    return Typed(model=typed, kept_fp32=kept, int8_layers=layers_in_int8(typed))
+    if precision != "int8" or calibrator is None:
+        return Typed(model=to_precision(full, precision, kept.keys()), kept_fp32=kept)
+    typed = to_precision(calibrator.quantize(full), precision, kept.keys())
+    return Typed(
+        model=typed,
+        kept_fp32=kept,
+        int8_layers=layers_in_int8(typed),
+        ranges=calibrator.used_ranges(full),
+        quantizer=calibrator.quantizer,
+    )

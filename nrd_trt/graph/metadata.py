@@ -19,6 +19,23 @@ _PREFIX = "nrd_trt."
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExporterRecord:
+    """What wrote the ONNX file.
+
+    Attributes:
+        revision: Counts the changes of this toolkit's exporter that change a file.
+        torch: Version of PyTorch, whose exporter traced the network.
+        onnx: Version of onnx.
+        onnxscript: Version of onnxscript, which PyTorch's exporter uses.
+    """
+
+    revision: int
+    torch: str
+    onnx: str
+    onnxscript: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class GraphFacts:
     """Facts that travel in the file's ``metadata_props``."""
 
@@ -33,6 +50,7 @@ class GraphFacts:
     precision: Precision = "fp32"
     upsample: int = 4  # from the logits' size to the mask's
     mask_encoding: MaskEncoding = "uint8"
+    exporter: ExporterRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

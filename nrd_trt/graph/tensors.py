@@ -26,7 +26,10 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     Raises:
         ExportError: A type cannot be inferred.
     """
-    inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
+    try:
+        inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
+    except shape_inference.InferenceError as exc:
+        raise ExportError(f"the file's tensors do not fit each other ({exc}); export it again.") from exc
     types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
     for info in (*inferred.input, *inferred.value_info, *inferred.output):
         types[info.name] = info.type.tensor_type.elem_type

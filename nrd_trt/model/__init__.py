@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -13,7 +14,21 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from nrd_trt.model.network import Segmentor
-    from nrd_trt.model.recognise import CheckpointOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """What the user says about a checkpoint; None leaves it to the file and the released defaults."""
+
+    num_classes: int | None = None
+    hidden: int | None = None
+    patch: int | None = None
+    dilations: tuple[int, int, int, int] | None = None
+    output_stride: int | None = None
+    class_names: tuple[str, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    bgr: bool | None = None
 
 
 class CheckpointFields(TypedDict, total=False):
@@ -43,8 +58,6 @@ def checkpoint_options(fields: Mapping[str, Any]) -> CheckpointOptions | None:
     if all(value is None for value in fields.values()):
         return None
     require_torch("reading checkpoints")
-    from nrd_trt.model.recognise import CheckpointOptions
-
     return CheckpointOptions(**fields)
 
 
@@ -76,6 +89,5 @@ def load_trained(path: Path, options: CheckpointOptions | None = None) -> Segmen
     """Load a checkpoint as `load_model` does, with what the user says about it as one value."""
     require_torch("reading checkpoints")
     from nrd_trt.model.checkpoint import load_checkpoint
-    from nrd_trt.model.recognise import CheckpointOptions
 
     return load_checkpoint(path, options or CheckpointOptions())

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.files import atomic_file
+from nrd_trt.model import CheckpointOptions
 from nrd_trt.model.mmseg import mmseg_facts
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import CheckpointOptions, StoredFacts, StoredInfo, describe, nearest, recognise
+from nrd_trt.model.recognise import StoredFacts, StoredInfo, describe, nearest, recognise
 
 _INFO_KEY = "nrd_trt.info"
 _CONFIG_KEY = "nrd_trt.config"

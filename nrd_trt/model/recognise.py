@@ -17,6 +17,7 @@ import torch
 
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.errors import CheckpointError, ConfigError
+from nrd_trt.model import CheckpointOptions
 from nrd_trt.model.config import KNOWN_CONFIGS, NetworkConfig
 from nrd_trt.model.encoders import RESNETS
 from nrd_trt.model.network import Segmentor
@@ -26,21 +27,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _CONTROLLER = "decode_head.classifier.classifier"
 _RELEASED_DILATIONS = (1, 3, 6, 9)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointOptions:
-    """What the user says about a checkpoint; None leaves it to the file and the released defaults."""
-
-    num_classes: int | None = None
-    hidden: int | None = None
-    patch: int | None = None
-    dilations: tuple[int, int, int, int] | None = None
-    output_stride: int | None = None
-    class_names: tuple[str, ...] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    bgr: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ class NrdTorchRunner(BaseRunner):
             raise ConfigError(f"{exc} Or say them with --nrd-torch-input and --nrd-torch-output.") from exc
 
     def _fields(self) -> dict[str, Any]:
-        from nrd_trt.model.recognise import CheckpointOptions
+        from nrd_trt.model import CheckpointOptions
 
         known = CheckpointOptions.__dataclass_fields__
         if unknown := sorted(self._options.keys() - known.keys()):

@@ -183,7 +183,7 @@ class BaseRunner(ABC):
         check_feed(self.name, feed, self.inputs)
         outputs = self._run(feed)
         if self.mask_encoding == "u8x4" and "mask" in outputs:
-            outputs["mask"] = outputs["mask"].astype(_FOUR_BYTES, copy=False).view(_BYTE)
+            outputs["mask"] = unpacked(outputs["mask"])
         return outputs
 
     def _unpacked_specs(self, outputs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
@@ -204,6 +204,11 @@ class BaseRunner(ABC):
         if self._specs is None:
             raise RunnerError(f"{self.name}: not entered; use it inside a `with` block.")
         return self._specs
+
+
+def unpacked(mask: np.ndarray) -> np.ndarray:
+    """Return a mask ``(…, w) uint8`` of one that holds four pixels in each int32 ``(…, w / 4)``, the first lowest."""
+    return mask.astype(_FOUR_BYTES, copy=False).view(_BYTE)
 
 
 def check_feed(runner_name: str, feed: Mapping[str, TensorLike], specs: Mapping[str, TensorSpec]) -> None:

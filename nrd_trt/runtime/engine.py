@@ -37,7 +37,7 @@ from nrd_trt.specs import (
 )
 
 if TYPE_CHECKING:
-    from nrd_trt.model.recognise import CheckpointOptions
+    from nrd_trt.model import CheckpointOptions
 
 
 class Engine:

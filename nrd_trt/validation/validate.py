@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ import onnx
 
 from nrd_trt.data.samples import SampleSource
 from nrd_trt.engine.bundle import Bundle, read_bundle
-from nrd_trt.errors import ConfigError
-from nrd_trt.figures import Gates, ImageFigures, Localisation, Rebuilds, ValidationRecord
+from nrd_trt.errors import ConfigError, NrdTrtError, RunnerError
+from nrd_trt.figures import Gates, ImageFigures, Localisation, Rebuilds, StructureRecord, ValidationRecord
 from nrd_trt.files import check_absent, sha256_file
 from nrd_trt.graph.tensors import weight_types
 from nrd_trt.model import load_trained
@@ -27,6 +28,7 @@ from nrd_trt.validation.rebuild import rebuild_plans
 from nrd_trt.validation.references import StoredSamples, check_classes, torch_reference
 from nrd_trt.validation.report import write_report
 from nrd_trt.validation.stages import TITLES
+from nrd_trt.validation.structure import prove_structure
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
@@ -66,6 +68,7 @@ def validate(
     resample: Resample | None = None,
     min_agreement: float | None = None,
     max_miou_drop: float | None = None,
+    structure: bool = True,
     localise: bool = False,
     rebuild: int | None = None,
     report: Path | str | None = None,
@@ -93,6 +96,8 @@ def validate(
         resample: See `nrd_trt.open_bundle`.
         min_agreement: Smallest share of equal pixels, 0-1; None takes the default of the bundle's precision.
         max_miou_drop: Largest loss of mIoU against labels, 0-1; None likewise.
+        structure: Compare the file with the checkpoint, node by node, before any image; without a checkpoint it is not
+            done.
         localise: Name the first stage of the network that is not the checkpoint's.
         rebuild: Number of times, at least 2, that the file is built anew to compare the builds; None builds nothing.
         report: HTML page to write, with every figure.
@@ -136,12 +141,16 @@ def validate(
         device=device,
     )
     engine = open_engine(bundle, run, fit=fit, resample=resample)
-    on_stage("comparing the masks")
     model, samples, reference = _reference(engine, bundle, checkpoint, data, labels, ignore_index)
-    with reference as predict:
+    file = onnx.load(bundle.onnx_path)
+    proof = None
+    if model is not None and structure:
+        on_stage("comparing the file with the checkpoint")
+        proof = prove_structure(bundle, file, model)
+    on_stage("comparing the masks")
+    with reference as predict, _telling(proof):
         kept = WORST_KEPT if report else 0
         comparison = compare_with_progress(samples, predict, engine, progress=progress, pictures=kept)
-    file = onnx.load(bundle.onnx_path)
     localisation = rebuilds = None
     if model is not None and localise:
         on_stage("comparing the stages")
@@ -169,6 +178,7 @@ def validate(
         doubt=_doubt(engine, bundle, run),
         localisation=localisation,
         rebuilds=rebuilds,
+        structure=proof,
     )
     if report is not None:
         write_report(report, bundle, validation)
@@ -200,6 +210,7 @@ def judge(
     doubt: str | None = None,
     localisation: Localisation | None = None,
     rebuilds: Rebuilds | None = None,
+    structure: StructureRecord | None = None,
 ) -> Validation:
     """Compare figures with gates and a file with what it claims.
 
@@ -216,6 +227,7 @@ def judge(
         doubt: Why the plan did not run where it should have, in words.
         localisation: The stages, where they were compared.
         rebuilds: Builds of the same file, where they were made.
+        structure: The file held against the checkpoint, where it was.
     """
     matches = None if checkpoint is None else sha256_file(checkpoint) == engine.graph.checkpoint_sha256
     types = weight_types(file)
@@ -227,6 +239,8 @@ def judge(
     if precision_asked not in types:
         found = ", ".join(f"{count} in {kind}" for kind, count in types.items())
         failures.append(f"precision {precision_asked} is claimed and not delivered: convolutions are {found}")
+    if structure is not None:
+        failures += structure.failures()
     if localisation is not None and (first := localisation.first_beyond):
         because = f": {'; '.join(localisation.hints)}" if localisation.hints else ""
         failures.append(f"stage {TITLES.get(first, first)} is the first beyond its tolerance{because}")
@@ -248,7 +262,19 @@ def judge(
         passed=not failures,
         localisation=localisation,
         rebuilds=rebuilds,
+        structure=structure,
     )
+
+
+@contextmanager
+def _telling(proof: StructureRecord | None) -> Iterator[None]:
+    """Let an error of a file that cannot be run say how the file differs from the checkpoint."""
+    try:
+        yield
+    except NrdTrtError as exc:
+        if proof is None or not proof.differences:
+            raise
+        raise RunnerError(f"{'; '.join(proof.failures())}; and the file cannot be run: {exc}") from exc
 
 
 def _doubt(engine: Engine, bundle: Bundle, run: RunOptions) -> str | None:
@@ -285,7 +311,7 @@ def _reference(
     if checkpoint is None:
         stored = StoredSamples(bundle.references())
         return None, stored, stored.reference()
-    model = load_trained(checkpoint)
+    model = load_trained(checkpoint, bundle.record.options)
     check_classes(checkpoint, model, engine.graph)
     samples = SampleSource(
         data=data,

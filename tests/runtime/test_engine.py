@@ -21,7 +21,7 @@ from nrd_trt.errors import BundleError, CheckpointError, ConfigError, ExportErro
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.model.recognise import CheckpointOptions
+from nrd_trt.model import CheckpointOptions
 from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import RunOptions

@@ -1,0 +1,300 @@
+"""A bundle's file against its checkpoint and the recorded choices, before a pixel is drawn.
+
+Two halves. The file's network is held against what PyTorch executes (`nrd_trt.model.program`), which repeats no fault
+of the exporter and takes a file of any version. And the file is derived anew from the checkpoint and compared node by
+node, which sees everything that a file holds, but is evidence only where the versions that wrote the file are here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from nrd_trt.engine.bundle import Bundle
+from nrd_trt.engine.record import BundleRecord, PrecisionRecord
+from nrd_trt.errors import ConfigError, NrdTrtError
+from nrd_trt.figures import StructureRecord
+from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.program import FileNetwork, file_network, function_programs, graph_program
+from nrd_trt.graph.quantize import LARGEST, insert_qdq, layers_in_int8, plan_quantization
+from nrd_trt.program import Describe, Operation, Program, compare_programs
+from nrd_trt.validation.rederive import rederive_full
+from nrd_trt.validation.structure_constants import describe_constant, find_elsewhere, rounding_of
+from nrd_trt.validation.structure_ends import (
+    decode_attribute_differences,
+    ending_differences,
+    preprocessing_differences,
+)
+
+if TYPE_CHECKING:
+    from nrd_trt.model.network import Segmentor
+
+
+def check_structure(
+    file: onnx.ModelProto, record: BundleRecord, model: Segmentor, full: onnx.ModelProto
+) -> StructureRecord:
+    """Compare a bundle's file with its checkpoint.
+
+    Args:
+        file: The bundle's ``model.onnx``.
+        record: The bundle's record.
+        model: The checkpoint's network.
+        full: The fp32 file that the exporter makes of it now, in the bundle's form, with both outputs.
+    """
+    network, checked = network_differences(file, model)
+    network += [*_record_differences(file, record)]
+    not_provable: list[str] = []
+    try:
+        whole = whole_differences(file, expected_file(full, record), ranges_known=record.precision.ranges is not None)
+    except NrdTrtError as exc:
+        whole = [f"the file cannot be derived anew from its record: {exc}"]
+    doubt = _doubt(record) if whole else None
+    if doubt is None:
+        differences = [*whole, *_told_only_by(network, whole)]
+        checked["nodes"] = sum(len(entry.node) for entry in (file.graph, *file.functions))
+    else:
+        differences = network
+        not_provable.append(f"{doubt}: wiring of preprocessing and decode, types and Q/DQ pairs are not compared")
+    if record.precision.asked == "int8" and record.precision.ranges is None:
+        not_provable.append(
+            "the ranges of the calibration are not recorded: activation scales are not compared with them"
+        )
+    return StructureRecord(
+        compared="whole" if doubt is None else "layers",
+        checked=checked,
+        differences=tuple(dict.fromkeys(differences)),
+        not_provable=tuple(not_provable),
+    )
+
+
+def prove_structure(
+    bundle: Bundle, file: onnx.ModelProto, model: Segmentor, full: onnx.ModelProto | None = None
+) -> StructureRecord:
+    """Compare a bundle's file with its checkpoint; `full` is the checkpoint's fp32 file where there is one already.
+
+    Raises:
+        ExportError: PyTorch executes what is not known here.
+    """
+    try:
+        return check_structure(file, bundle.record, model, full or rederive_full(model, bundle.graph))
+    except ConfigError as exc:  # the form of the file is not one of this network's
+        found = layer_structure(file, model)
+        return replace(found, differences=(*found.differences, str(exc)))
+
+
+def layer_structure(file: onnx.ModelProto, model: Segmentor) -> StructureRecord:
+    """Compare a file with what PyTorch executes alone, as a build does with what it has just exported."""
+    lines, checked = network_differences(file, model)
+    return StructureRecord(compared="layers", checked=checked, differences=tuple(lines), not_provable=())
+
+
+def network_differences(file: onnx.ModelProto, model: Segmentor) -> tuple[list[str], dict[str, int]]:
+    """Compare a file with what PyTorch executes: wiring, attributes, weights, preprocessing, decode, facts.
+
+    Returns:
+        One line per difference, and how many things of each kind were compared.
+    """
+    from nrd_trt.model.program import network_program
+
+    graph, network = read_facts(file), file_network(file)
+    lines = [*_fact_differences(graph, model)]
+    if network is None:
+        return [*lines, "the file has neither a decode nor logits: its network is not found"], {}
+    expected = network_program(model)
+    lines += compare_programs(network.program, expected, _rounded(expected), commutes=True)
+    lines += preprocessing_differences(file, network, model, graph)
+    if model.config.is_nrd:
+        lines += decode_attribute_differences(file, model, graph)
+    lines += ending_differences(file, network, model, graph)
+    lines += [f"`{tensor.name}`: int8: {fault}" for tensor in network.quantized for fault in tensor.faults]
+    return lines, _counts(network, expected)
+
+
+def expected_file(full: onnx.ModelProto, record: BundleRecord) -> onnx.ModelProto:
+    """Derive the file of a record from the fp32 one: its int8 layers and ranges, its types, its outputs.
+
+    Where ranges are not recorded, activation scales are 1.
+
+    Raises:
+        ConfigError: The record names a layer that the network does not have.
+    """
+    held, source = record.precision, full
+    if held.asked == "int8":
+        plan = plan_quantization(full, held.int8_layers)
+        ranges = held.ranges or dict.fromkeys(plan.tensors, float(LARGEST))
+        source = insert_qdq(full, plan, ranges)
+    return select_outputs(to_precision(source, held.asked, set(held.kept_fp32)), record.model.output)
+
+
+def whole_differences(file: onnx.ModelProto, expected: onnx.ModelProto, *, ranges_known: bool = True) -> list[str]:
+    """Compare two files node by node, function by function, output by output; empty where they compute the same.
+
+    Args:
+        file: What is judged.
+        expected: What it should be.
+        ranges_known: Whether activation scales of `expected` are the recorded ones.
+    """
+    found, wanted = graph_program(file), graph_program(expected)
+    lines = compare_programs(found, wanted, _exact(wanted, ranges_known=ranges_known))
+    bodies, right = function_programs(file), function_programs(expected)
+    for name in dict.fromkeys((*right, *bodies)):
+        kind = name.split(".")[-1]
+        if name not in bodies or name not in right:
+            lines.append(f"`{kind}`: its function is {'missing' if name in right else 'extra'}")
+            continue
+        inside = compare_programs(bodies[name], right[name], _exact(right[name], ranges_known=True))
+        lines += [f"{kind}: {line}" for line in inside]
+    lines += [*_interface_differences(file, expected)]
+    return lines
+
+
+def _told_only_by(network: list[str], whole: list[str]) -> list[str]:
+    """Return what the first half says of layers that the second says nothing of."""
+    told = {line.split("`")[1] for line in whole if line.startswith("`")}
+    rest = [line for line in network if not (line.startswith("`") and line.split("`")[1] in told)]
+    return [line for line in rest if not whole or "cannot be run alone" not in line]
+
+
+def _doubt(record: BundleRecord) -> str | None:
+    """Say why a file derived anew is no evidence against a bundle's, or None where it is."""
+    from nrd_trt.exporting.onnx_export import exporter_record
+
+    if record.precision.quantizer == "modelopt":
+        return "Model Optimizer placed the Q/DQ pairs"
+    wrote, here = record.exporter, exporter_record()
+    if wrote is None:
+        return "what wrote the file is not recorded"
+    if wrote == here:
+        return None
+    pairs = [(name, getattr(wrote, name), getattr(here, name)) for name in ("revision", "torch", "onnx", "onnxscript")]
+    told = ", ".join(
+        f"{'exporter ' if name == 'revision' else ''}{name} {was}, here {now}" for name, was, now in pairs if was != now
+    )
+    return f"written by other versions ({told})"
+
+
+# --- what may differ --------------------------------------------------------------------------------------------------
+
+
+def _rounded(expected: Program) -> Describe:
+    """Judge weights by the rounding of their type in the file."""
+    elsewhere = find_elsewhere(expected)
+
+    def describe(operation: Operation, label: str, found: np.ndarray, want: np.ndarray) -> str | None:
+        allowed = rounding_of(want, found.dtype) if want.size and want.shape == found.shape and want.ndim else 0.0
+        return describe_constant(found, want, allowed, elsewhere(operation, label))
+
+    return describe
+
+
+def _exact(expected: Program, *, ranges_known: bool) -> Describe:
+    """Judge constants by their bits."""
+    elsewhere = find_elsewhere(expected)
+
+    def describe(operation: Operation, label: str, found: np.ndarray, want: np.ndarray) -> str | None:
+        if label == "activation scale" and not ranges_known:
+            return None
+        if found.dtype != want.dtype:
+            return f"is {found.dtype}, expected {want.dtype}"
+        return describe_constant(found, want, 0.0, elsewhere(operation, label))
+
+    return describe
+
+
+def _counts(network: FileNetwork, expected: Program) -> dict[str, int]:
+    kinds = Counter(operation.kind for operation in expected.operations)
+    arrays = [
+        entry for operation in expected.operations for entry in operation.operands if isinstance(entry, np.ndarray)
+    ]
+    counts = {
+        "operations": len(expected.operations),
+        "convolutions": kinds["Conv"],
+        "weights": sum(array.size for array in arrays),
+    }
+    return counts | ({"int8 activations": len(network.quantized)} if network.quantized else {})
+
+
+def _record_differences(file: onnx.ModelProto, record: BundleRecord) -> Iterator[str]:
+    """Compare what the bundle's record and the file say."""
+    graph = read_facts(file)
+    yield from _unequal("bundle.json", asdict(record.model), asdict(graph), "the file's")
+    if record.precision.asked != graph.precision:
+        yield f"bundle.json: precision {record.precision.asked}, the file's is {graph.precision}"
+    if record.exporter is not None and graph.exporter is not None and record.exporter != graph.exporter:
+        yield "bundle.json: exporter is another than the file's"
+    yield from _int8_layer_differences(file, record.precision)
+
+
+def _int8_layer_differences(file: onnx.ModelProto, held: PrecisionRecord) -> Iterator[str]:
+    found = set(layers_in_int8(file)) if held.asked == "int8" else set()
+    if len(found) != len(held.int8_layers):
+        yield f"int8: {len(found)} layers, {len(held.int8_layers)} are recorded"
+
+
+def _fact_differences(graph: GraphFacts, model: Segmentor) -> Iterator[str]:
+    """Compare what a file says of its network with the checkpoint."""
+    config = model.config
+    right = {
+        "info": asdict(model.info),
+        "decode": asdict(config.decode) if config.is_nrd else None,
+        "upsample": config.upsample,
+        "encoder": config.encoder,
+        "head": config.head,
+    }
+    said = asdict(graph)
+    yield from _unequal("facts", {name: said[name] for name in right}, right, "the checkpoint's")
+
+
+def _unequal(where: str, found: Mapping[str, Any], want: Mapping[str, Any], whose: str) -> Iterator[str]:
+    """Yield the entries of two records that differ, nested ones by their own names."""
+    for name in dict.fromkeys((*want, *found)):
+        got, right = found.get(name), want.get(name)
+        if isinstance(got, dict) and isinstance(right, dict):
+            yield from _unequal(f"{where}: {name}" if where != name else where, got, right, whose)
+        elif got != right:
+            yield f"{where}: {name} {_short(got)}, {whose} is {_short(right)}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:117]}…"
+
+
+def _interface_differences(file: onnx.ModelProto, expected: onnx.ModelProto) -> Iterator[str]:
+    """Compare inputs, outputs and their types, versions of operators, and what the files say of themselves."""
+    for what, found, want in (
+        ("input", file.graph.input, expected.graph.input),
+        ("output", file.graph.output, expected.graph.output),
+    ):
+        got, right = ({entry.name: _typed(entry) for entry in side} for side in (found, want))
+        for name in dict.fromkeys((*right, *got)):
+            if got.get(name) != right.get(name):
+                yield f"{what} {name}: {got.get(name, 'absent')}, expected {right.get(name, 'none')}"
+    versions = [
+        {(name, entry.domain): entry.version for name, owner in _owners(side) for entry in owner.opset_import}
+        for side in (file, expected)
+    ]
+    for name, domain in dict.fromkeys((*versions[1], *versions[0])):
+        version, wanted = (side.get((name, domain)) for side in versions)
+        if version != wanted:
+            yield f"{name}: operators {domain or 'ai.onnx'} of version {version}, expected {wanted}"
+    yield from _unequal("facts", asdict(read_facts(file)), asdict(read_facts(expected)), "the derived file's")
+
+
+def _owners(model: onnx.ModelProto) -> Iterator[tuple[str, Any]]:
+    yield "the file", model
+    yield from ((entry.name, entry) for entry in model.functions)
+
+
+def _typed(entry: onnx.ValueInfoProto) -> str:
+    kind = entry.type.tensor_type
+    dims = ", ".join(str(dim.dim_param or dim.dim_value) for dim in kind.shape.dim)
+    return f"{TensorProto.DataType.Name(kind.elem_type).lower()} [{dims}]"

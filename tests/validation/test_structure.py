@@ -1,0 +1,445 @@
+"""The file held against its checkpoint: each edit is named as itself; sound files of every form have no difference."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from nrd_trt.engine.bundle import ONNX_FILE, Bundle, read_bundle
+from nrd_trt.errors import RunnerError
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.figures import StructureRecord
+from nrd_trt.graph.metadata import read_facts, write_facts
+from nrd_trt.specs import InputShape
+from nrd_trt.validation.structure import network_differences, prove_structure
+from nrd_trt.validation.validate import validate
+from tests.artefacts import (
+    SIZE_HW,
+    both_outputs,
+    build,
+    bundle,
+    checkpoint,
+    onnx_file,
+    plant,
+    rewrite_facts,
+    trained_model,
+)
+from tests.faults import Change, other_mean, shift_coordinates, swap_rgb, transpose_w1_in_decode, weights_of
+from tests.helpers import STATIC, made_once, small_model
+
+CONV = "backbone.layer5.1.conv.1.conv"
+DILATED = "decode_head.aspp_modules.3.depthwise_conv.conv"
+
+
+def int8_bundle() -> Path:
+    """The trained network in int8, ranges of drawn scenes."""
+
+    def make(path: Path) -> None:
+        with warnings.catch_warnings():  # so few scenes do not show every class
+            warnings.simplefilter("ignore")
+            options = {"calibration": "synthetic", "images": 4, "checkpoint": checkpoint(), "min_agreement": 0.5}
+            build(onnx_file(), path, precision="int8", **options)
+
+    return made_once("int8_structure.nrd", make)
+
+
+@cache
+def opened(precision: str) -> Bundle:
+    """A sound bundle; do not change it."""
+    return read_bundle(int8_bundle() if precision == "int8" else bundle(precision))
+
+
+@cache
+def file_of(precision: str) -> onnx.ModelProto:
+    """Its file; do not change it."""
+    return onnx.load(opened(precision).onnx_path)
+
+
+def proof(precision: str, change: Change = lambda model: None, **record: Any) -> StructureRecord:
+    """Prove a bundle whose file was changed."""
+    file = copy.deepcopy(file_of(precision))
+    change(file)
+    changed = replace(opened(precision), record=replace(opened(precision).record, **record))
+    return prove_structure(changed, file, trained_model(), both_outputs())
+
+
+def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def attribute(node_name: str, name: str, value: Any) -> Change:
+    """Set an attribute of a node."""
+
+    def change(model: onnx.ModelProto) -> None:
+        node = node_of(model, node_name)
+        kept = [entry for entry in node.attribute if entry.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return change
+
+
+def stored(name: str, edit: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """Change an initializer, by the name that it has in fp32."""
+
+    def change(model: onnx.ModelProto) -> None:
+        tensor, values = weights_of(model, name)
+        tensor.CopyFrom(numpy_helper.from_array(edit(values).astype(values.dtype), tensor.name))
+
+    return change
+
+
+def rows(edit: Callable[[np.ndarray], np.ndarray], *chosen: int) -> Callable[[np.ndarray], np.ndarray]:
+    def change(values: np.ndarray) -> np.ndarray:
+        values = values.copy()
+        values[list(chosen)] = edit(values[list(chosen)])
+        return values
+
+    return change
+
+
+def reads(node_name: str, index: int, tensor: str) -> Change:
+    """Let a node read another tensor."""
+
+    def change(model: onnx.ModelProto) -> None:
+        node_of(model, node_name).input[index] = tensor
+
+    return change
+
+
+def swapped(node_name: str, first: int, second: int) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        node = node_of(model, node_name)
+        node.input[first], node.input[second] = node.input[second], node.input[first]
+
+    return change
+
+
+def inserted(node_name: str, op: str, **attributes: Any) -> Change:
+    """Put a node of one input between a node and its first input."""
+
+    def change(model: onnx.ModelProto) -> None:
+        place = next(index for index, node in enumerate(model.graph.node) if node.name == node_name)
+        node = model.graph.node[place]
+        extra = helper.make_node(op, [node.input[0]], ["extra/out"], name="extra", **attributes)
+        node.input[0] = "extra/out"
+        model.graph.node.insert(place, extra)
+
+    return change
+
+
+def removed(node_name: str) -> Change:
+    """Take a node out; its readers read its first input."""
+
+    def change(model: onnx.ModelProto) -> None:
+        node = node_of(model, node_name)
+        source, result = node.input[0], node.output[0]
+        model.graph.node.remove(node)
+        for reader in model.graph.node:
+            reader.input[:] = [source if name == result else name for name in reader.input]
+
+    return change
+
+
+def without_bias(layer: str) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        del node_of(model, f"{layer}/Conv").input[2]
+
+    return change
+
+
+def in_body(output: str, edit: Callable[[onnx.NodeProto], None]) -> Change:
+    """Change the node of every function that makes a tensor."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for function in model.functions:
+            for node in function.node:
+                if output in node.output:
+                    edit(node)
+
+    return change
+
+
+def constant_in_body(output: str, edit: Callable[[np.ndarray], np.ndarray]) -> Change:
+    def edit_node(node: onnx.NodeProto) -> None:
+        values = numpy_helper.to_array(node.attribute[0].t)
+        node.attribute[0].t.CopyFrom(numpy_helper.from_array(edit(values).astype(values.dtype)))
+
+    return in_body(output, edit_node)
+
+
+def swap_inputs(node: onnx.NodeProto) -> None:
+    node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+def in_facts(**changes: Any) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        facts = read_facts(model)
+        write_facts(model, replace(facts, **{name: edit(getattr(facts, name)) for name, edit in changes.items()}))
+
+    return change
+
+
+def biases_swapped(model: onnx.ModelProto) -> None:
+    """Let the decode add b1 where b0 belongs."""
+    for function in model.functions:
+        for node in function.node:
+            node.input[:] = [{"b0": "b1", "b1": "b0"}.get(name, name) for name in node.input]
+
+
+def dilated_by_8(model: onnx.ModelProto) -> None:
+    """Change a dilation and its padding, so that the file still runs."""
+    for name in ("dilations", "pads"):
+        attribute(f"{DILATED}/Conv", name, [8, 8] if name == "dilations" else [8, 8, 8, 8])(model)
+
+
+def fused_without_shift(conv: Any, norm: Any) -> Any:
+    """Fold a batch norm as a faulty exporter might, which loses its shift."""
+    folded = fuse_conv_bn_eval(conv, norm)
+    folded.bias.data *= 0
+    return folded
+
+
+def relu6_at(limit: float) -> Change:
+    return stored("max_val_cast", lambda values: np.full_like(values, limit))
+
+
+# Edit -> precisions, the edit, what the differences say.
+EDITS: dict[str, tuple[tuple[str, ...], Change, str]] = {
+    "dilation 9 -> 8": (
+        ("fp32", "fp16", "bf16", "int8"),
+        attribute(f"{DILATED}/Conv", "dilations", [8, 8]),
+        f"`{DILATED}`: dilations [8, 8], expected [9, 9]",
+    ),
+    "padding": (
+        ("fp16",),
+        attribute(f"{DILATED}/Conv", "pads", [8, 8, 10, 10]),
+        f"`{DILATED}`: pads [8, 8, 10, 10], expected [9, 9, 9, 9]",
+    ),
+    "padding rule": (("fp32",), attribute(f"{DILATED}/Conv", "auto_pad", "SAME_UPPER"), "auto_pad SAME_UPPER"),
+    "W0 order": (("fp16",), constant_in_body("input_sections", lambda v: v[::-1]), "`w0_xy`"),
+    "one channel zero": (("fp32", "fp16"), stored(f"{CONV}.weight", rows(np.zeros_like, 7)), "row 7 of 576: zero"),
+    "half the channels zero": (
+        ("fp16",),
+        stored(f"{CONV}.weight", rows(np.zeros_like, *range(288))),
+        "rows 0–287 of 576: zero there",
+    ),
+    "weight ×2": (("fp32", "bf16"), stored(f"{CONV}.weight", lambda v: v * 2), f"`{CONV}`: weight is ×2 of"),
+    "row ×2": (("fp16",), stored(f"{CONV}.weight", rows(lambda v: v * 2, 3, 4)), "rows 3–4 of 576: ×2 there"),
+    "rolled rows": (("fp16",), stored(f"{CONV}.weight", lambda v: np.roll(v, 1, 0)), "in another order"),
+    "one value": (("fp32",), stored(f"{CONV}.weight", lambda v: v + (np.arange(v.size) == 9).reshape(v.shape) * 1e-4),
+                  f"`{CONV}`: weight differs in row 1"),
+    "noise of 5 %": (
+        ("fp32", "fp16", "bf16"),
+        stored(f"{CONV}.weight", lambda v: v * (1 + 0.05 * np.sin(np.arange(v.size)).reshape(v.shape))),
+        f"`{CONV}`: weight differs in",
+    ),
+    "bias lost": (("fp32", "int8"), without_bias(CONV), f"`{CONV}`: bias is absent, expected a constant"),
+    "bias zero": (("fp16", "int8"), stored(f"{CONV}.bias", np.zeros_like), f"`{CONV}`: bias is zero"),
+    "another layer's weight": (
+        ("fp16",),
+        reads(f"{CONV}/Conv", 1, "backbone.layer5.2.conv.1.conv.weight/fp16"),
+        f"`{CONV}`: weight is that of `backbone.layer5.2.conv.1.conv`",
+    ),
+    "BGR": (("fp32", "fp16"), swap_rgb, "red and blue are swapped"),
+    "mean": (("fp32",), other_mean, "`preprocessing`: input 1 "),
+    "std ×1.02": (("fp16",), stored("preprocessing.std", lambda v: v * 1.02), "another mean or standard deviation"),
+    "ReLU6 at 3": (("fp32", "int8"), relu6_at(3), "`backbone.conv1.act`: max is 3, expected 6"),
+    "ReLU6 lost": (("fp32",), removed("backbone.conv1.act/Clip"), "`backbone.conv1.act`: Clip is missing"),
+    "another activation": (("fp16",), inserted(f"{CONV}/Conv", "Sigmoid"), "`extra`: Sigmoid is extra"),
+    "ASPP order": (("fp32", "bf16"), swapped("Concat", 1, 2), "inputs in the order"),
+    "pool reads another stage": (
+        ("fp32",),
+        reads("decode_head.aspp_modules.0.conv/Conv", 0, "backbone.layer6.2/Add"),
+        "`decode_head.aspp_modules.0.conv`: input is",
+    ),
+    "shortcut lost": (("fp16",), removed("backbone.layer6.2/Add"), "`backbone.layer6.2`: Add is missing"),
+    "coordinates": (("fp32", "bf16"), shift_coordinates, "x_table"),
+    "W1 transposed in the decode": (("fp32",), transpose_w1_in_decode, "Transpose is extra"),
+    "b0 and b1": (("fp16",), biases_swapped, "`b0`: input 0 is `w0_flat` (output 3), expected `w0_flat` (output 1)"),
+    "W2 as [d][K]": (("fp32",), constant_in_body("w2_shape", lambda v: v[[0, 2, 1]]), "w2"),
+    "patch transposed": (
+        ("fp32",),
+        in_body("rows", lambda node: node.attribute[0].ints.__setitem__(slice(None), [0, 3, 1, 5, 2, 4])),
+        "`rows`: perm",
+    ),
+    "align_corners": (
+        ("fp32", "fp16"),
+        in_body("enlarged", lambda node: setattr(node.attribute[1], "s", b"align_corners")),
+        "`enlarged`: coordinate_transformation_mode align_corners, expected half_pixel",
+    ),
+    "nearest": (
+        ("bf16",),
+        in_body("enlarged", lambda node: setattr(node.attribute[0], "s", b"nearest")),
+        "`enlarged`: mode nearest, expected linear",
+    ),
+    "argmin": (("fp32",), in_body("index", lambda node: setattr(node, "op_type", "ArgMin")), "ArgMin"),
+    "factors swapped": (("fp32",), in_body("z1_weighted", swap_inputs), "`z1_weighted`: inputs in the order"),
+    "theta for both": (("fp32",), reads("decode_head/NrdPatchDecodeMask", 1, "theta"), "NrdPatchDecodeMask"),
+    "K of the node": (
+        ("fp16",),
+        attribute("decode_head/NrdPatchDecodeMask", "num_classes", 12),
+        "num_classes 12, expected 11",
+    ),
+    "one class's bias": (
+        ("fp16",),
+        stored("decode_head.classifier.classifier.1.bias", rows(lambda v: v + 1, 760)),
+        "`decode_head.classifier.classifier.1`: bias differs in row 760",
+    ),
+    "activation scale ×4": (
+        ("int8",),
+        stored("backbone.conv1.act/Clip/scale", lambda v: v * 4),
+        "`backbone.conv1.act`: activation scale is",
+    ),
+    "weight scales rolled": (
+        ("int8",),
+        stored(f"{CONV}.weight/scale", lambda v: np.roll(v, 1)),
+        f"`{CONV}`: weight scale differs",
+    ),
+    "int8 weights": (
+        ("int8",),
+        stored(f"{CONV}.weight/int8", rows(lambda v: v // 2, 5)),
+        f"`{CONV}`: int8 weight differs in row 5",
+    ),
+    "DQ with another scale": (
+        ("int8",),
+        reads("backbone.conv1.act/Clip/DQ", 1, "pixels/scale/fp16"),
+        "`backbone.conv1.act`: activation scale is 0.0",
+    ),
+    "pair lost": (("int8",), lambda model: [removed(f"backbone.conv1.act/Clip/{end}")(model) for end in ("DQ", "Q")],
+                  "QuantizeLinear is missing"),
+    "class names": (
+        ("fp32",),
+        in_facts(info=lambda info: replace(info, class_names=info.class_names[::-1])),
+        "facts: info: class_names",
+    ),
+    "palette": (("fp16",), in_facts(info=lambda info: replace(info, palette=info.palette[::-1])), "palette"),
+    "mean of the facts": (("fp16",), in_facts(info=lambda info: replace(info, mean=(0.0, 0.0, 0.0))), "mean"),
+    "upsample of the facts": (("fp16",), in_facts(upsample=lambda value: 2), "upsample 2"),
+    "a layer in fp32": (
+        ("fp16",),
+        lambda model: [inserted(f"{CONV}/Conv", "Cast", to=TensorProto.FLOAT)(model)][0],
+        "`extra`: Cast is extra",
+    ),
+}  # fmt: skip
+CASES = [(edit, precision) for edit, (precisions, *_) in EDITS.items() for precision in precisions]
+
+
+@pytest.mark.parametrize(("edit", "precision"), CASES)
+def test_an_edit_of_the_file_is_named(edit: str, precision: str) -> None:
+    _, change, words = EDITS[edit]
+    found = proof(precision, change)
+    assert any(words in line for line in found.differences), "\n".join(found.differences)
+    assert len(found.differences) <= 36, "\n".join(found.differences)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_a_sound_file_has_no_difference_whatever_its_parts_are_called(precision: str) -> None:
+    def renamed(model: onnx.ModelProto) -> None:
+        kept = {entry.name for entry in (*model.graph.input, *model.graph.output)}
+        for owner in (model.graph, *model.functions):
+            kept |= {""} | (set(owner.input) | set(owner.output) if owner is not model.graph else set())
+            for index, node in enumerate(owner.node):
+                node.name = f"n{index}"
+                node.input[:] = [name if name in kept else f"t/{name}" for name in node.input]
+                node.output[:] = [name if name in kept else f"t/{name}" for name in node.output]
+        for tensor in model.graph.initializer:
+            tensor.name = f"t/{tensor.name}"
+
+    for change in (lambda model: None, renamed):
+        found = proof(precision, change)
+        assert (found.compared, found.differences, found.not_provable) == ("whole", (), ())
+        assert found.checked["convolutions"] == 64
+        assert found.checked["weights"] > 3_000_000
+
+
+@pytest.mark.parametrize("edit", ["dilation 9 -> 8", "ASPP order", "align_corners", "BGR", "coordinates"])
+def test_a_file_of_another_version_is_held_against_the_network(edit: str) -> None:
+    """Such a file cannot be derived anew, so these are found by what PyTorch executes."""
+    other = replace(opened("fp32").record.exporter, torch="2.7.0")  # type: ignore[type-var]
+    found = proof("fp32", EDITS[edit][1], exporter=other)
+    assert found.compared == "layers"
+    assert "torch 2.7.0, here" in found.not_provable[0]
+    assert found.differences
+
+
+def test_a_sound_file_of_another_version_that_is_derived_alike_is_proven_whole() -> None:
+    found = proof("fp16", exporter=None)
+    assert (found.compared, found.differences, found.not_provable) == ("whole", (), ())
+
+
+def test_a_fault_of_the_exporter_is_found_by_the_half_that_does_not_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that the faulty exporter derives anew has the same fault."""
+    monkeypatch.setattr("nrd_trt.model.folding.fuse_conv_bn_eval", fused_without_shift)
+    model = small_model()
+    file = export_onnx(model, ExportOptions(shape=STATIC))
+    lines, _ = network_differences(file, model)
+    assert "`backbone.conv1.conv`: bias is absent, expected a constant [32]" in lines
+    assert sum("bias is absent" in line for line in lines) > 50
+
+
+@pytest.mark.parametrize("head", ["nrd_no_aspp", "deeplabv3plus", "bilinear"])
+def test_other_networks_have_no_difference(head: str) -> None:
+    model = small_model(head=head)
+    file = export_onnx(model, ExportOptions(shape=InputShape.static(SIZE_HW)))
+    lines, checked = network_differences(file, model)
+    assert lines == []
+    assert checked["convolutions"] > 50
+
+
+def test_validate_tells_the_differences_before_any_mask(tmp_path: Path) -> None:
+    stages: list[str] = []
+    path = plant(bundle("fp16"), tmp_path / "faulty.nrd", dilated_by_8)
+    options: dict[str, Any] = {"checkpoint": checkpoint(), "min_agreement": 0.0, "threads": 1, "progress": False}
+    found = validate(path, **options, on_stage=stages.append)
+    assert stages[:2] == ["comparing the file with the checkpoint", "comparing the masks"]
+    assert found.structure is not None and not found.passed
+    line = f"structure: `{DILATED}`: dilations [8, 8], expected [9, 9]"
+    assert line in found.failures
+    assert found.to_dict()["structure"]["differences"] == list(found.structure.differences)
+    without = validate(path, **options, structure=False)
+    assert without.structure is None and line not in without.failures
+    assert validate(path, min_agreement=0.0, threads=1, progress=False).structure is None
+
+
+def test_facts_of_the_record_are_held_against_the_file(tmp_path: Path) -> None:
+    path = plant(bundle("fp16"), tmp_path / "faulty.nrd", lambda model: None)
+    facts = read_bundle(path).record.model.to_dict()
+    rewrite_facts(path, model={**facts, "info": {**facts["info"], "mean": [0.0, 0.0, 0.0]}})
+    edited = read_bundle(path)
+    found = prove_structure(edited, onnx.load(path / ONNX_FILE), trained_model(), both_outputs())
+    assert any("bundle.json: info: mean" in line for line in found.differences)
+
+
+def test_a_build_holds_its_export_against_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said of the checkpoint is recorded, and `validate` loads it so."""
+    sound = build(checkpoint(), tmp_path / "sound.nrd", precision="fp32", size=SIZE_HW, mean=(100.0, 110.0, 120.0))
+    assert sound["validation"]["structure"]["differences"] == []
+    assert sound["options"]["mean"] == [100.0, 110.0, 120.0]
+    proven = validate(tmp_path / "sound.nrd", checkpoint=checkpoint(), threads=1, progress=False)
+    assert proven.structure is not None and proven.passed
+    assert (proven.structure.compared, proven.structure.differences) == ("whole", ())
+    monkeypatch.setattr("nrd_trt.model.folding.fuse_conv_bn_eval", fused_without_shift)
+    # The tests share exports of equal networks; this one is no other's.
+    faulty = build(checkpoint(), tmp_path / "faulty.nrd", precision="fp32", size=SIZE_HW, mean=(90.0, 91.0, 92.0))
+    assert not faulty["passed"]
+    assert (
+        "structure: `backbone.conv1.conv`: bias is absent, expected a constant [32]" in faulty["validation"]["failures"]
+    )
+
+
+def test_a_file_that_cannot_run_is_an_error_that_tells_the_differences(tmp_path: Path) -> None:
+    path = plant(bundle("fp16"), tmp_path / "faulty.nrd", EDITS["dilation 9 -> 8"][1])
+    with pytest.raises(RunnerError, match=r"(?s)dilations \[8, 8\], expected \[9, 9\].*and the file cannot be run"):
+        validate(path, checkpoint=checkpoint(), threads=1, progress=False)
