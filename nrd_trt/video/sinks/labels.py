@@ -20,8 +20,9 @@ _FURTHEST = 3
 _THINNING = 4
 """Every fourth pixel of every fourth row is compared with the labels of neighbouring frames."""
 _FEWEST, _MOST_FRAMES = 10, 0.75
-_GAIN = 0.05
-"""mIoU by which neighbours must agree better, in three of four frames and over at least ten."""
+_GAIN = 0.02
+"""mIoU by which neighbours must agree better, in three of four frames and over at least ten. On 40 frames of CamVid's
+validation drive (15 frames/s, ResNet-18) one frame off costs 0.034; of a sound pairing no neighbour gains anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
