@@ -324,6 +324,9 @@ def transpose_in_decode(matrix: str) -> Change:
     return change
 
 
+transpose_w1_in_decode = transpose_in_decode("w1")
+
+
 def guidance_first_in_decode(model: onnx.ModelProto) -> None:
     """Read W0's columns as guidance and then coordinates."""
     for function, spec in bodies(model):
@@ -373,9 +376,9 @@ def edit_tables(edit: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.nd
     return change
 
 
-def shift_coordinates(steps: float = 0.5) -> Change:
+def shift_coordinates(model: onnx.ModelProto, steps: float = 0.5) -> None:
     """Take the centres of pixels for their coordinates: half a step off in x and y."""
-    return edit_tables(lambda x, y: (x + (x[1] - x[0]) * steps, y + (y[1] - y[0]) * steps))
+    edit_tables(lambda x, y: (x + (x[1] - x[0]) * steps, y + (y[1] - y[0]) * steps))(model)
 
 
 swap_coordinates = edit_tables(lambda x, y: (y, x))

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ from nrd_trt.validation.validate import Validation, validate
 from nrd_trt.zoo import checkpoint_path
 from tests.artefacts import build, checkpoint, plant
 from tests.gallery.table import FAULTS, Case, Fault
-from tests.gallery.upstream import Planter, everywhere, quick_trace
-from tests.helpers import made_once
+from tests.gallery.upstream import Planter, everywhere
+from tests.helpers import made_once, traced_once
 
 _PHOTO_HW = (50, 70)
 _SCENES = range(500, 504)
@@ -109,7 +109,7 @@ def remembered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         everywhere(patch, synthetic.street_scene, cache(synthetic.street_scene))
         everywhere(patch, load_trained, loaded)
-        patch.setattr(onnx_export, "_trace", quick_trace(onnx_export._trace))
+        patch.setattr(onnx_export, "_trace", partial(traced_once, onnx_export._trace))
         patch.setattr(
             onnxruntime,
             "InferenceSession",

@@ -138,7 +138,7 @@ _FILE = _named(
     ("b0 and b1 in the decode", files.swap_biases_in_decode, _BIASES),
     ("patches transposed", files.transpose_patch, _PATCH),
     ("lost ReLU in the decode", files.lost_relu_in_decode, r"a1|ReLU|Relu"),
-    ("pixel centres", files.shift_coordinates(), _CENTRES),
+    ("pixel centres", files.shift_coordinates, _CENTRES),
     ("x and y exchanged", files.swap_coordinates, r"x and y are swapped|[xy]_table|coordinates"),
     ("coordinates without cat_norm", files.plain_coordinates, r"coordinates|[xy]_table|cat_norm"),
     (

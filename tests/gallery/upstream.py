@@ -36,11 +36,6 @@ from nrd_trt.runtime.base import BaseRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from tests.faults import Change
 
-EXPORT = onnx_export.export_onnx
-"""The exporter itself; the tests' session puts one in its place that exports equal networks once."""
-
-_traces: dict[str, onnx.ModelProto] = {}
-
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes a function of the product and returns the faulty one."""
 
@@ -82,12 +77,7 @@ class Planter:
             assert old in text
             text = text.replace(old, new)
         self._patch.setattr(function, name, text)
-        self.export_anew()
         self.set(function, "_parse", lambda parse: parse)
-
-    def export_anew(self) -> None:
-        """Let the exporter itself run."""
-        self._patch.setattr(onnx_export, "export_onnx", EXPORT)
 
     def _counted(self, original: Callable[..., Any], make: Wrap) -> Callable[..., Any]:
         faulty = make(original)
@@ -101,23 +91,6 @@ class Planter:
 
 
 Patch = Callable[[Planter], None]
-
-
-def quick_trace(trace: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelProto]:
-    """Trace equal layers once, as their weights are all that differs."""
-
-    def traced(adapter: nn.Module, tensors: tuple[str, ...], shape: Any) -> onnx.ModelProto:
-        parameters = {name: parameter.detach().numpy() for name, parameter in adapter.named_parameters()}
-        key = repr(([(name, values.shape) for name, values in parameters.items()], shape))
-        if key not in _traces:
-            _traces[key] = trace(adapter, tensors, shape)
-        result = copy_model(_traces[key])
-        for tensor in result.graph.initializer:
-            if tensor.name in parameters:
-                tensor.CopyFrom(numpy_helper.from_array(parameters[tensor.name], tensor.name))
-        return result
-
-    return traced
 
 
 # --- the exporter -----------------------------------------------------------------------------------------------------
@@ -148,7 +121,6 @@ def folded(change: Callable[[nn.BatchNorm2d], None]) -> Patch:
         return faulty
 
     def patch(planter: Planter) -> None:
-        planter.export_anew()
         planter.set(folding, "fuse_conv_bn_eval", make)
 
     return patch
@@ -180,7 +152,6 @@ def cat_norm(change: Callable[[nn.BatchNorm2d], None]) -> Patch:
         return faulty
 
     def patch(planter: Planter) -> None:
-        planter.export_anew()
         planter.set(folding, "_fold_cat_norm", make)
 
     return patch
@@ -199,7 +170,6 @@ def coordinates(planter: Planter) -> None:
     def make(fold: Callable[..., Any]) -> Callable[..., Any]:
         return lambda head: tuple(table + (table[1] - table[0]) / 2 for table in fold(head))
 
-    planter.export_anew()
     planter.set(folding, "_fold_cat_norm", make)
 
 
