@@ -21,7 +21,9 @@ _STEPS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _CLEARLY_WORSE = 3.0
 """How many times the error of the best of them a scale leaves. Four times the right scale leaves four times its error
 at most, as rounding grows with it."""
-_CLIPPED = 1e-4
+_CLIPPED, _BEYOND = 0.03, 1.9
+"""Share of the values that is clipped, and times of the range that they reach, from where a scale is too small. Ranges
+of other images clip as well: those of three training frames up to 2.8 % of two frames of CamVid's validation drive."""
 _FEW_LEVELS = LARGEST / 3
 
 
@@ -91,7 +93,7 @@ def _describe(use: _Use, scale: float) -> str | None:
         return None
     better = _STEPS[use.errors.index(best)]
     limits = f"±{LARGEST * scale:.3g}, PyTorch's values reach ±{use.reach:.3g}"
-    if better > 1 and use.clipped > _CLIPPED:
+    if better > 1 and use.clipped > _CLIPPED and use.reach > _BEYOND * LARGEST * scale:
         return f"too small: {use.clipped:.2%} of the values are clipped ({limits})"
     levels = use.reach / scale
     if better < 1 and levels < _FEW_LEVELS:
