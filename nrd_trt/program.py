@@ -78,6 +78,11 @@ def compare_programs(found: Program, expected: Program, describe: Describe, *, c
     return shortest or []
 
 
+def paired_operations(found: Program, expected: Program) -> list[tuple[int, int]]:
+    """Return ``(expected index, found index)`` of the operations that stand for each other."""
+    return list(_paired_from_results(found, expected).items())
+
+
 class _Comparison:
     """Two programs whose operations are paired: ``{expected index: found index}``."""
 

@@ -105,7 +105,9 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         checkpoint=CheckpointRecord(name=request.source.name, sha256=sha256_file(request.source)),
         exporter=exporter_record(),
         options=checkpoint_options(request.options),
-        structure=layer_structure(exported.typed.model, model),
+        structure=layer_structure(
+            exported.typed.model, model, [sample.image for sample in samples.first(MEASURED_COUNT)]
+        ),
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
         parity=exported.parity,
     )

@@ -8,7 +8,7 @@ node, which sees everything that a file holds, but is evidence only where the ve
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from nrd_trt.data.samples import MEASURED_COUNT
 from nrd_trt.engine.bundle import Bundle
 from nrd_trt.engine.record import BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, NrdTrtError
@@ -33,13 +34,18 @@ from nrd_trt.validation.structure_ends import (
     ending_differences,
     preprocessing_differences,
 )
+from nrd_trt.validation.structure_scales import scale_faults
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
 
 
 def check_structure(
-    file: onnx.ModelProto, record: BundleRecord, model: Segmentor, full: onnx.ModelProto
+    file: onnx.ModelProto,
+    record: BundleRecord,
+    model: Segmentor,
+    full: onnx.ModelProto,
+    images: Sequence[np.ndarray] = (),
 ) -> StructureRecord:
     """Compare a bundle's file with its checkpoint.
 
@@ -48,8 +54,9 @@ def check_structure(
         record: The bundle's record.
         model: The checkpoint's network.
         full: The fp32 file that the exporter makes of it now, in the bundle's form, with both outputs.
+        images: ``(h, w, 3) uint8`` RGB on which int8 scales are measured anew; none leaves that out.
     """
-    network, checked = network_differences(file, model)
+    network, checked = network_differences(file, model, images)
     network += [*_record_differences(file, record)]
     not_provable: list[str] = []
     try:
@@ -84,20 +91,28 @@ def prove_structure(
         ExportError: PyTorch executes what is not known here.
     """
     try:
-        return check_structure(file, bundle.record, model, full or rederive_full(model, bundle.graph))
+        images = list(bundle.references().images[:MEASURED_COUNT])
+        return check_structure(file, bundle.record, model, full or rederive_full(model, bundle.graph), images)
     except ConfigError as exc:  # the form of the file is not one of this network's
         found = layer_structure(file, model)
         return replace(found, differences=(*found.differences, str(exc)))
 
 
-def layer_structure(file: onnx.ModelProto, model: Segmentor) -> StructureRecord:
+def layer_structure(file: onnx.ModelProto, model: Segmentor, images: Sequence[np.ndarray] = ()) -> StructureRecord:
     """Compare a file with what PyTorch executes alone, as a build does with what it has just exported."""
-    lines, checked = network_differences(file, model)
+    lines, checked = network_differences(file, model, images)
     return StructureRecord(compared="layers", checked=checked, differences=tuple(lines), not_provable=())
 
 
-def network_differences(file: onnx.ModelProto, model: Segmentor) -> tuple[list[str], dict[str, int]]:
-    """Compare a file with what PyTorch executes: wiring, attributes, weights, preprocessing, decode, facts.
+def network_differences(
+    file: onnx.ModelProto, model: Segmentor, images: Sequence[np.ndarray] = ()
+) -> tuple[list[str], dict[str, int]]:
+    """Compare a file with what PyTorch executes: wiring, attributes, weights, scales, preprocessing, decode, facts.
+
+    Args:
+        file: In any precision.
+        model: The checkpoint's network.
+        images: See `check_structure`.
 
     Returns:
         One line per difference, and how many things of each kind were compared.
@@ -115,6 +130,8 @@ def network_differences(file: onnx.ModelProto, model: Segmentor) -> tuple[list[s
         lines += decode_attribute_differences(file, model, graph)
     lines += ending_differences(file, network, model, graph)
     lines += [f"`{tensor.name}`: int8: {fault}" for tensor in network.quantized for fault in tensor.faults]
+    if images and network.quantized:
+        lines += scale_faults(network, expected, model, images)
     return lines, _counts(network, expected)
 
 

@@ -443,3 +443,18 @@ def test_a_file_that_cannot_run_is_an_error_that_tells_the_differences(tmp_path:
     path = plant(bundle("fp16"), tmp_path / "faulty.nrd", EDITS["dilation 9 -> 8"][1])
     with pytest.raises(RunnerError, match=r"(?s)dilations \[8, 8\], expected \[9, 9\].*and the file cannot be run"):
         validate(path, checkpoint=checkpoint(), threads=1, progress=False)
+
+
+def test_scales_are_measured_anew_where_the_record_has_the_same_fault() -> None:
+    """A calibrator that is wrong writes wrong ranges into the record as well."""
+    name, held = "backbone.layer5.1.conv.0.act/Clip", opened("int8").record.precision
+    assert held.ranges is not None
+    ranges = {**held.ranges, name: held.ranges[name] / 4}
+    edit = stored(f"{name}/scale", lambda values: values / 4)
+    file = copy.deepcopy(file_of("int8"))
+    edit(file)
+    record = replace(opened("int8").record, precision=replace(held, ranges=ranges))
+    found = prove_structure(replace(opened("int8"), record=record), file, trained_model(), both_outputs())
+    (line,) = found.differences
+    assert line.startswith("`backbone.layer5.1.conv.0.act`: activation scale")
+    assert "times the squared error" in line
