@@ -139,9 +139,9 @@ def test_two_processes_of_two_micro_batches_equal_four(data: Path, tmp_path: Pat
         assert expected.keys() == got.keys()
         for name, tensor in expected.items():
             # The sums are the same ones in another order: after one step all are within 2e-7 of the largest. The second
-            # step's gradients see weights that differ by that; where a ReLU flips for it, up to 3e-4 was seen. A forgotten
-            # sample or statistic changes more. A bias whose next layers end in a batch norm has no gradient but the
-            # rounding of others, a few 1e-8 of momentum.
+            # step's gradients see weights that differ by that; where a ReLU flips for it, up to 3e-4 was seen. A
+            # forgotten sample or statistic changes more. A bias whose next layers end in a batch norm has no gradient
+            # but the rounding of others, a few 1e-8 of momentum.
             atol = max(2e-3 * tensor.abs().max().item(), 1e-6)
             torch.testing.assert_close(got[name], tensor, rtol=2e-3, atol=atol, msg=name)
     columns = [[(row["loss"], row["miou"]) for row in logged(tmp_path / folder)] for folder in ("one", "two")]
