@@ -366,7 +366,7 @@ def twice_row_5(values: np.ndarray) -> np.ndarray:
 
 IN_INT8: dict[str, tuple[Change, set[str], str]] = {
     "scale x0.25": (stored(f"{READ}/scale", lambda v: v * 0.25), {"int8 scale"}, f"`{DEPTHWISE}` reads is too small: "),
-    "scale x0.5": (stored(f"{READ}/scale", lambda v: v * 0.5), {"int8 scale"}, "of the values are clipped (±"),
+    "scale x0.5": (stored("pixels/scale", lambda v: v * 0.5), {"int8 scale"}, "of the values are clipped (±"),
     "scale x4": (stored(f"{READ}/scale", lambda v: v * 4), {"int8 scale"}, f"`{DEPTHWISE}` reads is too large: "),
     "rolled scales": (
         stored(f"{EXPANDING}.weight/scale", lambda v: np.roll(v, 3)), {"weights"},
