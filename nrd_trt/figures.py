@@ -1,17 +1,16 @@
-"""What a comparison of masks found, and the gates that it must hold: plain records that a bundle keeps. Leaf module."""
+"""What a comparison of masks found: plain records that a bundle keeps. Leaf module."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 
-from nrd_trt.errors import ConfigError
-
-_MIN_AGREEMENT = {"fp32": 0.9999, "fp16": 0.995, "bf16": 0.98, "int8": 0.97}
-_MAX_MIOU_DROP = {"fp32": 0.002, "fp16": 0.002, "bf16": 0.005, "int8": 0.01}
+from nrd_trt.gates import CLASS_SHARE, Gates, NamedFigure
 
 _SHOWN_DIFFERENCES = 8
 
@@ -19,43 +18,6 @@ _SHOWN_DIFFERENCES = 8
 def json_values(record: object) -> Any:
     """Return a dataclass as JSON gives it back: lists in place of tuples."""
     return json.loads(json.dumps(msgspec.to_builtins(record)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gates:
-    """The figures that an engine must reach before it is called done, fractions in 0-1.
-
-    Attributes:
-        min_agreement: Smallest share of pixels on which engine and reference agree.
-        max_miou_drop: Largest loss of mIoU against labels; checked where labels are given.
-    """
-
-    min_agreement: float
-    max_miou_drop: float
-
-    def __post_init__(self) -> None:
-        for name in ("min_agreement", "max_miou_drop"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name}={value}: expected a fraction in 0-1, e.g. 0.995 for 99.5 %.")
-
-    @classmethod
-    def of(cls, precision: str, min_agreement: float | None = None, max_miou_drop: float | None = None) -> Gates:
-        """Return the default gates of a precision, or what the user asks for."""
-        return cls(
-            min_agreement=_MIN_AGREEMENT[precision] if min_agreement is None else min_agreement,
-            max_miou_drop=_MAX_MIOU_DROP[precision] if max_miou_drop is None else max_miou_drop,
-        )
-
-    def failures(self, *, agreement: float | None, miou_drop: float | None) -> list[str]:
-        """Return one line per gate that does not hold; an agreement that could not be measured does not."""
-        lines = []
-        if agreement is None or not agreement >= self.min_agreement:  # NaN holds no gate
-            shown = "not measured" if agreement is None else f"{agreement:.6f}"
-            lines.append(f"pixel agreement {shown}, at least {self.min_agreement} needed")
-        if miou_drop is not None and not miou_drop <= self.max_miou_drop:
-            lines.append(f"mIoU drop {miou_drop:.6f}, at most {self.max_miou_drop} allowed")
-        return lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +97,12 @@ class MaskFigures:
         flips: Pixels that differ, and how many of them no near tie excuses.
         flip_pairs: Classes between which most pixels flipped.
         worst_images: The images with the lowest agreement, the worst first; none without a flip.
+        border_agreement: Share of equal pixels within `boundary_tolerance_px` of the reference's borders.
+        border_pixels: Number of those pixels.
+        per_class_pixels: Pixels that the reference's masks give each class, by class name; None in records of before.
+        per_class_labelled: Labelled pixels of each class, by class name; None without labels.
+        unknown_pixels: Pixels to which the engine gives an index that no class has; they count as flips.
+        warnings: Why agreement proves nothing here: signs that the reference itself draws nothing.
     """
 
     pixel_agreement: float | None
@@ -154,6 +122,12 @@ class MaskFigures:
     flips: Flips
     flip_pairs: tuple[FlipPair, ...]
     worst_images: tuple[ImageFigures, ...]
+    border_agreement: float | None = None
+    border_pixels: int = 0
+    per_class_pixels: dict[str, int] | None = None
+    per_class_labelled: dict[str, int] | None = None
+    unknown_pixels: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def miou_drop(self) -> float | None:
@@ -161,6 +135,38 @@ class MaskFigures:
         if self.miou_reference is None or self.miou_engine is None:
             return None
         return self.miou_reference - self.miou_engine
+
+    @property
+    def class_iou(self) -> NamedFigure | None:
+        """The lowest IoU between engine and reference of a class that is judged alone; None where there is none."""
+        between = {name: iou for name, iou in self.per_class_between.items() if iou is not None}
+        return min(_judged_alone(between, self.per_class_pixels or {}), key=itemgetter(1), default=None)
+
+    @property
+    def class_drop(self) -> NamedFigure | None:
+        """The largest loss of IoU against labels of a class that is judged alone; None without labels."""
+        before, after = self.per_class_reference or {}, self.per_class_iou or {}
+        drops = {
+            name: old - new for name, old in before.items() if old is not None and (new := after.get(name)) is not None
+        }
+        return max(_judged_alone(drops, self.per_class_labelled or {}), key=itemgetter(1), default=None)
+
+    def judged(self) -> dict[str, Any]:
+        """Return what gates are held against, as arguments of `Gates.failures`."""
+        return {
+            "agreement": self.pixel_agreement,
+            "miou_drop": self.miou_drop,
+            "class_iou": self.class_iou,
+            "class_drop": self.class_drop,
+            "border_agreement": self.border_agreement,
+            "boundary_f": self.boundary_between,
+        }
+
+
+def _judged_alone(figures: Mapping[str, float], pixels: Mapping[str, int]) -> Iterator[NamedFigure]:
+    """Yield the figures of the classes that have enough pixels."""
+    least = max(1.0, CLASS_SHARE * sum(pixels.values()))
+    return ((name, figure) for name, figure in figures.items() if pixels.get(name, 0) >= least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +217,55 @@ class Localisation:
     note: str
     images: tuple[str, ...]
     stages: tuple[StageFigures, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeFigures:
+    """How well a range of a file holds an activation, beside the one that loses least on the images compared.
+
+    Attributes:
+        tensor: Name of the activation.
+        held: Range that the file holds.
+        measured: Range that was measured anew.
+        loss: What the range held loses, as a multiple of what the one measured does.
+        allowed: Largest multiple allowed.
+    """
+
+    tensor: str
+    held: float
+    measured: float
+    loss: float
+    allowed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundComparison:
+    """A bundle's file and files derived anew from its checkpoint; every stage with the largest error allowed there.
+
+    Attributes:
+        images: Names of the images compared.
+        exported: The fp32 file exported anew, against PyTorch: whether this installation is right.
+        sound: A file of the bundle's precision derived anew, for int8 with ranges measured on these images, likewise.
+        bundle: The bundle's file against PyTorch; what is allowed is a multiple of what the sound file shows.
+        twin: The bundle's file against one derived anew with its own ranges; empty where none can be derived.
+        ranges: Those of the file that lose most beside ranges measured anew; empty where nothing is in int8.
+        note: What could not be compared, and why; empty where everything was.
+        failures: One line per comparison that is beyond what is allowed.
+    """
+
+    images: tuple[str, ...]
+    exported: tuple[StageFigures, ...]
+    sound: tuple[StageFigures, ...]
+    bundle: tuple[StageFigures, ...]
+    twin: tuple[StageFigures, ...]
+    ranges: tuple[RangeFigures, ...]
+    note: str
+    failures: tuple[str, ...]
+
+    @property
+    def mask_allowed(self) -> float | None:
+        """Largest share of pixels that may differ in the bundle's masks of these images; None where it is not known."""
+        return next((figures.tolerance for figures in self.bundle if figures.stage == "mask"), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +349,7 @@ class ValidationRecord(MaskFigures):
         rebuilds: Builds of the same file, likewise.
         structure: The file held against the checkpoint; None without a checkpoint, and where it was not asked for. A
             bundle has that of its own export.
+        soundness: The file beside sound ones, where a checkpoint was given to `nrd_trt.validate`; None in a bundle.
     """
 
     runner: str
@@ -310,6 +366,7 @@ class ValidationRecord(MaskFigures):
     localisation: Localisation | None = None
     rebuilds: Rebuilds | None = None
     structure: StructureRecord | None = None
+    soundness: SoundComparison | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the JSON object."""

@@ -9,6 +9,7 @@ import pytest
 
 from nrd_trt.data.folders import list_pairs
 from nrd_trt.engine.bundle import read_bundle
+from nrd_trt.gates import Gates
 from tests.artefacts import build, checkpoint
 
 STEP = 10
@@ -31,7 +32,7 @@ def test_fp16_bundle_passes_its_default_gates(frames: Path, tmp_path: Path) -> N
     facts = build(checkpoint(), target, size=(352, 480), precision="fp16", data=frames, min_agreement=None)
     validation = facts["validation"]
     assert facts["passed"] is True, (validation["failures"], facts["parity"])
-    assert validation["gates"] == {"min_agreement": 0.995, "max_miou_drop": 0.002}
+    assert validation["gates"] == vars(Gates.of("fp16"))
     assert validation["pixel_agreement"] >= 0.995
     assert validation["images"] == len(list((frames / "images").iterdir())) >= 5
     assert validation["miou_engine"] > 0.3  # a trained network; a guess gives 0.09

@@ -29,6 +29,7 @@ from nrd_trt.engine.compat import ConfigOptions, installed_flavours, load_tensor
 from nrd_trt.engine.options import OptionValue, option_texts
 from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, RunnerError
+from nrd_trt.gates import GATES
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.machine.cuda import find_device
 from nrd_trt.machine.device import choose_device
@@ -67,14 +68,12 @@ from nrd_trt.specs import (
     optional_path,
 )
 from nrd_trt.validation.references import ReferenceCollector
-from nrd_trt.validation.validate import Validation, compare_with_progress, judge
+from nrd_trt.validation.validate import Proofs, Validation, compare_with_progress, judge
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from nrd_trt.model import CheckpointFields
-
-_GATES = ("min_agreement", "max_miou_drop")
 
 
 def build(
@@ -120,6 +119,10 @@ def build(
     builder_options: Mapping[str, OptionValue] | None = None,
     min_agreement: float | None = None,
     max_miou_drop: float | None = None,
+    min_class_iou: float | None = None,
+    max_class_drop: float | None = None,
+    min_border_agreement: float | None = None,
+    min_boundary_f: float | None = None,
     force: bool = False,
     progress: bool = True,
     on_stage: OnStage = silent,
@@ -180,6 +183,10 @@ def build(
             `nrd_trt.doctor` tells what the installed TensorRT takes.
         min_agreement: Gate: share of equal pixels, 0-1; None takes the precision's.
         max_miou_drop: Gate: loss of mIoU against labels, 0-1; None takes the precision's.
+        min_class_iou: Gate: IoU with the reference of every class that is not rare, 0-1; None takes the precision's.
+        max_class_drop: Gate: loss of IoU against labels of any class that is not rare, 0-1; None takes the precision's.
+        min_border_agreement: Gate: share of equal pixels near borders, 0-1; None takes the precision's.
+        min_boundary_f: Gate: boundary F-score with the reference, 0-1; None takes the precision's.
         force: Replace an existing bundle.
         progress: Show bars on stderr where something takes over two seconds.
         on_stage: Receives a line when a stage begins.
@@ -254,6 +261,10 @@ def build(
             timing_cache=optional_path("timing_cache", timing_cache),
             min_agreement=min_agreement,
             max_miou_drop=max_miou_drop,
+            min_class_iou=min_class_iou,
+            max_class_drop=max_class_drop,
+            min_border_agreement=min_border_agreement,
+            min_boundary_f=min_boundary_f,
             force=force,
             progress=progress,
             on_stage=on_stage,
@@ -361,7 +372,7 @@ class _Build:
             checkpoint=request.checkpoint,
             has_plan=self.engine is not None,
             doubt=None if isinstance(runner, TrtRunner) else self._doubt(),
-            structure=given.structure,
+            proofs=Proofs(structure=given.structure),
         )
         return validation, collector.collected()
 
@@ -441,7 +452,7 @@ class _Build:
             "decode": None if form == "none" else form,
             **{name: asked[name] for name in (*FORM, "fit", "resample")},
             **{name: config[name] for name in ("workspace_mib", "optimization_level", "compute_capabilities")},
-            **{name: asked[name] for name in ("checkpoint", "data", "labels", "ignore_index", *_GATES)},
+            **{name: asked[name] for name in ("checkpoint", "data", "labels", "ignore_index", *GATES)},
             **request.options,
             **(vars(request.calibrator.arguments(precision)) if request.calibrator else {}),
             **{

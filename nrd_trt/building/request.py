@@ -10,7 +10,7 @@ from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.data.samples import SampleSource
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.exporting.export import check_form
-from nrd_trt.figures import Gates
+from nrd_trt.gates import GATES, Gates
 from nrd_trt.model import CheckpointFields, checkpoint_options
 from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.runtime.select import DEFAULT, RunOptions
@@ -59,6 +59,10 @@ class BuildRequest:
     timing_cache: Path | None = None
     min_agreement: float | None = None
     max_miou_drop: float | None = None
+    min_class_iou: float | None = None
+    max_class_drop: float | None = None
+    min_border_agreement: float | None = None
+    min_boundary_f: float | None = None
     force: bool = False
     run: RunOptions = DEFAULT
     progress: bool = True
@@ -79,7 +83,7 @@ class BuildRequest:
 
     def gates(self, precision: Precision) -> Gates:
         """Return what the masks of a file in `precision` must reach."""
-        return Gates.of(precision, self.min_agreement, self.max_miou_drop)
+        return Gates.of(precision, **{name: getattr(self, name) for name in GATES})
 
     def shape(self, default: Size) -> InputShape:
         """Return the shape asked for; `default` is the size where none is."""

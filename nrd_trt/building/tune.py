@@ -87,6 +87,10 @@ def tune(
     exclude: Sequence[str] | None = None,
     min_agreement: float | None = None,
     max_miou_drop: float | None = None,
+    min_class_iou: float | None = None,
+    max_class_drop: float | None = None,
+    min_border_agreement: float | None = None,
+    min_boundary_f: float | None = None,
     builder: BuilderName = "auto",
     runner: RunnerName = "auto",
     plugin: Path | str | None = None,
@@ -126,6 +130,10 @@ def tune(
         exclude: See `nrd_trt.build`.
         min_agreement: Gate: share of equal pixels, 0-1; None is 0.99 on every rung.
         max_miou_drop: Gate: loss of mIoU against labels, 0-1; None is 0.005 on every rung.
+        min_class_iou: See `nrd_trt.build`.
+        max_class_drop: See `nrd_trt.build`.
+        min_border_agreement: See `nrd_trt.build`.
+        min_boundary_f: See `nrd_trt.build`.
         builder: See `nrd_trt.build`.
         runner: See `nrd_trt.build`; the rungs themselves are judged in ONNX Runtime.
         plugin: See `nrd_trt.build`.
@@ -191,6 +199,10 @@ def tune(
         config=ConfigOptions(builder_options=option_texts(builder_options or {})),
         min_agreement=_MIN_AGREEMENT if min_agreement is None else min_agreement,
         max_miou_drop=_MAX_MIOU_DROP if max_miou_drop is None else max_miou_drop,
+        min_class_iou=min_class_iou,
+        max_class_drop=max_class_drop,
+        min_border_agreement=min_border_agreement,
+        min_boundary_f=min_boundary_f,
         run=RunOptions(
             runner=runner,
             plugin=optional_path("plugin", plugin),
@@ -322,13 +334,17 @@ class _Ladder:
                 miou_engine=found.miou_engine,
                 miou_drop=found.miou_drop,
                 latency_ms=self._time_file(file),
+                class_iou=found.class_iou,
+                class_drop=found.class_drop,
+                border_agreement=found.border_agreement,
+                boundary_f=found.boundary_between,
             )
             self._state.save(self._state_path)
         return self._state.rungs[step.name]
 
     def _reasons(self, rung: Rung, above: Step | None) -> list[str]:
         gates = self._request.gates(rung.precision)
-        reasons = gates.failures(agreement=rung.pixel_agreement, miou_drop=rung.miou_drop)
+        reasons = gates.failures(**rung.judged())
         if reasons or above is None or rung.latency_ms is None:
             return reasons
         higher = self._tried(above).latency_ms

@@ -12,8 +12,8 @@ import msgspec
 from nrd_trt.building.ladder_plot import can_plot, write_ladder
 from nrd_trt.engine.bundle import Bundle
 from nrd_trt.errors import ConfigError
-from nrd_trt.figures import Gates
 from nrd_trt.files import atomic_file
+from nrd_trt.gates import Gates, NamedFigure
 from nrd_trt.specs import Precision
 
 
@@ -43,6 +43,10 @@ class Rung(Step):
         miou_drop: Loss of mIoU against PyTorch; None without labels.
         latency_ms: Median milliseconds of a call; None where nothing was timed.
         rejected: Why it does not hold; empty for the winner.
+        class_iou: The class with the lowest IoU with PyTorch's masks, and that IoU; None where all are rare.
+        class_drop: The class that loses most IoU against the labels, and how much; None without labels.
+        border_agreement: Share of equal pixels near the borders of PyTorch's masks; None where there are none.
+        boundary_f: Boundary F-score with PyTorch's masks; None likewise.
     """
 
     int8_layers: int
@@ -51,6 +55,15 @@ class Rung(Step):
     miou_drop: float | None
     latency_ms: float | None
     rejected: tuple[str, ...] = ()
+    class_iou: NamedFigure | None = None
+    class_drop: NamedFigure | None = None
+    border_agreement: float | None = None
+    boundary_f: float | None = None
+
+    def judged(self) -> dict[str, Any]:
+        """Return what gates are held against, as arguments of `Gates.failures`."""
+        names = ("miou_drop", "class_iou", "class_drop", "border_agreement", "boundary_f")
+        return {"agreement": self.pixel_agreement, **{name: getattr(self, name) for name in names}}
 
     def __str__(self) -> str:
         """Return one line with the figures, and why it was rejected."""

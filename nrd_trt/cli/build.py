@@ -29,8 +29,7 @@ def build_command(
     ] = None,
     engine: groups.EngineOptions,
     run: groups.RunnerOptions,
-    min_agreement: common.MinAgreement = None,
-    max_miou_drop: common.MaxMiouDrop = None,
+    gates: groups.GateOptions,
     facts: groups.CheckpointFacts,
     force: common.Force = False,
     out: groups.OutputOptions,
@@ -50,8 +49,7 @@ def build_command(
         checkpoint=checkpoint,
         **engine.given(),
         **run.given(),
-        min_agreement=min_agreement,
-        max_miou_drop=max_miou_drop,
+        **gates.given(),
         force=force,
         progress=not out.quiet,
         on_stage=out.on_stage,
@@ -68,7 +66,8 @@ def _lines(bundle: Bundle) -> list[str]:
     validation, builder, precision = record.validation, record.builder, record.precision
     made = f"{builder.name} {builder.version}" if builder.version else "ONNX Runtime (no plan)"
     decode = f"decode as {record.decode}" if record.model.decode else "no per-patch decode"
-    lines = [f"{bundle.path}  ({precision.asked}, {made}, {decode})"]
+    lines = common.headline(validation.warnings)
+    lines += [f"{bundle.path}  ({precision.asked}, {made}, {decode})"]
     if precision.found:
         lines.append("layer types: " + ", ".join(f"{count} {kind}" for kind, count in precision.found.items()))
     if precision.int8_layers:

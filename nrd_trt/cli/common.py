@@ -162,6 +162,16 @@ def run_by(runner: str, arithmetic: str, plan_ran: bool | None) -> str:
     return f"{runner}, {arithmetic} arithmetic{plan}"
 
 
+def headline(warnings: Sequence[str]) -> list[str]:
+    """Return the lines that stand above everything else: why figures prove nothing."""
+    return [f"WARNING: {line}" for line in warnings]
+
+
+def worst_class(found: tuple[str, float] | None) -> str:
+    """Format a class with its figure."""
+    return "–" if found is None else f"{fraction(found[1])} {found[0]}"
+
+
 def fraction(value: float | None) -> str:
     """Format a figure in 0-1 for people."""
     return "–" if value is None else f"{value:.4f}"
@@ -197,3 +207,11 @@ Plugin = Annotated[
 ]
 MinAgreement = Annotated[float | None, checks_option(metavar="0-1", help="Gate: share of equal pixels.")]
 MaxMiouDrop = Annotated[float | None, checks_option(metavar="0-1", help="Gate: loss of mIoU against labels.")]
+MinClassIou = Annotated[
+    float | None, checks_option(metavar="0-1", help="Gate: lowest IoU of a class with the reference.")
+]
+MaxClassDrop = Annotated[float | None, checks_option(metavar="0-1", help="Gate: loss of a class's IoU against labels.")]
+MinBorderAgreement = Annotated[
+    float | None, checks_option(metavar="0-1", help="Gate: share of equal pixels near borders.")
+]
+MinBoundaryF = Annotated[float | None, checks_option(metavar="0-1", help="Gate: boundary F-score with the reference.")]

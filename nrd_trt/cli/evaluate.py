@@ -48,5 +48,5 @@ def table(evaluation: Evaluation) -> list[str]:
         ("mIoU", common.fraction(evaluation.miou)),
         ("pixel accuracy", common.fraction(evaluation.pixel_accuracy)),
     ]
-    lines = [f"{name:<24} {value}" for name, value in rows]
+    lines = [*common.headline(evaluation.warnings), *(f"{name:<24} {value}" for name, value in rows)]
     return lines + [f"  IoU {name:<20} {common.fraction(iou)}" for name, iou in evaluation.per_class_iou.items()]

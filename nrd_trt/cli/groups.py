@@ -122,6 +122,18 @@ class LabelOptions(Group):
     resample: common.ResampleOption = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class GateOptions(Group):
+    """What the figures must reach; the defaults are those of the precision."""
+
+    min_agreement: common.MinAgreement = None
+    max_miou_drop: common.MaxMiouDrop = None
+    min_class_iou: common.MinClassIou = None
+    max_class_drop: common.MaxClassDrop = None
+    min_border_agreement: common.MinBorderAgreement = None
+    min_boundary_f: common.MinBoundaryF = None
+
+
 DeviceOption = Annotated[
     Any,
     common.engine_option(

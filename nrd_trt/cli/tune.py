@@ -24,8 +24,7 @@ def tune_command(
     judged: groups.LabelOptions,
     calibration: groups.CalibrationOption = None,
     ranges: groups.RangeOptions,
-    max_miou_drop: common.MaxMiouDrop = None,
-    min_agreement: common.MinAgreement = None,
+    gates: groups.GateOptions,
     sensitivity: Annotated[
         bool, common.checks_option("--sensitivity", help="Measure every layer even where int8 everywhere holds.")
     ] = False,
@@ -47,8 +46,7 @@ def tune_command(
         **judged.given(),
         calibration=calibration,
         **ranges.given(),
-        min_agreement=min_agreement,
-        max_miou_drop=max_miou_drop,
+        **gates.given(),
         **builder.given(),
         **run.given(),
         size=size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from nrd_trt.cli import common, groups
 
 if TYPE_CHECKING:
-    from nrd_trt.figures import Localisation, Rebuilds, StructureRecord
+    from nrd_trt.figures import Localisation, Rebuilds, SoundComparison, StageFigures, StructureRecord
     from nrd_trt.validation.validate import Validation
 
 
@@ -23,8 +24,7 @@ def validate_command(
     ] = None,
     data: common.Data = None,
     judged: groups.LabelOptions,
-    min_agreement: common.MinAgreement = None,
-    max_miou_drop: common.MaxMiouDrop = None,
+    gates: groups.GateOptions,
     structure: Annotated[
         bool,
         typer.Option(
@@ -51,8 +51,7 @@ def validate_command(
         checkpoint=checkpoint,
         data=data,
         **judged.given(),
-        min_agreement=min_agreement,
-        max_miou_drop=max_miou_drop,
+        **gates.given(),
         structure=structure,
         localise=localise,
         rebuild=rebuild,
@@ -69,17 +68,24 @@ def validate_command(
 
 def _lines(found: Validation) -> Iterator[str]:
     """Yield the text without ``--json``."""
-    fraction = common.fraction
+    fraction, gates = common.fraction, found.gates
+    yield from common.headline(found.warnings)
     rows = [
         ("images", f"{found.images} {found.samples}, reference: {common.reference_name(found.reference)}"),
         ("run by", common.run_by(found.runner, found.arithmetic, found.plan_ran if found.has_plan else None)),
-        ("pixel agreement", f"{fraction(found.pixel_agreement)} (gate {found.gates.min_agreement})"),
+        ("pixel agreement", f"{fraction(found.pixel_agreement)} (gate {gates.min_agreement})"),
+        ("agreement near borders", f"{fraction(found.border_agreement)} (gate {gates.min_border_agreement})"),
+        ("lowest IoU of a class", f"{common.worst_class(found.class_iou)} (gate {gates.min_class_iou})"),
         ("flips not near a tie", f"{fraction(found.flips.far_share)} of the pixels"),
         ("near-tie share of flips", fraction(found.tie_share)),
         ("mIoU between", fraction(found.miou_between)),
         ("mIoU reference", fraction(found.miou_reference)),
         ("mIoU engine", fraction(found.miou_engine)),
-        ("boundary F between", f"{fraction(found.boundary_between)} (within {found.boundary_tolerance_px} px)"),
+        ("largest drop of a class", f"{common.worst_class(found.class_drop)} (gate {gates.max_class_drop})"),
+        (
+            "boundary F between",
+            f"{fraction(found.boundary_between)} within {found.boundary_tolerance_px} px (gate {gates.min_boundary_f})",
+        ),
     ]
     for name, value in rows:
         yield f"{name:<24} {value}"
@@ -92,6 +98,8 @@ def _lines(found: Validation) -> Iterator[str]:
         yield f"  worst image {image.name}: {fraction(image.pixel_agreement)}"
     if found.structure is not None:
         yield from _structure_lines(found.structure)
+    if found.soundness is not None:
+        yield from _sound_lines(found.soundness)
     if found.localisation is not None:
         yield from _stage_lines(found.localisation)
     if found.rebuilds is not None:
@@ -109,18 +117,37 @@ def _structure_lines(found: StructureRecord) -> Iterator[str]:
     yield from (f"  not provable: {line}" for line in found.not_provable)
 
 
+def _sound_lines(found: SoundComparison) -> Iterator[str]:
+    """Yield one line per comparison with the stage that comes nearest to what is allowed."""
+    yield f"the file beside sound ones, on {len(found.images)} images" + (f" ({found.note})" if found.note else "")
+    for what, stages in (
+        ("fp32 anew, to PyTorch", found.exported),
+        ("sound, to PyTorch", found.sound),
+        ("the file, to PyTorch", found.bundle),
+        ("the file, to its twin", found.twin),
+    ):
+        if stages:
+            nearest = max(stages, key=lambda stage: inf if stage.error is None else stage.error / stage.tolerance)
+            yield f"  {what:<22} {_stage_line(nearest)}"
+    for one in found.ranges[:1]:
+        yield f"  range of {one.tensor}: {one.held:.4g}, loses {one.loss:.2f} times what {one.measured:.4g} does"
+
+
 def _stage_lines(found: Localisation) -> Iterator[str]:
     yield f"stages ({found.note})"
-    for stage in found.stages:
-        error = "not finite" if stage.error is None else f"{stage.error:.2e}"
-        channel = ""
-        if stage.worst_channel is not None:
-            allowed = f"of {stage.channel_tolerance:g}"
-            channel = f"  worst channel {stage.worst_channel}: {stage.worst_channel_error:.2e} {allowed}"
-        verdict = "ok    " if stage.within else "BEYOND"
-        yield f"  {stage.stage:<14} {verdict} {error} of {stage.tolerance:g}{channel}"
+    yield from (f"  {_stage_line(stage)}" for stage in found.stages)
     yield f"  first beyond: {found.first_beyond or 'none'}"
     yield from (f"    {hint}" for hint in found.hints)
+
+
+def _stage_line(stage: StageFigures) -> str:
+    error = "not finite" if stage.error is None else f"{stage.error:.2e}"
+    channel = ""
+    if stage.worst_channel is not None:
+        allowed = f"of {stage.channel_tolerance:.3g}"
+        channel = f"  worst channel {stage.worst_channel}: {stage.worst_channel_error:.2e} {allowed}"
+    verdict = "ok    " if stage.within else "BEYOND"
+    return f"{stage.stage:<14} {verdict} {error} of {stage.tolerance:.3g}{channel}"
 
 
 def _rebuild_lines(found: Rebuilds) -> Iterator[str]:

@@ -14,8 +14,9 @@ from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.precision import Typed, derive_precision
-from nrd_trt.figures import Gates, Parity
+from nrd_trt.figures import Parity
 from nrd_trt.files import atomic_file, check_absent, sha256_bytes, sha256_file
+from nrd_trt.gates import Gates
 from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs

@@ -12,7 +12,7 @@ from polygraphy.logger import G_LOGGER
 
 from nrd_trt.data.samples import Sample
 from nrd_trt.errors import ConfigError
-from nrd_trt.figures import Gates
+from nrd_trt.gates import Gates
 from nrd_trt.polygraphy.results import NrdMaskResult, NrdMaskThreshold
 from nrd_trt.polygraphy.runner import PREFIX as TORCH
 from nrd_trt.polygraphy.settings import Settings, read_model, reported

@@ -23,7 +23,7 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.engine.plugins import check_plugin, load_plugin, take_plugin
 from nrd_trt.errors import BuildError, NrdTrtError, PluginError, RunnerError
-from nrd_trt.figures import Gates
+from nrd_trt.gates import Gates
 from nrd_trt.machine.cuda import Cuda, host_view, load_cuda, probe_device
 from nrd_trt.machine.gpu import Graphics
 from nrd_trt.machine.host import Machine

@@ -10,13 +10,16 @@ import numpy as np
 from nrd_trt.data.samples import Sample
 from nrd_trt.figures import FlipPair, Flips, ImageFigures, MaskFigures
 from nrd_trt.validation.metrics import (
+    BorderAgreement,
     BoundaryScore,
+    chance_miou,
     confusion_matrix,
     mean_iou,
     named_iou,
     named_values,
     pixel_agreement,
 )
+from nrd_trt.validation.triviality import Theta, trivial
 
 TIE_MARGIN = 1e-2
 """A pixel is near a tie where the reference's two best logits differ by less than this share of the logits' standard
@@ -36,10 +39,12 @@ class Reference:
     Attributes:
         mask: ``(h, w) uint8``.
         near_tie: ``(h, w) bool``, or None where the logits are not known.
+        theta: What the decode's weights are like, where they were looked at.
     """
 
     mask: np.ndarray
     near_tie: np.ndarray | None
+    theta: Theta | None = None
 
 
 ReferenceFn = Callable[[Sample], Reference]
@@ -89,17 +94,26 @@ class Comparator:
         count = len(class_names)
         self._between, self._reference, self._engine, self._tied = (np.zeros((count, count), np.int64) for _ in "1234")
         self._outlines = [BoundaryScore(count) for _ in range(3)]  # between, reference, engine
+        self._borders = BorderAgreement()
         self._ties_known = True
+        self._unknown = 0
+        self._theta: Theta | None = None
         self._per_image: list[ImageFigures] = []
         self._keep, self._pictures = pictures, list[Picture]()
 
     def add(self, reference: Reference, engine_mask: np.ndarray, sample: Sample) -> None:
         """Add one image; everything is brought to the image's own size first."""
         count = len(self._names)
+        self._theta = self._theta or reference.theta
         expected, got = sample.restore(reference.mask), sample.restore(engine_mask)
+        unknown = got >= count
+        if unknown.any():  # an index too high is no class; it counts as one that is wrong
+            self._unknown += int(unknown.sum())
+            got = np.where(unknown, (expected + 1) % count, got)
         between = confusion_matrix(expected, got, count)
         self._between += between
         self._outlines[0].add(expected, got)
+        self._borders.add(expected, got)
         far: int | None = None
         if reference.near_tie is None:
             self._ties_known = False
@@ -148,9 +162,27 @@ class Comparator:
             flips=flips,
             flip_pairs=_flip_pairs(self._between, tied, names),
             worst_images=tuple(differing[:WORST_KEPT]),
+            border_agreement=self._borders.share(),
+            border_pixels=self._borders.pixels,
+            per_class_pixels=_pixels(self._between, names),
+            per_class_labelled=_pixels(self._engine, names) if labelled else None,
+            unknown_pixels=self._unknown,
+            warnings=tuple(
+                trivial(
+                    _pixels(self._between, names),
+                    miou=mean_iou(self._reference),
+                    chance=chance_miou(self._reference),
+                    theta=self._theta,
+                )
+            ),
             per_image=tuple(self._per_image),
             pictures=tuple(self._pictures),
         )
+
+
+def _pixels(matrix: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """Return the pixels of each class on the first side of a confusion matrix."""
+    return dict(zip(names, matrix.sum(1).tolist(), strict=True))
 
 
 def _badness(figures: ImageFigures) -> tuple[float, int]:

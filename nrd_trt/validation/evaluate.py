@@ -15,7 +15,8 @@ from nrd_trt.progress import bar
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import Fit, Provider, Resample, RunnerName, optional_path
-from nrd_trt.validation.metrics import confusion_matrix, mean_iou, named_iou, pixel_agreement
+from nrd_trt.validation.metrics import chance_miou, confusion_matrix, mean_iou, named_iou, pixel_agreement
+from nrd_trt.validation.triviality import trivial
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,6 +36,7 @@ class Evaluation:
         runner: Backend that drew the masks.
         arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
         plan_ran: Whether a bundle's plan itself ran; None where there is no plan.
+        warnings: Signs that the network draws nothing, or draws at random.
     """
 
     miou: float | None
@@ -44,6 +46,7 @@ class Evaluation:
     runner: str
     arithmetic: str
     plan_ran: bool | None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -120,6 +123,7 @@ def evaluate(
         for sample in bar(samples, desc="evaluating", unit="image", show=progress):
             if sample.label is not None:
                 matrix += confusion_matrix(sample.label, sample.restore(engine.mask(sample.image)), classes)
+    drawn = dict(zip(engine.info.class_names, matrix.sum(0).tolist(), strict=True))
     return Evaluation(
         miou=mean_iou(matrix),
         per_class_iou=named_iou(matrix, engine.info.class_names),
@@ -128,4 +132,5 @@ def evaluate(
         runner=engine.runner_name,
         arithmetic=engine.arithmetic,
         plan_ran=engine.plan_ran,
+        warnings=tuple(trivial(drawn, miou=mean_iou(matrix), chance=chance_miou(matrix))),
     )

@@ -1,4 +1,4 @@
-"""Mask metrics from one confusion matrix, and the boundary F-score over a data set. NumPy only."""
+"""Mask metrics from one confusion matrix, and those of borders over a data set. NumPy only."""
 
 from __future__ import annotations
 
@@ -43,6 +43,12 @@ def iou_per_class(matrix: np.ndarray) -> np.ndarray:
 def mean_iou(matrix: np.ndarray) -> float | None:
     """Return the mean over the classes present, in 0-1; None where no pixel was counted."""
     return _mean_present(iou_per_class(matrix))
+
+
+def chance_miou(matrix: np.ndarray) -> float | None:
+    """Return the mIoU of masks with the same share of each class, drawn at random; None where no pixel was counted."""
+    total = matrix.sum()
+    return mean_iou(np.outer(matrix.sum(1), matrix.sum(0)) / total) if total else None
 
 
 def pixel_agreement(matrix: np.ndarray) -> float | None:
@@ -115,6 +121,32 @@ class BoundaryScore:
     def mean(self) -> float | None:
         """Return the mean over the classes present; None where there is no outline at all."""
         return _mean_present(self.per_class())
+
+
+class BorderAgreement:
+    """Accumulates the pixels near the reference's borders, and those of them that have the same class.
+
+    A pixel is near a border where one of the reference's outlines (see `BoundaryScore`) is at most `reach_px` away.
+
+    Args:
+        reach_px: Euclidean distance.
+    """
+
+    def __init__(self, reach_px: int = BOUNDARY_TOLERANCE_PX) -> None:
+        self.reach_px = reach_px
+        self.pixels = self._equal = 0
+
+    def add(self, reference: np.ndarray, mask: np.ndarray) -> None:
+        """Add one image; arguments as for `BoundaryScore.add`."""
+        counted = reference != IGNORE
+        near = _dilate(_outline(reference, counted).astype(np.uint64), self.reach_px) != 0
+        near &= counted
+        self.pixels += int(near.sum())
+        self._equal += int((near & (reference == mask)).sum())
+
+    def share(self) -> float | None:
+        """Return the share of equal pixels near borders, 0-1; None where there are no borders."""
+        return self._equal / self.pixels if self.pixels else None
 
 
 def _outline(mask: np.ndarray, counted: np.ndarray) -> np.ndarray:

@@ -73,17 +73,20 @@ def sound_file(
     if precision != "int8":
         return to_precision(full, precision, kept_fp32)
     plan = plan_quantization(full, int8_layers)
-    ranges = measure_anew(full, plan.tensors, images, threads)
-    return to_precision(insert_qdq(full, plan, ranges), precision, kept_fp32)
+    return to_precision(insert_qdq(full, plan, measure_anew(full, plan.tensors, images, threads)), precision, kept_fp32)
 
 
 def measure_anew(
     full: onnx.ModelProto, tensors: Iterable[str], images: Iterable[np.ndarray], threads: int | None = None
 ) -> dict[str, float]:
-    """Return the range of each tensor that loses least in int8: the mean square of clipping and rounding together.
+    """Return the range of each tensor that loses least in int8 on these images."""
+    return {name: least_lossy(values) for name, values in pick_magnitudes(full, tensors, images, threads).items()}
 
-    About `_VALUES` evenly spaced values of each tensor and image are picked inside the graph, and its largest.
-    """
+
+def pick_magnitudes(
+    full: onnx.ModelProto, tensors: Iterable[str], images: Iterable[np.ndarray], threads: int | None = None
+) -> dict[str, np.ndarray]:
+    """Return ``(N,)`` magnitudes of each tensor: of every image about `_VALUES`, evenly spaced, and the largest."""
     wanted, facts = list(tensors), read_facts(full)
     picked: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     with OrtRunner(_with_picked(full, wanted), threads=threads) as runner:
@@ -91,20 +94,23 @@ def measure_anew(
             outputs = runner.infer(image_feed(image, facts))
             for name, values in picked.items():
                 values.append(np.abs(outputs[_PICKED + name]))
-    return {name: least_lossy(np.concatenate(values)) for name, values in picked.items()}
+    return {name: np.concatenate(values) for name, values in picked.items()}
 
 
 def least_lossy(magnitudes: np.ndarray) -> float:
-    """Return the range that represents magnitudes ``(N,)`` in steps of a 127th with the least mean square error."""
+    """Return the range that represents magnitudes ``(N,)`` in int8 with the least loss."""
     largest = float(magnitudes.max(initial=0.0))
     if not np.isfinite(largest) or largest == 0.0:
         return largest
-    losses = []
-    for limit in _CANDIDATES * largest:
-        step = limit / LARGEST
-        rounded = np.minimum(np.rint(magnitudes / step), LARGEST) * step
-        losses.append(float(np.square(rounded - magnitudes).mean()))
-    return float(_CANDIDATES[int(np.argmin(losses))] * largest)
+    limits = [float(share) * largest for share in _CANDIDATES]
+    return min(limits, key=lambda limit: loss(magnitudes, limit))
+
+
+def loss(magnitudes: np.ndarray, limit: float) -> float:
+    """Return the root mean square of what clipping at `limit` and rounding to its 127th change of magnitudes."""
+    step = limit / LARGEST
+    represented = np.minimum(np.rint(magnitudes / step), LARGEST) * step
+    return float(np.sqrt(np.square(represented - magnitudes).mean()))
 
 
 def _with_picked(full: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:

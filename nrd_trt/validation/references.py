@@ -17,6 +17,7 @@ from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.validation.compare import TIE_MARGIN, Reference, ReferenceFn
+from nrd_trt.validation.triviality import Theta
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
@@ -34,15 +35,20 @@ def check_classes(checkpoint: Path, model: Segmentor, graph: GraphFacts) -> None
 
 @contextmanager
 def torch_reference(model: Segmentor) -> Iterator[ReferenceFn]:
-    """Yield the trained model in fp32 as a reference."""
+    """Yield the trained model in fp32 as a reference; of the first image it also looks at what the decode is given."""
+    from nrd_trt.model.stages import predict_stages
     from nrd_trt.runtime.torch_runner import TorchRunner
 
+    looked: list[Theta | None] = []
     with TorchRunner(model, margin=True) as runner:
 
         def predict(sample: Sample) -> Reference:
+            if not looked:
+                theta = predict_stages(model, sample.image).get("theta")
+                looked.append(None if theta is None else Theta.of(theta))
             outputs = runner.infer({"image": sample.image[None]})
             near_tie = outputs["margin"][0] <= TIE_MARGIN * outputs["logits"].std()
-            return Reference(mask=outputs["mask"][0], near_tie=near_tie)
+            return Reference(mask=outputs["mask"][0], near_tie=near_tie, theta=looked[0])
 
         yield predict
 

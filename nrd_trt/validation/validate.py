@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from nrd_trt.data.samples import SampleSource
+from nrd_trt.data.samples import Sample, SampleSource
 from nrd_trt.engine.bundle import Bundle, read_bundle
 from nrd_trt.errors import ConfigError, NrdTrtError, RunnerError
-from nrd_trt.figures import Gates, ImageFigures, Localisation, Rebuilds, StructureRecord, ValidationRecord
+from nrd_trt.figures import ImageFigures, Localisation, Rebuilds, SoundComparison, StructureRecord, ValidationRecord
 from nrd_trt.files import check_absent, sha256_file
+from nrd_trt.gates import Gates
 from nrd_trt.graph.tensors import weight_types
 from nrd_trt.model import load_trained
 from nrd_trt.progress import OnMessage, OnStage, bar, silent
@@ -25,13 +26,47 @@ from nrd_trt.specs import Fit, Provider, Resample, RunnerName, optional_path
 from nrd_trt.validation.compare import WORST_KEPT, Comparator, Comparison, Picture, ReferenceFn
 from nrd_trt.validation.localise import LOCALISED_COUNT, compare_stages
 from nrd_trt.validation.rebuild import rebuild_plans
+from nrd_trt.validation.rederive import rederive_full
 from nrd_trt.validation.references import StoredSamples, check_classes, torch_reference
 from nrd_trt.validation.report import write_report
 from nrd_trt.validation.stages import TITLES
 from nrd_trt.validation.structure import prove_structure
+from nrd_trt.validation.twin import compare_with_sound, images_to_compare, kind_of
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proofs:
+    """What was compared besides the masks; None where it was not.
+
+    Attributes:
+        localisation: The stages.
+        rebuilds: Builds of the same file.
+        structure: The file held against the checkpoint.
+        soundness: The file beside sound ones.
+    """
+
+    localisation: Localisation | None = None
+    rebuilds: Rebuilds | None = None
+    structure: StructureRecord | None = None
+    soundness: SoundComparison | None = None
+
+    def failures(self, gates: Gates) -> Iterator[str]:
+        """Yield one line per proof that does not hold."""
+        if self.structure is not None:
+            yield from self.structure.failures()
+        if self.soundness is not None:
+            yield from self.soundness.failures
+        if self.localisation is not None and (first := self.localisation.first_beyond):
+            because = f": {'; '.join(self.localisation.hints)}" if self.localisation.hints else ""
+            yield f"stage {TITLES.get(first, first)} is the first beyond its tolerance{because}"
+        if self.rebuilds is not None and (line := self.rebuilds.failure(gates.min_agreement)):
+            yield line
+
+
+NO_PROOFS = Proofs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +103,10 @@ def validate(
     resample: Resample | None = None,
     min_agreement: float | None = None,
     max_miou_drop: float | None = None,
+    min_class_iou: float | None = None,
+    max_class_drop: float | None = None,
+    min_border_agreement: float | None = None,
+    min_boundary_f: float | None = None,
     structure: bool = True,
     localise: bool = False,
     rebuild: int | None = None,
@@ -96,6 +135,10 @@ def validate(
         resample: See `nrd_trt.open_bundle`.
         min_agreement: Smallest share of equal pixels, 0-1; None takes the default of the bundle's precision.
         max_miou_drop: Largest loss of mIoU against labels, 0-1; None likewise.
+        min_class_iou: Smallest IoU with the reference of any class that is not rare, 0-1; None likewise.
+        max_class_drop: Largest loss of IoU against labels of any class that is not rare, 0-1; None likewise.
+        min_border_agreement: Smallest share of equal pixels near borders, 0-1; None likewise.
+        min_boundary_f: Smallest boundary F-score with the reference, 0-1; None likewise.
         structure: Compare the file with the checkpoint, node by node, before any image; without a checkpoint it is not
             done.
         localise: Name the first stage of the network that is not the checkpoint's.
@@ -131,7 +174,15 @@ def validate(
             raise ConfigError(f"report={report}: expected a name that ends in .html.")
         check_absent(report, force=force)
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-    gates = Gates.of(bundle.graph.precision, min_agreement, max_miou_drop)
+    gates = Gates.of(
+        bundle.graph.precision,
+        min_agreement,
+        max_miou_drop,
+        min_class_iou=min_class_iou,
+        max_class_drop=max_class_drop,
+        min_border_agreement=min_border_agreement,
+        min_boundary_f=min_boundary_f,
+    )
     run = RunOptions(
         runner=runner,
         plugin=optional_path("plugin", plugin),
@@ -143,18 +194,26 @@ def validate(
     engine = open_engine(bundle, run, fit=fit, resample=resample)
     model, samples, reference = _reference(engine, bundle, checkpoint, data, labels, ignore_index)
     file = onnx.load(bundle.onnx_path)
-    proof = None
+    full = proof = None
+    if model is not None and kind_of(model) == (bundle.graph.encoder, bundle.graph.head, bundle.graph.decode):
+        on_stage("exporting the checkpoint anew")
+        full = rederive_full(model, bundle.graph)
     if model is not None and structure:
         on_stage("comparing the file with the checkpoint")
-        proof = prove_structure(bundle, file, model)
+        proof = prove_structure(bundle, file, model, full)
     on_stage("comparing the masks")
     with reference as predict, _telling(proof):
         kept = WORST_KEPT if report else 0
         comparison = compare_with_progress(samples, predict, engine, progress=progress, pictures=kept)
-    localisation = rebuilds = None
+    soundness = localisation = rebuilds = None
+    if model is not None and full is not None:
+        on_stage("comparing the file with sound ones")
+        soundness = _soundness(model, full, file, bundle, samples, comparison, threads)
     if model is not None and localise:
         on_stage("comparing the stages")
-        localisation = _localise(model, file, samples, comparison, engine, gates, threads)
+        allowed = soundness.mask_allowed if soundness is not None else None
+        tolerance = max(1 - gates.min_agreement, allowed or 0.0)  # few images are off by more than many
+        localisation = _localise(model, file, samples, comparison, engine, tolerance, threads)
     if rebuild is not None:
         rebuilds = rebuild_plans(
             bundle,
@@ -176,9 +235,7 @@ def validate(
         checkpoint=checkpoint,
         has_plan=bundle.plan_path is not None,
         doubt=_doubt(engine, bundle, run),
-        localisation=localisation,
-        rebuilds=rebuilds,
-        structure=proof,
+        proofs=Proofs(localisation=localisation, rebuilds=rebuilds, soundness=soundness, structure=proof),
     )
     if report is not None:
         write_report(report, bundle, validation)
@@ -208,9 +265,7 @@ def judge(
     checkpoint: Path | None,
     has_plan: bool,
     doubt: str | None = None,
-    localisation: Localisation | None = None,
-    rebuilds: Rebuilds | None = None,
-    structure: StructureRecord | None = None,
+    proofs: Proofs = NO_PROOFS,
 ) -> Validation:
     """Compare figures with gates and a file with what it claims.
 
@@ -225,13 +280,11 @@ def judge(
         checkpoint: The checkpoint compared with, which must be the file's; None without one.
         has_plan: Whether there is a plan.
         doubt: Why the plan did not run where it should have, in words.
-        localisation: The stages, where they were compared.
-        rebuilds: Builds of the same file, where they were made.
-        structure: The file held against the checkpoint, where it was.
+        proofs: What was compared besides the masks.
     """
     matches = None if checkpoint is None else sha256_file(checkpoint) == engine.graph.checkpoint_sha256
     types = weight_types(file)
-    failures = gates.failures(agreement=comparison.pixel_agreement, miou_drop=comparison.miou_drop)
+    failures = gates.failures(**comparison.judged())
     if doubt is not None:
         failures.append(doubt)
     if matches is False:
@@ -239,13 +292,10 @@ def judge(
     if precision_asked not in types:
         found = ", ".join(f"{count} in {kind}" for kind, count in types.items())
         failures.append(f"precision {precision_asked} is claimed and not delivered: convolutions are {found}")
-    if structure is not None:
-        failures += structure.failures()
-    if localisation is not None and (first := localisation.first_beyond):
-        because = f": {'; '.join(localisation.hints)}" if localisation.hints else ""
-        failures.append(f"stage {TITLES.get(first, first)} is the first beyond its tolerance{because}")
-    if rebuilds is not None and (line := rebuilds.failure(gates.min_agreement)):
-        failures.append(line)
+    if comparison.unknown_pixels:
+        last = len(engine.info.class_names) - 1
+        failures.append(f"{comparison.unknown_pixels} pixels have an index beyond {last}, the last class")
+    failures.extend(proofs.failures(gates))
     return Validation(
         **vars(comparison),
         runner=engine.runner_name,
@@ -260,9 +310,7 @@ def judge(
         gates=gates,
         failures=tuple(failures),
         passed=not failures,
-        localisation=localisation,
-        rebuilds=rebuilds,
-        structure=structure,
+        **vars(proofs),
     )
 
 
@@ -325,23 +373,50 @@ def _reference(
     return model, samples, torch_reference(model)
 
 
+def _soundness(
+    model: Segmentor,
+    full: onnx.ModelProto,
+    file: onnx.ModelProto,
+    bundle: Bundle,
+    samples: SampleSource | StoredSamples,
+    comparison: Comparison,
+    threads: int | None,
+) -> SoundComparison:
+    """Compare the file with sound ones on the images that agree least."""
+    shown = _worst(samples, comparison)
+    return compare_with_sound(
+        model,
+        full,
+        file,
+        bundle.record.precision,
+        images_to_compare([sample.image for sample in shown], [sample.name for sample in shown]),
+        exporter=bundle.record.exporter,
+        threads=threads,
+    )
+
+
+def _worst(samples: SampleSource | StoredSamples, comparison: Comparison) -> list[Sample]:
+    """Return the images that agree least, or the first ones where all agree."""
+    worst = {figures.index for figures in comparison.worst_images[:LOCALISED_COUNT]} or set(range(LOCALISED_COUNT))
+    return [sample for index, sample in enumerate(samples) if index in worst]
+
+
 def _localise(
     model: Segmentor,
     file: onnx.ModelProto,
     samples: SampleSource | StoredSamples,
     comparison: Comparison,
     engine: Engine,
-    gates: Gates,
+    mask_tolerance: float,
     threads: int | None,
 ) -> Localisation:
-    """Compare the stages on the images that agree least, or on the first ones where all agree."""
-    worst = {figures.index for figures in comparison.worst_images[:LOCALISED_COUNT]} or set(range(LOCALISED_COUNT))
+    """Compare the stages on the images that agree least."""
     agreement = comparison.pixel_agreement if engine.plan_ran else None
     return compare_stages(
         model,
         file,
-        [sample for index, sample in enumerate(samples) if index in worst],
-        mask_tolerance=1 - gates.min_agreement,
+        _worst(samples, comparison),
+        mask_tolerance=mask_tolerance,
         plan_disagreement=None if agreement is None else 1 - agreement,
         has_plan=engine.plan_ran is not None,
         threads=threads,

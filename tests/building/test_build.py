@@ -17,12 +17,13 @@ import onnx
 import pytest
 
 import nrd_trt
-from nrd_trt import figures
+from nrd_trt import gates
 from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, REFERENCE_FILE, read_bundle
 from nrd_trt.errors import BundleError, ConfigError, ExportError, MissingDependencyError
 from nrd_trt.exporting.onnx_export import exporter_record
 from nrd_trt.files import sha256_file
+from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import load_onnx, read_facts
 from nrd_trt.specs import Precision
 from nrd_trt.validation.rebuild import recorded_config
@@ -375,7 +376,7 @@ def test_bundle_that_fails_a_gate_is_kept_and_marked(tmp_path: Path) -> None:
 
 
 def test_parity_that_fails_marks_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(figures._MIN_AGREEMENT, "bf16", 1.0)
+    monkeypatch.setitem(gates._DEFAULTS, "bf16", replace(Gates.of("bf16"), min_agreement=1.0))
     facts = build(checkpoint(), tmp_path / "a.nrd", size=SIZE_HW, precision="bf16")
     assert (facts["validation"]["passed"], facts["passed"]) == (True, False)
     assert facts["parity"]["failures"][0].startswith("pixel agreement 0.")
@@ -424,6 +425,6 @@ def test_validation_of_the_stored_masks_repeats_the_builds() -> None:
     assert (got["reference"], got["samples"], got["checkpoint_matches"]) == ("stored", "stored inputs", None)
     for key in ("pixel_agreement", "miou_between", "tie_share", "images", "arithmetic", "runner", "passed"):
         assert got[key] == built[key]
-    assert verdict(bundle("bf16"), min_agreement=None)["gates"] == {"min_agreement": 0.98, "max_miou_drop": 0.005}
+    assert verdict(bundle("bf16"), min_agreement=None)["gates"] == vars(Gates.of("bf16"))
     with pytest.raises(ConfigError, match="expected 11 classes as in the engine, got 19"):
         verdict(bundle(), checkpoint=untrained_checkpoint(19))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 from PIL import Image
 
 import nrd_trt as package
-from nrd_trt import figures as gates
+from nrd_trt import gates
 from nrd_trt.building import build as build_module
 from nrd_trt.cli.main import VERBS
 from nrd_trt.data.classes import CAMVID_CLASSES
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.files import sha256_file
+from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import read_facts
 from tests.artefacts import (
     SIZE,
@@ -116,7 +118,7 @@ def test_export_writes_a_checked_file_and_its_json(nrd_trt: Invoke, tmp_path: Pa
 
 
 def test_parity_that_fails_leaves_no_file(nrd_trt: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gates._MIN_AGREEMENT, "bf16", 1.0)
+    monkeypatch.setitem(gates._DEFAULTS, "bf16", replace(Gates.of("bf16"), min_agreement=1.0))
     target = tmp_path / "m.onnx"
     arguments = ("export", checkpoint(), "-o", target, "--size", SIZE, "--precision", "bf16", "--threads", 1)
     result = nrd_trt(*arguments, "--json")

@@ -11,7 +11,8 @@ import pytest
 import nrd_trt as package
 from nrd_trt.building.tune_record import Rung, Tuned
 from nrd_trt.engine.bundle import Bundle, read_bundle
-from nrd_trt.figures import Gates, Parity
+from nrd_trt.figures import Parity
+from nrd_trt.gates import Gates
 from tests.artefacts import SIZE, bundle, checkpoint
 from tests.cli.conftest import Invoke, one_object, printed
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 
-from nrd_trt import export, figures
+from nrd_trt import export, gates
 from nrd_trt.errors import CheckpointError, ConfigError, ExportError, NrdTrtError, ShapeError
 from nrd_trt.exporting.precision import Typed
 from nrd_trt.files import sha256_file
+from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import read_facts
 from tests.artefacts import SIZE_HW, checkpoint, listing, scenes
 
@@ -35,7 +37,7 @@ def test_a_checked_file_and_its_evidence(tmp_path: Path) -> None:
 def test_parity_that_fails_leaves_no_file_not_even_an_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(figures._MIN_AGREEMENT, "bf16", 1.0)
+    monkeypatch.setitem(gates._DEFAULTS, "bf16", replace(Gates.of("bf16"), min_agreement=1.0))
     (target := tmp_path / "m.onnx").write_bytes(b"older")
     made = export(checkpoint(), target, size=SIZE_HW, precision="bf16", force=True, progress=False)
     assert made.sha256 is None and made.parity.failures[0].startswith("pixel agreement 0.")

@@ -15,7 +15,7 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
-from nrd_trt.figures import Gates
+from nrd_trt.gates import Gates
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.machine.cuda import host_view, open_cuda
 from nrd_trt.proving.runs import graph_fault, threads_fault

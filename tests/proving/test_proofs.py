@@ -15,11 +15,12 @@ import numpy as np
 import onnx
 import pytest
 
-from nrd_trt import figures
+from nrd_trt import gates
 from nrd_trt.benchmarking.benchmark import benchmark
 from nrd_trt.benchmarking.record import Benchmark, BenchmarkRow
 from nrd_trt.benchmarking.timing import Latency
 from nrd_trt.building.build import build
+from nrd_trt.gates import Gates
 from nrd_trt.graph.importer import importer_problems
 from nrd_trt.machine.energy import Energy
 from nrd_trt.machine.gpu import Gpu
@@ -139,7 +140,7 @@ def test_a_plan_passes_by_its_gate(tmp_path: Path, built: Any, monkeypatch: pyte
     built("run")
     assert prove_plan(LANE, "fp32", tmp_path) == {"pixel_agreement": 1.0, "gate": 0.9999, "reference": "onnx"}
     assert not LANE.bundle(tmp_path, "fp32").exists()
-    monkeypatch.setitem(figures._MIN_AGREEMENT, "fp16", 1.0)
+    monkeypatch.setitem(gates._DEFAULTS, "fp16", replace(Gates.of("fp16"), min_agreement=1.0))
     with pytest.raises(ProofFailedError, match=r"pixel agreement 0\.999\d+, at least 1\.0 needed"):
         prove_plan(LANE, "fp16", tmp_path)
 

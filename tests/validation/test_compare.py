@@ -138,3 +138,24 @@ def test_the_worst_images_are_named_and_kept() -> None:
     assert (got.worst_images[0].name, got.worst_images[0].index) == ("scene 17", 17)
     assert tuple(picture.figures for picture in got.pictures) == got.worst_images[:2]
     assert got.pictures[0].engine.sum() == 19
+
+
+def test_rare_classes_are_not_judged_alone() -> None:
+    reference = np.zeros((20, 50), np.uint8)
+    reference[:, :20], reference[0, 49] = 1, 2
+    engine, label = reference.copy(), reference.copy()
+    engine[0, 49] = 0  # the only pixel of a class: 0.1 % of all
+    engine[:2, :20] = 0  # a tenth of another
+    got = figures((reference, engine, label))
+    assert got.per_class_pixels == got.per_class_labelled == {"sky": 599, "road": 400, "car": 1}
+    assert got.per_class_between["car"] == 0.0
+    assert got.class_iou == ("road", 0.9)
+    assert got.class_drop == ("road", pytest.approx(0.1))
+    assert got.judged()["border_agreement"] == got.border_agreement < 1
+    unlabelled = figures((reference, reference, None))
+    assert (unlabelled.class_iou, unlabelled.class_drop) == (("sky", 1.0), None)
+
+
+def test_an_index_that_no_class_has_is_a_flip_and_no_error() -> None:
+    got = figures((mask([0, 1, 2, 0]), mask([0, 3, 200, 0]), mask([0, 1, 2, 0])))
+    assert (got.unknown_pixels, got.pixel_agreement, got.flips.pixels) == (2, 0.5, 2)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
+from typing import Any
 
 import pytest
 
 from nrd_trt.errors import ConfigError
-from nrd_trt.figures import Gates
+from nrd_trt.gates import GATES, Gates
 
 DEFAULTS = {"fp32": (0.9999, 0.002), "fp16": (0.995, 0.002), "bf16": (0.98, 0.005), "int8": (0.97, 0.01)}
 
@@ -16,8 +17,22 @@ DEFAULTS = {"fp32": (0.9999, 0.002), "fp16": (0.995, 0.002), "bf16": (0.98, 0.00
 def test_what_is_asked_for_replaces_its_default_only(precision: str) -> None:
     agreement, drop = DEFAULTS[precision]
     for asked, expected in (((), (agreement, drop)), ((0.25,), (0.25, drop)), ((None, 0.5), (agreement, 0.5))):
-        assert astuple(Gates.of(precision, *asked)) == expected
-    assert astuple(Gates.of(precision, 0.0, 1.0)) == (0.0, 1.0)
+        assert astuple(Gates.of(precision, *asked))[:2] == expected
+    assert astuple(Gates.of(precision, 0.0, 1.0))[:2] == (0.0, 1.0)
+    others = {name: value for name, value in vars(Gates.of(precision)).items() if name not in GATES[:2]}
+    assert len(others) == 4 and all(0 < value < 1 for value in others.values())
+    for name in others:
+        asked_for = Gates.of(precision, **{name: 0.125, "min_agreement": None})
+        assert vars(asked_for) == {**vars(Gates.of(precision)), name: 0.125}
+
+
+def test_who_asks_for_less_agreement_gets_the_finer_gates_looser() -> None:
+    default, looser = Gates.of("int8"), Gates.of("int8", 0.94, min_boundary_f=0.8)
+    assert looser.min_class_iou == pytest.approx(1 - 2 * (1 - (default.min_class_iou or 0)))
+    assert looser.max_class_drop == pytest.approx(2 * (default.max_class_drop or 0))
+    assert (looser.min_boundary_f, looser.max_miou_drop) == (0.8, default.max_miou_drop)
+    assert Gates.of("int8", 0.99) == replace(default, min_agreement=0.99)
+    assert vars(Gates.of("fp32", 0.5)) == dict(zip(GATES, (0.5, 0.002, 0, 1, 0, 0), strict=True))
 
 
 @pytest.mark.parametrize("value", [1.0001, 99.5, -0.01, float("nan")])
@@ -26,6 +41,8 @@ def test_gate_outside_the_fractions_is_refused(value: float) -> None:
         Gates.of("fp16", value)
     with pytest.raises(ConfigError, match=r"max_miou_drop=.*fraction in 0-1"):
         Gates.of("fp16", None, value)
+    with pytest.raises(ConfigError, match=r"min_boundary_f=.*fraction in 0-1"):
+        Gates.of("fp16", min_boundary_f=value)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +64,24 @@ def test_failures_name_each_gate_that_does_not_hold(
     lines = Gates(min_agreement=0.99, max_miou_drop=0.01).failures(agreement=agreement, miou_drop=drop)
     assert len(lines) == len(failed)
     assert all(line.startswith(start) for line, start in zip(lines, failed, strict=True))
+
+
+OPEN = Gates(min_agreement=0, max_miou_drop=1)
+FINER = replace(OPEN, min_class_iou=0.9, max_class_drop=0.1, min_border_agreement=0.8, min_boundary_f=0.7)
+
+
+@pytest.mark.parametrize(
+    ("figure", "line"),
+    [
+        ({"class_iou": ("car", 0.89)}, "IoU of class car with the reference's 0.890000, at least 0.9 needed"),
+        ({"class_drop": ("car", 0.11)}, "drop of the IoU of class car 0.110000, at most 0.1 allowed"),
+        ({"border_agreement": 0.79}, "agreement near borders 0.790000, at least 0.8 needed"),
+        ({"boundary_f": 0.69}, "boundary F-score with the reference's outlines 0.690000, at least 0.7 needed"),
+        ({"boundary_f": float("nan")}, "boundary F-score with the reference's outlines nan, at least 0.7 needed"),
+        ({"class_iou": ("car", 0.9), "class_drop": ("car", 0.1), "border_agreement": 0.8, "boundary_f": 0.7}, None),
+        ({"class_iou": None, "class_drop": None, "border_agreement": None, "boundary_f": None}, None),
+    ],
+)
+def test_each_finer_gate_goes_red_alone(figure: dict[str, Any], line: str | None) -> None:
+    assert FINER.failures(agreement=1.0, miou_drop=None, **figure) == ([line] if line else [])
+    assert OPEN.failures(agreement=1.0, miou_drop=None, **figure) == []  # as records of before were judged

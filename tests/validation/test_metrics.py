@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from nrd_trt.validation.metrics import (
+    BorderAgreement,
     BoundaryScore,
+    chance_miou,
     confusion_matrix,
     iou_per_class,
     mean_iou,
@@ -136,3 +138,45 @@ def by_loop(reference: np.ndarray, mask: np.ndarray, classes: int, tolerance: in
             precision, recall = share(got, want), share(want, got)
             result[cls] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return result
+
+
+@pytest.mark.parametrize("reach", [0, 1, 2, 3])
+def test_agreement_near_borders_against_a_loop(reach: int) -> None:
+    rng = np.random.default_rng(reach)
+    reference = rng.integers(0, 3, (2, 5, 6)).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+    mask = np.where(rng.random(reference.shape) < 0.2, 1, reference).astype(np.uint8)
+    reference[rng.random(reference.shape) < 0.05] = 255
+    found, near, equal = BorderAgreement(reach), 0, 0
+    for want, got in zip(reference, mask, strict=True):
+        found.add(want, got)
+        height, width = want.shape
+        places = [(y, x) for y in range(height) for x in range(width) if want[y, x] != 255]
+        pairs = [(y, x, y + dy, x + dx) for y, x in places for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+        outline = {
+            (y, x)
+            for y, x, v, u in pairs
+            if 0 <= v < height and 0 <= u < width and want[v, u] != 255 and want[v, u] != want[y, x]
+        }
+        for y, x in places:
+            if any((y - v) ** 2 + (x - u) ** 2 <= reach**2 for v, u in outline):
+                near, equal = near + 1, equal + int(want[y, x] == got[y, x])
+    assert (found.pixels, found.share()) == (near, pytest.approx(equal / near, abs=1e-12))
+    assert 0 < near < (reference != 255).sum()
+
+
+def test_without_borders_there_is_no_agreement_near_them() -> None:
+    found = BorderAgreement()
+    found.add(np.zeros((4, 4), np.uint8), np.ones((4, 4), np.uint8))
+    assert (found.share(), found.pixels) == (None, 0)
+
+
+def test_the_miou_of_chance_is_that_of_shuffled_masks() -> None:
+    rng = np.random.default_rng(1)
+    label = rng.choice(4, 200_000, p=[0.6, 0.3, 0.1, 0.0]).astype(np.uint8)
+    mask = rng.choice(4, label.size, p=[0.2, 0.2, 0.5, 0.1]).astype(np.uint8)
+    matrix = confusion_matrix(label, mask, 4)
+    assert chance_miou(matrix) == pytest.approx(mean_iou(matrix), abs=2e-3)
+    perfect = confusion_matrix(label, label, 4)
+    shuffled = mean_iou(confusion_matrix(label, rng.permutation(label), 4))
+    assert chance_miou(perfect) == pytest.approx(shuffled, abs=2e-3)
+    assert chance_miou(np.zeros((4, 4), np.int64)) is None

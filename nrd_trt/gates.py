@@ -1,0 +1,144 @@
+"""The figures that masks must reach, by precision: one table. Leaf module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from nrd_trt.errors import ConfigError
+
+NamedFigure = tuple[str, float]
+"""A class and its figure."""
+
+CLASS_SHARE = 0.01
+"""A class is judged alone where it has at least this share of the pixels: a smaller one is little more than an outline,
+which rounding moves in any sound file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """The figures that an engine must reach before it is called done, fractions in 0-1.
+
+    Attributes:
+        min_agreement: Smallest share of pixels on which engine and reference agree.
+        max_miou_drop: Largest loss of mIoU against labels; checked where labels are given.
+        min_class_iou: Smallest IoU between engine and reference of any class that has `CLASS_SHARE` of the reference's
+            pixels; None in records of before, which did not judge it. The same holds for the following.
+        max_class_drop: Largest loss of IoU against labels of any class that has `CLASS_SHARE` of the labelled pixels.
+        min_border_agreement: Smallest share of pixels near the reference's borders on which both agree.
+        min_boundary_f: Smallest boundary F-score between engine and reference, mean over classes.
+    """
+
+    min_agreement: float
+    max_miou_drop: float
+    min_class_iou: float | None = None
+    max_class_drop: float | None = None
+    min_border_agreement: float | None = None
+    min_boundary_f: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"{name}={value}: expected a fraction in 0-1, e.g. 0.995 for 99.5 %.")
+
+    @classmethod
+    def of(
+        cls,
+        precision: str,
+        min_agreement: float | None = None,
+        max_miou_drop: float | None = None,
+        **asked: float | None,
+    ) -> Gates:
+        """Return the default gates of a precision, or what the user asks for; None asks for nothing.
+
+        Who asks for less agreement than the default gets the finer gates looser in proportion, where not given.
+        """
+        given = {"min_agreement": min_agreement, "max_miou_drop": max_miou_drop, **asked}
+        default = _DEFAULTS[precision]
+        loosened = default if min_agreement is None else default._loosened(min_agreement)
+        return replace(loosened, **{name: value for name, value in given.items() if value is not None})
+
+    def _loosened(self, min_agreement: float) -> Gates:
+        times = max(1.0, (1 - min_agreement) / max(1 - self.min_agreement, 1e-6))
+        finer = {name: value for name, value in vars(self).items() if name not in ("min_agreement", "max_miou_drop")}
+        return replace(
+            self,
+            **{
+                name: min(1.0, times * value) if name.startswith("max") else max(0.0, 1 - times * (1 - value))
+                for name, value in finer.items()
+            },
+        )
+
+    def failures(
+        self,
+        *,
+        agreement: float | None,
+        miou_drop: float | None,
+        class_iou: NamedFigure | None = None,
+        class_drop: NamedFigure | None = None,
+        border_agreement: float | None = None,
+        boundary_f: float | None = None,
+    ) -> list[str]:
+        """Return one line per gate that does not hold; an agreement that could not be measured does not."""
+        lines = []
+        if agreement is None or not agreement >= self.min_agreement:  # NaN holds no gate
+            shown = "not measured" if agreement is None else f"{agreement:.6f}"
+            lines.append(f"pixel agreement {shown}, at least {self.min_agreement} needed")
+        if miou_drop is not None and not miou_drop <= self.max_miou_drop:
+            lines.append(f"mIoU drop {miou_drop:.6f}, at most {self.max_miou_drop} allowed")
+        for what, found, least in (
+            (
+                f"IoU of class {class_iou and class_iou[0]} with the reference's",
+                class_iou and class_iou[1],
+                self.min_class_iou,
+            ),
+            ("agreement near borders", border_agreement, self.min_border_agreement),
+            ("boundary F-score with the reference's outlines", boundary_f, self.min_boundary_f),
+        ):
+            if found is not None and least is not None and not found >= least:
+                lines.append(f"{what} {found:.6f}, at least {least} needed")
+        if class_drop is not None and self.max_class_drop is not None and not class_drop[1] <= self.max_class_drop:
+            lines.append(
+                f"drop of the IoU of class {class_drop[0]} {class_drop[1]:.6f}, at most {self.max_class_drop} allowed"
+            )
+        return lines
+
+
+GATES = tuple(entry.name for entry in fields(Gates))
+"""Their names, which are those of the arguments of `nrd_trt.build`, `validate` and `tune`."""
+
+_DEFAULTS = {
+    "fp32": Gates(
+        min_agreement=0.9999,
+        max_miou_drop=0.002,
+        min_class_iou=0.99,
+        max_class_drop=0.005,
+        min_border_agreement=0.995,
+        min_boundary_f=0.995,
+    ),
+    "fp16": Gates(
+        min_agreement=0.995,
+        max_miou_drop=0.002,
+        min_class_iou=0.96,
+        max_class_drop=0.01,
+        min_border_agreement=0.985,
+        min_boundary_f=0.98,
+    ),
+    "bf16": Gates(
+        min_agreement=0.98,
+        max_miou_drop=0.005,
+        min_class_iou=0.9,
+        max_class_drop=0.02,
+        min_border_agreement=0.92,
+        min_boundary_f=0.9,
+    ),
+    "int8": Gates(
+        min_agreement=0.97,
+        max_miou_drop=0.01,
+        min_class_iou=0.65,
+        max_class_drop=0.08,
+        min_border_agreement=0.85,
+        min_boundary_f=0.85,
+    ),
+}
+"""The first two are given; the others leave sound files the margin that docs/validation.md shows with its evidence;
+`scripts/dev/measure_gates.py` measures it."""

@@ -1,0 +1,328 @@
+"""A bundle's file against sound ones, derived anew from its checkpoint: what rounding excuses, and what nothing does.
+
+Four files run on a few images and are held against PyTorch in fp32, each one answering for the next:
+
+1. The fp32 file, exported anew. Beyond the tolerance of fp32 the exporter, the runner or the preprocessing of this
+   installation is wrong, and so are the bundles that it makes.
+2. The *sound* file: that one in the bundle's precision, for int8 with ranges measured anew on these images. Beyond what
+   sound files of trained networks show, this installation's passes are wrong, or int8 does not suit the network.
+3. The *twin*: the same with the ranges of the bundle's file, which must compute what its twin does.
+4. The bundle's file, which may be a stated margin farther from PyTorch than the sound file is. Ranges that are far off
+   are found here, and by what each loses beside the one measured anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from nrd_trt.engine.record import PrecisionRecord
+from nrd_trt.errors import CalibrationError, ConfigError
+from nrd_trt.figures import RangeFigures, SoundComparison, StageFigures
+from nrd_trt.graph.metadata import ExporterRecord, read_facts
+from nrd_trt.graph.outputs import PREFIX, with_taps
+from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.quantize import LARGEST, insert_qdq, layers_in_int8, plan_quantization
+from nrd_trt.runtime.engine import Engine
+from nrd_trt.runtime.graph_io import first_mask
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.specs import DecodeSpec, Precision
+from nrd_trt.validation.rederive import least_lossy, loss, pick_magnitudes
+from nrd_trt.validation.stages import STAGES, TITLES, StageMeter, StageTolerance
+
+if TYPE_CHECKING:
+    from nrd_trt.model.network import Segmentor
+
+Tensors = Mapping[str, np.ndarray]
+
+BRIGHTER = 1.6
+"""Factor of the values of an image; they end at 255."""
+
+RANGES_KEPT = 5
+"""Number of ranges that are named, those that lose most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundLimits:
+    """What is allowed of a precision; docs/validation.md has the evidence, `scripts/dev/measure_gates.py` measures it.
+
+    Attributes:
+        sound: Largest errors of the stages of a sound file.
+        sound_mask: Largest share of pixels of its masks that differ from PyTorch's.
+        margin: How many times the sound file's errors the bundle's file may have.
+        range_loss: How many times what the range measured anew loses a range of the bundle's file may lose.
+    """
+
+    sound: StageTolerance
+    sound_mask: float
+    margin: float
+    range_loss: float = np.inf
+
+
+LIMITS: Mapping[Precision, SoundLimits] = {
+    "fp32": SoundLimits(sound=StageTolerance(tensor=1e-4, channel=1e-3), sound_mask=1e-4, margin=2.0),
+    "fp16": SoundLimits(sound=StageTolerance(tensor=0.015, channel=0.07), sound_mask=0.005, margin=1.5),
+    "bf16": SoundLimits(sound=StageTolerance(tensor=0.07, channel=0.65), sound_mask=0.04, margin=1.5),
+    "int8": SoundLimits(sound=StageTolerance(tensor=0.4, channel=0.7), sound_mask=0.1, margin=2.0, range_loss=3.5),
+}
+SAME, ALIKE = 0.1, 2.0
+"""How far a file may be from its twin, as a share of the twin's error. What one exporter and the same libraries made
+is equal to the bit; what others made rounds at other places."""
+FLOOR_PIXELS = 4
+"""Pixels of a mask that may differ whatever their share: ties, which a sum in another order decides otherwise."""
+_PREPROCESSING = StageTolerance(tensor=1e-5, channel=1e-5)
+_NEGLIGIBLE = 1e-3  # of a tensor's root mean square: losses below this are rounding of 16 bits
+
+
+def compare_with_sound(
+    model: Segmentor,
+    full: onnx.ModelProto,
+    file: onnx.ModelProto,
+    record: PrecisionRecord,
+    images: Mapping[str, np.ndarray],
+    *,
+    exporter: ExporterRecord | None,
+    threads: int | None = None,
+    limits: SoundLimits | None = None,
+) -> SoundComparison:
+    """Compare a bundle's file, and files derived anew, with the checkpoint and with each other.
+
+    Args:
+        model: The checkpoint, in evaluation mode, of the network that the file holds.
+        full: Its export in fp32 in the form of the file, with both outputs.
+        file: The bundle's ONNX file.
+        record: What the bundle records of layers in int8 and nodes kept in fp32.
+        images: At least one ``(h, w, 3) uint8`` by name; tensors of one image are held at a time.
+        exporter: What wrote the bundle's file, where that is known.
+        threads: CPU threads of ONNX Runtime.
+        limits: What is allowed; None takes that of the file's precision.
+    """
+    from nrd_trt.exporting.onnx_export import exporter_record
+
+    limits = limits or LIMITS[read_facts(file).precision]
+    shown = list(images.values())
+    derived = _derive(full, file, record, shown, limits, threads)
+    apart = _measure(
+        model, {"exported": full, "sound": derived.sound, "twin": derived.twin, "bundle": file}, shown, threads
+    )
+    sound, twin = apart["sound"].figures(_fixed(limits)), apart["twin"].figures(_fixed(limits))
+    share = SAME if exporter == exporter_record() else ALIKE
+    found = SoundComparison(
+        images=tuple(images),
+        exported=apart["exported"].figures(_fixed(LIMITS["fp32"])),
+        sound=sound,
+        bundle=apart["bundle"].figures(_beside(sound, limits.margin)) if sound else (),
+        twin=apart["bundle and twin"].figures(_beside(twin, share)),
+        ranges=derived.ranges,
+        note=derived.note,
+        failures=(),
+    )
+    return replace(found, failures=tuple(_failures(found)))
+
+
+def kind_of(model: Segmentor) -> tuple[str, str, DecodeSpec | None]:
+    """Return what a file records of its network: encoder, head and decode."""
+    config = model.config
+    return config.encoder, config.head, config.decode if config.is_nrd else None
+
+
+def images_to_compare(images: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return images by name, and the first of them once more and brighter, as overflow shows on bright images.
+
+    Args:
+        images: At least one ``(h, w, 3) uint8``.
+        names: One per image.
+    """
+    brighter = np.minimum(images[0] * BRIGHTER, 255).astype(np.uint8)
+    return {**dict(zip(names, images, strict=True)), f"{names[0]}, brighter": brighter}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Derived:
+    """Files derived anew, as far as the record tells how."""
+
+    sound: onnx.ModelProto | None = None
+    twin: onnx.ModelProto | None = None
+    ranges: tuple[RangeFigures, ...] = ()
+    note: str = ""
+
+
+def _derive(
+    full: onnx.ModelProto,
+    file: onnx.ModelProto,
+    record: PrecisionRecord,
+    images: list[np.ndarray],
+    limits: SoundLimits,
+    threads: int | None,
+) -> _Derived:
+    """Derive the sound file and the twin from the fp32 file."""
+    precision, kept = read_facts(file).precision, frozenset(record.kept_fp32)
+    if precision != "int8":
+        sound = full if precision == "fp32" else to_precision(full, precision, kept)
+        return _Derived(sound=sound, twin=sound)
+    try:
+        plan = plan_quantization(full, record.int8_layers or layers_in_int8(file))
+        picked = pick_magnitudes(full, plan.tensors, images, threads)
+        measured = {name: least_lossy(magnitudes) for name, magnitudes in picked.items()}
+        sound = to_precision(insert_qdq(full, plan, measured), precision, kept)
+    except (ConfigError, CalibrationError) as exc:  # another version of torch names layers otherwise
+        return _Derived(note=f"no sound int8 file could be derived: {exc}")
+    shared, held = held_ranges(sound), held_ranges(file)  # in the sound file tensors of a Concat share theirs
+    if held.keys() != plan.tensors.keys():
+        note = f"the file has ranges of {len(held)} activations, its layers need {len(plan.tensors)} in this version"
+        return _Derived(sound=sound, note=f"{note}; they are judged by what the stages show")
+    ranges = [_range(name, held[name], shared[name], picked[name], limits) for name in plan.tensors]
+    return _Derived(
+        sound=sound,
+        twin=to_precision(insert_qdq(full, plan, held), precision, kept),
+        ranges=tuple(sorted(ranges, key=lambda one: -one.loss)[:RANGES_KEPT]),
+    )
+
+
+def held_ranges(file: onnx.ModelProto) -> dict[str, float]:
+    """Return the range of every activation that a file quantises, by the activation's name."""
+    constants = {tensor.name: tensor for tensor in file.graph.initializer}
+    return {
+        node.name.removesuffix("/Q"): float(numpy_helper.to_array(constants[node.input[1]])) * LARGEST
+        for node in file.graph.node
+        if node.op_type == "QuantizeLinear" and node.input[1] in constants
+    }
+
+
+def _range(name: str, held: float, measured: float, magnitudes: np.ndarray, limits: SoundLimits) -> RangeFigures:
+    least = _NEGLIGIBLE * float(np.sqrt(np.square(magnitudes).mean()))
+    losses = [float(np.hypot(loss(magnitudes, limit), least)) for limit in (held, measured)]
+    return RangeFigures(
+        tensor=name,
+        held=held,
+        measured=measured,
+        loss=losses[0] / losses[1] if losses[1] else 1.0,
+        allowed=limits.range_loss,
+    )
+
+
+class _Apart:
+    """Accumulates how far two forms of a network are apart, stage by stage."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, StageMeter] = {}
+        self._flipped = self._pixels = 0
+
+    def add(self, want: Tensors, got: Tensors) -> None:
+        """Add one image."""
+        for stage in STAGES[:-1]:
+            if stage in want and stage in got:
+                self._meters.setdefault(stage, StageMeter(len(want[stage]))).add(want[stage], got[stage])
+        self._flipped += int((want["mask"] != got["mask"]).sum())
+        self._pixels += want["mask"].size
+
+    def figures(self, allowed: Callable[[str], StageTolerance]) -> tuple[StageFigures, ...]:
+        """Return the figures of every stage; none where nothing was added."""
+        if not self._pixels:
+            return ()
+        share, tolerance = self._flipped / self._pixels, allowed("mask").tensor + FLOOR_PIXELS / self._pixels
+        mask = StageFigures(stage="mask", error=share, tolerance=tolerance, within=share <= tolerance)
+        return (*(meter.figures(stage, allowed(stage)) for stage, meter in self._meters.items()), mask)
+
+
+def _measure(
+    model: Segmentor, files: Mapping[str, onnx.ModelProto | None], images: list[np.ndarray], threads: int | None
+) -> dict[str, _Apart]:
+    """Run the files beside PyTorch, image by image; a file that stands under several names runs once."""
+    from nrd_trt.model.stages import predict_stages
+
+    apart = {name: _Apart() for name in (*files, "bundle and twin")}
+    with ExitStack() as stack:
+        engines = {
+            id(file): stack.enter_context(Engine(OrtRunner(with_taps(file), threads=threads), read_facts(file)))
+            for file in files.values()
+            if file is not None
+        }
+        for image in images:
+            want = predict_stages(model, image)
+            found = {key: stages_of_file(engine, image) for key, engine in engines.items()}
+            for name, file in files.items():
+                if file is not None:
+                    apart[name].add(want, found[id(file)])
+            if files["twin"] is not None:
+                apart["bundle and twin"].add(found[id(files["twin"])], found[id(files["bundle"])])
+    return apart
+
+
+def stages_of_file(engine: Engine, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Run a file with taps on one image and return its stages without the batch axis."""
+    feed = engine.feed(image)
+    outputs = engine.runner.infer(feed)
+    stages = {name.removeprefix(PREFIX): array[0] for name, array in outputs.items()}
+    if engine.graph.input_form == "float":
+        stages["preprocessing"] = feed["image"][0]
+    return {**stages, "mask": first_mask(outputs, engine.graph)}
+
+
+def _fixed(limits: SoundLimits) -> Callable[[str], StageTolerance]:
+    """Allow what sound files of a precision show."""
+
+    def allowed(stage: str) -> StageTolerance:
+        if stage == "mask":
+            return StageTolerance(tensor=limits.sound_mask, channel=limits.sound_mask)
+        return _PREPROCESSING if stage == "preprocessing" else limits.sound
+
+    return allowed
+
+
+def _beside(others: tuple[StageFigures, ...], times: float) -> Callable[[str], StageTolerance]:
+    """Allow so many times what another file shows at each stage, beyond what fp32 may show."""
+    known, floor = {one.stage: one for one in others}, _fixed(LIMITS["fp32"])
+
+    def allowed(stage: str) -> StageTolerance:
+        least, other = floor(stage), known[stage]
+        return StageTolerance(
+            tensor=least.tensor + times * (other.error or 0.0),
+            channel=least.channel + times * (other.worst_channel_error or 0.0),
+        )
+
+    return allowed
+
+
+def _failures(found: SoundComparison) -> Iterator[str]:
+    """Yield one line per comparison that is beyond what is allowed."""
+    here = "this installation is at fault, and not the bundle alone"
+    if line := _first(found.exported):
+        yield f"the checkpoint exported anew in fp32 is not PyTorch's network: {line}; {here}"
+    if line := _first(found.sound):
+        yield (
+            f"a file derived anew in the bundle's precision is too far from PyTorch: {line}; {here}, or the network "
+            "loses too much in this precision"
+        )
+    if line := _first(found.twin):
+        yield f"the file does not compute what the checkpoint gives in its own form and ranges: {line}"
+    if line := _first(found.bundle):
+        yield f"the file is farther from PyTorch than a sound one explains: {line}"
+    for one in found.ranges:
+        if not one.loss <= one.allowed:
+            yield (
+                f"the range of {one.tensor} is {one.held:.4g}, which loses {one.loss:.3g} times what "
+                f"{one.measured:.4g} does, at most {one.allowed:g} times allowed"
+            )
+
+
+def _first(stages: tuple[StageFigures, ...]) -> str | None:
+    """Describe the first stage beyond what is allowed, in the order of the data."""
+    for one in sorted(stages, key=lambda figures: STAGES.index(figures.stage)):
+        if not one.within:
+            title = TITLES.get(one.stage, one.stage)
+            if one.error is None:
+                return f"stage {title} has {one.not_finite} values that are not finite"
+            if one.worst_channel_error is not None and one.error <= one.tolerance:
+                return (
+                    f"channel {one.worst_channel} of stage {title} is off by {one.worst_channel_error:.2e}, at most "
+                    f"{one.channel_tolerance:.2e} allowed"
+                )
+            return f"stage {title} is off by {one.error:.2e}, at most {one.tolerance:.2e} allowed"
+    return None
