@@ -120,7 +120,7 @@ def _tensors(model: onnx.ModelProto, name: str) -> list[onnx.TensorProto]:
 
 def _store(tensor: onnx.TensorProto, values: np.ndarray) -> None:
     kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values.astype(kind)), tensor.name))
+    tensor.CopyFrom(numpy_helper.from_array(np.array(values, kind, order="C"), tensor.name))
 
 
 def _theta_rows(model: onnx.ModelProto) -> dict[str, slice]:

@@ -5,6 +5,7 @@ python -m tests.gallery.score docs/fault-gallery.md
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import tempfile
@@ -29,12 +30,16 @@ from nrd_trt.data.samples import SampleSource
 from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
 from nrd_trt.errors import NrdTrtError
 from nrd_trt.exporting import onnx_export
+from nrd_trt.graph.tensors import copy_model
 from nrd_trt.model import load_model, load_trained
 from nrd_trt.model.checkpoint import save_checkpoint
+from nrd_trt.model.folding import folded_weights
 from nrd_trt.model.network import Segmentor
+from nrd_trt.model.stages import predict_stages
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.specs import Precision
+from nrd_trt.validation.rederive import rederive_full
 from nrd_trt.validation.validate import Validation, validate
 from nrd_trt.zoo import checkpoint_path
 from tests.artefacts import build, checkpoint, plant
@@ -85,8 +90,8 @@ class Score:
     @property
     def false_causes(self) -> tuple[str, ...]:
         """What was said of the cause and is not true."""
-        allowed = re.compile("|".join(FAULTS[self.fault].causes))
-        return tuple(cause for cause in self.causes if not allowed.search(cause))
+        allowed = (r"^structure: \d+ more differences$", *FAULTS[self.fault].causes)
+        return tuple(cause for cause in self.causes if not any(re.search(known, cause) for known in allowed))
 
 
 @contextmanager
@@ -116,6 +121,31 @@ def remembered() -> Iterator[None]:
             lambda file, options, **_: session(file, options.intra_op_num_threads, options.graph_optimization_level),
         )
         yield
+
+
+@contextmanager
+def derived_once() -> Iterator[None]:
+    """Derive the sound side of equal files once: where the fault is in a file, nothing that derives it is faulty."""
+    with pytest.MonkeyPatch.context() as patch:
+        for function in (rederive_full, folded_weights, predict_stages):
+            everywhere(patch, function, _keyed(function))
+        yield
+
+
+_derived: dict[str, Any] = {}
+
+
+def _keyed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def once(model: Segmentor, *given: Any) -> Any:
+        arrays = [
+            hashlib.sha256(value).hexdigest() if isinstance(value, np.ndarray) else repr(value) for value in given
+        ]
+        key = f"{function.__name__} {id(model)} {arrays}"
+        if key not in _derived:
+            _derived[key] = function(model, *given)
+        return copy.copy(_derived[key]) if isinstance(_derived[key], dict) else copy_model(_derived[key])
+
+    return once
 
 
 # --- what faults are planted in ---------------------------------------------------------------------------------------
@@ -214,7 +244,8 @@ def planted(fault: Fault, precision: Precision) -> Iterator[Callable[[], Path]]:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         target = Path(folder) / "faulty.nrd"
         if fault.where == "file":
-            yield lambda: plant(sound, target, fault.plant)  # type: ignore[arg-type]
+            with derived_once():
+                yield lambda: plant(sound, target, fault.plant)  # type: ignore[arg-type]
             assert _differ(sound, target), f"{fault.name} changes nothing in {precision}"
         else:
             planter = Planter(patch)

@@ -81,13 +81,15 @@ def _in(case: Case, faults: list[Fault], precisions: tuple[Precision, ...] = ALL
     return [replace(fault, case=case, precisions=precisions) for fault in faults]
 
 
-_RED_AND_BLUE = r"red and blue|RGB|BGR|channel_order"
-_SPREAD = r"standard deviation|\bstd\b"
-_MEAN = r"\bmean\b"
-_CENTRES = r"coordinates .* off by \+0\.50|pixel centres|[xy]_table|coordinates"
-_W0 = r"W0 takes the guidance before the coordinates|w0_xy|w0_guidance|input_sections"
-_BIASES = r"b0 and b1 are exchanged|\bb[01]\b"
-_PATCH = r"patch is transposed|patches are transposed|\brows\b.*perm|Transpose.*perm|perm.*Transpose"
+_RED_AND_BLUE = r"preprocessing/swap|red and blue|RGB|BGR|channel_order"
+_SPREAD = r"standard deviation|\bstd\b|`preprocessing`: input 1 is"
+_MEAN = r"\bmean\b|`preprocessing`: input 1 is"
+_DRAWN = r"ending: from the same theta and guidance"
+_CENTRES = rf"{_DRAWN}|from_xy|coordinates .* off by \+0\.50|pixel centres|[xy]_table|coordinates"
+_W0 = rf"{_DRAWN}|W0 takes the guidance before the coordinates|w0_xy|w0_guidance|input_sections"
+_BIASES = rf"{_DRAWN}|b0 and b1 are exchanged|\bb[01]\b"
+_PATCH = rf"{_DRAWN}|patch is transposed|patches are transposed|\brows\b.*perm|Transpose.*perm|perm.*Transpose"
+_ENLARGED = rf"{_DRAWN}|Resize|enlarge|align_corners|asymmetric|nearest"
 _THETA_ORDER = r"classifier\.classifier\.1|theta.*permuted|channels are permuted"
 _WIDE = Case(size_hw=(64, 320))
 _R18 = Case(network="r18")
@@ -127,29 +129,33 @@ _FILE = _named(
     ("one class's weights lost", files.class_weights_lost(1), r"classifier\.classifier\.1|W2|class 1\b|by 0\.00"),
     ("two classes exchanged", files.swap_classes(0, 2), (r"classifier\.classifier\.1", r"permut|exchanged|labels")),
     ("5 % noise on a layer", files.noise(_NOISY, 0.05), r"layer5\.1\.conv\.0\."),
-    ("labels from one", files.shift_classes, r"labels|class(es)? .*(shift|off|later|\+1)|Mod|Add|mask"),
+    ("labels from one", files.shift_classes, rf"{_DRAWN}|labels|class(es)? .*(shift|off|later|\+1)|Mod|Add|mask"),
     ("W1 transposed in theta", files.transpose_in_theta("W1"), (r"W1 is transposed", _THETA_ORDER)),
     ("W2 as [d][K] in theta", files.transpose_in_theta("W2"), (r"W2 is transposed", _THETA_ORDER)),
     ("W0 order in theta", files.guidance_first_in_theta, (_W0, _THETA_ORDER)),
     ("b0 and b1 in theta", files.swap_biases_in_theta, (_BIASES, _THETA_ORDER)),
-    ("W1 transposed in the decode", files.transpose_in_decode("w1"), r"W1 is transposed|\bw1"),
-    ("W2 as [d][K] in the decode", files.transpose_in_decode("w2"), r"W2 is transposed|\bw2"),
+    ("W1 transposed in the decode", files.transpose_in_decode("w1"), rf"{_DRAWN}|W1 is transposed|\bw1"),
+    ("W2 as [d][K] in the decode", files.transpose_in_decode("w2"), rf"{_DRAWN}|W2 is transposed|\bw2"),
     ("W0 order in the decode", files.guidance_first_in_decode, _W0),
     ("b0 and b1 in the decode", files.swap_biases_in_decode, _BIASES),
     ("patches transposed", files.transpose_patch, _PATCH),
-    ("lost ReLU in the decode", files.lost_relu_in_decode, r"a1|ReLU|Relu"),
+    ("lost ReLU in the decode", files.lost_relu_in_decode, rf"{_DRAWN}|a1|ReLU|Relu"),
     ("pixel centres", files.shift_coordinates, _CENTRES),
-    ("x and y exchanged", files.swap_coordinates, r"x and y are swapped|[xy]_table|coordinates"),
-    ("coordinates without cat_norm", files.plain_coordinates, r"coordinates|[xy]_table|cat_norm"),
+    ("x and y exchanged", files.swap_coordinates, rf"{_DRAWN}|from_xy|x and y|[xy]_table|coordinates"),
+    ("coordinates without cat_norm", files.plain_coordinates, rf"{_DRAWN}|from_xy|coordinates|[xy]_table|cat_norm"),
     (
         "Resize align_corners",
         files.resize(coordinate_transformation_mode="align_corners"),
-        r"Resize|align_corners|enlarge",
+        _ENLARGED,
     ),
-    ("Resize asymmetric", files.resize(coordinate_transformation_mode="asymmetric"), r"Resize|asymmetric|enlarge"),
-    ("Resize nearest", files.resize(mode="nearest"), r"Resize|nearest|enlarge"),
-    ("ReLU6 at 5", files.relu6_at(5), r"(?i)clip|relu6|max_val|limit"),
-    ("one ReLU6 at 3", files.one_relu6_at(3, "backbone.layer2.1.conv.0.act/Clip"), r"(?i)clip|relu6|max_val|limit"),
+    ("Resize asymmetric", files.resize(coordinate_transformation_mode="asymmetric"), _ENLARGED),
+    ("Resize nearest", files.resize(mode="nearest"), _ENLARGED),
+    ("ReLU6 at 5", files.relu6_at(5), r"(?i)clip|relu6|max_val|limit|max is"),
+    (
+        "one ReLU6 at 3",
+        files.one_relu6_at(3, "backbone.layer2.1.conv.0.act/Clip"),
+        r"(?i)clip|relu6|max_val|limit|max is",
+    ),
     ("ASPP order", files.swap_inputs("Concat", 2, 3), r"(?i)concat|aspp|permut"),
     ("padding at the end", files.convolution(_STRIDED, pads=[0, 0, 1, 1]), r"layer2\.0\.conv\.1\b.*pad|pads"),
     ("residual of another block", files.rewire("backbone.layer4.3/Add", 0, "backbone.layer4.1/Add"), r"layer4\.3"),
@@ -229,7 +235,7 @@ _FILE_OF_CASES = [
             (
                 "pair before the activation",
                 files.quantise_before("backbone.layer4.1.conv.0.act/Clip"),
-                r"layer4\.1\.conv\.[01]|QuantizeLinear|pair",
+                r"layer4\.1\.conv\.[01]|QuantizeLinear|pair|int8: 61 layers",
             ),
         ),
         INT8,
@@ -248,7 +254,7 @@ _UPSTREAM = _named(
         (r"layer4\.2\.conv\.1", r"constant|zero"),
     ),
     ("exporter: 5 % noise on a layer", upstream.exported(files.noise(_NOISY, 0.05)), r"layer5\.1\.conv\.0\."),
-    ("exporter: ReLU6 at 5", upstream.exported(files.relu6_at(5)), r"(?i)clip|relu6|max_val|limit"),
+    ("exporter: ReLU6 at 5", upstream.exported(files.relu6_at(5)), r"(?i)clip|relu6|max_val|limit|max is"),
     ("exporter: ASPP order", upstream.exported(files.swap_inputs("Concat", 2, 3)), r"(?i)concat|aspp|permut"),
     (
         "exporter: padding at the end",
@@ -265,14 +271,14 @@ _UPSTREAM = _named(
         upstream.exported(files.transpose_in_theta("W2")),
         (r"W2 is transposed", _THETA_ORDER),
     ),
-    ("exporter: labels from one", upstream.exported(files.shift_classes), r"labels|class|Mod|Add|mask"),
+    ("exporter: labels from one", upstream.exported(files.shift_classes), rf"{_DRAWN}|labels|class|Mod|Add|mask"),
     ("folding: eps 1e-3", upstream.folded(upstream.other_eps), r"weight|bias|backbone|decode_head"),
     ("folding: variance without root", upstream.folded(upstream.no_root), r"weight|bias|backbone|decode_head"),
     ("folding: running mean lost", upstream.folded(upstream.no_mean), r"bias|backbone|decode_head"),
     (
         "folding: cat_norm's shift lost",
         upstream.cat_norm(upstream.no_shift),
-        r"coordinates|c1_bottleneck|cat_norm|[xy]_table",
+        rf"{_DRAWN}|from_xy|coordinates|c1_bottleneck|cat_norm|[xy]_table",
     ),
     ("folding: pixel centres", upstream.coordinates, _CENTRES),
     (
@@ -288,14 +294,14 @@ _UPSTREAM = _named(
         _BIASES,
     ),
     ("decode: patches transposed", upstream.decode(patch="rows = Transpose <perm = [0, 3, 1, 5, 2, 4]>"), _PATCH),
-    ("decode: lost ReLU", upstream.decode(activation="a1 = Identity (z1)"), r"a1|ReLU|Relu"),
+    ("decode: lost ReLU", upstream.decode(activation="a1 = Identity (z1)"), rf"{_DRAWN}|a1|ReLU|Relu"),
     (
         "decode: W1 transposed",
         upstream.decode(w1="w1_read = Reshape (w1_flat, w1_shape)\n  w1 = Transpose <perm = [0, 2, 1]> (w1_read)"),
-        r"W1 is transposed|\bw1",
+        rf"{_DRAWN}|W1 is transposed|\bw1",
     ),
-    ("decode: Resize asymmetric", upstream.enlarged("half_pixel", "asymmetric"), r"Resize|asymmetric|enlarge"),
-    ("decode: Resize nearest", upstream.enlarged('mode = "linear"', 'mode = "nearest"'), r"Resize|nearest|enlarge"),
+    ("decode: Resize asymmetric", upstream.enlarged("half_pixel", "asymmetric"), _ENLARGED),
+    ("decode: Resize nearest", upstream.enlarged('mode = "linear"', 'mode = "nearest"'), _ENLARGED),
     ("runner: BGR fed", upstream.fed(upstream.bgr), _RED_AND_BLUE),
     ("runner: planes read as pixels", upstream.fed(upstream.planar), r"planar|planes|layout|NCHW|NHWC"),
     ("runner: outputs of the run before", upstream.stale_outputs, r"shift|earlier|previous|stale|another image"),

@@ -26,7 +26,7 @@ from nrd_trt.validation import twin
 from nrd_trt.validation.rederive import pick_magnitudes
 from nrd_trt.validation.twin import compare_with_sound, held_ranges, images_to_compare
 from tests.artefacts import SIZE_HW, both_outputs, trained_model
-from tests.faults import double, double_row, swap_rgb, transpose_w1_in_decode
+from tests.faults import double, double_row, swap_rgb, transpose_in_decode
 
 IMAGES = images_to_compare([street_scene(seed, SIZE_HW).image for seed in (1, 2)], ["one", "two"])
 
@@ -105,7 +105,7 @@ TWIN = "the file does not compute what the checkpoint gives in its own form and 
         ("fp16", double_row("backbone.layer5.1.conv.2.conv", 7), "c4"),
         ("bf16", double("decode_head.c1_bottleneck.1.conv.weight"), "guidance"),
         ("int8", swap_rgb, "preprocessing"),
-        ("int8", transpose_w1_in_decode, "logits"),
+        ("int8", transpose_in_decode("W1"), "logits"),
     ],
 )
 def test_a_fault_in_the_file_is_told_by_its_twin(
