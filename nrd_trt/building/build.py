@@ -30,7 +30,8 @@ from nrd_trt.engine.options import OptionValue, option_texts
 from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, RunnerError
 from nrd_trt.gates import GATES
-from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts
+from nrd_trt.graph.quantize import layers_in_int8
 from nrd_trt.machine.cuda import find_device
 from nrd_trt.machine.device import choose_device
 from nrd_trt.machine.gpu import Gpu
@@ -280,11 +281,11 @@ def build_bundle(request: BuildRequest) -> Bundle:
     check_target(request.output, force=request.force)
     build = _Build(request)
     given = read_input(request)
-    build.make(given.typed.model)
+    build.make(given.model)
     request.on_stage("validating the masks")
     validation, references = build.validate(given)
     files = {
-        ONNX_FILE: given.typed.model.SerializeToString(deterministic=True),
+        ONNX_FILE: given.model.SerializeToString(deterministic=True),
         REFERENCE_FILE: references.to_bytes(),
     }
     if build.engine is not None:
@@ -413,7 +414,9 @@ class _Build:
 
     def record(self, given: BuildInput, validation: Validation) -> BundleRecord:
         """Collect what ``bundle.json`` records; nothing depends on time or place, so equal builds are equal."""
-        graph, typed, engine, parity = self.graph, given.typed, self.engine, given.parity
+        graph, engine, parity = self.graph, self.engine, given.parity
+        # Earlier versions wrote files that do not tell how they were typed.
+        typed = read_choices(given.model) or TypeChoices(int8_layers=layers_in_int8(given.model))
         return BundleRecord(
             nrd_trt=nrd_trt.__version__,
             checkpoint=given.checkpoint,

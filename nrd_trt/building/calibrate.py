@@ -174,4 +174,4 @@ def _fp32_file(
             f"{source}: the exported file differs from PyTorch ({'; '.join(exported.parity.failures)}); its ranges "
             "would mean nothing. Report this model."
         )
-    return exported.typed.model
+    return exported.model

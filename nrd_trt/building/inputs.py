@@ -6,24 +6,37 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 
 from nrd_trt.building.request import BuildRequest
 from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.engine.bundle import is_bundle, read_bundle
-from nrd_trt.engine.record import CheckpointRecord
+from nrd_trt.engine.record import CheckpointRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting.export import export_checked
-from nrd_trt.exporting.precision import Typed, derive_precision
+from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.figures import Parity, StructureRecord
 from nrd_trt.files import sha256_file
-from nrd_trt.graph.metadata import ExporterRecord, GraphFacts, load_checked, read_facts
-from nrd_trt.model import CheckpointOptions, checkpoint_options, load_model
+from nrd_trt.graph.metadata import (
+    ExporterRecord,
+    GraphFacts,
+    TypeChoices,
+    load_checked,
+    read_choices,
+    read_facts,
+    write_choices,
+)
+from nrd_trt.model import CheckpointOptions, checkpoint_options, load_model, load_trained
 from nrd_trt.specs import Fit, Precision, Resample
 from nrd_trt.validation.compare import ReferenceFn
 from nrd_trt.validation.references import StoredSamples, check_classes, onnx_reference, torch_reference
 from nrd_trt.validation.structure import layer_structure
+
+if TYPE_CHECKING:
+    from nrd_trt.model.network import Segmentor
 
 DEFAULT_PRECISION: Precision = "fp16"
 
@@ -33,7 +46,7 @@ class BuildInput:
     """A typed ONNX model with all that its validation needs; the three kinds of source end here.
 
     Attributes:
-        typed: The model, in the precision and form asked for.
+        model: In the precision and form asked for.
         samples: To validate on.
         reference: Opens what draws the right masks of the samples.
         reference_name: ``"torch"``, ``"onnx"`` or ``"stored"``.
@@ -45,10 +58,10 @@ class BuildInput:
         parity: The exported file against PyTorch, where something was exported.
         exporter: What wrote the ONNX file, where that is known.
         options: What was said of the checkpoint beyond its file, where anything was.
-        structure: The exported file against what PyTorch executes, where something was exported.
+        structure: The file against what PyTorch executes, where there is a checkpoint.
     """
 
-    typed: Typed
+    model: onnx.ModelProto
     samples: SampleSource | StoredSamples
     reference: Callable[[], AbstractContextManager[ReferenceFn]]
     reference_name: str
@@ -95,7 +108,7 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         progress=request.progress,
     )
     return BuildInput(
-        typed=exported.typed,
+        model=exported.model,
         samples=samples,
         reference=lambda: torch_reference(model),
         reference_name="torch",
@@ -105,9 +118,7 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         checkpoint=CheckpointRecord(name=request.source.name, sha256=sha256_file(request.source)),
         exporter=exporter_record(),
         options=checkpoint_options(request.options),
-        structure=layer_structure(
-            exported.typed.model, model, [sample.image for sample in samples.first(MEASURED_COUNT)]
-        ),
+        structure=layer_structure(exported.model, model, _measured(samples)),
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
         parity=exported.parity,
     )
@@ -125,19 +136,21 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
             "precisions are derived from an fp32 file, so export one first."
         )
     _check_calibration(request, precision, graph.precision)
-    typed = Typed(model=model)
+    typed = model
     if precision != graph.precision:
-        images = [sample.image for sample in samples.first(MEASURED_COUNT)]
         typed = derive_precision(
             model,
             precision,
-            images,
+            _measured(samples),
             calibrator=request.calibrator,
             threads=request.run.threads,
             progress=request.progress,
         )
+    options, structure = checkpoint_options(request.options), None
     if request.checkpoint is not None:
-        reference, name = _checkpoint_reference(request, request.checkpoint, graph), "torch"
+        trained = _checkpoint_of(request.checkpoint, graph, options)
+        reference, name = (lambda: torch_reference(trained)), "torch"
+        structure = layer_structure(typed, trained, _measured(samples))
     elif graph.precision == "fp32":
         reference, name = (lambda: onnx_reference(model, request.run.threads)), "onnx"
     else:
@@ -146,7 +159,7 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
             "an fp32 file."
         )
     return BuildInput(
-        typed=typed,
+        model=typed,
         samples=samples,
         reference=reference,
         reference_name=name,
@@ -155,17 +168,22 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
         resample=samples.resample,
         checkpoint=CheckpointRecord(name=None, sha256=graph.checkpoint_sha256),
         exporter=graph.exporter,
-        options=checkpoint_options(request.options),
+        options=options,
+        structure=structure,
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
     )
 
 
-def _checkpoint_reference(
-    request: BuildRequest, checkpoint: Path, graph: GraphFacts
-) -> Callable[[], AbstractContextManager[ReferenceFn]]:
-    model = load_model(checkpoint, **request.options)
+def _measured(samples: SampleSource) -> list[np.ndarray]:
+    """Return the images that ranges and scales are measured on."""
+    return [sample.image for sample in samples.first(MEASURED_COUNT)]
+
+
+def _checkpoint_of(checkpoint: Path, graph: GraphFacts, options: CheckpointOptions | None) -> Segmentor:
+    """Load the checkpoint of a file or bundle."""
+    model = load_trained(checkpoint, options)
     check_classes(checkpoint, model, graph)
-    return lambda: torch_reference(model)
+    return model
 
 
 def _from_bundle(request: BuildRequest) -> BuildInput:
@@ -190,6 +208,10 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
             )
     fit: Fit = request.fit or bundle.record.fit
     resample: Resample = request.resample or bundle.record.resample
+    model = onnx.load(bundle.onnx_path)
+    if bundle.graph.precision != "fp32" and read_choices(model) is None:
+        write_choices(model, _recorded_choices(bundle.record.precision))
+    options, structure = checkpoint_options(request.options) or bundle.record.options, None
     samples: SampleSource | StoredSamples
     reference: Callable[[], AbstractContextManager[ReferenceFn]]
     if request.checkpoint is None:
@@ -197,16 +219,11 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
         reference, name, drawn_by = samples.reference, "stored", samples.source
     else:
         samples = request.samples(bundle.graph.shape, bundle.graph.info, fit, resample)
-        reference, name, drawn_by = _checkpoint_reference(request, request.checkpoint, bundle.graph), "torch", "torch"
-    held = bundle.record.precision
+        trained = _checkpoint_of(request.checkpoint, bundle.graph, options)
+        reference, name, drawn_by = (lambda: torch_reference(trained)), "torch", "torch"
+        structure = layer_structure(model, trained, _measured(samples))
     return BuildInput(
-        typed=Typed(
-            model=onnx.load(bundle.onnx_path),
-            kept_fp32=held.kept_because,
-            int8_layers=held.int8_layers,
-            ranges=held.ranges,
-            quantizer=held.quantizer,
-        ),
+        model=model,
         samples=samples,
         reference=reference,
         reference_name=name,
@@ -216,7 +233,15 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
         checkpoint=bundle.record.checkpoint,
         calibration_sha256=bundle.record.calibration_sha256,
         exporter=bundle.record.exporter,
-        options=checkpoint_options(request.options) or bundle.record.options,
+        options=options,
+        structure=structure,
+    )
+
+
+def _recorded_choices(held: PrecisionRecord) -> TypeChoices:
+    """Return the choices of a file that does not tell them itself, as earlier versions recorded them."""
+    return TypeChoices(
+        kept_fp32=held.kept_because, int8_layers=held.int8_layers, ranges=held.ranges, quantizer=held.quantizer
     )
 
 

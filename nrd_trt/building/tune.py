@@ -260,7 +260,7 @@ class _Ladder:
         exported = export_checked(
             model, request.source, samples, precision="fp32", threads=request.run.threads, progress=request.progress
         )
-        self._full = exported.typed.model
+        self._full = exported.model
         self._state_path = state_path(request.output)
         self._state = open_state(self._state_path, _key(request, calibrator, self._full), resume=resume)
         self._judge = _Judge(samples, model, progress=request.progress)
@@ -358,7 +358,7 @@ class _Ladder:
     def _typed(self, step: Step) -> onnx.ModelProto:
         if step.precision == "fp32":
             return self._full
-        return apply_precision(self._full, step.precision, self._kept, self._calibrator_of(step)).model
+        return apply_precision(self._full, step.precision, self._kept, self._calibrator_of(step))
 
     def _calibrator_of(self, step: Step) -> Calibrator | None:
         """Return what a step's file is made with: int8 on all that is given, fp16 on images, fp32 on nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,12 +13,12 @@ import onnx
 from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.errors import ConfigError, ExportError
-from nrd_trt.exporting.precision import Typed, derive_precision
+from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.figures import Parity
 from nrd_trt.files import atomic_file, check_absent, sha256_bytes, sha256_file
 from nrd_trt.gates import Gates
 from nrd_trt.graph.importer import importer_problems
-from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.model import load_model
 from nrd_trt.progress import OnStage, silent
@@ -162,9 +162,9 @@ def export(
     return ExportResult(
         path=output,
         sha256=sha256_bytes(exported.to_bytes()) if exported.parity.passed else None,
-        opset=next(entry.version for entry in exported.typed.model.opset_import if not entry.domain),
+        opset=next(entry.version for entry in exported.model.opset_import if not entry.domain),
         parity=exported.parity,
-        kept_fp32=exported.typed.kept_fp32,
+        kept_fp32=(read_choices(exported.model) or TypeChoices()).kept_fp32,
     )
 
 
@@ -188,12 +188,12 @@ def check_form(
 class Exported:
     """An ONNX model in the precision asked for, with its evidence."""
 
-    typed: Typed
+    model: onnx.ModelProto
     parity: Parity
 
     def to_bytes(self) -> bytes:
         """Return the file's bytes; equal inputs give equal bytes."""
-        return bytes(self.typed.model.SerializeToString(deterministic=True))
+        return bytes(self.model.SerializeToString(deterministic=True))
 
 
 def export_checked(
@@ -233,14 +233,14 @@ def export_checked(
     full = export_onnx(model, form, checkpoint_sha256=sha256_file(checkpoint))
     images = [sample.image for sample in samples.first(MEASURED_COUNT)]
     typed = derive_precision(full, precision, images, calibrator=calibrator, threads=threads, progress=progress)
-    if problems := importer_problems(typed.model):
+    if problems := importer_problems(typed):
         raise ExportError(
             f"expected a graph that TensorRT 10's parser reads as ONNX means it, got {'; '.join(problems)}. Another "
             "version of torch may write another graph; report this model."
         )
-    parity = _parity(model, typed.model, images, precision, threads)
+    parity = _parity(model, typed, images, precision, threads)
     output = "both" if len(outputs or ()) == 2 else "mask" if outputs is None else outputs[0]
-    return Exported(typed=replace(typed, model=select_outputs(typed.model, output)), parity=parity)
+    return Exported(model=select_outputs(typed, output), parity=parity)
 
 
 def _parity(

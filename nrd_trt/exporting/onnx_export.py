@@ -29,7 +29,7 @@ from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import STRIDE, InputForm, InputShape, MaskEncoding, ModelInfo
 
 _IR_VERSION = 9  # the one that goes with opset 19
-REVISION = 3
+REVISION = 4
 """Counts the changes of this exporter that change a file."""
 
 

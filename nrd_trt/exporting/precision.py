@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
@@ -12,32 +11,13 @@ import onnx
 from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.extremes import Extremes, out_of_range, read_extremes, with_extremes
-from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.metadata import TypeChoices, read_facts, write_choices
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import layers_in_int8
 from nrd_trt.progress import bar
 from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import Precision, Quantizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Typed:
-    """A file in the precision asked for.
-
-    Attributes:
-        model: The file.
-        kept_fp32: Nodes kept in fp32, each with the reason.
-        int8_layers: Layers that compute in int8.
-        ranges: Largest magnitude that int8 represents of each activation; None where there is none, or it is not known.
-        quantizer: What placed the Q/DQ pairs; None likewise.
-    """
-
-    model: onnx.ModelProto
-    kept_fp32: Mapping[str, str] = field(default_factory=dict)
-    int8_layers: tuple[str, ...] = ()
-    ranges: Mapping[str, float] | None = None
-    quantizer: Quantizer | None = None
+from nrd_trt.specs import Precision
 
 
 def derive_precision(
@@ -48,7 +28,7 @@ def derive_precision(
     calibrator: Calibrator | None = None,
     threads: int | None = None,
     progress: bool = True,
-) -> Typed:
+) -> onnx.ModelProto:
     """Type an fp32 file in `precision`, keeping in fp32 what the images show to leave 16 bits.
 
     Args:
@@ -59,6 +39,9 @@ def derive_precision(
         threads: CPU threads of ONNX Runtime.
         progress: Show a bar on stderr.
 
+    Returns:
+        The file, which also tells how its types were chosen (`nrd_trt.graph.metadata.read_choices`).
+
     Raises:
         ConfigError: int8 without a calibrator.
         CalibrationError: The calibration cannot be done.
@@ -66,7 +49,7 @@ def derive_precision(
     if precision == "int8" and calibrator is None:
         raise ConfigError("precision='int8': give calibration= images like those of deployment for its ranges.")
     if precision == "fp32":
-        return Typed(model=full)
+        return full
     kept = nodes_to_keep(full, precision, images, calibrator, threads=threads, progress=progress)
     return apply_precision(full, precision, kept, calibrator)
 
@@ -97,15 +80,18 @@ def nodes_to_keep(
 
 def apply_precision(
     full: onnx.ModelProto, precision: Precision, kept: Mapping[str, str], calibrator: Calibrator | None = None
-) -> Typed:
-    """Type an fp32 file in a 16-bit precision, or in int8 by a calibrator; the nodes to keep stay in fp32."""
-    if precision != "int8" or calibrator is None:
-        return Typed(model=to_precision(full, precision, kept.keys()), kept_fp32=kept)
-    typed = to_precision(calibrator.quantize(full), precision, kept.keys())
-    return Typed(
-        model=typed,
+) -> onnx.ModelProto:
+    """Type an fp32 file in a 16-bit precision, or in int8 by a calibrator; the nodes to keep stay in fp32.
+
+    The file tells these choices (`nrd_trt.graph.metadata.read_choices`).
+    """
+    by = calibrator if precision == "int8" else None
+    typed = to_precision(full if by is None else by.quantize(full), precision, kept.keys())
+    choices = TypeChoices(
         kept_fp32=kept,
         int8_layers=layers_in_int8(typed),
-        ranges=calibrator.used_ranges(full),
-        quantizer=calibrator.quantizer,
+        ranges=by.used_ranges(full) if by else None,
+        quantizer=by.quantizer if by else None,
     )
+    write_choices(typed, choices)
+    return typed

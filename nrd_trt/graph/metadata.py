@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nrd_trt.errors import ExportError
-from nrd_trt.specs import DecodeSpec, InputForm, InputShape, MaskEncoding, ModelInfo, Precision
+from nrd_trt.specs import DecodeSpec, InputForm, InputShape, MaskEncoding, ModelInfo, Precision, Quantizer
 
 if TYPE_CHECKING:
     import onnx
 
 _PREFIX = "nrd_trt."
+_CHOICES = f"{_PREFIX}choices"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,23 @@ class GraphFacts:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TypeChoices:
+    """What was chosen when a file was typed; it travels in ``metadata_props`` too, so that it can be derived anew.
+
+    Attributes:
+        kept_fp32: Nodes kept in fp32, each with the reason.
+        int8_layers: Layers that compute in int8.
+        ranges: Largest magnitude that int8 represents of each activation; None where there is none, or it is not known.
+        quantizer: What placed the Q/DQ pairs; None likewise.
+    """
+
+    kept_fp32: Mapping[str, str] = field(default_factory=dict)
+    int8_layers: tuple[str, ...] = ()
+    ranges: Mapping[str, float] | None = None
+    quantizer: Quantizer | None = None
+
+
 def load_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file; what it says is not checked.
 
@@ -91,8 +110,11 @@ def load_checked(path: Path) -> onnx.ModelProto:
 
 
 def write_facts(model: onnx.ModelProto, facts: GraphFacts) -> None:
-    """Replace the file's metadata by `facts`, one JSON value per property."""
+    """Replace the file's metadata by `facts`, one JSON value per property; the choices of its types stay."""
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key == _CHOICES]
     del model.metadata_props[:]
+    for key, text in kept:
+        model.metadata_props.add(key=key, value=text)
     for key, value in sorted(facts.to_dict().items()):
         model.metadata_props.add(key=_PREFIX + key, value=json.dumps(value, sort_keys=True))
 
@@ -111,6 +133,29 @@ def read_facts(model: onnx.ModelProto) -> GraphFacts:
     except (ValueError, RecursionError) as exc:
         raise ExportError(
             f"the ONNX file does not carry this toolkit's metadata ({exc}); export it again with nrd_trt.export."
+        ) from exc
+
+
+def write_choices(model: onnx.ModelProto, choices: TypeChoices) -> None:
+    """Let a file say how its types were chosen."""
+    others = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != _CHOICES]
+    del model.metadata_props[:]
+    for key, text in [(_CHOICES, json.dumps(asdict(choices), sort_keys=True)), *others]:
+        model.metadata_props.add(key=key, value=text)
+
+
+def read_choices(model: onnx.ModelProto) -> TypeChoices | None:
+    """Return how a file's types were chosen; None for one in fp32, and where an earlier version wrote the file.
+
+    Raises:
+        ExportError: The file says something else there.
+    """
+    text = next((entry.value for entry in model.metadata_props if entry.key == _CHOICES), None)
+    try:
+        return None if text is None else msgspec.json.decode(text, type=TypeChoices)
+    except (ValueError, RecursionError) as exc:
+        raise ExportError(
+            f"the ONNX file does not tell how its types were chosen ({exc}); export it again with nrd_trt.export."
         ) from exc
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from nrd_trt.engine.bundle import Bundle
 from nrd_trt.engine.record import BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, NrdTrtError
 from nrd_trt.figures import StructureRecord
-from nrd_trt.graph.metadata import GraphFacts, read_facts
+from nrd_trt.graph.metadata import GraphFacts, read_choices, read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.program import FileNetwork, file_network, function_programs, graph_program
@@ -105,7 +105,10 @@ def layer_structure(file: onnx.ModelProto, model: Segmentor, images: Sequence[np
 
 
 def network_differences(
-    file: onnx.ModelProto, model: Segmentor, images: Sequence[np.ndarray] = ()
+    file: onnx.ModelProto,
+    model: Segmentor,
+    images: Sequence[np.ndarray] = (),
+    expected: Program | None = None,
 ) -> tuple[list[str], dict[str, int]]:
     """Compare a file with what PyTorch executes: wiring, attributes, weights, scales, preprocessing, decode, facts.
 
@@ -113,6 +116,7 @@ def network_differences(
         file: In any precision.
         model: The checkpoint's network.
         images: See `check_structure`.
+        expected: What PyTorch executes, where that is there already.
 
     Returns:
         One line per difference, and how many things of each kind were compared.
@@ -123,7 +127,7 @@ def network_differences(
     lines = [*_fact_differences(graph, model)]
     if network is None:
         return [*lines, "the file has neither a decode nor logits: its network is not found"], {}
-    expected = network_program(model)
+    expected = expected or network_program(model)
     lines += compare_programs(network.program, expected, _rounded(expected), commutes=True)
     lines += preprocessing_differences(file, network, model, graph)
     if model.config.is_nrd:
@@ -247,10 +251,14 @@ def _record_differences(file: onnx.ModelProto, record: BundleRecord) -> Iterator
         yield f"bundle.json: precision {record.precision.asked}, the file's is {graph.precision}"
     if record.exporter is not None and graph.exporter is not None and record.exporter != graph.exporter:
         yield "bundle.json: exporter is another than the file's"
-    yield from _int8_layer_differences(file, record.precision)
+    yield from _type_differences(file, record.precision)
 
 
-def _int8_layer_differences(file: onnx.ModelProto, held: PrecisionRecord) -> Iterator[str]:
+def _type_differences(file: onnx.ModelProto, held: PrecisionRecord) -> Iterator[str]:
+    if choices := read_choices(file):
+        names = {"kept_fp32": "kept_because"}
+        recorded = {field.name: getattr(held, names.get(field.name, field.name)) for field in fields(choices)}
+        yield from _unequal("bundle.json: precision", recorded, asdict(choices), "the file's")
     found = set(layers_in_int8(file)) if held.asked == "int8" else set()
     if len(found) != len(held.int8_layers):
         yield f"int8: {len(found)} layers, {len(held.int8_layers)} are recorded"

@@ -49,8 +49,10 @@ def describe_constant(
     """
     if found.shape != expected.shape:
         return f"has the shape {list(found.shape)}, expected {list(expected.shape)}"
+    if np.array_equal(found, expected):
+        return None
     if not (np.issubdtype(expected.dtype, np.number) or expected.dtype.kind in "Vfb"):
-        return None if np.array_equal(found, expected) else f"is {found.tolist()}, expected {expected.tolist()}"
+        return f"is {found.tolist()}, expected {expected.tolist()}"
     got, want = (np.atleast_1d(side.astype(np.float64)) for side in (found, expected))
     limit = np.broadcast_to(np.asarray(allowed, np.float64), got.shape)
     right = (np.abs(got - want) <= limit) | (got == want)

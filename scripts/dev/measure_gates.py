@@ -202,7 +202,7 @@ def typed_file(
             given: dict[str, Any] = {"recipe": recipe, "images": options.images, "threads": 1, "progress": False}
             calibrator = Calibrator(options.calibration, **given)
         images = [street_scene(seed, size_hw).image for seed in (7, 8)]
-        made = derive_precision(full, precision, images, calibrator=calibrator, threads=1, progress=False).model  # type: ignore[arg-type]
+        made = derive_precision(full, precision, images, calibrator=calibrator, threads=1, progress=False)  # type: ignore[arg-type]
     path.write_bytes(made.SerializeToString(deterministic=True))
     return made
 

@@ -23,7 +23,8 @@ from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.runtime.ort_runner import OrtRunner
-from tests.artefacts import SIZE_HW, checkpoint, onnx_file, scenes
+from nrd_trt.validation.structure import prove_structure
+from tests.artefacts import SIZE_HW, checkpoint, onnx_file, scenes, trained_model
 
 FEW = [r"^backbone\.layer7", r"^decode_head\.bottleneck"]
 """Four layers: enough for a ladder, quick enough for a test."""
@@ -91,6 +92,8 @@ def test_the_winner_holds_the_gates_and_its_bundle_is_built(first: Tuned) -> Non
     assert first.bundle is not None and first.bundle.passed
     record = read_bundle(first.bundle.path).record
     assert record.precision.int8_layers == rung.layers
+    proven = prove_structure(read_bundle(first.bundle.path), onnx.load(first.bundle.onnx_path), trained_model())
+    assert (proven.compared, proven.differences, proven.not_provable) == ("whole", (), ())
     assert "calibration='synthetic', images=3, seed=0, recipe='minmax', include=" in record.command
     assert record.resample == "cv2"
     table, picture = first.files

@@ -11,7 +11,6 @@ import pytest
 
 from nrd_trt import export, gates
 from nrd_trt.errors import CheckpointError, ConfigError, ExportError, NrdTrtError, ShapeError
-from nrd_trt.exporting.precision import Typed
 from nrd_trt.files import sha256_file
 from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import read_facts
@@ -47,10 +46,10 @@ def test_parity_that_fails_leaves_no_file_not_even_an_older_one(
 def test_what_tensorrt_would_misread_is_an_error_that_names_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def planted(full: onnx.ModelProto, *args: object, **kwargs: object) -> Typed:
+    def planted(full: onnx.ModelProto, *args: object, **kwargs: object) -> onnx.ModelProto:
         resize = next(node for node in full.functions[1].node if node.op_type == "Resize")
         resize.attribute.append(onnx.helper.make_attribute("antialias", 1))
-        return Typed(model=full)
+        return full
 
     monkeypatch.setattr("nrd_trt.exporting.export.derive_precision", planted)
     with pytest.raises(ExportError, match=r"got enlarged.*: antialias of Resize is 1; .*report this model"):

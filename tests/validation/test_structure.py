@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,16 +12,35 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nrd_trt.engine.bundle import ONNX_FILE, Bundle, read_bundle
+from nrd_trt import export
+from nrd_trt.calibration.calibrator import Calibrator
+from nrd_trt.data.synthetic import street_scene
+from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
+from nrd_trt.engine.record import BundleRecord
 from nrd_trt.errors import RunnerError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.figures import StructureRecord
-from nrd_trt.graph.metadata import read_facts, write_facts
-from nrd_trt.specs import InputShape
-from nrd_trt.validation.structure import network_differences, prove_structure
+from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts, write_choices, write_facts
+from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.quantize import choose_layers, plan_quantization
+from nrd_trt.model import load_model
+from nrd_trt.model.checkpoint import save_checkpoint
+from nrd_trt.model.program import network_program
+from nrd_trt.program import Program
+from nrd_trt.specs import InputShape, Precision
+from nrd_trt.validation.rederive import measure_anew
+from nrd_trt.validation.structure import (
+    check_structure,
+    expected_file,
+    network_differences,
+    prove_structure,
+    whole_differences,
+)
 from nrd_trt.validation.validate import validate
 from tests.artefacts import (
     SIZE_HW,
@@ -30,48 +48,59 @@ from tests.artefacts import (
     build,
     bundle,
     checkpoint,
-    onnx_file,
     plant,
     rewrite_facts,
     trained_model,
 )
 from tests.faults import Change, other_mean, shift_coordinates, swap_rgb, transpose_w1_in_decode, weights_of
-from tests.helpers import STATIC, made_once, small_model
+from tests.helpers import small_model
 
 CONV = "backbone.layer5.1.conv.1.conv"
 DILATED = "decode_head.aspp_modules.3.depthwise_conv.conv"
 
 
-def int8_bundle() -> Path:
-    """The trained network in int8, ranges of drawn scenes."""
+@cache
+def program() -> Program:
+    """What PyTorch executes of the trained network."""
+    return network_program(trained_model())
 
-    def make(path: Path) -> None:
-        with warnings.catch_warnings():  # so few scenes do not show every class
-            warnings.simplefilter("ignore")
-            options = {"calibration": "synthetic", "images": 4, "checkpoint": checkpoint(), "min_agreement": 0.5}
-            build(onnx_file(), path, precision="int8", **options)
 
-    return made_once("int8_structure.nrd", make)
+def scenes() -> list[np.ndarray]:
+    return [street_scene(seed, SIZE_HW).image for seed in range(2)]
 
 
 @cache
-def opened(precision: str) -> Bundle:
-    """A sound bundle; do not change it."""
-    return read_bundle(int8_bundle() if precision == "int8" else bundle(precision))
+def ranges() -> dict[str, float]:
+    """Sound ranges of the trained network."""
+    tensors = plan_quantization(both_outputs(), choose_layers(both_outputs())).tensors
+    return measure_anew(both_outputs(), tensors, scenes(), threads=1)
 
 
 @cache
-def file_of(precision: str) -> onnx.ModelProto:
+def record_of(precision: Precision) -> BundleRecord:
+    """The record of a sound bundle."""
+    record = read_bundle(bundle("fp16")).record
+    int8 = {"int8_layers": choose_layers(both_outputs()), "ranges": ranges(), "quantizer": "own"}
+    types = replace(record.precision, asked=precision, **(int8 if precision == "int8" else {}))
+    return replace(record, precision=types, model=replace(record.model, precision=precision))
+
+
+@cache
+def file_of(precision: Precision) -> onnx.ModelProto:
     """Its file; do not change it."""
-    return onnx.load(opened(precision).onnx_path)
+    return expected_file(both_outputs(), record_of(precision))
 
 
-def proof(precision: str, change: Change = lambda model: None, **record: Any) -> StructureRecord:
-    """Prove a bundle whose file was changed."""
+def edited(precision: Precision, change: Change) -> onnx.ModelProto:
     file = copy.deepcopy(file_of(precision))
     change(file)
-    changed = replace(opened(precision), record=replace(opened(precision).record, **record))
-    return prove_structure(changed, file, trained_model(), both_outputs())
+    return file
+
+
+def proof(of: Precision, change: Change = lambda model: None, **record: Any) -> StructureRecord:
+    """Prove a file that was changed."""
+    record_here = replace(record_of(of), **record)
+    return check_structure(edited(of, change), record_here, trained_model(), both_outputs())
 
 
 def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
@@ -191,6 +220,14 @@ def in_facts(**changes: Any) -> Change:
     return change
 
 
+def several(*changes: Change) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        for one in changes:
+            one(model)
+
+    return change
+
+
 def biases_swapped(model: onnx.ModelProto) -> None:
     """Let the decode add b1 where b0 belongs."""
     for function in model.functions:
@@ -216,7 +253,7 @@ def relu6_at(limit: float) -> Change:
 
 
 # Edit -> precisions, the edit, what the differences say.
-EDITS: dict[str, tuple[tuple[str, ...], Change, str]] = {
+EDITS: dict[str, tuple[tuple[Precision, ...], Change, str]] = {
     "dilation 9 -> 8": (
         ("fp32", "fp16", "bf16", "int8"),
         attribute(f"{DILATED}/Conv", "dilations", [8, 8]),
@@ -333,19 +370,30 @@ EDITS: dict[str, tuple[tuple[str, ...], Change, str]] = {
         "`extra`: Cast is extra",
     ),
 }  # fmt: skip
-CASES = [(edit, precision) for edit, (precisions, *_) in EDITS.items() for precision in precisions]
 
 
-@pytest.mark.parametrize(("edit", "precision"), CASES)
-def test_an_edit_of_the_file_is_named(edit: str, precision: str) -> None:
+def edits_by_precision() -> Iterator[Any]:
+    """Every edit in one precision, each of its own by turns; `make test-all` has all of them."""
+    for place, (edit, (precisions, *_)) in enumerate(EDITS.items()):
+        for turn, precision in enumerate(precisions):
+            left = () if turn == place % len(precisions) else pytest.mark.all_combinations
+            yield pytest.param(edit, precision, marks=left, id=f"{edit}-{precision}")
+
+
+@pytest.mark.parametrize(("edit", "precision"), list(edits_by_precision()))
+def test_an_edit_of_the_file_is_named(edit: str, precision: Precision) -> None:
+    """By the file that is derived anew, or where that says it in other words, by what PyTorch executes."""
     _, change, words = EDITS[edit]
-    found = proof(precision, change)
-    assert any(words in line for line in found.differences), "\n".join(found.differences)
-    assert len(found.differences) <= 36, "\n".join(found.differences)
+    file = edited(precision, change)
+    told = whole_differences(file, file_of(precision))
+    if words not in "\n".join(told):
+        told += network_differences(file, trained_model(), expected=program())[0]
+    assert words in "\n".join(told)
+    assert len(told) <= 36, "\n".join(told)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
-def test_a_sound_file_has_no_difference_whatever_its_parts_are_called(precision: str) -> None:
+def test_a_sound_file_has_no_difference_whatever_its_parts_are_called(precision: Precision) -> None:
     def renamed(model: onnx.ModelProto) -> None:
         kept = {entry.name for entry in (*model.graph.input, *model.graph.output)}
         for owner in (model.graph, *model.functions):
@@ -367,7 +415,7 @@ def test_a_sound_file_has_no_difference_whatever_its_parts_are_called(precision:
 @pytest.mark.parametrize("edit", ["dilation 9 -> 8", "ASPP order", "align_corners", "BGR", "coordinates"])
 def test_a_file_of_another_version_is_held_against_the_network(edit: str) -> None:
     """Such a file cannot be derived anew, so these are found by what PyTorch executes."""
-    other = replace(opened("fp32").record.exporter, torch="2.7.0")  # type: ignore[type-var]
+    other = replace(record_of("fp32").exporter, torch="2.7.0")  # type: ignore[type-var]
     found = proof("fp32", EDITS[edit][1], exporter=other)
     assert found.compared == "layers"
     assert "torch 2.7.0, here" in found.not_provable[0]
@@ -382,20 +430,58 @@ def test_a_sound_file_of_another_version_that_is_derived_alike_is_proven_whole()
 def test_a_fault_of_the_exporter_is_found_by_the_half_that_does_not_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file that the faulty exporter derives anew has the same fault."""
     monkeypatch.setattr("nrd_trt.model.folding.fuse_conv_bn_eval", fused_without_shift)
-    model = small_model()
-    file = export_onnx(model, ExportOptions(shape=STATIC))
-    lines, _ = network_differences(file, model)
-    assert "`backbone.conv1.conv`: bias is absent, expected a constant [32]" in lines
-    assert sum("bias is absent" in line for line in lines) > 50
+    file = export_onnx(trained_model(), ExportOptions(shape=InputShape.static(SIZE_HW)))
+    lines, _ = network_differences(file, trained_model(), expected=program())
+    lost = [line for line in lines if "bias is zero" in line or "bias is absent" in line]
+    assert lost[0].startswith("`backbone.conv1.conv`: ")
+    assert len(lost) > 50
 
 
-@pytest.mark.parametrize("head", ["nrd_no_aspp", "deeplabv3plus", "bilinear"])
-def test_other_networks_have_no_difference(head: str) -> None:
-    model = small_model(head=head)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"head": "deeplabv3plus", "dilations": (1, 2, 5, 7)},
+        *(
+            pytest.param(config, marks=pytest.mark.all_combinations)
+            for config in (
+                {"head": "nrd_no_aspp"},
+                {"head": "bilinear"},
+                {"hidden": 8, "guidance_channels": 4, "dilations": (1, 2, 5, 7)},
+            )
+        ),
+    ],
+)
+def test_other_networks_have_no_difference(config: dict[str, Any]) -> None:
+    model = small_model(**config)
     file = export_onnx(model, ExportOptions(shape=InputShape.static(SIZE_HW)))
     lines, checked = network_differences(file, model)
     assert lines == []
     assert checked["convolutions"] > 50
+
+
+def test_pairs_that_model_optimizer_places_are_not_provable_and_no_difference() -> None:
+    """It decides where they stand; what they stand between is held against the network all the same."""
+
+    def paired_elsewhere(model: onnx.ModelProto) -> None:
+        tensor = "backbone.layer6.2.conv.2.conv/Conv"
+        place = next(index for index, node in enumerate(model.graph.node) if node.name == tensor)
+        output = model.graph.node[place].output[0]
+        for node in model.graph.node:
+            node.input[:] = ["other/dequantized" if name == output else name for name in node.input]
+        operands = ["pixels/scale/fp16", "int8.zero"]
+        pair = [
+            helper.make_node("QuantizeLinear", [output, *operands], ["other/int8"], name="other/Q"),
+            helper.make_node("DequantizeLinear", ["other/int8", *operands], ["other/dequantized"], name="other/DQ"),
+        ]
+        for node in reversed(pair):
+            model.graph.node.insert(place + 1, node)
+
+    types = replace(record_of("int8").precision, quantizer="modelopt", ranges=None)
+    found = proof("int8", paired_elsewhere, precision=types)
+    assert (found.compared, found.differences) == ("layers", ())
+    assert "Model Optimizer placed the Q/DQ pairs" in found.not_provable[0]
+    faulty = proof("int8", several(paired_elsewhere, EDITS["dilation 9 -> 8"][1]), precision=types)
+    assert f"`{DILATED}`: dilations [8, 8], expected [9, 9]" in faulty.differences
 
 
 def test_validate_tells_the_differences_before_any_mask(tmp_path: Path) -> None:
@@ -403,7 +489,7 @@ def test_validate_tells_the_differences_before_any_mask(tmp_path: Path) -> None:
     path = plant(bundle("fp16"), tmp_path / "faulty.nrd", dilated_by_8)
     options: dict[str, Any] = {"checkpoint": checkpoint(), "min_agreement": 0.0, "threads": 1, "progress": False}
     found = validate(path, **options, on_stage=stages.append)
-    assert stages[:2] == ["comparing the file with the checkpoint", "comparing the masks"]
+    assert stages.index("comparing the file with the checkpoint") < stages.index("comparing the masks")
     assert found.structure is not None and not found.passed
     line = f"structure: `{DILATED}`: dilations [8, 8], expected [9, 9]"
     assert line in found.failures
@@ -417,8 +503,7 @@ def test_facts_of_the_record_are_held_against_the_file(tmp_path: Path) -> None:
     path = plant(bundle("fp16"), tmp_path / "faulty.nrd", lambda model: None)
     facts = read_bundle(path).record.model.to_dict()
     rewrite_facts(path, model={**facts, "info": {**facts["info"], "mean": [0.0, 0.0, 0.0]}})
-    edited = read_bundle(path)
-    found = prove_structure(edited, onnx.load(path / ONNX_FILE), trained_model(), both_outputs())
+    found = prove_structure(read_bundle(path), onnx.load(path / ONNX_FILE), trained_model(), both_outputs())
     assert any("bundle.json: info: mean" in line for line in found.differences)
 
 
@@ -430,13 +515,65 @@ def test_a_build_holds_its_export_against_the_network(tmp_path: Path, monkeypatc
     proven = validate(tmp_path / "sound.nrd", checkpoint=checkpoint(), threads=1, progress=False)
     assert proven.structure is not None and proven.passed
     assert (proven.structure.compared, proven.structure.differences) == ("whole", ())
+    again = build(tmp_path / "sound.nrd", tmp_path / "again.nrd", checkpoint=checkpoint())
+    assert again["validation"]["structure"]["differences"] == []
     monkeypatch.setattr("nrd_trt.model.folding.fuse_conv_bn_eval", fused_without_shift)
     # The tests share exports of equal networks; this one is no other's.
     faulty = build(checkpoint(), tmp_path / "faulty.nrd", precision="fp32", size=SIZE_HW, mean=(90.0, 91.0, 92.0))
     assert not faulty["passed"]
-    assert (
-        "structure: `backbone.conv1.conv`: bias is absent, expected a constant [32]" in faulty["validation"]["failures"]
+    assert any(
+        line.startswith("structure: `backbone.conv1.conv`: bias is ") for line in faulty["validation"]["failures"]
     )
+
+
+def loud_checkpoint(path: Path) -> Path:
+    """The trained network with one channel of a layer too near fp16's end, before it is clipped."""
+    model = copy.deepcopy(trained_model())
+    with torch.no_grad():
+        model.get_parameter("backbone.layer3.1.conv.0.bn.bias")[0] = 5e4
+    save_checkpoint(model, path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:c:UserWarning")  # so few scenes do not show every class
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_typed_file_tells_how_it_was_typed(precision: Precision, tmp_path: Path) -> None:
+    """A bundle that is built from it records that, and is proven whole."""
+    trained, source = checkpoint(), tmp_path / "typed.onnx"
+    if precision == "int8":
+        full = select_outputs(both_outputs(), "mask")
+        calibrator = Calibrator("synthetic", images=4, threads=1, progress=False)
+        onnx.save(derive_precision(full, "int8", scenes(), calibrator=calibrator, threads=1, progress=False), source)
+    else:
+        trained = loud_checkpoint(tmp_path / "loud.safetensors")
+        made = export(trained, source, size=SIZE_HW, precision="fp16", progress=False)
+        assert made.parity.passed and "backbone.layer3.1.conv.0.conv/Conv" in made.kept_fp32
+    record = build(source, tmp_path / "made.nrd", checkpoint=trained, min_agreement=0.5)
+    told = read_choices(onnx.load(source))
+    assert told is not None
+    assert record["precision"]["kept_because"] == told.kept_fp32
+    assert record["precision"]["ranges"] == told.ranges
+    assert record["precision"]["int8_layers"] == list(told.int8_layers)
+    assert (len(told.kept_fp32) > 0, len(told.int8_layers) > 50) == (precision == "fp16", precision == "int8")
+    assert record["validation"]["structure"]["differences"] == []
+    found = prove_structure(read_bundle(tmp_path / "made.nrd"), onnx.load(source), load_model(trained))
+    assert (found.compared, found.differences, found.not_provable) == ("whole", (), ())
+
+
+def test_a_file_and_a_bundle_are_held_against_the_network_where_they_are_built_from(tmp_path: Path) -> None:
+    path = plant(bundle("fp16"), tmp_path / "faulty.nrd", dilated_by_8)
+    line = f"structure: `{DILATED}`: dilations [8, 8], expected [9, 9]"
+    for place, source in enumerate((path, path / ONNX_FILE)):
+        rebuilt = build(source, tmp_path / f"{place}.nrd", checkpoint=checkpoint(), min_agreement=0.0)
+        assert not rebuilt["passed"]
+        assert line in rebuilt["validation"]["failures"]
+
+
+def test_choices_of_the_record_are_held_against_those_of_the_file() -> None:
+    def tells(model: onnx.ModelProto) -> None:
+        write_choices(model, TypeChoices(kept_fp32={"a": "b"}))
+
+    assert any("bundle.json: precision: kept_fp32" in line for line in proof("fp16", tells).differences)
 
 
 def test_a_file_that_cannot_run_is_an_error_that_tells_the_differences(tmp_path: Path) -> None:
@@ -447,14 +584,10 @@ def test_a_file_that_cannot_run_is_an_error_that_tells_the_differences(tmp_path:
 
 def test_scales_are_measured_anew_where_the_record_has_the_same_fault() -> None:
     """A calibrator that is wrong writes wrong ranges into the record as well."""
-    name, held = "backbone.layer5.1.conv.0.act/Clip", opened("int8").record.precision
-    assert held.ranges is not None
-    ranges = {**held.ranges, name: held.ranges[name] / 4}
-    edit = stored(f"{name}/scale", lambda values: values / 4)
-    file = copy.deepcopy(file_of("int8"))
-    edit(file)
-    record = replace(opened("int8").record, precision=replace(held, ranges=ranges))
-    found = prove_structure(replace(opened("int8"), record=record), file, trained_model(), both_outputs())
+    name, record = "backbone.layer5.1.conv.0.act/Clip", record_of("int8")
+    wrong = replace(record.precision, ranges={**ranges(), name: ranges()[name] / 4})
+    file = edited("int8", stored(f"{name}/scale", lambda values: values / 4))
+    found = check_structure(file, replace(record, precision=wrong), trained_model(), both_outputs(), scenes())
     (line,) = found.differences
     assert line.startswith("`backbone.layer5.1.conv.0.act`: activation scale")
     assert "times the squared error" in line
