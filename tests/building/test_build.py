@@ -133,7 +133,8 @@ def test_onnx_file_with_its_checkpoint(precision: Precision, builder: str) -> No
     assert (record.validation.pixel_agreement or 0) >= LENIENT
     assert record.checkpoint is not None
     assert (record.checkpoint.name, record.checkpoint.sha256) == (None, sha256_file(checkpoint()))
-    assert record.parity is record.exporter is None
+    assert record.parity is None
+    assert record.exporter == record.model.exporter is not None
     if builder == "onnxruntime":
         assert (record.precision.found, record.precision.layers, record.builder.version) == (None, (), None)
         assert PLAN_FILE not in record.files
