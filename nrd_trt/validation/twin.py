@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,21 +56,39 @@ class SoundLimits:
     Attributes:
         sound: Largest errors of the stages of a sound file.
         sound_mask: Largest share of pixels of its masks that differ from PyTorch's.
-        margin: How many times the sound file's errors the bundle's file may have.
-        range_loss: How many times what the range measured anew loses a range of the bundle's file may lose.
+        margin: How many times the sound file's errors of a stage the bundle's file may have.
+        mask_margin: The same of the share of pixels that differ.
+        narrow_loss: How many times what the range measured anew loses a narrower one of the bundle's file may lose.
+        wide_loss: The same of a wider one.
     """
 
     sound: StageTolerance
     sound_mask: float
-    margin: float
-    range_loss: float = np.inf
+    margin: StageTolerance
+    mask_margin: float
+    narrow_loss: float = np.inf
+    wide_loss: float = np.inf
 
 
+_SAME_RANGES = StageTolerance(tensor=1.5, channel=1.5)  # the file is the sound one there, and its errors are equal
 LIMITS: Mapping[Precision, SoundLimits] = {
-    "fp32": SoundLimits(sound=StageTolerance(tensor=1e-4, channel=1e-3), sound_mask=1e-4, margin=2.0),
-    "fp16": SoundLimits(sound=StageTolerance(tensor=0.015, channel=0.07), sound_mask=0.005, margin=1.5),
-    "bf16": SoundLimits(sound=StageTolerance(tensor=0.07, channel=0.65), sound_mask=0.04, margin=1.5),
-    "int8": SoundLimits(sound=StageTolerance(tensor=0.4, channel=0.7), sound_mask=0.1, margin=2.0, range_loss=3.5),
+    "fp32": SoundLimits(
+        sound=StageTolerance(tensor=1e-4, channel=1e-3), sound_mask=1e-4, margin=_SAME_RANGES, mask_margin=1.5
+    ),
+    "fp16": SoundLimits(
+        sound=StageTolerance(tensor=0.015, channel=0.07), sound_mask=0.005, margin=_SAME_RANGES, mask_margin=1.5
+    ),
+    "bf16": SoundLimits(
+        sound=StageTolerance(tensor=0.07, channel=0.65), sound_mask=0.04, margin=_SAME_RANGES, mask_margin=1.5
+    ),
+    "int8": SoundLimits(
+        sound=StageTolerance(tensor=0.4, channel=0.7),
+        sound_mask=0.1,
+        margin=StageTolerance(tensor=2.5, channel=3.5),
+        mask_margin=2.2,
+        narrow_loss=6.0,
+        wide_loss=3.2,
+    ),
 }
 SAME, ALIKE = 0.1, 2.0
 """How far a file may be from its twin, as a share of the twin's error. What one exporter and the same libraries made
@@ -117,8 +136,8 @@ def compare_with_sound(
         images=tuple(images),
         exported=apart["exported"].figures(_fixed(LIMITS["fp32"])),
         sound=sound,
-        bundle=apart["bundle"].figures(_beside(sound, limits.margin)) if sound else (),
-        twin=apart["bundle and twin"].figures(_beside(twin, share)),
+        bundle=apart["bundle"].figures(_beside(sound, limits.margin, limits.mask_margin)) if sound else (),
+        twin=apart["bundle and twin"].figures(_beside(twin, StageTolerance(tensor=share, channel=share), share)),
         ranges=derived.ranges,
         note=derived.note,
         failures=(),
@@ -181,7 +200,7 @@ def _derive(
     return _Derived(
         sound=sound,
         twin=to_precision(insert_qdq(full, plan, held), precision, kept),
-        ranges=tuple(sorted(ranges, key=lambda one: -one.loss)[:RANGES_KEPT]),
+        ranges=tuple(sorted(ranges, key=lambda one: -one.loss / one.allowed)[:RANGES_KEPT]),
     )
 
 
@@ -189,9 +208,9 @@ def held_ranges(file: onnx.ModelProto) -> dict[str, float]:
     """Return the range of every activation that a file quantises, by the activation's name."""
     constants = {tensor.name: tensor for tensor in file.graph.initializer}
     return {
-        node.name.removesuffix("/Q"): float(numpy_helper.to_array(constants[node.input[1]])) * LARGEST
+        node.name.removesuffix("/Q"): numpy_helper.to_array(scale).item() * LARGEST
         for node in file.graph.node
-        if node.op_type == "QuantizeLinear" and node.input[1] in constants
+        if node.op_type == "QuantizeLinear" and (scale := constants.get(node.input[1])) and prod(scale.dims) == 1
     }
 
 
@@ -203,7 +222,7 @@ def _range(name: str, held: float, measured: float, magnitudes: np.ndarray, limi
         held=held,
         measured=measured,
         loss=losses[0] / losses[1] if losses[1] else 1.0,
-        allowed=limits.range_loss,
+        allowed=limits.wide_loss if held > measured else limits.narrow_loss,
     )
 
 
@@ -276,15 +295,17 @@ def _fixed(limits: SoundLimits) -> Callable[[str], StageTolerance]:
     return allowed
 
 
-def _beside(others: tuple[StageFigures, ...], times: float) -> Callable[[str], StageTolerance]:
+def _beside(
+    others: tuple[StageFigures, ...], times: StageTolerance, mask_times: float
+) -> Callable[[str], StageTolerance]:
     """Allow so many times what another file shows at each stage, beyond what fp32 may show."""
     known, floor = {one.stage: one for one in others}, _fixed(LIMITS["fp32"])
 
     def allowed(stage: str) -> StageTolerance:
         least, other = floor(stage), known[stage]
         return StageTolerance(
-            tensor=least.tensor + times * (other.error or 0.0),
-            channel=least.channel + times * (other.worst_channel_error or 0.0),
+            tensor=least.tensor + (mask_times if stage == "mask" else times.tensor) * (other.error or 0.0),
+            channel=least.channel + times.channel * (other.worst_channel_error or 0.0),
         )
 
     return allowed

@@ -591,3 +591,29 @@ def test_scales_are_measured_anew_where_the_record_has_the_same_fault() -> None:
     (line,) = found.differences
     assert line.startswith("`backbone.layer5.1.conv.0.act`: activation scale")
     assert "times the squared error" in line
+    assert "times the squared error" in line
+
+
+RANGED: dict[str, Any] = {"dynamic": ((64, 64), SIZE_HW, (96, 128))}
+SCENES: dict[str, Any] = {"precision": "int8", "calibration": "synthetic", "images": 3}
+FORMS: dict[str, dict[str, Any]] = {
+    "dynamic, batch": {"precision": "fp16", "batch": (1, 2, 3), **RANGED},
+    "float, both outputs": {"precision": "bf16", "input_form": "float", "outputs": ("mask", "logits")},
+    "packed masks": {"precision": "fp16", "mask_encoding": "u8x4", "batch": 2},
+    "some layers in int8": {**SCENES, "outputs": ("logits",), "include": [r"backbone.layer[3-5]"], "exclude": ["r4.1"]},
+    "int8, dynamic, BGR": {**SCENES, **RANGED, "recipe": "mse", "bgr": True, "class_names": tuple("abcdefghijk")},
+}
+
+
+@pytest.mark.all_combinations
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", FORMS)
+def test_sound_bundles_of_every_form_are_proven_whole(form: str, tmp_path: Path) -> None:
+    options = {**({} if "dynamic" in FORMS[form] else {"size": SIZE_HW}), **FORMS[form]}
+    made = build(checkpoint(), tmp_path / "made.nrd", **{**options, "min_agreement": 0.0})
+    assert made["validation"]["structure"]["differences"] == []
+    build(tmp_path / "made.nrd", tmp_path / "again.nrd", min_agreement=0.0)
+    for name in ("made", "again"):
+        found = validate(tmp_path / f"{name}.nrd", checkpoint=checkpoint(), threads=1, progress=False).structure
+        assert found is not None
+        assert (found.compared, found.differences, found.not_provable) == ("whole", (), ())
