@@ -84,4 +84,8 @@ def _lines(bundle: Bundle) -> list[str]:
             f"mIoU against labels: engine {common.fraction(validation.miou_engine)}, "
             f"reference {common.fraction(validation.miou_reference)}"
         )
+    if finer := common.finer_gates(validation, validation.gates):
+        lines.append("also gated: " + "; ".join(f"{name} {figure}" for name, figure in finer))
+    if validation.structure is not None:
+        lines.append(f"structure: {common.structure_line(validation.structure)}")
     return [*lines, "passed" if bundle.passed else "NOT PASSED"]

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -27,6 +27,10 @@ from nrd_trt.cli import parse
 from nrd_trt.cli.flags import flags_of, translated
 from nrd_trt.errors import NrdTrtError
 from nrd_trt.specs import BuilderName, Fit, Precision, Resample
+
+if TYPE_CHECKING:
+    from nrd_trt.figures import MaskFigures, StructureRecord
+    from nrd_trt.gates import Gates, NamedFigure
 
 GATE_FAILED, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 1, 2, 70, 130
 _WIDEST = 100
@@ -164,12 +168,41 @@ def run_by(runner: str, arithmetic: str, plan_ran: bool | None) -> str:
 
 def headline(warnings: Sequence[str]) -> list[str]:
     """Return the lines that stand above everything else: why figures prove nothing."""
-    return [f"WARNING: {line}" for line in warnings]
+    told = ["WARNING: agreement with masks like these proves nothing about an engine:"]
+    return [*told, *(f"  {line}" for line in warnings)] if warnings else []
 
 
-def worst_class(found: tuple[str, float] | None) -> str:
-    """Format a class with its figure."""
-    return "–" if found is None else f"{fraction(found[1])} {found[0]}"
+def finer_gates(found: MaskFigures, gates: Gates) -> list[tuple[str, str]]:
+    """Return the figures beside agreement and mIoU that are gated, by what they are; those that there are."""
+    figures = (
+        ("agreement near borders", found.border_agreement, gates.min_border_agreement, "at least"),
+        ("lowest IoU of a class", found.class_iou, gates.min_class_iou, "at least"),
+        ("largest drop of a class", found.class_drop, gates.max_class_drop, "at most"),
+        (
+            f"boundary F within {found.boundary_tolerance_px} px",
+            found.boundary_between,
+            gates.min_boundary_f,
+            "at least",
+        ),
+    )
+    return [
+        (name, f"{_named(figure)} (gate: {'none recorded' if gate is None else f'{bound} {gate:g}'})")
+        for name, figure, gate, bound in figures
+        if figure is not None
+    ]
+
+
+def structure_line(found: StructureRecord) -> str:
+    """Say what the file was held against, and how it came out."""
+    how = "node by node with a file derived anew" if found.compared == "whole" else "layer by layer with the checkpoint"
+    counted = ", ".join(f"{count} {name}" for name, count in found.checked.items())
+    count = len(found.differences)
+    return f"{count} difference{'s' * (count != 1)}, compared {how} ({counted})"
+
+
+def _named(figure: float | NamedFigure) -> str:
+    """Format a figure, with its class where it has one."""
+    return f"{fraction(figure[1])} {figure[0]}" if isinstance(figure, tuple) else fraction(figure)
 
 
 def fraction(value: float | None) -> str:

@@ -54,6 +54,8 @@ def _print(found: Inspection, *, every_layer: bool) -> None:
     intact = "; every hash of its bundle holds" if bundle else f"\nSHA-256 {found.sha256}"
     typer.echo(f"{found.path}: {_TITLES[found.kind]}, {_size(found.bytes)}{intact}")
     if bundle:
+        for line in common.headline(bundle.record.validation.warnings):
+            typer.echo(line)
         _section("Made", _made(bundle.record))
         hashes = sorted(bundle.record.files.items())
         _section(
@@ -107,6 +109,9 @@ def _masks(record: BundleRecord) -> Lines:
     if validation.miou_engine is not None:
         engine, reference = common.fraction(validation.miou_engine), common.fraction(validation.miou_reference)
         yield "mIoU", f"{engine}, reference {reference} (gate: at most {gates.max_miou_drop} lost)"
+    yield from (("also gated", f"{name} {figure}") for name, figure in common.finer_gates(validation, gates))
+    if validation.structure is not None:
+        yield "structure", common.structure_line(validation.structure)
     if parity:
         largest = "not finite" if parity.max_abs is None else f"{parity.max_abs:.3g}"
         yield "export", f"{parity.agreement:.4f} of the pixels agree; largest logit difference {largest}"

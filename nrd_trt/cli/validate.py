@@ -74,18 +74,12 @@ def _lines(found: Validation) -> Iterator[str]:
         ("images", f"{found.images} {found.samples}, reference: {common.reference_name(found.reference)}"),
         ("run by", common.run_by(found.runner, found.arithmetic, found.plan_ran if found.has_plan else None)),
         ("pixel agreement", f"{fraction(found.pixel_agreement)} (gate {gates.min_agreement})"),
-        ("agreement near borders", f"{fraction(found.border_agreement)} (gate {gates.min_border_agreement})"),
-        ("lowest IoU of a class", f"{common.worst_class(found.class_iou)} (gate {gates.min_class_iou})"),
+        *common.finer_gates(found, gates),
         ("flips not near a tie", f"{fraction(found.flips.far_share)} of the pixels"),
         ("near-tie share of flips", fraction(found.tie_share)),
         ("mIoU between", fraction(found.miou_between)),
         ("mIoU reference", fraction(found.miou_reference)),
         ("mIoU engine", fraction(found.miou_engine)),
-        ("largest drop of a class", f"{common.worst_class(found.class_drop)} (gate {gates.max_class_drop})"),
-        (
-            "boundary F between",
-            f"{fraction(found.boundary_between)} within {found.boundary_tolerance_px} px (gate {gates.min_boundary_f})",
-        ),
     ]
     for name, value in rows:
         yield f"{name:<24} {value}"
@@ -108,9 +102,7 @@ def _lines(found: Validation) -> Iterator[str]:
 
 
 def _structure_lines(found: StructureRecord) -> Iterator[str]:
-    how = "node by node with a file derived anew" if found.compared == "whole" else "layer by layer with the checkpoint"
-    counted = ", ".join(f"{count} {name}" for name, count in found.checked.items())
-    yield f"structure: {len(found.differences)} differences, compared {how} ({counted})"
+    yield f"structure: {common.structure_line(found)}"
     yield from (f"  {line}" for line in found.differences[:20])
     if len(found.differences) > 20:
         yield f"  and {len(found.differences) - 20} more"

@@ -143,7 +143,7 @@ def test_build_prints_the_bundles_facts(nrd_trt: Invoke, tmp_path: Path) -> None
     assert listing(tmp_path) == ["a.nrd", *(f"a.nrd/{name}" for name in (RECORD_FILE, ONNX_FILE, "reference.npz"))]
     result = nrd_trt("build", onnx_file(), "-o", target, *QUICK, "-q", "--force")
     assert (result.exit_code, result.stderr) == (0, "")
-    for text in ("a.nrd", "fp16", "agree with the fp32 ONNX file", "simulated arithmetic", "passed"):
+    for text in ("a.nrd", "fp16", "agree with the fp32 ONNX file", "simulated arithmetic", "near borders", "passed"):
         assert text in result.stdout
 
 

@@ -131,6 +131,32 @@ def test_bundle_without_a_plan() -> None:
         assert part in text
 
 
+def test_every_gated_figure_the_structure_and_trivial_masks_are_told(tmp_path: Path) -> None:
+    path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
+    validation = read_bundle(path).record.validation
+    gates = validation.gates
+    structure = {"compared": "layers", "checked": {"convolutions": 3}, "differences": ["a: b"], "not_provable": []}
+    told = {"warnings": ["the network draws Sky on 99.0% of the pixels"], "structure": structure}
+    rewrite_facts(path, validation={**read_facts_of(path)["validation"], **told})
+    text = invoke(path).stdout
+    assert validation.class_iou is not None
+    name, iou = validation.class_iou
+    for line in (
+        f"agreement near borders {validation.border_agreement:.4f} (gate: at least {gates.min_border_agreement:g})",
+        f"lowest IoU of a class {iou:.4f} {name} (gate: at least {gates.min_class_iou:g})",
+        f"boundary F within 2 px {validation.boundary_between:.4f} (gate: at least {gates.min_boundary_f:g})",
+        "1 difference, compared layer by layer with the checkpoint (3 convolutions)",
+    ):
+        assert line in text
+    assert text.index("WARNING: ") < text.index(told["warnings"][0]) < text.index("Masks")
+    finer = {"min_class_iou": None, "min_border_agreement": None, "min_boundary_f": None, "max_class_drop": None}
+    old = {**read_facts_of(path)["validation"], "gates": {"min_agreement": 0.9, "max_miou_drop": 0.1, **finer}}
+    rewrite_facts(path, validation={**old, "border_agreement": None, "warnings": [], "structure": None})
+    text = invoke(path).stdout
+    assert "boundary F within 2 px" in text and "(gate: none recorded)" in text
+    assert not any(word in text for word in ("WARNING", "near borders", "structure"))
+
+
 def test_builder_options_are_told_where_there_are_any(tmp_path: Path) -> None:
     path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
     assert "builder options" not in invoke(path).stdout
