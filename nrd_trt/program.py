@@ -134,6 +134,8 @@ class _Comparison:
                 text = self._describe(expected, label, got, want)
                 if text is not None:
                     yield f"{label} {text}"
+            elif label == "bias" and _is_zero(got) and _is_zero(want):
+                continue
             elif (text := self._moved(label, got, want)) is not None:
                 yield text
 
@@ -171,7 +173,7 @@ class _Comparison:
         if isinstance(operand, np.ndarray):
             return f"a constant {list(operand.shape)}"
         if isinstance(operand, str):
-            return f"the input {operand}"
+            return operand if " " in operand else f"the input {operand}"
         index, output = operand
         return f"`{operations[index].name}`" + (f" (output {output})" if output else "")
 
@@ -231,6 +233,11 @@ def _signature(operation: Operation) -> str:
 
 def _produced(operand: Operand) -> TypeGuard[tuple[int, int]]:
     return isinstance(operand, tuple)
+
+
+def _is_zero(bias: Operand) -> bool:
+    """Whether a bias adds nothing; exporters leave such a one out."""
+    return bias is None or (isinstance(bias, np.ndarray) and not bias.any())
 
 
 def _kind(program: Program, operand: Operand) -> str | None:

@@ -50,7 +50,7 @@ class Constants:
         self.made_by = {name: node for node in nodes for name in node.output}
 
     def read(self, name: str) -> Constant | None:
-        """Return what a tensor holds, or None where it is no constant."""
+        """Return what a tensor holds, or None where it is no constant, or int8 with scales that do not fit it."""
         if name in self._tensors:
             return _stored(name, numpy_helper.to_array(self._tensors[name]))
         node = self.made_by.get(name)
@@ -68,7 +68,11 @@ class Constants:
         if integers is None or scale is None:
             return None
         axis = next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == "axis"), 1)
-        shape = [-1 if index == axis else 1 for index in range(integers.values.ndim)]
+        rank = integers.values.ndim
+        axis += rank if axis < 0 else 0
+        if scale.values.size not in (1, integers.values.shape[axis] if axis < rank else 1):
+            return None
+        shape = [-1 if index == axis and scale.values.size > 1 else 1 for index in range(rank)]
         scales = scale.values.reshape(shape) if scale.values.ndim else scale.values
         return Constant(
             name=integers.name.removesuffix("/int8"),

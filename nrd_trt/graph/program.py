@@ -37,14 +37,18 @@ def graph_program(model: onnx.ModelProto) -> Program:
 
 
 def function_programs(model: onnx.ModelProto) -> dict[str, Program]:
-    """Return the body of each function of a file by ``domain.name``; inputs and results are numbered."""
+    """Return the body of each function by ``domain.name`` and its overload; inputs and results are numbered."""
     programs = {}
     for entry in model.functions:
         inputs = {name: f"input {index}" for index, name in enumerate(entry.input)}
         program = _program(entry.node, inputs, (), entry.output, _versions(entry.opset_import))
         results = {f"output {index}": program.results[name] for index, name in enumerate(entry.output)}
-        programs[f"{entry.domain}.{entry.name}"] = replace(program, results=results)
+        programs[f"{entry.domain}.{entry.name}{_overload(entry)}"] = replace(program, results=results)
     return programs
+
+
+def _overload(entry: onnx.FunctionProto | onnx.NodeProto) -> str:
+    return f":{entry.overload}" if entry.overload else ""
 
 
 def layer_name(node_name: str, kind: str) -> str:
@@ -83,7 +87,8 @@ def _program(
         operands = [known.get(name, f"undefined {name}") for name in node.input]
         while operands and operands[-1] is None:
             operands.pop()
-        kind = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        kind = node.op_type + _overload(node)
+        kind = f"{node.domain}.{kind}" if node.domain not in ("", "ai.onnx") else kind
         if kind in _POOLED:
             _fill_pooling(attributes, operands)
         known |= {name: (len(operations), place) for place, name in enumerate(node.output) if name}
@@ -288,18 +293,20 @@ class _Reduced:
         if self._passes(operation):
             data = self._known(operation.operands[0])
             if operation.kind == "DequantizeLinear" and isinstance(data, np.ndarray):
-                return _dequantized(operation, data)
+                return _dequantized(self._with_known(operation), data)
             return data
-        reduced = replace(operation, operands=tuple(map(self._known, operation.operands)))
-        self._operations.append(_in_words_of_pytorch(reduced))
+        self._operations.append(_in_words_of_pytorch(self._with_known(operation)))
         return (len(self._operations) - 1, 0)
+
+    def _with_known(self, operation: Operation) -> Operation:
+        return replace(operation, operands=tuple(map(self._known, operation.operands)))
 
     def _quantized(self) -> Iterable[QuantizedTensor]:
         operations = self._whole.operations
         seen: set[int] = set()
         for index in self._reachable():
             operation = operations[index]
-            if operation.kind != "DequantizeLinear" or isinstance(operation.operands[0], np.ndarray):
+            if operation.kind != "DequantizeLinear" or isinstance(self._known(operation.operands[0]), np.ndarray):
                 continue
             source = operation.operands[0]
             pair = operations[source[0]] if isinstance(source, tuple) else None
@@ -315,7 +322,8 @@ class _Reduced:
 
     def _pair(self, quantize: Operation, dequantize: Operation) -> QuantizedTensor:
         faults = []
-        scales, zeros = ([_at(side, place) for side in (quantize, dequantize)] for place in (1, 2))
+        sides = (self._with_known(quantize), self._with_known(dequantize))
+        scales, zeros = ([_at(side, place) for side in sides] for place in (1, 2))
         if any(scale.size != 1 for scale in scales) or scales[0].ravel()[0] != scales[1].ravel()[0]:
             faults.append(f"quantised with scale {_listed(scales[0])}, read with {_listed(scales[1])}")
         if any(zero.size and zero.any() for zero in zeros):
@@ -337,13 +345,24 @@ def _listed(values: np.ndarray) -> str:
     return ", ".join(f"{float(value):.6g}" for value in values.ravel()[:4]) or "none"
 
 
-def _dequantized(operation: Operation, integers: np.ndarray) -> np.ndarray:
-    """Return stored integers times their scale, float64."""
+def _dequantized(operation: Operation, integers: np.ndarray) -> np.ndarray | str:
+    """Return stored integers times their scale, float64, or say why that cannot be done."""
     scale, zero = (np.asarray(_at(operation, place), np.float64) for place in (1, 2))
+    if not scale.size:
+        return "an int8 weight whose scale is no constant"
     axis = int(operation.attributes.get("axis", 1))
-    shape = [-1 if place == axis else 1 for place in range(integers.ndim)] if scale.size > 1 else [1] * integers.ndim
-    centred = integers.astype(np.float64) - (zero.reshape(shape) if zero.size else 0.0)
-    return np.asarray(centred * scale.reshape(shape))
+    axis += integers.ndim if axis < 0 else 0
+    channels = integers.shape[axis] if 0 <= axis < integers.ndim else 0
+    for what, values in (("scales", scale), ("zero points", zero)):
+        if values.size not in (0, 1, channels):
+            return f"an int8 weight with {values.size} {what} along axis {axis} of {list(integers.shape)}"
+    shape = [-1 if place == axis else 1 for place in range(integers.ndim)]
+    centred = integers.astype(np.float64) - (_along(zero, shape) if zero.size else 0.0)
+    return np.asarray(centred * _along(scale, shape))
+
+
+def _along(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    return values.reshape(shape) if values.size > 1 else values.reshape(())
 
 
 def _in_words_of_pytorch(operation: Operation) -> Operation:

@@ -125,7 +125,9 @@ def _activation(node: onnx.NodeProto, kind: str, constants: Constants) -> str | 
     if kind != "ReLU6":
         return None
     limits = [constants.read(name) if name else None for name in (*node.input[1:], "", "")[:2]]
-    got = [None if limit is None else float(limit.values) for limit in limits]
+    if any(limit is not None and limit.values.size != 1 for limit in limits):
+        return f"{kind} clips each channel at limits of its own, expected [0, 6]"
+    got = [None if limit is None else limit.values.item() for limit in limits]
     return None if got == [0, 6] else f"{kind} clips at {_listed(got)}, expected [0, 6]"
 
 

@@ -223,6 +223,8 @@ def _off(want: np.ndarray, found: np.ndarray, rows: np.ndarray) -> str:
     """Tell by how much the rows are off, in their own size, or the one value of a bias that is."""
     if len(rows) == 1 and want.shape[1] == 1:
         return f"row {rows[0]} is {found[rows[0], 0]:.4g}, expected {want[rows[0], 0]:.4g}"
+    if not want[rows].any():
+        return f"{_numbers(rows)} up to {np.abs(found[rows]).max():.3g}, expected 0"
     share = np.sqrt(((found[rows] - want[rows]) ** 2).sum() / max((want[rows] ** 2).sum(), np.finfo(np.float64).tiny))
     return f"{_numbers(rows)} off by {f'{share:.1%} of' if share < _TIMES else f'{share:.3g} times'} their size"
 

@@ -1,0 +1,145 @@
+"""Files that are faulty or sound in unusual ways: each is told as what it is, and none is an exception."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from torch import nn
+
+from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.graph.constants import Constants
+from nrd_trt.graph.program import function_programs
+from nrd_trt.model.folding import folded_weights
+from nrd_trt.validation.causes import causes_in_file
+from nrd_trt.validation.constants import find_in_nodes
+from nrd_trt.validation.structure import network_differences, whole_differences
+from nrd_trt.validation.twin import held_ranges
+from nrd_trt.validation.weights import find_in_weights
+from tests.faults import Change, weights_of
+from tests.helpers import STATIC, small_int8, small_model
+
+LAYER = "backbone.layer5.1.conv.1.conv"
+
+
+def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def along_inputs(model: onnx.ModelProto) -> None:
+    """Let the scales of a weight stand along its second axis."""
+    node = node_of(model, f"{LAYER}.weight/DQ")
+    kept = [entry for entry in node.attribute if entry.name != "axis"]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute("axis", 1)])
+
+
+def through(place: int, op: str = "Identity") -> Change:
+    """Let a weight's DequantizeLinear read an operand through a node."""
+
+    def change(model: onnx.ModelProto) -> None:
+        node = node_of(model, f"{LAYER}.weight/DQ")
+        index = list(model.graph.node).index(node)
+        extra = helper.make_node(op, [node.input[place]], ["through"], name="through")
+        node.input[place] = "through"
+        model.graph.node.insert(index, extra)
+
+    return change
+
+
+def changed(change: Change) -> onnx.ModelProto:
+    model = copy.deepcopy(small_int8())
+    change(model)
+    return model
+
+
+def test_scales_along_another_axis_are_named() -> None:
+    lines, _ = network_differences(changed(along_inputs), small_model())
+    assert [line for line in lines if LAYER in line and "576 scales along axis 1 of [576, 1, 3, 3]" in line], lines
+
+
+def test_a_scale_or_weight_is_seen_through_an_identity() -> None:
+    sound, _ = network_differences(small_int8(), small_model())
+    for place in (0, 1):
+        assert network_differences(changed(through(place)), small_model())[0] == sound
+
+
+def test_a_scale_that_is_computed_is_named() -> None:
+    lines, _ = network_differences(changed(through(1, "Neg")), small_model())
+    assert [line for line in lines if LAYER in line and "scale is no constant" in line], lines
+
+
+@pytest.mark.parametrize("change", [along_inputs, through(0), through(1), through(1, "Neg")])
+def test_the_search_for_causes_reads_any_of_them(change: Change) -> None:
+    model = small_model()
+    assert isinstance(causes_in_file(changed(change), model, {}), list)
+
+
+def test_a_bias_of_zeros_may_be_left_out() -> None:
+    """PyTorch's exporter leaves out those of a network that was never trained."""
+    model = small_model()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.reset_parameters()
+    given = export_onnx(model, ExportOptions(shape=STATIC))
+    left_out = copy.deepcopy(given)
+    for node in left_out.graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and not weights_of(left_out, node.input[2])[1].any():
+            node.input.pop()
+    assert sum(len(node.input) == 2 for node in left_out.graph.node if node.op_type == "Conv") > 50
+    for file, other in ((left_out, given), (given, left_out)):
+        assert network_differences(file, model)[0] == []
+        assert find_in_weights(file, folded_weights(model), {}) == []
+        assert whole_differences(file, other) == []
+    # A bias of other numbers is a difference wherever one is left out.
+    ones = numpy_helper.from_array(np.ones(32, np.float32), "ones")
+    node_of(left_out, "backbone.conv1.conv/Conv").input.append("ones")
+    left_out.graph.initializer.append(ones)
+    (line,) = network_differences(left_out, model)[0]
+    assert line.startswith("`backbone.conv1.conv`: bias")
+    assert len(find_in_weights(left_out, folded_weights(model), {})) == 1
+
+
+def test_limits_of_another_shape_are_read_or_named() -> None:
+    model = small_model()
+    file = export_onnx(model, ExportOptions(shape=STATIC))
+    clip = next(node for node in file.graph.node if node.op_type == "Clip")
+    for values, said in ((np.full(1, 6, np.float32), 0), (np.full(32, 5, np.float32), 1)):
+        given = copy.deepcopy(file)
+        given.graph.initializer.append(numpy_helper.from_array(values, "limit"))
+        node_of(given, clip.name).input[2] = "limit"
+        found = [finding.text for finding in find_in_nodes(given, model)]
+        assert len(found) == said, found
+        assert Constants(given).read("limit") is not None
+
+
+def test_functions_of_one_name_are_told_apart_by_their_overload() -> None:
+    """From ONNX's IR version 10 on a node names the overload that it calls."""
+    file = export_onnx(small_model(), ExportOptions(shape=STATIC))
+    other = copy.deepcopy(file)
+    other.ir_version = 10
+    function = copy.deepcopy(other.functions[0])
+    function.overload = "second"
+    other.functions.append(function)
+    assert len(function_programs(other)) == len(function_programs(file)) + 1
+    assert "extra" in "".join(whole_differences(other, file))
+    caller = next(node for node in other.graph.node if node.op_type == function.name)
+    caller.overload = "second"
+    assert [line for line in whole_differences(other, file) if "second" in line and "expected" in line]
+
+
+def test_ranges_of_activations_are_read_whatever_shape_their_scales_have() -> None:
+    """A scale of one element may have an axis; scales by channel are no range, and the structural proof names them."""
+    model = copy.deepcopy(small_int8())
+    known = held_ranges(model)
+    pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    for name, node, shape in (("one", pairs[0], (1,)), ("many", pairs[1], (32,))):
+        _, value = weights_of(model, node.input[1])
+        model.graph.initializer.append(numpy_helper.from_array(np.broadcast_to(value, shape).copy(), name))
+        node.input[1] = name
+    name = pairs[1].name.removesuffix("/Q")
+    assert held_ranges(model) == {key: value for key, value in known.items() if key != name}
+    assert any("int8: quantised with scale" in line for line in network_differences(model, small_model())[0])
