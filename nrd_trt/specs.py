@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -113,6 +114,11 @@ def check_size(size_hw: tuple[int, int], *, what: str) -> None:
 def format_size(size_hw: tuple[int, int]) -> str:
     """Return ``"HxW"``."""
     return f"{size_hw[0]}x{size_hw[1]}"
+
+
+def format_shape(shape: Sequence[int | None]) -> str:
+    """Return ``"1×3×any×any"``: None is a dynamic dimension."""
+    return "×".join("any" if n is None else str(n) for n in shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,11 +243,26 @@ class TensorSpec:
             want is None or want == got for want, got in zip(self.shape, tensor.shape, strict=True)
         )
         if tensor.dtype != self.dtype or not fits:
-            want = "×".join("any" if n is None else str(n) for n in self.shape)
-            got = "×".join(map(str, tensor.shape))
-            raise ShapeError(
-                f"tensor {self.name!r}: expected {self.dtype} {want}, got {tensor.dtype} {got}; convert it first."
-            )
+            got = f"{tensor.dtype} {format_shape(tensor.shape)}"
+            raise ShapeError(f"tensor {self.name!r}: expected {self}, got {got}; convert it first.")
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {format_shape(self.shape)}"
+
+
+def spec_differences(wanted: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]) -> list[str]:
+    """Tell one by one how tensors differ from those that are wanted; a size that is found to be dynamic fits any."""
+    lines = []
+    for name in {**wanted, **found}:
+        want, got = wanted.get(name), found.get(name)
+        if want is None or got is None or not _fits(want, got):
+            lines.append(f"tensor {name!r}: {got or 'none'}, expected {want or 'none'}")
+    return lines
+
+
+def _fits(want: TensorSpec, got: TensorSpec) -> bool:
+    same = (want.dtype, len(want.shape)) == (got.dtype, len(got.shape))
+    return same and all(n is None or n == size for n, size in zip(got.shape, want.shape, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

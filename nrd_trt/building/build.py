@@ -343,15 +343,13 @@ class _Build:
         """Run the plan where this machine can, or where it is asked for, else the same file in ONNX Runtime."""
         request, form, run = self.request, self.form, self.request.run
         if self.engine is not None and run.runner != "onnxruntime":
-            rebuild, encoding = rebuild_call(request.output, self.engine.flavour, form.name), self.graph.mask_encoding
+            rebuild = rebuild_call(request.output, self.engine.flavour, form.name)
             if run.runner != "auto":
                 here = this_host(self.engine.flavour)
                 check_host(self.built, here, plan=str(request.output / PLAN_FILE), rebuild=rebuild)
             why = plan_obstacle(self.built)
             if why is None:
-                return plan_runner(
-                    self.engine.plan, self.built, rebuild, run, plugin=form.library, mask_encoding=encoding
-                )
+                return plan_runner(self.engine.plan, self.built, rebuild, run, plugin=form.library, graph=self.graph)
             warn_of_stand_in(why)
         return OrtRunner(self.model, threads=request.run.threads, tf32=request.config.tf32)
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from nrd_trt.engine.caches import read_timing_cache, write_timing_cache
 from nrd_trt.engine.compat import ConfigOptions, TensorRT, load_tensorrt
+from nrd_trt.engine.definition import check_definition
 from nrd_trt.engine.messages import MessageLog, progress_monitor
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import BuildError
@@ -91,8 +92,8 @@ def build_engine(model: onnx.ModelProto, options: BuildOptions) -> BuiltEngine:
 
     Raises:
         MissingDependencyError: The flavour is not installed.
-        BuildError: The file cannot be parsed or built, a layer did not get the type that the file asks for, or the
-            decode not the form that was asked for.
+        BuildError: The file cannot be parsed or built, the parsed network has not its inputs, outputs and convolutions,
+            a layer did not get the type that the file asks for, or the decode not the form that was asked for.
         PluginError: The plugin library is refused.
         KeyboardInterrupt: Ctrl-C; the builder stops at its next step.
     """
@@ -104,6 +105,7 @@ def build_engine(model: onnx.ModelProto, options: BuildOptions) -> BuiltEngine:
     tensorrt.record_errors(builder, network, log)
     layers = tensorrt.layers(network)
     check_types(model, layers, facts.precision)
+    check_definition(model, tensorrt.definition(network))
     plugin_layers = [record.name for record in layers if record.kind == "plugin_v3"]
     check_decode(model, plugin_layers, plugin=options.plugin is not None)
     config = tensorrt.config(builder, options.config)
@@ -212,9 +214,7 @@ def _add_profile(builder: Any, config: Any, facts: GraphFacts) -> None:
     if all(extent.is_static for extent in extents):
         return
     profile = builder.create_optimization_profile()
-    ranges = [[getattr(extent, which) for extent in extents] for which in ("min", "opt", "max")]
-    axis = 3 if facts.input_form == "uint8" else 1
-    low, opt, high = ((*sizes[:axis], 3, *sizes[axis:]) for sizes in ranges)  # 3 colours
+    low, opt, high = facts.image_range
     profile.set_shape("image", low, opt, high)
     config.add_optimization_profile(profile)
 

@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from nrd_trt.engine.caches import CacheKey
-from nrd_trt.engine.loading import LoadedEngine, load_engine
+from nrd_trt.engine.definition import Convolution, Definition
+from nrd_trt.engine.loading import LoadedEngine, load_engine, tensor_spec
 from nrd_trt.engine.messages import MessageLog, message_log
 from nrd_trt.engine.options import check_options, is_on, known_options, set_options
 from nrd_trt.errors import BuildError, ConfigError
@@ -222,6 +225,34 @@ class TensorRT:
             for layer in layers
         )
 
+    def definition(self, network: Any) -> Definition:
+        """Describe what of a parsed network is held against its file."""
+        inputs = [network.get_input(index) for index in range(network.num_inputs)]
+        outputs = [network.get_output(index) for index in range(network.num_outputs)]
+        layers = (network.get_layer(index) for index in range(network.num_layers))
+        return Definition(
+            inputs={tensor.name: tensor_spec(self.trt, tensor.name, tensor.dtype, tensor.shape) for tensor in inputs},
+            outputs={tensor.name: tensor_spec(self.trt, tensor.name, tensor.dtype, tensor.shape) for tensor in outputs},
+            convolutions={
+                layer.name: self._convolution(layer) for layer in layers if layer.type == self.trt.LayerType.CONVOLUTION
+            },
+        )
+
+    def _convolution(self, convolution: Any) -> Convolution:
+        convolution.__class__ = self.trt.IConvolutionLayer  # the network hands out the base class
+        mode = convolution.padding_mode
+        return Convolution(
+            kernel_shape=tuple(convolution.kernel_size_nd),
+            strides=tuple(convolution.stride_nd),
+            dilations=tuple(convolution.dilation_nd),
+            pads=(*convolution.pre_padding, *convolution.post_padding),
+            auto_pad="NOTSET" if mode == self.trt.PaddingMode.EXPLICIT_ROUND_DOWN else mode.name,
+            group=convolution.num_groups,
+            maps=convolution.num_output_maps,
+            weights=_values(convolution.kernel),
+            bias=_values(convolution.bias),
+        )
+
     def _member(self, enum: str, name: str) -> Any:
         member = getattr(getattr(self.trt, enum, None), name, None)
         if member is None:
@@ -285,6 +316,11 @@ def rtx_makes_plans_for(capability: str) -> bool:
     """
     newest = version_numbers(RTX_DEFAULT_TARGETS[-1])
     return capability in RTX_DEFAULT_TARGETS or version_numbers(capability) >= newest
+
+
+def _values(weights: Any) -> np.ndarray | None:
+    """Return a layer's constants; None where they come as a tensor, or in a type that NumPy does not have."""
+    return weights if isinstance(weights, np.ndarray) and weights.size else None
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from nrd_trt.engine.messages import MessageLog, layer_profiler
 from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.progress import OnLayer
-from nrd_trt.specs import TensorSpec
+from nrd_trt.specs import TensorSpec, format_shape
 
 Shape = tuple[int, ...]
 
@@ -144,12 +144,7 @@ class LoadedEngine:
         self._log.forget()
 
     def _spec(self, name: str) -> TensorSpec:
-        shape = tuple(None if n < 0 else int(n) for n in self._engine.get_tensor_shape(name))
-        kind = self._engine.get_tensor_dtype(name)
-        dtype = numpy_types(self._trt).get(kind)
-        if dtype is None:
-            raise RunnerError(f"tensor {name!r}: NumPy has no type {kind}; export the model with another output type.")
-        return TensorSpec(name=name, dtype=dtype, shape=shape)
+        return tensor_spec(self._trt, name, self._engine.get_tensor_dtype(name), self._engine.get_tensor_shape(name))
 
 
 class EngineContext:
@@ -252,9 +247,17 @@ class EngineContext:
         if len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
             return
         raise ShapeError(
-            f"tensor {name!r}: expected a shape from {_by(low)} to {_by(high)}, got {_by(shape)}; "
-            "resize it or build for this size."
+            f"tensor {name!r}: expected a shape from {format_shape(low)} to {format_shape(high)}, "
+            f"got {format_shape(shape)}; resize it or build for this size."
         )
+
+
+def tensor_spec(trt: Any, name: str, kind: Any, shape: Any) -> TensorSpec:
+    """Describe a tensor of TensorRT's type and dimensions, where -1 is a dynamic one."""
+    dtype = numpy_types(trt).get(kind)
+    if dtype is None:
+        raise RunnerError(f"tensor {name!r}: NumPy has no type {kind}; export the model with another output type.")
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(None if n < 0 else int(n) for n in shape))
 
 
 def numpy_types(trt: Any) -> dict[Any, np.dtype[Any]]:
@@ -269,7 +272,3 @@ def numpy_types(trt: Any) -> dict[Any, np.dtype[Any]]:
         trt.DataType.UINT8: np.dtype(np.uint8),
         trt.DataType.BOOL: np.dtype(np.bool_),
     }
-
-
-def _by(shape: Shape) -> str:
-    return "×".join(map(str, shape))

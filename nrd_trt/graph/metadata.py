@@ -58,6 +58,14 @@ class GraphFacts:
         """Return plain values for JSON."""
         return asdict(self)
 
+    @property
+    def image_range(self) -> tuple[tuple[int, ...], ...]:
+        """Smallest, usual and largest shape of the input ``image``."""
+        axis = 3 if self.input_form == "uint8" else 1
+        extents = (self.shape.batch, self.shape.height, self.shape.width)
+        ranges = [[getattr(extent, which) for extent in extents] for which in ("min", "opt", "max")]
+        return tuple((*sizes[:axis], 3, *sizes[axis:]) for sizes in ranges)  # 3 colours
+
 
 @dataclass(frozen=True, kw_only=True)
 class TypeChoices:

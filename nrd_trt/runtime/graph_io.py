@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.runtime.base import DeviceTensor
+from nrd_trt.specs import TensorSpec, format_shape, spec_differences
+
+if TYPE_CHECKING:
+    from nrd_trt.engine.loading import LoadedEngine
 
 
 def image_feed(image: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
@@ -27,6 +32,41 @@ def device_feed(image: DeviceTensor, graph: GraphFacts) -> dict[str, DeviceTenso
     if graph.input_form != "uint8" or graph.shape.batch.min > 1:
         return None
     return {"image": replace(image, shape=(1, *image.shape))}
+
+
+def graph_specs(graph: GraphFacts) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+    """Return inputs and outputs of a graph by name, as a backend gives them: a packed mask is packed."""
+    batch, height, width = (
+        extent.max if extent.is_static else None
+        for extent in (graph.shape.batch, graph.shape.height, graph.shape.width)
+    )
+    small = (None if side is None else side // graph.upsample for side in (height, width))
+    images = (batch, height, width, 3) if graph.input_form == "uint8" else (batch, 3, height, width)
+    packed = graph.mask_encoding == "u8x4"
+    columns = width // 4 if packed and width is not None else width
+    image, mask, logits = (
+        TensorSpec(name=name, dtype=np.dtype(dtype), shape=shape)
+        for name, dtype, shape in (
+            ("image", graph.input_form.replace("float", "float32"), images),
+            ("mask", "int32" if packed else "uint8", (batch, height, columns)),
+            ("logits", "float32", (batch, len(graph.info.class_names), *small)),
+        )
+    )
+    outputs = {"mask": [mask], "logits": [logits]}.get(graph.output, [mask, logits])
+    return {"image": image}, {spec.name: spec for spec in outputs}
+
+
+def plan_differences(plan: LoadedEngine, graph: GraphFacts) -> list[str]:
+    """Tell one by one how inputs, outputs and sizes of a plan differ from those of the graph that it was built from."""
+    inputs, outputs = graph_specs(graph)
+    lines = [*spec_differences(inputs, plan.inputs), *spec_differences(outputs, plan.outputs)]
+    if not lines:
+        low, _, high = plan.profile_range("image")
+        least, _, most = graph.image_range
+        if (low, high) != (least, most):
+            got, wanted = (" to ".join(map(format_shape, bounds)) for bounds in ((low, high), (least, most)))
+            lines.append(f"tensor 'image': sizes from {got}, expected {wanted}")
+    return lines
 
 
 def first_mask(outputs: Mapping[str, np.ndarray], graph: GraphFacts) -> np.ndarray:

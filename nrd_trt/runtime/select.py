@@ -20,13 +20,14 @@ from nrd_trt.engine.options import is_on
 from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, take_plugin
 from nrd_trt.engine.record import BuilderRecord
 from nrd_trt.errors import BundleError, ConfigError, MissingDependencyError, PluginError, RunnerError
+from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.machine.cuda import find_device, probe_device
 from nrd_trt.machine.device import check_device
 from nrd_trt.machine.libcuda import NoDriverError
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import MaskEncoding, Provider, RunnerName, check_choice, check_number
+from nrd_trt.specs import Provider, RunnerName, check_choice, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,7 @@ def _plan_of(bundle: Bundle, run: RunOptions) -> TrtRunner:
         _rebuild(bundle),
         run,
         plugin=library,
-        mask_encoding=bundle.graph.mask_encoding,
+        graph=bundle.graph,
     )
 
 
@@ -210,7 +211,7 @@ def plan_runner(
     run: RunOptions = DEFAULT,
     *,
     plugin: PluginLibrary | None = None,
-    mask_encoding: MaskEncoding = "uint8",
+    graph: GraphFacts,
 ) -> TrtRunner:
     """Make the runner of a plan, its library found; only a version-compatible plan may run code on the host."""
     return TrtRunner(
@@ -219,7 +220,8 @@ def plan_runner(
         rebuild=rebuild,
         host_code=built.version_compatible,
         plugin=plugin,
-        mask_encoding=mask_encoding,
+        mask_encoding=graph.mask_encoding,
+        graph=graph,
         cuda=run.cuda,
         cuda_graph=run.cuda_graph,
     )

@@ -20,10 +20,12 @@ from nrd_trt.engine.compat import TensorRT, load_tensorrt
 from nrd_trt.engine.loading import EngineContext, LoadedEngine
 from nrd_trt.engine.plugins import PluginLibrary, load_plugin
 from nrd_trt.errors import RunnerError, attempt
+from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.machine.cuda import Cuda, load_cuda
 from nrd_trt.progress import OnLayer
 from nrd_trt.runtime.base import BaseRunner, DeviceTensor, Placement, check_feed
 from nrd_trt.runtime.buffers import Buffer, Shape, nbytes_of
+from nrd_trt.runtime.graph_io import plan_differences
 from nrd_trt.runtime.lane import CaptureError, Lane, Run
 from nrd_trt.specs import MaskEncoding, Provider, TensorSpec
 
@@ -43,6 +45,8 @@ class TrtRunner(BaseRunner):
         host_code: Let the plan run code on the host, which version-compatible plans need.
         plugin: Checked library that the plan's decode needs, loaded before the plan; None where it needs none.
         mask_encoding: How the plan gives its mask; the plan itself does not tell.
+        graph: What the file of the plan says of itself; a plan with other tensors is refused when it is opened. None
+            where it is not known.
         cuda: Provider of the CUDA calls; see `nrd_trt.machine.cuda.load_cuda`.
 
     Attributes:
@@ -59,6 +63,7 @@ class TrtRunner(BaseRunner):
         host_code: bool = False,
         plugin: PluginLibrary | None = None,
         mask_encoding: MaskEncoding = "uint8",
+        graph: GraphFacts | None = None,
         cuda: Provider = "driver",
     ) -> None:
         super().__init__()
@@ -66,6 +71,7 @@ class TrtRunner(BaseRunner):
         self._provider: Provider = cuda
         self.cuda_graph, self.mask_encoding = cuda_graph, mask_encoding
         self._plan, self._rebuild, self._host_code, self._plugin = plan, rebuild, host_code, plugin
+        self._graph = graph
         self._release = ExitStack()
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
@@ -87,6 +93,7 @@ class TrtRunner(BaseRunner):
             load_plugin(self._plugin, tensorrt)
         self._engine: LoadedEngine = tensorrt.deserialize(plan, host_code=self._host_code, rebuild=self._rebuild)
         stack.callback(self._engine.close)
+        self._check_tensors()
         facts = cuda.facts()
         self._keep_kernels: Callable[[], None] | None = None
         self._run_shapes: set[Hashable] = set()
@@ -101,6 +108,15 @@ class TrtRunner(BaseRunner):
             stack.callback(buffer.release)
         self._lanes: OrderedDict[int, Lane] = OrderedDict()
         stack.callback(self._close_lanes)
+
+    def _check_tensors(self) -> None:
+        """Refuse a plan that was not built from the file beside it."""
+        lines = plan_differences(self._engine, self._graph) if self._graph is not None else []
+        if lines:
+            raise RunnerError(
+                f"{self.name}: the plan is not one of its ONNX file: {'; '.join(lines)}. "
+                f"Rebuild it with: {self._rebuild}"
+            )
 
     def _take_kernels(self, stack: ExitStack, file: Path) -> None:
         """Use the kernels that an earlier process has compiled, and keep those of this one."""

@@ -75,7 +75,7 @@ def rebuild_plans(
             on_message=on_message,
         )
         rebuild = rebuild_call(bundle.path, options.flavour, bundle.record.decode)
-        encoding, runs = bundle.graph.mask_encoding, plan_obstacle(built) is None
+        runs = plan_obstacle(built) is None
         for index in range(count):
             on_stage(f"build {index + 1} of {count} with {options.flavour}")
             engine = build_engine(model, options)
@@ -83,7 +83,7 @@ def rebuild_plans(
             plans.append(sha256_bytes(engine.plan))
             types.append(engine.types_found)
             if runs:
-                runner = plan_runner(engine.plan, built, rebuild, run, plugin=options.plugin, mask_encoding=encoding)
+                runner = plan_runner(engine.plan, built, rebuild, run, plugin=options.plugin, graph=bundle.graph)
                 masks.append(_masks(bundle, runner, compared))
         note = "every build drew the masks" if runs else _NOT_RUN
     return Rebuilds(

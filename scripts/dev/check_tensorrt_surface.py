@@ -144,6 +144,7 @@ _OBJECTS = {
     "cache": "ITimingCache",
     "code": "ErrorCodeTRT",
     "config": "IBuilderConfig",
+    "convolution": "IConvolutionLayer",
     "context": "IExecutionContext",
     "engine": "ICudaEngine",
     "error": "ParserError",
@@ -165,6 +166,8 @@ _GIVEN = {
     "create_runtime_cache": "IRuntimeCache",
     "create_runtime_config": "IRuntimeConfig",
     "dtype": "DataType",
+    "input": "ITensor",
+    "mode": "PaddingMode",
     "output": "ITensor",
     "type": "LayerType",
 }
@@ -205,7 +208,7 @@ class _Finder:
                 yield f"{path}.__init__", "call", count
             elif path:
                 yield path, "call", count - path.endswith(".__init__")
-        elif isinstance(node, ast.Attribute) and (path := self._path(node)):
+        elif isinstance(node, ast.Attribute) and not node.attr.startswith("__") and (path := self._path(node)):
             if "." in path or not path[0].isupper():  # to name a class is no use of it
                 yield path, "set" if isinstance(node.ctx, ast.Store) else "read", None
 

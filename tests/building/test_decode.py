@@ -214,7 +214,7 @@ def test_plan_that_can_run_here_is_validated_with_its_library(tmp_path: Path, mo
     seen: list[Any] = []
 
     def stand_in(plan: bytes, built: Any, rebuild: str, run: Any, **options: Any) -> OrtRunner:
-        seen.append((built.name, rebuild, options["plugin"].path, options["mask_encoding"]))
+        seen.append((built.name, rebuild, options["plugin"].path, options["graph"].mask_encoding))
         return OrtRunner(onnx_file(), threads=1)
 
     monkeypatch.setattr(build_module, "plan_runner", stand_in)

@@ -147,7 +147,7 @@ def test_verbs_hand_the_library_on(verb: str, planned: Path, labelled: Path, mon
     monkeypatch.setattr(select, "plan_runner", plan_runner)
     with pytest.raises(Stop):
         use(verb, planned, labelled, library())
-    assert [(options["plugin"].path, options["mask_encoding"]) for options in seen] == [(library(), "uint8")]
+    assert [(options["plugin"].path, options["graph"].mask_encoding) for options in seen] == [(library(), "uint8")]
     with pytest.raises(PluginError, match="another plugin library"):
         use(verb, planned, labelled, library(2))
 

@@ -210,6 +210,7 @@ def test_our_adapter_on_the_bindings(version: str) -> None:
     assert result["profiled"] == [["conv", 0.5]]
     assert (result["types"]["HALF"], result["types"]["UINT8"], len(result["types"])) == ("float16", "uint8", 8)
     assert result["kinds"] == ["plugin_v2", "plugin_v3", "convolution"]
+    assert result["convolutions_are_layers"]  # which are handed out as what they inherit from
     assert result["prefers_plugin"] == (version not in ("10.3.0", RTX))
     assert result["takes_plugins"] == (version != RTX)
     assert (result["has_creator"], result["loads_library"]) == (False, False)  # the bindings alone have no registry

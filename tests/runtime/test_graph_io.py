@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +12,17 @@ import torch
 from torch.nn import functional
 
 from nrd_trt.data.preprocessing import normalise
-from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.engine.definition import definition_of
+from nrd_trt.engine.loading import LoadedEngine
+from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.runtime.engine import Engine
-from nrd_trt.runtime.graph_io import first_mask, image_feed, mask_of_logits
+from nrd_trt.runtime.graph_io import first_mask, graph_specs, image_feed, mask_of_logits, plan_differences
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import InputForm, InputShape, Range
+from nrd_trt.specs import InputForm, InputShape, Range, TensorSpec
 from tests.artefacts import SIZE_HW, both_outputs, trained_model
 from tests.engine.records import record
-from tests.helpers import model_info
+from tests.helpers import model_info, small_export
 
 INFO = model_info(3, mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0))
 
@@ -93,3 +97,54 @@ def test_mask_and_logits_of_the_trained_network_give_one_mask() -> None:
     for mask in masks:
         assert (mask == expected).mean() > 0.999
     assert len(np.unique(expected)) > 1
+
+
+# --- what a plan must have
+
+
+def plan_of(graph: GraphFacts, **changes: TensorSpec | None) -> LoadedEngine:
+    """Return a plan of a graph with other tensors."""
+    inputs, outputs = graph_specs(graph)
+    tensors = {**inputs, **outputs, **changes}
+    kept = {name: spec for name, spec in tensors.items() if spec is not None}
+    plan: Any = SimpleNamespace(
+        inputs={"image": kept.pop("image")}, outputs=kept, profile_range=lambda name: graph.image_range
+    )
+    return plan  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("shape", ["static", "dynamic"])
+@pytest.mark.parametrize(("form", "encoding"), [("uint8", "uint8"), ("uint8", "u8x4"), ("float", "uint8")])
+@pytest.mark.parametrize("output", ["mask", "logits", "both"])
+def test_tensors_of_a_graph_are_those_of_its_file(output: str, form: InputForm, encoding: Any, shape: str) -> None:
+    if (form, encoding, shape) == ("uint8", "u8x4", "static"):
+        pytest.skip("an export that no other test needs")
+    file = select_outputs(small_export(form, shape, encoding), output)
+    found = definition_of(file)
+    assert graph_specs(read_facts(file)) == (found.inputs, found.outputs)
+
+
+def test_a_plan_of_its_graph_has_no_differences() -> None:
+    for form in ("uint8", "float"):
+        graph = facts(form)  # type: ignore[arg-type]
+        assert plan_differences(plan_of(graph), graph) == []
+
+
+def test_each_tensor_of_another_plan_is_named() -> None:
+    graph = replace(facts(), output="both", mask_encoding="uint8")
+    words = TensorSpec(name="mask", dtype=np.dtype(np.int32), shape=(None, 32, 16))
+    wide = TensorSpec(name="logits", dtype=np.dtype(np.float32), shape=(None, 4, 8, 16))
+    for changes, told in (
+        ({"mask": words}, "tensor 'mask': int32 any×32×16, expected uint8 any×32×64"),
+        ({"mask": None}, "tensor 'mask': none, expected uint8 any×32×64"),
+        ({"logits": wide}, "tensor 'logits': float32 any×4×8×16, expected float32 any×3×8×16"),
+        ({"margin": replace(wide, name="margin")}, "tensor 'margin': float32 any×4×8×16, expected none"),
+    ):
+        assert plan_differences(plan_of(graph, **changes), graph) == [told]  # type: ignore[arg-type]
+
+
+def test_another_range_of_sizes_is_named() -> None:
+    graph, built = facts(batch=1), facts(batch=2)
+    assert plan_differences(plan_of(built), graph) == [
+        "tensor 'image': sizes from 2×32×64×3 to 3×32×64×3, expected 1×32×64×3 to 2×32×64×3"
+    ]

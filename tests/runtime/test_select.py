@@ -31,11 +31,12 @@ from nrd_trt.runtime.select import (
     unproven,
 )
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import RunnerName
+from nrd_trt.specs import InputShape, Range, RunnerName
 from tests.artefacts import bundle, needs_rtx
 from tests.engine.records import BUILDER, record
-from tests.runtime.bench import SMALL, Bench, check
-from tests.runtime.fake_cuda import FakeDriver
+from tests.runtime.bench import SMALL, Bench, image
+from tests.runtime.conftest import MakeBench
+from tests.runtime.fake_cuda import FakeDriver, FakeEngine
 
 RTX = {**BUILDER, "name": "tensorrt-rtx"}
 FILES = {ONNX_FILE: "0", PLAN_FILE: "0"}
@@ -257,18 +258,50 @@ def test_a_library_for_a_bundle_that_needs_none() -> None:
             make_runner(PLANNED, RunOptions(runner=runner, plugin=Path("a.so")))
 
 
+MASKS = replace(
+    record().model,
+    shape=InputShape(
+        batch=Range(min=1, opt=1, max=2), height=Range(min=4, opt=4, max=8), width=Range(min=8, opt=8, max=9)
+    ),
+    output="mask",
+    mask_encoding="uint8",
+)
+
+
+class PlanOfMasks(FakeEngine):
+    """A plan of `MASKS`."""
+
+    def __init__(self, driver: FakeDriver) -> None:
+        super().__init__(driver)
+        del self.outputs["mean"]
+
+    def profile_range(self, name: str) -> tuple[tuple[int, ...], ...]:
+        return MASKS.image_range
+
+
+def test_a_plan_is_held_against_the_facts_of_its_bundle(make_bench: MakeBench) -> None:
+    bench = make_bench(engine=PlanOfMasks)
+    other = replace(MASKS, shape=replace(MASKS.shape, height=Range(min=4, opt=4, max=16)))
+    with pytest.raises(RunnerError, match=r"sizes from 1×4×8×3 to 2×8×9×3, expected 1×4×8×3 to 2×16×9×3\. Rebuild"):
+        select.plan_runner(b"plan", record().builder, "rebuild", graph=other).__enter__()
+    assert bench.cuda.alive == {}
+
+
 @pytest.mark.parametrize("host_code", [False, True])
 def test_only_version_compatible_plans_run_host_code(host_code: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(monkeypatch)
-    with select.plan_runner(b"plan", record(builder={**BUILDER, "version_compatible": host_code}).builder, "rebuild"):
+    bench = Bench(monkeypatch, PlanOfMasks)
+    built = record(builder={**BUILDER, "version_compatible": host_code}).builder
+    with select.plan_runner(b"plan", built, "rebuild", graph=MASKS):
         assert bench.asked == [(b"plan", {"host_code": host_code, "rebuild": "rebuild"})]
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_graphs_are_left_out_where_none_are_wanted(wanted: bool, bench: Bench) -> None:
-    with select.plan_runner(b"plan", record().builder, "rebuild", RunOptions(cuda_graph=wanted)) as runner:
+def test_graphs_are_left_out_where_none_are_wanted(wanted: bool, make_bench: MakeBench) -> None:
+    bench = make_bench(engine=PlanOfMasks)
+    with select.plan_runner(b"plan", record().builder, "rebuild", RunOptions(cuda_graph=wanted), graph=MASKS) as runner:
         for seed in range(3):
-            check(runner, SMALL, seed)
+            pixels = image(SMALL, seed)
+            assert (runner.infer({"image": pixels})["mask"] == pixels[..., 0]).all()
     assert ("begin_capture" in bench.cuda.names()) is wanted
 
 

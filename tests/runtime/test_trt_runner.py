@@ -15,6 +15,7 @@ from nrd_trt.errors import RunnerError, ShapeError
 from nrd_trt.runtime.base import DeviceRunner
 from nrd_trt.runtime.lane import GRAPH_CAPACITY, Lane, Run
 from nrd_trt.runtime.trt_runner import TrtRunner
+from tests.engine.records import record
 from tests.runtime.bench import LARGE, SMALL, Bench, caller, check, image, runner
 from tests.runtime.conftest import MakeBench
 from tests.runtime.fake_cuda import (
@@ -329,3 +330,12 @@ def test_feeds_are_checked_before_any_copy(bench: Bench) -> None:
                 trt.infer(feed)
         assert bench.since(start) == []
         check(trt, SMALL, 0)
+
+
+def test_a_plan_of_another_file_is_refused_before_it_takes_memory(bench: Bench) -> None:
+    trt = runner(graph=record().model)
+    with pytest.raises(
+        RunnerError, match=r"tensor 'mean': float32 any×any×any, expected none.*Rebuild it with: rebuild it"
+    ):
+        trt.__enter__()
+    assert bench.cuda.alive == {} and "allocate" not in bench.cuda.names()

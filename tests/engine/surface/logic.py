@@ -127,6 +127,7 @@ def main(module: str) -> dict[str, Any]:
         "targets_refused": error_of(lambda: settings(tensorrt, compute_capabilities=("8.6",)), ConfigError),
         "messages": messages(tensorrt),
         "kinds": kinds(tensorrt),
+        "convolutions_are_layers": issubclass(tensorrt.trt.IConvolutionLayer, tensorrt.trt.ILayer),
         "takes_plugins": tensorrt.takes_plugins,
         "has_creator": tensorrt.has_creator("NrdPatchDecode", "1", "nrd"),
         "loads_library": flavour != "tensorrt-rtx" and tensorrt.load_plugin_library(Path("/absent.so")),
