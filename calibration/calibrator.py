@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,6 +203,17 @@ class Calibrator:
             return
         found = compare_exposure(calibration, exposure_of_folder(self._validation))
         warn_of(() if found is None else [found])
+
+    def warn_of_same_images(self) -> bool:
+        """Warn where the images are those that masks are compared on; return whether they are."""
+        same = self._validation is not None and Path(self.source).resolve() == self._validation.resolve()
+        if same:
+            warnings.warn(
+                f"the ranges are measured on {self._validation}, the images that the masks are judged on, so the "
+                "figures flatter int8; give others as calibration=.",
+                stacklevel=3,
+            )
+        return same
 
     @property
     def quantizer(self) -> Quantizer:

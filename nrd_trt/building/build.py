@@ -204,8 +204,27 @@ def build(
 
     Warns:
         UserWarning: Something speaks against the images to calibrate on, see `nrd_trt.calibrate`; or those of `data`
-            are exposed otherwise.
+            are exposed otherwise; or int8 is calibrated on `data`, which flatters its figures.
     """
+    calibrator = make_calibrator(
+        calibration,
+        precision=precision,
+        fit=fit,
+        resample=resample,
+        validation=optional_path("data", data),
+        ignore_index=ignore_index,
+        threads=threads,
+        progress=progress,
+        recipe=recipe,
+        images=images,
+        seed=seed,
+        memory_mb=memory_mb,
+        include=include,
+        exclude=exclude,
+        quantizer=quantizer,
+    )
+    if calibrator is not None and precision == "int8":
+        calibrator.warn_of_same_images()
     return build_bundle(
         BuildRequest(
             source=as_path("source", source),
@@ -217,23 +236,7 @@ def build(
             input_form=input_form,
             outputs=outputs,
             mask_encoding=mask_encoding,
-            calibrator=make_calibrator(
-                calibration,
-                precision=precision,
-                fit=fit,
-                resample=resample,
-                validation=optional_path("data", data),
-                ignore_index=ignore_index,
-                threads=threads,
-                progress=progress,
-                recipe=recipe,
-                images=images,
-                seed=seed,
-                memory_mb=memory_mb,
-                include=include,
-                exclude=exclude,
-                quantizer=quantizer,
-            ),
+            calibrator=calibrator,
             data=optional_path("data", data),
             labels=optional_path("labels", labels),
             ignore_index=ignore_index,

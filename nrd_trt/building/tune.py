@@ -7,7 +7,6 @@ to a state file as soon as it is known, so that a run that was stopped goes on w
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -220,13 +219,7 @@ def tune(
     )
     _check_output(request, resume=resume)
     check_build(request)
-    calibrated_on_data = Path(calibrator.source).resolve() == data.resolve()
-    if calibrated_on_data:
-        warnings.warn(
-            f"the ranges are measured on {data}, the images that the rungs are judged on, so the figures flatter "
-            "int8; give others as calibration=.",
-            stacklevel=2,
-        )
+    calibrated_on_data = calibrator.warn_of_same_images()
     ladder = _Ladder(request, calibrator, resume=resume, time_file=time_file, on_rung=on_rung)
     tuned = replace(ladder.run(sensitivity=sensitivity), calibrated_on_data=calibrated_on_data)
     write_tuned(tuned)

@@ -50,6 +50,13 @@ def test_images_are_read_and_ranges_measured_once(opened: mock.Mock) -> None:
     opened.assert_called_once()
 
 
+def test_images_that_masks_are_judged_on_are_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="images that the masks are judged on, so the figures flatter int8"):
+        assert calibrator(tmp_path / "a" / "..", validation=tmp_path).warn_of_same_images()
+    for source, judged in ((tmp_path, None), (tmp_path, tmp_path / "val"), ("synthetic", tmp_path)):
+        assert not calibrator(source, validation=judged).warn_of_same_images()
+
+
 def test_a_file_of_ranges_gives_the_same_file(tmp_path: Path) -> None:
     model, made = small_export(), calibrator()
     plain = select_outputs(model, "mask")

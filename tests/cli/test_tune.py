@@ -16,7 +16,7 @@ from nrd_trt.gates import Gates
 from tests.artefacts import SIZE, bundle, checkpoint
 from tests.cli.conftest import Invoke, one_object, printed
 
-SAME_IMAGES = "the images that the rungs are judged on"
+SAME_IMAGES = "the images that the masks are judged on"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:classes never:UserWarning"),
     pytest.mark.filterwarnings("ignore:calibration set. . images, fewer:UserWarning"),
