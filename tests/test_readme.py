@@ -63,7 +63,8 @@ def verb_problems(words: list[str]) -> list[str]:
         return [] if words[0] in ("--help", "--version") else [words[0]]
     if words[0] not in VERBS:
         return [f"verb {words[0]}"]
-    known = {option for parameter in COMMANDS[words[0]].params for option in parameter.opts} | {"--help"}
+    parameters = COMMANDS[words[0]].params
+    known = {option for given in parameters for option in (*given.opts, *given.secondary_opts)} | {"--help"}
     flags = [word.split("=")[0] for word in words[1:] if re.match(r"--?[A-Za-z]", word)]
     return [f"{words[0]} {flag}" for flag in flags if flag not in known]
 

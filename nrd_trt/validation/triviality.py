@@ -15,7 +15,7 @@ import numpy as np
 ONE_CLASS = 0.95
 """Share of the pixels from which one class is nearly everywhere: 0.25-0.35 where trained, 1 where collapsed."""
 NEAR_CHANCE = 3.0
-"""An mIoU below so many times that of chance: trained 5 to 10 times, others 0.7 to 2.8 times."""
+"""An mIoU below so many times that of chance: trained 5 times and more, others 0.7 to 2.8 times."""
 SMALL_THETA = 0.01
 """Root mean square of theta: trained 0.36-0.41, at most 4e-4 where it is near zero; 1e-7 and less where not trained."""
 CONSTANT_THETA = 0.1
