@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -12,7 +12,7 @@ import msgspec
 
 from nrd_trt.gates import CLASS_SHARE, Gates, NamedFigure
 
-_SHOWN_DIFFERENCES = 8
+_SHOWN_DIFFERENCES, _KEPT_DIFFERENCES = 8, 50
 
 
 def json_values(record: object) -> Any:
@@ -313,19 +313,35 @@ class StructureRecord:
         compared: ``"whole"``: node by node with a file derived anew; ``"layers"``: with PyTorch's network alone, where
             another version of the exporter or of its libraries wrote the file.
         checked: How many things of each kind were compared.
-        differences: One line per difference, named after the layer; empty for a sound file.
+        differences: One line per difference, named after the layer, at most 50; empty for a sound file.
         not_provable: What could not be compared, each with the reason.
+        found: Number of differences, also of those beyond the 50.
     """
 
     compared: str
     checked: dict[str, int]
     differences: tuple[str, ...]
     not_provable: tuple[str, ...]
+    found: int
+
+    @classmethod
+    def of(
+        cls, compared: str, checked: dict[str, int], differences: Iterable[str], not_provable: Iterable[str]
+    ) -> StructureRecord:
+        """Return the record of all differences, each once; those of another network flood."""
+        lines = tuple(dict.fromkeys(differences))
+        return cls(
+            compared=compared,
+            checked=checked,
+            differences=lines[:_KEPT_DIFFERENCES],
+            not_provable=tuple(not_provable),
+            found=len(lines),
+        )
 
     def failures(self) -> list[str]:
         """Return the first differences, one line each, and how many more there are."""
         lines = [f"structure: {line}" for line in self.differences[:_SHOWN_DIFFERENCES]]
-        more = len(self.differences) - _SHOWN_DIFFERENCES
+        more = self.found - _SHOWN_DIFFERENCES
         return [*lines, *([f"structure: {more} more differences"] if more > 0 else [])]
 
 

@@ -122,9 +122,10 @@ class _Comparison:
                 yield f"{name} {_shown(got)}, expected {_shown(want)}"
         if self._permuted(found.operands, expected):
             if not (self._commutes and expected.kind in _COMMUTATIVE):
+                moved = [pair for pair in zip(found.operands, expected.operands, strict=True) if self._moved("", *pair)]
                 sources = (
-                    ", ".join(self._source(operand, side) for operand in operands)
-                    for operands, side in ((found.operands, self._found), (expected.operands, self._expected))
+                    ", ".join(self._source(operand, operations) for operand in side)
+                    for side, operations in zip(zip(*moved, strict=True), (self._found, self._expected), strict=True)
                 )
                 yield f"inputs in the order {', expected '.join(sources)}"
             return

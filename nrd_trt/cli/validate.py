@@ -103,9 +103,9 @@ def _lines(found: Validation) -> Iterator[str]:
 
 def _structure_lines(found: StructureRecord) -> Iterator[str]:
     yield f"structure: {common.structure_line(found)}"
-    yield from (f"  {line}" for line in found.differences[:20])
-    if len(found.differences) > 20:
-        yield f"  and {len(found.differences) - 20} more"
+    yield from (f"  {line}" for line in found.differences[:10])
+    if found.found > 10:
+        yield f"  and {found.found - 10} more"
     yield from (f"  not provable: {line}" for line in found.not_provable)
 
 

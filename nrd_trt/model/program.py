@@ -171,7 +171,12 @@ class _Trace(_Watch):  # type: ignore[no-untyped-call]
             raise ExportError(
                 f"aten::{name}: expected one of {', '.join(_OPERATIONS)}; the network computes otherwise."
             )
-        kind, operands, attributes, labels = _OPERATIONS[name](self.operand, args)
+        try:
+            kind, operands, attributes, labels = _OPERATIONS[name](self.operand, args)
+        except (TypeError, ValueError) as exc:
+            raise ExportError(
+                f"aten::{name}: expected other arguments ({exc}); the network computes otherwise."
+            ) from exc
         self.operations.append(
             Operation(name=layer, kind=kind, attributes=attributes, operands=operands, labels=labels, place=place)
         )

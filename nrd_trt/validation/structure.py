@@ -19,7 +19,7 @@ from onnx import TensorProto
 from nrd_trt.data.samples import MEASURED_COUNT
 from nrd_trt.engine.bundle import Bundle
 from nrd_trt.engine.record import BundleRecord, PrecisionRecord
-from nrd_trt.errors import ConfigError, NrdTrtError
+from nrd_trt.errors import ConfigError, ExportError, NrdTrtError
 from nrd_trt.figures import StructureRecord
 from nrd_trt.graph.metadata import GraphFacts, read_choices, read_facts
 from nrd_trt.graph.outputs import select_outputs
@@ -39,6 +39,11 @@ from nrd_trt.validation.structure_scales import scale_faults
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
 
+_OF_CHECKPOINT = {"info", "decode", "upsample", "encoder", "head"}
+"""Facts of a file that its checkpoint has too."""
+_LISTED = 4
+"""Entries of a list that a difference shows."""
+
 
 def check_structure(
     file: onnx.ModelProto,
@@ -56,9 +61,9 @@ def check_structure(
         full: The fp32 file that the exporter makes of it now, in the bundle's form, with both outputs.
         images: ``(h, w, 3) uint8`` RGB on which int8 scales are measured anew; none leaves that out.
     """
-    network, checked = network_differences(file, model, images)
-    network += [*_record_differences(file, record)]
-    not_provable: list[str] = []
+    executed, not_provable = _executed(model)
+    network, checked = network_differences(file, model, images, executed)
+    network += [*_record_differences(file, record, model)]
     try:
         whole = whole_differences(file, expected_file(full, record), ranges_known=record.precision.ranges is not None)
     except NrdTrtError as exc:
@@ -74,34 +79,39 @@ def check_structure(
         not_provable.append(
             "the ranges of the calibration are not recorded: activation scales are not compared with them"
         )
-    return StructureRecord(
-        compared="whole" if doubt is None else "layers",
-        checked=checked,
-        differences=tuple(dict.fromkeys(differences)),
-        not_provable=tuple(not_provable),
-    )
+    return StructureRecord.of("whole" if doubt is None else "layers", checked, differences, not_provable)
 
 
 def prove_structure(
     bundle: Bundle, file: onnx.ModelProto, model: Segmentor, full: onnx.ModelProto | None = None
 ) -> StructureRecord:
-    """Compare a bundle's file with its checkpoint; `full` is the checkpoint's fp32 file where there is one already.
-
-    Raises:
-        ExportError: PyTorch executes what is not known here.
-    """
+    """Compare a bundle's file with its checkpoint; `full` is the checkpoint's fp32 file where there is one already."""
     try:
         images = list(bundle.references().images[:MEASURED_COUNT])
         return check_structure(file, bundle.record, model, full or rederive_full(model, bundle.graph), images)
     except ConfigError as exc:  # the form of the file is not one of this network's
         found = layer_structure(file, model)
-        return replace(found, differences=(*found.differences, str(exc)))
+        return replace(found, differences=(str(exc), *found.differences), found=found.found + 1)
 
 
 def layer_structure(file: onnx.ModelProto, model: Segmentor, images: Sequence[np.ndarray] = ()) -> StructureRecord:
     """Compare a file with what PyTorch executes alone, as a build does with what it has just exported."""
-    lines, checked = network_differences(file, model, images)
-    return StructureRecord(compared="layers", checked=checked, differences=tuple(lines), not_provable=())
+    executed, not_provable = _executed(model)
+    lines, checked = network_differences(file, model, images, executed)
+    return StructureRecord.of("layers", checked, lines, not_provable)
+
+
+def _executed(model: Segmentor) -> tuple[Program, list[str]]:
+    """Return what PyTorch executes, or no operations and the reason where it executes what is not known here."""
+    from nrd_trt.model.program import network_program
+
+    try:
+        return network_program(model), []
+    except ExportError as exc:
+        return Program(operations=(), results={}), [
+            f"PyTorch executes what is not known here ({exc.args[0].rstrip('.')}): layers and weights are not compared "
+            "with it; the figures of the masks decide"
+        ]
 
 
 def network_differences(
@@ -116,7 +126,7 @@ def network_differences(
         file: In any precision.
         model: The checkpoint's network.
         images: See `check_structure`.
-        expected: What PyTorch executes, where that is there already.
+        expected: What PyTorch executes, where that is there already; without operations it is not compared.
 
     Returns:
         One line per difference, and how many things of each kind were compared.
@@ -128,15 +138,17 @@ def network_differences(
     if network is None:
         return [*lines, "the file has neither a decode nor logits: its network is not found"], {}
     expected = expected or network_program(model)
-    lines += compare_programs(network.program, expected, _rounded(expected), commutes=True)
+    known = bool(expected.operations)
+    if known:
+        lines += compare_programs(network.program, expected, _rounded(expected), commutes=True)
     lines += preprocessing_differences(file, network, model, graph)
     if model.config.is_nrd:
         lines += decode_attribute_differences(file, model, graph)
     lines += ending_differences(file, network, model, graph)
     lines += [f"`{tensor.name}`: int8: {fault}" for tensor in network.quantized for fault in tensor.faults]
-    if images and network.quantized:
+    if known and images and network.quantized:
         lines += scale_faults(network, expected, model, images)
-    return lines, _counts(network, expected)
+    return lines, _counts(network, expected) if known else {}
 
 
 def expected_file(full: onnx.ModelProto, record: BundleRecord) -> onnx.ModelProto:
@@ -178,10 +190,18 @@ def whole_differences(file: onnx.ModelProto, expected: onnx.ModelProto, *, range
 
 
 def _told_only_by(network: list[str], whole: list[str]) -> list[str]:
-    """Return what the first half says of layers that the second says nothing of."""
+    """Return what the first half says of layers that the second says nothing of, under this name or another."""
     told = {line.split("`")[1] for line in whole if line.startswith("`")}
-    rest = [line for line in network if not (line.startswith("`") and line.split("`")[1] in told)]
+    found = {_found(line) for line in whole}
+    rest = [
+        line for line in network if not (line.startswith("`") and (line.split("`")[1] in told or _found(line) in found))
+    ]
     return [line for line in rest if not whole or "cannot be run alone" not in line]
+
+
+def _found(line: str) -> str:
+    """Return what a line says that a layer has, without the layer's name and what is expected."""
+    return line.partition("`: ")[2].partition(", expected")[0]
 
 
 def _doubt(record: BundleRecord) -> str | None:
@@ -243,10 +263,13 @@ def _counts(network: FileNetwork, expected: Program) -> dict[str, int]:
     return counts | ({"int8 activations": len(network.quantized)} if network.quantized else {})
 
 
-def _record_differences(file: onnx.ModelProto, record: BundleRecord) -> Iterator[str]:
-    """Compare what the bundle's record and the file say."""
+def _record_differences(file: onnx.ModelProto, record: BundleRecord, model: Segmentor) -> Iterator[str]:
+    """Compare what the bundle's record and the file say, but for what the file says otherwise than the checkpoint."""
     graph = read_facts(file)
-    yield from _unequal("bundle.json", asdict(record.model), asdict(graph), "the file's")
+    told = {name for name, _ in _unequal(*_checkpoint_facts(graph, model), "")}
+    for name, text in _unequal(asdict(record.model), asdict(graph), "the file's"):
+        if name not in told:
+            yield f"bundle.json: {text}"
     if record.precision.asked != graph.precision:
         yield f"bundle.json: precision {record.precision.asked}, the file's is {graph.precision}"
     if record.exporter is not None and graph.exporter is not None and record.exporter != graph.exporter:
@@ -258,7 +281,7 @@ def _type_differences(file: onnx.ModelProto, held: PrecisionRecord) -> Iterator[
     if choices := read_choices(file):
         names = {"kept_fp32": "kept_because"}
         recorded = {field.name: getattr(held, names.get(field.name, field.name)) for field in fields(choices)}
-        yield from _unequal("bundle.json: precision", recorded, asdict(choices), "the file's")
+        yield from (f"bundle.json: precision: {text}" for _, text in _unequal(recorded, asdict(choices), "the file's"))
     found = set(layers_in_int8(file)) if held.asked == "int8" else set()
     if len(found) != len(held.int8_layers):
         yield f"int8: {len(found)} layers, {len(held.int8_layers)} are recorded"
@@ -266,6 +289,12 @@ def _type_differences(file: onnx.ModelProto, held: PrecisionRecord) -> Iterator[
 
 def _fact_differences(graph: GraphFacts, model: Segmentor) -> Iterator[str]:
     """Compare what a file says of its network with the checkpoint."""
+    for _, text in _unequal(*_checkpoint_facts(graph, model), "the checkpoint's"):
+        yield f"facts: {text}"
+
+
+def _checkpoint_facts(graph: GraphFacts, model: Segmentor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a file says of its network, and what a checkpoint does."""
     config = model.config
     right = {
         "info": asdict(model.info),
@@ -275,17 +304,26 @@ def _fact_differences(graph: GraphFacts, model: Segmentor) -> Iterator[str]:
         "head": config.head,
     }
     said = asdict(graph)
-    yield from _unequal("facts", {name: said[name] for name in right}, right, "the checkpoint's")
+    return {name: said[name] for name in sorted(_OF_CHECKPOINT)}, right
 
 
-def _unequal(where: str, found: Mapping[str, Any], want: Mapping[str, Any], whose: str) -> Iterator[str]:
-    """Yield the entries of two records that differ, nested ones by their own names."""
+def _unequal(found: Mapping[str, Any], want: Mapping[str, Any], whose: str) -> Iterator[tuple[str, str]]:
+    """Yield names and descriptions of the entries of two records that differ, nested ones by their own names."""
     for name in dict.fromkeys((*want, *found)):
         got, right = found.get(name), want.get(name)
         if isinstance(got, dict) and isinstance(right, dict):
-            yield from _unequal(f"{where}: {name}" if where != name else where, got, right, whose)
+            yield from ((f"{name}: {inner}", f"{name}: {text}") for inner, text in _unequal(got, right, whose))
         elif got != right:
-            yield f"{where}: {name} {_short(got)}, {whose} is {_short(right)}"
+            yield name, f"{name} {_compared(got, right, whose)}"
+
+
+def _compared(got: object, right: object, whose: str) -> str:
+    """Show two values, of long lists the first entries that differ."""
+    if not (isinstance(got, tuple | list) and isinstance(right, tuple | list) and len(got) == len(right) > _LISTED):
+        return f"{_short(got)}, {whose} is {_short(right)}"
+    differ = [place for place, (one, other) in enumerate(zip(got, right, strict=True)) if one != other]
+    shown = [f"[{place}] {_short(got[place])}, {whose} is {_short(right[place])}" for place in differ[:_LISTED]]
+    return "; ".join([*shown, *([f"and {len(differ) - _LISTED} more"] if len(differ) > _LISTED else [])])
 
 
 def _short(value: object) -> str:
@@ -294,7 +332,7 @@ def _short(value: object) -> str:
 
 
 def _interface_differences(file: onnx.ModelProto, expected: onnx.ModelProto) -> Iterator[str]:
-    """Compare inputs, outputs and their types, versions of operators, and what the files say of themselves."""
+    """Compare inputs, outputs and their types, versions of operators, and what the files say of themselves alone."""
     for what, found, want in (
         ("input", file.graph.input, expected.graph.input),
         ("output", file.graph.output, expected.graph.output),
@@ -311,7 +349,11 @@ def _interface_differences(file: onnx.ModelProto, expected: onnx.ModelProto) -> 
         version, wanted = (side.get((name, domain)) for side in versions)
         if version != wanted:
             yield f"{name}: operators {domain or 'ai.onnx'} of version {version}, expected {wanted}"
-    yield from _unequal("facts", asdict(read_facts(file)), asdict(read_facts(expected)), "the derived file's")
+    facts = (asdict(read_facts(side)) for side in (file, expected))
+    found_facts, wanted_facts = (
+        {key: value for key, value in side.items() if key not in _OF_CHECKPOINT} for side in facts
+    )
+    yield from (f"facts: {text}" for _, text in _unequal(found_facts, wanted_facts, "the derived file's"))
 
 
 def _owners(model: onnx.ModelProto) -> Iterator[tuple[str, Any]]:

@@ -288,7 +288,12 @@ def judge(
     if doubt is not None:
         failures.append(doubt)
     if matches is False:
-        failures.append("the checkpoint is not the one that the bundle was built from")
+        due = engine.graph.checkpoint_sha256
+        failures.insert(
+            0,
+            "the checkpoint is not the one that the bundle was built from; give "
+            + (f"that of SHA-256 {due}" if due else "that one"),
+        )
     if precision_asked not in types:
         found = ", ".join(f"{count} in {kind}" for kind, count in types.items())
         failures.append(f"precision {precision_asked} is claimed and not delivered: convolutions are {found}")

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
+from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.files import sha256_file
 from nrd_trt.graph.constants import Constants
+from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.program import function_programs
+from nrd_trt.model import load_model
+from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.folding import folded_weights
 from nrd_trt.validation.causes import causes_in_file
 from nrd_trt.validation.constants import find_in_nodes
-from nrd_trt.validation.structure import network_differences, whole_differences
+from nrd_trt.validation.structure import check_structure, layer_structure, network_differences, whole_differences
 from nrd_trt.validation.twin import held_ranges
+from nrd_trt.validation.validate import validate
 from nrd_trt.validation.weights import find_in_weights
-from tests.faults import Change, weights_of
-from tests.helpers import STATIC, small_int8, small_model
+from tests.artefacts import both_outputs, bundle, checkpoint, onnx_file, trained_model
+from tests.faults import Change, swap_rgb, weights_of
+from tests.helpers import STATIC, small_export, small_int8, small_model
 
 LAYER = "backbone.layer5.1.conv.1.conv"
 
@@ -143,3 +153,53 @@ def test_ranges_of_activations_are_read_whatever_shape_their_scales_have() -> No
     name = pairs[1].name.removesuffix("/Q")
     assert held_ranges(model) == {key: value for key, value in known.items() if key != name}
     assert any("int8: quantised with scale" in line for line in network_differences(model, small_model())[0])
+
+
+def test_what_pytorch_executes_and_is_not_known_is_not_provable() -> None:
+    """As of another version of PyTorch; everything else is compared all the same."""
+    model = small_model()
+    model.backbone.conv1.act = nn.SiLU()
+    file = copy.deepcopy(small_export())
+    swap_rgb(file)
+    found = layer_structure(file, model)
+    assert "aten::silu" in found.not_provable[0] and "the figures of the masks decide" in found.not_provable[0]
+    assert found.checked == {}
+    assert any("red and blue are swapped" in line for line in found.differences)
+
+
+@pytest.mark.parametrize("name", ["class_names", "palette"])
+def test_facts_that_are_wrong_are_told_once_by_the_entries_that_differ(name: str) -> None:
+    file = copy.deepcopy(onnx.load(onnx_file()))
+    facts = read_facts(file)
+    write_facts(file, replace(facts, info=replace(facts.info, **{name: getattr(facts.info, name)[::-1]})))
+    found = check_structure(file, read_bundle(bundle("fp32")).record, trained_model(), both_outputs())
+    (line,) = found.differences
+    assert line.startswith("facts: info: ")
+    assert "[0] " in line and line.count("the checkpoint's is") == 4 and line.endswith("; and 6 more")
+    assert found.found == 1
+
+
+def test_branches_in_another_order_are_told_once_by_those_that_are_moved() -> None:
+    file = copy.deepcopy(onnx.load(onnx_file()))
+    node = next(node for node in file.graph.node if node.op_type == "Concat" and len(node.input) == 5)
+    node.input[1], node.input[2] = node.input[2], node.input[1]
+    found = check_structure(file, read_bundle(bundle("fp32")).record, trained_model(), both_outputs())
+    (line,) = found.differences
+    first, second = ("`decode_head.aspp_modules.0.act`", "`decode_head.aspp_modules.1.pointwise_conv.act`")
+    assert line.endswith(f"inputs in the order {second}, {first}, expected {first}, {second}")
+
+
+def test_the_checkpoint_of_another_network_comes_first_and_does_not_flood(tmp_path: Path) -> None:
+    other, model = tmp_path / "other.safetensors", load_model(checkpoint())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1 + 0.1 * torch.sin(torch.arange(weight.numel())).reshape(weight.shape))
+    save_checkpoint(model, other)
+    found = validate(bundle("fp32"), checkpoint=other, threads=1, progress=False)
+    assert found.failures[0].startswith("the checkpoint is not the one that the bundle was built from")
+    assert f"SHA-256 {sha256_file(checkpoint())}" in found.failures[0]
+    assert found.structure is not None and found.structure.found > 60
+    assert len(found.structure.differences) == 50
+    told = [line for line in found.failures if line.startswith("structure: ")]
+    assert told[-1] == f"structure: {found.structure.found - 8} more differences"
+    assert len(told) == 9
