@@ -25,6 +25,7 @@ from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import Fit, Provider, Resample, RunnerName, optional_path
 from nrd_trt.validation.compare import WORST_KEPT, Comparator, Comparison, Picture, ReferenceFn
 from nrd_trt.validation.localise import LOCALISED_COUNT, compare_stages
+from nrd_trt.validation.pixels import preprocessing_faults
 from nrd_trt.validation.rebuild import rebuild_plans
 from nrd_trt.validation.rederive import rederive_full
 from nrd_trt.validation.references import StoredSamples, check_classes, torch_reference
@@ -300,6 +301,7 @@ def judge(
     if comparison.unknown_pixels:
         last = len(engine.info.class_names) - 1
         failures.append(f"{comparison.unknown_pixels} pixels have an index beyond {last}, the last class")
+    failures.extend(preprocessing_faults(engine.info, engine.graph.shape, engine.fit, engine.resample))
     failures.extend(proofs.failures(gates))
     return Validation(
         **vars(comparison),

@@ -591,7 +591,6 @@ def test_scales_are_measured_anew_where_the_record_has_the_same_fault() -> None:
     (line,) = found.differences
     assert line.startswith("`backbone.layer5.1.conv.0.act`: activation scale")
     assert "times the squared error" in line
-    assert "times the squared error" in line
 
 
 RANGED: dict[str, Any] = {"dynamic": ((64, 64), SIZE_HW, (96, 128))}
