@@ -43,9 +43,10 @@ def preprocessing_differences(
     if network.pixels == "image":
         return [] if graph.input_form == "float" else ["preprocessing: the network reads the image without it"]
     try:
-        got = _run(_before(file, network.pixels), {"image": feed})[network.pixels]
+        (got,) = _run(_before(file, network.pixels), {"image": feed}).values()
     except Exception as exc:  # onnxruntime's and onnx's errors have no common base
         return [f"preprocessing: cannot be run alone ({_first_line(exc)})"]
+    want = want.astype(helper.tensor_dtype_to_np_dtype(element_types(file)[network.pixels])).astype(np.float32)
     if got.shape != want.shape:
         return [f"preprocessing: gives {list(got.shape)}, expected {list(want.shape)}"]
     if np.array_equal(got, want):
@@ -152,12 +153,14 @@ def _mask_lines(got: np.ndarray, enlarged: np.ndarray) -> Iterator[str]:
 
 
 def _before(file: onnx.ModelProto, tensor: str) -> onnx.ModelProto:
-    """Return the part of a file that makes a tensor."""
+    """Return the part of a file that makes a tensor; it is given in float32."""
     part = onnx.ModelProto()
     part.CopyFrom(file)
     replace_nodes(part.graph, needed_nodes(file.graph.node, [tensor]), list(file.graph.initializer))
     del part.graph.output[:], part.functions[:]
-    part.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
+    output = f"{tensor}/given"
+    part.graph.node.append(helper.make_node("Cast", [tensor], [output], name=output, to=TensorProto.FLOAT))
+    part.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
     return part
 
 

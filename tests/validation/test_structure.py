@@ -599,6 +599,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "dynamic, batch": {"precision": "fp16", "batch": (1, 2, 3), **RANGED},
     "float, both outputs": {"precision": "bf16", "input_form": "float", "outputs": ("mask", "logits")},
     "packed masks": {"precision": "fp16", "mask_encoding": "u8x4", "batch": 2},
+    "float": {"precision": "fp16", "input_form": "float"},
     "some layers in int8": {**SCENES, "outputs": ("logits",), "include": [r"backbone.layer[3-5]"], "exclude": ["r4.1"]},
     "int8, dynamic, BGR": {**SCENES, **RANGED, "recipe": "mse", "bgr": True, "class_names": tuple("abcdefghijk")},
 }

@@ -105,7 +105,7 @@ TWIN = "the file does not compute what the checkpoint gives in its own form and 
         ("fp16", double_row("backbone.layer5.1.conv.2.conv", 7), "c4"),
         ("bf16", double("decode_head.c1_bottleneck.1.conv.weight"), "guidance"),
         ("int8", swap_rgb, "preprocessing"),
-        ("int8", transpose_in_decode("W1"), "logits"),
+        ("int8", transpose_in_decode("w1"), "logits"),
     ],
 )
 def test_a_fault_in_the_file_is_told_by_its_twin(
