@@ -208,7 +208,7 @@ class _Finder:
                 yield f"{path}.__init__", "call", count
             elif path:
                 yield path, "call", count - path.endswith(".__init__")
-        elif isinstance(node, ast.Attribute) and not node.attr.startswith("__") and (path := self._path(node)):
+        elif isinstance(node, ast.Attribute) and node.attr != "__class__" and (path := self._path(node)):
             if "." in path or not path[0].isupper():  # to name a class is no use of it
                 yield path, "set" if isinstance(node.ctx, ast.Store) else "read", None
 

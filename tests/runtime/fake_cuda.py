@@ -296,6 +296,24 @@ class FakeEngine:
         assert not any(context.alive for context in self.contexts)
 
 
+class MaskEngine(FakeEngine):
+    """A plan that gives masks alone, as those of bundles do.
+
+    Attributes:
+        sizes: Smallest, usual and largest shape of its input.
+    """
+
+    sizes: tuple[tuple[int, ...], ...] = ((1, *LARGEST[1:]),) * 3
+
+    def __init__(self, driver: FakeDriver) -> None:
+        super().__init__(driver)
+        del self.outputs["mean"]
+
+    def profile_range(self, name: str) -> tuple[tuple[int, ...], ...]:
+        assert name == "image"
+        return self.sizes
+
+
 class FakeContext:
     """A context of a `FakeEngine`; a run passes the red channel through its scratch memory.
 

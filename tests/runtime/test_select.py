@@ -36,7 +36,7 @@ from tests.artefacts import bundle, needs_rtx
 from tests.engine.records import BUILDER, record
 from tests.runtime.bench import SMALL, Bench, image
 from tests.runtime.conftest import MakeBench
-from tests.runtime.fake_cuda import FakeDriver, FakeEngine
+from tests.runtime.fake_cuda import FakeDriver, MaskEngine
 
 RTX = {**BUILDER, "name": "tensorrt-rtx"}
 FILES = {ONNX_FILE: "0", PLAN_FILE: "0"}
@@ -268,15 +268,10 @@ MASKS = replace(
 )
 
 
-class PlanOfMasks(FakeEngine):
+class PlanOfMasks(MaskEngine):
     """A plan of `MASKS`."""
 
-    def __init__(self, driver: FakeDriver) -> None:
-        super().__init__(driver)
-        del self.outputs["mean"]
-
-    def profile_range(self, name: str) -> tuple[tuple[int, ...], ...]:
-        return MASKS.image_range
+    sizes = MASKS.image_range
 
 
 def test_a_plan_is_held_against_the_facts_of_its_bundle(make_bench: MakeBench) -> None:

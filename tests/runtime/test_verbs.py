@@ -23,14 +23,14 @@ from tests.artefacts import SIZE_HW, bundle, copy_of, onnx_file, read_facts_of, 
 from tests.engine.surface.enterprise import enterprise
 from tests.runtime.bench import Bench
 from tests.runtime.conftest import MakeBench
-from tests.runtime.fake_cuda import NOT_SUPPORTED, FakeEngine
+from tests.runtime.fake_cuda import NOT_SUPPORTED, MaskEngine
 from tests.serving.waiting import until
 
 RUNS = 8
 """Enough for a capture in every place that a frame of a video may be kept in."""
 
 
-class FewClasses(FakeEngine):
+class FewClasses(MaskEngine):
     """An engine that draws classes that the network has."""
 
     last_class = 10
