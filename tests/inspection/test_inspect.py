@@ -135,7 +135,8 @@ def test_every_gated_figure_the_structure_and_trivial_masks_are_told(tmp_path: P
     path = copy_of(bundle("fp16"), tmp_path / "a.nrd")
     validation = read_bundle(path).record.validation
     gates = validation.gates
-    structure = {"compared": "layers", "checked": {"convolutions": 3}, "differences": ["a: b"], "not_provable": []}
+    structure = {"compared": "layers", "checked": {"convolutions": 3}, "found": 1, "differences": ["a: b"]}
+    structure["not_provable"] = []
     told = {"warnings": ["the network draws Sky on 99.0% of the pixels"], "structure": structure}
     rewrite_facts(path, validation={**read_facts_of(path)["validation"], **told})
     text = invoke(path).stdout
