@@ -13,6 +13,7 @@ import onnx
 from nrd_trt.data.samples import Sample
 from nrd_trt.engine.bundle import MAX_REFERENCES, ReferenceSet
 from nrd_trt.errors import ConfigError
+from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -85,6 +86,25 @@ class StoredSamples:
 
     def __iter__(self) -> Iterator[Sample]:
         return (sample for sample, _ in self._pairs)
+
+    def failure(self, predict: ReferenceFn) -> str | None:
+        """Say that the stored masks are not those of a checkpoint, whichever drew them, PyTorch or an fp32 file.
+
+        Args:
+            predict: The checkpoint's reference.
+        """
+        wrong = []
+        for sample, held in self._pairs:
+            due = predict(sample)
+            tie = False if due.near_tie is None else due.near_tie
+            wrong.append(((held.mask != due.mask) & ~np.asarray(tie)).mean())
+        share = float(np.mean(wrong))
+        if share <= 1 - Gates.of("fp32").min_agreement:
+            return None
+        return (
+            f"the stored masks are not the checkpoint's: {share:.4%} of the pixels of {len(wrong)} inputs differ away "
+            "from ties; rebuild the bundle with checkpoint="
+        )
 
     @contextmanager
     def reference(self) -> Iterator[ReferenceFn]:

@@ -206,6 +206,7 @@ def validate(
     with reference as predict, _telling(proof):
         kept = WORST_KEPT if report else 0
         comparison = compare_with_progress(samples, predict, engine, progress=progress, pictures=kept)
+        stored = None if model is None else StoredSamples(bundle.references()).failure(predict)
     soundness = localisation = rebuilds = None
     if model is not None and full is not None:
         on_stage("comparing the file with sound ones")
@@ -236,6 +237,7 @@ def validate(
         checkpoint=checkpoint,
         has_plan=bundle.plan_path is not None,
         doubt=_doubt(engine, bundle, run),
+        stored=stored,
         proofs=Proofs(localisation=localisation, rebuilds=rebuilds, soundness=soundness, structure=proof),
     )
     if report is not None:
@@ -266,6 +268,7 @@ def judge(
     checkpoint: Path | None,
     has_plan: bool,
     doubt: str | None = None,
+    stored: str | None = None,
     proofs: Proofs = NO_PROOFS,
 ) -> Validation:
     """Compare figures with gates and a file with what it claims.
@@ -281,13 +284,13 @@ def judge(
         checkpoint: The checkpoint compared with, which must be the file's; None without one.
         has_plan: Whether there is a plan.
         doubt: Why the plan did not run where it should have, in words.
+        stored: What is wrong with the masks that the bundle stores, in words.
         proofs: What was compared besides the masks.
     """
     matches = None if checkpoint is None else sha256_file(checkpoint) == engine.graph.checkpoint_sha256
     types = weight_types(file)
     failures = gates.failures(**comparison.judged())
-    if doubt is not None:
-        failures.append(doubt)
+    failures += [line for line in (doubt, stored) if line is not None]
     if matches is False:
         due = engine.graph.checkpoint_sha256
         failures.insert(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from nrd_trt.engine.bundle import read_bundle
+from nrd_trt.engine.bundle import REFERENCE_FILE, read_bundle
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.constants import Constants
@@ -28,7 +29,16 @@ from nrd_trt.validation.structure import check_structure, layer_structure, netwo
 from nrd_trt.validation.twin import held_ranges
 from nrd_trt.validation.validate import validate
 from nrd_trt.validation.weights import find_in_weights
-from tests.artefacts import both_outputs, bundle, checkpoint, onnx_file, trained_model
+from tests.artefacts import (
+    both_outputs,
+    bundle,
+    checkpoint,
+    copy_of,
+    onnx_file,
+    read_facts_of,
+    rewrite_facts,
+    trained_model,
+)
 from tests.faults import Change, swap_rgb, weights_of
 from tests.helpers import STATIC, small_export, small_int8, small_model
 
@@ -203,3 +213,19 @@ def test_the_checkpoint_of_another_network_comes_first_and_does_not_flood(tmp_pa
     told = [line for line in found.failures if line.startswith("structure: ")]
     assert told[-1] == f"structure: {found.structure.found - 8} more differences"
     assert len(told) == 9
+
+
+@pytest.mark.parametrize("source", ["torch", "onnx"])
+def test_stored_masks_are_held_against_the_checkpoint(source: str, tmp_path: Path) -> None:
+    """They are all that a validation without a checkpoint has."""
+    path = copy_of(bundle("fp32"), tmp_path / "edited.nrd")
+    options: dict[str, Any] = {"checkpoint": checkpoint(), "threads": 1, "progress": False, "structure": False}
+    held = read_bundle(path).references()
+    for shift, said in ((0, 0), (3, 1)):
+        edited = replace(held, masks=np.roll(held.masks, shift, axis=2), source=source)
+        (path / REFERENCE_FILE).write_bytes(edited.to_bytes())
+        files = {**read_facts_of(path)["files"], REFERENCE_FILE: sha256_file(path / REFERENCE_FILE)}
+        rewrite_facts(path, files=files)
+        found = validate(path, **options)
+        assert sum("the stored masks are not the checkpoint's" in line for line in found.failures) == said
+        assert found.passed == (not said)
