@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from nrd_trt.gates import CLASS_SHARE, Gates, NamedFigure
+from nrd_trt.gates import CLASS_PIXELS, CLASS_SHARE, Gates, NamedFigure
 
 _SHOWN_DIFFERENCES, _KEPT_DIFFERENCES = 8, 50
 
@@ -165,7 +165,7 @@ class MaskFigures:
 
 def _judged_alone(figures: Mapping[str, float], pixels: Mapping[str, int]) -> Iterator[NamedFigure]:
     """Yield the figures of the classes that have enough pixels."""
-    least = max(1.0, CLASS_SHARE * sum(pixels.values()))
+    least = max(CLASS_PIXELS, CLASS_SHARE * sum(pixels.values()))
     return ((name, figure) for name, figure in figures.items() if pixels.get(name, 0) >= least)
 
 

@@ -12,6 +12,8 @@ NamedFigure = tuple[str, float]
 CLASS_SHARE = 0.01
 """A class is judged alone where it has at least this share of the pixels: a smaller one is little more than an outline,
 which rounding moves in any sound file."""
+CLASS_PIXELS = 400
+"""And at least so many pixels: of fewer, a handful of ties is a large share."""
 
 
 @dataclass(frozen=True, kw_only=True)

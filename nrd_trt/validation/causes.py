@@ -112,9 +112,9 @@ def causes_in_data(
         add(stage, describe_channels(due[stage], got[stage], tolerance.channel, rounding=rounding, known_orders=orders))
         if stage == "c1" and _score(due[stage], got[stage], tolerance) > 1:
             explained.add("c4")  # computed from the same pixels, through C1
-    if model.config.is_nrd and "logits" in due:
+    if model.config.is_nrd and "logits" in due and "logits" in got:
         add("logits", _decode(file, model.config.decode, want, got, DECODE[graph.precision], graph.info.class_names))
-    if "mask" in due:
+    if "mask" in due and "logits" in got:
         add("mask", describe_drawing(got["logits"], got["mask"], graph.info.class_names))
     return found
 

@@ -79,11 +79,12 @@ def compare_stages(
     tolerance = TOLERANCES[graph.precision]
     meters: dict[str, StageMeter] = {}
     flipped = pixels = most = 0
+    shapes: dict[str, Finding] = {}
     with Engine(OrtRunner(with_taps(file), threads=threads), graph) as engine:
         for sample in samples:
             want, got = predict_stages(model, sample.image), _stages_of_file(engine, sample.image)
             others = [stage for stage in STAGES[:-1] if stage in got and got[stage].shape != want[stage].shape]
-            shapes = [Finding(stage=stage, text=_other_shape(want[stage], got.pop(stage))) for stage in others]
+            shapes |= {stage: Finding(stage=stage, text=_other_shape(want[stage], got.pop(stage))) for stage in others}
             for stage in STAGES[:-1]:
                 if stage in got:
                     meters.setdefault(stage, StageMeter(len(want[stage]))).add(want[stage], got[stage])
@@ -97,7 +98,7 @@ def compare_stages(
     }
     share = flipped / pixels
     figures["mask"] = StageFigures(stage="mask", error=share, tolerance=mask_tolerance, within=share <= mask_tolerance)
-    found = [*shapes, *causes_in_file(file, model, shown[0])]
+    found = [*shapes.values(), *causes_in_file(file, model, shown[0])]
     first = _earliest([first_beyond(figures), *(finding.stage for finding in found)])
     if first is not None:
         found += causes_in_data(file, model, image, *shown, found, tolerance=tolerance, pixels=PREPROCESSING)

@@ -232,13 +232,19 @@ class _Apart:
     def __init__(self) -> None:
         self._meters: dict[str, StageMeter] = {}
         self._flipped = self._pixels = 0
+        self._other_shape: set[str] = set()
 
     def add(self, want: Tensors, got: Tensors) -> None:
         """Add one image."""
         for stage in STAGES[:-1]:
             if stage in want and stage in got:
-                self._meters.setdefault(stage, StageMeter(len(want[stage]))).add(want[stage], got[stage])
-        self._flipped += int((want["mask"] != got["mask"]).sum())
+                meter = self._meters.setdefault(stage, StageMeter(len(want[stage])))
+                if want[stage].shape == got[stage].shape:
+                    meter.add(want[stage], got[stage])
+                else:
+                    self._other_shape.add(stage)
+        same = want["mask"].shape == got["mask"].shape
+        self._flipped += int((want["mask"] != got["mask"]).sum()) if same else want["mask"].size
         self._pixels += want["mask"].size
 
     def figures(self, allowed: Callable[[str], StageTolerance]) -> tuple[StageFigures, ...]:
@@ -247,7 +253,11 @@ class _Apart:
             return ()
         share, tolerance = self._flipped / self._pixels, allowed("mask").tensor + FLOOR_PIXELS / self._pixels
         mask = StageFigures(stage="mask", error=share, tolerance=tolerance, within=share <= tolerance)
-        return (*(meter.figures(stage, allowed(stage)) for stage, meter in self._meters.items()), mask)
+        stages = (meter.figures(stage, allowed(stage)) for stage, meter in self._meters.items())
+        return (
+            *(replace(one, error=None, within=False) if one.stage in self._other_shape else one for one in stages),
+            mask,
+        )
 
 
 def _measure(
@@ -339,7 +349,8 @@ def _first(stages: tuple[StageFigures, ...]) -> str | None:
         if not one.within:
             title = TITLES.get(one.stage, one.stage)
             if one.error is None:
-                return f"stage {title} has {one.not_finite} values that are not finite"
+                values = f"{one.not_finite} values that are not finite" if one.not_finite else "another shape"
+                return f"stage {title} has {values}"
             if one.worst_channel_error is not None and one.error <= one.tolerance:
                 return (
                     f"channel {one.worst_channel} of stage {title} is off by {one.worst_channel_error:.2e}, at most "

@@ -77,8 +77,9 @@ def test_what_draws_nothing_is_told(made: object, said: list[str]) -> None:
 
 def test_the_limits_themselves() -> None:
     assert not [*trivial({"a": 94, "b": 6}, miou=0.31, chance=0.1, theta=Theta(size=0.011, spread=0.11))]
-    assert len([*trivial({"a": 95, "b": 5}, miou=0.29, chance=0.1, theta=Theta(size=0.011, spread=0.09))]) == 3
+    assert len([*trivial({"a": 95, "b": 5}, miou=0.27, chance=0.1, theta=Theta(size=0.011, spread=0.09))]) == 3
     assert not [*trivial({}, miou=None, chance=None)]
+    assert not [*trivial({"a": 9, "b": 1}, miou=0.947, chance=0.435)], "two classes leave chance much"
     assert Theta.of(np.zeros((3, 2, 2))) == Theta(size=0.0, spread=0.0)
     theta = np.stack([np.full((2, 2), 3.0), np.array([[1.0, -1.0], [1.0, -1.0]])])
     assert Theta.of(theta) == Theta(size=pytest.approx(5**0.5), spread=pytest.approx((0.5 / 5) ** 0.5))
