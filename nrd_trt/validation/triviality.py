@@ -17,8 +17,8 @@ ONE_CLASS = 0.95
 TIMES_CHANCE = 3.0
 """An mIoU below so many times that of chance: trained 4.9 times and more, others 0.7 to 2.8 times."""
 GAIN = 0.2
-"""And less of what chance leaves: it leaves little times to gain where classes are few. Trained 0.6 and more at 192x256,
-0.16 at 64x96; others up to 0.02."""
+"""And less of what chance leaves: it leaves little times to gain where classes are few. Trained 0.6 and more at
+192x256, 0.16 at 64x96; others up to 0.08."""
 SMALL_THETA = 0.01
 """Root mean square of theta: trained 0.36-0.41, at most 4e-4 where it is near zero; 1e-7 and less where not trained."""
 CONSTANT_THETA = 0.1
