@@ -71,7 +71,7 @@ def test_packed_masks_and_dynamic_sizes() -> None:
     for model, definition in ((packed, parse(packed)), (dynamic, found)):
         check_definition(model, definition)
     assert found.inputs["image"].shape == (None, 3, None, None)
-    with pytest.raises(BuildError, match=r"tensor 'image': float32 any×3×any×any, expected uint8 1×128×256×3; tensor"):
+    with pytest.raises(BuildError, match=r"tensor 'image': float32 any×3×any×any, expected uint8 1×128×256×3\. Use"):
         check_definition(small_export(), found)
 
 
