@@ -387,6 +387,7 @@ class ValidationRecord(MaskFigures):
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the JSON object."""
         values: dict[str, Any] = json_values(self)
+        values |= {"class_iou": json_values(self.class_iou), "class_drop": json_values(self.class_drop)}
         return values
 
 

@@ -87,9 +87,12 @@ def report(kind: str, message: str, *, as_json: bool) -> None:
 
 
 def exit_on(failures: Sequence[str], consequence: str | None = None) -> None:
-    """Raise `typer.Exit` where a gate failed, and say which and what follows."""
+    """Raise `typer.Exit` where a gate failed, and say which, a line for each, and what follows."""
     if failures:
-        note("; ".join([f"gate failed: {'; '.join(failures)}", *([consequence] if consequence else [])]))
+        for failure in failures:
+            note(f"gate failed: {failure}")
+        if consequence:
+            note(consequence)
         raise typer.Exit(GATE_FAILED)
 
 
@@ -241,9 +244,13 @@ Plugin = Annotated[
 MinAgreement = Annotated[float | None, checks_option(metavar="0-1", help="Gate: share of equal pixels.")]
 MaxMiouDrop = Annotated[float | None, checks_option(metavar="0-1", help="Gate: loss of mIoU against labels.")]
 MinClassIou = Annotated[
-    float | None, checks_option(metavar="0-1", help="Gate: lowest IoU of a class with the reference.")
+    float | None,
+    checks_option(metavar="0-1", help="Gate: lowest IoU with the reference, classes from 1 % of pixels on."),
 ]
-MaxClassDrop = Annotated[float | None, checks_option(metavar="0-1", help="Gate: loss of a class's IoU against labels.")]
+MaxClassDrop = Annotated[
+    float | None,
+    checks_option(metavar="0-1", help="Gate: loss of a class's IoU against labels, from 1 % of pixels on."),
+]
 MinBorderAgreement = Annotated[
     float | None, checks_option(metavar="0-1", help="Gate: share of equal pixels near borders.")
 ]

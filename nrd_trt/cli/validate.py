@@ -26,11 +26,12 @@ def validate_command(
     judged: groups.LabelOptions,
     gates: groups.GateOptions,
     structure: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--structure/--no-structure", help="Hold the file against --checkpoint, node by node, before any image."
+            "--structure/--no-structure",
+            help="Hold the file against --checkpoint, node by node (default yes).",
         ),
-    ] = True,
+    ] = None,
     localise: Annotated[
         bool,
         typer.Option("--localise", help="Name the first stage that is not the checkpoint's (needs --checkpoint)."),
@@ -111,7 +112,8 @@ def _structure_lines(found: StructureRecord) -> Iterator[str]:
 
 def _sound_lines(found: SoundComparison) -> Iterator[str]:
     """Yield one line per comparison with the stage that comes nearest to what is allowed."""
-    yield f"the file beside sound ones, on {len(found.images)} images" + (f" ({found.note})" if found.note else "")
+    on = f"on {len(found.images)} images" + (f" ({found.note})" if found.note else "")
+    yield f"the file beside sound ones made anew from the checkpoint; the twin has the file's own ranges; {on}"
     for what, stages in (
         ("fp32 anew, to PyTorch", found.exported),
         ("sound, to PyTorch", found.sound),
@@ -122,7 +124,9 @@ def _sound_lines(found: SoundComparison) -> Iterator[str]:
             nearest = max(stages, key=lambda stage: inf if stage.error is None else stage.error / stage.tolerance)
             yield f"  {what:<22} {_stage_line(nearest)}"
     for one in found.ranges[:1]:
-        yield f"  range of {one.tensor}: {one.held:.4g}, loses {one.loss:.2f} times what {one.measured:.4g} does"
+        verdict = "ok    " if one.loss <= one.allowed else "BEYOND"
+        loses = f"{one.held:.4g} loses {one.loss:.2f} of {one.allowed:g} times what {one.measured:.4g}, the best, does"
+        yield f"  worst of its ranges    {verdict} {one.tensor}: {loses}"
 
 
 def _stage_lines(found: Localisation) -> Iterator[str]:

@@ -108,7 +108,7 @@ def validate(
     max_class_drop: float | None = None,
     min_border_agreement: float | None = None,
     min_boundary_f: float | None = None,
-    structure: bool = True,
+    structure: bool | None = None,
     localise: bool = False,
     rebuild: int | None = None,
     report: Path | str | None = None,
@@ -140,8 +140,7 @@ def validate(
         max_class_drop: Largest loss of IoU against labels of any class that is not rare, 0-1; None likewise.
         min_border_agreement: Smallest share of equal pixels near borders, 0-1; None likewise.
         min_boundary_f: Smallest boundary F-score with the reference, 0-1; None likewise.
-        structure: Compare the file with the checkpoint, node by node, before any image; without a checkpoint it is not
-            done.
+        structure: Compare the file with the checkpoint, node by node, before any image; None does where there is one.
         localise: Name the first stage of the network that is not the checkpoint's.
         rebuild: Number of times, at least 2, that the file is built anew to compare the builds; None builds nothing.
         report: HTML page to write, with every figure.
@@ -169,7 +168,7 @@ def validate(
     """
     paths = [None if path is None else Path(path) for path in (checkpoint, data, labels, report)]
     checkpoint, data, labels, report = paths
-    _check_arguments(checkpoint, data, labels, localise, rebuild)
+    _check_arguments(checkpoint, data, labels, structure, localise, rebuild)
     if report is not None:
         if report.suffix.lower() not in (".html", ".htm"):
             raise ConfigError(f"report={report}: expected a name that ends in .html.")
@@ -199,7 +198,7 @@ def validate(
     if model is not None and kind_of(model) == (bundle.graph.encoder, bundle.graph.head, bundle.graph.decode):
         on_stage("exporting the checkpoint anew")
         full = rederive_full(model, bundle.graph)
-    if model is not None and structure:
+    if model is not None and structure is not False:
         on_stage("comparing the file with the checkpoint")
         proof = prove_structure(bundle, file, model, full)
     on_stage("comparing the masks")
@@ -344,13 +343,20 @@ def _doubt(engine: Engine, bundle: Bundle, run: RunOptions) -> str | None:
 
 
 def _check_arguments(
-    checkpoint: Path | None, data: Path | None, labels: Path | None, localise: bool, rebuild: int | None
+    checkpoint: Path | None,
+    data: Path | None,
+    labels: Path | None,
+    structure: bool | None,
+    localise: bool,
+    rebuild: int | None,
 ) -> None:
     """Raise `ConfigError` where an argument needs another one."""
     if checkpoint is None and data is not None:
         raise ConfigError("data= needs checkpoint=: a bundle alone knows the masks of its stored inputs only.")
     if labels is not None and data is None:
         raise ConfigError("labels= needs data=: labels are paired with images by name.")
+    if structure is not None and checkpoint is None:
+        raise ConfigError("structure= needs checkpoint=, which the file is held against; leave it out, or give that.")
     if localise and checkpoint is None:
         raise ConfigError("localise= needs checkpoint=: stages are compared with those of the PyTorch model.")
     if rebuild is not None and rebuild < 2:

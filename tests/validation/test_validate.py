@@ -131,6 +131,7 @@ def test_a_checkpoint_of_another_kind_has_no_stages_in_common() -> None:
     ("options", "said"),
     [
         ({"localise": True}, "localise= needs checkpoint="),
+        ({"structure": False}, "structure= needs checkpoint="),
         ({"rebuild": 1}, "rebuild=1: expected at least 2"),
         ({"rebuild": 0}, "rebuild=0: expected at least 2"),
         ({"report": Path("report.pdf")}, "report=report.pdf: expected a name that ends in .html"),
