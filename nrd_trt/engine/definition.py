@@ -1,19 +1,22 @@
-"""What a network is before it is built: its inputs, outputs and convolutions, of the file and as TensorRT parsed it."""
+"""What a network is before it is built: its inputs, outputs and convolutions, of the file and as TensorRT parsed it.
+
+onnx is loaded on use: `doctor` does without.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.errors import BuildError
 from nrd_trt.specs import TensorSpec, spec_differences
 
-_COMPARED = {TensorProto.FLOAT, TensorProto.FLOAT16}
+if TYPE_CHECKING:
+    import onnx
+
 _SHOWN = 5
 
 
@@ -93,13 +96,17 @@ def definition_of(model: onnx.ModelProto) -> Definition:
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    from onnx import helper
+
     kind = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
     return TensorSpec(name=value.name, dtype=np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape=shape)
 
 
-def _convolution(node: onnx.NodeProto, tensors: list[TensorProto]) -> Convolution:
+def _convolution(node: onnx.NodeProto, tensors: list[onnx.TensorProto]) -> Convolution:
     """Describe a node by its attributes, with the defaults that ONNX gives them, and its weights and bias."""
+    from onnx import helper
+
     given: dict[str, Any] = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
     maps, _, *kernel = tensors[0].dims
     auto_pad = given.get("auto_pad", b"NOTSET").decode()
@@ -116,8 +123,11 @@ def _convolution(node: onnx.NodeProto, tensors: list[TensorProto]) -> Convolutio
     )
 
 
-def _values(tensor: TensorProto) -> np.ndarray | None:
-    return numpy_helper.to_array(tensor).reshape(-1) if tensor.data_type in _COMPARED else None
+def _values(tensor: onnx.TensorProto) -> np.ndarray | None:
+    from onnx import TensorProto, numpy_helper
+
+    compared = tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+    return numpy_helper.to_array(tensor).reshape(-1) if compared else None
 
 
 def _differences(wanted: Mapping[str, Convolution], found: Mapping[str, Convolution]) -> Iterator[str]:

@@ -43,10 +43,12 @@ def preprocessing_differences(
     if network.pixels == "image":
         return [] if graph.input_form == "float" else ["preprocessing: the network reads the image without it"]
     try:
-        (got,) = _run(_before(file, network.pixels), {"image": feed}).values()
+        part = _before(file, network.pixels)
+        kind = element_types(part)[network.pixels]
+        (got,) = _run(part, {"image": feed}).values()
     except Exception as exc:  # onnxruntime's and onnx's errors have no common base
         return [f"preprocessing: cannot be run alone ({_first_line(exc)})"]
-    want = want.astype(helper.tensor_dtype_to_np_dtype(element_types(file)[network.pixels])).astype(np.float32)
+    want = want.astype(helper.tensor_dtype_to_np_dtype(kind)).astype(np.float32)
     if got.shape != want.shape:
         return [f"preprocessing: gives {list(got.shape)}, expected {list(want.shape)}"]
     if np.array_equal(got, want):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -99,13 +100,17 @@ def test_dynamic_sizes_and_batches(form: InputForm, size: tuple[int, int, int]) 
     check_parity(cached_small_model(), small_export(form, "dynamic"), feed(form, *size))
 
 
+ALONE = InputShape.of(size=None, dynamic=((64, 64), (96, 128), (224, 352)), batch=(1, 2, 3), default=(96, 128))
+"""Of one test alone, so that its network is traced there."""
+
+
 def test_sizes_are_traced_as_multiples_of_32_in_their_range(monkeypatch: pytest.MonkeyPatch) -> None:
     traced: dict[str, Any] = {}
     monkeypatch.setattr(torch.onnx, "export", lambda adapter, images, **options: traced.update(options))
     with pytest.raises(ExportError, match="returned no program"):
-        export_onnx(cached_small_model(), ExportOptions(shape=DYNAMIC))
+        export_onnx(cached_small_model(), ExportOptions(shape=ALONE))
     (dims,) = traced["dynamic_shapes"]
-    assert {axis: (dim.min, dim.max) for axis, dim in dims.items()} == {0: (1, 3), 2: (64, 256), 3: (64, 320)}
+    assert {axis: (dim.min, dim.max) for axis, dim in dims.items()} == {0: (1, 3), 2: (64, 224), 3: (64, 352)}
 
 
 def test_static_batch() -> None:
@@ -187,6 +192,9 @@ def test_no_path_and_no_trace_of_this_machine(shape: str) -> None:
         assert not tensor.doc_string
         assert tensor.data_location == TensorProto.DEFAULT
         tensor.raw_data = b""  # any short word may stand in numbers
+    exporter = next(entry for entry in model.metadata_props if entry.key == "nrd_trt.exporter")
+    assert set(json.loads(exporter.value)) == {"revision", "torch", "onnx", "onnxscript"}
+    model.metadata_props.remove(exporter)  # names PyTorch
     content = model.SerializeToString()
     for word in (str(REPOSITORY), sys.prefix, "site-packages", ".py", 'File "', "stack_trace", "pkg.torch", "torch"):
         assert word.encode() not in content, word
@@ -197,7 +205,7 @@ def test_metadata_round_trip() -> None:
     facts = read_facts(export_onnx(model, ExportOptions(shape=STATIC), checkpoint_sha256="ab" * 32))
     assert facts == GraphFacts(
         info=model.info, decode=model.config.decode, shape=STATIC, input_form="uint8", output="both",
-        encoder="mobilenetv2", head="nrd", checkpoint_sha256="ab" * 32,
+        encoder="mobilenetv2", head="nrd", checkpoint_sha256="ab" * 32, exporter=exporter_record(),
     )  # fmt: skip
     assert read_facts(small_export("float", "dynamic")).shape == DYNAMIC
     bare = onnx.ModelProto()
