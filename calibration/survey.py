@@ -122,9 +122,9 @@ def look_at(names: Sequence[str], drives: Sequence[str | None], pictures: Sequen
     """Say what speaks against a set as one to calibrate on.
 
     Args:
-        names: Of the images.
+        names: One per image.
         drives: What each image is of, where that is known.
-        pictures: Of each image, by `grey_picture`.
+        pictures: What `grey_picture` makes of each image.
     """
     found = (_few(names), _nearly_equal(names, pictures), _one_drive(drives))
     return tuple(finding for finding in found if finding is not None)

@@ -27,7 +27,7 @@ class Constant:
         name: Its name in fp32.
         values: What it stands for, as float32.
         loss: Largest error of storing each value in its type, an array that broadcasts to `values`.
-        scales: Of int8, one for each row or one for all; None of other types.
+        scales: Those of int8, one for each row or one for all; other types have None.
     """
 
     name: str

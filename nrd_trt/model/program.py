@@ -7,6 +7,7 @@ fault of the exporter is therefore not repeated here. torch and NumPy only.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -143,8 +144,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.take(name, layer, f"{layer}/{name}_{self._seen[f'{layer}/{name}']}", args, output)
         return result
 
+    @abstractmethod
     def take(self, name: str, layer: str, place: str, args: Any, output: Tensor) -> None:
-        raise NotImplementedError
+        """Receive an operation when it has run."""
 
 
 class _Trace(_Watch):  # type: ignore[no-untyped-call]

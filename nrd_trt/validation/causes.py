@@ -88,8 +88,8 @@ def causes_in_data(
         want: PyTorch's stages of it.
         got: The file's.
         known: What was found in the file.
-        tolerance: Of the stages from ``c1`` to ``guidance``.
-        pixels: Of ``preprocessing``.
+        tolerance: What the stages from ``c1`` to ``guidance`` may be off.
+        pixels: What ``preprocessing`` may be off.
     """
     from nrd_trt.decode.misread import misread_orders
     from nrd_trt.model.stages import predict_stages_from

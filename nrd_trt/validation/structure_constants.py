@@ -43,7 +43,7 @@ def describe_constant(
 
     Args:
         found: In the file.
-        expected: Of the same meaning.
+        expected: The right one, of the same meaning.
         allowed: Largest difference, for all or for each value.
         elsewhere: Looks for the constant in other layers.
     """

@@ -54,7 +54,7 @@ def trivial(
         pixels: Pixels of its masks by class name.
         miou: Against labels; None without labels.
         chance: The mIoU of masks with the same share of each class, drawn at random; None without labels.
-        theta: Of a network with per-patch decode, where it is known.
+        theta: What a network with per-patch decode predicts, where it is known.
     """
     total, (name, most) = sum(pixels.values()), max(pixels.items(), key=lambda entry: entry[1], default=("", 0))
     if total and most >= ONE_CLASS * total:
