@@ -198,7 +198,7 @@ def finer_gates(found: MaskFigures, gates: Gates) -> list[tuple[str, str]]:
 def structure_line(found: StructureRecord) -> str:
     """Say what the file was held against, and how it came out."""
     how = "node by node with a file derived anew" if found.compared == "whole" else "layer by layer with the checkpoint"
-    counted = ", ".join(f"{count} {name}" for name, count in found.checked.items())
+    counted = ", ".join(f"{count} {name}" for name, count in sorted(found.checked.items()))
     count = found.found
     return f"{count} difference{'s' * (count != 1)}, compared {how} ({counted})"
 
