@@ -347,3 +347,18 @@ class ModelInfo:
             raise ConfigError(f"mean/std: expected three numbers each and std > 0, got {self.mean} and {self.std}.")
         if self.channel_order not in ("rgb", "bgr"):
             raise ConfigError(f"channel_order: expected 'rgb' or 'bgr', got {self.channel_order!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """What the user says about a checkpoint; None leaves it to the file and the released defaults."""
+
+    num_classes: int | None = None
+    hidden: int | None = None
+    patch: int | None = None
+    dilations: tuple[int, int, int, int] | None = None
+    output_stride: int | None = None
+    class_names: tuple[str, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    bgr: bool | None = None

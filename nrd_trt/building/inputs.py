@@ -29,8 +29,8 @@ from nrd_trt.graph.metadata import (
     read_facts,
     write_choices,
 )
-from nrd_trt.model import CheckpointOptions, checkpoint_options, load_model, load_trained
-from nrd_trt.specs import Fit, Precision, Resample
+from nrd_trt.model import checkpoint_options, load_model, load_trained
+from nrd_trt.specs import CheckpointOptions, Fit, Precision, Resample
 from nrd_trt.validation.compare import ReferenceFn
 from nrd_trt.validation.references import StoredSamples, check_classes, onnx_reference, torch_reference
 from nrd_trt.validation.structure import layer_structure
@@ -117,7 +117,7 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         resample=samples.resample,
         checkpoint=CheckpointRecord(name=request.source.name, sha256=sha256_file(request.source)),
         exporter=exporter_record(),
-        options=checkpoint_options(request.options),
+        options=model.options,
         structure=layer_structure(exported.model, model, _measured(samples)),
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
         parity=exported.parity,
@@ -146,7 +146,7 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
             threads=request.run.threads,
             progress=request.progress,
         )
-    options, structure = checkpoint_options(request.options), None
+    options, structure = checkpoint_options(request.options) or graph.options, None
     if request.checkpoint is not None:
         trained = _checkpoint_of(request.checkpoint, graph, options)
         reference, name = (lambda: torch_reference(trained)), "torch"

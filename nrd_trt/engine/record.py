@@ -17,8 +17,7 @@ import msgspec
 from nrd_trt.figures import Parity, ValidationRecord, json_values
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import ExporterRecord, GraphFacts
-from nrd_trt.model import CheckpointOptions
-from nrd_trt.specs import Fit, LayerRecord, MaskEncoding, Precision, Quantizer, Resample
+from nrd_trt.specs import CheckpointOptions, Fit, LayerRecord, MaskEncoding, Precision, Quantizer, Resample
 
 SCHEMA = 1
 MAX_BYTES = 16 << 20

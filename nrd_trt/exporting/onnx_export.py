@@ -29,7 +29,7 @@ from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import STRIDE, InputForm, InputShape, MaskEncoding, ModelInfo
 
 _IR_VERSION = 9  # the one that goes with opset 19
-REVISION = 4
+REVISION = 5
 """Counts the changes of this exporter that change a file."""
 
 
@@ -96,6 +96,7 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
         encoder=config.encoder,
         head=config.head,
         exporter=exporter_record(),
+        options=model.options,
     )
     write_facts(result, facts)
     try:

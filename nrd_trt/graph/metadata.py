@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nrd_trt.errors import ExportError
-from nrd_trt.specs import DecodeSpec, InputForm, InputShape, MaskEncoding, ModelInfo, Precision, Quantizer
+from nrd_trt.specs import (
+    CheckpointOptions,
+    DecodeSpec,
+    InputForm,
+    InputShape,
+    MaskEncoding,
+    ModelInfo,
+    Precision,
+    Quantizer,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -53,6 +62,7 @@ class GraphFacts:
     upsample: int = 4  # from the logits' size to the mask's
     mask_encoding: MaskEncoding = "uint8"
     exporter: ExporterRecord | None = None
+    options: CheckpointOptions | None = None  # what was said of the checkpoint beyond its file
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.optional import require
+from nrd_trt.specs import CheckpointOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from nrd_trt.model.network import Segmentor
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointOptions:
-    """What the user says about a checkpoint; None leaves it to the file and the released defaults."""
-
-    num_classes: int | None = None
-    hidden: int | None = None
-    patch: int | None = None
-    dilations: tuple[int, int, int, int] | None = None
-    output_stride: int | None = None
-    class_names: tuple[str, ...] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    bgr: bool | None = None
 
 
 class CheckpointFields(TypedDict, total=False):
@@ -90,4 +75,4 @@ def load_trained(path: Path, options: CheckpointOptions | None = None) -> Segmen
     require_torch("reading checkpoints")
     from nrd_trt.model.checkpoint import load_checkpoint
 
-    return load_checkpoint(path, options or CheckpointOptions())
+    return load_checkpoint(path, options)

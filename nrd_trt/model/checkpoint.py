@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.files import atomic_file
-from nrd_trt.model import CheckpointOptions
 from nrd_trt.model.mmseg import mmseg_facts
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import StoredFacts, StoredInfo, describe, nearest, recognise
+from nrd_trt.specs import CheckpointOptions
 
 _INFO_KEY = "nrd_trt.info"
 _CONFIG_KEY = "nrd_trt.config"
@@ -38,15 +38,16 @@ _SHOWN = 10
 _FOREIGN = (AttributeError, RecursionError, SyntaxError, TypeError, ValueError)
 
 
-def load_checkpoint(path: Path, options: CheckpointOptions) -> Segmentor:
+def load_checkpoint(path: Path, options: CheckpointOptions | None) -> Segmentor:
     """Load a trained network; see `nrd_trt.model.load_model`."""
     state, facts = _read(path)
+    said = options or CheckpointOptions()
     try:
-        config = recognise({name: tuple(tensor.shape) for name, tensor in state.items()}, facts, options)
-        info = describe(config.num_classes, facts.info, options)
+        config = recognise({name: tuple(tensor.shape) for name, tensor in state.items()}, facts, said)
+        info = describe(config.num_classes, facts.info, said)
     except (CheckpointError, ConfigError) as exc:
         raise type(exc)(f"{path}: {exc}") from exc
-    model = Segmentor(config, info)
+    model = Segmentor(config, info, options)
     _check_tensors(path, state, model)
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()}, strict=False)
     return model.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.model.heads import BilinearHead, DeepLabV3PlusHead, NrdHead
-from nrd_trt.specs import Head, ModelInfo, check_size
+from nrd_trt.specs import CheckpointOptions, Head, ModelInfo, check_size
 
 AnyHead = NrdHead | DeepLabV3PlusHead | BilinearHead
 _HEADS: dict[Head, Callable[[NetworkConfig, tuple[int, ...]], AnyHead]] = {
@@ -25,12 +25,19 @@ _HEADS: dict[Head, Callable[[NetworkConfig, tuple[int, ...]], AnyHead]] = {
 
 
 class Segmentor(nn.Module):
-    """Encoder and head. Parameter names are mmseg's: ``backbone.*`` and ``decode_head.*``."""
+    """Encoder and head. Parameter names are mmseg's: ``backbone.*`` and ``decode_head.*``.
 
-    def __init__(self, config: NetworkConfig, info: ModelInfo) -> None:
+    Attributes:
+        config: What fixes the network besides its weights.
+        info: Classes, colours and preprocessing.
+        options: What was said of its checkpoint beyond the file; None where nothing was.
+    """
+
+    def __init__(self, config: NetworkConfig, info: ModelInfo, options: CheckpointOptions | None = None) -> None:
         super().__init__()
         self.config = config
         self.info = info
+        self.options = options
         self.backbone = ENCODERS[config.encoder](config.output_stride)
         self.decode_head: AnyHead = _HEADS[config.head](config, self.backbone.channels)
 

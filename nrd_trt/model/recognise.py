@@ -17,11 +17,10 @@ import torch
 
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.errors import CheckpointError, ConfigError
-from nrd_trt.model import CheckpointOptions
 from nrd_trt.model.config import KNOWN_CONFIGS, NetworkConfig
 from nrd_trt.model.encoders import RESNETS
 from nrd_trt.model.network import Segmentor
-from nrd_trt.specs import STRIDE, Head, ModelInfo
+from nrd_trt.specs import STRIDE, CheckpointOptions, Head, ModelInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -16,7 +16,7 @@ from nrd_trt.errors import ConfigError, NrdTrtError
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.model import load_model, require_torch
 from nrd_trt.polygraphy.settings import read_model, reported
-from nrd_trt.specs import InputForm
+from nrd_trt.specs import CheckpointOptions, InputForm
 from nrd_trt.validation.references import check_classes
 
 PREFIX = "nrd-torch-runner"
@@ -31,7 +31,7 @@ class NrdTorchRunner(BaseRunner):
         model: The ONNX file, or the file in a bundle, whose inputs and outputs it takes; None needs both of the next.
         input_form: ``"uint8"`` NHWC RGB or ``"float"`` NCHW normalised; None is the model's.
         output: ``"mask"``, ``"logits"`` or ``"both"``; None is the model's.
-        options: Fields of `nrd_trt.model.recognise.CheckpointOptions`: what the checkpoint does not tell itself.
+        options: Fields of `nrd_trt.specs.CheckpointOptions`: what the checkpoint does not tell itself.
         name: Name of the runner; None takes one that is not used yet.
     """
 
@@ -100,8 +100,6 @@ class NrdTorchRunner(BaseRunner):
             raise ConfigError(f"{exc} Or say them with --nrd-torch-input and --nrd-torch-output.") from exc
 
     def _fields(self) -> dict[str, Any]:
-        from nrd_trt.model import CheckpointOptions
-
         known = CheckpointOptions.__dataclass_fields__
         if unknown := sorted(self._options.keys() - known.keys()):
             raise ConfigError(f"--nrd-torch-options {', '.join(unknown)}: expected some of {', '.join(known)}.")

@@ -7,7 +7,6 @@ a thread of its own, where runs are begun before the ones ahead of them have end
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import DEFAULT, RunOptions, make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import (
+    CheckpointOptions,
     Fit,
     InputShape,
     ModelInfo,
@@ -35,9 +35,6 @@ from nrd_trt.specs import (
     check_size,
     optional_path,
 )
-
-if TYPE_CHECKING:
-    from nrd_trt.model import CheckpointOptions
 
 
 class Engine:

@@ -12,13 +12,12 @@ from torch import nn
 
 import nrd_trt
 from nrd_trt.errors import CheckpointError, ConfigError
-from nrd_trt.model import CheckpointOptions
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.config import NRD_HEADS, NetworkConfig
 from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import StoredFacts, expected_shapes, recognise
-from nrd_trt.specs import Head
+from nrd_trt.specs import CheckpointOptions, Head
 from tests.helpers import keyed_model, same_network, small_model
 
 HEADS = get_args(Head)

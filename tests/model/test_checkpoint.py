@@ -22,12 +22,12 @@ from torch import Tensor
 import nrd_trt
 from nrd_trt.data.classes import CAMVID_CLASSES, CAMVID_PALETTE, CITYSCAPES_CLASSES
 from nrd_trt.errors import CheckpointError, ConfigError
-from nrd_trt.model import CheckpointOptions
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.config import KNOWN_CONFIGS, NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import StoredFacts, expected_shapes, nearest, recognise
+from nrd_trt.specs import CheckpointOptions
 from tests.bad_checkpoints import BAD_CHECKPOINTS
 from tests.helpers import cached_small_model, same_network, small_model
 

@@ -21,12 +21,11 @@ from nrd_trt.errors import BundleError, CheckpointError, ConfigError, ExportErro
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.model import CheckpointOptions
 from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import Fit, InputForm, InputShape, Range
+from nrd_trt.specs import CheckpointOptions, Fit, InputForm, InputShape, Range
 from tests.artefacts import (
     SIZE_HW,
     bundle,

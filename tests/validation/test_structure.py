@@ -32,7 +32,7 @@ from nrd_trt.model import load_model
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.program import network_program
 from nrd_trt.program import Program
-from nrd_trt.specs import InputShape, Precision
+from nrd_trt.specs import CheckpointOptions, InputShape, Precision
 from nrd_trt.validation.rederive import measure_anew
 from nrd_trt.validation.structure import (
     check_structure,
@@ -524,6 +524,28 @@ def test_a_build_holds_its_export_against_the_network(tmp_path: Path, monkeypatc
     assert any(
         line.startswith("structure: `backbone.conv1.conv`: bias is ") for line in faulty["validation"]["failures"]
     )
+
+
+def test_a_file_carries_what_was_said_of_its_checkpoint(tmp_path: Path) -> None:
+    """A bundle built from the file records it, and `validate` loads the checkpoint with it."""
+    said: dict[str, Any] = {
+        "mean": (100.0, 110.0, 120.0),
+        "class_names": tuple(f"thing {index}" for index in range(11)),
+    }
+    file, path = tmp_path / "m.onnx", tmp_path / "made.nrd"
+    export(checkpoint(), file, size=SIZE_HW, **said, threads=1, progress=False)
+    made = build(file, path, precision="fp32", checkpoint=checkpoint())
+    assert made["passed"] and made["options"] == made["model"]["options"]
+    record = read_bundle(path).record
+    assert record.options == record.model.options == CheckpointOptions(**said)
+    assert validate(path, checkpoint=checkpoint(), threads=1, progress=False).failures == ()
+    early, other = onnx.load(file), tmp_path / "early.nrd"  # a file of a version that did not tell it
+    early.metadata_props.remove(next(entry for entry in early.metadata_props if entry.key == "nrd_trt.options"))
+    file.write_bytes(early.SerializeToString())
+    assert build(file, other, precision="fp32", checkpoint=checkpoint(), **said)["passed"]
+    record = read_bundle(other).record
+    assert (record.model.options, record.options) == (None, CheckpointOptions(**said))
+    assert not build(file, tmp_path / "silent.nrd", precision="fp32", checkpoint=checkpoint())["passed"]
 
 
 def loud_checkpoint(path: Path) -> Path:
