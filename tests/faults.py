@@ -111,6 +111,20 @@ def insert_after(model: onnx.ModelProto, tensor: str, make: Callable[[str, str],
     model.graph.node.extend([*nodes[: place + 1], *make(f"{tensor}/right", tensor), *nodes[place + 1 :]])
 
 
+def rename(model: onnx.ModelProto) -> None:
+    """Give every node and every tensor but inputs and outputs another name; no fault, as names do not count."""
+    formal = {name for entry in model.functions for name in (*entry.input, *entry.output)}
+    kept = {"", *formal, *(entry.name for entry in (*model.graph.input, *model.graph.output))}
+    del model.graph.value_info[:]
+    for owner in (model.graph, *model.functions):
+        for index, node in enumerate(owner.node):
+            node.name = f"n{index}"
+            node.input[:] = [name if name in kept else f"t/{name}" for name in node.input]
+            node.output[:] = [name if name in kept else f"t/{name}" for name in node.output]
+    for tensor in model.graph.initializer:
+        tensor.name = f"t/{tensor.name}"
+
+
 def _tensors(model: onnx.ModelProto, name: str) -> list[onnx.TensorProto]:
     names = {name, f"{name}/fp32", f"{name}/fp16", f"{name}/bf16"}
     found = [tensor for tensor in model.graph.initializer if tensor.name in names]

@@ -15,37 +15,20 @@ import onnx
 from nrd_trt.data.samples import Sample
 from nrd_trt.errors import ConfigError
 from nrd_trt.figures import Localisation, StageFigures
-from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.graph.outputs import PREFIX, with_taps
+from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.outputs import with_taps
 from nrd_trt.runtime.engine import Engine
-from nrd_trt.runtime.graph_io import first_mask
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.validation.causes import causes_in_data, causes_in_file
-from nrd_trt.validation.stages import STAGES, TITLES, Finding, StageMeter, StageTolerance, first_beyond
+from nrd_trt.validation.rederive import other_kind
+from nrd_trt.validation.stages import PREPROCESSING, STAGES, TITLES, TOLERANCES, Finding, StageMeter, first_beyond
+from nrd_trt.validation.twin import stages_of_file
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
 
 LOCALISED_COUNT = 2
 """Number of images whose tensors are compared: the worst ones of the comparison before."""
-
-PREPROCESSING = StageTolerance(tensor=1e-5, channel=1e-5)
-"""In fp32 in every file, one subtraction and one division per value: equal, or a few units in the last place apart."""
-
-TOLERANCES = {
-    "fp32": StageTolerance(tensor=1e-4, channel=1e-3),
-    "fp16": StageTolerance(tensor=0.015, channel=0.07),
-    "bf16": StageTolerance(tensor=0.07, channel=0.65),
-    "int8": StageTolerance(tensor=0.4, channel=0.7),
-}
-"""Four times and more of what sound files show (the zoo's checkpoints on street scenes, R101 with random weights).
-
-Their worst stage is off by 2e-6 in fp32 (order of summation), 3.6e-3 in fp16 and 1.8e-2 in bf16 (rounding by up to
-2^-11 and 2^-8 per layer), their worst channel by 1e-5, 1.7e-2 and 0.16. Another checkpoint, a scale of 2 or a wrong
-layout are off by more than 0.1, and their worst channel by about its own spread. In int8 with ranges from min to max
-the zoo's checkpoints are off by 0.18, their worst channel by 0.24; twice and more of that is allowed."""
-
-Tensors = dict[str, np.ndarray]
 
 
 def compare_stages(
@@ -75,14 +58,15 @@ def compare_stages(
     from nrd_trt.model.stages import predict_stages
 
     graph = read_facts(file)
-    _check_kind(model, graph)
+    if other := other_kind(model, graph):
+        raise ConfigError(f"localise=True: {other}; two networks of different kinds have no stages in common.")
     tolerance = TOLERANCES[graph.precision]
     meters: dict[str, StageMeter] = {}
     flipped = pixels = most = 0
     shapes: dict[str, Finding] = {}
     with Engine(OrtRunner(with_taps(file), threads=threads), graph) as engine:
         for sample in samples:
-            want, got = predict_stages(model, sample.image), _stages_of_file(engine, sample.image)
+            want, got = predict_stages(model, sample.image), stages_of_file(engine, sample.image)
             others = [stage for stage in STAGES[:-1] if stage in got and got[stage].shape != want[stage].shape]
             shapes |= {stage: Finding(stage=stage, text=_other_shape(want[stage], got.pop(stage))) for stage in others}
             for stage in STAGES[:-1]:
@@ -119,28 +103,6 @@ def compare_stages(
         images=tuple(sample.name for sample in samples),
         stages=tuple(figures.values()),
     )
-
-
-def _check_kind(model: Segmentor, graph: GraphFacts) -> None:
-    config = model.config
-    got = (config.encoder, config.head, config.decode if config.is_nrd else None)
-    expected = (graph.encoder, graph.head, graph.decode)
-    if got != expected:
-        listed = [" ".join(map(str, kind)) for kind in (expected, got)]
-        raise ConfigError(
-            f"localise=True: expected a checkpoint of the bundle's kind ({listed[0]}), got {listed[1]}; two "
-            "networks of different kinds have no stages in common."
-        )
-
-
-def _stages_of_file(engine: Engine, image: np.ndarray) -> Tensors:
-    """Run a file with taps on one image and return its stages without the batch axis."""
-    feed = engine.feed(image)
-    outputs = engine.runner.infer(feed)
-    stages = {name.removeprefix(PREFIX): array[0] for name, array in outputs.items()}
-    if engine.graph.input_form == "float":
-        stages["preprocessing"] = feed["image"][0]
-    return {**stages, "mask": first_mask(outputs, engine.graph)}
 
 
 def _other_shape(want: np.ndarray, got: np.ndarray) -> str:

@@ -48,6 +48,17 @@ def rederive_full(model: Segmentor, graph: GraphFacts) -> onnx.ModelProto:
     return export_onnx(model, form, checkpoint_sha256=graph.checkpoint_sha256)
 
 
+def other_kind(model: Segmentor, graph: GraphFacts) -> str | None:
+    """Say that a checkpoint and a file are of different encoder, head or decode, or None where they are not."""
+    config = model.config
+    got = (config.encoder, config.head, config.decode if config.is_nrd else None)
+    expected = (graph.encoder, graph.head, graph.decode)
+    if got == expected:
+        return None
+    listed = [" ".join(map(str, kind)) for kind in (expected, got)]
+    return f"expected a checkpoint of the bundle's kind ({listed[0]}), got {listed[1]}"
+
+
 def sound_file(
     full: onnx.ModelProto,
     precision: Precision,

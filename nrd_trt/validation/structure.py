@@ -22,12 +22,13 @@ from nrd_trt.engine.record import BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, ExportError, NrdTrtError
 from nrd_trt.figures import StructureRecord
 from nrd_trt.graph.metadata import GraphFacts, read_choices, read_facts
+from nrd_trt.graph.network import FileNetwork, file_network
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
-from nrd_trt.graph.program import FileNetwork, file_network, function_programs, graph_program
+from nrd_trt.graph.program import function_programs, graph_program
 from nrd_trt.graph.quantize import LARGEST, insert_qdq, layers_in_int8, plan_quantization
 from nrd_trt.program import Describe, Operation, Program, compare_programs
-from nrd_trt.validation.rederive import rederive_full
+from nrd_trt.validation.rederive import other_kind, rederive_full
 from nrd_trt.validation.structure_constants import describe_constant, find_elsewhere, rounding_of
 from nrd_trt.validation.structure_ends import (
     decode_attribute_differences,
@@ -88,10 +89,14 @@ def prove_structure(
     """Compare a bundle's file with its checkpoint; `full` is the checkpoint's fp32 file where there is one already."""
     try:
         images = list(bundle.references().images[:MEASURED_COUNT])
-        return check_structure(file, bundle.record, model, full or rederive_full(model, bundle.graph), images)
+        found = check_structure(file, bundle.record, model, full or rederive_full(model, bundle.graph), images)
     except ConfigError as exc:  # the form of the file is not one of this network's
         found = layer_structure(file, model)
-        return replace(found, differences=(str(exc), *found.differences), found=found.found + 1)
+        found = replace(found, differences=(str(exc), *found.differences), found=found.found + 1)
+    if other := other_kind(model, bundle.graph):
+        untold = f"{other}: the file is not compared with sound ones, which are of the checkpoint's kind"
+        found = replace(found, not_provable=(*found.not_provable, untold))
+    return found
 
 
 def layer_structure(file: onnx.ModelProto, model: Segmentor, images: Sequence[np.ndarray] = ()) -> StructureRecord:

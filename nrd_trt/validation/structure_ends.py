@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.metadata import GraphFacts
-from nrd_trt.graph.program import FileNetwork
+from nrd_trt.graph.network import FileNetwork
 from nrd_trt.graph.tensors import element_types, needed_nodes, replace_nodes
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import unpacked

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nrd_trt.data.preprocessing import normalise
-from nrd_trt.graph.program import FileNetwork, QuantizedTensor
+from nrd_trt.graph.network import FileNetwork, QuantizedTensor
 from nrd_trt.graph.quantize import LARGEST
 from nrd_trt.program import Program, paired_operations
 
@@ -67,7 +67,7 @@ def scale_losses(
     pixels = [normalise(image[None], model.info) for image in images]
     measured = measure_operations(model, pixels, set(wanted.values()))
     for tensor, place in wanted.items():
-        if place in measured and measured[place][1] > 0:
+        if place in measured and measured[place][1] > 0 and np.isfinite(tensor.scale):  # others are faults of a pair
             counts, largest = measured[place]
             candidates = _CANDIDATES * largest / LARGEST
             errors = [_squared_error(counts, largest, float(scale)) for scale in candidates]

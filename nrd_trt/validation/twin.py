@@ -16,26 +16,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from nrd_trt.engine.record import PrecisionRecord
 from nrd_trt.errors import CalibrationError, ConfigError
 from nrd_trt.figures import RangeFigures, SoundComparison, StageFigures
 from nrd_trt.graph.metadata import ExporterRecord, read_facts
+from nrd_trt.graph.network import file_network
 from nrd_trt.graph.outputs import PREFIX, with_taps
 from nrd_trt.graph.precision import to_precision
-from nrd_trt.graph.quantize import LARGEST, insert_qdq, layers_in_int8, plan_quantization
+from nrd_trt.graph.quantize import LARGEST, QuantizationPlan, insert_qdq, layers_in_int8, plan_quantization
+from nrd_trt.program import paired_operations
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import first_mask
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import DecodeSpec, Precision
+from nrd_trt.specs import Precision
 from nrd_trt.validation.rederive import least_lossy, loss, pick_magnitudes
-from nrd_trt.validation.stages import STAGES, TITLES, StageMeter, StageTolerance
+from nrd_trt.validation.stages import PREPROCESSING, STAGES, TITLES, TOLERANCES, StageMeter, StageTolerance
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
@@ -54,15 +54,14 @@ class SoundLimits:
     """What is allowed of a precision; docs/validation.md has the evidence, `scripts/dev/measure_gates.py` measures it.
 
     Attributes:
-        sound: Largest errors of the stages of a sound file.
-        sound_mask: Largest share of pixels of its masks that differ from PyTorch's.
+        sound_mask: Largest share of pixels of a sound file's masks that differ from PyTorch's; `TOLERANCES` has its
+            stages.
         margin: How many times the sound file's errors of a stage the bundle's file may have.
         mask_margin: The same of the share of pixels that differ.
         narrow_loss: How many times what the range measured anew loses a narrower one of the bundle's file may lose.
         wide_loss: The same of a wider one.
     """
 
-    sound: StageTolerance
     sound_mask: float
     margin: StageTolerance
     mask_margin: float
@@ -72,17 +71,10 @@ class SoundLimits:
 
 _SAME_RANGES = StageTolerance(tensor=1.5, channel=1.5)  # the file is the sound one there, and its errors are equal
 LIMITS: Mapping[Precision, SoundLimits] = {
-    "fp32": SoundLimits(
-        sound=StageTolerance(tensor=1e-4, channel=1e-3), sound_mask=1e-4, margin=_SAME_RANGES, mask_margin=1.5
-    ),
-    "fp16": SoundLimits(
-        sound=StageTolerance(tensor=0.015, channel=0.07), sound_mask=0.005, margin=_SAME_RANGES, mask_margin=1.5
-    ),
-    "bf16": SoundLimits(
-        sound=StageTolerance(tensor=0.07, channel=0.65), sound_mask=0.04, margin=_SAME_RANGES, mask_margin=1.5
-    ),
+    "fp32": SoundLimits(sound_mask=1e-4, margin=_SAME_RANGES, mask_margin=1.5),
+    "fp16": SoundLimits(sound_mask=0.005, margin=_SAME_RANGES, mask_margin=1.5),
+    "bf16": SoundLimits(sound_mask=0.04, margin=_SAME_RANGES, mask_margin=1.5),
     "int8": SoundLimits(
-        sound=StageTolerance(tensor=0.4, channel=0.7),
         sound_mask=0.1,
         margin=StageTolerance(tensor=2.5, channel=3.5),
         mask_margin=2.2,
@@ -95,7 +87,6 @@ SAME, ALIKE = 0.1, 2.0
 is equal to the bit; what others made rounds at other places."""
 FLOOR_PIXELS = 4
 """Pixels of a mask that may differ whatever their share: ties, which a sum in another order decides otherwise."""
-_PREPROCESSING = StageTolerance(tensor=1e-5, channel=1e-5)
 _NEGLIGIBLE = 1e-3  # of a tensor's root mean square: losses below this are rounding of 16 bits
 
 
@@ -108,7 +99,6 @@ def compare_with_sound(
     *,
     exporter: ExporterRecord | None,
     threads: int | None = None,
-    limits: SoundLimits | None = None,
 ) -> SoundComparison:
     """Compare a bundle's file, and files derived anew, with the checkpoint and with each other.
 
@@ -120,21 +110,21 @@ def compare_with_sound(
         images: At least one ``(h, w, 3) uint8`` by name; tensors of one image are held at a time.
         exporter: What wrote the bundle's file, where that is known.
         threads: CPU threads of ONNX Runtime.
-        limits: What is allowed; None takes that of the file's precision.
     """
     from nrd_trt.exporting.onnx_export import exporter_record
 
-    limits = limits or LIMITS[read_facts(file).precision]
+    precision = read_facts(file).precision
+    limits = LIMITS[precision]
     shown = list(images.values())
     derived = _derive(full, file, record, shown, limits, threads)
     apart = _measure(
         model, {"exported": full, "sound": derived.sound, "twin": derived.twin, "bundle": file}, shown, threads
     )
-    sound, twin = apart["sound"].figures(_fixed(limits)), apart["twin"].figures(_fixed(limits))
+    sound, twin = apart["sound"].figures(_fixed(precision)), apart["twin"].figures(_fixed(precision))
     share = SAME if exporter == exporter_record() else ALIKE
     found = SoundComparison(
         images=tuple(images),
-        exported=apart["exported"].figures(_fixed(LIMITS["fp32"])),
+        exported=apart["exported"].figures(_fixed("fp32")),
         sound=sound,
         bundle=apart["bundle"].figures(_beside(sound, limits.margin, limits.mask_margin)) if sound else (),
         twin=apart["bundle and twin"].figures(_beside(twin, StageTolerance(tensor=share, channel=share), share)),
@@ -143,12 +133,6 @@ def compare_with_sound(
         failures=(),
     )
     return replace(found, failures=tuple(_failures(found)))
-
-
-def kind_of(model: Segmentor) -> tuple[str, str, DecodeSpec | None]:
-    """Return what a file records of its network: encoder, head and decode."""
-    config = model.config
-    return config.encoder, config.head, config.decode if config.is_nrd else None
 
 
 def images_to_compare(images: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -192,26 +176,49 @@ def _derive(
         sound = to_precision(insert_qdq(full, plan, measured), precision, kept)
     except (ConfigError, CalibrationError) as exc:  # another version of torch names layers otherwise
         return _Derived(note=f"no sound int8 file could be derived: {exc}")
-    shared, held = held_ranges(sound), held_ranges(file)  # in the sound file tensors of a Concat share theirs
+    shared, held = held_ranges(sound, full, plan), held_ranges(file, full, plan)  # a Concat's tensors share theirs
+    known = [name for name in plan.tensors if name in held]
+    ranges = [_range(name, held[name], shared[name], picked[name], limits) for name in known]
+    worst = tuple(sorted(ranges, key=lambda one: -one.loss / one.allowed)[:RANGES_KEPT])
+    if record.quantizer == "modelopt":
+        return _Derived(sound=sound, ranges=worst, note="Model Optimizer made the file, which has no twin here")
     if held.keys() != plan.tensors.keys():
-        note = f"the file has ranges of {len(held)} activations, its layers need {len(plan.tensors)} in this version"
-        return _Derived(sound=sound, note=f"{note}; they are judged by what the stages show")
-    ranges = [_range(name, held[name], shared[name], picked[name], limits) for name in plan.tensors]
-    return _Derived(
-        sound=sound,
-        twin=to_precision(insert_qdq(full, plan, held), precision, kept),
-        ranges=tuple(sorted(ranges, key=lambda one: -one.loss / one.allowed)[:RANGES_KEPT]),
-    )
+        note = (
+            f"the file has ranges of {len(held)} activations, {len(known)} of the {len(plan.tensors)} that its layers "
+            "need in this version; they are judged by what the stages show"
+        )
+        return _Derived(sound=sound, ranges=worst, note=note)
+    twin = to_precision(insert_qdq(full, plan, held), precision, kept)
+    return _Derived(sound=sound, twin=twin, ranges=worst)
 
 
-def held_ranges(file: onnx.ModelProto) -> dict[str, float]:
-    """Return the range of every activation that a file quantises, by the activation's name."""
-    constants = {tensor.name: tensor for tensor in file.graph.initializer}
-    return {
-        node.name.removesuffix("/Q"): numpy_helper.to_array(scale).item() * LARGEST
-        for node in file.graph.node
-        if node.op_type == "QuantizeLinear" and (scale := constants.get(node.input[1])) and prod(scale.dims) == 1
-    }
+def held_ranges(file: onnx.ModelProto, full: onnx.ModelProto, plan: QuantizationPlan) -> dict[str, float]:
+    """Return the range of every activation that a file quantises, by the operations that read it in int8.
+
+    Args:
+        file: Its nodes and tensors may have any names.
+        full: The fp32 file of its network.
+        plan: What should be quantised of `full`.
+
+    Returns:
+        Ranges by tensor of the plan; of activations that the plan does not have by ``another/LAYER``.
+    """
+    network, right = file_network(file), file_network(full)
+    if network is None or right is None:
+        return {}
+    counterparts = dict(paired_operations(network.program, right.program))
+    places = {operation.place: counterparts.get(index, -1) for index, operation in enumerate(right.program.operations)}
+    made = {node.name: node.output[0] for node in full.graph.node if node.output}
+    scales = {reader: tensor.scale for tensor in network.quantized for reader in tensor.readers}
+    held: dict[str, float] = {}
+    planned: set[tuple[int, int]] = set()
+    for name, readers in plan.tensors.items():
+        found = [(places.get(made[node], -1), operand) for node, operand in readers]
+        planned |= set(found)
+        limits = [scales.get(reader, np.nan) * LARGEST for reader in found]
+        held |= {name: limits[0]} if np.isfinite(limits).all() else {}
+    extra = [tensor for tensor in network.quantized if planned.isdisjoint(tensor.readers)]
+    return held | {f"another/{tensor.name}": tensor.scale * LARGEST for tensor in extra}
 
 
 def _range(name: str, held: float, measured: float, magnitudes: np.ndarray, limits: SoundLimits) -> RangeFigures:
@@ -294,13 +301,14 @@ def stages_of_file(engine: Engine, image: np.ndarray) -> dict[str, np.ndarray]:
     return {**stages, "mask": first_mask(outputs, engine.graph)}
 
 
-def _fixed(limits: SoundLimits) -> Callable[[str], StageTolerance]:
+def _fixed(precision: Precision) -> Callable[[str], StageTolerance]:
     """Allow what sound files of a precision show."""
 
     def allowed(stage: str) -> StageTolerance:
         if stage == "mask":
-            return StageTolerance(tensor=limits.sound_mask, channel=limits.sound_mask)
-        return _PREPROCESSING if stage == "preprocessing" else limits.sound
+            share = LIMITS[precision].sound_mask
+            return StageTolerance(tensor=share, channel=share)
+        return PREPROCESSING if stage == "preprocessing" else TOLERANCES[precision]
 
     return allowed
 
@@ -309,7 +317,7 @@ def _beside(
     others: tuple[StageFigures, ...], times: StageTolerance, mask_times: float
 ) -> Callable[[str], StageTolerance]:
     """Allow so many times what another file shows at each stage, beyond what fp32 may show."""
-    known, floor = {one.stage: one for one in others}, _fixed(LIMITS["fp32"])
+    known, floor = {one.stage: one for one in others}, _fixed("fp32")
 
     def allowed(stage: str) -> StageTolerance:
         least, other = floor(stage), known[stage]

@@ -16,6 +16,7 @@ from nrd_trt.errors import ConfigError, NrdTrtError, RunnerError
 from nrd_trt.figures import ImageFigures, Localisation, Rebuilds, SoundComparison, StructureRecord, ValidationRecord
 from nrd_trt.files import check_absent, sha256_file
 from nrd_trt.gates import Gates
+from nrd_trt.graph.network import named_as
 from nrd_trt.graph.tensors import weight_types
 from nrd_trt.model import load_trained
 from nrd_trt.progress import OnMessage, OnStage, bar, silent
@@ -27,12 +28,12 @@ from nrd_trt.validation.compare import WORST_KEPT, Comparator, Comparison, Pictu
 from nrd_trt.validation.localise import LOCALISED_COUNT, compare_stages
 from nrd_trt.validation.pixels import preprocessing_faults
 from nrd_trt.validation.rebuild import rebuild_plans
-from nrd_trt.validation.rederive import rederive_full
+from nrd_trt.validation.rederive import other_kind, rederive_full
 from nrd_trt.validation.references import StoredSamples, check_classes, torch_reference
 from nrd_trt.validation.report import write_report
 from nrd_trt.validation.stages import TITLES
 from nrd_trt.validation.structure import prove_structure
-from nrd_trt.validation.twin import compare_with_sound, images_to_compare, kind_of
+from nrd_trt.validation.twin import compare_with_sound, images_to_compare
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
@@ -195,9 +196,9 @@ def validate(
     model, samples, reference = _reference(engine, bundle, checkpoint, data, labels, ignore_index)
     file = onnx.load(bundle.onnx_path)
     full = proof = None
-    if model is not None and kind_of(model) == (bundle.graph.encoder, bundle.graph.head, bundle.graph.decode):
+    if model is not None and other_kind(model, bundle.graph) is None:
         on_stage("exporting the checkpoint anew")
-        full = rederive_full(model, bundle.graph)
+        file = named_as(file, full := rederive_full(model, bundle.graph))
     if model is not None and structure is not False:
         on_stage("comparing the file with the checkpoint")
         proof = prove_structure(bundle, file, model, full)

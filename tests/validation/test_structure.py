@@ -52,7 +52,16 @@ from tests.artefacts import (
     rewrite_facts,
     trained_model,
 )
-from tests.faults import Change, other_mean, shift_coordinates, swap_rgb, transpose_w1_in_decode, weights_of
+from tests.faults import (
+    Change,
+    double_row,
+    other_mean,
+    rename,
+    shift_coordinates,
+    swap_rgb,
+    transpose_w1_in_decode,
+    weights_of,
+)
 from tests.helpers import small_model
 
 CONV = "backbone.layer5.1.conv.1.conv"
@@ -394,22 +403,30 @@ def test_an_edit_of_the_file_is_named(edit: str, precision: Precision) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_a_sound_file_has_no_difference_whatever_its_parts_are_called(precision: Precision) -> None:
-    def renamed(model: onnx.ModelProto) -> None:
-        kept = {entry.name for entry in (*model.graph.input, *model.graph.output)}
-        for owner in (model.graph, *model.functions):
-            kept |= {""} | (set(owner.input) | set(owner.output) if owner is not model.graph else set())
-            for index, node in enumerate(owner.node):
-                node.name = f"n{index}"
-                node.input[:] = [name if name in kept else f"t/{name}" for name in node.input]
-                node.output[:] = [name if name in kept else f"t/{name}" for name in node.output]
-        for tensor in model.graph.initializer:
-            tensor.name = f"t/{tensor.name}"
-
-    for change in (lambda model: None, renamed):
+    for change in (lambda model: None, rename):
         found = proof(precision, change)
         assert (found.compared, found.differences, found.not_provable) == ("whole", (), ())
         assert found.checked["convolutions"] == 64
         assert found.checked["weights"] > 3_000_000
+
+
+def test_validation_finds_the_same_whatever_the_parts_of_a_file_are_called(tmp_path: Path) -> None:
+    """Sound files, twins, stages and causes, too, are found by the places of nodes."""
+    fault, options = double_row("backbone.layer5.1.conv.2.conv", 7), {"localise": True, "threads": 1, "progress": False}
+    changes = {"renamed": (rename,), "faulty": (fault,), "both": (fault, rename)}
+    sound, named, otherwise = (
+        validate(plant(bundle("fp16"), tmp_path / f"{name}.nrd", several(*change)), checkpoint=checkpoint(), **options)
+        for name, change in changes.items()
+    )
+    assert sound.failures == () and sound.soundness is not None and len(sound.soundness.twin) == 7
+    assert (otherwise.soundness, otherwise.localisation) == (named.soundness, named.localisation)
+    assert otherwise.failures == named.failures
+
+
+def test_the_network_of_another_kind_is_not_held_beside_sound_files() -> None:
+    found = prove_structure(read_bundle(bundle("fp32")), file_of("fp32"), small_model(head="deeplabv3plus"))
+    assert "a checkpoint of the bundle's kind" in found.not_provable[-1]
+    assert "not compared with sound ones" in found.not_provable[-1]
 
 
 @pytest.mark.parametrize("edit", ["dilation 9 -> 8", "ASPP order", "align_corners", "BGR", "coordinates"])

@@ -20,6 +20,7 @@ from nrd_trt.files import sha256_file
 from nrd_trt.graph.constants import Constants
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.program import function_programs
+from nrd_trt.graph.quantize import layers_in_int8, plan_quantization
 from nrd_trt.model import load_model
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.folding import folded_weights
@@ -153,15 +154,17 @@ def test_functions_of_one_name_are_told_apart_by_their_overload() -> None:
 
 def test_ranges_of_activations_are_read_whatever_shape_their_scales_have() -> None:
     """A scale of one element may have an axis; scales by channel are no range, and the structural proof names them."""
-    model = copy.deepcopy(small_int8())
-    known = held_ranges(model)
+    model, full = copy.deepcopy(small_int8()), small_export()
+    plan = plan_quantization(full, layers_in_int8(model))
+    known = held_ranges(model, full, plan)
     pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     for name, node, shape in (("one", pairs[0], (1,)), ("many", pairs[1], (32,))):
         _, value = weights_of(model, node.input[1])
         model.graph.initializer.append(numpy_helper.from_array(np.broadcast_to(value, shape).copy(), name))
         node.input[1] = name
     name = pairs[1].name.removesuffix("/Q")
-    assert held_ranges(model) == {key: value for key, value in known.items() if key != name}
+    assert known.keys() == plan.tensors.keys() >= {name}
+    assert held_ranges(model, full, plan) == {key: value for key, value in known.items() if key != name}
     assert any("int8: quantised with scale" in line for line in network_differences(model, small_model())[0])
 
 

@@ -17,6 +17,7 @@ from nrd_trt.exporting.onnx_export import exporter_record
 from nrd_trt.figures import SoundComparison
 from nrd_trt.graph import quantize
 from nrd_trt.graph.metadata import ExporterRecord
+from nrd_trt.graph.network import named_as
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
 from nrd_trt.graph.tensors import copy_model
@@ -26,7 +27,7 @@ from nrd_trt.validation import twin
 from nrd_trt.validation.rederive import pick_magnitudes
 from nrd_trt.validation.twin import compare_with_sound, held_ranges, images_to_compare
 from tests.artefacts import SIZE_HW, both_outputs, trained_model
-from tests.faults import double, double_row, swap_rgb, transpose_in_decode
+from tests.faults import activation_scale, double, double_row, rename, swap_rgb, transpose_in_decode
 
 IMAGES = images_to_compare([street_scene(seed, SIZE_HW).image for seed in (1, 2)], ["one", "two"])
 
@@ -117,6 +118,18 @@ def test_a_fault_in_the_file_is_told_by_its_twin(
     assert all(one.within for one in (*found.exported, *found.sound))
 
 
+@pytest.mark.parametrize("change", [lambda model: None, activation_scale("backbone.layer3.1/Add", 0.25)])
+def test_names_of_a_file_do_not_count(change: Callable[[onnx.ModelProto], None]) -> None:
+    """Sound or faulty, the comparison finds the same in a file whose nodes and tensors are all called otherwise."""
+    file = planted(made("int8"), change)
+    renamed = named_as(planted(file, rename), both_outputs())
+    found = compared(renamed)
+    assert found == compared(file)
+    assert [one.stage for one in found.twin] == "preprocessing c1 c4 theta guidance logits mask".split()
+    told = any(line.startswith("the range of backbone.layer3.1/Add is ") for line in found.failures)
+    assert told is bool(found.failures) is (file != made("int8"))
+
+
 @pytest.mark.parametrize("times", [0.25, 4.0])
 def test_a_range_that_a_calibration_got_wrong_is_told(times: float) -> None:
     """The twin has it as well, as a calibration that is wrong everywhere would give it."""
@@ -160,15 +173,18 @@ def test_a_pass_that_is_wrong_for_all_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_ranges_are_read_from_the_file() -> None:
-    found = held_ranges(made("int8"))
+    plan = plan_quantization(both_outputs(), layers())
+    file = made("int8")
+    found = held_ranges(file, both_outputs(), plan)
     assert found.keys() == ranges().keys()
-    groups = plan_quantization(both_outputs(), layers()).shared
+    assert held_ranges(planted(file, rename), both_outputs(), plan) == found
+    groups = plan.shared
     alone = found.keys() - frozenset().union(*groups)
     assert all(found[name] == pytest.approx(ranges()[name], rel=1e-3) for name in alone)
 
 
 def test_what_cannot_be_derived_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(twin, "held_ranges", lambda file: {"other": 1.0})
+    monkeypatch.setattr(twin, "held_ranges", lambda *_: {"other": 1.0})
     found = compared(made("int8"))
     assert "the file has ranges of 1 activations" in found.note
     assert (found.twin, found.ranges, found.failures) == ((), (), ())

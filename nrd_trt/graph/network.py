@@ -1,0 +1,317 @@
+"""What the network of an ONNX file computes, whatever its types and the names of its parts. onnx and NumPy only."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from nrd_trt.graph.decode_nodes import decode_nodes
+from nrd_trt.graph.program import graph_program
+from nrd_trt.graph.tensors import copy_model, rename_tensors
+from nrd_trt.program import Operand, Operation, Program, paired_operations
+
+_PASSED = frozenset({"Cast", "Identity", "QuantizeLinear", "DequantizeLinear"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedTensor:
+    """An activation between QuantizeLinear and DequantizeLinear.
+
+    Attributes:
+        operand: What is quantised, in the network's program; None where that is no part of it.
+        name: The layer that gives it.
+        scale: The file's scale; NaN where it is not one number.
+        faults: What is wrong with the pair itself, in words.
+        readers: ``(operation, operand)`` of the network's program that read it.
+    """
+
+    operand: Operand
+    name: str
+    scale: float
+    faults: tuple[str, ...]
+    readers: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileNetwork:
+    """The network of a file without types: from its pixels to theta and guidance, or to logits.
+
+    Attributes:
+        program: Its operations; weights that are stored in int8 are float64, times their scale.
+        pixels: Tensor of the file that the network reads.
+        results: Tensors of the file that the network gives.
+        quantized: Its activations in int8.
+    """
+
+    program: Program
+    pixels: str
+    results: Mapping[str, str]
+    quantized: tuple[QuantizedTensor, ...] = field(default=())
+
+
+def file_network(model: onnx.ModelProto) -> FileNetwork | None:
+    """Return the network of a file, or None where the file has no ending of this toolkit."""
+    results = _ends(model)
+    if results is None:
+        return None
+    stored = {tensor.name for tensor in model.graph.initializer}
+    image = next((entry.name for entry in model.graph.input if entry.name not in stored), "")
+    whole = graph_program(model, list(results.values()))
+    return _Reduced(_without_shapes(whole), results, image).network()
+
+
+def named_as(model: onnx.ModelProto, other: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a file whose operations are called as those at the same places of another file of its network.
+
+    What has a name of the other file keeps it, and where everything has, the file itself is returned.
+
+    Args:
+        model: In any precision.
+        other: Gives the names of nodes and tensors.
+    """
+    network, known = file_network(model), file_network(other)
+    if network is None or known is None:
+        return model
+    nodes = {node.output[0]: node.name for node in other.graph.node if node.output}
+    taken = {node.name for node in model.graph.node}
+    if taken.issuperset(nodes[entry.place] for entry in known.program.operations):
+        return model
+    pairs = paired_operations(network.program, known.program)
+    places = [(network.program.operations[mine].place, known.program.operations[right].place) for right, mine in pairs]
+    fixed = {entry.name for entry in (*model.graph.input, *model.graph.output)}
+    made = {name for node in model.graph.node for name in node.output}
+    names = {old: new for old, new in (*places, (network.pixels, known.pixels)) if old not in fixed and new not in made}
+    result = copy_model(model)
+    rename_tensors(result.graph.node, names)
+    del result.graph.value_info[:]
+    for node in result.graph.node:
+        name = nodes.get(node.output[0]) if node.output else None
+        node.name = node.name if name is None or name in taken else name
+    return result
+
+
+def _ends(model: onnx.ModelProto) -> dict[str, str] | None:
+    """Return the tensors that end the network by name: what the decode reads, or a baseline's logits."""
+    decodes = decode_nodes(model)
+    if decodes:
+        theta, guidance, *_ = [*map(str, decodes[0].input), "", ""]
+        return {"theta": theta, "guidance": guidance}
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    output = next((entry.name for entry in model.graph.output if entry.name == "logits"), None)
+    if output is None:
+        node = made_by.get("mask")
+        while node is not None and node.op_type != "Resize":
+            node = made_by.get(node.input[0]) if node.input else None
+        output = node.input[0] if node is not None else None
+    return None if output is None else {"logits": output}
+
+
+class _Reduced:
+    """Leaves casts and quantisation out of a program."""
+
+    def __init__(self, whole: Program, results: Mapping[str, str], image: str) -> None:
+        self._whole, self._results, self._image = whole, results, image
+        self._operations: list[Operation] = []
+        self._done: dict[int, Operand] = {}
+        self._readers: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self._after_conv = self._conv_dependent()
+        self._pixels = self._entry()
+
+    def network(self) -> FileNetwork:
+        for index in self._reachable():
+            self._done[index] = self._reduce(index)
+        results = {name: self._known(self._whole.results[tensor]) for name, tensor in self._results.items()}
+        operations = self._whole.operations
+        quantized = tuple(self._quantized())
+        pixels = operations[self._pixels[0]].place if isinstance(self._pixels, tuple) else self._image
+        return FileNetwork(
+            program=Program(operations=tuple(self._operations), results=results),
+            pixels=pixels,
+            results=self._results,
+            quantized=quantized,
+        )
+
+    def _conv_dependent(self) -> list[bool]:
+        dependent: list[bool] = []
+        for operation in self._whole.operations:
+            reads = [dependent[entry[0]] for entry in operation.operands if isinstance(entry, tuple)]
+            dependent.append(operation.kind == "Conv" or any(reads))
+        return dependent
+
+    def _entry(self) -> Operand:
+        """Return what the first convolution reads, before casts and quantisation: the normalised image."""
+        first = next((entry for entry in self._whole.operations if entry.kind == "Conv"), None)
+        return None if first is None or not first.operands else self._stripped(first.operands[0])
+
+    def _stripped(self, operand: Operand) -> Operand:
+        while isinstance(operand, tuple) and self._passes(operation := self._whole.operations[operand[0]]):
+            if operation.kind == "Cast" and not self._is_float_cast(operation):
+                break
+            operand = operation.operands[0]
+        return operand
+
+    def _passes(self, operation: Operation) -> bool:
+        return operation.kind in _PASSED and bool(operation.operands)
+
+    def _is_float_cast(self, operation: Operation) -> bool:
+        """Whether a cast reads what was computed; the image itself is cast by the preprocessing."""
+        return not (isinstance(operation.operands[0], str))
+
+    def _reachable(self) -> list[int]:
+        needed: set[int] = set()
+        waiting = [entry for entry in self._whole.results.values() if isinstance(entry, tuple)]
+        while waiting:
+            index, _ = waiting.pop()
+            if index not in needed:
+                needed.add(index)
+                waiting += [entry for entry in self._whole.operations[index].operands if isinstance(entry, tuple)]
+        return sorted(needed)
+
+    def _known(self, operand: Operand) -> Operand:
+        if operand is self._pixels or (isinstance(operand, tuple) and operand == self._pixels):
+            return "pixels"
+        if isinstance(operand, str):
+            return "pixels" if operand == self._pixels else operand
+        if not isinstance(operand, tuple):
+            return operand
+        done = self._done.get(operand[0])
+        return (done[0], operand[1]) if isinstance(done, tuple) else done
+
+    def _reduce(self, index: int) -> Operand:
+        """Return what stands for an operation in the reduced program."""
+        operation = self._whole.operations[index]
+        if not self._after_conv[index] and operation.kind not in _PASSED:
+            if isinstance(self._pixels, tuple) and index <= self._pixels[0]:
+                return f"preprocessing {operation.name}"
+        if self._passes(operation):
+            data = self._known(operation.operands[0])
+            if operation.kind == "DequantizeLinear" and isinstance(data, np.ndarray):
+                return _dequantized(self._with_known(operation), data)
+            return data
+        for place, operand in enumerate(operation.operands):
+            if (dequantized := self._dequantized(operand)) is not None:
+                self._readers[dequantized].append((len(self._operations), place))
+        self._operations.append(_in_words_of_pytorch(self._with_known(operation)))
+        return (len(self._operations) - 1, 0)
+
+    def _dequantized(self, operand: Operand) -> int | None:
+        """Return the DequantizeLinear that an operand comes from, past casts."""
+        while isinstance(operand, tuple) and self._passes(operation := self._whole.operations[operand[0]]):
+            if operation.kind == "DequantizeLinear":
+                return operand[0]
+            operand = operation.operands[0]
+        return None
+
+    def _with_known(self, operation: Operation) -> Operation:
+        return replace(operation, operands=tuple(map(self._known, operation.operands)))
+
+    def _quantized(self) -> Iterable[QuantizedTensor]:
+        operations = self._whole.operations
+        seen: set[int] = set()
+        for index in self._reachable():
+            operation = operations[index]
+            if operation.kind != "DequantizeLinear" or isinstance(self._known(operation.operands[0]), np.ndarray):
+                continue
+            source = operation.operands[0]
+            pair = operations[source[0]] if isinstance(source, tuple) else None
+            if not isinstance(source, tuple) or pair is None or pair.kind != "QuantizeLinear":
+                yield QuantizedTensor(operand=None, name=operation.name, scale=np.nan, faults=("no QuantizeLinear",))
+                continue
+            seen.add(source[0])
+            yield replace(self._pair(pair, operation), readers=tuple(self._readers[index]))
+        for index in self._reachable():
+            if operations[index].kind == "QuantizeLinear" and index not in seen:
+                pair = operations[index]
+                yield QuantizedTensor(operand=None, name=pair.name, scale=np.nan, faults=("no DequantizeLinear",))
+
+    def _pair(self, quantize: Operation, dequantize: Operation) -> QuantizedTensor:
+        faults = []
+        sides = (self._with_known(quantize), self._with_known(dequantize))
+        scales, zeros = ([_at(side, place) for side in sides] for place in (1, 2))
+        if any(scale.size != 1 for scale in scales) or scales[0].ravel()[0] != scales[1].ravel()[0]:
+            faults.append(f"quantised with scale {_listed(scales[0])}, read with {_listed(scales[1])}")
+        if any(zero.size and zero.any() for zero in zeros):
+            faults.append(f"zero point {_listed(zeros[0])} and {_listed(zeros[1])}, expected 0")
+        if any(zero.dtype != np.int8 for zero in zeros):
+            faults.append(f"quantised to {zeros[0].dtype} and read from {zeros[1].dtype}, expected int8")
+        operand = self._known(quantize.operands[0])
+        name = self._operations[operand[0]].name if isinstance(operand, tuple) else str(operand)
+        scale = scales[0].item() if scales[0].size == 1 else np.nan
+        return QuantizedTensor(operand=operand, name=name, scale=scale, faults=tuple(faults))
+
+
+def _at(operation: Operation, place: int) -> np.ndarray:
+    operand = operation.operands[place] if len(operation.operands) > place else None
+    return np.asarray(operand) if isinstance(operand, np.ndarray) else np.zeros(0, np.uint8)
+
+
+def _listed(values: np.ndarray) -> str:
+    return ", ".join(f"{float(value):.6g}" for value in values.ravel()[:4]) or "none"
+
+
+def _dequantized(operation: Operation, integers: np.ndarray) -> np.ndarray | str:
+    """Return stored integers times their scale, float64, or say why that cannot be done."""
+    scale, zero = (np.asarray(_at(operation, place), np.float64) for place in (1, 2))
+    if not scale.size:
+        return "an int8 weight whose scale is no constant"
+    axis = int(operation.attributes.get("axis", 1))
+    axis += integers.ndim if axis < 0 else 0
+    channels = integers.shape[axis] if 0 <= axis < integers.ndim else 0
+    for what, values in (("scales", scale), ("zero points", zero)):
+        if values.size not in (0, 1, channels):
+            return f"an int8 weight with {values.size} {what} along axis {axis} of {list(integers.shape)}"
+    shape = [-1 if place == axis else 1 for place in range(integers.ndim)]
+    centred = integers.astype(np.float64) - (_along(zero, shape) if zero.size else 0.0)
+    return np.asarray(centred * _along(scale, shape))
+
+
+def _along(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    return values.reshape(shape) if values.size > 1 else values.reshape(())
+
+
+def _in_words_of_pytorch(operation: Operation) -> Operation:
+    """Return an operation as `nrd_trt.model.program` writes it."""
+    kind, operands, attributes = operation.kind, operation.operands, dict(operation.attributes)
+    if kind == "ReduceMean" and _axes(operation) in ((2, 3), (-2, -1)) and attributes.get("keepdims", 1) == 1:
+        return replace(operation, kind="GlobalAveragePool", attributes={}, operands=operands[:1])
+    if kind == "MaxPool":
+        kept = ("kernel_shape", "strides", "pads", "dilations", "ceil_mode", "auto_pad")
+        return replace(operation, attributes={name: attributes[name] for name in kept})
+    if kind == "Resize":
+        return _resized(operation)
+    return operation
+
+
+def _axes(operation: Operation) -> tuple[int, ...]:
+    given = operation.attributes.get("axes")
+    stored = operation.operands[1] if len(operation.operands) > 1 else None
+    axes = stored.ravel().tolist() if isinstance(stored, np.ndarray) else given or ()
+    return tuple(sorted(axes))
+
+
+def _resized(operation: Operation) -> Operation:
+    scales = operation.operands[2] if len(operation.operands) > 2 else None
+    kept: dict[str, Any] = {
+        name: operation.attributes[name] for name in ("mode", "coordinate_transformation_mode", "antialias")
+    }
+    if kept["coordinate_transformation_mode"] == b"pytorch_half_pixel":
+        kept["coordinate_transformation_mode"] = b"half_pixel"  # they differ for an output of one pixel only
+    if isinstance(scales, np.ndarray) and scales.size == 4:
+        kept["factors"] = tuple(float(scale) for scale in scales[2:])
+    return replace(operation, attributes=kept, operands=operation.operands[:1])
+
+
+def _without_shapes(program: Program) -> Program:
+    """Return a program whose Expand operations read no shape: what does not fit the map beside it does not run."""
+    return replace(
+        program,
+        operations=tuple(
+            replace(entry, operands=entry.operands[:1]) if entry.kind == "Expand" else entry
+            for entry in program.operations
+        ),
+    )
