@@ -14,7 +14,6 @@ import nrd_trt
 from nrd_trt.building.decode_form import choose_form, look_for_plugin
 from nrd_trt.building.inputs import BuildInput, read_input
 from nrd_trt.building.request import FORM, BuildRequest
-from nrd_trt.calibration.calibrator import make_calibrator
 from nrd_trt.engine.builder import BuildOptions, BuiltEngine, build_engine
 from nrd_trt.engine.bundle import (
     ONNX_FILE,
@@ -206,15 +205,51 @@ def build(
         UserWarning: Something speaks against the images to calibrate on, see `nrd_trt.calibrate`; or those of `data`
             are exposed otherwise; or int8 is calibrated on `data`, which flatters its figures.
     """
-    calibrator = make_calibrator(
-        calibration,
+    plugin = optional_path("plugin", plugin)
+    request = BuildRequest(
+        source=as_path("source", source),
+        output=as_path("output", output),
         precision=precision,
+        size=size,
+        dynamic=dynamic,
+        batch=batch,
+        input_form=input_form,
+        outputs=outputs,
+        mask_encoding=mask_encoding,
+        data=optional_path("data", data),
+        labels=optional_path("labels", labels),
+        ignore_index=ignore_index,
         fit=fit,
         resample=resample,
-        validation=optional_path("data", data),
-        ignore_index=ignore_index,
-        threads=threads,
+        checkpoint=optional_path("checkpoint", checkpoint),
+        builder=builder,
+        decode=decode,
+        run=RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device),
+        config=ConfigOptions(
+            workspace_mib=workspace_mib,
+            optimization_level=optimization_level,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            tf32=tf32,
+            compute_capabilities=tuple(compute_capabilities),
+            builder_options=option_texts(builder_options or {}),
+        ),
+        timing_cache=optional_path("timing_cache", timing_cache),
+        min_agreement=min_agreement,
+        max_miou_drop=max_miou_drop,
+        min_class_iou=min_class_iou,
+        max_class_drop=max_class_drop,
+        min_border_agreement=min_border_agreement,
+        min_boundary_f=min_boundary_f,
+        force=force,
         progress=progress,
+        on_stage=on_stage,
+        on_message=on_message,
+        describe=describe,
+        options=options,
+    )
+    request = request.calibrated(
+        calibration,
         recipe=recipe,
         images=images,
         seed=seed,
@@ -223,60 +258,9 @@ def build(
         exclude=exclude,
         quantizer=quantizer,
     )
-    if calibrator is not None and precision == "int8":
-        calibrator.warn_of_same_images()
-    return build_bundle(
-        BuildRequest(
-            source=as_path("source", source),
-            output=as_path("output", output),
-            precision=precision,
-            size=size,
-            dynamic=dynamic,
-            batch=batch,
-            input_form=input_form,
-            outputs=outputs,
-            mask_encoding=mask_encoding,
-            calibrator=calibrator,
-            data=optional_path("data", data),
-            labels=optional_path("labels", labels),
-            ignore_index=ignore_index,
-            fit=fit,
-            resample=resample,
-            checkpoint=optional_path("checkpoint", checkpoint),
-            builder=builder,
-            decode=decode,
-            run=RunOptions(
-                runner=runner,
-                plugin=optional_path("plugin", plugin),
-                threads=threads,
-                cuda=cuda,
-                cuda_graph=cuda_graph,
-                device=device,
-            ),
-            config=ConfigOptions(
-                workspace_mib=workspace_mib,
-                optimization_level=optimization_level,
-                version_compatible=version_compatible,
-                hardware_compatible=hardware_compatible,
-                tf32=tf32,
-                compute_capabilities=tuple(compute_capabilities),
-                builder_options=option_texts(builder_options or {}),
-            ),
-            timing_cache=optional_path("timing_cache", timing_cache),
-            min_agreement=min_agreement,
-            max_miou_drop=max_miou_drop,
-            min_class_iou=min_class_iou,
-            max_class_drop=max_class_drop,
-            min_border_agreement=min_border_agreement,
-            min_boundary_f=min_boundary_f,
-            force=force,
-            progress=progress,
-            on_stage=on_stage,
-            on_message=on_message,
-            describe=describe,
-            options=options,
-        )
-    )
+    if request.calibrator is not None and precision == "int8":
+        request.calibrator.warn_of_same_images()
+    return build_bundle(request)
 
 
 def build_bundle(request: BuildRequest) -> Bundle:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from nrd_trt.calibration.calibrator import Calibrator
+from nrd_trt.calibration.calibrator import Calibrator, make_calibrator
 from nrd_trt.data.samples import SampleSource
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.exporting.export import check_form
@@ -80,6 +81,21 @@ class BuildRequest:
         check_choice("decode", self.decode, DecodeName)
         checkpoint_options(self.options)  # refuses unknown names before any work
         self.gates("fp32")  # refuses fractions above 1 before any work
+
+    def calibrated(self, source: Path | str | None, **options: Any) -> BuildRequest:
+        """Return the request with what it calibrates with, or with nothing; see `make_calibrator` for the options."""
+        calibrator = make_calibrator(
+            source,
+            precision=self.precision,
+            fit=self.fit,
+            resample=self.resample,
+            validation=self.data,
+            ignore_index=self.ignore_index,
+            threads=self.run.threads,
+            progress=self.progress,
+            **options,
+        )
+        return replace(self, calibrator=calibrator)
 
     def gates(self, precision: Precision) -> Gates:
         """Return what the masks of a file in `precision` must reach."""

@@ -53,17 +53,17 @@ ReferenceFn = Callable[[Sample], Reference]
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What a report shows of an image, all at the engine's size.
+    """An image that is kept whole, with its masks at the engine's size.
 
     Attributes:
         figures: How the image compares.
-        image: ``(h, w, 3) uint8 RGB``.
+        sample: The image.
         reference: The reference's mask.
         engine: ``(h, w) uint8``, the engine's mask.
     """
 
     figures: ImageFigures
-    image: np.ndarray
+    sample: Sample
     reference: Reference
     engine: np.ndarray
 
@@ -134,7 +134,7 @@ class Comparator:
             far=far,
         )
         self._per_image.append(figures)
-        picture = Picture(figures=figures, image=sample.image, reference=reference, engine=engine_mask)
+        picture = Picture(figures=figures, sample=sample, reference=reference, engine=engine_mask)
         self._pictures = sorted([*self._pictures, picture], key=lambda one: _badness(one.figures))[: self._keep]
 
     def result(self) -> Comparison:

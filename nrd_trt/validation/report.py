@@ -96,7 +96,7 @@ def plot_scale(images: Sequence[ImageFigures], gate: float) -> tuple[float, list
 
 def _views(picture: Picture, palette: Palette) -> dict[str, str]:
     return {
-        "image": _png(picture.image, Image.Resampling.LANCZOS),
+        "image": _png(picture.sample.image, Image.Resampling.LANCZOS),
         "reference": _png(colour(picture.reference.mask, palette)),
         "engine": _png(colour(picture.engine, palette)),
         "difference": _png(_difference(picture)),
@@ -108,7 +108,7 @@ def _difference(picture: Picture) -> np.ndarray:
     flipped = picture.reference.mask != picture.engine
     near_tie = picture.reference.near_tie
     tied = flipped if near_tie is None else flipped & near_tie
-    grey = picture.image.mean(axis=2, keepdims=True) * 0.4 + 50
+    grey = picture.sample.image.mean(axis=2, keepdims=True) * 0.4 + 50
     shown = np.repeat(grey, 3, axis=2).astype(np.uint8)
     reach = 1 + shown.shape[1] // _PICTURE_WIDTH * 2
     shown[_widened(tied, reach)] = _TIED

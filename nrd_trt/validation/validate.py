@@ -78,7 +78,7 @@ class Validation(ValidationRecord):
     Attributes:
         has_plan: Whether there is a plan, which ran if `plan_ran` says so.
         per_image: Figures of every image, in order.
-        pictures: The worst images whole, the worst first; none unless a report is written.
+        pictures: The worst images whole, the worst first: those that a report shows, or whose stages are compared.
     """
 
     has_plan: bool
@@ -167,13 +167,10 @@ def validate(
         RunnerError: The runner asked for cannot run the bundle here.
         MissingDependencyError: `rebuild` is given and the plan's builder is not installed.
     """
-    paths = [None if path is None else Path(path) for path in (checkpoint, data, labels, report)]
-    checkpoint, data, labels, report = paths
-    _check_arguments(checkpoint, data, labels, structure, localise, rebuild)
-    if report is not None:
-        if report.suffix.lower() not in (".html", ".htm"):
-            raise ConfigError(f"report={report}: expected a name that ends in .html.")
-        check_absent(report, force=force)
+    checkpoint, data = optional_path("checkpoint", checkpoint), optional_path("data", data)
+    labels, report = optional_path("labels", labels), optional_path("report", report)
+    plugin = optional_path("plugin", plugin)
+    _check_arguments(checkpoint, data, labels, structure, localise, rebuild, report, force=force)
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     gates = Gates.of(
         bundle.graph.precision,
@@ -184,14 +181,7 @@ def validate(
         min_border_agreement=min_border_agreement,
         min_boundary_f=min_boundary_f,
     )
-    run = RunOptions(
-        runner=runner,
-        plugin=optional_path("plugin", plugin),
-        threads=threads,
-        cuda=cuda,
-        cuda_graph=cuda_graph,
-        device=device,
-    )
+    run = RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device)
     engine = open_engine(bundle, run, fit=fit, resample=resample)
     model, samples, reference = _reference(engine, bundle, checkpoint, data, labels, ignore_index)
     file = onnx.load(bundle.onnx_path)
@@ -204,27 +194,19 @@ def validate(
         proof = prove_structure(bundle, file, model, full)
     on_stage("comparing the masks")
     with reference as predict, _telling(proof):
-        kept = WORST_KEPT if report else 0
+        kept = WORST_KEPT if report else LOCALISED_COUNT
         comparison = compare_with_progress(samples, predict, engine, progress=progress, pictures=kept)
         stored = None if model is None else StoredSamples(bundle.references()).failure(predict)
     soundness = localisation = rebuilds = None
     if model is not None and full is not None:
         on_stage("comparing the file with sound ones")
-        soundness = _soundness(model, full, file, bundle, samples, comparison, threads)
+        soundness = _soundness(model, full, file, bundle, comparison, threads)
     if model is not None and localise:
         on_stage("comparing the stages")
-        allowed = soundness.mask_allowed if soundness is not None else None
-        tolerance = max(1 - gates.min_agreement, allowed or 0.0)  # few images are off by more than many
-        localisation = _localise(model, file, samples, comparison, engine, tolerance, threads)
+        localisation = _localise(model, file, comparison, engine, gates, soundness, threads)
     if rebuild is not None:
         rebuilds = rebuild_plans(
-            bundle,
-            rebuild,
-            samples,
-            run,
-            progress=progress,
-            on_stage=on_stage,
-            on_message=on_message,
+            bundle, rebuild, samples, run, progress=progress, on_stage=on_stage, on_message=on_message
         )
     validation = judge(
         comparison,
@@ -350,8 +332,11 @@ def _check_arguments(
     structure: bool | None,
     localise: bool,
     rebuild: int | None,
+    report: Path | None,
+    *,
+    force: bool,
 ) -> None:
-    """Raise `ConfigError` where an argument needs another one."""
+    """Raise `ConfigError` where an argument needs another one, or the report cannot be written where it is wanted."""
     if checkpoint is None and data is not None:
         raise ConfigError("data= needs checkpoint=: a bundle alone knows the masks of its stored inputs only.")
     if labels is not None and data is None:
@@ -362,6 +347,10 @@ def _check_arguments(
         raise ConfigError("localise= needs checkpoint=: stages are compared with those of the PyTorch model.")
     if rebuild is not None and rebuild < 2:
         raise ConfigError(f"rebuild={rebuild}: expected at least 2, as builds are compared with each other.")
+    if report is not None:
+        if report.suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(f"report={report}: expected a name that ends in .html.")
+        check_absent(report, force=force)
 
 
 def _reference(
@@ -395,12 +384,11 @@ def _soundness(
     full: onnx.ModelProto,
     file: onnx.ModelProto,
     bundle: Bundle,
-    samples: SampleSource | StoredSamples,
     comparison: Comparison,
     threads: int | None,
 ) -> SoundComparison:
     """Compare the file with sound ones on the images that agree least."""
-    shown = _worst(samples, comparison)
+    shown = _worst(comparison)
     return compare_with_sound(
         model,
         full,
@@ -412,29 +400,29 @@ def _soundness(
     )
 
 
-def _worst(samples: SampleSource | StoredSamples, comparison: Comparison) -> list[Sample]:
-    """Return the images that agree least, or the first ones where all agree."""
-    worst = {figures.index for figures in comparison.worst_images[:LOCALISED_COUNT]} or set(range(LOCALISED_COUNT))
-    return [sample for index, sample in enumerate(samples) if index in worst]
-
-
 def _localise(
     model: Segmentor,
     file: onnx.ModelProto,
-    samples: SampleSource | StoredSamples,
     comparison: Comparison,
     engine: Engine,
-    mask_tolerance: float,
+    gates: Gates,
+    soundness: SoundComparison | None,
     threads: int | None,
 ) -> Localisation:
     """Compare the stages on the images that agree least."""
     agreement = comparison.pixel_agreement if engine.plan_ran else None
+    allowed = soundness.mask_allowed if soundness is not None else None
     return compare_stages(
         model,
         file,
-        _worst(samples, comparison),
-        mask_tolerance=mask_tolerance,
+        _worst(comparison),
+        mask_tolerance=max(1 - gates.min_agreement, allowed or 0.0),  # few images are off by more than many
         plan_disagreement=None if agreement is None else 1 - agreement,
         has_plan=engine.plan_ran is not None,
         threads=threads,
     )
+
+
+def _worst(comparison: Comparison) -> list[Sample]:
+    """Return the images that agree least, or the first ones where all agree; they were kept as they were compared."""
+    return [picture.sample for picture in comparison.pictures[:LOCALISED_COUNT]]

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from nrd_trt.cli.validate import _lines
+from nrd_trt.data import samples as data_samples
+from nrd_trt.data.images import read_image
 from nrd_trt.data.samples import Sample
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError
@@ -143,6 +145,22 @@ def test_a_checkpoint_of_another_kind_has_no_stages_in_common() -> None:
 def test_options_that_cannot_be_had_are_refused_before_any_work(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         validate("absent.nrd", **options)
+
+
+def test_every_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stages are compared on are kept, whether masks differ on all of them or on none."""
+    read = list[str]()
+    monkeypatch.setattr(data_samples, "read_image", lambda path: read.append(path.name) or read_image(path))
+    data = scenes(tmp_path / "scenes", 4)
+    for precision in ("fp32", "bf16"):
+        read.clear()
+        found = validated(bundle(precision), checkpoint=checkpoint(), data=data, localise=True)
+        assert read == [f"{index:02}.png" for index in range(4)]
+        assert found.soundness is not None and found.localisation is not None
+        assert (
+            found.localisation.images == found.soundness.images[:2] == tuple(one.figures.name for one in found.pictures)
+        )
+        assert found.localisation.images[: len(found.worst_images)] == tuple(one.name for one in found.worst_images[:2])
 
 
 # --- rebuilds --------------------------------------------------------------------------------------------------------
@@ -273,7 +291,7 @@ def test_the_worst_images_are_localised_and_shown(reported: tuple[Validation, st
     pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2])))) for s in sources[:4]]
     assert {picture.shape for picture in pictures} == {(*SIZE_HW, 3)}
     shown = found.pictures[0]
-    np.testing.assert_array_equal(pictures[0], shown.image)
+    np.testing.assert_array_equal(pictures[0], shown.sample.image)
     palette = np.array(read_bundle(bundle()).graph.info.palette, np.uint8)
     np.testing.assert_array_equal(pictures[1], palette[shown.reference.mask])
     np.testing.assert_array_equal(pictures[2], palette[shown.engine])
