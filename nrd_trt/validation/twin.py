@@ -14,7 +14,6 @@ Four files run on a few images and are held against PyTorch in fp32, each one an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -107,7 +106,7 @@ def compare_with_sound(
         full: Its export in fp32 in the form of the file, with both outputs.
         file: The bundle's ONNX file.
         record: What the bundle records of layers in int8 and nodes kept in fp32.
-        images: At least one ``(h, w, 3) uint8`` by name; tensors of one image are held at a time.
+        images: At least one ``(h, w, 3) uint8`` by name; the stages of all are held, and one session at a time.
         exporter: What wrote the bundle's file, where that is known.
         threads: CPU threads of ONNX Runtime.
     """
@@ -270,25 +269,31 @@ class _Apart:
 def _measure(
     model: Segmentor, files: Mapping[str, onnx.ModelProto | None], images: list[np.ndarray], threads: int | None
 ) -> dict[str, _Apart]:
-    """Run the files beside PyTorch, image by image; a file that stands under several names runs once."""
+    """Run the files beside PyTorch, one after the other; a file that stands under several names runs once.
+
+    A session takes many times the memory of an image's stages, so those are held instead: PyTorch's and the twin's.
+    """
     from nrd_trt.model.stages import predict_stages
 
     apart = {name: _Apart() for name in (*files, "bundle and twin")}
-    with ExitStack() as stack:
-        engines = {
-            id(file): stack.enter_context(Engine(OrtRunner(with_taps(file), threads=threads), read_facts(file)))
-            for file in files.values()
-            if file is not None
-        }
-        for image in images:
-            want = predict_stages(model, image)
-            found = {key: stages_of_file(engine, image) for key, engine in engines.items()}
-            for name, file in files.items():
-                if file is not None:
-                    apart[name].add(want, found[id(file)])
-            if files["twin"] is not None:
-                apart["bundle and twin"].add(found[id(files["twin"])], found[id(files["bundle"])])
+    wanted, twins = [predict_stages(model, image) for image in images], list[Tensors]()
+    for file in {id(file): file for file in files.values() if file is not None}.values():
+        names = [name for name, other in files.items() if other is file]
+        for index, (want, found) in enumerate(zip(wanted, _stages(file, images, threads), strict=True)):
+            for name in names:
+                apart[name].add(want, found)
+            if "twin" in names:
+                twins.append(found)
+            if "bundle" in names and twins:
+                apart["bundle and twin"].add(twins[index], found)
     return apart
+
+
+def _stages(file: onnx.ModelProto, images: Sequence[np.ndarray], threads: int | None) -> Iterator[Tensors]:
+    """Open a file with taps, and yield the stages of every image."""
+    with Engine(OrtRunner(with_taps(file), threads=threads), read_facts(file)) as engine:
+        for image in images:
+            yield stages_of_file(engine, image)
 
 
 def stages_of_file(engine: Engine, image: np.ndarray) -> dict[str, np.ndarray]:
