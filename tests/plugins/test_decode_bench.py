@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ def run(program: Path, *arguments: str, **environment: str) -> subprocess.Comple
     return subprocess.run([str(program), *arguments], capture_output=True, text=True, env={**os.environ, **environment})
 
 
-def measure(program: Path, folder: Path, *arguments: str) -> dict[str, Any]:
+def measure(program: Path, folder: Path, *arguments: str, **environment: str) -> dict[str, Any]:
     target = folder / "bench.json"
-    result = run(program, "--quick", "--json", str(target), *arguments)
+    result = run(program, "--quick", "--json", str(target), *arguments, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     assert list(folder.iterdir()) == [target]
     found: dict[str, Any] = json.loads(target.read_text())
@@ -137,6 +138,37 @@ def test_cost_model(bench: dict[str, Any]) -> None:
         assert model["largest_residual"] < 1e-6
 
 
+def test_a_slow_device_ends_inside_the_limit(program: Path, tmp_path: Path) -> None:
+    """Launches of 20 ms, as of 150 classes in batches of 8 on an Orin; the clock is that of bench_on_cpu."""
+    groups = ("--case", SIZE, "--groups", "cases,logits,classes")
+    whole = measure(program, tmp_path, *groups, FAKE_LAUNCH_US="20000")
+    assert whole["left_out"] == 0
+    assert whole["settings"] > 5
+    assert all(row["p50_us"] == pytest.approx(20000) for row in whole["rows"])
+    timings = 2 * len(whole["rows"])
+    rounds = 1 + max(row["sets"] for row in whole["rows"])
+    assert 30 < whole["seconds"] < timings * rounds * 10 * 0.02
+    limit = int(whole["seconds"] / 2)
+    part = measure(program, tmp_path, *groups, "--limit", str(limit), FAKE_LAUNCH_US="20000")
+    longest = whole["seconds"] / 3
+    assert limit <= part["seconds"] < limit + longest
+    assert 0 < part["left_out"] < part["settings"] == whole["settings"]
+    assert part["rows"] == whole["rows"][: len(part["rows"])]
+    assert part["failures"] == 0
+
+
+def test_what_was_measured_before_an_end_is_in_the_file(program: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bench.json"
+    arguments = ["--quick", "--json", str(target), "--case", "256x512x150"]
+    with subprocess.Popen([str(program), *arguments], stdout=subprocess.DEVNULL) as process:
+        while not target.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    found = json.loads(target.read_text())
+    assert found["rows"]
+    assert found["left_out"] > 0
+
+
 def test_natural_theta_has_few_mixed_cells(program: Path, tmp_path: Path) -> None:
     rows = measure(program, tmp_path, "--case", "256x512x19", "--groups", "fp32")["rows"]
     shares = {row["values"]: row["mixed_share"] for row in rows}
@@ -211,6 +243,7 @@ def test_theta_of_a_file(program: Path, tmp_path: Path) -> None:
         (["--case", "64x64"], "expected HEIGHTxWIDTHxCLASSES"),
         (["--case", "64x64x257"], "2 to 256 classes"),
         (["--case", "64x64x1e2"], "2 to 256 classes"),
+        (["--limit", "0"], "--limit: got '0', expected whole seconds"),
         (["--groups", "cases,all"], "--groups: got 'all'"),
         (["--guidance", "x"], "expected together with --theta"),
         (["--theta", "x"], "--theta: expected one --case"),
@@ -229,7 +262,7 @@ def test_bad_arguments(program: Path, arguments: list[str], message: str) -> Non
 def test_help(program: Path) -> None:
     result = run(program, "--help", FAKE_NO_DEVICE="1")
     assert result.returncode == 0
-    for name in ("--quick", "--json", "--case", "--groups", "--theta", "--guidance", "--tables"):
+    for name in ("--quick", "--json", "--limit", "--case", "--groups", "--theta", "--guidance", "--tables"):
         assert name in result.stdout
 
 

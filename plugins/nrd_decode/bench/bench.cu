@@ -4,7 +4,7 @@
  */
 #include "report.h"
 
-#include <chrono>
+#include <limits>
 
 using namespace nrd;
 using namespace nrd::bench;
@@ -21,6 +21,8 @@ public:
     Bench(Options const& options, Values const& values)
         : mValues(values)
         , mTimer(options.quick)
+        , mStart(clockSeconds())
+        , mLimit(options.limitSeconds > 0 ? options.limitSeconds : std::numeric_limits<double>::infinity())
     {
         mResults.device = readDevice();
         mResults.quick = options.quick;
@@ -34,20 +36,35 @@ public:
         std::printf("copy on the device: %.1f GB/s read and written\n", mResults.copyBytesPerSecond * 1e-9);
     }
 
-    Results run(std::vector<Subject> const& plan)
+    //! `report` gets the results so far after every subject, and in the end all of them.
+    template <class Report>
+    Results const& run(std::vector<Subject> const& plan, Report const& report)
     {
-        auto const start = std::chrono::steady_clock::now();
+        mResults.planned = mResults.leftOut = static_cast<int32_t>(plan.size());
         for (Subject const& subject : plan)
         {
+            if (seconds() >= mLimit)
+            {
+                break;
+            }
             measure(subject);
+            --mResults.leftOut;
+            mResults.seconds = seconds();
+            report(mResults);
         }
         mResults.models = fitModels(mResults.rows);
         mResults.clockAfter = measureClock(mResults.device, mTimer.stream());
-        mResults.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        mResults.seconds = seconds();
+        report(mResults);
         return mResults;
     }
 
 private:
+    double seconds() const
+    {
+        return clockSeconds() - mStart;
+    }
+
     void measure(Subject const& subject)
     {
         if (mStrips.empty() || !mStripsOf.hasValuesOf(subject.setting))
@@ -120,6 +137,8 @@ private:
 
     Values const& mValues;
     Timer mTimer;
+    double mStart;
+    double mLimit; //!< seconds
     Results mResults;
     std::vector<Strip> mStrips; //!< of mStripsOf, kept while subjects share their values
     Setting mStripsOf;
@@ -164,12 +183,16 @@ int runBench(std::vector<std::string> const& arguments)
         json.emplace(options.json);
     }
     Values const values(std::move(file));
-    Results const results = Bench(options, values).run(Plan(options).make());
+    Bench bench(options, values);
+    Results const& results = bench.run(Plan(options).make(),
+        [&](Results const& found)
+        {
+            if (json)
+            {
+                json->write(toJson(found));
+            }
+        });
     std::fputs(summarise(results).c_str(), stdout);
-    if (json)
-    {
-        json->finish(toJson(results));
-    }
     return results.failures() == 0 ? 0 : kWRONG;
 }
 

@@ -13,7 +13,8 @@ namespace nrd::bench
 constexpr char const* kUSAGE = R"(nrd_decode_bench: correctness, then time of the decode kernels on the current GPU.
 
   --quick            fewer settings and replays; about a minute
-  --json FILE        also write every figure to FILE
+  --json FILE        also write every figure to FILE, anew after each setting
+  --limit SECONDS    begin no setting after that time; what is left out is told and is no error
   --case HxWxK       image size and classes; may be repeated; replaces the four that are measured otherwise
   --groups A,B       of checks, cases, layouts, fp32, logits, pixels, classes; otherwise all
   --theta FILE       measure this theta only: fp16 (P, H/32, W/32), for the one --case that goes with it
@@ -30,6 +31,7 @@ struct Options
 {
     bool help = false;
     bool quick = false;
+    int32_t limitSeconds = 0; //!< 0: none
     std::string json;
     std::vector<Case> cases;
     std::vector<std::string> groups; //!< empty: all
@@ -99,6 +101,16 @@ inline std::vector<std::string> parseGroups(std::string const& text)
     return groups;
 }
 
+inline int32_t parseLimit(std::string const& text)
+{
+    int32_t const seconds = parseNumber(text);
+    if (seconds < 1)
+    {
+        throw UsageError("--limit: got '" + text + "', expected whole seconds, 1 or more");
+    }
+    return seconds;
+}
+
 inline void checkTogether(Options const& options)
 {
     if (options.theta.empty() && !(options.guidance.empty() && options.tables.empty()))
@@ -127,7 +139,7 @@ inline Options parseOptions(std::vector<std::string> const& arguments)
             : name == "--guidance"                 ? &options.guidance
             : name == "--tables"                   ? &options.tables
                                                    : nullptr;
-        if (text == nullptr && name != "--case" && name != "--groups")
+        if (text == nullptr && name != "--case" && name != "--groups" && name != "--limit")
         {
             throw UsageError("'" + name + "': no such option; --help lists them");
         }
@@ -142,6 +154,10 @@ inline Options parseOptions(std::vector<std::string> const& arguments)
         else if (name == "--case")
         {
             options.cases.push_back(parseCase(arguments[i]));
+        }
+        else if (name == "--limit")
+        {
+            options.limitSeconds = parseLimit(arguments[i]);
         }
         else
         {

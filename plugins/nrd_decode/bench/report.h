@@ -96,6 +96,11 @@ inline std::string summarise(Results const& results)
     text += format("\n%zu launches checked, %lld wrong; SM clock measured %.0f MHz before, %.0f MHz after; %.1f s\n",
         results.rows.size(), static_cast<long long>(results.failures()), results.clockBefore, results.clockAfter,
         results.seconds);
+    if (results.leftOut > 0)
+    {
+        text += format(
+            "%d of %d settings were left out: the time of --limit was used up\n", results.leftOut, results.planned);
+    }
     return text;
 }
 
@@ -223,36 +228,38 @@ inline std::string toJson(Results const& results)
     o.add("version", 1).add("kernel_revision", kKERNEL_REVISION).add("quick", results.quick);
     o.addRaw("device", toJson(results.device)).add("copy_bytes_per_s", results.copyBytesPerSecond);
     o.add("sm_clock_before_mhz", results.clockBefore).add("sm_clock_after_mhz", results.clockAfter);
-    o.add("seconds", results.seconds).add("checked", static_cast<int64_t>(results.rows.size()));
+    o.add("seconds", results.seconds).add("settings", results.planned).add("left_out", results.leftOut);
+    o.add("checked", static_cast<int64_t>(results.rows.size()));
     o.add("failures", results.failures());
     o.addRaw("rows", toJson(results.rows)).addRaw("models", toJson(results.models));
     return o.text() + "\n";
 }
 
-//! A file that appears under its name when it is whole. Opened early: a path that cannot be written costs no run.
+//! A file that is whole whenever it is there. A path that cannot be written is told before anything runs.
 class ResultFile
 {
 public:
     explicit ResultFile(std::string path)
         : mPath(std::move(path))
-        , mFile(std::fopen(temporary().c_str(), "wb"), std::fclose)
     {
-        if (!mFile)
+        std::FILE* const file = std::fopen(temporary().c_str(), "wb");
+        if (file == nullptr)
         {
             throw UsageError("--json: cannot write " + temporary());
         }
-    }
-    ResultFile(ResultFile&&) = delete;
-    ~ResultFile()
-    {
+        std::fclose(file);
         std::remove(temporary().c_str());
     }
 
-    void finish(std::string const& text)
+    //! Replace what it holds.
+    void write(std::string const& text) const
     {
-        bool const written = std::fwrite(text.data(), 1, text.size(), mFile.get()) == text.size();
-        if (std::fclose(mFile.release()) != 0 || !written || std::rename(temporary().c_str(), mPath.c_str()) != 0)
+        std::FILE* const file = std::fopen(temporary().c_str(), "wb");
+        bool const written = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+        bool const closed = file != nullptr && std::fclose(file) == 0;
+        if (!written || !closed || std::rename(temporary().c_str(), mPath.c_str()) != 0)
         {
+            std::remove(temporary().c_str());
             throw std::runtime_error("--json: cannot write " + mPath);
         }
     }
@@ -264,7 +271,6 @@ private:
     }
 
     std::string mPath;
-    std::unique_ptr<FILE, int (*)(FILE*)> mFile;
 };
 
 } // namespace nrd::bench

@@ -123,6 +123,8 @@ struct Results
     double clockBefore{0}; //!< MHz, measured
     double clockAfter{0};
     double seconds{0};
+    int32_t planned{0}; //!< settings
+    int32_t leftOut{0}; //!< of them, so far
     std::vector<Row> rows;
     std::vector<Model> models;
 

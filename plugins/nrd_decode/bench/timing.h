@@ -1,11 +1,13 @@
 /*
- * Time of one launch: a CUDA graph holds at least kLAUNCHES of them, graphs run back to back between events.
+ * Time of one launch: a CUDA graph holds up to kLAUNCHES of them, graphs run back to back between events. However slow a
+ * device is, a graph takes about kGRAPH_US and a timing about a dozen graphs, or five rounds of the inputs.
  */
 #pragma once
 
 #include "objects.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <vector>
 
@@ -13,6 +15,8 @@ namespace nrd::bench
 {
 
 constexpr int32_t kLAUNCHES = 50;
+constexpr double kGRAPH_US = 2e4;
+constexpr int32_t kFEWEST_REPLAYS = 3;
 
 struct Timing
 {
@@ -21,6 +25,16 @@ struct Timing
     int32_t launches{0}; //!< in one graph
     int32_t replays{0};
 };
+
+//! Seconds of a steady clock. A test puts its own in its place, which moves with the launches.
+inline double clockSeconds()
+{
+#ifdef NRD_BENCH_CLOCK_US
+    return 1e-6 * NRD_BENCH_CLOCK_US;
+#else
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+#endif
+}
 
 //! Nearest rank; `sorted` is not empty.
 inline double percentile(std::vector<double> const& sorted, double share)
@@ -56,19 +70,13 @@ public:
     template <class Launch>
     Timing time(int32_t inputs, Launch const& launch) const
     {
-        int32_t const launches = (kLAUNCHES + inputs - 1) / inputs * inputs;
-        Graph const graph(mStream,
-            [&]
-            {
-                for (int32_t i = 0; i < launches; ++i)
-                {
-                    launch(i % inputs);
-                }
-            });
-        replay(graph, 1); // uploads the graph
-        double const estimate = replay(graph, 2).back();
-        auto const wanted = static_cast<int32_t>(std::min(mBudget / std::max(estimate, 1.0), 1e3));
-        std::vector<double> times = replay(graph, std::clamp(wanted, 5, mMostReplays));
+        double const round = estimate(record(inputs, inputs, launch));
+        auto const fitting = static_cast<int32_t>(std::min(kGRAPH_US / round, double{kLAUNCHES}));
+        int32_t const rounds = std::clamp((kLAUNCHES + inputs - 1) / inputs, 1, std::max(fitting, 1));
+        int32_t const launches = rounds * inputs;
+        Graph const graph = record(launches, inputs, launch);
+        auto const wanted = static_cast<int32_t>(std::min(mBudget / estimate(graph), 1e3));
+        std::vector<double> times = replay(graph, std::clamp(wanted, kFEWEST_REPLAYS, mMostReplays));
         for (double& time : times)
         {
             time /= launches;
@@ -79,6 +87,25 @@ public:
     }
 
 private:
+    template <class Launch>
+    Graph record(int32_t launches, int32_t inputs, Launch const& launch) const
+    {
+        return Graph(mStream,
+            [&]
+            {
+                for (int32_t i = 0; i < launches; ++i)
+                {
+                    launch(i % inputs);
+                }
+            });
+    }
+
+    //! Microseconds of a replay, 1 or more; the first one uploads the graph.
+    double estimate(Graph const& graph) const
+    {
+        return std::max(replay(graph, 2).back(), 1.0);
+    }
+
     //! Microseconds of each replay.
     std::vector<double> replay(Graph const& graph, int32_t count) const
     {
