@@ -56,10 +56,16 @@ fault-gallery: install  ## Plant every fault of the gallery in every precision a
 GPU_PYTHON := $(BIN)/python
 GPU := build/gpu-check
 GPU_BUILD := plugins/build
+# Seconds for the whole of it, where a machine is lent for a time; what does not begin or end in them is not run.
+GPU_LIMIT := 86400
 # $(call gpu_step,NAME,COMMAND,SECONDS): its output goes to NAME.txt; five minutes at most, unless SECONDS are given; 77
-# says that something is missing.
-gpu_step = echo "gpu-check: $(1)"; start=$$(date +%s); timeout $(or $(3),300) sh -c '$(2)' > $(GPU)/$(1).txt 2>&1; \
-	echo "$(1) $$? $$(($$(date +%s) - start))" >> $(GPU)/steps
+# says that something is missing, 75 that the limit of the whole was reached.
+gpu_step = echo "gpu-check: $(1)"; start=$$(date +%s); most=$(or $(3),300); \
+	left=$$(($(GPU_LIMIT) - start + $$(cat $(GPU)/start))); \
+	if [ $$left -lt 1 ]; then echo "the limit of $(GPU_LIMIT) s was used up" > $(GPU)/$(1).txt; status=75; \
+	else timeout $$((left < most ? left : most)) sh -c '$(2)' > $(GPU)/$(1).txt 2>&1; status=$$?; \
+		[ $$status -ne 124 ] || [ $$left -ge $$most ] || status=75; fi; \
+	echo "$(1) $$status $$(($$(date +%s) - start))" >> $(GPU)/steps
 sanitize = tests=$(GPU_BUILD)/nrd_decode/tests; [ -x $$tests/test_kernels ] || { echo "no C++ tests"; exit 77; }; \
 	command -v compute-sanitizer || { echo "no compute-sanitizer"; exit 77; }; \
 	for test in "test_kernels --small" test_enqueue test_lifecycle test_contexts; do \
@@ -69,19 +75,20 @@ sanitize = tests=$(GPU_BUILD)/nrd_decode/tests; [ -x $$tests/test_kernels ] || {
 gpu-check: export PATH := $(PATH):/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer
 gpu-check: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 gpu-check: $(if $(GPU_PYTHON:$(BIN)/python=),,install)  ## Every proof and benchmark that needs an NVIDIA GPU, into build/gpu-check/; exits 2 without one
-	@rm -rf $(GPU) && mkdir -p $(GPU) && $(GPU_PYTHON) scripts/dev/gpu_results.py > $(GPU)/architecture
+	@rm -rf $(GPU) && mkdir -p $(GPU) && date +%s > $(GPU)/start && $(GPU_PYTHON) scripts/dev/gpu_results.py > $(GPU)/architecture
 	@$(call gpu_step,doctor,$(GPU_PYTHON) -c "from nrd_trt.cli.main import run_verb; run_verb(\"doctor\")" --json > $(GPU)/doctor.json)
 	@$(call gpu_step,build,command -v nvcc || { echo "no nvcc"; exit 77; }; \
 		cmake -S plugins -B $(GPU_BUILD) -DCMAKE_CUDA_ARCHITECTURES=$$(cat $(GPU)/architecture) \
 		$(if $(TENSORRT_ROOT),-DTENSORRT_ROOT=$(TENSORRT_ROOT)) && cmake --build $(GPU_BUILD) --parallel $$(nproc))
 	@$(call gpu_step,ctest,ctest --test-dir $(GPU_BUILD) --output-on-failure --no-tests=error \
 		--output-junit $(abspath $(GPU))/ctest.xml)
+	@$(call gpu_step,racecheck,$(call sanitize,racecheck)) & \
+		$(call gpu_step,memcheck,$(call sanitize,memcheck,--leak-check full)); wait
 	@$(call gpu_step,pytest,$(GPU_PYTHON) -m pytest -m gpu -rs -W default --junitxml=$(GPU)/pytest.xml tests/gpu)
-	@$(call gpu_step,bench,$(GPU_BUILD)/nrd_decode_bench --quick --json $(GPU)/bench.json)
+	@$(call gpu_step,bench,$(GPU_BUILD)/nrd_decode_bench --quick --limit 240 --json $(GPU)/bench.json)
 	@$(call gpu_step,decode,$(GPU_PYTHON) scripts/benchmark.py --decode --quick --json --markdown $(GPU)/decode.md \
 		> $(GPU)/decode.json)
-	@$(foreach tool,racecheck initcheck synccheck,($(call gpu_step,$(tool),$(call sanitize,$(tool)))) &) \
-		$(call gpu_step,memcheck,$(call sanitize,memcheck,--leak-check full)); wait
+	@$(call gpu_step,initcheck,$(call sanitize,initcheck)) & $(call gpu_step,synccheck,$(call sanitize,synccheck)); wait
 	@$(call gpu_step,selftest,$(GPU_PYTHON) -c "from nrd_trt.cli.main import run_verb; run_verb(\"selftest\")" \
 		-o $(GPU)/selftest --json > $(GPU)/selftest.json,7200)
 	@$(GPU_PYTHON) scripts/dev/gpu_results.py $(GPU)

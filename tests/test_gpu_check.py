@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,53 @@ def test_every_step_runs_and_the_page_says_what_failed(tmp_path: Path) -> None:
     assert "sanitizer --tool memcheck --error-exitcode 99 --leak-check full" in commands
     assert commands.count("test_kernels --small") == 4
     assert commands.count("nrd_decode/tests/test_contexts") == 3  # racecheck stops at its first failure
+
+
+@pytest.mark.parametrize(
+    ("step", "row", "passed"),
+    [
+        ("memcheck 124 300", "not run: stopped at its limit", True),
+        ("memcheck 99 30", "FAILED", False),
+        ("ctest 124 300", "FAILED: stopped at its limit", False),
+        ("ctest 75 12", "not run: the time was used up", True),
+        ("bench 0 200", "passed; 3 settings left out", True),
+        ("bench 124 300", "incomplete: stopped at its limit", True),
+    ],
+)
+def test_a_deadline_is_told_from_a_failure(step: str, row: str, passed: bool, tmp_path: Path) -> None:
+    (tmp_path / "steps").write_text(f"{step}\n")
+    (tmp_path / "doctor.json").touch()
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps({"failures": 0, "left_out": 3}))
+    name, _, seconds = step.split()
+    page, held = results(tmp_path)
+    assert (f"| {name} | {row} | {seconds} |" in page, held) == (True, passed)
+    assert page.splitlines()[2].endswith(
+        "passed." if row.startswith("passed") else f": {name}." if passed else "FAILED."
+    )
+    bench.write_text(json.dumps({"failures": 1, "left_out": 3}))
+    assert name != "bench" or results(tmp_path)[1] is (step == "bench 0 200")
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_the_limit_of_the_whole_leaves_the_rest_out(tmp_path: Path) -> None:
+    compiler = ["gcc", "-shared", "-fPIC", "-xc", "-", "-o", str(tmp_path / "libcuda.so.1")]
+    subprocess.run(compiler, input=DRIVER, text=True, check=True)
+    python = program(tmp_path / "python", PYTHON.format(log=tmp_path / "log", folder=tmp_path))
+    for name in ("nvcc", "cmake", "ctest", "compute-sanitizer"):
+        program(tmp_path / "bin" / name, "")
+    for name in ("test_kernels", "test_contexts"):
+        program(tmp_path / "plugins" / "nrd_decode/tests" / name, "")
+    program(tmp_path / "bin" / "ctest", "sleep 60")
+    settings = (f"GPU={tmp_path}/out", f"GPU_BUILD={tmp_path}/plugins", "GPU_LIMIT=3")
+    start = time.monotonic()
+    result = gpu_check(python, *settings, path=str(tmp_path / "bin"))
+    assert time.monotonic() - start < 60
+    assert result.returncode == 0, result.stdout + result.stderr
+    page = (tmp_path / "out" / "results.md").read_text()
+    for name in ("ctest", "memcheck", "pytest", "bench", "selftest"):
+        assert f"| {name} | not run: the time was used up |" in page
+    assert "passed; not run or not finished: ctest, " in page
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,8 @@ CUresult openDevice(Device const*& device)
     return status;
 }
 
-//! Load one kernel into the current context and let it ask for all the shared memory a block can have.
+//! Load one kernel into the current context and let it ask for all the shared memory a block can have. The multiprocessor
+//! is to give as much of its memory to that as it can: left alone, the driver may leave room for fewer blocks than fit.
 CUresult prepareKernel(CUkernel kernel, Device const& device)
 {
     Driver const& cuda = driver();
@@ -159,6 +160,11 @@ CUresult prepareKernel(CUkernel kernel, Device const& device)
     {
         status = cuda.cuKernelSetAttribute(
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, device.sharedBytes - shared, kernel, device.handle);
+    }
+    if (status == CUDA_SUCCESS)
+    {
+        status = cuda.cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+            CU_SHAREDMEM_CARVEOUT_MAX_SHARED, kernel, device.handle);
     }
     CUfunction function = nullptr;
     return status == CUDA_SUCCESS ? cuda.cuKernelGetFunction(&function, kernel) : status;

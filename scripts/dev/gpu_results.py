@@ -19,6 +19,12 @@ MISSING = 77
 STOPPED = 124
 """The exit status of `timeout` for a step that it stopped."""
 
+OUT_OF_TIME = 75
+"""The exit status of a step that the limit of the whole check stopped, or kept from beginning."""
+
+SLOW = {"memcheck", "racecheck", "initcheck", "synccheck"}
+"""Steps that slow a program down so much that one which is stopped shows nothing."""
+
 VERSIONS = {"GPU", "Driver", "CUDA toolkit", "CUDA binding", "TensorRT", "TensorRT-RTX", "PyTorch", "ONNX Runtime"}
 VERSIONS |= {"CPU", "JetPack / L4T", "Power mode (nvpmodel)", "Clocks and power"}
 
@@ -51,29 +57,49 @@ def totals(folder: Path, step: str) -> str:
     return f"{len(cases) - skipped - failed} passed, {failed} failed, {skipped} skipped"
 
 
-def incomplete(folder: Path, step: str, code: int) -> bool:
-    """Whether a self-test was stopped at its limit, which is no failure, before any of its parts failed."""
-    report = folder / step / "selftest.json"
-    return code == STOPPED and report.is_file() and not json.loads(report.read_text(encoding="utf-8"))["failed"]
+def counts(folder: Path, step: str) -> tuple[int, int] | None:
+    """Return how many parts of a step failed and how many it left out, where it writes that down as it goes."""
+    selftest, bench = folder / step / "selftest.json", folder / f"{step}.json"
+    if selftest.is_file():
+        found = json.loads(selftest.read_text(encoding="utf-8"))
+        return found["failed"], found["not_run"]
+    if step == "bench" and bench.is_file():
+        found = json.loads(bench.read_text(encoding="utf-8"))
+        return found["failures"], found["left_out"]
+    return None
+
+
+def judge(folder: Path, step: str, code: int) -> str:
+    """Say what became of a step: a limit is a failure only where the step may hang, or where a part of it failed."""
+    known = counts(folder, step)
+    if code in (STOPPED, OUT_OF_TIME) and known is not None and not known[0]:
+        return "incomplete: stopped at its limit" if code == STOPPED else "incomplete: the time was used up"
+    if code == OUT_OF_TIME and known is None:
+        return "not run: the time was used up"
+    if code == STOPPED:
+        return "not run: stopped at its limit" if step in SLOW else "FAILED: stopped at its limit"
+    if code == MISSING:
+        last = (folder / f"{step}.txt").read_text(errors="replace").strip().splitlines()[-1]
+        return f"not run: {last}"
+    if code != 0:
+        return "FAILED"
+    return f"passed; {known[1]} settings left out" if step == "bench" and known is not None and known[1] else "passed"
 
 
 def results(folder: Path) -> tuple[str, bool]:
     """Return the page and whether no step failed."""
     steps = [line.split() for line in (folder / "steps").read_text().splitlines()]
-    failed = [
-        name for name, code, _ in steps if int(code) not in (0, MISSING) and not incomplete(folder, name, int(code))
-    ]
+    judged = {name: judge(folder, name, int(code)) for name, code, _ in steps}
+    failed = any(result.startswith("FAILED") for result in judged.values())
+    unfinished = [name for name, result in judged.items() if not result.startswith(("passed", "FAILED"))]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    lines = ["# Results of `make gpu-check`", "", f"Commit {commit or 'unknown'}: {'FAILED' if failed else 'passed'}."]
+    verdict = "FAILED" if failed else "passed"
+    verdict += f"; not run or not finished: {', '.join(unfinished)}" if unfinished else ""
+    lines = ["# Results of `make gpu-check`", "", f"Commit {commit or 'unknown'}: {verdict}."]
     lines += ["", "| step | result | seconds | tests | log |", "| --- | --- | --- | --- | --- |"]
-    for name, code, seconds in steps:
-        result = {0: "passed", MISSING: "not run", STOPPED: "FAILED: stopped at its limit"}.get(int(code), "FAILED")
-        if incomplete(folder, name, int(code)):
-            result = "incomplete: stopped at its limit"
+    for name, _, seconds in steps:
         log = f"{name}.txt"
-        if int(code) == MISSING:
-            result += ": " + (folder / log).read_text(errors="replace").strip().splitlines()[-1]
-        lines.append(f"| {name} | {result} | {seconds} | {totals(folder, name)} | [{log}]({log}) |")
+        lines.append(f"| {name} | {judged[name]} | {seconds} | {totals(folder, name)} | [{log}]({log}) |")
     lines += ["", "| machine | |", "| --- | --- |"]
     doctor = json.loads((folder / "doctor.json").read_text() or "{}")
     rows = [row for row in doctor.get("capabilities", []) if row["name"] in VERSIONS and row["status"] != "n/a"]

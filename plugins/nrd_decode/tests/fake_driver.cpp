@@ -122,9 +122,20 @@ CUresult cuKernelGetAttribute(int* value, CUfunction_attribute, CUkernel, CUdevi
     return CUDA_SUCCESS;
 }
 
-CUresult cuKernelSetAttribute(CUfunction_attribute, int value, CUkernel, CUdevice device)
+CUresult cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel, CUdevice device)
 {
-    gDriver.shared = value;
+    if (attribute == CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT)
+    {
+        gDriver.carveouts += value == CU_SHAREDMEM_CARVEOUT_MAX_SHARED ? 1 : 0;
+    }
+    else if (attribute == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)
+    {
+        gDriver.shared = value;
+    }
+    else
+    {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     return device == gDriver.device ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 

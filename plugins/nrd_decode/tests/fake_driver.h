@@ -24,6 +24,7 @@ struct FakeDriver
     std::string image;       //!< the one loaded last
     int32_t functions = 0;   //!< kernels that were loaded into a context
     int32_t shared = 0;      //!< that a kernel was allowed last
+    int32_t carveouts = 0;   //!< kernels for which a multiprocessor gives all the shared memory that it can
     std::string kernel;      //!< of the last launch
     uint32_t dynamicBytes{}; //!< of the last launch
     CUstream stream{};       //!< of the last launch

@@ -58,6 +58,7 @@ void testContexts()
     CHECK(prepare() == CUDA_SUCCESS && prepare() == CUDA_SUCCESS);
     CHECK(driver.functions == kernels);
     CHECK(driver.shared == driver.sharedBytes - 1024);
+    CHECK(driver.carveouts == kernels);
     ++driver.context;
     CHECK(prepare() == CUDA_SUCCESS);
     CHECK(driver.functions == 2 * kernels);
