@@ -82,12 +82,14 @@ def _sound() -> dict[tuple[str, Precision], list[str]]:
 
 
 def _holds(scores: Sequence[Score]) -> bool:
-    """Whether the figures that the documentation promises hold."""
-    counted = [found for found in scores if found.exceeds]
-    missed = [found for found in counted if not found.by_numbers]
+    """Whether the figures that the documentation promises hold, in each precision."""
+    few_missed = True
+    for precision in ALL:
+        counted = [found for found in scores if found.exceeds and found.precision == precision]
+        few_missed &= sum(not found.by_numbers for found in counted) <= _MOST_MISSED * len(counted)
     files = [found for found in scores if FAULTS[found.fault].where == "file" and not found.caught]
     lies = [found for found in scores if found.false_causes]
-    return len(missed) <= _MOST_MISSED * len(counted) and not files and not lies
+    return few_missed and not files and not lies
 
 
 def _document(scores: Sequence[Score], sound: Mapping[tuple[str, Precision], Sequence[str]]) -> str:

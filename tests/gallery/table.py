@@ -335,7 +335,14 @@ _UPSTREAM_OF_CASES = [
     ),
     *_in(
         Case(),
-        _named("upstream", ("casts: weights cut to 8 bits", upstream.cut_weights, r"weight|backbone|decode_head")),
+        _named(
+            "upstream",
+            (
+                "casts: weights cut to 8 bits",
+                upstream.cut_weights,
+                r"weight|backbone|decode_head|another mean|another standard deviation",
+            ),
+        ),
         SIXTEEN,
     ),
     *_in(

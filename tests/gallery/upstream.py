@@ -252,7 +252,7 @@ def dark_images(planter: Planter) -> None:
     """Measure ranges on images of an eighth of the brightness."""
 
     def make(fitted: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        return lambda stream: (replace(entry, image=entry.image // 8) for entry in fitted(stream))
+        return lambda stream: ((rgb, replace(entry, image=entry.image // 8)) for rgb, entry in fitted(stream))
 
     planter.set(CalibrationStream, "_fitted", make)
 
