@@ -278,7 +278,7 @@ _UPSTREAM = _named(
     (
         "folding: cat_norm's shift lost",
         upstream.cat_norm(upstream.no_shift),
-        rf"{_DRAWN}|from_xy|coordinates|c1_bottleneck|cat_norm|[xy]_table",
+        rf"{_DRAWN}|from_xy|coordinates|c1_bottleneck|cat_norm|[xy]_table|raised by",
     ),
     ("folding: pixel centres", upstream.coordinates, _CENTRES),
     (
@@ -330,7 +330,10 @@ _UPSTREAM_OF_CASES = [
     ),
     *_in(
         _LOUD,
-        _named("upstream", ("range pass: kept nodes lost", upstream.kept_nodes_lost, r"finite|range|fp32|kept")),
+        _named(
+            "upstream",
+            ("range pass: kept nodes lost", upstream.kept_nodes_lost, r"finite|range|fp32|kept|by up to inf"),
+        ),
         ("fp16", "int8"),
     ),
     *_in(
@@ -376,7 +379,11 @@ _UPSTREAM_OF_CASES = [
         _FLOAT,
         _named(
             "upstream",
-            ("runner: BGR fed as float", upstream.feeds_normalised(lambda planes: planes[:, ::-1]), _RED_AND_BLUE),
+            (
+                "runner: BGR fed as float",
+                upstream.feeds_normalised(lambda planes: planes[:, ::-1]),
+                rf"{_RED_AND_BLUE}|activation scale",  # calibration feeds it too, and its ranges do not fit
+            ),
             ("preprocessing: BGR, PyTorch's too", upstream.normalised(lambda planes: planes[:, ::-1]), _RED_AND_BLUE),
             ("preprocessing: std ×1.02, PyTorch's too", upstream.normalised(lambda planes: planes / 1.02), _SPREAD),
         ),
