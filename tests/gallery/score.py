@@ -160,7 +160,7 @@ def checkpoint_of(case: Case) -> Path:
 
 
 def _make_louder(source: Path, target: Path) -> None:
-    model = load_model(source)
+    model = copy.deepcopy(load_model(source))  # which may be remembered
     with torch.no_grad():
         model.get_parameter("backbone.layer1.0.bn1.weight").mul_(_LOUDER)
         model.get_parameter("backbone.layer1.0.bn1.bias").mul_(_LOUDER)
