@@ -162,7 +162,7 @@ _FILE = _named(
     (
         "guidance of another block",
         files.rewire(f"{_GUIDING}/Conv", 0, "backbone.layer2.0.conv.2.conv/Conv"),
-        r"c1_bott",
+        r"c1_bott|layer2\.1/Add/fp32",
     ),
     ("lost ReLU", files.lost("decode_head.aspp_modules.0.act/Relu"), r"aspp_modules\.0"),
     ("maximum in the pool", files.max_in_pool, r"image_pool"),
