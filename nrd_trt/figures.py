@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from nrd_trt.gates import CLASS_PIXELS, CLASS_SHARE, Gates, NamedFigure
+from nrd_trt.gates import CLASS_PIXELS, CLASS_SHARE, Gates, Judged, NamedFigure
 
 _SHOWN_DIFFERENCES, _KEPT_DIFFERENCES = 8, 50
 
@@ -151,16 +151,17 @@ class MaskFigures:
         }
         return max(_judged_alone(drops, self.per_class_labelled or {}), key=itemgetter(1), default=None)
 
-    def judged(self) -> dict[str, Any]:
-        """Return what gates are held against, as arguments of `Gates.failures`."""
-        return {
-            "agreement": self.pixel_agreement,
-            "miou_drop": self.miou_drop,
-            "class_iou": self.class_iou,
-            "class_drop": self.class_drop,
-            "border_agreement": self.border_agreement,
-            "boundary_f": self.boundary_between,
-        }
+    @property
+    def judged(self) -> Judged:
+        """What gates are held against."""
+        return Judged(
+            agreement=self.pixel_agreement,
+            miou_drop=self.miou_drop,
+            class_iou=self.class_iou,
+            class_drop=self.class_drop,
+            border_agreement=self.border_agreement,
+            boundary_f=self.boundary_between,
+        )
 
 
 def _judged_alone(figures: Mapping[str, float], pixels: Mapping[str, int]) -> Iterator[NamedFigure]:

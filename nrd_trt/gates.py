@@ -17,6 +17,27 @@ CLASS_PIXELS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What gates are held against, fractions in 0-1; None where a figure cannot be computed.
+
+    Attributes:
+        agreement: Share of pixels on which engine and reference agree; one that could not be measured holds no gate.
+        miou_drop: Loss of mIoU against labels.
+        class_iou: The class with the lowest IoU between engine and reference, and that IoU.
+        class_drop: The class that loses most IoU against labels, and how much.
+        border_agreement: Share of equal pixels near the reference's borders.
+        boundary_f: Boundary F-score between engine and reference.
+    """
+
+    agreement: float | None
+    miou_drop: float | None = None
+    class_iou: NamedFigure | None = None
+    class_drop: NamedFigure | None = None
+    border_agreement: float | None = None
+    boundary_f: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gates:
     """The figures that an engine must reach before it is called done, fractions in 0-1.
 
@@ -70,34 +91,26 @@ class Gates:
             },
         )
 
-    def failures(
-        self,
-        *,
-        agreement: float | None,
-        miou_drop: float | None,
-        class_iou: NamedFigure | None = None,
-        class_drop: NamedFigure | None = None,
-        border_agreement: float | None = None,
-        boundary_f: float | None = None,
-    ) -> list[str]:
-        """Return one line per gate that does not hold; an agreement that could not be measured does not."""
-        lines = []
+    def failures(self, found: Judged) -> list[str]:
+        """Return one line per gate that does not hold."""
+        lines, agreement, miou_drop = [], found.agreement, found.miou_drop
+        class_iou, class_drop = found.class_iou, found.class_drop
         if agreement is None or not agreement >= self.min_agreement:  # NaN holds no gate
             shown = "not measured" if agreement is None else f"{agreement:.6f}"
             lines.append(f"pixel agreement {shown}, at least {self.min_agreement} needed")
         if miou_drop is not None and not miou_drop <= self.max_miou_drop:
             lines.append(f"mIoU drop {miou_drop:.6f}, at most {self.max_miou_drop} allowed")
-        for what, found, least in (
+        for what, figure, least in (
             (
                 f"IoU of class {class_iou and class_iou[0]} with the reference's",
                 class_iou and class_iou[1],
                 self.min_class_iou,
             ),
-            ("agreement near borders", border_agreement, self.min_border_agreement),
-            ("boundary F-score with the reference's outlines", boundary_f, self.min_boundary_f),
+            ("agreement near borders", found.border_agreement, self.min_border_agreement),
+            ("boundary F-score with the reference's outlines", found.boundary_f, self.min_boundary_f),
         ):
-            if found is not None and least is not None and not found >= least:
-                lines.append(f"{what} {found:.6f}, at least {least} needed")
+            if figure is not None and least is not None and not figure >= least:
+                lines.append(f"{what} {figure:.6f}, at least {least} needed")
         if class_drop is not None and self.max_class_drop is not None and not class_drop[1] <= self.max_class_drop:
             lines.append(
                 f"drop of the IoU of class {class_drop[0]} {class_drop[1]:.6f}, at most {self.max_class_drop} allowed"

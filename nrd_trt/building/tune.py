@@ -337,7 +337,7 @@ class _Ladder:
 
     def _reasons(self, rung: Rung, above: Step | None) -> list[str]:
         gates = self._request.gates(rung.precision)
-        reasons = gates.failures(**rung.judged())
+        reasons = gates.failures(rung.judged)
         if reasons or above is None or rung.latency_ms is None:
             return reasons
         higher = self._tried(above).latency_ms

@@ -13,7 +13,7 @@ from nrd_trt.building.ladder_plot import can_plot, write_ladder
 from nrd_trt.engine.bundle import Bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import atomic_file
-from nrd_trt.gates import Gates, NamedFigure
+from nrd_trt.gates import Gates, Judged, NamedFigure
 from nrd_trt.specs import Precision
 
 
@@ -60,10 +60,17 @@ class Rung(Step):
     border_agreement: float | None = None
     boundary_f: float | None = None
 
-    def judged(self) -> dict[str, Any]:
-        """Return what gates are held against, as arguments of `Gates.failures`."""
-        names = ("miou_drop", "class_iou", "class_drop", "border_agreement", "boundary_f")
-        return {"agreement": self.pixel_agreement, **{name: getattr(self, name) for name in names}}
+    @property
+    def judged(self) -> Judged:
+        """What gates are held against."""
+        return Judged(
+            agreement=self.pixel_agreement,
+            miou_drop=self.miou_drop,
+            class_iou=self.class_iou,
+            class_drop=self.class_drop,
+            border_agreement=self.border_agreement,
+            boundary_f=self.boundary_f,
+        )
 
     def __str__(self) -> str:
         """Return one line with the figures, and why it was rejected."""

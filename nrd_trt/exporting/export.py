@@ -16,7 +16,7 @@ from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.figures import Parity
 from nrd_trt.files import atomic_file, check_absent, sha256_bytes, sha256_file
-from nrd_trt.gates import Gates
+from nrd_trt.gates import Gates, Judged
 from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts
 from nrd_trt.graph.outputs import select_outputs
@@ -264,7 +264,7 @@ def _parity(
         arithmetic = exported.arithmetic
     max_abs = max(differences) if np.isfinite(differences).all() else None
     agreement = float(np.mean(agreements))
-    failures = Gates.of(precision).failures(agreement=agreement, miou_drop=None)
+    failures = Gates.of(precision).failures(Judged(agreement=agreement))
     if max_abs is None:
         failures.append("the exported logits are not finite")
     return Parity(max_abs=max_abs, agreement=agreement, arithmetic=arithmetic, failures=tuple(failures))

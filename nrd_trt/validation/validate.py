@@ -271,7 +271,7 @@ def judge(
     """
     matches = None if checkpoint is None else sha256_file(checkpoint) == engine.graph.checkpoint_sha256
     types = weight_types(file)
-    failures = gates.failures(**comparison.judged())
+    failures = gates.failures(comparison.judged)
     failures += [line for line in (doubt, stored) if line is not None]
     if matches is False:
         due = engine.graph.checkpoint_sha256

@@ -15,7 +15,7 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
-from nrd_trt.gates import Gates
+from nrd_trt.gates import Gates, Judged
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.machine.cuda import host_view, open_cuda
 from nrd_trt.proving.runs import graph_fault, threads_fault
@@ -110,7 +110,7 @@ def test_masks_hold_the_default_gates(shape: str, precision: Precision) -> None:
         for size_hw in [SIZE_HW] if shape == "static" else [SIZE_HW, (256, 320), (384, 512)]:
             got = [trt.infer({"image": image})["mask"] for image in scenes(size_hw)]
             share = float(np.mean([agreement(*pair) for pair in zip(got, expected(size_hw), strict=True)]))
-            assert Gates.of(precision).failures(agreement=share, miou_drop=None) == [], (size_hw, share)
+            assert Gates.of(precision).failures(Judged(agreement=share)) == [], (size_hw, share)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -151,7 +151,7 @@ def test_rare_classes_are_not_judged_alone() -> None:
     assert got.per_class_between["car"] == 0.0
     assert got.class_iou == ("road", 0.9)
     assert got.class_drop == ("road", pytest.approx(0.1))
-    assert got.judged()["border_agreement"] == got.border_agreement < 1
+    assert got.judged.border_agreement == got.border_agreement < 1
     unlabelled = figures((reference, reference, None))
     assert (unlabelled.class_iou, unlabelled.class_drop) == (("sky", 1.0), None)
 

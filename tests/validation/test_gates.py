@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nrd_trt.errors import ConfigError
-from nrd_trt.gates import GATES, Gates
+from nrd_trt.gates import GATES, Gates, Judged
 
 DEFAULTS = {"fp32": (0.9999, 0.002), "fp16": (0.995, 0.002), "bf16": (0.98, 0.005), "int8": (0.97, 0.01)}
 
@@ -61,7 +61,7 @@ def test_gate_outside_the_fractions_is_refused(value: float) -> None:
 def test_failures_name_each_gate_that_does_not_hold(
     agreement: float | None, drop: float | None, failed: list[str]
 ) -> None:
-    lines = Gates(min_agreement=0.99, max_miou_drop=0.01).failures(agreement=agreement, miou_drop=drop)
+    lines = Gates(min_agreement=0.99, max_miou_drop=0.01).failures(Judged(agreement=agreement, miou_drop=drop))
     assert len(lines) == len(failed)
     assert all(line.startswith(start) for line, start in zip(lines, failed, strict=True))
 
@@ -83,5 +83,5 @@ FINER = replace(OPEN, min_class_iou=0.9, max_class_drop=0.1, min_border_agreemen
     ],
 )
 def test_each_finer_gate_goes_red_alone(figure: dict[str, Any], line: str | None) -> None:
-    assert FINER.failures(agreement=1.0, miou_drop=None, **figure) == ([line] if line else [])
-    assert OPEN.failures(agreement=1.0, miou_drop=None, **figure) == []  # as records of before were judged
+    assert FINER.failures(Judged(agreement=1.0, **figure)) == ([line] if line else [])
+    assert OPEN.failures(Judged(agreement=1.0, **figure)) == []  # as records of before were judged
