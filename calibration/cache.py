@@ -13,7 +13,7 @@ import onnx
 from nrd_trt.calibration.coverage import Coverage
 from nrd_trt.calibration.histograms import TensorFigures
 from nrd_trt.calibration.recipes import Recipe
-from nrd_trt.calibration.survey import Exposure, Finding
+from nrd_trt.data.exposure import Exposure
 from nrd_trt.errors import CalibrationError
 from nrd_trt.files import atomic_file, sha256_bytes
 
@@ -53,7 +53,7 @@ class Ranges:
     keys: Keys
     figures: dict[str, TensorFigures]
     exposure: Exposure | None = None
-    warnings: tuple[Finding, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

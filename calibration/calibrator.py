@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from nrd_trt.calibration.modelopt import check_modelopt, quantize_with_modelopt
 from nrd_trt.calibration.ranges import measure_ranges
 from nrd_trt.calibration.recipes import find_recipe
 from nrd_trt.calibration.stream import CalibrationStream
-from nrd_trt.calibration.survey import Exposure, compare_exposure, exposure_of_folder, warn_of
+from nrd_trt.calibration.survey import warn_of
+from nrd_trt.data.exposure import Exposure, exposure_warnings
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.outputs import select_outputs
@@ -81,6 +81,8 @@ class Calibrator:
         source: As given.
         has_images: Whether there are images; False for a file of ranges.
         sha256: Hash of the images that were calibrated on; None before they were read.
+        exposure: How bright these are; None likewise, and where a file of ranges does not tell.
+        warnings: What it has warned of.
 
     Raises:
         ConfigError: An argument would be ignored, or is not known.
@@ -120,6 +122,8 @@ class Calibrator:
         check_number("seed", seed, low=0)
         check_number("memory_mb", memory_mb, low=1, whole=False)
         self.sha256: str | None = None
+        self.exposure: Exposure | None = None
+        self.warnings: tuple[str, ...] = ()
         self._recipe = find_recipe(recipe or DEFAULT_RECIPE, include=include or (), exclude=exclude or ())
         self._named = recipe
         self._images, self._seed = DEFAULT_IMAGES if images is None else images, seed or 0
@@ -169,7 +173,7 @@ class Calibrator:
             labels: dict[str, Any] = {"labels": self._labels, "ignore_index": self._ignore_index}
             stream = CalibrationStream(self.source, facts, **choice, **labels, progress=self._progress)
             self._stream, self.sha256 = (facts, stream), stream.sha256
-            warn_of(stream.findings)
+            self._warn(stream.warnings)
             self._compare_exposure(stream.exposure)
         return self._stream[1]
 
@@ -189,30 +193,34 @@ class Calibrator:
                 options: dict[str, Any] = {"threads": self._threads, "progress": self._progress}
                 feeds = self.feeds(plain)
                 known = measure_ranges(plain, feeds, wanted, self._recipe, memory_mb=self._memory_mb, **options)
+                self._keep(known.warnings)
             else:
                 known = load_ranges(Path(self.source), model=key)
                 recorded = f"(recorded in {Path(self.source).name})"
-                warn_of(replace(finding, text=f"{finding.text} {recorded}") for finding in known.warnings)
+                self._warn(f"{text} {recorded}" for text in known.warnings)
                 self._compare_exposure(known.exposure)
             self._ranges, self.sha256 = known, known.keys.data
         return known.tensors
 
     def _compare_exposure(self, calibration: Exposure | None) -> None:
         """Warn where the images of validation are exposed otherwise."""
-        if calibration is None or self._validation is None or self._validation == Path(self.source):
-            return
-        found = compare_exposure(calibration, exposure_of_folder(self._validation))
-        warn_of(() if found is None else [found])
+        self.exposure = calibration
+        if self._validation != Path(self.source):
+            self._warn(exposure_warnings(calibration, self._validation))
+
+    def _warn(self, texts: Iterable[str]) -> None:
+        warn_of(texts := tuple(texts))
+        self._keep(texts)
+
+    def _keep(self, texts: Iterable[str]) -> None:
+        self.warnings = tuple(dict.fromkeys((*self.warnings, *texts)))
 
     def warn_of_same_images(self) -> bool:
         """Warn where the images are those that masks are compared on; return whether they are."""
         same = self._validation is not None and Path(self.source).resolve() == self._validation.resolve()
         if same:
-            warnings.warn(
-                f"the ranges are measured on {self._validation}, the images that the masks are judged on, so the "
-                "figures flatter int8; give others as calibration=.",
-                stacklevel=3,
-            )
+            text = "the images that the masks are judged on, so the figures flatter int8; give others as calibration=."
+            self._warn([f"the ranges are measured on {Path(self.source).name}, {text}"])
         return same
 
     @property

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from nrd_trt.calibration.survey import Finding
 from nrd_trt.data.folders import IGNORE, read_label
 from nrd_trt.errors import ConfigError, NrdTrtError
 from nrd_trt.specs import Size
@@ -102,7 +101,7 @@ def count_labels(
     class_names: Sequence[str],
     ignore_index: int | None,
     required: bool,
-) -> tuple[ClassCounter, tuple[Finding, ...]]:
+) -> tuple[ClassCounter, tuple[str, ...]]:
     """Count the classes in the labels of images.
 
     Args:
@@ -114,7 +113,7 @@ def count_labels(
         required: Whether every image must have a label that can be read, because they were asked for.
 
     Returns:
-        What was counted, and a finding where labels that lie beside the images could not be.
+        What was counted, and a warning where labels that lie beside the images could not be.
 
     Raises:
         ConfigError: A required label is missing or cannot be read.
@@ -133,7 +132,7 @@ def count_labels(
         if required:
             raise
         text = f"calibration set: the labels beside the images are not counted: {exc}"
-        return ClassCounter(class_names), (Finding(kind="labels", text=text),)
+        return ClassCounter(class_names), (text,)
     return counter, ()
 
 
@@ -153,29 +152,25 @@ def coverage_of(predicted: ClassCounter, labelled: ClassCounter) -> Coverage | N
     return Coverage(**vars(masks), never_seen=masks.absent, labels=beside)
 
 
-def look_at_classes(coverage: Coverage | None) -> tuple[Finding, ...]:
+def look_at_classes(coverage: Coverage | None) -> tuple[str, ...]:
     """Say which classes the images do not show; where there are labels they tell what the model overlooks."""
     if coverage is None:
         return ()
     labels, found = coverage.labels, []
     if labels is None and coverage.never_seen:
         names = coverage.never_seen
-        text = f"classes never predicted on the calibration images: {listed(names)}; add images that show them."
-        found.append(Finding(kind="never predicted", text=text, names=names))
+        found.append(f"classes never predicted on the calibration images: {listed(names)}; add images that show them.")
     if labels is not None and labels.never_predicted:
         names = labels.never_predicted
         shown = {name: f"{name}, labelled on {labels.images[name]} of {labels.labelled} images" for name in names}
-        text = (
+        found.append(
             "classes never predicted on the calibration images although their labels show them: "
             f"{listed(tuple(shown.values()))}; more images do not help: see with nrd_trt.evaluate whether the model "
             "finds them, and whether names and order of its classes are those of the labels."
         )
-        shares = {name: labels.pixel_share[name] for name in names}
-        found.append(Finding(kind="never predicted", text=text, figures=shares, names=names))
     if labels is not None and labels.never_labelled:
         names = labels.never_labelled
-        text = f"classes never labelled on the calibration images: {listed(names)}; add images that show them."
-        found.append(Finding(kind="never labelled", text=text, names=names))
+        found.append(f"classes never labelled on the calibration images: {listed(names)}; add images that show them.")
     return tuple(found)
 
 

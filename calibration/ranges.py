@@ -21,7 +21,7 @@ from nrd_trt.calibration.stream import (
     image_digests,
     names_of,
 )
-from nrd_trt.calibration.survey import Finding, warn_of
+from nrd_trt.calibration.survey import warn_of
 from nrd_trt.errors import CalibrationError
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import GraphFacts, read_facts
@@ -103,7 +103,7 @@ def measure_ranges(
     ranges = collection.ranges(Keys(model=model_sha256(model), data=data, recipe=recipe.sha256), surveyed)
     found = (*_look_at_zero(ranges.zero), *look_at_classes(ranges.coverage))
     warn_of(found)
-    return replace(ranges, warnings=(*(surveyed.findings if surveyed else ()), *found))
+    return replace(ranges, warnings=(*(surveyed.warnings if surveyed else ()), *found))
 
 
 class _Collection:
@@ -187,7 +187,6 @@ def _check_finite(tensor: str, check: np.ndarray, names: Sequence[str]) -> None:
     )
 
 
-def _look_at_zero(zero: tuple[str, ...]) -> tuple[Finding, ...]:
+def _look_at_zero(zero: tuple[str, ...]) -> tuple[str, ...]:
     """Say which tensors were zero everywhere."""
-    text = f"zero everywhere, range set to 1: {listed(zero)}; is the checkpoint trained?"
-    return (Finding(kind="zero", text=text, names=zero),) if zero else ()
+    return (f"zero everywhere, range set to 1: {listed(zero)}; is the checkpoint trained?",) if zero else ()

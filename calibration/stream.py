@@ -13,7 +13,8 @@ import numpy as np
 
 from nrd_trt.calibration.coverage import count_labels
 from nrd_trt.calibration.images import open_images
-from nrd_trt.calibration.survey import exposure_of, grey_picture, look_at
+from nrd_trt.calibration.survey import look_at
+from nrd_trt.data.exposure import exposure_of, grey_picture
 from nrd_trt.data.folders import default_labels
 from nrd_trt.data.preprocessing import FittedImage, fit_image
 from nrd_trt.errors import CalibrationError, ConfigError, ShapeError
@@ -60,7 +61,7 @@ class CalibrationStream:
         sha256: Hash of the names, of what the files hold and of how they are fitted.
         exposure: How bright the images are.
         labelled: Classes of their labels.
-        findings: What speaks against calibrating on them.
+        warnings: What speaks against calibrating on them.
 
     Raises:
         ConfigError: No such data, an image or a label that was asked for cannot be read, or an option is out of range.
@@ -101,7 +102,7 @@ class CalibrationStream:
             ignore_index=facts.info.ignore_index if ignore_index is None else ignore_index,
             required=labels is not None,
         )
-        self.findings = (*look_at(self.names, self._source.drives, survey.pictures), *unread)
+        self.warnings = (*look_at(self.names, self._source.drives, survey.pictures), *unread)
 
     def __len__(self) -> int:
         """Return the number of feeds."""

@@ -102,7 +102,8 @@ class MaskFigures:
         per_class_pixels: Pixels that the reference's masks give each class, by class name; None in records of before.
         per_class_labelled: Labelled pixels of each class, by class name; None without labels.
         unknown_pixels: Pixels to which the engine gives an index that no class has; they count as flips.
-        warnings: Why agreement proves nothing here: signs that the reference itself draws nothing.
+        warnings: What speaks against these figures and fails no gate: signs that the reference itself draws nothing,
+            and what was warned of the images that were calibrated on.
     """
 
     pixel_agreement: float | None

@@ -358,6 +358,7 @@ class _Build:
             checkpoint=request.checkpoint,
             has_plan=self.engine is not None,
             doubt=None if isinstance(runner, TrtRunner) else self._doubt(),
+            warnings=request.calibrator.warnings if request.calibrator else (),
             proofs=Proofs(structure=given.structure),
         )
         return validation, collector.collected()
@@ -428,6 +429,7 @@ class _Build:
             command=(self.request.describe or str)(self._call()),
             exporter=given.exporter,
             options=given.options,
+            exposure=given.exposure,
         )
 
     def _call(self) -> str:

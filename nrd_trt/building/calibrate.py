@@ -138,7 +138,7 @@ def calibrate(
         ignore_index=ignore_index,
         progress=progress,
     )
-    warn_of(stream.findings)
+    warn_of(stream.warnings)
     on_stage(f"calibrating {len(tensors)} tensors on {len(stream.names)} images, recipe {chosen.name}")
     ranges = measure_ranges(model, stream, tensors, chosen, memory_mb=memory_mb, threads=threads, progress=progress)
     if path is not None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from nrd_trt.building.request import BuildRequest
+from nrd_trt.data.exposure import Exposure
 from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.engine.bundle import is_bundle, read_bundle
 from nrd_trt.engine.record import CheckpointRecord, PrecisionRecord
@@ -55,6 +56,7 @@ class BuildInput:
         resample: What scales them.
         checkpoint: Name and SHA-256, as far as they are known.
         calibration_sha256: Hash of the images that ranges were measured on, where there were any.
+        exposure: How bright these are, where that is known.
         parity: The exported file against PyTorch, where something was exported.
         exporter: What wrote the ONNX file, where that is known.
         options: What was said of the checkpoint beyond its file, where anything was.
@@ -70,6 +72,7 @@ class BuildInput:
     resample: Resample
     checkpoint: CheckpointRecord | None
     calibration_sha256: str | None = None
+    exposure: Exposure | None = None
     parity: Parity | None = None
     exporter: ExporterRecord | None = None
     options: CheckpointOptions | None = None
@@ -120,6 +123,7 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         options=model.options,
         structure=layer_structure(exported.model, model, _measured(samples)),
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
+        exposure=request.calibrator.exposure if request.calibrator else None,
         parity=exported.parity,
     )
 
@@ -171,6 +175,7 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
         options=options,
         structure=structure,
         calibration_sha256=request.calibrator.sha256 if request.calibrator else None,
+        exposure=request.calibrator.exposure if request.calibrator else None,
     )
 
 
@@ -232,6 +237,7 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
         resample=resample,
         checkpoint=bundle.record.checkpoint,
         calibration_sha256=bundle.record.calibration_sha256,
+        exposure=bundle.record.exposure,
         exporter=bundle.record.exporter,
         options=options,
         structure=structure,

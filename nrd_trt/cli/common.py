@@ -170,9 +170,8 @@ def run_by(runner: str, arithmetic: str, plan_ran: bool | None) -> str:
 
 
 def headline(warnings: Sequence[str]) -> list[str]:
-    """Return the lines that stand above everything else: why figures prove nothing."""
-    told = ["WARNING: agreement with masks like these proves nothing about an engine:"]
-    return [*told, *(f"  {line}" for line in warnings)] if warnings else []
+    """Return the lines that stand above everything else: what speaks against the figures."""
+    return [f"WARNING: {translated(line, _flags)}" for line in warnings]
 
 
 def finer_gates(found: MaskFigures, gates: Gates) -> list[tuple[str, str]]:

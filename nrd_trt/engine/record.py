@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from nrd_trt.data.exposure import Exposure
 from nrd_trt.figures import Parity, ValidationRecord, json_values
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import ExporterRecord, GraphFacts
@@ -159,6 +160,7 @@ class BundleRecord:
         files: SHA-256 by file name.
         exporter: What wrote the ONNX file; None where that is not known.
         options: What was said of the checkpoint beyond its file; None where nothing was, or it was not recorded.
+        exposure: How bright the images are that were calibrated on; None without any, and where it was not recorded.
     """
 
     nrd_trt: str
@@ -178,6 +180,7 @@ class BundleRecord:
     exporter: ExporterRecord | None = None
     resample: Resample = "pillow"
     options: CheckpointOptions | None = None
+    exposure: Exposure | None = None
     format: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:

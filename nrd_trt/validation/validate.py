@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from nrd_trt.data.exposure import exposure_warnings
 from nrd_trt.data.samples import Sample, SampleSource
 from nrd_trt.engine.bundle import Bundle, read_bundle
 from nrd_trt.errors import ConfigError, NrdTrtError, RunnerError
@@ -220,6 +221,7 @@ def validate(
         has_plan=bundle.plan_path is not None,
         doubt=_doubt(engine, bundle, run),
         stored=stored,
+        warnings=exposure_warnings(bundle.record.exposure, data),
         proofs=Proofs(localisation=localisation, rebuilds=rebuilds, soundness=soundness, structure=proof),
     )
     if report is not None:
@@ -251,6 +253,7 @@ def judge(
     has_plan: bool,
     doubt: str | None = None,
     stored: str | None = None,
+    warnings: tuple[str, ...] = (),
     proofs: Proofs = NO_PROOFS,
 ) -> Validation:
     """Compare figures with gates and a file with what it claims.
@@ -267,6 +270,7 @@ def judge(
         has_plan: Whether there is a plan.
         doubt: Why the plan did not run where it should have, in words.
         stored: What is wrong with the masks that the bundle stores, in words.
+        warnings: What speaks against the figures and fails nothing, beside what `comparison` says, in words.
         proofs: What was compared besides the masks.
     """
     matches = None if checkpoint is None else sha256_file(checkpoint) == engine.graph.checkpoint_sha256
@@ -289,7 +293,7 @@ def judge(
     failures.extend(preprocessing_faults(engine.info, engine.graph.shape, engine.fit, engine.resample))
     failures.extend(proofs.failures(gates))
     return Validation(
-        **vars(comparison),
+        **{**vars(comparison), "warnings": (*comparison.warnings, *warnings)},
         runner=engine.runner_name,
         arithmetic=engine.arithmetic,
         reference=reference,

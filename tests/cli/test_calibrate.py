@@ -46,9 +46,9 @@ def test_ranges_of_an_onnx_file(nrd_trt: Invoke, data: Path, tmp_path: Path) -> 
     expected = f"although their labels show them: {unseen[0]}, labelled on {labels['images'][unseen[0]]} of 2 images"
     assert f"warning: classes never predicted on the calibration images {expected}" in result.stderr
     assert "see with `nrd-trt evaluate` whether" in result.stderr
-    assert [finding["kind"] for finding in found["warnings"]] == ["few images", "never predicted"]
-    said = [finding["text"] for finding in found["warnings"]]
-    assert result.stderr.count("warning: ") == len(said) and "2 images, fewer than 8" in said[0]
+    said = found["warnings"]
+    assert result.stderr.count("warning: ") == len(said) == 2
+    assert "2 images, fewer than 8" in said[0] and "never predicted" in said[1]
     text = " ".join(nrd_trt("calibrate", "--help").stdout.split())
     assert f"(default {ranges.recipe.name})" in text
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nrd_trt.cli.validate import _lines
+from nrd_trt.data.overlay import write_rgb
+from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import PLAN_FILE, read_bundle
 from nrd_trt.figures import ImageFigures, Localisation, Rebuilds, StageFigures
 from nrd_trt.validation.report import error_share, plot_scale, render_report
 from nrd_trt.validation.validate import Validation, validate
-from tests.artefacts import bundle
+from tests.artefacts import SIZE_HW, build, bundle, checkpoint, onnx_file
 
 EVIL = '<script>alert("x")</script>&\''
 
@@ -95,3 +100,25 @@ def test_plans_values_that_are_not_finite_and_unknown_ties(validation: Validatio
         "1 234 pixels differ (50.000 %); the reference's logits are not known",
     ):
         assert words in page, words
+
+
+def test_what_was_warned_of_the_images_calibrated_on_is_kept_and_shown(tmp_path: Path) -> None:
+    """Beside `build`, that of another exposure by `validate`, on the images that it is given."""
+    dark, path, page = tmp_path / "dark", tmp_path / "int8.nrd", tmp_path / "report.html"
+    dark.mkdir()
+    for seed in range(8):
+        write_rgb(dark / f"{seed}.png", street_scene(20 + seed, SIZE_HW).image // 4)
+    given: dict[str, Any] = {"checkpoint": checkpoint(), "data": dark, "min_agreement": 0.0}
+    with pytest.warns(UserWarning):
+        made = build(onnx_file(), path, precision="int8", calibration="synthetic", images=7, recipe="minmax", **given)
+    exposed = "calibration set: exposed otherwise than the images of data=: brightness"
+    kept = made["validation"]["warnings"]
+    assert any(text.startswith(exposed) for text in kept)
+    assert any(text.startswith("calibration set: 7 images, fewer than 8") for text in kept)
+    assert made["exposure"]["images"] == 7
+    found = validate(path, **given, report=page, structure=False, threads=1, progress=False)
+    (text,) = found.to_dict()["warnings"]
+    assert text.startswith(exposed)
+    assert next(_lines(found)).startswith("WARNING: calibration set: exposed otherwise than the images of ")
+    assert "calibration set: exposed otherwise" in page.read_text()
+    assert validate(path, threads=1, progress=False).warnings == (), "its stored inputs are no other images"
