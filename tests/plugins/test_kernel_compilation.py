@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from scripts.dev import kernel_resources
 from scripts.dev.kernel_resources import ARCHITECTURES, blocks_per_multiprocessor, compile_kernels, parse_resources
+from tests.artefacts import REPOSITORY
 from tests.decode import on_cpu
 
 NEEDS_NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc; install the CUDA toolkit")
@@ -48,6 +52,17 @@ def test_every_kernel_compiles_and_the_released_ones_spill_nothing(architecture:
     for kernel in kernels:
         assert kernel.sizes == "any" or kernel.spill_bytes == 0, kernel
         assert 0 < kernel.registers <= 128
+
+
+@pytest.mark.all_combinations
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_everything_compiles_with_the_cuda_of_jetpack_6() -> None:
+    command = [sys.executable, "scripts/dev/oldest_cuda.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    if done.returncode == 2:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert re.match(rf"CUDA 12\.6: {KERNELS} kernels for sm_87", done.stdout)
 
 
 def test_report_of_the_compiler_is_read() -> None:
