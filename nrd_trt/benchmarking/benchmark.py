@@ -156,14 +156,9 @@ def benchmark(
         RunnerError: A run failed; the message names the source.
         MissingDependencyError: `plot` is given and Matplotlib is not installed.
     """
-    plot = optional_path("plot", plot)
+    plot, plugin = optional_path("plot", plot), optional_path("plugin", plugin)
     run = RunOptions(
-        runner=runner,
-        plugin=optional_path("plugin", plugin),
-        threads=threads,
-        cuda=cuda,
-        cuda_graph=cuda_graph is not False,
-        device=device,
+        runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph is not False, device=device
     )
     calls = _Calls(
         batch=batch,

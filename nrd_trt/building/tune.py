@@ -168,6 +168,7 @@ def tune(
             calibrating on the images; see `nrd_trt.calibrate`. Also if those of `data` are exposed otherwise.
     """
     data, labels = as_path("data", data), optional_path("labels", labels)
+    plugin = optional_path("plugin", plugin)
     calibrator = Calibrator(
         data if calibration is None else calibration,
         recipe=recipe,
@@ -202,14 +203,7 @@ def tune(
         max_class_drop=max_class_drop,
         min_border_agreement=min_border_agreement,
         min_boundary_f=min_boundary_f,
-        run=RunOptions(
-            runner=runner,
-            plugin=optional_path("plugin", plugin),
-            threads=threads,
-            cuda=cuda,
-            cuda_graph=cuda_graph,
-            device=device,
-        ),
+        run=RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device),
         force=force,
         progress=progress,
         on_stage=on_stage,

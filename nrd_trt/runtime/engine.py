@@ -212,14 +212,8 @@ def open_bundle(
         PluginError: The library asked for is not that of the build, or cannot be used here.
         RunnerError: The runner asked for cannot run the bundle here.
     """
-    run = RunOptions(
-        runner=runner,
-        plugin=optional_path("plugin", plugin),
-        threads=threads,
-        cuda=cuda,
-        cuda_graph=cuda_graph,
-        device=device,
-    )
+    plugin = optional_path("plugin", plugin)
+    run = RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device)
     return open_engine(path if isinstance(path, Bundle) else read_bundle(path), run, fit=fit, resample=resample)
 
 

@@ -103,14 +103,8 @@ def serve(
 
     made = secrets.token_urlsafe(18) if token == "auto" else None
     access = Access(host=host, port=port, token=made or token, allow_host=tuple(allow_host))
-    run = RunOptions(
-        runner=runner,
-        plugin=optional_path("plugin", plugin),
-        threads=threads,
-        cuda=cuda,
-        cuda_graph=cuda_graph,
-        device=device,
-    )
+    plugin = optional_path("plugin", plugin)
+    run = RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device)
     engine = open_engine(bundle, run, fit=fit, resample=resample)
     hub, thread = Hub(PauseSwitch()), EngineThread(engine)
 

@@ -99,14 +99,8 @@ def evaluate(
     """
     data, labels = Path(data), None if labels is None else Path(labels)
     list_pairs(data, labels)  # labels are a must here, unlike in `SampleSource`
-    run = RunOptions(
-        runner=runner,
-        plugin=optional_path("plugin", plugin),
-        threads=threads,
-        cuda=cuda,
-        cuda_graph=cuda_graph,
-        device=device,
-    )
+    plugin = optional_path("plugin", plugin)
+    run = RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device)
     engine = open_engine(source, run, fit=fit, resample=resample, size=size, options=checkpoint_options(options))
     samples = SampleSource(
         data=data,

@@ -151,14 +151,8 @@ def segment_video(
     """
     outputs = tuple(str(sink) for sink in ([sinks] if isinstance(sinks, (str, Path)) else sinks))
     _check_outputs(outputs, str(source), str(bundle))
-    run = RunOptions(
-        runner=runner,
-        plugin=optional_path("plugin", plugin),
-        threads=threads,
-        cuda=cuda,
-        cuda_graph=cuda_graph,
-        device=device,
-    )
+    plugin = optional_path("plugin", plugin)
+    run = RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device)
     engine = open_engine(bundle, run, fit=fit, resample=resample)
     info, graph, shown = engine.info, engine.graph, _Bar(show=progress, on_notice=on_notice)
     smoother = parse_smoothing(smooth, has_logits=graph.output != "mask", upsample=graph.upsample)
