@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # their order: by their number of tests, the kernels, which are few and slow, would come last and alone.
 JOBS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
-CPP_FILES := $(shell find plugins -path plugins/build -prune -o -type f \
+CPP_FILES := $(shell find plugins scripts/dev -path plugins/build -prune -o -type f \
 	\( -name '*.h' -o -name '*.cu' -o -name '*.cpp' \) -print 2>/dev/null)
 
 # Real street scenes, where this checkout has them beside it; without them everything uses drawn ones.
@@ -17,7 +17,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-all fault-gallery gpu-check pycuda-check check format bench check-resolution plugin-wheels clean
+.PHONY: help install demo test test-fast test-all fault-gallery gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -117,6 +117,9 @@ check: install  ## Formatting, lint, rooms, types; what CI runs
 ifneq ($(CPP_FILES),)
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 endif
+
+check-kernels: install  ## Execute the kernels' machine code and hold what it costs against the table of budgets
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/dev/kernel_budget.py $(ARGS)
 
 format: install  ## Rewrite the sources in the house's format
 	$(BIN)/ruff format .

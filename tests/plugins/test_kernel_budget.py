@@ -1,0 +1,259 @@
+"""The machine that executes the kernels' machine code counts rightly, and the kernels draw the host reference's masks.
+
+What runs here is what nvcc made of the kernels, instruction by instruction (scripts/dev/sass): a proof of the machine
+code on a CPU. Counts are held against two listings that were counted by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.dev.kernel_resources import compile_kernels
+from scripts.dev.sass import budgets, toolchain
+from scripts.dev.sass.cost import Cost, Time
+from scripts.dev.sass.cubin import KernelImage
+from scripts.dev.sass.lints import find_faults
+from scripts.dev.sass.listing import read_kernel, split_listing
+from scripts.dev.sass.multiprocessor import ExecutionError, Multiprocessor, allocate, allow, library
+from scripts.dev.sass.problems import ELEMENTS, Element, make_problem, random_inputs
+from tests.artefacts import REPOSITORY
+from tests.helpers import made_once
+from tests.warm.programs import python
+
+BY_HAND = Path(__file__).with_name("counted_by_hand.sass")
+THREADS = 64
+
+
+def missing() -> str | None:
+    """What the machine lacks here, or None."""
+    try:
+        toolchain.find_headers()
+        toolchain.find_disassembler()
+    except toolchain.MissingToolError as exc:
+        return str(exc)
+    return None if shutil.which("g++") else "needs g++"
+
+
+NEEDS_COMPILERS = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+def machine_of(listings: dict[str, str]) -> Multiprocessor:
+    """Kernels of a listing, with one parameter of 8 bytes."""
+    images = {
+        name: KernelImage(
+            name=name,
+            code=b"",
+            registers=32,
+            stack_bytes=0,
+            shared_bytes=0,
+            constants=b"",
+            parameter_offset=0x210,
+            parameter_bytes=8,
+        )
+        for name in listings
+    }
+    return Multiprocessor(90, images, listings)
+
+
+def run_by_hand(name: str, text: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """What a kernel of the listing stores, and its counts."""
+    listings = split_listing(BY_HAND.read_text()) if text is None else {name: text}
+    machine, out = machine_of(listings), allocate((THREADS,), np.uint32)
+    allow((out, True))
+    machine.launch(name, 1, THREADS, 8 * THREADS, out.ctypes.data.to_bytes(8, "little"))
+    return out, machine.take_counts(name).per_instruction
+
+
+@NEEDS_COMPILERS
+def test_a_branch_that_splits_a_warp_is_counted_as_by_hand() -> None:
+    out, counts = run_by_hand("diverge")
+    thread = np.arange(THREADS)
+    assert np.array_equal(out, np.where(thread < 12, thread * thread + 1, thread + 100))
+    assert counts["issues"][:, 0].tolist() == [1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1]
+    assert counts["issues"][:, 1].tolist() == [1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1]
+    assert counts["lanes"].tolist() == [64, 64, 64, 12, 52, 52, 12, 12, 64, 64, 64, 64, 64, 64]
+    assert counts["sectors"].sum() == counts["fewest_sectors"].sum() == THREADS * 4 // 32
+
+
+@NEEDS_COMPILERS
+def test_a_loop_and_a_barrier_are_counted_as_by_hand() -> None:
+    out, counts = run_by_hand("loop")
+    assert np.array_equal(out, 5 * (np.arange(THREADS) % 4 + 1))
+    per_warp = [1, 1, 1, 1, 4, 4, 4, 4, 4, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert counts["issues"][:, 0].tolist() == counts["issues"][:, 1].tolist() == per_warp
+    assert counts["lanes"][4] == 2 * 8 * (1 + 2 + 3 + 4)
+    assert (counts["wavefronts"].sum(), counts["fewest_wavefronts"].sum()) == (2 * 2 * 2, 2 * 2)
+
+
+@NEEDS_COMPILERS
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("STS [R0.X8], R2", "STS [R0.X16], R2"), "lies outside"),
+        (("STG.E [R4.64], R2", "STG.E [R4.64+0x100], R2"), "lies outside the tensors"),
+        (("MOV R2, RZ", "MOV.SPREAD R2, RZ"), "MOV.SPREAD is not known"),
+        (("BAR.SYNC.DEFER_BLOCKING 0x0", "@!P0 BAR.SYNC.DEFER_BLOCKING 0x0"), None),
+        (("BAR.SYNC.DEFER_BLOCKING 0x0", "BAR.SYNC.DEFER_BLOCKING 0x1"), "only the block's own barrier"),
+        (("BSYNC B0", "WARPSYNC 0x1"), "different places"),
+    ],
+)
+def test_what_cannot_be_right_stops_the_machine(change: tuple[str, str], message: str | None) -> None:
+    text = split_listing(BY_HAND.read_text())["loop"]
+    assert change[0] in text
+    if message is None:
+        run_by_hand("loop", text.replace(*change))  # all threads have left the loop: the predicate holds for each
+        return
+    with pytest.raises(ExecutionError, match=message):
+        run_by_hand("loop", text.replace(*change))
+
+
+@NEEDS_COMPILERS
+def test_a_lost_barrier_shows_as_values_that_nobody_wrote() -> None:
+    text = split_listing(BY_HAND.read_text())["loop"]
+    out, _ = run_by_hand("loop", text.replace("BAR.SYNC.DEFER_BLOCKING 0x0", "NOP"))
+    assert not np.array_equal(out, 5 * (np.arange(THREADS) % 4 + 1))
+
+
+def cubin_of(architecture: int) -> Path:
+    """The compiled kernels, which every worker of a run takes from the first."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc; install the CUDA toolkit")
+    return made_once(f"decode_{architecture}.cubin", lambda path: compile_kernels(architecture, path))
+
+
+@NEEDS_COMPILERS
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_machine_code_draws_the_masks_of_the_host_reference(element: Element) -> None:
+    """Every variant that the launcher takes for a class count in one chunk and for one in two."""
+    machine = Multiprocessor.open(90, cubin_of(90))
+    for classes in (19, 30):
+        problem = make_problem(random_inputs(classes, (2, 2), seed=classes), classes, element)
+        want, drawn = problem.reference(), 0
+        for variant in range(1, library().machineVariants()):
+            mask = problem.empty_mask()
+            planned = machine.plan(problem.decode(mask, variant))
+            if planned is None or b"generic" in planned.kernel:
+                continue
+            machine.decode(problem.decode(mask, variant), range(planned.blocks))
+            different = (mask != want).mean()
+            assert different == 0 if b"tensor" not in planned.kernel else different < 1e-3, planned.kernel
+            drawn += 1
+        assert drawn >= (1 if element == "fp32" else 2)
+
+
+def test_faults_of_a_listing_are_counted() -> None:
+    code = """
+        /*0000*/                   LDG.E R0, desc[UR4][R2.64] ;
+        /*0010*/                   IADD3 R1, R0, 0x1, RZ ;
+        /*0020*/                   LDG.E R4, desc[UR4][R2.64+0x10] ;
+        /*0030*/                   STL [R1], R4 ;
+        /*0040*/                   BRX R4 -0x50                     (*"BRANCH_TARGETS .L_x_0,.L_x_1"*);
+        /*0050*/                   LDG.E R4, desc[UR4][R2.64] ;
+        /*0060*/                   LDG.E R5, desc[UR4][R2.64+0x10] ;
+        /*0070*/                   LDG.E R6, desc[UR4][R2.64+0x20] ;
+        /*0080*/                   LDG.E R7, desc[UR4][R2.64+0x30] ;
+        /*0090*/                   STS.128 [R1], R4 ;
+    """
+
+    instructions = read_kernel("kernel", code)
+    assert find_faults(instructions, {}) == {"indirect branch": 1, "local memory": 1}
+
+    in_staging = [replace(each, lines=((str(SOURCE), 4),)) for each in instructions]
+    assert find_faults(in_staging, {"staging": ["stage"]})["lone loads"] == 1
+
+
+SOURCE = Path(__file__).with_name("phases_example.h")
+
+
+def cost(**changes: object) -> Cost:
+    time = Time(us=2, lower_us=1, upper_us=3, waves=1)
+    values = {
+        "warp_instructions": 100.0,
+        "cycles": 50.0,
+        "busy_cycles": 30.0,
+        "path_cycles": 80.0,
+        "pipes": {"issue": 30.0},
+        "phases": {"staging": 100.0},
+        "shared_wavefronts": 4.0,
+        "fewest_shared_wavefronts": 3.0,
+        "global_sectors": 8.0,
+        "fewest_global_sectors": 8.0,
+        "registers": 80,
+        "stack_bytes": 0,
+        "shared_bytes": 1024,
+        "resident_warps": 24,
+        "times": {"H200": time},
+    }
+    return Cost(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"warp_instructions": 104.0}, "warp instructions: expected at most 103, got 104"),
+        ({"cycles": 60.0}, "cycles: expected at most 52, got 60"),
+        ({"registers": 81}, "registers: expected at most 80, got 81"),
+        ({"resident_warps": 20}, "resident warps: expected at least 24, got 20"),
+    ],
+)
+def test_a_budget_that_is_exceeded_is_told(changes: dict[str, object], message: str | None) -> None:
+    limits = {"case": budgets.limit_of(cost())}
+    told = budgets.find_excess("case", cost(**changes), limits)
+    assert told == ([] if message is None else [f"case: {message}"])
+    assert "has no budget" in budgets.find_excess("other", cost(), limits)[0]
+
+
+def test_a_fault_that_is_not_known_is_told() -> None:
+    known = {"sm_90 kernel": {"lone loads": 2}}
+    assert budgets.find_new_faults("sm_90 kernel", {"lone loads": 2}, known) == []
+    assert len(budgets.find_new_faults("sm_90 kernel", {"lone loads": 3, "local memory": 1}, known)) == 2
+
+
+def test_the_table_keeps_what_is_written(tmp_path: Path) -> None:
+    table = budgets.read_budgets()
+    budgets.write_budgets(table, tmp_path / "budgets.json")
+    assert budgets.read_budgets(tmp_path / "budgets.json") == table
+    assert (tmp_path / "budgets.json").read_text() == budgets.TABLE.read_text()
+
+
+def run_command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [python(), "scripts/dev/kernel_budget.py", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, **environment}, check=False
+    )
+
+
+@pytest.mark.skipif((toolchain.PACKAGED / "bin/nvcc").exists(), reason="a package has nvcc, whatever the path says")
+def test_without_a_compiler_it_says_so_and_passes() -> None:
+    done = run_command(PATH="/nowhere")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "skipped: nvcc: not found; install the CUDA toolkit" in done.stderr
+    assert run_command("--json", PATH="/nowhere").returncode == 2
+
+
+@NEEDS_COMPILERS
+def test_a_case_is_printed_as_one_object() -> None:
+    only = ["--jobs", "1", "--only", "sm_90.k11.fp16.random.simt", "--json"]
+    done = run_command("--arch", "90", "--cubin", cubin_of(90), *only)
+    printed = json.loads(done.stdout)
+    (case,) = printed["cases"]
+    assert (case["arch"], case["classes"], case["type"], case["theta"], case["variant"]) == (
+        "sm_90",
+        11,
+        "fp16",
+        "random",
+        "simt",
+    )
+    assert done.returncode == bool(printed["failures"])
+    assert case["warp_instructions"] > 1000 and case["cycles"] > case["busy_cycles"] > 0
+    assert sum(case["phases"].values()) == pytest.approx(case["warp_instructions"])
+    assert case["times"]["H200"]["lower_us"] <= case["times"]["H200"]["us"] <= case["times"]["H200"]["upper_us"]
