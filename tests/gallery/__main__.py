@@ -1,17 +1,21 @@
 """Scores the whole gallery and writes the table of the documentation; exits 1 where it does not hold.
 
-python -m tests.gallery docs/fault-gallery.md [--resume] [--only EXPRESSION]
+python -m tests.gallery docs/fault-gallery.md [--resume] [--only EXPRESSION] [--jobs N]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import torch
@@ -33,25 +37,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("document", type=Path)
     parser.add_argument("--resume", action="store_true", help=f"take what {_KEPT} has")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; as many as there are cores")
     parser.add_argument("--only", default="", help="faults whose name matches this regular expression")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     known = dict(_read()) if args.resume else {}
+    left = [key for fault, precision in _cases() if (key := (fault.name, precision)) not in known]
+    left = [(name, precision) for name, precision in left if re.search(args.only, name)]
     _KEPT.parent.mkdir(parents=True, exist_ok=True)
-    with _KEPT.open("a" if args.resume else "w") as kept, remembered():
-        for fault, precision in _cases():
-            if (fault.name, precision) not in known and re.search(args.only, fault.name):
-                known[fault.name, precision] = found = score(fault, precision)
+    folder = helpers.run_folder()  # which the processes share
+    with multiprocessing.get_context("fork").Pool(args.jobs, initializer=_begin) as pool:
+        with _KEPT.open("a" if args.resume else "w") as kept:
+            for found in pool.imap_unordered(_score, left):
+                known[found.fault, found.precision] = found
                 print(json.dumps(asdict(found), ensure_ascii=False), file=kept, flush=True)
-                print(
-                    f"{fault.name}, {precision}: {_cell(found)} {found.false_causes or ''}", file=sys.stderr, flush=True
-                )
-        sound = {} if args.only else _sound()
-    if helpers.shared_folder is not None:
-        shutil.rmtree(helpers.shared_folder)
+                line = f"{found.fault}, {found.precision}: {_cell(found)} {found.false_causes or ''}"
+                print(line, file=sys.stderr, flush=True)
+        sound = {} if args.only else _sound(pool)
+    shutil.rmtree(folder)
     scores = list(known.values())
     args.document.write_text(_document(scores, sound))
     return 0 if _holds(scores) and not any(sound.values()) else 1
+
+
+_entered = ExitStack()
+"""What a process remembers lasts until it ends."""
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    _entered.enter_context(remembered())
+
+
+def _score(case: tuple[str, Precision]) -> Score:
+    name, precision = case
+    return score(FAULTS[name], precision)
 
 
 def _cases() -> Iterator[tuple[Fault, Precision]]:
@@ -68,15 +87,15 @@ def _read() -> Iterator[tuple[tuple[str, str], Score]]:
         yield (values["fault"], values["precision"]), Score(**values)
 
 
-def _sound() -> dict[tuple[str, Precision], list[str]]:
+def _sound(pool: Pool) -> dict[tuple[str, Precision], list[str]]:
     """Return what is held against the sound bundles, by network and precision, one line per seed that does not pass."""
     found: dict[tuple[str, Precision], list[str]] = {}
     for network in _NETWORKS:
         for precision in ALL:
-            lines = found[network, precision] = []
-            for seed in _SEEDS:
-                failures = sound_failures(Case(network=network), precision, seed)
-                lines += [f"seed {seed}: {'; '.join(failures)}"] if failures else []
+            seeds = [(Case(network=network), precision, seed) for seed in _SEEDS]
+            failures = zip(_SEEDS, pool.starmap(sound_failures, seeds, chunksize=1), strict=True)
+            lines = [f"seed {seed}: {'; '.join(failed)}" for seed, failed in failures if failed]
+            found[network, precision] = lines
             print(network, precision, *lines, sep=" | ", file=sys.stderr, flush=True)
     return found
 
