@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,14 @@ from sass.problems import ELEMENTS, Element, Theta
 
 SOURCE = toolchain.KERNELS / "decode_kernel.cu"
 THETAS: tuple[Theta, ...] = get_args(Theta)
+PAGE = toolchain.ROOT / "docs" / "kernel-costs.md"
+PAGE_CLASSES = (19, 150)
+_TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
+
+
+def page_order(case: cases.Case) -> tuple[object, ...]:
+    """Return what the page's rows are ordered by."""
+    return -case.architecture, case.classes, case.theta, case.variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +123,13 @@ def table_of(found: Found) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def write_page(found: Found) -> None:
+    """Put the cases of two class counts in fp16 into the documentation."""
+    shown = [(case, cost) for case, cost in found.cases if case.element == "fp16" and case.classes in PAGE_CLASSES]
+    table = table_of(replace(found, cases=tuple(sorted(shown, key=lambda pair: page_order(pair[0])))))
+    PAGE.write_text(_TABLE.sub(lambda _: f"{table}\n", PAGE.read_text()))
+
+
 def phases_of(found: Found) -> str:
     """Return the warp instructions of every phase as a Markdown table."""
     names = list(dict.fromkeys(name for _, cost in found.cases for name in sorted(cost.phases)))
@@ -122,10 +138,11 @@ def phases_of(found: Found) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def update(found: Found, table: budgets.Budgets) -> budgets.Budgets:
-    """Return the table with limits for what was measured; other cases keep theirs."""
-    limits = dict(table.limits) | {case.name: budgets.limit_of(cost) for case, cost in found.cases}
-    known = dict(table.known_faults) | found.faults
+def update(found: Found, table: budgets.Budgets, *, whole: bool) -> budgets.Budgets:
+    """Return the table with limits for what was measured; other cases keep theirs, unless the run was a whole one."""
+    kept = {} if whole else dict(table.limits)
+    limits = kept | {case.name: budgets.limit_of(cost) for case, cost in found.cases}
+    known = ({} if whole else dict(table.known_faults)) | found.faults
     faults = {key: faults for key, faults in known.items() if faults}
     return replace(table, compiler=toolchain.compiler_version(), limits=limits, known_faults=faults)
 
@@ -137,6 +154,11 @@ def complaints(found: Found, table: budgets.Budgets) -> list[str]:
         text for key, given in found.faults.items() for text in budgets.find_new_faults(key, given, table.known_faults)
     ]
     return [*found.errors, *excess, *faults]
+
+
+def is_whole(options: argparse.Namespace) -> bool:
+    """Whether no case was left out."""
+    return bool(options.only == ["*"] and options.arch == sorted(ARCHITECTURES))
 
 
 def measure_all(options: argparse.Namespace) -> Found:
@@ -161,7 +183,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes; default 2")
     parser.add_argument("--json", action="store_true", help="print one object with all that was counted")
     parser.add_argument("--phases", action="store_true", help="print the instructions of every phase, too")
-    parser.add_argument("--update", action="store_true", help="write the table: what was measured and three per cent")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="write the table: what was measured and three per cent; without --only the page, too",
+    )
     return parser.parse_args(arguments)
 
 
@@ -175,8 +201,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if options.json else 0
     table = budgets.read_budgets()
     if options.update:
-        table = update(found, table)
+        table = update(found, table, whole=is_whole(options))
         budgets.write_budgets(table)
+        if is_whole(options):
+            write_page(found)
     wrong = complaints(found, table)
     if options.json:
         print(json.dumps({"cases": [record_of(*case) for case in found.cases], "failures": wrong}))

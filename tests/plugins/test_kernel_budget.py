@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from scripts.dev.kernel_resources import compile_kernels
 from scripts.dev.sass import budgets, toolchain
@@ -29,7 +31,10 @@ from tests.helpers import made_once
 from tests.warm.programs import python
 
 BY_HAND = Path(__file__).with_name("counted_by_hand.sass")
+OPERATIONS = Path(__file__).with_name("operations.cu")
+POISON = 0x7FBADBAD
 THREADS = 64
+PAGE = REPOSITORY / "docs/kernel-costs.md"
 
 
 def missing() -> str | None:
@@ -60,7 +65,7 @@ def machine_of(listings: dict[str, str]) -> Multiprocessor:
         )
         for name in listings
     }
-    return Multiprocessor(90, images, listings)
+    return Multiprocessor(87, images, listings)
 
 
 def run_by_hand(name: str, text: str | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +74,7 @@ def run_by_hand(name: str, text: str | None = None) -> tuple[np.ndarray, np.ndar
     machine, out = machine_of(listings), allocate((THREADS,), np.uint32)
     allow((out, True))
     machine.launch(name, 1, THREADS, 8 * THREADS, out.ctypes.data.to_bytes(8, "little"))
-    return out, machine.take_counts(name).per_instruction
+    return out, machine.counts(name)
 
 
 @NEEDS_COMPILERS
@@ -102,7 +107,7 @@ def test_a_loop_and_a_barrier_are_counted_as_by_hand() -> None:
         (("MOV R2, RZ", "MOV.SPREAD R2, RZ"), "MOV.SPREAD is not known"),
         (("BAR.SYNC.DEFER_BLOCKING 0x0", "@!P0 BAR.SYNC.DEFER_BLOCKING 0x0"), None),
         (("BAR.SYNC.DEFER_BLOCKING 0x0", "BAR.SYNC.DEFER_BLOCKING 0x1"), "only the block's own barrier"),
-        (("BSYNC B0", "WARPSYNC 0x1"), "different places"),
+        (("BSYNC B0", "WARPSYNC 0x1"), "comes to the block's barrier alone"),
     ],
 )
 def test_what_cannot_be_right_stops_the_machine(change: tuple[str, str], message: str | None) -> None:
@@ -225,6 +230,16 @@ def test_the_table_keeps_what_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "budgets.json").read_text() == budgets.TABLE.read_text()
 
 
+def test_the_page_shows_what_the_budgets_allow() -> None:
+    rows = re.findall(r"^\| (sm_\S+) \| (\d+) \| (\d+) \|", PAGE.read_text(), re.MULTILINE)
+    limits = budgets.read_budgets().limits
+    assert {name for name, *_ in rows} == {name for name in limits if re.search(r"\.k(19|150)\.fp16\.", name)}
+    for name, *numbers in rows:
+        limit = limits[name]
+        for number, most in zip(map(int, numbers), (limit.warp_instructions, limit.cycles), strict=True):
+            assert abs(number * budgets.MARGIN - most) <= 1, name
+
+
 def run_command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [python(), "scripts/dev/kernel_budget.py", *map(str, arguments)]
     return subprocess.run(
@@ -257,3 +272,117 @@ def test_a_case_is_printed_as_one_object() -> None:
     assert case["warp_instructions"] > 1000 and case["cycles"] > case["busy_cycles"] > 0
     assert sum(case["phases"].values()) == pytest.approx(case["warp_instructions"])
     assert case["times"]["H200"]["lower_us"] <= case["times"]["H200"]["us"] <= case["times"]["H200"]["upper_us"]
+
+
+def halves_of(words: np.ndarray, dtype: str) -> np.ndarray:
+    """Widen packed halves: the lower one first."""
+    bits = np.stack([words & 0xFFFF, words >> 16], axis=-1).reshape(*words.shape[:-1], -1)
+    if dtype == "fp16":
+        return bits.astype(np.uint16).view(np.float16).astype(np.float64)
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def expected_products(memory: np.ndarray, dtype: str) -> list[np.ndarray]:
+    """What ldmatrix and m16n8k16 give for 32 rows of 8 halves."""
+    lane = np.arange(32)
+    g, t = lane // 4, lane % 4
+    a = [memory[8 * n + g, t] for n in range(4)]
+    bits = np.stack([memory & 0xFFFF, memory >> 16], axis=-1).reshape(32, 8)
+    b = [bits[8 * n + 2 * t, g] | bits[8 * n + 2 * t + 1, g] << 16 for n in range(2)]
+    values = halves_of(memory, dtype)
+    left = np.block([[values[0:8], values[16:24]], [values[8:16], values[24:32]]])  # 16 x 16
+    product = left @ values[:16]
+    start = [1.0, 2.0, 3.0, lane]
+    c = [(product[g + n // 2 * 8, 2 * t + n % 2] + start[n]).astype(np.float32) for n in range(4)]
+    return [*a, *b, *(row.view(np.uint32) for row in c)]
+
+
+def expected_exchanges(x: np.ndarray) -> list[np.ndarray | int]:
+    lane = np.arange(32)
+    ballot = sum(1 << int(i) for i in lane if x[i] % 3 == 0)
+    same = [sum(1 << int(j) for j in lane if x[j] % 4 == x[i] % 4) for i in lane]
+    down = np.where(lane % 16 < 13, x[(lane + 3) % 32], x)
+    return [
+        x[lane ^ 5],
+        np.where(lane >= 3, x[lane - 3], x),
+        down,
+        x[lane * 7 & 31],
+        ballot,
+        int((x == 77).any()) + 2 * int((x != 77).all()),
+        int(x.max()),
+        int(x.view(np.int32).min()) & 0xFFFFFFFF,
+        np.array(same),
+    ]
+
+
+def expected_numbers() -> list[np.ndarray]:
+    lane = np.arange(32)
+    x = np.float32(-2) + np.float32(0.37) * lane.astype(np.float32)
+    y = np.float32(1.5) - np.float32(0.21) * lane.astype(np.float32)
+    n = (lane * 1237 + 5).astype(np.uint64)
+    is_nan = lane == 9
+
+    def bits(values: np.ndarray) -> np.ndarray:
+        return np.where(np.isnan(values), np.uint32(0x7FFFFFFF), values.astype(np.float32).view(np.uint32))
+
+    def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+        tensor = torch.from_numpy(values.astype(np.float32)).to(getattr(torch, dtype)).view(torch.int16).numpy()
+        return tensor.view(np.uint16).astype(np.uint32)
+
+    x = np.where(is_nan, np.float32(np.nan), x)
+    largest = np.where(is_nan, y, np.maximum(x, y))
+    pairs = []
+    for dtype, positive in (("bfloat16", False), ("float16", False), ("float16", True)):
+        upper, lower = (np.where(values < 0, np.float32(0), values) if positive else values for values in (x, y))
+        packed = np.where(is_nan, np.uint32(0x7FFF), rounded(upper, dtype)) << 16 | rounded(lower, dtype)
+        pairs.append(packed)
+    ones = np.array([int(i).bit_count() for i in n])
+    first = np.array([(int(i) & -int(i)).bit_length() for i in n])
+    zeros = np.array([32 - int(i).bit_length() for i in n])
+    product = (n * 0x01234567 & 0xFFFFFFFF) | np.uint64(0x89ABCDEF) << np.uint64(32)
+    picked = sum(
+        (product >> np.uint64(8 * byte) & np.uint64(255)) << np.uint64(8 * i) for i, byte in enumerate((0, 2, 5, 7))
+    )
+    wide = np.array([(int(i) * 0x123456789 >> 20) & 0xFFFFFFFF for i in n])
+    return [
+        bits(np.where(is_nan, np.float32(np.nan), largest)),
+        bits(largest),
+        *pairs,
+        bits(y.astype(np.float16).astype(np.float32)),
+        bits(n.astype(np.float32)),
+        np.trunc(y).astype(np.int32).view(np.uint32),
+        n // 7 + 1000 * (n % 7),
+        ones + 100 * first + 10000 * zeros,
+        picked,
+        bits(y / np.float32(3)),
+        wide,
+    ]
+
+
+@NEEDS_COMPILERS
+@pytest.mark.parametrize("architecture", [87, 90])
+def test_instructions_beside_plain_arithmetic_do_what_ptx_says(architecture: int, tmp_path: Path) -> None:
+    """Copies, matrices, products, exchanges in a warp, votes of a block and conversions, against NumPy."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc; install the CUDA toolkit")
+    cubin = tmp_path / "operations.cubin"
+    toolchain.compile_cubin(OPERATIONS, architecture, cubin)
+    machine = Multiprocessor.open(architecture, cubin)
+    rng = np.random.default_rng(0)
+    given, out = allocate((128,), np.uint32), allocate((64, 32), np.uint32)
+    for half in (0, 16):  # small halves of both types
+        given |= (rng.integers(0x3C00, 0x4200, 128) | rng.integers(0, 2, 128) << 15).astype(np.uint32) << half
+    allow((given, False), (out, True))
+    parameters = given.ctypes.data.to_bytes(8, "little") + out.ctypes.data.to_bytes(8, "little")
+    machine.launch("operations", 1, 64, 1024, parameters)
+    weights = np.array([1, 3, 5, 7], np.uint64)
+    memory = given.reshape(32, 4)
+    kept = memory * (np.arange(4) < (np.arange(32) % 5)[:, None])
+    want: list[np.ndarray | int] = [1 + 4 * 13, 3 * 64]
+    want += [memory @ weights, np.full(32, POISON), kept @ weights]
+    want += expected_products(memory, "fp16") + expected_products(memory, "bf16")
+    want += [*expected_exchanges(given[:32]), *expected_numbers()]
+    for number, row in enumerate(want):
+        expected = np.broadcast_to(np.asarray(row, np.uint64) & np.uint64(0xFFFFFFFF), 32).astype(np.uint32)
+        assert np.array_equal(out[number], expected), f"row {number}: {out[number]} {expected}"
+    assert not out[len(want) :].any()

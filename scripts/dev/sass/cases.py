@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nrd_trt.specs import STRIDE
 
-from .cost import Cost, Sample, cost_of
+from .cost import Cost, Launch, Sample, cost_of
 from .devices import ARCHITECTURES
 from .multiprocessor import ExecutionError, Multiprocessor, library
 from .problems import (
@@ -115,23 +115,32 @@ def measure(machine: Multiprocessor, case: Case, phases: Mapping[str, Sequence[s
     border_share = 1 - (rows - 2) * (columns - 2) / (rows * columns)
     mask = problem.empty_mask()
     request = problem.decode(mask, case.variant)
-    samples = []
+    samples: list[Sample] = []
+    machine.load(case.kernel)
+    machine.reset(case.kernel)
+    before = machine.counts(case.kernel)
     for blocks, share in ((interior, 1 - border_share), (border, border_share)):
         machine.decode(request, blocks)
-        samples.append(Sample(counted=machine.take_counts(case.kernel), share=share))
+        after = machine.counts(case.kernel)
+        samples.append(Sample(counts=_difference(after, before), blocks=len(blocks), share=share))
+        before = after
     for block in [*interior[:: len(interior) // _CHECKED], *border]:
         _check_block(problem, case, mask, block)
     theta_bytes, guidance_bytes = (array[0, 0].nbytes for array in (problem.theta, problem.guidance))
-    return cost_of(
-        machine.code[case.kernel],
-        samples,
-        machine.images[case.kernel],
-        architecture=case.architecture,
-        shared_bytes=case.shared_bytes,
+    launch = Launch(
+        kernel=case.kernel,
         blocks=rows * columns,
+        shared_bytes=case.shared_bytes,
         bytes_per_block=theta_bytes + PATCH * PATCH * guidance_bytes + STRIDE * STRIDE,
-        phases=phases,
     )
+    return cost_of(machine, launch, samples, phases)
+
+
+def _difference(after: NDArray[np.void], before: NDArray[np.void]) -> NDArray[np.void]:
+    out = np.zeros_like(after)
+    for name in out.dtype.names or ():
+        out[name] = after[name] - before[name]
+    return out
 
 
 def _sampled(rows: int, columns: int) -> tuple[list[int], list[int]]:

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .cubin import KernelImage
 from .devices import ARCHITECTURES, DEVICES, WARPS_PER_BLOCK, Device
 from .listing import Instruction
-from .multiprocessor import Counted
+from .multiprocessor import COUNTS, Multiprocessor
 from .phases import phase_of
 from .pipes import QUARTERS, timing_of
 
 SCHEDULERS = 4
+_ALONE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,9 @@ class Time:
     """Predicted microseconds of one launch, without the launch itself.
 
     Attributes:
-        us: With the headline's cycles.
-        lower_us: If the blocks of a multiprocessor hide each other's latency without a gap.
-        upper_us: If every wave of blocks took as long as a block alone and its work again.
+        us: If the multiprocessor with most blocks takes what the simulation says.
+        lower_us: If its busiest pipe never waits.
+        upper_us: If a block's latency is hidden by nothing but the other blocks' latency.
         waves: Blocks of the launch over those that are resident at a time.
     """
 
@@ -41,9 +42,8 @@ class Cost:
 
     Attributes:
         warp_instructions: Instructions that its warps issue.
-        cycles: The headline: `busy_cycles` and the block's share of `path_cycles`, of which as many pass at once as
-            blocks are resident.
-        busy_cycles: Of the pipe that is busy longest.
+        cycles: Between the ends of two blocks on a multiprocessor that is full, by simulation: the headline.
+        busy_cycles: Of the pipe that is busy longest; `cycles` is never below.
         path_cycles: What a block takes alone: the slowest warp between barriers, latencies included.
         pipes: Busy cycles by pipe; those of a scheduler are of the one that has most to do.
         phases: Warp instructions by phase.
@@ -76,82 +76,127 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Blocks of one kind and the share of the launch's blocks that are of it."""
+class Launch:
+    """The launch whose cost is asked for.
 
-    counted: Counted
+    Attributes:
+        kernel: Its name.
+        blocks: Number of blocks.
+        shared_bytes: Dynamic shared memory of each.
+        bytes_per_block: That memory must move for a block at least.
+    """
+
+    kernel: str
+    blocks: int
+    shared_bytes: int
+    bytes_per_block: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Blocks of one kind that were executed.
+
+    Attributes:
+        counts: `COUNTS` for each instruction, of all of them.
+        blocks: Their number.
+        share: Of the launch's blocks that are of this kind.
+    """
+
+    counts: NDArray[np.void]
+    blocks: int
     share: float
 
 
 def cost_of(
-    instructions: Sequence[Instruction],
-    samples: Sequence[Sample],
-    image: KernelImage,
-    *,
-    architecture: int,
-    shared_bytes: int,
-    blocks: int,
-    bytes_per_block: float,
-    phases: Mapping[str, Sequence[str]],
+    machine: Multiprocessor, launch: Launch, samples: Sequence[Sample], phases: Mapping[str, Sequence[str]]
 ) -> Cost:
-    """Add up what the samples executed.
+    """Add up what the samples executed, and simulate a multiprocessor that is full of such blocks.
 
     Args:
-        instructions: Of the kernel.
+        machine: That executed the samples, one after the other, since the kernel was reset.
+        launch: What is asked for.
         samples: Whose shares add up to 1.
-        image: The kernel's resources.
-        architecture: Compute capability without its point.
-        shared_bytes: Dynamic shared memory of a block.
-        blocks: Of the launch that is predicted.
-        bytes_per_block: That memory must move for a block at least.
         phases: Names of functions by phase.
     """
+    instructions, image = machine.code[launch.kernel], machine.images[launch.kernel]
     issues = _mean(samples, "issues")
-    pipes = _pipes(instructions, issues, samples, architecture)
-    path = sum(sample.share * sample.counted.cycles / sample.counted.blocks for sample in samples)
-    kept = image.shared_bytes if architecture >= 90 else 0  # what the driver keeps is static memory there
-    resident = ARCHITECTURES[architecture].resident_blocks(image.registers, shared_bytes + image.shared_bytes - kept)
-    busy = max(pipes.values())
+    pipes = _pipes(instructions, issues, samples, machine.architecture)
+    shared = launch.shared_bytes + image.shared_bytes - machine.kept_shared_bytes
+    resident = ARCHITECTURES[machine.architecture].resident_blocks(image.registers, shared)
+    stream = make_stream(samples)
+    ends = machine.simulate(launch.kernel, stream, resident)
+    alone = stream[: len(stream) // _ALONE * _ALONE : len(stream) // _ALONE]
+    path = float(np.mean([machine.simulate(launch.kernel, [block], 1)[-1] for block in alone]))
     by_phase: dict[str, float] = defaultdict(float)
     for instruction, count in zip(instructions, issues.sum(axis=1), strict=True):
         if count:
             by_phase[phase_of(instruction, phases)] += float(count)
-    totals = {name: float(_mean(samples, name).sum()) for name in ("wavefronts", "fewest_wavefronts")}
-    totals |= {name: float(_mean(samples, name).sum()) for name in ("sectors", "fewest_sectors")}
+    sums = {name: float(_mean(samples, name).sum()) for name in COUNTS.names or () if name != "issues"}
     return Cost(
         warp_instructions=float(issues.sum()),
-        cycles=busy + path / resident,
-        busy_cycles=busy,
+        cycles=steady_cycles(ends),
+        busy_cycles=max(pipes.values()),
         path_cycles=path,
         pipes=pipes,
         phases=dict(by_phase),
-        shared_wavefronts=totals["wavefronts"],
-        fewest_shared_wavefronts=totals["fewest_wavefronts"],
-        global_sectors=totals["sectors"],
-        fewest_global_sectors=totals["fewest_sectors"],
+        shared_wavefronts=sums["wavefronts"],
+        fewest_shared_wavefronts=sums["fewest_wavefronts"],
+        global_sectors=sums["sectors"],
+        fewest_global_sectors=sums["fewest_sectors"],
         registers=image.registers,
         stack_bytes=image.stack_bytes,
-        shared_bytes=shared_bytes,
+        shared_bytes=launch.shared_bytes,
         resident_warps=resident * WARPS_PER_BLOCK,
-        times={
-            device.name: predict_time(device, busy, path, resident, blocks, bytes_per_block)
-            for device in DEVICES
-            if device.architecture == architecture
-        },
+        times=_times(machine, launch, stream, max(pipes.values()), path, resident),
     )
 
 
-def _mean(samples: Sequence[Sample], field: str) -> np.ndarray:
+def _times(
+    machine: Multiprocessor, launch: Launch, stream: Sequence[int], busy: float, path: float, resident: int
+) -> dict[str, Time]:
+    devices = [device for device in DEVICES if device.architecture == machine.architecture]
+    counts = {-(-launch.blocks // device.multiprocessors) for device in devices}
+    simulated = {most: simulate_launch(machine, launch, stream, resident, most) for most in counts}
+    return {
+        device.name: predict_time(
+            device, launch, simulated[-(-launch.blocks // device.multiprocessors)], busy, path, resident
+        )
+        for device in devices
+    }
+
+
+def make_stream(samples: Sequence[Sample]) -> list[int]:
+    """Return an order of blocks of all kinds, each kind as often as its share asks for.
+
+    Blocks are numbered as they were executed. The first kind comes once each, the others are spread among it.
+    """
+    first = samples[0]
+    stream = [*range(first.blocks)]
+    rng, begin = np.random.default_rng(0), first.blocks
+    for sample in samples[1:]:
+        wanted = round(first.blocks * sample.share / first.share)
+        stream += [begin + i % sample.blocks for i in range(wanted)]
+        begin += sample.blocks
+    return [stream[i] for i in rng.permutation(len(stream))]
+
+
+def steady_cycles(ends: NDArray[np.int64]) -> float:
+    """Return cycles per block while the multiprocessor is full: the middle half of the ends."""
+    first, last = len(ends) // 4, len(ends) * 3 // 4
+    return float(ends[last] - ends[first]) / (last - first)
+
+
+def _mean(samples: Sequence[Sample], field: str) -> NDArray[np.float64]:
     """Return what an average block does at each instruction."""
-    parts = [sample.share / sample.counted.blocks * sample.counted.per_instruction[field] for sample in samples]
+    parts = [sample.share / sample.blocks * sample.counts[field] for sample in samples]
     return np.sum(parts, axis=0)  # type: ignore[no-any-return]
 
 
 def _pipes(
-    instructions: Sequence[Instruction], issues: np.ndarray, samples: Sequence[Sample], architecture: int
+    instructions: Sequence[Instruction], issues: NDArray[np.float64], samples: Sequence[Sample], architecture: int
 ) -> dict[str, float]:
     """Return busy cycles: of a scheduler's pipes for the busiest scheduler, of the shared ones for all warps."""
-    by_scheduler: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(SCHEDULERS))
+    by_scheduler: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(SCHEDULERS))
     for instruction, count in zip(instructions, issues, strict=True):
         timing = timing_of(instruction, architecture)
         by_scheduler["issue"] += count
@@ -163,15 +208,23 @@ def _pipes(
     return pipes
 
 
-def predict_time(device: Device, busy: float, path: float, resident: int, blocks: int, bytes_per_block: float) -> Time:
+def simulate_launch(machine: Multiprocessor, launch: Launch, stream: Sequence[int], resident: int, most: int) -> float:
+    """Return the cycles of a multiprocessor that gets `most` blocks, from its first to its last."""
+    if most > len(stream):
+        ends = machine.simulate(launch.kernel, stream, resident)
+        return float(ends[-1]) + (most - len(stream)) * steady_cycles(ends)
+    parts = [stream[at : at + most] for at in range(0, len(stream) - most + 1, most)]
+    return float(np.mean([machine.simulate(launch.kernel, part, resident)[-1] for part in parts]))
+
+
+def predict_time(device: Device, launch: Launch, simulated: float, busy: float, path: float, resident: int) -> Time:
     """Return how long a launch takes. The multiprocessor that has most blocks decides, or memory."""
-    most = -(-blocks // device.multiprocessors)
+    most = -(-launch.blocks // device.multiprocessors)
     per_us = device.clock_ghz * 1000
-    memory = blocks * bytes_per_block / device.bytes_per_us
-    lower = max(busy, path / resident)
+    memory = launch.blocks * launch.bytes_per_block / device.bytes_per_us
     return Time(
-        us=max(memory, most * (busy + path / resident) / per_us),
-        lower_us=max(memory, most * lower / per_us),
+        us=max(memory, simulated / per_us),
+        lower_us=max(memory, most * busy / per_us),
         upper_us=max(memory, (most * busy + -(-most // resident) * path) / per_us),
-        waves=blocks / (device.multiprocessors * resident),
+        waves=launch.blocks / (device.multiprocessors * resident),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,21 +82,6 @@ class Launched(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counted:
-    """What a launch did.
-
-    Attributes:
-        per_instruction: `COUNTS` for each instruction of the kernel.
-        blocks: Number of blocks that were executed.
-        cycles: Sum over these of the cycles that each takes alone.
-    """
-
-    per_instruction: NDArray[np.void]
-    blocks: int
-    cycles: int
-
-
 @cache
 def library() -> ctypes.CDLL:
     """Return the compiled machine, from ``build/sass`` if its sources have not changed."""
@@ -152,6 +136,11 @@ class Multiprocessor:
             architecture, read_cubin(cubin), split_listing(toolchain.disassemble(cubin)), shared_bytes=shared_bytes
         )
 
+    @property
+    def kept_shared_bytes(self) -> int:
+        """Bytes of a block's static shared memory that are the driver's; before sm_90 they are counted elsewhere."""
+        return 1024 if self.architecture >= 90 else 0
+
     def select(self) -> None:
         """Make this the device that launches go to."""
         self._library.machineSelect(self.architecture, self._shared_bytes)
@@ -174,7 +163,8 @@ class Multiprocessor:
             len(image.constants),
             image.parameter_offset,
             image.parameter_bytes,
-            image.shared_bytes,
+            self.kept_shared_bytes,
+            -(-image.shared_bytes // 16) * 16,
         )
 
     def launch(self, name: str, blocks: int, threads: int, shared_bytes: int, parameters: bytes) -> None:
@@ -210,14 +200,31 @@ class Multiprocessor:
         self._choose(blocks)
         self._check(self._library.machineDecode(ctypes.byref(decode)))
 
-    def take_counts(self, name: str) -> Counted:
-        """Return what the kernel did since this was asked last."""
+    def reset(self, name: str) -> None:
+        """Forget what a kernel did."""
+        self.select()
+        self._library.machineReset(name.encode())
+
+    def counts(self, name: str) -> NDArray[np.void]:
+        """Return `COUNTS` for each instruction of a kernel, since it was reset."""
         self.select()
         counts = np.zeros(len(self.code[name]), COUNTS)
-        blocks, cycles = ctypes.c_uint64(), ctypes.c_uint64()
-        pointer = counts.ctypes.data_as(ctypes.c_void_p)
-        self._library.machineTakeCounts(name.encode(), pointer, ctypes.byref(blocks), ctypes.byref(cycles))
-        return Counted(per_instruction=counts, blocks=blocks.value, cycles=cycles.value)
+        self._library.machineGetCounts(name.encode(), counts.ctypes.data_as(ctypes.c_void_p))
+        return counts
+
+    def simulate(self, name: str, stream: Sequence[int], resident: int) -> NDArray[np.int64]:
+        """Return the cycles in which blocks end on one multiprocessor, in order.
+
+        Args:
+            name: Of the kernel.
+            stream: The blocks, by their place among those that were executed since the kernel was reset.
+            resident: Number of blocks at a time.
+        """
+        self.select()
+        finished, given = np.zeros(len(stream), np.int64), np.asarray(stream, np.uint32)
+        pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (given, finished))
+        self._library.machineSimulate(name.encode(), next(pointers), len(given), resident, next(pointers))
+        return finished
 
     def _choose(self, blocks: Sequence[int]) -> None:
         chosen = np.asarray(blocks, np.uint32)

@@ -71,13 +71,14 @@ void Block::run()
             releaseBarrier();
         }
     }
-    passInterval();
-    Kernel& kernel = *launch.kernel;
-    ++kernel.blocks;
-    kernel.cycles += static_cast<uint64_t>(warps.front().clock);
+    BlockTrace& trace = launch.kernel->traces.emplace_back();
+    for (Warp& warp : warps)
+    {
+        trace.push_back(std::move(warp.trace));
+    }
 }
 
-//! All warps have come to the barrier; the slowest sets the clock.
+//! All warps have come to the barrier.
 void Block::releaseBarrier()
 {
     uint32_t present = 0;
@@ -99,20 +100,6 @@ void Block::releaseBarrier()
             : reduction == Reduction::kANY       ? static_cast<uint32_t>(votes > 0)
                                                  : static_cast<uint32_t>(votes == present);
         votes = 0;
-    }
-    passInterval();
-}
-
-void Block::passInterval()
-{
-    int64_t slowest = 0;
-    for (Warp const& warp : warps)
-    {
-        slowest = std::max(slowest, warp.clock);
-    }
-    for (Warp& warp : warps)
-    {
-        warp.clock = slowest;
     }
 }
 

@@ -160,6 +160,15 @@ Handler syncBlock(Reduction reduction)
             return;
         }
         requireWhole(w, mask);
+        uint32_t alive = 0;
+        for (Path const& path : w.paths)
+        {
+            alive |= path.mask;
+        }
+        if (mask != alive)
+        {
+            fail("a part of the warp comes to the block's barrier alone");
+        }
         if (i.operands[0].kind != kIMMEDIATE || i.operands[0].value != 0)
         {
             fail("only the block's own barrier is known");

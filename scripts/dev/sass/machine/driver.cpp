@@ -3,6 +3,7 @@
  * in and finds this driver loaded, so that a launch has the grid, the memory and the arguments that a GPU would get.
  */
 #include "machine.h"
+#include "timing.h"
 
 #include "decode_images.h"
 #include "decode_kernel.h"
@@ -11,7 +12,6 @@
 #include <cuda.h>
 
 #include <cstring>
-#include <utility>
 
 using namespace nrd;
 
@@ -215,11 +215,12 @@ extern "C"
     }
 
     void machineLoadKernel(char const* name, sass::Encoded const* code, int32_t instructions, uint8_t const* constants,
-        int32_t constantBytes, int32_t parameterOffset, int32_t parameterBytes, int32_t staticShared)
+        int32_t constantBytes, int32_t parameterOffset, int32_t parameterBytes, int32_t keptShared,
+        int32_t staticShared)
     {
         sass::Kernel& kernel = gDevice.kernels[keyOf(name)];
         kernel = {name, {code, code + instructions}, {}, {}, {constants, constants + constantBytes}, parameterOffset,
-            parameterBytes, staticShared, 0, 0};
+            parameterBytes, keptShared, staticShared, {}};
         kernel.counts.resize(kernel.code.size());
         for (sass::Encoded const& instruction : kernel.code)
         {
@@ -228,14 +229,25 @@ extern "C"
         }
     }
 
-    //! The counts of one kernel since this was asked last; `blocks` and `cycles` of those blocks.
-    void machineTakeCounts(char const* name, sass::Counts* counts, uint64_t* blocks, uint64_t* cycles)
+    //! Forget what a kernel did.
+    void machineReset(char const* name)
     {
         sass::Kernel& kernel = gDevice.kernels[keyOf(name)];
-        std::memcpy(counts, kernel.counts.data(), kernel.counts.size() * sizeof(sass::Counts));
-        *blocks = std::exchange(kernel.blocks, 0);
-        *cycles = std::exchange(kernel.cycles, 0);
         kernel.counts.assign(kernel.code.size(), {});
+        kernel.traces.clear();
+    }
+
+    void machineGetCounts(char const* name, sass::Counts* counts)
+    {
+        sass::Kernel const& kernel = gDevice.kernels[keyOf(name)];
+        std::memcpy(counts, kernel.counts.data(), kernel.counts.size() * sizeof(sass::Counts));
+    }
+
+    //! Time of `stream`, numbers of blocks in the order in which they were executed since the reset; see timing.h.
+    void machineSimulate(char const* name, uint32_t const* stream, int32_t count, int32_t resident, int64_t* finished)
+    {
+        auto const ends = sass::simulate(gDevice.kernels[keyOf(name)], {stream, stream + count}, resident);
+        std::memcpy(finished, ends.data(), ends.size() * sizeof(int64_t));
     }
 
     //! Blocks that launches execute; none: a launch is noted only.

@@ -21,7 +21,6 @@ constexpr int kUNIFORM_ZERO = 63; //!< URZ
 constexpr int kTRUE = 7;          //!< PT and UPT
 constexpr int kOPERANDS = 9;
 constexpr int kRESOURCES = 24;
-constexpr int kPIPES = 16;
 constexpr uint32_t kFULL = 0xffffffffU;
 constexpr uint32_t kPOISON = 0x7fbadbadU; //!< a NaN: what nobody wrote
 
@@ -120,6 +119,16 @@ struct Counts
     uint64_t issues[4]{}; //!< by the scheduler that the warp belongs to
 };
 
+//! One issue of an instruction, for timing.cpp.
+struct Step
+{
+    uint32_t pc;
+    uint16_t wavefronts; //!< of shared memory
+    uint16_t lines;      //!< of global memory
+};
+
+using BlockTrace = std::vector<std::vector<Step>>; //!< by warp
+
 struct Kernel
 {
     std::string name;
@@ -129,9 +138,9 @@ struct Kernel
     std::vector<uint8_t> constants; //!< bank 2
     int32_t parameterOffset = 0;
     int32_t parameterBytes = 0;
-    int32_t staticShared = 0; //!< dynamic shared memory begins there
-    uint64_t blocks = 0;      //!< that were executed
-    uint64_t cycles = 0;      //!< of these, each alone
+    int32_t keptShared = 0;         //!< bytes before the first that is the kernel's
+    int32_t staticShared = 0;       //!< where dynamic shared memory begins
+    std::vector<BlockTrace> traces; //!< of the blocks that were executed
 };
 
 struct Range
@@ -182,7 +191,6 @@ struct Copy
     uint32_t target;
     std::vector<uint8_t> data;
     int group;
-    int64_t arrival; //!< on the warp's clock
 };
 
 class Warp
@@ -216,10 +224,6 @@ public:
         return paths[current];
     }
     Counts& counts();
-    void addLatency(int64_t cycles)
-    {
-        extraLatency += cycles;
-    }
 
     Block& block;
     int number;
@@ -232,20 +236,16 @@ public:
     std::vector<Path> paths;
     std::vector<Copy> copies;
     int copyGroup = 0;
-    int64_t clock = 0;
+    std::vector<Step> trace;
 
 private:
     Lanes fetch(Operand const& operand) const;
     void execute();
-    void account(Encoded const& instruction);
     void converge();
 
     size_t current = 0;
     uint32_t active = 0;    //!< lanes of the instruction
     uint32_t executing = 0; //!< number of the instruction
-    int64_t extraLatency = 0;
-    std::array<int64_t, 336> ready{};       //!< clock, by register
-    std::array<int64_t, kPIPES> pipeFree{}; //!< in quarters of a cycle
 };
 
 class Block
@@ -264,7 +264,6 @@ public:
 
 private:
     void releaseBarrier();
-    void passInterval();
 };
 
 //! Run the given blocks; the kernel's counts grow.

@@ -23,10 +23,10 @@ struct Access
 };
 
 //! Wavefronts of shared memory: 32 banks of 4 bytes; 64 and 128 bits pass in halves and quarters of the warp.
-void countWavefronts(Counts& counts, Lanes64 const& addresses, uint32_t mask, uint32_t bytes, int64_t& passes)
+void countWavefronts(Counts& counts, Lanes64 const& addresses, uint32_t mask, uint32_t bytes)
 {
     int const part = bytes > 8 ? 8 : bytes > 4 ? 16 : 32;
-    passes = 0;
+    uint64_t passes = 0;
     for (int first = 0; first < kLANES; first += part)
     {
         std::array<std::vector<uint64_t>, kBANKS> words{};
@@ -44,10 +44,10 @@ void countWavefronts(Counts& counts, Lanes64 const& addresses, uint32_t mask, ui
                 worst = std::max(worst, bank.size());
             }
         }
-        passes += static_cast<int64_t>(worst);
+        passes += worst;
         counts.fewestWavefronts += worst > 0 ? 1 : 0;
     }
-    counts.wavefronts += static_cast<uint64_t>(passes);
+    counts.wavefronts += passes;
 }
 
 //! Sectors of 32 bytes of global memory, and the fewest that could hold as many bytes.
@@ -77,9 +77,9 @@ void requireAligned(uint64_t address, uint32_t bytes)
     }
 }
 
-uint8_t* globalAt(Warp const& w, uint64_t address, uint32_t bytes, bool writes)
+uint8_t* globalAt(Warp const& w, uint64_t address, uint32_t bytes, uint32_t alignment, bool writes)
 {
-    requireAligned(address, bytes);
+    requireAligned(address, alignment);
     for (Range const& range : w.block.launch.memory)
     {
         if (address >= range.begin && address + bytes <= range.end && (range.writable || !writes))
@@ -93,7 +93,7 @@ uint8_t* globalAt(Warp const& w, uint64_t address, uint32_t bytes, bool writes)
 uint8_t* sharedAt(Warp const& w, uint64_t address, uint32_t bytes)
 {
     requireAligned(address, bytes);
-    auto const begin = static_cast<uint64_t>(w.block.launch.kernel->staticShared);
+    auto const begin = static_cast<uint64_t>(w.block.launch.kernel->keptShared);
     if (address < begin || address + bytes > w.block.shared.size())
     {
         fail("shared address " + std::to_string(address) + " lies outside the block's "
@@ -138,7 +138,7 @@ enum class Space
 
 uint8_t* at(Warp& w, Space space, uint64_t address, uint32_t bytes, int lane, bool writes)
 {
-    return space == Space::kGLOBAL ? globalAt(w, address, bytes, writes)
+    return space == Space::kGLOBAL ? globalAt(w, address, bytes, bytes, writes)
         : space == Space::kSHARED  ? sharedAt(w, address, bytes)
                                    : localAt(w, address, bytes, lane);
 }
@@ -151,9 +151,7 @@ void count(Warp& w, Space space, Lanes64 const& addresses, uint32_t mask, uint32
     }
     else if (space == Space::kSHARED)
     {
-        int64_t passes = 0;
-        countWavefronts(w.counts(), addresses, mask, bytes, passes);
-        w.addLatency(passes);
+        countWavefronts(w.counts(), addresses, mask, bytes);
     }
 }
 
@@ -210,8 +208,11 @@ Handler store(Space space, Access access)
     };
 }
 
-//! LDGSTS [shared], [global] [, p]: a copy that has its bytes when it is waited for, and poison until then
-void copyLater(Warp& w, Encoded const& i, uint32_t mask, uint32_t bytes)
+/*!
+ * LDGSTS [shared], [global] [, p]: a copy that has its bytes when it is waited for, and poison until then. With ZFILL the
+ * offset of the address from an aligned one is how many bytes at the end are zeros, and all are where p is false.
+ */
+void copyLater(Warp& w, Encoded const& i, uint32_t mask, uint32_t bytes, bool fillsZeros)
 {
     Lanes64 const targets = w.addresses(i.operands[0]);
     Lanes64 const sources = w.addresses(i.operands[1]);
@@ -225,14 +226,15 @@ void copyLater(Warp& w, Encoded const& i, uint32_t mask, uint32_t bytes)
             std::vector<uint8_t> data(bytes);
             if ((wanted >> lane & 1U) != 0)
             {
-                std::memcpy(data.data(), globalAt(w, sources[k], bytes, false), bytes);
+                auto const zeros = fillsZeros ? static_cast<uint32_t>(sources[k] % bytes) : 0U;
+                std::memcpy(data.data(), globalAt(w, sources[k] - zeros, bytes - zeros, bytes, false), bytes - zeros);
             }
             uint8_t* const target = sharedAt(w, targets[k], bytes);
             for (uint32_t b = 0; b < bytes; b += kWORD)
             {
                 std::memcpy(target + b, &kPOISON, kWORD);
             }
-            w.copies.push_back({static_cast<uint32_t>(targets[k]), std::move(data), w.copyGroup, w.clock + i.latency});
+            w.copies.push_back({static_cast<uint32_t>(targets[k]), std::move(data), w.copyGroup});
         });
 }
 
@@ -249,7 +251,6 @@ void awaitCopies(Warp& w, Encoded const& i, uint32_t)
         if (arrives(copy))
         {
             std::memcpy(w.block.shared.data() + copy.target, copy.data.data(), copy.data.size());
-            w.clock = std::max(w.clock, copy.arrival);
         }
     }
     w.copies.erase(std::remove_if(w.copies.begin(), w.copies.end(), arrives), w.copies.end());
@@ -339,12 +340,13 @@ void addMemory(Handlers& all)
         uint32_t const bytes = size.access.bytes;
         for (char const* const before : {"LDGSTS.E", "LDGSTS.E.BYPASS", "LDGSTS.E.LTC128B", "LDGSTS.E.BYPASS.LTC128B"})
         {
-            auto const copy = [bytes](Warp& w, Encoded const& i, uint32_t mask)
+            for (bool const fillsZeros : {false, true})
             {
-                copyLater(w, i, mask, bytes);
-            };
-            all[before + end] = copy;
-            all[before + end + ".ZFILL"] = copy;
+                all[before + end + (fillsZeros ? ".ZFILL" : "")] = [=](Warp& w, Encoded const& i, uint32_t mask)
+                {
+                    copyLater(w, i, mask, bytes, fillsZeros);
+                };
+            }
         }
     }
     all["LDGDEPBAR"] = [](Warp& w, Encoded const&, uint32_t)

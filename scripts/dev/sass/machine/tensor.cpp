@@ -101,7 +101,7 @@ Handler loadMatrices(int matrices, bool transposed)
             fail("a part of the warp is missing");
         }
         Lanes64 const rows = w.addresses(i.operands[1]);
-        auto const begin = static_cast<uint64_t>(w.block.launch.kernel->staticShared);
+        auto const begin = static_cast<uint64_t>(w.block.launch.kernel->keptShared);
         for (int m = 0; m < matrices; ++m)
         {
             uint16_t values[8][8];
@@ -123,7 +123,6 @@ Handler loadMatrices(int matrices, bool transposed)
             }
             w.counts().wavefronts += worst;
             w.counts().fewestWavefronts += 1;
-            w.addLatency(static_cast<int64_t>(worst));
             Lanes out;
             for (int lane = 0; lane < kLANES; ++lane)
             {

@@ -134,9 +134,10 @@ void Warp::execute()
             fail(where + instruction.name + " is not known to scripts/dev/sass");
         }
         Counts& counted = kernel.counts[pc];
+        uint64_t const wavefronts = counted.wavefronts;
+        uint64_t const lines = counted.lines;
         ++counted.issues[number % 4];
         counted.lanes += static_cast<uint64_t>(__builtin_popcount(mask));
-        extraLatency = 0;
         active = mask;
         try
         {
@@ -146,27 +147,9 @@ void Warp::execute()
         {
             fail(where + instruction.name + ": " + error.what());
         }
-        account(instruction);
+        trace.push_back(
+            {pc, static_cast<uint16_t>(counted.wavefronts - wavefronts), static_cast<uint16_t>(counted.lines - lines)});
     }
-}
-
-//! Move this warp's clock as if it were alone: an instruction waits for its operands and for its pipe.
-void Warp::account(Encoded const& instruction)
-{
-    int64_t start = clock;
-    for (int i = 0; instruction.reads[i] >= 0; ++i)
-    {
-        start = std::max(start, ready[static_cast<size_t>(instruction.reads[i])]);
-    }
-    int64_t& pipe = pipeFree[static_cast<size_t>(instruction.pipe)];
-    start = std::max(start, (pipe + 3) / 4);
-    pipe = start * 4 + instruction.interval;
-    for (int i = 0; instruction.writes[i] >= 0; ++i)
-    {
-        int64_t& target = ready[static_cast<size_t>(instruction.writes[i])];
-        target = start + instruction.latency + extraLatency;
-    }
-    clock = start + 1;
 }
 
 } // namespace nrd::sass
