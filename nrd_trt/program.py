@@ -102,7 +102,7 @@ class _Comparison:
                 yield f"`{wanted.name}`: {wanted.kind} is missing{self._after(wanted, self._expected)}"
         for index, extra in enumerate(self._found):
             if index not in self._back:
-                settings = "".join(f", {name} {_shown(value)}" for name, value in sorted(extra.attributes.items()))
+                settings = "".join(f", {name} {shown(value)}" for name, value in sorted(extra.attributes.items()))
                 yield f"`{extra.name}`: {extra.kind} is extra{self._after(extra, self._found)}{settings}"
         found, expected = self._results
         for name in dict.fromkeys((*expected, *found)):
@@ -119,7 +119,7 @@ class _Comparison:
         for name in sorted({*found.attributes, *expected.attributes}):
             got, want = (side.attributes.get(name) for side in (found, expected))
             if not _equal(got, want):
-                yield f"{name} {_shown(got)}, expected {_shown(want)}"
+                yield f"{name} {shown(got)}, expected {shown(want)}"
         if self._permuted(found.operands, expected):
             if not (self._commutes and expected.kind in _COMMUTATIVE):
                 moved = [pair for pair in zip(found.operands, expected.operands, strict=True) if self._moved("", *pair)]
@@ -251,12 +251,15 @@ def _equal(got: object, want: object) -> bool:
     return got == want
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a setting or a constant as messages show it."""
+    if isinstance(value, np.ndarray):
+        value = value.item() if value.size == 1 else tuple(value.ravel().tolist())
     if value is None:
         return "absent"
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, tuple):
         more = f" … ({len(value)})" if len(value) > 8 else ""
-        return f"[{', '.join(_shown(entry) for entry in value[:8])}{more}]"
+        return f"[{', '.join(shown(entry) for entry in value[:8])}{more}]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ import onnx
 from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.program import graph_program
 from nrd_trt.graph.tensors import copy_model, rename_tensors
-from nrd_trt.program import Operand, Operation, Program, paired_operations
+from nrd_trt.program import Operand, Operation, Program, paired_operations, shown
 
 _PASSED = frozenset({"Cast", "Identity", "QuantizeLinear", "DequantizeLinear"})
 
@@ -234,9 +234,9 @@ class _Reduced:
         sides = (self._with_known(quantize), self._with_known(dequantize))
         scales, zeros = ([_at(side, place) for side in sides] for place in (1, 2))
         if any(scale.size != 1 for scale in scales) or scales[0].ravel()[0] != scales[1].ravel()[0]:
-            faults.append(f"quantised with scale {_listed(scales[0])}, read with {_listed(scales[1])}")
+            faults.append(f"quantised with scale {shown(scales[0])}, read with {shown(scales[1])}")
         if any(zero.size and zero.any() for zero in zeros):
-            faults.append(f"zero point {_listed(zeros[0])} and {_listed(zeros[1])}, expected 0")
+            faults.append(f"zero point {shown(zeros[0])} and {shown(zeros[1])}, expected 0")
         if any(zero.dtype != np.int8 for zero in zeros):
             faults.append(f"quantised to {zeros[0].dtype} and read from {zeros[1].dtype}, expected int8")
         operand = self._known(quantize.operands[0])
@@ -248,10 +248,6 @@ class _Reduced:
 def _at(operation: Operation, place: int) -> np.ndarray:
     operand = operation.operands[place] if len(operation.operands) > place else None
     return np.asarray(operand) if isinstance(operand, np.ndarray) else np.zeros(0, np.uint8)
-
-
-def _listed(values: np.ndarray) -> str:
-    return ", ".join(f"{float(value):.6g}" for value in values.ravel()[:4]) or "none"
 
 
 def _dequantized(operation: Operation, integers: np.ndarray) -> np.ndarray | str:

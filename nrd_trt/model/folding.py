@@ -63,12 +63,6 @@ class PatchAdapter(nn.Module):
         return self.decode_head.theta(features[-1]), self.decode_head.guidance(features[0])
 
 
-def folded_weights(model: Segmentor) -> dict[str, np.ndarray]:
-    """Return weights and biases by the names that they have in an exported file, batch norm folded, float32."""
-    adapter = PatchAdapter(model) if isinstance(model.decode_head, NrdHead) else LogitsAdapter(model)
-    return {name: parameter.detach().numpy() for name, parameter in adapter.named_parameters()}
-
-
 def _fold_cat_norm(head: NrdHead) -> tuple[np.ndarray, np.ndarray]:
     """Fold ``cat_norm`` into the guidance branch's last convolution and return the two coordinate tables."""
     norm = head.cat_norm

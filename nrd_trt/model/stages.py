@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.decode.reference import patch_decode, upsample
@@ -82,27 +82,6 @@ def predict_stages_from(model: Segmentor, found: Mapping[str, np.ndarray]) -> di
     if "logits" in given:
         stages["mask"] = upsample(given["logits"], model.config.upsample).argmax(dim=1).to(torch.uint8)
     return {name: tensor[0].cpu().numpy() for name, tensor in stages.items()}
-
-
-@torch.inference_mode()
-def visit_conv_inputs(model: Segmentor, image: np.ndarray, visit: Callable[[str, np.ndarray], None]) -> None:
-    """Run one image through the network and show what every convolution reads, one at a time.
-
-    Args:
-        model: In evaluation mode.
-        image: ``(h, w, 3) uint8`` RGB, sides multiples of 32.
-        visit: Receives the name of the convolution and its input ``(C, h', w') float32``, which it must not keep.
-    """
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: visit(name, inputs[0][0].cpu().numpy()))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-    ]
-    try:
-        model(torch.from_numpy(normalise(image[None], model.info)).to(next(model.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.inference_mode()

@@ -8,8 +8,8 @@ file tells why already. The right reading is tried first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +18,17 @@ import onnx
 from nrd_trt.decode.function import LOGITS_OP, MASK_OP
 from nrd_trt.graph.decode_nodes import coordinate_tables
 from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.network import file_network
+from nrd_trt.graph.outputs import PREFIX, with_taps
+from nrd_trt.graph.program import layer_name
+from nrd_trt.graph.tensors import needed_nodes
 from nrd_trt.specs import DecodeSpec
-from nrd_trt.validation.constants import find_in_nodes, layer_stages
 from nrd_trt.validation.drawing import describe_drawing
 from nrd_trt.validation.hints import describe_channels, describe_pixels, describe_tables
-from nrd_trt.validation.quantised import find_in_scales
-from nrd_trt.validation.stages import CLEARLY, Finding, StageMeter, StageTolerance
-from nrd_trt.validation.weights import find_in_weights
+from nrd_trt.validation.stages import CLEARLY, STAGES, Finding, StageMeter, StageTolerance
+from nrd_trt.validation.structure import executed_program, layer_differences
+from nrd_trt.validation.structure_ends import enlargement_differences, preprocessing_differences
+from nrd_trt.validation.structure_scales import scale_uses
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
@@ -37,6 +41,8 @@ DECODE = {
 }
 """The decode computes in fp32 in every precision; its logits are rounded once where they are stored in 16 bits."""
 _BEFORE_DECODE = ("c1", "c4", "theta", "guidance")
+_SHOWN = 4
+"""Differences of layers of one stage that are told."""
 _EXPLAINED = 0.1
 """Share of a channel's spread that a description of a stage before the decode may leave, at most."""
 
@@ -44,28 +50,68 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def causes_in_file(file: onnx.ModelProto, model: Segmentor, want: Tensors) -> list[Finding]:
-    """Return what is otherwise in a file than in its checkpoint: attributes, limits, orders, weights, tables.
+    """Return what is otherwise in a file than in its checkpoint, as the structural proof tells it, by stage.
 
     Args:
         file: The bundle's ONNX file.
         model: The checkpoint, in evaluation mode.
         want: PyTorch's stages of an image, for its tables of coordinates.
     """
-    from nrd_trt.decode.misread import describe_channel, misread_orders
-    from nrd_trt.model.folding import folded_weights
-
-    found = list(find_in_nodes(file, model))
-    weights, stages = folded_weights(model), layer_stages(file)
-    if model.config.is_nrd:
-        spec = model.config.decode
-        names = partial(describe_channel, spec=spec)
-        found += find_in_weights(file, weights, stages, list(misread_orders(spec)), names)
-    else:
-        found += find_in_weights(file, weights, stages)
+    found, network, expected = [], file_network(file), executed_program(model)[0]
+    if network is not None:
+        lines = preprocessing_differences(file, network, model, read_facts(file))
+        found += [Finding(stage="preprocessing", text=line.removeprefix("preprocessing: ")) for line in lines]
+    if network is not None and expected.operations:
+        found += _by_stage(layer_differences(network, expected, model), file, model)
+    found += [Finding(stage="mask", text=line) for line in enlargement_differences(file)]
     if "x_table" in want:
         said = describe_tables((want["x_table"], want["y_table"]), coordinate_tables(file))
         found += [Finding(stage="logits", text=text) for text in said]
     return found
+
+
+def layer_stages(file: onnx.ModelProto) -> dict[str, str]:
+    """Return the first stage that each layer of a file is needed for, by the layer's name."""
+    nodes = list(with_taps(file).graph.node)
+    found: dict[str, str] = {}
+    for stage in STAGES[:-1]:
+        for node in needed_nodes(nodes, [PREFIX + stage]):
+            found.setdefault(layer_name(node.name, node.op_type), stage)
+    return found
+
+
+def _by_stage(lines: Iterable[str], file: onnx.ModelProto, model: Segmentor) -> Iterator[Finding]:
+    """Yield what the structural proof says of layers by stage: what it says of many alike once, and not all of many."""
+    stages, last = layer_stages(file), "theta" if model.config.is_nrd else "logits"
+    alike: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        layer, _, text = line.removeprefix("`").partition("`: ")
+        stage = stages.get(layer, "c4" if layer.startswith("backbone") else last)
+        alike[stage][text or line].append(layer)
+    for stage, said in alike.items():
+        told = [_together(layers, text) for text, layers in said.items()]
+        if len(told) > _SHOWN:
+            told[_SHOWN - 1 :] = [f"{told[_SHOWN - 1]}; and {len(told) - _SHOWN} more differences"]
+        yield from (Finding(stage=stage, text=text) for text in told)
+
+
+def _together(layers: list[str], text: str) -> str:
+    """Return what is said of layers; a line that is of none stands alone."""
+    if text == layers[0]:
+        return text
+    return f"`{layers[0]}`{f' and {len(layers) - 1} more' if len(layers) > 1 else ''}: {text}"
+
+
+def _scales(file: onnx.ModelProto, model: Segmentor, image: np.ndarray, stages: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield the activations whose int8 scale is clearly too small or too large for PyTorch's."""
+    network = file_network(file)
+    if network is None:
+        return
+    for use in scale_uses(network, executed_program(model)[0], model, [image]):
+        if (said := use.cause()) and use.tensor.readers:
+            reader = network.program.operations[use.tensor.readers[0][0]].name
+            text = f"the int8 scale of what `{reader}` reads is {said}"
+            yield Finding(stage=stages.get(reader, "c4"), text=text)
 
 
 def causes_in_data(
@@ -95,14 +141,18 @@ def causes_in_data(
     from nrd_trt.model.stages import predict_stages_from
 
     graph, stages = read_facts(file), layer_stages(file)
-    found = list(find_in_scales(file, model, image, stages)) if graph.precision == "int8" else []
+    found = list(_scales(file, model, image, stages)) if graph.precision == "int8" else []
     explained = {finding.stage for finding in (*known, *found)}
     due = {**predict_stages_from(model, got), "preprocessing": want["preprocessing"]}
 
     def add(stage: str, texts: Iterable[str | None]) -> None:
         found.extend(Finding(stage=stage, text=text) for text in texts if text)
 
-    if "preprocessing" in got and _score(due["preprocessing"], got["preprocessing"], pixels) > 1:
+    if (
+        "preprocessing" in got
+        and "preprocessing" not in explained
+        and _score(due["preprocessing"], got["preprocessing"], pixels) > 1
+    ):
         add("preprocessing", [describe_pixels(due["preprocessing"], got["preprocessing"])])
     for stage in _BEFORE_DECODE if model.config.is_nrd else (*_BEFORE_DECODE, "logits"):
         if stage not in due or stage not in got or stage in explained:

@@ -117,11 +117,11 @@ def least_lossy(magnitudes: np.ndarray) -> float:
     return min(limits, key=lambda limit: loss(magnitudes, limit))
 
 
-def loss(magnitudes: np.ndarray, limit: float) -> float:
-    """Return the root mean square of what clipping at `limit` and rounding to its 127th change of magnitudes."""
+def loss(magnitudes: np.ndarray, limit: float, counts: np.ndarray | None = None) -> float:
+    """Return the root mean square of what int8 with the range `limit` changes of magnitudes, each counted so often."""
     step = limit / LARGEST
     represented = np.minimum(np.rint(magnitudes / step), LARGEST) * step
-    return float(np.sqrt(np.square(represented - magnitudes).mean()))
+    return float(np.sqrt(np.average(np.square(represented - magnitudes), weights=counts)))
 
 
 def _with_picked(full: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:

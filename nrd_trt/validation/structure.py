@@ -28,14 +28,15 @@ from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.program import function_programs, graph_program
 from nrd_trt.graph.quantize import LARGEST, insert_qdq, layers_in_int8, plan_quantization
 from nrd_trt.program import Describe, Operation, Program, compare_programs
+from nrd_trt.specs import DecodeSpec
 from nrd_trt.validation.rederive import other_kind, rederive_full
-from nrd_trt.validation.structure_constants import describe_constant, find_elsewhere, rounding_of
+from nrd_trt.validation.structure_constants import describe_constant, readings_of, rounding_of
 from nrd_trt.validation.structure_ends import (
     decode_attribute_differences,
     ending_differences,
     preprocessing_differences,
 )
-from nrd_trt.validation.structure_scales import scale_faults
+from nrd_trt.validation.structure_scales import scale_uses
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
@@ -62,7 +63,7 @@ def check_structure(
         full: The fp32 file that the exporter makes of it now, in the bundle's form, with both outputs.
         images: ``(h, w, 3) uint8`` RGB on which int8 scales are measured anew; none leaves that out.
     """
-    executed, not_provable = _executed(model)
+    executed, not_provable = executed_program(model)
     network, checked = network_differences(file, model, images, executed)
     network += [*_record_differences(file, record, model)]
     try:
@@ -101,12 +102,12 @@ def prove_structure(
 
 def layer_structure(file: onnx.ModelProto, model: Segmentor, images: Sequence[np.ndarray] = ()) -> StructureRecord:
     """Compare a file with what PyTorch executes alone, as a build does with what it has just exported."""
-    executed, not_provable = _executed(model)
+    executed, not_provable = executed_program(model)
     lines, checked = network_differences(file, model, images, executed)
     return StructureRecord.of("layers", checked, lines, not_provable)
 
 
-def _executed(model: Segmentor) -> tuple[Program, list[str]]:
+def executed_program(model: Segmentor) -> tuple[Program, list[str]]:
     """Return what PyTorch executes, or no operations and the reason where it executes what is not known here."""
     from nrd_trt.model.program import network_program
 
@@ -145,15 +146,22 @@ def network_differences(
     expected = expected or network_program(model)
     known = bool(expected.operations)
     if known:
-        lines += compare_programs(network.program, expected, _rounded(expected), commutes=True)
+        lines += layer_differences(network, expected, model)
     lines += preprocessing_differences(file, network, model, graph)
     if model.config.is_nrd:
         lines += decode_attribute_differences(file, model, graph)
     lines += ending_differences(file, network, model, graph)
-    lines += [f"`{tensor.name}`: int8: {fault}" for tensor in network.quantized for fault in tensor.faults]
     if known and images and network.quantized:
-        lines += scale_faults(network, expected, model, images)
+        uses = scale_uses(network, expected, model, images)
+        lines += [fault for use in uses if (fault := use.fault(len(images)))]
     return lines, _counts(network, expected) if known else {}
+
+
+def layer_differences(network: FileNetwork, expected: Program, model: Segmentor) -> list[str]:
+    """Compare the layers of a file with those that PyTorch executes, and look for faults of int8 pairs."""
+    spec = model.config.decode if model.config.is_nrd else None
+    lines = compare_programs(network.program, expected, _rounded(expected, spec), commutes=True)
+    return lines + [f"`{tensor.name}`: int8: {fault}" for tensor in network.quantized for fault in tensor.faults]
 
 
 def expected_file(full: onnx.ModelProto, record: BundleRecord) -> onnx.ModelProto:
@@ -180,15 +188,15 @@ def whole_differences(file: onnx.ModelProto, expected: onnx.ModelProto, *, range
         expected: What it should be.
         ranges_known: Whether activation scales of `expected` are the recorded ones.
     """
-    found, wanted = graph_program(file), graph_program(expected)
-    lines = compare_programs(found, wanted, _exact(wanted, ranges_known=ranges_known))
+    found, wanted, spec = graph_program(file), graph_program(expected), read_facts(expected).decode
+    lines = compare_programs(found, wanted, _exact(wanted, spec, ranges_known=ranges_known))
     bodies, right = function_programs(file), function_programs(expected)
     for name in dict.fromkeys((*right, *bodies)):
         kind = name.split(".")[-1]
         if name not in bodies or name not in right:
             lines.append(f"`{kind}`: its function is {'missing' if name in right else 'extra'}")
             continue
-        inside = compare_programs(bodies[name], right[name], _exact(right[name], ranges_known=True))
+        inside = compare_programs(bodies[name], right[name], _exact(right[name], None, ranges_known=True))
         lines += [f"{kind}: {line}" for line in inside]
     lines += [*_interface_differences(file, expected)]
     return lines
@@ -230,27 +238,27 @@ def _doubt(record: BundleRecord) -> str | None:
 # --- what may differ --------------------------------------------------------------------------------------------------
 
 
-def _rounded(expected: Program) -> Describe:
+def _rounded(expected: Program, spec: DecodeSpec | None) -> Describe:
     """Judge weights by the rounding of their type in the file."""
-    elsewhere = find_elsewhere(expected)
+    readings = readings_of(expected, spec)
 
     def describe(operation: Operation, label: str, found: np.ndarray, want: np.ndarray) -> str | None:
         allowed = rounding_of(want, found.dtype) if want.size and want.shape == found.shape and want.ndim else 0.0
-        return describe_constant(found, want, allowed, elsewhere(operation, label))
+        return describe_constant(found, want, allowed, readings(operation, label))
 
     return describe
 
 
-def _exact(expected: Program, *, ranges_known: bool) -> Describe:
+def _exact(expected: Program, spec: DecodeSpec | None, *, ranges_known: bool) -> Describe:
     """Judge constants by their bits."""
-    elsewhere = find_elsewhere(expected)
+    readings = readings_of(expected, spec)
 
     def describe(operation: Operation, label: str, found: np.ndarray, want: np.ndarray) -> str | None:
         if label == "activation scale" and not ranges_known:
             return None
         if found.dtype != want.dtype:
             return f"is {found.dtype}, expected {want.dtype}"
-        return describe_constant(found, want, 0.0, elsewhere(operation, label))
+        return describe_constant(found, want, 0.0, readings(operation, label))
 
     return describe
 

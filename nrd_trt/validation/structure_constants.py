@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from nrd_trt.graph.quantize import LARGEST
-from nrd_trt.program import Operation, Program
+from nrd_trt.program import Operation, Program, shown
+from nrd_trt.specs import DecodeSpec
 
 _HALF_STEP = {"float32": 2.0**-22, "float16": 2.0**-11 * 1.01, "bfloat16": 2.0**-8 * 1.01}
 """Largest relative error of a stored weight: half a step of the type; of float32 two, as float64 was rounded before."""
@@ -17,8 +21,24 @@ _INT8_SHARE = 0.57
 _SMALLEST_STEP = float(np.finfo(np.float16).tiny)
 _SAME_FACTOR = 1e-3
 
-Elsewhere = Callable[[np.ndarray], str | None]
-"""Names another layer whose constant an array is; None where it is no other's."""
+_CONTROLLER = "decode_head.classifier.classifier.1"
+
+Orders = tuple[tuple[str, np.ndarray], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readings:
+    """What a constant may be instead of the right one.
+
+    Attributes:
+        elsewhere: Names another layer whose constant an array is; None where it is no other's.
+        orders: Wrong orders of its rows, each with what it means.
+        row_name: What a row is for; None where rows have no names.
+    """
+
+    elsewhere: Callable[[np.ndarray], str | None] = lambda array: None
+    orders: Orders = ()
+    row_name: Callable[[int], str] | None = None
 
 
 def rounding_of(expected: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -37,7 +57,7 @@ def rounding_of(expected: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def describe_constant(
-    found: np.ndarray, expected: np.ndarray, allowed: np.ndarray | float, elsewhere: Elsewhere = lambda array: None
+    found: np.ndarray, expected: np.ndarray, allowed: np.ndarray | float, readings: Readings | None = None
 ) -> str | None:
     """Say how a constant differs from the right one, or None where it does not.
 
@@ -45,7 +65,7 @@ def describe_constant(
         found: In the file.
         expected: The right one, of the same meaning.
         allowed: Largest difference, for all or for each value.
-        elsewhere: Looks for the constant in other layers.
+        readings: What else it may be.
     """
     if found.shape != expected.shape:
         return f"has the shape {list(found.shape)}, expected {list(expected.shape)}"
@@ -55,38 +75,57 @@ def describe_constant(
         return f"is {found.tolist()}, expected {expected.tolist()}"
     got, want = (np.atleast_1d(side.astype(np.float64)) for side in (found, expected))
     limit = np.broadcast_to(np.asarray(allowed, np.float64), got.shape)
-    right = (np.abs(got - want) <= limit) | (got == want)
+    right = _near(got, want, limit)
     if right.all():
         return None
     if got.size <= 8:
-        return f"is {_numbers(got)}, expected {_numbers(want)}"
+        return f"is {shown(got)}, expected {shown(want)}"
+    if not np.isfinite(got).all():
+        return f"has {int((~np.isfinite(got)).sum())} values that are not finite"
     if not got.any():
         return "is zero"
     if (factor := _factor(got, want, limit)) is not None:
         return f"is ×{factor:.4g} of the expected"
-    if (place := elsewhere(found)) is not None:
+    readings = readings or Readings()
+    if moved := _moved(got, want, limit, readings.orders):
+        return moved
+    if (place := readings.elsewhere(found)) is not None:
         return f"is that of `{place}`"
-    return _rows(got, want, right, limit)
+    return _rows(got, want, right, limit, readings.row_name)
 
 
-def find_elsewhere(program: Program) -> Callable[[Operation, str], Elsewhere]:
-    """Return what looks in a program for another layer with a given constant."""
-    places: dict[tuple[int, ...], list[tuple[str, str, np.ndarray]]] = {}
+def readings_of(program: Program, spec: DecodeSpec | None) -> Callable[[Operation, str], Readings]:
+    """Return what tells of the constants of a program what else they may be.
+
+    Args:
+        program: The right one.
+        spec: Constants of the network's decode, where it has one.
+    """
+    from nrd_trt.decode.misread import describe_channel, misread_orders
+
+    places: dict[tuple[int, ...], list[tuple[str, str, np.ndarray]]] = defaultdict(list)
     for operation in program.operations:
         for index, operand in enumerate(operation.operands):
             if isinstance(operand, np.ndarray) and operand.size > 8:
-                places.setdefault(operand.shape, []).append((operation.name, operation.label(index), operand))
+                places[operand.shape].append((operation.name, operation.label(index), operand))
 
-    def of(operation: Operation, label: str) -> Elsewhere:
-        def search(array: np.ndarray) -> str | None:
-            for name, what, constant in places.get(array.shape, ()):
-                if (name, what) != (operation.name, label) and _alike(array, constant):
-                    return name
-            return None
+    def of(operation: Operation, label: str) -> Readings:
+        def elsewhere(array: np.ndarray) -> str | None:
+            others = (entry for entry in places[array.shape] if entry[:2] != (operation.name, label))
+            owners = [name for name, _, constant in others if _alike(array, constant)]
+            return owners[0] if len(owners) == 1 else None
 
-        return search
+        if spec is None or operation.name != _CONTROLLER:
+            return Readings(elsewhere=elsewhere)
+        orders = tuple(misread_orders(spec))
+        return Readings(elsewhere=elsewhere, orders=orders, row_name=partial(describe_channel, spec=spec))
 
     return of
+
+
+def _near(got: np.ndarray, want: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    near: np.ndarray = (np.abs(got - want) <= limit) | (got == want)
+    return near
 
 
 def _alike(found: np.ndarray, constant: np.ndarray) -> bool:
@@ -104,22 +143,58 @@ def _factor(got: np.ndarray, want: np.ndarray, limit: np.ndarray) -> float | Non
     return factor if (np.abs(got - factor * want) <= slack).all() else None
 
 
-def _rows(got: np.ndarray, want: np.ndarray, right: np.ndarray, limit: np.ndarray) -> str:
+def _moved(got: np.ndarray, want: np.ndarray, limit: np.ndarray, orders: Orders) -> str | None:
+    """Say in which other layout the values are, or that nothing but input channels is lost."""
+    for meaning, order in orders:
+        if len(order) == len(got) and _near(got, want[order], limit[order]).all():
+            return f"stands as if {meaning}"
+    if got.ndim == 4 and got.shape[2] > 1:
+        turned: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+            "transposed": lambda array: array.swapaxes(2, 3),
+            "mirrored": lambda array: array[..., ::-1, ::-1],
+        }
+        for what, turn in turned.items():
+            if got.shape == turn(want).shape and _near(got, turn(want), turn(limit)).all():
+                return f"has its kernels {what}"
+    if got.ndim == 4:
+        others = (0, 2, 3)
+        lost = np.flatnonzero(want.any(axis=others) & ~got.any(axis=others))
+        if lost.size and _near(*(np.delete(side, lost, axis=1) for side in (got, want, limit))).all():
+            return f"is zero in {_ranges(lost, 'input channel')} of {got.shape[1]}"
+    return None
+
+
+def _rows(
+    got: np.ndarray,
+    want: np.ndarray,
+    right: np.ndarray,
+    limit: np.ndarray,
+    row_name: Callable[[int], str] | None,
+) -> str:
     rows = np.flatnonzero(~right.reshape(len(right), -1).all(axis=1))
-    difference = float(np.nanmax(np.abs(got - want))) if np.isfinite(got - want).any() else np.inf
     if len(got) == 1 or len(rows) == 0:
+        difference = float(np.abs(got - want).max())
         return f"differs in {int((~right).sum())} of {right.size} values, by up to {difference:.3g}"
     text = f"differs in {_ranges(rows)} of {len(got)}"
+    if row_name is not None and len(rows) < len(got):
+        owners = list(dict.fromkeys(map(row_name, rows.tolist())))
+        text += f" ({', '.join(owners[:4])}{f' and {len(owners) - 4} more' if len(owners) > 4 else ''})"
+    chosen = got[rows], want[rows], limit[rows]
     if not got[rows].any():
         return f"{text}: zero there"
-    if (factor := _factor(got[rows], want[rows], limit[rows])) is not None:
+    if got.ndim == 1 and len(rows) <= 4:
+        return f"{text}: {shown(got[rows])} there, expected {shown(want[rows])}"
+    if (factor := _factor(*chosen)) is not None:
         return f"{text}: ×{factor:.4g} there"
-    if len(rows) > 1 and _permuted(got[rows], want[rows], limit[rows]):
+    if len(rows) > 1 and _permuted(*chosen):
         return f"{text}: in another order"
-    whole = (
-        f"{int((~right).sum())} of {right.size} values" if len(rows) == len(got) else text.removeprefix("differs in ")
-    )
-    return f"differs in {whole}, by up to {difference:.3g} (values reach {float(np.abs(want).max()):.3g})"
+    factors = [_factor(*row) for row in zip(*chosen, strict=True)] if got[0].size > 1 else [None]
+    if None not in factors:
+        return f"{text}: ×{min(factors):.4g} to ×{max(factors):.4g} there"  # type: ignore[type-var]
+    share = np.sqrt(((got[rows] - want[rows]) ** 2).sum() / ((want[rows] ** 2).sum() or np.nan))
+    difference = float(np.abs(got - want).max())
+    off = f", off by {share:.1%} of their size" if share < 10 else ""
+    return f"{text}, by up to {difference:.3g} (values reach {float(np.abs(want).max()):.3g}{off})"
 
 
 def _permuted(got: np.ndarray, want: np.ndarray, limit: np.ndarray) -> bool:
@@ -132,7 +207,7 @@ def _permuted(got: np.ndarray, want: np.ndarray, limit: np.ndarray) -> bool:
     return bool((np.abs(flat[0][orders[0]] - flat[1][orders[1]]) <= slack).all())
 
 
-def _ranges(rows: Sequence[int] | np.ndarray) -> str:
+def _ranges(rows: Sequence[int] | np.ndarray, what: str = "row") -> str:
     """Return ``"row 7"``, ``"rows 3–9"``, or the first of many."""
     runs: list[list[int]] = []
     for row in map(int, rows):
@@ -140,15 +215,10 @@ def _ranges(rows: Sequence[int] | np.ndarray) -> str:
             runs[-1][1:] = [row]
         else:
             runs.append([row])
-    shown = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs[:4])
+    listed = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs[:4])
     more = f" and {len(rows) - sum(_length(run) for run in runs[:4])} more" if len(runs) > 4 else ""
-    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"
+    return f"{what}{'' if len(rows) == 1 else 's'} {listed}{more}"
 
 
 def _length(run: Sequence[int]) -> int:
     return run[-1] - run[0] + 1
-
-
-def _numbers(values: Iterable[float] | np.ndarray) -> str:
-    listed = [f"{float(value):.6g}" for value in np.asarray(values).ravel()]
-    return listed[0] if len(listed) == 1 else f"[{', '.join(listed)}]"

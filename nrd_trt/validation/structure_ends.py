@@ -17,8 +17,10 @@ from nrd_trt.data.preprocessing import normalise
 from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.graph.network import FileNetwork
+from nrd_trt.graph.program import function_programs, graph_program
 from nrd_trt.graph.tensors import element_types, needed_nodes, replace_nodes
 from nrd_trt.optional import require
+from nrd_trt.program import Operation, shown
 from nrd_trt.runtime.base import unpacked
 from nrd_trt.validation.hints import describe_pixels
 
@@ -30,6 +32,7 @@ _PATCHES_HW = (3, 5)
 _STEP = {"fp32": 1e-4, "fp16": 2.0**-9, "bf16": 2.0**-7, "int8": 2.0**-9}
 """Largest error of a logit over the largest: an ending computes in fp32, and its output is rounded to the type."""
 _TIE = 1e-3
+_RESIZE = {"mode": b"linear", "coordinate_transformation_mode": b"half_pixel"}
 
 
 def preprocessing_differences(
@@ -62,19 +65,37 @@ def ending_differences(file: onnx.ModelProto, network: FileNetwork, model: Segme
     """Run a file's decode, or a baseline's enlargement, on drawn numbers and compare with PyTorch's."""
     from nrd_trt.model.program import draw_ending
 
-    inputs = _drawn(model)
+    inputs, lines = _drawn(model), [f"ending: {line}" for line in enlargement_differences(file)]
     try:
         got = _run(_after(file, network.results), inputs)
     except Exception as exc:  # onnxruntime's and onnx's errors have no common base
-        return [f"ending: cannot be run alone ({_first_line(exc)})"]
+        return [*lines, f"ending: cannot be run alone ({_first_line(exc)})"]
     logits, enlarged = draw_ending(model, inputs)
-    lines: list[str] = []
     if "logits" in got:
         lines += _logit_lines(got["logits"], logits, _STEP[graph.precision])
     if "mask" in got:
         mask = unpacked(got["mask"]) if graph.mask_encoding == "u8x4" else got["mask"]
         lines += _mask_lines(mask, enlarged)
     return lines
+
+
+def enlargement_differences(file: onnx.ModelProto) -> Iterator[str]:
+    """Yield the attributes of what draws the mask, in the graph and in functions, that are not the network's."""
+    bodies = {f"function {name.split('.')[-1]}": program for name, program in function_programs(file).items()}
+    for place, program in {"the graph": graph_program(file), **bodies}.items():
+        for operation in program.operations:
+            if operation.kind != "ArgMax":
+                continue
+            if operation.attributes.get("select_last_index"):
+                yield f"the ArgMax of {place}: select_last_index 1, expected 0: ties go to the highest class"
+            resize: Operation | None = operation
+            while resize is not None and resize.kind != "Resize":
+                source = resize.operands[0] if resize.operands else None
+                resize = program.operations[source[0]] if isinstance(source, tuple) else None
+            for name, wanted in _RESIZE.items() if resize else ():
+                got = resize.attributes.get(name) if resize else None
+                if got not in (wanted, b"pytorch_half_pixel"):  # which differs for a single pixel only
+                    yield f"the Resize of {place}: {name} {shown(got)}, expected {shown(wanted)}"
 
 
 def decode_attribute_differences(file: onnx.ModelProto, model: Segmentor, graph: GraphFacts) -> list[str]:
@@ -87,9 +108,9 @@ def decode_attribute_differences(file: onnx.ModelProto, model: Segmentor, graph:
             if isinstance(want, np.ndarray):
                 found = np.asarray(() if got is None else got, np.float64)
                 if found.shape != want.shape or not np.allclose(found, want, rtol=2.0**-22, atol=2.0**-24):
-                    lines.append(f"`{node.op_type}`: {name} {_listed(found)}, expected {_listed(want)}")
+                    lines.append(f"`{node.op_type}`: {name} {shown(found)}, expected {shown(want)}")
             elif got != want:
-                lines.append(f"`{node.op_type}`: {name} {_text(got)}, expected {_text(want)}")
+                lines.append(f"`{node.op_type}`: {name} {shown(got)}, expected {shown(want)}")
     return lines
 
 
@@ -204,13 +225,3 @@ def _run(part: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> dict[str, np.
 
 def _first_line(exc: Exception) -> str:
     return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
-
-
-def _listed(values: np.ndarray) -> str:
-    return f"[{', '.join(f'{value:.5g}' for value in values.tolist())}]"
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "absent"
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

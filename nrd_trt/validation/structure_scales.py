@@ -7,6 +7,7 @@ a few images are counted, and a scale is a fault where its squared error is far 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from nrd_trt.data.preprocessing import normalise
 from nrd_trt.graph.network import FileNetwork, QuantizedTensor
 from nrd_trt.graph.quantize import LARGEST
 from nrd_trt.program import Program, paired_operations
+from nrd_trt.validation.rederive import loss
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
@@ -25,13 +27,60 @@ MAX_LOSS = {"wide": 10.0, "narrow": 25.0}
 Measured on MobileNetV2 at 64x96 and R18 at 128x160, all recipes, calibrated on 8 drawn scenes or CamVid frames: at most
 2.04 and 12.2. A quarter of a sound scale loses 78 or more, four times it above 10 in four of five tensors.
 """
+_CLEARLY_WORSE = 9.0
+"""Loss from which a scale may be a cause. Four times the right scale loses sixteen times as much at most."""
+_CLIPPED, _BEYOND = 0.03, 1.9
+"""Share of the values that is clipped, and times of the range that they reach, from where a scale is too small. Ranges
+of other images clip as well: those of three training frames up to 2.8 % of two frames of CamVid's validation drive."""
+_FEW_LEVELS = LARGEST / 3
 _CANDIDATES = np.geomspace(1 / 64, 1, 97)
 
 
-def scale_faults(
+@dataclass(frozen=True, kw_only=True)
+class ScaleUse:
+    """What a scale does to its activation.
+
+    Attributes:
+        tensor: The activation.
+        loss: Squared error, as a multiple of the least possible.
+        best: Scale of the least.
+        clipped: Share of the values that are beyond the scale's range.
+        reach: Largest magnitude.
+    """
+
+    tensor: QuantizedTensor
+    loss: float
+    best: float
+    clipped: float
+    reach: float
+
+    def fault(self, images: int) -> str | None:
+        """Say that the scale loses far more than the best one would; None where it does not."""
+        scale, limit = self.tensor.scale, MAX_LOSS["wide" if self.tensor.scale > self.best else "narrow"]
+        if self.loss <= limit:
+            return None
+        return (
+            f"`{self.tensor.name}`: activation scale {scale:.4g} loses {self.loss:.3g} times the squared error of "
+            f"{self.best:.4g}, the best on {images} images (at most {limit:g})"
+        )
+
+    def cause(self) -> str | None:
+        """Say that the scale is clearly too small or too large; None where it is not."""
+        scale, levels = self.tensor.scale, self.reach / self.tensor.scale
+        limits = f"±{LARGEST * scale:.3g}, PyTorch's values reach ±{self.reach:.3g}"
+        if self.loss < _CLEARLY_WORSE:
+            return None
+        if scale < self.best and self.clipped > _CLIPPED and levels > _BEYOND * LARGEST:
+            return f"too small: {self.clipped:.2%} of the values are clipped ({limits})"
+        if scale > self.best and levels < _FEW_LEVELS:
+            return f"too large: {levels:.0f} of {LARGEST} levels are used ({limits})"
+        return None
+
+
+def scale_uses(
     network: FileNetwork, expected: Program, model: Segmentor, images: Sequence[np.ndarray]
-) -> Iterator[str]:
-    """Yield the activations whose scale loses far more than the best one would.
+) -> Iterator[ScaleUse]:
+    """Yield what the scale of each activation in int8 does to what PyTorch computes there.
 
     Args:
         network: The file's.
@@ -39,19 +88,6 @@ def scale_faults(
         model: The checkpoint.
         images: ``(h, w, 3) uint8`` RGB, of a size that the network takes.
     """
-    for tensor, loss, best in scale_losses(network, expected, model, images):
-        limit = MAX_LOSS["wide" if tensor.scale > best else "narrow"]
-        if not loss <= limit:
-            yield (
-                f"`{tensor.name}`: activation scale {tensor.scale:.4g} loses {loss:.3g} times the squared error of "
-                f"{best:.4g}, the best on {len(images)} images (at most {limit:g})"
-            )
-
-
-def scale_losses(
-    network: FileNetwork, expected: Program, model: Segmentor, images: Sequence[np.ndarray]
-) -> Iterator[tuple[QuantizedTensor, float, float]]:
-    """Yield each activation in int8 with its squared error over the least possible, and the scale of the least."""
     from nrd_trt.model.program import measure_operations
 
     places = {
@@ -62,22 +98,29 @@ def scale_losses(
         place = "pixels" if tensor.operand == "pixels" else None
         if isinstance(tensor.operand, tuple):
             place = places.get(tensor.operand[0])
-        if place:
+        if place and np.isfinite(tensor.scale):  # others are faults of a pair
             wanted[tensor] = place
     pixels = [normalise(image[None], model.info) for image in images]
     measured = measure_operations(model, pixels, set(wanted.values()))
     for tensor, place in wanted.items():
-        if place in measured and measured[place][1] > 0 and np.isfinite(tensor.scale):  # others are faults of a pair
-            counts, largest = measured[place]
-            candidates = _CANDIDATES * largest / LARGEST
-            errors = [_squared_error(counts, largest, float(scale)) for scale in candidates]
-            least = int(np.argmin(errors))
-            loss = _squared_error(counts, largest, tensor.scale) / max(errors[least], 1e-30)
-            yield tensor, loss, float(candidates[least])
+        if place in measured and measured[place][1] > 0:
+            yield _use(tensor, *measured[place])
 
 
-def _squared_error(counts: np.ndarray, largest: float, scale: float) -> float:
-    """Return the squared error of int8 at a scale, over counted magnitudes; the first bin's are taken for zeros."""
+def _use(tensor: QuantizedTensor, counts: np.ndarray, largest: float) -> ScaleUse:
     values = (np.arange(len(counts)) + 0.5) * (largest / len(counts))
-    rounded = np.minimum(np.rint(values / scale), LARGEST) * scale
-    return float((counts[1:] * ((values - rounded) ** 2)[1:]).sum())
+    used = values[1:], counts[1:]  # the first bin's are taken for zeros
+
+    def squared_error(limit: float) -> float:
+        return loss(used[0], limit, used[1]) ** 2
+
+    candidates = _CANDIDATES * largest
+    errors = [squared_error(limit) for limit in candidates]
+    least = int(np.argmin(errors))
+    return ScaleUse(
+        tensor=tensor,
+        loss=squared_error(tensor.scale * LARGEST) / max(errors[least], 1e-30),
+        best=float(candidates[least]) / LARGEST,
+        clipped=float(counts[values > (LARGEST + 0.5) * tensor.scale].sum() / counts.sum()),
+        reach=largest,
+    )

@@ -33,8 +33,8 @@ from nrd_trt.exporting import onnx_export
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.model import load_model, load_trained
 from nrd_trt.model.checkpoint import save_checkpoint
-from nrd_trt.model.folding import folded_weights
 from nrd_trt.model.network import Segmentor
+from nrd_trt.model.program import network_program
 from nrd_trt.model.stages import predict_stages
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.torch_runner import TorchRunner
@@ -127,7 +127,7 @@ def remembered() -> Iterator[None]:
 def derived_once() -> Iterator[None]:
     """Derive the sound side of equal files once: where the fault is in a file, nothing that derives it is faulty."""
     with pytest.MonkeyPatch.context() as patch:
-        for function in (rederive_full, folded_weights, predict_stages):
+        for function in (rederive_full, network_program, predict_stages):
             everywhere(patch, function, _keyed(function))
         yield
 

@@ -10,14 +10,16 @@ import pytest
 from onnx import numpy_helper
 
 from nrd_trt.graph.decode_nodes import coordinate_tables
+from nrd_trt.graph.network import file_network
 from nrd_trt.graph.outputs import PREFIX, select_outputs, with_taps
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import insert_qdq, plan_quantization, quantizable_layers
 from nrd_trt.graph.tensors import copy_model, weight_types
+from nrd_trt.model.program import network_program
 from nrd_trt.specs import Precision
-from nrd_trt.validation.constants import layer_stages
-from nrd_trt.validation.weights import find_in_weights
-from tests.helpers import STATIC, feed, infer, small_export
+from nrd_trt.validation.causes import layer_stages
+from nrd_trt.validation.structure import layer_differences
+from tests.helpers import STATIC, feed, infer, small_export, small_model
 
 
 def test_taps_leave_the_mask_alone_and_give_the_logits_of_its_function() -> None:
@@ -40,10 +42,11 @@ def taps(model: onnx.ModelProto) -> dict[str, str]:
     return {node.name: node.input[0] for node in with_taps(model).graph.node if node.name.startswith(PREFIX)}
 
 
-def found_in_weights(model: onnx.ModelProto) -> list[str]:
-    """What is said of a file's weights, held against those of the fp32 one."""
-    reference = {tensor.name: numpy_helper.to_array(tensor) for tensor in small_export().graph.initializer}
-    return [finding.text for finding in find_in_weights(model, reference, layer_stages(model))]
+def layers(model: onnx.ModelProto) -> list[str]:
+    """What the structural proof says of a file's layers."""
+    network = file_network(model)
+    assert network is not None
+    return layer_differences(network, network_program(small_model()), small_model())
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -51,7 +54,7 @@ def test_stages_and_weights_are_found_through_casts(precision: Precision) -> Non
     typed = to_precision(small_export(), precision, keep_fp32={"decode_head.image_pool.1.conv/Conv"})
     assert taps(typed) == taps(small_export())
     assert layer_stages(typed).items() >= layer_stages(small_export()).items()
-    assert found_in_weights(typed) == []
+    assert layers(typed) == []
 
 
 def test_coordinates_are_read_from_nodes_and_functions() -> None:
@@ -87,10 +90,9 @@ def test_types_of_the_weights_and_stages_are_found_through_quantisation() -> Non
 
 def test_a_doubled_scale_of_int8_weights_is_named() -> None:
     wrong = copy_model(quantised())
-    assert found_in_weights(wrong) == []
+    assert layers(wrong) == []
     name = "backbone.layer4.1.conv.0.conv.weight"
     (scale,) = (tensor for tensor in wrong.graph.initializer if tensor.name == f"{name}/scale")
     scale.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(scale), scale.name))
-    (said,) = found_in_weights(wrong)
-    assert said.endswith(f"weights are not the checkpoint's: {name} (×2.00)")
-    assert said.startswith("1 of ")
+    (said,) = layers(wrong)
+    assert said == "`backbone.layer4.1.conv.0.conv`: weight is ×2 of the expected"

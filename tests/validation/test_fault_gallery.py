@@ -26,10 +26,13 @@ SAID: dict[tuple[str, Precision], tuple[str, str]] = {
     ("pixel centres", "fp16"): ("logits", "off by +0.50 of a step along x"),
     ("W1 transposed in theta", "fp16"): ("theta", "W1 is transposed"),
     ("W1 transposed in the decode", "bf16"): ("logits", "decodes as if W1 is transposed"),
-    ("scale of one channel ×2", "fp16"): ("c4", "backbone.layer5.1.conv.2.conv.weight (row 7 ×2.00)"),
-    ("weights of a layer ×2", "fp16"): ("c4", "backbone.layer5.0.conv.1.conv.weight (×2.00)"),
-    ("theta ×2", "fp16"): ("theta", "decode_head.classifier.classifier.1.weight (×2.00)"),
-    ("guidance ×2", "bf16"): ("guidance", "decode_head.c1_bottleneck.1.conv.weight (×2.00)"),
+    ("scale of one channel ×2", "fp16"): (
+        "c4",
+        "`backbone.layer5.1.conv.2.conv`: weight differs in row 7 of 160: ×2 there",
+    ),
+    ("weights of a layer ×2", "fp16"): ("c4", "`backbone.layer5.0.conv.1.conv`: weight is ×2 of the expected"),
+    ("theta ×2", "fp16"): ("theta", "`decode_head.classifier.classifier.1`: weight is ×2 of the expected"),
+    ("guidance ×2", "bf16"): ("guidance", "`decode_head.c1_bottleneck.1.conv`: weight is ×2 of the expected"),
 }
 
 SPREAD = 18
@@ -121,8 +124,9 @@ def test_an_engine_of_another_checkpoint_is_named() -> None:
     assert any("the checkpoint is not the one that the bundle was built from" in line for line in found.failures)
     assert found.localisation is not None
     assert found.localisation.first_beyond == "theta"
-    assert "1 of " in "; ".join(found.localisation.hints)
-    assert "decode_head.classifier.classifier.1.bias (row 762 is" in "; ".join(found.localisation.hints)
+    assert "`decode_head.classifier.classifier.1`: bias differs in row 762 of 763 (b2 of class 10)" in "; ".join(
+        found.localisation.hints
+    )
 
 
 def test_coordinates_are_named_even_where_rounding_hides_them(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from nrd_trt.decode.reference import upsample
-from nrd_trt.graph.constants import Constant
+from nrd_trt.program import Operation, Program
 from nrd_trt.validation.drawing import describe_drawing
 from nrd_trt.validation.hints import describe_channels, describe_pixels, describe_tables
-from nrd_trt.validation.weights import describe_weight
+from nrd_trt.validation.structure_constants import describe_constant, readings_of
 
 RNG = np.random.default_rng(5)
 TENSOR = RNG.standard_normal((6, 5, 7)) * np.array([1, 2, 3, 4, 5, 0.001])[:, None, None]
@@ -93,9 +95,14 @@ WEIGHT = RNG.standard_normal((6, 4, 3, 3)).astype(np.float32)
 
 
 def said_of(values: np.ndarray, loss: float = 0.0, **others: np.ndarray) -> str | None:
-    got = Constant(name="w.weight", values=values.astype(np.float32), loss=np.full(WEIGHT.shape, loss))
-    orders = [("the rows go backwards", np.arange(6)[::-1])]
-    return describe_weight("w.weight", WEIGHT, got, {f"{key}.weight": value for key, value in others.items()}, orders)
+    operations = (
+        Operation(name=name, kind="Conv", operands=("pixels", array), labels=("input", "weight"))
+        for name, array in {"w": WEIGHT, **others}.items()
+    )
+    operation, *_ = program = tuple(operations)
+    found = readings_of(Program(operations=program, results={}), None)(operation, "weight")
+    found = replace(found, orders=(("the rows go backwards", np.arange(6)[::-1]),))
+    return describe_constant(values, WEIGHT, max(loss, 1e-6), found)
 
 
 def with_rows(rows: object, value: object) -> np.ndarray:
@@ -108,18 +115,18 @@ def with_rows(rows: object, value: object) -> np.ndarray:
     ("values", "said"),
     [
         (WEIGHT, None),
-        (WEIGHT * 2, "×2.00"),
-        (with_rows(3, WEIGHT[3] * 0.5), "row 3 ×0.50"),
-        (WEIGHT * np.array([1, 2, 3, 1, 1, 1])[:, None, None, None], "rows 1–2 ×2.00 to ×3.00"),
-        (WEIGHT * 0, "all zero; the checkpoint's root mean square is"),
-        (with_rows(np.s_[2:4], 0), "rows 2–3 zero"),
-        (with_rows(np.s_[:, 1], 0), "input channel 1 zero"),
-        (WEIGHT[::-1], "its rows stand as if the rows go backwards"),
-        (WEIGHT[[0, 1, 3, 2, 4, 5]], "2 rows in another order, from row 2 on"),
-        (WEIGHT.swapaxes(2, 3), "its kernels are transposed"),
-        (WEIGHT[..., ::-1, ::-1], "its kernels are mirrored"),
-        (WEIGHT + 1, "rows 0–5 off by"),
-        (with_rows((0, 0, 0, 0), np.nan), "1 values are not finite"),
+        (WEIGHT * 2, "is ×2 of the expected"),
+        (with_rows(3, WEIGHT[3] * 0.5), "differs in row 3 of 6: ×0.5 there"),
+        (WEIGHT * np.array([1, 2, 3, 1, 1, 1])[:, None, None, None], "differs in rows 1–2 of 6: ×2 to ×3 there"),
+        (WEIGHT * 0, "is zero"),
+        (with_rows(np.s_[2:4], 0), "differs in rows 2–3 of 6: zero there"),
+        (with_rows(np.s_[:, 1], 0), "is zero in input channel 1 of 4"),
+        (WEIGHT[::-1], "stands as if the rows go backwards"),
+        (WEIGHT[[0, 1, 3, 2, 4, 5]], "differs in rows 2–3 of 6: in another order"),
+        (WEIGHT.swapaxes(2, 3), "has its kernels transposed"),
+        (WEIGHT[..., ::-1, ::-1], "has its kernels mirrored"),
+        (WEIGHT + 1, "differs in rows 0–5 of 6, by up to 1 "),
+        (with_rows((0, 0, 0, 0), np.nan), "has 1 values that are not finite"),
     ],
 )
 def test_weights_that_are_not_the_checkpoints(values: np.ndarray, said: str | None) -> None:
@@ -130,13 +137,13 @@ def test_weights_that_are_not_the_checkpoints(values: np.ndarray, said: str | No
 def test_weights_are_held_against_what_their_type_may_lose() -> None:
     noisy = WEIGHT + RNG.uniform(-0.05, 0.05, WEIGHT.shape)
     assert said_of(noisy, loss=0.05) is None
-    assert str(said_of(noisy, loss=0.005)).startswith("rows 0–5 off by 2.")
+    assert str(said_of(noisy, loss=0.005)).startswith("differs in rows 0–5 of 6, by up to 0.04")
 
 
 def test_weights_of_another_layer_are_named_where_there_is_only_one() -> None:
     other = RNG.standard_normal(WEIGHT.shape)
-    assert said_of(other, v=other, u=WEIGHT) == "those of v.weight"
-    assert str(said_of(other, v=other, u=other)).startswith("rows 0–5 off by")  # two layers with the same weights
+    assert said_of(other, v=other, u=WEIGHT) == "is that of `v`"
+    assert said_of(other, v=other, u=other) != said_of(other, v=other)  # two layers with the same weights
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
