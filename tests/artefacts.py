@@ -5,6 +5,7 @@ Treat everything returned as read-only; `copy_of` gives a bundle that may be dam
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -69,7 +70,7 @@ def other_checkpoint() -> Path:
     """The trained checkpoint with one class's logits raised: same form, other masks."""
 
     def make(path: Path) -> None:
-        model = load_model(checkpoint())
+        model = copy.deepcopy(load_model(checkpoint()))  # which may be remembered
         with torch.no_grad():
             model.decode_head.classifier.classifier[1].bias[-1] += 100.0
         save_checkpoint(model, path)

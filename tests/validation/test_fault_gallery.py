@@ -28,7 +28,7 @@ SAID: dict[tuple[str, Precision], tuple[str, str]] = {
     ("W1 transposed in the decode", "bf16"): ("logits", "decodes as if W1 is transposed"),
     ("scale of one channel ×2", "fp16"): (
         "c4",
-        "`backbone.layer5.1.conv.2.conv`: weight differs in row 7 of 160: ×2 there",
+        "`backbone.layer5.1.conv.2.conv`: weight differs in row 7 of 96: ×2 there",
     ),
     ("weights of a layer ×2", "fp16"): ("c4", "`backbone.layer5.0.conv.1.conv`: weight is ×2 of the expected"),
     ("theta ×2", "fp16"): ("theta", "`decode_head.classifier.classifier.1`: weight is ×2 of the expected"),
