@@ -26,6 +26,7 @@ def write_ladder(
     *,
     winner: str | None,
     allowed: float,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Draw the rungs that were tried, and below them the most sensitive layers where layers were measured.
 
@@ -35,6 +36,7 @@ def write_ladder(
         sensitivity: Share of the pixels that a layer alone changes, 0-1; may be empty.
         winner: Name of the rung that won.
         allowed: Share of differing pixels that the gate allows.
+        warnings: Why agreement proves nothing, which stands above all.
     """
     require("matplotlib", extra="plot", purpose="the picture of the ladder")
     from matplotlib.figure import Figure
@@ -47,6 +49,9 @@ def write_ladder(
     for axes in below:
         _bars(axes, [(name.removesuffix("/Conv"), share, _HELD, f"{share:.5f}") for name, share in layers])
         axes.set_title("Share of the pixels that change with one layer in int8", loc="left", fontsize=10)
+    if warnings:
+        told = "\n".join(f"WARNING: {warning}" for warning in warnings)
+        figure.suptitle(told, color=_GATE, fontsize=9)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
 

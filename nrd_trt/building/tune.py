@@ -38,6 +38,7 @@ from nrd_trt.engine.options import OptionValue, option_texts
 from nrd_trt.exporting.export import export_checked
 from nrd_trt.exporting.precision import apply_precision, nodes_to_keep
 from nrd_trt.files import check_absent, sha256_bytes
+from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import insert_qdq, plan_quantization
@@ -47,7 +48,18 @@ from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import RunOptions
-from nrd_trt.specs import BuilderName, Estimator, Fit, Provider, Resample, RunnerName, Size, as_path, optional_path
+from nrd_trt.specs import (
+    BuilderName,
+    Estimator,
+    Fit,
+    Precision,
+    Provider,
+    Resample,
+    RunnerName,
+    Size,
+    as_path,
+    optional_path,
+)
 from nrd_trt.validation.compare import Comparator, Comparison, Reference
 from nrd_trt.validation.references import torch_reference
 
@@ -58,6 +70,7 @@ if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
 
 _MAX_MIOU_DROP, _MIN_AGREEMENT = 0.005, 0.99
+"""Gates of every rung where none are asked for and its precision has none that are stricter."""
 SENSITIVITY_IMAGES = 8
 """A layer's rank is known after a few images; the rungs are judged on all."""
 _WARMUP, _RUNS = 20, 100
@@ -127,8 +140,10 @@ def tune(
         memory_mb: See `nrd_trt.build`.
         include: See `nrd_trt.build`.
         exclude: See `nrd_trt.build`.
-        min_agreement: Gate: share of equal pixels, 0-1; None is 0.99 on every rung.
-        max_miou_drop: Gate: loss of mIoU against labels, 0-1; None is 0.005 on every rung.
+        min_agreement: Gate: share of equal pixels, 0-1, on every rung; None is that of the rung's precision, and at
+            least 0.99.
+        max_miou_drop: Gate: loss of mIoU against labels, 0-1, on every rung; None is that of the rung's precision, and
+            at most 0.005.
         min_class_iou: See `nrd_trt.build`.
         max_class_drop: See `nrd_trt.build`.
         min_border_agreement: See `nrd_trt.build`.
@@ -197,8 +212,8 @@ def tune(
         resample=resample,
         builder=builder,
         config=ConfigOptions(builder_options=option_texts(builder_options or {})),
-        min_agreement=_MIN_AGREEMENT if min_agreement is None else min_agreement,
-        max_miou_drop=_MAX_MIOU_DROP if max_miou_drop is None else max_miou_drop,
+        min_agreement=min_agreement,
+        max_miou_drop=max_miou_drop,
         min_class_iou=min_class_iou,
         max_class_drop=max_class_drop,
         min_border_agreement=min_border_agreement,
@@ -270,13 +285,22 @@ class _Ladder:
         bundle = None
         if winner is not None:
             request.on_stage(f"building the winner, {winner.name}")
-            bundle = build_bundle(replace(request, precision=winner.precision, calibrator=self._calibrator_of(winner)))
+            gates = rung_gates(request, winner.precision)
+            bundle = build_bundle(
+                replace(
+                    request,
+                    precision=winner.precision,
+                    calibrator=self._calibrator_of(winner),
+                    min_agreement=gates.min_agreement,
+                    max_miou_drop=gates.max_miou_drop,
+                )
+            )
             self._state_path.unlink(missing_ok=True)
         return Tuned(
             rungs=tuple(rungs),
             sensitivity=measured,
             winner=winner.name if winner else None,
-            gates=request.gates("int8"),
+            gates=rung_gates(request, "int8"),
             calibrated_on_data=False,
             files=record_paths(request.output),
             bundle=bundle,
@@ -325,13 +349,13 @@ class _Ladder:
                 class_drop=found.class_drop,
                 border_agreement=found.border_agreement,
                 boundary_f=found.boundary_between,
+                warnings=found.warnings,
             )
             self._state.save(self._state_path)
         return self._state.rungs[step.name]
 
     def _reasons(self, rung: Rung, above: Step | None) -> list[str]:
-        gates = self._request.gates(rung.precision)
-        reasons = gates.failures(rung.judged)
+        reasons = rung_gates(self._request, rung.precision).failures(rung.judged)
         if reasons or above is None or rung.latency_ms is None:
             return reasons
         higher = self._tried(above).latency_ms
@@ -364,6 +388,19 @@ class _Ladder:
             threads=self._request.run.threads,
             progress=self._request.progress,
         )
+
+
+def rung_gates(request: BuildRequest, precision: Precision) -> Gates:
+    """Return what a rung must hold: the gates of its precision, and the ladder's own where those are stricter.
+
+    They are no wish for less agreement, which would loosen the finer gates.
+    """
+    gates = request.gates(precision)
+    if request.min_agreement is None:
+        gates = replace(gates, min_agreement=max(gates.min_agreement, _MIN_AGREEMENT))
+    if request.max_miou_drop is None:
+        gates = replace(gates, max_miou_drop=min(gates.max_miou_drop, _MAX_MIOU_DROP))
+    return gates
 
 
 class _Judge:

@@ -47,6 +47,7 @@ class Rung(Step):
         class_drop: The class that loses most IoU against the labels, and how much; None without labels.
         border_agreement: Share of equal pixels near the borders of PyTorch's masks; None where there are none.
         boundary_f: Boundary F-score with PyTorch's masks; None likewise.
+        warnings: Why agreement proves nothing here: signs that PyTorch's masks show nothing.
     """
 
     int8_layers: int
@@ -59,6 +60,7 @@ class Rung(Step):
     class_drop: NamedFigure | None = None
     border_agreement: float | None = None
     boundary_f: float | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def judged(self) -> Judged:
@@ -80,6 +82,7 @@ class Rung(Step):
         if self.latency_ms is not None:
             parts.append(f"{self.latency_ms:.3f} ms")
         verdict = f"rejected: {'; '.join(self.rejected)}" if self.rejected else "holds"
+        verdict += f"; WARNING: {'; '.join(self.warnings)}" if self.warnings else ""
         return f"{self.name}: {', '.join(parts)}: {verdict}"
 
 
@@ -92,7 +95,8 @@ class Tuned:
         sensitivity: Share of the pixels that change with one layer alone in int8, by layer; empty where that was not
             measured, because int8 everywhere holds.
         winner: Name of the rung that won, or None.
-        gates: What the rungs had to hold.
+        gates: What the rungs in int8 had to hold; those in fp16 and fp32 hold the gates of their precision where these
+            are stricter.
         calibrated_on_data: Whether ranges were measured on the images that the rungs were judged on.
         files: The record, and its picture where Matplotlib is installed.
         bundle: Bundle of the winner, or None.
@@ -107,6 +111,11 @@ class Tuned:
     bundle: Bundle | None = field(default=None, repr=False)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why agreement proves nothing here, each sign once; empty for a network that draws something."""
+        return tuple(dict.fromkeys(line for rung in self.rungs for line in rung.warnings))
+
+    @property
     def failures(self) -> list[str]:
         """What did not hold, in words; empty where the winner's bundle passed."""
         if self.bundle is None:
@@ -119,6 +128,7 @@ class Tuned:
         return {
             "path": str(self.bundle.path) if self.bundle else None,
             "files": [str(file) for file in self.files],
+            "warnings": list(self.warnings),
             "rungs": [asdict(rung) for rung in self.rungs],
             "sensitivity": self.sensitivity,
             "winner": self.winner,
@@ -143,7 +153,14 @@ def write_tuned(tuned: Tuned) -> None:
     for picture in pictures:
         differing = [(rung.name, 1.0 - (rung.pixel_agreement or 0.0), rung.miou_drop) for rung in tuned.rungs]
         allowed = 1.0 - tuned.gates.min_agreement
-        write_ladder(picture, differing, tuned.sensitivity, winner=tuned.winner, allowed=allowed)
+        write_ladder(
+            picture,
+            differing,
+            tuned.sensitivity,
+            winner=tuned.winner,
+            allowed=allowed,
+            warnings=tuned.warnings,
+        )
 
 
 @dataclass(kw_only=True)

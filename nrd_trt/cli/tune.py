@@ -67,6 +67,7 @@ def tune_command(
 def _lines(tuned: Tuned, path: Path) -> list[str]:
     verdict = ", NOT PASSED" if tuned.failures else ""
     return [
+        *common.headline(tuned.warnings),
         *map(str, tuned.rungs),
         *_most_sensitive(tuned),
         f"winner: {tuned.winner}, {path}{verdict}" if tuned.winner else "no winner",

@@ -112,8 +112,10 @@ def _structure_lines(found: StructureRecord) -> Iterator[str]:
 
 def _sound_lines(found: SoundComparison) -> Iterator[str]:
     """Yield one line per comparison with the stage that comes nearest to what is allowed."""
-    on = f"on {len(found.images)} images" + (f" ({found.note})" if found.note else "")
+    on = f"on {len(found.images)} images"
     yield f"the file beside sound ones made anew from the checkpoint; the twin has the file's own ranges; {on}"
+    if found.note:
+        yield f"  {found.note}"
     for what, stages in (
         ("fp32 anew, to PyTorch", found.exported),
         ("sound, to PyTorch", found.sound),

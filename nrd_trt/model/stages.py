@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.decode.reference import patch_decode, upsample
@@ -82,6 +82,35 @@ def predict_stages_from(model: Segmentor, found: Mapping[str, np.ndarray]) -> di
     if "logits" in given:
         stages["mask"] = upsample(given["logits"], model.config.upsample).argmax(dim=1).to(torch.uint8)
     return {name: tensor[0].cpu().numpy() for name, tensor in stages.items()}
+
+
+@torch.inference_mode()
+def excitation(model: Segmentor, image: np.ndarray) -> float | None:
+    """Return how much an image moves the network, beside the images that it was trained on.
+
+    Batch norms know how much their inputs varied in training. What they vary by over this image is a share of that, and
+    the median of these shares is returned: about 1 for an image like those of the training.
+
+    Args:
+        model: In evaluation mode.
+        image: ``(h, w, 3) uint8`` RGB, sides multiples of 32.
+
+    Returns:
+        The share, a ratio of standard deviations; None for a network without batch norms.
+    """
+    shares: list[float] = []
+
+    def compare(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+            shares.append(float((inputs[0].var((2, 3), correction=0).sum() / norm.running_var.sum()).sqrt()))
+
+    hooks = [module.register_forward_pre_hook(compare) for module in model.modules()]
+    try:
+        model(torch.from_numpy(normalise(image[None], model.info)).to(next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return float(np.median(shares)) if shares else None
 
 
 @torch.inference_mode()

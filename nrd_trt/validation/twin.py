@@ -44,6 +44,9 @@ Tensors = Mapping[str, np.ndarray]
 BRIGHTER = 1.6
 """Factor of the values of an image; they end at 255."""
 
+COMPARED_COUNT = 2
+"""Number of images that are compared; their stages are held, and one session at a time."""
+
 RANGES_KEPT = 5
 """Number of ranges that are named, those that lose most."""
 
@@ -81,6 +84,9 @@ LIMITS: Mapping[Precision, SoundLimits] = {
         wide_loss=3.2,
     ),
 }
+EXCITES = 0.92
+"""Least `nrd_trt.model.stages.excitation` of an image that ranges are judged on: what moves the network little needs
+little of a sound range. docs/validation.md has the evidence."""
 SAME, ALIKE = 0.1, 2.0
 """How far a file may be from its twin, as a share of the twin's error. What one exporter and the same libraries made
 is equal to the bit; what others made rounds at other places."""
@@ -106,7 +112,8 @@ def compare_with_sound(
         full: Its export in fp32 in the form of the file, with both outputs.
         file: The bundle's ONNX file.
         record: What the bundle records of layers in int8 and nodes kept in fp32.
-        images: At least one ``(h, w, 3) uint8`` by name; the stages of all are held, and one session at a time.
+        images: At least one ``(h, w, 3) uint8`` by name, of which the first `COMPARED_COUNT` are compared; in int8
+            those that excite the network, and where none does, neither ranges nor stages are judged.
         exporter: What wrote the bundle's file, where that is known.
         threads: CPU threads of ONNX Runtime.
     """
@@ -114,15 +121,18 @@ def compare_with_sound(
 
     precision = read_facts(file).precision
     limits = LIMITS[precision]
-    shown = list(images.values())
+    chosen, unjudged = _choose(model, images, precision)
+    shown = list(chosen.values())
     derived = _derive(full, file, record, shown, limits, threads)
+    if unjudged:
+        derived = replace(derived, sound=None, ranges=(), note="; ".join(filter(None, (unjudged, derived.note))))
     apart = _measure(
         model, {"exported": full, "sound": derived.sound, "twin": derived.twin, "bundle": file}, shown, threads
     )
     sound, twin = apart["sound"].figures(_fixed(precision)), apart["twin"].figures(_fixed(precision))
     share = SAME if exporter == exporter_record() else ALIKE
     found = SoundComparison(
-        images=tuple(images),
+        images=tuple(chosen),
         exported=apart["exported"].figures(_fixed("fp32")),
         sound=sound,
         bundle=apart["bundle"].figures(_beside(sound, limits.margin, limits.mask_margin)) if sound else (),
@@ -134,15 +144,28 @@ def compare_with_sound(
     return replace(found, failures=tuple(_failures(found)))
 
 
-def images_to_compare(images: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return images by name, and the first of them once more and brighter, as overflow shows on bright images.
+def _choose(
+    model: Segmentor, images: Mapping[str, np.ndarray], precision: Precision
+) -> tuple[dict[str, np.ndarray], str]:
+    """Return the first images, for int8 of those that excite the network most, and why int8 cannot be judged on them.
 
-    Args:
-        images: At least one ``(h, w, 3) uint8``.
-        names: One per image.
+    The first of them comes once more and brighter, as overflow shows on bright images.
     """
-    brighter = np.minimum(images[0] * BRIGHTER, 255).astype(np.uint8)
-    return {**dict(zip(names, images, strict=True)), f"{names[0]}, brighter": brighter}
+    from nrd_trt.model.stages import excitation
+
+    chosen, why = list(images), ""
+    if precision == "int8":
+        moved = {name: 1.0 if (share := excitation(model, image)) is None else share for name, image in images.items()}
+        if exciting := [name for name, share in moved.items() if share >= EXCITES]:
+            chosen = exciting
+        else:
+            chosen.sort(key=lambda name: -moved[name])
+            why = (
+                "not judged: the ranges, and what int8 costs at the stages; the images excite the network too little: "
+                f"its features vary at most {max(moved.values()):.2f} times as much as in training, {EXCITES} needed"
+            )
+    brighter = np.minimum(images[chosen[0]] * BRIGHTER, 255).astype(np.uint8)
+    return {**{name: images[name] for name in chosen[:COMPARED_COUNT]}, f"{chosen[0]}, brighter": brighter}, why
 
 
 @dataclass(frozen=True, kw_only=True)

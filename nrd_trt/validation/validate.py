@@ -34,7 +34,7 @@ from nrd_trt.validation.references import StoredSamples, check_classes, torch_re
 from nrd_trt.validation.report import write_report
 from nrd_trt.validation.stages import TITLES
 from nrd_trt.validation.structure import prove_structure
-from nrd_trt.validation.twin import compare_with_sound, images_to_compare
+from nrd_trt.validation.twin import compare_with_sound
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
@@ -195,8 +195,7 @@ def validate(
         proof = prove_structure(bundle, file, model, full)
     on_stage("comparing the masks")
     with reference as predict, _telling(proof):
-        kept = WORST_KEPT if report else LOCALISED_COUNT
-        comparison = compare_with_progress(samples, predict, engine, progress=progress, pictures=kept)
+        comparison = compare_with_progress(samples, predict, engine, progress=progress, pictures=WORST_KEPT)
         stored = None if model is None else StoredSamples(bundle.references()).failure(predict)
     soundness = localisation = rebuilds = None
     if model is not None and full is not None:
@@ -392,13 +391,12 @@ def _soundness(
     threads: int | None,
 ) -> SoundComparison:
     """Compare the file with sound ones on the images that agree least."""
-    shown = _worst(comparison)
     return compare_with_sound(
         model,
         full,
         file,
         bundle.record.precision,
-        images_to_compare([sample.image for sample in shown], [sample.name for sample in shown]),
+        {picture.figures.name: picture.sample.image for picture in comparison.pictures},
         exporter=bundle.record.exporter,
         threads=threads,
     )

@@ -44,7 +44,7 @@ from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import InputShape
 from nrd_trt.validation.compare import Comparator, Reference
 from nrd_trt.validation.references import torch_reference
-from nrd_trt.validation.twin import compare_with_sound, images_to_compare
+from nrd_trt.validation.twin import compare_with_sound
 from nrd_trt.zoo import checkpoint_path
 
 NETWORKS = ("nrd_mobilenetv2_camvid", "nrd_r18_camvid")
@@ -150,7 +150,7 @@ def measure_sound(network: str, size_hw: tuple[int, int], options: Options, rows
                 if key in known:
                     continue
                 samples = list(block_of(kind, block, size_hw, model, options))[:2]
-                images = images_to_compare([sample.image for sample in samples], [sample.name for sample in samples])
+                images = {sample.name: sample.image for sample in samples}
                 found = compare_with_sound(model, full, file, record, images, exporter=exporter_record(), threads=1)
                 with rows.open("a") as written:
                     written.write(json.dumps({"key": key, **json_values(found)}) + "\n")

@@ -11,20 +11,25 @@ from unittest.mock import Mock
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 import nrd_trt
 from nrd_trt.building import tune as ladder
+from nrd_trt.building import tune_record
+from nrd_trt.building.ladder_plot import write_ladder
 from nrd_trt.building.request import BuildRequest
-from nrd_trt.building.tune import list_steps
+from nrd_trt.building.tune import list_steps, rung_gates
 from nrd_trt.building.tune_record import Rung, Tuned, TuneState, open_state, state_path
 from nrd_trt.calibration.calibrator import Calibrator
+from nrd_trt.cli.tune import _lines
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.errors import CheckpointError, ConfigError
+from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.validation.structure import prove_structure
-from tests.artefacts import SIZE_HW, checkpoint, onnx_file, scenes, trained_model
+from tests.artefacts import SIZE_HW, checkpoint, onnx_file, other_checkpoint, scenes, trained_model
 
 FEW = [r"^backbone\.layer7", r"^decode_head\.bottleneck"]
 """Four layers: enough for a ladder, quick enough for a test."""
@@ -100,9 +105,62 @@ def test_the_winner_holds_the_gates_and_its_bundle_is_built(first: Tuned) -> Non
     found = first.to_dict()
     assert (found.pop("path"), found.pop("files")) == (str(first.bundle.path), [str(table), str(picture)])
     assert json.loads(table.read_text()) == json.loads(json.dumps(found))
-    assert found.keys() == set("rungs sensitivity winner gates calibrated_on_data passed failures".split())
+    assert found.keys() == set("warnings rungs sensitivity winner gates calibrated_on_data passed failures".split())
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert not list(first.bundle.path.parent.glob("*state*")), "the state is removed when the run is done"
+
+
+def test_a_rung_holds_the_gates_of_its_precision_and_of_the_ladder() -> None:
+    """The ladder's 0.99 is less than fp16's and fp32's: it is not what they are judged by, and loosens nothing."""
+    request = BuildRequest(source=Path("a.pth"), output=Path("a.nrd"))
+    assert rung_gates(request, "fp32") == Gates.of("fp32")
+    assert rung_gates(request, "fp16") == Gates.of("fp16")
+    assert rung_gates(request, "int8") == replace(Gates.of("int8"), min_agreement=0.99, max_miou_drop=0.005)
+    asked = replace(request, min_agreement=0.9, max_miou_drop=0.5, min_class_iou=0.1)
+    assert rung_gates(asked, "fp16") == Gates.of("fp16", 0.9, 0.5, min_class_iou=0.1)
+
+
+def test_the_winners_bundle_is_held_to_the_gates_of_its_rung(data: Path, tmp_path: Path) -> None:
+    """fp16 is the first rung that is faster than the next one up."""
+    latency_ms = {"int8": 9.0, "fp16": 1.0, "fp32": 9.0}
+    tuned = tune(
+        tmp_path / "tuned.nrd",
+        data,
+        include=ONE,
+        min_agreement=None,
+        max_miou_drop=None,
+        min_boundary_f=0.5,
+        time_file=lambda file: latency_ms[read_facts(file).precision],
+    )
+    assert tuned.winner == "fp16" and tuned.bundle is not None and tuned.bundle.record.validation is not None
+    assert tuned.bundle.record.validation.gates == Gates.of("fp16", min_boundary_f=0.5)
+
+
+def test_a_network_that_draws_one_class_is_told_in_rung_text_record_and_picture(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[str, ...]] = []
+    monkeypatch.setattr(tune_record, "write_ladder", lambda *_, warnings, **__: drawn.append(warnings))
+    given: dict[str, Any] = {"recipe": "minmax", "include": ONE, "size": SIZE_HW, "threads": 1, "progress": False}
+    output, quick = tmp_path / "tuned.nrd", {"builder": "onnxruntime", "time_file": lambda file: None}
+    tuned = nrd_trt.tune(other_checkpoint(), output, data, calibration="synthetic", images=3, **given, **quick)
+    (rung,) = tuned.rungs
+    assert "the network draws " in rung.warnings[0] and tuned.warnings == rung.warnings
+    assert f"holds; WARNING: {rung.warnings[0]}" in str(rung)
+    record = json.loads(tuned.files[0].read_text())
+    assert tuple(record["warnings"]) == tuple(record["rungs"][0]["warnings"]) == tuned.warnings
+    assert drawn == [tuned.warnings]
+    assert _lines(tuned, output)[0] == f"WARNING: {rung.warnings[0]}"
+
+
+def test_the_picture_of_a_ladder_has_room_for_warnings(tmp_path: Path) -> None:
+    pictures = []
+    for warnings in ((), ("the network draws Road on 100.0% of the pixels",)):
+        path = tmp_path / f"{len(warnings)}.png"
+        write_ladder(path, [("int8", 0.01, None)], {}, winner="int8", allowed=0.01, warnings=warnings)
+        pictures.append(np.asarray(Image.open(path).convert("RGB")).astype(int))
+    red = [int(((picture[..., 0] - picture[..., 1]) > 100)[:40].sum()) for picture in pictures]
+    assert red[1] > red[0] + 100
 
 
 def test_a_gate_that_int8_misses_drops_the_most_sensitive_layers(first: Tuned, data: Path, tmp_path: Path) -> None:

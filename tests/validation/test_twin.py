@@ -21,15 +21,16 @@ from nrd_trt.graph.network import named_as
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
 from nrd_trt.graph.tensors import copy_model
+from nrd_trt.model.stages import excitation
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.specs import Precision
 from nrd_trt.validation import twin
 from nrd_trt.validation.rederive import pick_magnitudes
-from nrd_trt.validation.twin import compare_with_sound, held_ranges, images_to_compare
+from nrd_trt.validation.twin import compare_with_sound, held_ranges
 from tests.artefacts import SIZE_HW, both_outputs, trained_model
 from tests.faults import activation_scale, double, double_row, rename, swap_rgb, transpose_in_decode
 
-IMAGES = images_to_compare([street_scene(seed, SIZE_HW).image for seed in (1, 2)], ["one", "two"])
+IMAGES = {name: street_scene(seed, SIZE_HW).image for name, seed in (("one", 1), ("four", 4))}
 
 
 @cache
@@ -56,11 +57,16 @@ def made(
     return to_precision(insert_qdq(full, plan_quantization(full, layers()), held), "int8")
 
 
-def compared(file: onnx.ModelProto, full: onnx.ModelProto | None = None, **changes: Any) -> SoundComparison:
+def compared(
+    file: onnx.ModelProto,
+    full: onnx.ModelProto | None = None,
+    images: Mapping[str, np.ndarray] = IMAGES,
+    **changes: Any,
+) -> SoundComparison:
     int8 = layers() if "int8" in str(file.metadata_props) else ()
     record = PrecisionRecord(asked="fp32", found=None, kept_fp32=(), kept_because={}, int8_layers=int8, layers=())
     options: dict[str, Any] = {"exporter": exporter_record(), "threads": 1, **changes}
-    return compare_with_sound(trained_model(), full or both_outputs(), file, record, IMAGES, **options)
+    return compare_with_sound(trained_model(), full or both_outputs(), file, record, images, **options)
 
 
 def planted(file: onnx.ModelProto, change: Callable[[onnx.ModelProto], None]) -> onnx.ModelProto:
@@ -77,7 +83,52 @@ def test_a_sound_file_passes_and_is_its_own_twin(precision: Precision) -> None:
     assert all(one.error == 0 for one in found.twin)
     assert all(one.error and one.error < 1e-5 for one in found.exported if one.stage not in ("preprocessing", "mask"))
     assert (len(found.ranges) > 0) is (precision == "int8")
-    assert found.images == ("one", "two", "one, brighter")
+    assert found.images == ("one", "four", "one, brighter")
+
+
+def flat(level: int) -> np.ndarray:
+    return np.full((*SIZE_HW, 3), level, np.uint8)
+
+
+def faint(seed: int) -> np.ndarray:
+    """A scene in fog: an eighth of its contrast."""
+    return street_scene(seed, SIZE_HW).image // 8 + np.uint8(110)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [[flat(90), flat(160)], [flat(128)], [flat(255)] * 2, [flat(0)] * 3, [faint(1), faint(4)]],
+    ids=["greys", "one grey", "white", "dark", "fog"],
+)
+def test_images_that_do_not_excite_the_network_judge_no_range(images: list[np.ndarray]) -> None:
+    """Of a sound file they need too little, and what int8 costs beside what hardly varies says nothing."""
+    named = {str(index): image for index, image in enumerate(images)}
+    found = compared(made("int8"), images=named)
+    assert found.note.startswith("not judged: the ranges, and what int8 costs at the stages; the images excite")
+    assert (found.failures, found.sound, found.bundle, found.ranges) == ((), (), (), ())
+    assert found.exported and found.twin
+    assert compared(planted(made("int8"), swap_rgb), images={**named, "red": flat(9) + np.uint8([200, 0, 0])}).failures
+
+
+def test_ranges_are_judged_on_the_images_that_excite_the_network() -> None:
+    found = compared(made("int8"), images={"grey": flat(128), **IMAGES})
+    assert (found.images, found.note, found.failures) == (("one", "four", "one, brighter"), "", ())
+    assert found.ranges
+    wide = compared(made("int8", dict.fromkeys(ranges(), 4.0)), images={"grey": flat(128), "one": IMAGES["one"]})
+    assert wide.images == ("one", "one, brighter")
+    assert any(line.startswith("the range of ") for line in wide.failures)
+
+
+def test_one_image_and_equal_images_are_judged() -> None:
+    for images in ({"one": IMAGES["one"]}, dict.fromkeys(("one", "again", "once more"), IMAGES["one"])):
+        found = compared(made("int8"), images=images)
+        assert (found.note, found.failures) == ("", ()) and found.ranges
+
+
+def test_a_network_knows_how_much_an_image_excites_it() -> None:
+    shares = [excitation(trained_model(), image) for image in (IMAGES["one"], faint(1), flat(128))]
+    assert all(share is not None for share in shares)
+    assert 0.92 < (shares[0] or 0) < 1.1 and (shares[1] or 1) < 0.6 and (shares[2] or 1) < 0.4
 
 
 def test_a_file_of_other_libraries_may_round_at_other_places() -> None:

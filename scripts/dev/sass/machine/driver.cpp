@@ -1,7 +1,6 @@
 /*
- * A CUDA driver whose device executes machine code, beside what Python asks of it. The launcher of the kernels is linked in,
- * and what it opens as libcuda.so.1 is this library, so that a launch has the grid, the memory and the arguments that a GPU
- * would get. Others in the process do not see it.
+ * A libcuda.so.1 whose device executes machine code, beside what Python asks of it. The launcher of the kernels is linked
+ * in and finds this driver loaded, so that a launch has the grid, the memory and the arguments that a GPU would get.
  */
 #include "machine.h"
 #include "timing.h"
@@ -13,7 +12,6 @@
 #include <cuda.h>
 
 #include <cstring>
-#include <dlfcn.h>
 
 using namespace nrd;
 
@@ -80,16 +78,6 @@ Images nrd::images()
 
 extern "C"
 {
-
-    void* __real_dlopen(char const* name, int flags);
-
-    //! The linker sends the launcher's dlopen here.
-    void* __wrap_dlopen(char const*, int flags)
-    {
-        Dl_info own{};
-        dladdr(&gDevice, &own);
-        return __real_dlopen(own.dli_fname, flags);
-    }
 
     CUresult cuInit(unsigned)
     {
