@@ -154,14 +154,14 @@ def causes_in_data(
         and _score(due["preprocessing"], got["preprocessing"], pixels) > 1
     ):
         add("preprocessing", [describe_pixels(due["preprocessing"], got["preprocessing"])])
+    if "c1" in explained or ("c1" in due.keys() & got.keys() and _score(due["c1"], got["c1"], tolerance) > 1):
+        explained.add("c4")  # computed from the same pixels, through C1
     for stage in _BEFORE_DECODE if model.config.is_nrd else (*_BEFORE_DECODE, "logits"):
         if stage not in due or stage not in got or stage in explained:
             continue
         rounding = min(_EXPLAINED, tolerance.channel)
         orders = misread_orders(model.config.decode) if stage == "theta" else ()
         add(stage, describe_channels(due[stage], got[stage], tolerance.channel, rounding=rounding, known_orders=orders))
-        if stage == "c1" and _score(due[stage], got[stage], tolerance) > 1:
-            explained.add("c4")  # computed from the same pixels, through C1
     if model.config.is_nrd and "logits" in due and "logits" in got:
         add("logits", _decode(file, model.config.decode, want, got, DECODE[graph.precision], graph.info.class_names))
     if "mask" in due and "logits" in got:

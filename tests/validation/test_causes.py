@@ -20,9 +20,12 @@ from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
 from nrd_trt.model import program
+from nrd_trt.model.stages import predict_stages
 from nrd_trt.specs import Precision
+from nrd_trt.validation.causes import causes_in_data
 from nrd_trt.validation.localise import compare_stages
 from nrd_trt.validation.rederive import measure_anew
+from nrd_trt.validation.stages import PREPROCESSING, TOLERANCES, Finding
 from tests.artefacts import SIZE_HW, both_outputs, trained_model
 from tests.faults import other_mean, shift_coordinates, swap_rgb, transpose_w1_in_decode, weights_of
 
@@ -436,6 +439,18 @@ def test_random_damage_of_a_stage_has_no_other_cause(seed: int, precision: Preci
     factor = factors.reshape(1, -1, 1, 1).astype(np.float32)
     found = localised(file_with(precision, lambda model: insert(model, tensor, "Mul", factor)))
     assert named_causes(found) <= {"an operation", "scaled", "constant"}
+
+
+def test_what_c4_takes_over_from_c1_is_no_cause() -> None:
+    """Where the file tells why C1 is wrong, C4 is computed from it; otherwise C1 itself tells."""
+    want = predict_stages(trained_model(), sample().image)
+    lost = np.arange(len(want["c4"]))[:, None, None] % 7 > 0
+    got = {**want, "c1": want["c1"] * 2, "c4": want["c4"] * lost}
+    tolerances = {"tolerance": TOLERANCES["fp32"], "pixels": PREPROCESSING}
+    for known in ([Finding(stage="c1", text="its bias")], []):
+        file = file_with("fp32", lambda model: None)
+        found = causes_in_data(file, trained_model(), sample().image, want, got, known, **tolerances)
+        assert "c4" not in {finding.stage for finding in found}
 
 
 def trained_channels(tensor: str) -> int:
