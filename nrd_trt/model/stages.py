@@ -72,12 +72,13 @@ def predict_stages_from(model: Segmentor, found: Mapping[str, np.ndarray]) -> di
     if "preprocessing" in given:
         features = model.features(given["preprocessing"])
         stages |= {"c1": features[0], "c4": features[-1]}
-    if isinstance(head, NrdHead) and given.keys() >= {"c1", "c4"}:
-        stages["theta"], stages["guidance"], x_table, y_table = head.decode_inputs((given["c1"], given["c4"]))
-        if given.keys() >= {"theta", "guidance"}:
-            inputs = given["theta"], given["guidance"], x_table, y_table
-            stages["logits"] = patch_decode(*inputs, model.config.decode)
-    elif "c4" in given:
+    if isinstance(head, NrdHead):
+        if given.keys() >= {"c1", "c4"}:
+            stages["theta"], stages["guidance"], x_table, y_table = head.decode_inputs((given["c1"], given["c4"]))
+            if given.keys() >= {"theta", "guidance"}:
+                inputs = given["theta"], given["guidance"], x_table, y_table
+                stages["logits"] = patch_decode(*inputs, model.config.decode)
+    elif "c4" in given and ("c1" in given or "c1" not in found):  # a head that needs no C1 may have none
         stages["logits"] = head((given.get("c1", given["c4"]), given["c4"]))
     if "logits" in given:
         stages["mask"] = upsample(given["logits"], model.config.upsample).argmax(dim=1).to(torch.uint8)

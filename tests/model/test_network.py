@@ -13,6 +13,7 @@ from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.encoders import ENCODERS
 from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
+from nrd_trt.model.stages import predict_stages, predict_stages_from
 from tests.helpers import cached_small_model, keyed_model, small_model
 
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
@@ -116,3 +117,13 @@ def test_controller_that_starts_as_a_perceptron() -> None:
         sums[perceptron] = [float(part.abs().max()) for part in bias.grad.split(list(model.config.decode.sections))]
     assert min(sums[True]) > 1e-3
     assert max(sums[False][0], sums[False][2]) < 1e-6 * min(sums[True])
+
+
+@pytest.mark.parametrize("head", ["nrd", "deeplabv3plus"])
+def test_stages_behind_one_that_is_not_finite_are_left_out(head: str) -> None:
+    model = small_model(head=head)
+    stages = predict_stages(model, np.zeros((64, 64, 3), np.uint8))
+    stages["c1"] = np.full_like(stages["c1"], np.inf)
+    due = predict_stages_from(model, stages)
+    assert {"c1", "c4", "mask"} <= due.keys()
+    assert not {"theta", "guidance", "logits"} & due.keys()
