@@ -27,7 +27,6 @@ from sass.lints import find_faults
 from sass.multiprocessor import ExecutionError, library
 from sass.problems import ELEMENTS, Element, Theta
 
-SOURCE = toolchain.KERNELS / "decode_kernel.cu"
 THETAS: tuple[Theta, ...] = get_args(Theta)
 PAGE = toolchain.ROOT / "docs" / "kernel-costs.md"
 PAGE_CLASSES = (19, 150)
@@ -89,7 +88,7 @@ def make_jobs(folder: Path, options: argparse.Namespace) -> Iterator[Job]:
     for architecture in options.arch:
         cubin = options.cubin or folder / f"sm_{architecture}.cubin"
         if options.cubin is None:
-            toolchain.compile_cubin(SOURCE, architecture, cubin)
+            toolchain.compile_with_lines(toolchain.SOURCE, architecture, cubin)
         for element in ELEMENTS:
             yield Job(architecture=architecture, element=element, cubin=cubin, patterns=tuple(options.only))
 

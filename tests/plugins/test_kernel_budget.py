@@ -12,22 +12,23 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from scripts.dev.kernel_resources import compile_kernels
 from scripts.dev.sass import budgets, toolchain
 from scripts.dev.sass.cost import Cost, Time
 from scripts.dev.sass.cubin import KernelImage
+from scripts.dev.sass.devices import ARCHITECTURES
 from scripts.dev.sass.lints import find_faults
 from scripts.dev.sass.listing import read_kernel, split_listing
 from scripts.dev.sass.multiprocessor import ExecutionError, Multiprocessor, allocate, allow, library
 from scripts.dev.sass.problems import ELEMENTS, Element, make_problem, random_inputs
 from tests.artefacts import REPOSITORY
-from tests.helpers import made_once
+from tests.plugins.test_kernel_compilation import compiled_once
 from tests.warm.programs import python
 
 BY_HAND = Path(__file__).with_name("counted_by_hand.sass")
@@ -128,17 +129,21 @@ def test_a_lost_barrier_shows_as_values_that_nobody_wrote() -> None:
 
 
 def cubin_of(architecture: int) -> Path:
-    """The compiled kernels, which every worker of a run takes from the first."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc; install the CUDA toolkit")
-    return made_once(f"decode_{architecture}.cubin", lambda path: compile_kernels(architecture, path))
+    return compiled_once(architecture)
+
+
+@cache
+def kernels_for_sm_90() -> Multiprocessor:
+    return Multiprocessor.open(90, cubin_of(90))
 
 
 @NEEDS_COMPILERS
 @pytest.mark.parametrize("element", ELEMENTS)
 def test_machine_code_draws_the_masks_of_the_host_reference(element: Element) -> None:
     """Every variant that the launcher takes for a class count in one chunk and for one in two."""
-    machine = Multiprocessor.open(90, cubin_of(90))
+    machine = kernels_for_sm_90()
     for classes in (19, 30):
         problem = make_problem(random_inputs(classes, (2, 2), seed=classes), classes, element)
         want, drawn = problem.reference(), 0
@@ -152,6 +157,36 @@ def test_machine_code_draws_the_masks_of_the_host_reference(element: Element) ->
             assert different == 0 if b"tensor" not in planned.kernel else different < 1e-3, planned.kernel
             drawn += 1
         assert drawn >= (1 if element == "fp32" else 2)
+
+
+@NEEDS_COMPILERS
+@pytest.mark.parametrize("planar", [False, True], ids=["channels_last", "planar"])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16"])
+def test_machine_code_takes_every_layout_and_mask_type_in_either_order_of_warps(planar: bool, dtype: str) -> None:
+    machine = kernels_for_sm_90()
+    problem = make_problem(random_inputs(11, (1, 2)), 11, "fp16")
+    want, given = problem.reference(), problem.in_planes() if planar else problem
+    for variant in (2, 3):
+        for order in (False, True):
+            mask = given.empty_mask(dtype)
+            machine.decode(given.decode(mask, variant), range(2), last_warp_first=order)
+            assert (mask != want).mean() <= (0 if variant == 2 else 1e-3)
+
+
+def test_blocks_of_a_multiprocessor() -> None:
+    sm_87, sm_90 = ARCHITECTURES[87], ARCHITECTURES[90]
+    assert sm_90.resident_blocks(80, 30 * 1024) == 6  # by registers
+    assert sm_87.resident_blocks(32, 31 * 1024) == 5  # by shared memory
+    assert sm_87.resident_blocks(32, 1024) == 12  # by warps
+    assert sm_87.resident_blocks(80, 160 * 1024) == 1
+
+
+@NEEDS_COMPILERS
+def test_shared_memory_stays_within_every_gpu_s_default() -> None:
+    machine = kernels_for_sm_90()
+    problem = make_problem(random_inputs(19, (1, 1)), 19, "fp16")
+    planned = [machine.plan(problem.decode(problem.empty_mask(), variant)) for variant in (1, 2)]  # generic and SIMT
+    assert all(plan is not None and 0 < plan.shared_bytes <= 48 * 1024 for plan in planned)
 
 
 def test_faults_of_a_listing_are_counted() -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.dev import kernel_resources
-from scripts.dev.kernel_resources import ARCHITECTURES, blocks_per_multiprocessor, compile_kernels, parse_resources
+from scripts.dev.sass.cubin import read_cubin
+from scripts.dev.sass.toolchain import ARCHITECTURES, SOURCE, compile_cubin, known_architectures
 from tests.artefacts import REPOSITORY
 from tests.decode import on_cpu
+from tests.helpers import made_once
 
 NEEDS_NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc; install the CUDA toolkit")
 QUICK = (87, 90)
-SHARED_LIMIT = 48 * 1024
 KERNELS = 16
 """Two ops; generic and released kernels for three types, and those on tensor cores for two."""
 
@@ -39,18 +39,23 @@ extern "C" __global__ void logits(__grid_constant__ nrd::LogitsArguments const a
 """
 
 
+def compiled_once(architecture: int) -> Path:
+    """The compiled kernels, which every worker of a run takes from the first."""
+    return made_once(f"decode_{architecture}.cubin", lambda path: compile_cubin(SOURCE, architecture, path))
+
+
 @NEEDS_NVCC
 @pytest.mark.parametrize(
     "architecture",
     [pytest.param(number, marks=() if number in QUICK else pytest.mark.all_combinations) for number in ARCHITECTURES],
 )
-def test_every_kernel_compiles_and_the_released_ones_spill_nothing(architecture: int, tmp_path: Path) -> None:
-    if architecture not in kernel_resources.known_architectures():
+def test_every_kernel_compiles_and_the_released_ones_spill_nothing(architecture: int) -> None:
+    if architecture not in known_architectures():
         pytest.skip(f"this nvcc does not know sm_{architecture}")
-    kernels = compile_kernels(architecture, tmp_path / "decode.cubin")
-    assert len({kernel.name for kernel in kernels}) == len(kernels) == KERNELS
-    for kernel in kernels:
-        assert kernel.sizes == "any" or kernel.spill_bytes == 0, kernel
+    kernels = read_cubin(compiled_once(architecture))
+    assert len(kernels) == KERNELS
+    for name, kernel in kernels.items():
+        assert "generic" in name or kernel.stack_bytes == 0, name
         assert 0 < kernel.registers <= 128
 
 
@@ -63,28 +68,6 @@ def test_everything_compiles_with_the_cuda_of_jetpack_6() -> None:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
     assert re.match(rf"CUDA 12\.6: {KERNELS} kernels for sm_87", done.stdout)
-
-
-def test_report_of_the_compiler_is_read() -> None:
-    line = "ptxas info    : Compiling entry function '{}' for 'sm_90'\nptxas info    : Function properties for x\n"
-    line += "    8 bytes stack frame, {} bytes spill stores, 4 bytes spill loads\n"
-    line += "ptxas info    : Used {} registers, used 1 barriers\n"
-    mask, logits = "nrd_mask_tensor_core_fp16", "nrd_logits_generic_fp32"
-    first, second = parse_resources(line.format(mask, 12, 96) + line.format(logits, 0, 80))
-    assert (first.name, first.registers, first.spill_bytes) == ("logits any simt fp32", 80, 0)
-    assert (second.name, second.registers, second.spill_bytes) == ("mask released tensor_core fp16", 96, 12)
-
-
-def test_blocks_per_multiprocessor() -> None:
-    assert blocks_per_multiprocessor(90, 80, 30 * 1024) == 6  # by registers
-    assert blocks_per_multiprocessor(87, 32, 30 * 1024) == 5  # by shared memory
-    assert blocks_per_multiprocessor(75, 32, 1024) == 8  # by threads
-    assert blocks_per_multiprocessor(121, 32, 1024) is None
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-def test_shared_memory_stays_within_every_gpu_s_default(tmp_path: Path) -> None:
-    assert 0 < max(kernel_resources.shared_bytes(tmp_path).values()) <= SHARED_LIMIT
 
 
 def nvrtc() -> ctypes.CDLL | None:

@@ -33,8 +33,9 @@ GENERIC = 1
 TENSOR_CORE_TOLERANCE = 1e-5
 """Of the largest logit. Masks may differ where the two best are nearer."""
 
-_INTERIOR = (6, 8)
-_CHECKED = 8
+_INTERIOR: dict[Theta, tuple[int, int]] = {"natural": (6, 8), "random": (2, 6)}
+"""Rows and columns of the lattice of blocks; random weights are alike everywhere."""
+_CHECKED = 6
 _OFFSET = FACTOR // 2
 
 
@@ -111,7 +112,7 @@ def measure(machine: Multiprocessor, case: Case, phases: Mapping[str, Sequence[s
     """
     problem = problem_of(case.classes, case.element, case.theta)
     rows, columns = problem.patches_hw
-    interior, border = _sampled(rows, columns)
+    interior, border = _sampled(rows, columns, _INTERIOR[case.theta])
     border_share = 1 - (rows - 2) * (columns - 2) / (rows * columns)
     mask = problem.empty_mask()
     request = problem.decode(mask, case.variant)
@@ -143,10 +144,10 @@ def _difference(after: NDArray[np.void], before: NDArray[np.void]) -> NDArray[np
     return out
 
 
-def _sampled(rows: int, columns: int) -> tuple[list[int], list[int]]:
+def _sampled(rows: int, columns: int, lattice: tuple[int, int]) -> tuple[list[int], list[int]]:
     """Return blocks on a lattice inside the image, and corners and sides; a block draws one patch."""
-    down = np.linspace(1, rows - 2, _INTERIOR[0]).astype(int)
-    across = np.linspace(1, columns - 2, _INTERIOR[1]).astype(int)
+    down = np.linspace(1, rows - 2, lattice[0]).astype(int)
+    across = np.linspace(1, columns - 2, lattice[1]).astype(int)
     interior = [int(row * columns + column) for row in down for column in across]
     middle, centre = rows // 2, columns // 2
     sides = [(0, centre), (rows - 1, centre), (middle, 0), (middle, columns - 1)]

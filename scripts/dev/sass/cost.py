@@ -124,7 +124,6 @@ def cost_of(
     shared = launch.shared_bytes + image.shared_bytes - machine.kept_shared_bytes
     resident = ARCHITECTURES[machine.architecture].resident_blocks(image.registers, shared)
     stream = make_stream(samples)
-    ends = machine.simulate(launch.kernel, stream, resident)
     alone = stream[: len(stream) // _ALONE * _ALONE : len(stream) // _ALONE]
     path = float(np.mean([machine.simulate(launch.kernel, [block], 1)[-1] for block in alone]))
     by_phase: dict[str, float] = defaultdict(float)
@@ -134,7 +133,7 @@ def cost_of(
     sums = {name: float(_mean(samples, name).sum()) for name in COUNTS.names or () if name != "issues"}
     return Cost(
         warp_instructions=float(issues.sum()),
-        cycles=steady_cycles(ends),
+        cycles=_steady_cycles(machine, launch, stream, resident),
         busy_cycles=max(pipes.values()),
         path_cycles=path,
         pipes=pipes,
@@ -180,12 +179,6 @@ def make_stream(samples: Sequence[Sample]) -> list[int]:
     return [stream[i] for i in rng.permutation(len(stream))]
 
 
-def steady_cycles(ends: NDArray[np.int64]) -> float:
-    """Return cycles per block while the multiprocessor is full: the middle half of the ends."""
-    first, last = len(ends) // 4, len(ends) * 3 // 4
-    return float(ends[last] - ends[first]) / (last - first)
-
-
 def _mean(samples: Sequence[Sample], field: str) -> NDArray[np.float64]:
     """Return what an average block does at each instruction."""
     parts = [sample.share / sample.blocks * sample.counts[field] for sample in samples]
@@ -208,11 +201,17 @@ def _pipes(
     return pipes
 
 
+def _steady_cycles(machine: Multiprocessor, launch: Launch, stream: Sequence[int], resident: int) -> float:
+    """Return cycles per block while the multiprocessor is full: what a second round of the blocks adds to the first."""
+    once, twice = (machine.simulate(launch.kernel, [*stream] * rounds, resident)[-1] for rounds in (1, 2))
+    return float(twice - once) / len(stream)
+
+
 def simulate_launch(machine: Multiprocessor, launch: Launch, stream: Sequence[int], resident: int, most: int) -> float:
     """Return the cycles of a multiprocessor that gets `most` blocks, from its first to its last."""
     if most > len(stream):
-        ends = machine.simulate(launch.kernel, stream, resident)
-        return float(ends[-1]) + (most - len(stream)) * steady_cycles(ends)
+        once = float(machine.simulate(launch.kernel, stream, resident)[-1])
+        return once + (most - len(stream)) * _steady_cycles(machine, launch, stream, resident)
     parts = [stream[at : at + most] for at in range(0, len(stream) - most + 1, most)]
     return float(np.mean([machine.simulate(launch.kernel, part, resident)[-1] for part in parts]))
 

@@ -187,8 +187,13 @@ class Multiprocessor:
         self._check(self._library.machineDecode(ctypes.byref(decode)))
         return Launched.from_buffer_copy(self._library.machineLaunched())
 
-    def decode(self, decode: Decode, blocks: Sequence[int]) -> None:
+    def decode(self, decode: Decode, blocks: Sequence[int], *, last_warp_first: bool = False) -> None:
         """Let the launcher launch and run the given blocks.
+
+        Args:
+            decode: What to decode.
+            blocks: Their numbers.
+            last_warp_first: The order in which the warps of a block run between barriers.
 
         Raises:
             ExecutionError: As for `launch`.
@@ -198,6 +203,7 @@ class Multiprocessor:
             raise ExecutionError("the launcher does not support this variant here")
         self.load(planned.kernel.decode())
         self._choose(blocks)
+        self._library.machineSetOrder(last_warp_first)
         self._check(self._library.machineDecode(ctypes.byref(decode)))
 
     def reset(self, name: str) -> None:

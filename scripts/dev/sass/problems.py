@@ -10,10 +10,10 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from nrd_trt.specs import STRIDE, DecodeSpec
 
@@ -28,7 +28,8 @@ ELEMENTS: tuple[Element, ...] = ("fp32", "fp16", "bf16")
 
 CHECKPOINT = "nrd_r18_camvid"
 HIDDEN, PATCH, FACTOR = 16, 8, 4
-_UINT8 = 2
+MASKS = [np.dtype(name) for name in ("int32", "float16", "uint8")]
+"""The place of a type is its number in decode_problem.h."""
 _SCENE = 3
 
 
@@ -50,9 +51,11 @@ class Problem:
         classes: K.
         element: Type of theta and guidance.
         theta: ``(h, w, pitch)``, channels last; 16-bit types as bits, their pitch a multiple of 8 as TensorRT pads it.
-        guidance: ``(8h, 8w, 16)``.
+            Planar ``(P, h, w)``.
+        guidance: ``(8h, 8w, 16)``, planar ``(16, 8h, 8w)``.
         x_table: ``(8,)``, for each column of a patch.
         y_table: ``(8,)``, for each row.
+        planar: Whether channels come first.
     """
 
     classes: int
@@ -61,11 +64,19 @@ class Problem:
     guidance: Array
     x_table: Floats
     y_table: Floats
+    planar: bool = False
 
     @property
     def patches_hw(self) -> tuple[int, int]:
         """Rows and columns of theta."""
-        return self.theta.shape[0], self.theta.shape[1]
+        rows, columns = self.theta.shape[1:] if self.planar else self.theta.shape[:2]
+        return rows, columns
+
+    def in_planes(self) -> Problem:
+        """Return the same problem with channels first."""
+        channels = DecodeSpec(num_classes=self.classes).theta_channels
+        theta, guidance = (array.transpose(2, 0, 1) for array in (self.theta[..., :channels], self.guidance))
+        return Problem(**{**vars(self), "theta": _placed(theta), "guidance": _placed(guidance), "planar": True})
 
     def part(self, top: int, left: int, bottom: int, right: int) -> Problem:
         """Return the problem of the patches [top, bottom) x [left, right)."""
@@ -86,29 +97,29 @@ class Problem:
             wide[name] = half.astype(np.float32)
         return Problem(**{**vars(self), **wide, "element": "fp32"})
 
-    def decode(self, mask: NDArray[np.uint8], variant: int, *, prune: bool = True) -> Decode:
-        """Return what the machine takes; the arrays must outlive it."""
+    def decode(self, mask: Array, variant: int, *, prune: bool = True) -> Decode:
+        """Return what the machine takes; the arrays must outlive it. The mask's type is one of `MASKS`."""
         request = Decode(
             classes=self.classes,
             type=ELEMENTS.index(self.element),
             rows=self.patches_hw[0],
             columns=self.patches_hw[1],
             mask=mask.ctypes.data,
-            mask_type=_UINT8,
+            mask_type=MASKS.index(mask.dtype),
             variant=variant,
             prune=prune,
         )
         for view, array in ((request.theta, self.theta), (request.guidance, self.guidance)):
-            rows, columns, pitch = array.shape
-            view.data, view.batch, view.channel, view.pixel = array.ctypes.data, rows * columns * pitch, 1, pitch
+            plane, pitch = (array.shape[1] * array.shape[2], 1) if self.planar else (1, array.shape[2])
+            view.data, view.batch, view.channel, view.pixel = array.ctypes.data, array.size, plane, pitch
         request.x_table = (ctypes.c_float * MAX_PATCH)(*self.x_table)
         request.y_table = (ctypes.c_float * MAX_PATCH)(*self.y_table)
         return request
 
-    def empty_mask(self) -> NDArray[np.uint8]:
+    def empty_mask(self, dtype: DTypeLike = np.uint8) -> NDArray[Any]:
         """Return a mask of a value that no class has, and let kernels write it and read the tensors."""
         rows, columns = self.patches_hw
-        mask = allocate((rows * STRIDE, columns * STRIDE), np.uint8)
+        mask = allocate((rows * STRIDE, columns * STRIDE), dtype)
         mask.fill(255)
         allow((self.theta, False), (self.guidance, False), (mask, True))
         return mask

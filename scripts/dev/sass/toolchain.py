@@ -13,7 +13,9 @@ from .cubin import read_cubin
 
 ROOT = Path(__file__).resolve().parents[3]
 KERNELS = ROOT / "plugins" / "nrd_decode"
-FLAGS = ("-std=c++17", "-O3", "-fmad=false")
+SOURCE = KERNELS / "decode_kernel.cu"
+ARCHITECTURES = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
+FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-Werror=all-warnings")
 """Those that plugins/CMakeLists.txt gives."""
 
 PACKAGED = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13"
@@ -69,17 +71,39 @@ def compiler_version() -> str:
     return text.split(", V")[1].split()[0]
 
 
-def compile_cubin(source: Path, architecture: int, output: Path) -> None:
-    """Compile device code for one architecture as the build does, with the table of source lines.
+def known_architectures() -> list[int]:
+    """Return those of `ARCHITECTURES` that this nvcc compiles for."""
+    listed = _run([str(find_nvcc()), "--list-gpu-code"]).split()
+    return [number for number in ARCHITECTURES if f"sm_{number}" in listed]
+
+
+def compile_cubin(source: Path, architecture: int, output: Path, *, lines: bool = False) -> None:
+    """Compile device code for one architecture as the build does.
+
+    Args:
+        source: A CUDA file.
+        architecture: Compute capability without its point.
+        output: The cubin to write.
+        lines: Whether it gets the table of source lines.
 
     Raises:
-        RuntimeError: The compiler failed, or the table changed the code; the message says which.
+        RuntimeError: The compiler failed or warned; the message is what it says.
     """
-    command = [str(find_nvcc()), "-cubin", f"-arch=sm_{architecture}", *FLAGS, str(source)]
+    extra = ["-lineinfo"] if lines else []
+    command = [str(find_nvcc()), "-cubin", f"-arch=sm_{architecture}", *FLAGS, *extra, str(source), "-o", str(output)]
+    _run(command)
+
+
+def compile_with_lines(source: Path, architecture: int, output: Path) -> None:
+    """Compile with the table of source lines, and make sure that the table leaves the code as it is.
+
+    Raises:
+        RuntimeError: The compiler failed, or the table changed the code.
+    """
     plain = output.with_suffix(".plain")
     with ThreadPoolExecutor(2) as pool:
-        forms = ([*command, "-o", str(plain)], [*command, "-lineinfo", "-o", str(output)])
-        list(pool.map(_run, forms))
+        forms = [(plain, False), (output, True)]
+        list(pool.map(lambda form: compile_cubin(source, architecture, form[0], lines=form[1]), forms))
     codes = [{name: image.code for name, image in read_cubin(path).items()} for path in (plain, output)]
     if codes[0] != codes[1]:
         raise RuntimeError(f"{source}: -lineinfo changes the code for sm_{architecture}, so its counts are of no use")
@@ -113,7 +137,7 @@ def compile_library(sources: list[Path], output: Path) -> None:
         if any(process.returncode for process in running):
             raise RuntimeError("\n".join(failures))
         parts = [str(target) for target in objects]
-        _run(["g++", "-shared", "-Wl,-soname,libcuda.so.1", *parts, "-o", str(temporary), "-ldl"])
+        _run(["g++", "-shared", "-Wl,--wrap=dlopen", "-Wl,-Bsymbolic", *parts, "-o", str(temporary), "-ldl"])
         temporary.replace(output)
     finally:
         for target in objects:

@@ -57,9 +57,9 @@ void Block::run()
     bool isDone = false;
     while (!isDone)
     {
-        for (Warp& warp : warps)
+        for (size_t i = 0; i < warps.size(); ++i)
         {
-            warp.run();
+            warps[launch.lastWarpFirst ? warps.size() - 1 - i : i].run();
         }
         isDone = std::all_of(warps.begin(), warps.end(),
             [](Warp const& warp)

@@ -1,6 +1,7 @@
 /*
- * A libcuda.so.1 whose device executes machine code, beside what Python asks of it. The launcher of the kernels is linked
- * in and finds this driver loaded, so that a launch has the grid, the memory and the arguments that a GPU would get.
+ * A CUDA driver whose device executes machine code, beside what Python asks of it. The launcher of the kernels is linked in,
+ * and what it opens as libcuda.so.1 is this library, so that a launch has the grid, the memory and the arguments that a GPU
+ * would get. Others in the process do not see it.
  */
 #include "machine.h"
 #include "timing.h"
@@ -12,6 +13,7 @@
 #include <cuda.h>
 
 #include <cstring>
+#include <dlfcn.h>
 
 using namespace nrd;
 
@@ -26,6 +28,7 @@ struct Device
     std::vector<uint32_t> blocks;                //!< to execute
     std::vector<sass::Range> memory;
     bool plansOnly = false;
+    bool lastWarpFirst = false;
     std::string error;
 };
 
@@ -78,6 +81,16 @@ Images nrd::images()
 
 extern "C"
 {
+
+    void* __real_dlopen(char const* name, int flags);
+
+    //! The linker sends the launcher's dlopen here.
+    void* __wrap_dlopen(char const*, int flags)
+    {
+        Dl_info own{};
+        dladdr(&gDevice, &own);
+        return __real_dlopen(own.dli_fname, flags);
+    }
 
     CUresult cuInit(unsigned)
     {
@@ -174,7 +187,7 @@ extern "C"
         try
         {
             sass::run({&kernel, threads, blocks, sharedBytes, makeBank(kernel, threads, blocks, parameters[0]),
-                          gDevice.memory},
+                          gDevice.memory, gDevice.lastWarpFirst},
                 gDevice.blocks);
             return CUDA_SUCCESS;
         }
@@ -255,6 +268,12 @@ extern "C"
     {
         gDevice.blocks.assign(blocks, blocks + count);
         gDevice.plansOnly = count == 0;
+    }
+
+    //! In which order launches run the warps of a block: any is right where no barrier is missing.
+    void machineSetOrder(bool lastWarpFirst)
+    {
+        gDevice.lastWarpFirst = lastWarpFirst;
     }
 
     void machineAllow(sass::Range const* ranges, int32_t count)

@@ -158,6 +158,7 @@ struct Launch
     uint32_t dynamicShared = 0;
     std::vector<uint8_t> bank; //!< constant bank 0
     std::vector<Range> memory;
+    bool lastWarpFirst = false; //!< the order in which the warps of a block run between barriers
 };
 
 enum class State

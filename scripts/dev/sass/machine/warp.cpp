@@ -4,6 +4,16 @@
 
 namespace nrd::sass
 {
+namespace
+{
+
+std::string placeOf(Kernel const& kernel, uint32_t pc)
+{
+    return kernel.name + ", instruction " + std::to_string(pc) + ": " + kernel.code[pc].name;
+}
+
+} // namespace
+
 Warp::Warp(Block& owner, int warpNumber, uint32_t threads)
     : block(owner)
     , number(warpNumber)
@@ -128,10 +138,9 @@ void Warp::execute()
         Encoded const& instruction = kernel.code[pc];
         uint32_t const mask = path().mask & predicate(instruction.guard);
         Handler const* const handler = kernel.handlers[pc];
-        std::string const where = kernel.name + ", instruction " + std::to_string(pc) + ": ";
         if (handler == nullptr)
         {
-            fail(where + instruction.name + " is not known to scripts/dev/sass");
+            fail(placeOf(kernel, pc) + " is not known to scripts/dev/sass");
         }
         Counts& counted = kernel.counts[pc];
         uint64_t const wavefronts = counted.wavefronts;
@@ -145,7 +154,7 @@ void Warp::execute()
         }
         catch (std::runtime_error const& error)
         {
-            fail(where + instruction.name + ": " + error.what());
+            fail(placeOf(kernel, pc) + ": " + error.what());
         }
         trace.push_back(
             {pc, static_cast<uint16_t>(counted.wavefronts - wavefronts), static_cast<uint16_t>(counted.lines - lines)});
