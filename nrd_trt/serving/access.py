@@ -6,12 +6,13 @@ origin because browsers send cookies, and reach 127.0.0.1, on behalf of any page
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
 import socket
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -20,10 +21,14 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nrd_trt.errors import ConfigError
+from nrd_trt.serving.limits import Places
 from nrd_trt.serving.problems import Refusal
 
-_TOKEN_LENGTH = 8
-_OPEN_PATHS = {"/", "/docs", "/healthz"}
+_TOKEN_LENGTH, _REACHABLE_TOKEN_LENGTH = 8, 16
+_WRONG_S, _WRONG_AT_A_TIME = 1.0, 4
+"""Seconds that the answer to a wrong token takes, and how many such answers one client waits for at a time."""
+_HEALTH = "/healthz"
+_OPEN_PATHS = {"/", "/docs", _HEALTH}
 """They hold nothing of the run: the page asks for a token itself."""
 _ASSETS = "/assets/"
 _HEADERS = {
@@ -65,11 +70,12 @@ class Access:
                 f"host={self.host!r}: expected a token where other machines can reach the server, got none; give "
                 "token='auto', or stay on 127.0.0.1."
             )
+        least = _TOKEN_LENGTH if is_loopback(self.host) else _REACHABLE_TOKEN_LENGTH
         plain = self.token is None or (self.token.isascii() and self.token.isprintable() and " " not in self.token)
-        if self.token is not None and (len(self.token) < _TOKEN_LENGTH or not plain):
+        if self.token is not None and (len(self.token) < least or not plain):
             raise ConfigError(
-                f"token=: expected at least {_TOKEN_LENGTH} printable ASCII characters without spaces, got "
-                f"{len(self.token)}; token='auto' makes one."
+                f"token=: expected at least {least} printable ASCII characters without spaces for host={self.host!r}, "
+                f"got {len(self.token)}; token='auto' makes one."
             )
 
     @property
@@ -89,11 +95,14 @@ class Access:
         """What the cookie holds; not the token, as other servers of this machine are sent it too."""
         return hmac.new((self.token or "").encode(), b"nrd_trt cookie", hashlib.sha256).hexdigest()
 
-    def shows_token(self, request: Request) -> bool:
-        """Whether a request carries the token itself, which no browser adds by itself."""
+    def token_of(self, request: Request) -> str:
+        """Return what a request gives as token, or an empty text; no browser adds it by itself."""
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        given = bearer.strip() if scheme.lower() == "bearer" else request.query_params.get("token", "")
-        return self.token is not None and _same(given, self.token)
+        return bearer.strip() if scheme.lower() == "bearer" else request.query_params.get("token", "")
+
+    def shows_token(self, request: Request) -> bool:
+        """Whether a request carries the token itself."""
+        return self.token is not None and _same(self.token_of(request), self.token)
 
     def admits(self, request: Request) -> bool:
         """Whether a request carries the token or the cookie, or none is needed."""
@@ -122,15 +131,44 @@ class Guard:
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
+        self._places = Places()
+        self._wrong: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; the server is set up to pass on no other kind of connection."""
         request = Request(scope)
+        client = request.client.host if request.client else ""
+        if scope["path"] == _HEALTH:  # has a place of its own, so that a full server is known to be alive
+            return await self._answer(request, receive, send, client)
+        with self._places.taken(client) as full:
+            if full is not None:
+                return await full.response()(scope, receive, _with_headers(send, embeddable=False))
+            await self._answer(request, receive, send, client)
+
+    async def _answer(self, request: Request, receive: Receive, send: Send, client: str) -> None:
+        if (
+            self._access.token is not None
+            and self._access.token_of(request)
+            and self._wrong[client] >= _WRONG_AT_A_TIME
+        ):
+            message = "token: expected one at a time, got several wrong ones; wait for their answers."
+            refusal = Refusal(429, "TooManyTokens", message, {"Retry-After": "1"})
+            return await refusal.response()(request.scope, receive, _with_headers(send, embeddable=False))
         shows_token = self._access.shows_token(request)
-        answer: Any = self._refusal(request, shows_token) or self._login(request, shows_token) or self._app
-        if isinstance(answer, Refusal):
-            answer = answer.response()
-        await answer(scope, receive, _with_headers(send, embeddable=shows_token))
+        answer = await self._decide(request, shows_token, client)
+        await answer(request.scope, receive, _with_headers(send, embeddable=shows_token))
+
+    async def _decide(self, request: Request, shows_token: bool, client: str) -> ASGIApp:
+        refusal = self._refusal(request, shows_token)
+        if self._access.token is not None and self._access.token_of(request) and not shows_token:
+            self._wrong[client] += 1  # a guess costs time
+            try:
+                await asyncio.sleep(_WRONG_S)
+            finally:
+                self._wrong[client] -= 1
+                if not self._wrong[client]:
+                    del self._wrong[client]
+        return refusal.response() if refusal else self._login(request, shows_token) or self._app
 
     def _refusal(self, request: Request, shows_token: bool) -> Refusal | None:
         name = _host_name(request.headers.get("host", ""))
@@ -139,7 +177,7 @@ class Guard:
             return Refusal(403, "UnknownHost", message)
         if _is_foreign(request) and not shows_token:
             return Refusal(403, "ForeignOrigin", "origin: expected a page of this server, got another site's; open it.")
-        path = request.url.path
+        path = request.scope["path"]  # that of request.url comes from the Host header, too
         if path in _OPEN_PATHS or path.startswith(_ASSETS) or self._access.admits(request):
             return None
         message = "token: expected that of the server as bearer or cookie, got none or another; open /?token=…."
@@ -147,10 +185,10 @@ class Guard:
 
     def _login(self, request: Request, shows_token: bool) -> Response | None:
         """Answer ``/?token=…`` with the cookie and the page's address without the token."""
-        if request.url.path != "/" or "token" not in request.query_params or not shows_token:
+        if request.scope["path"] != "/" or "token" not in request.query_params or not shows_token:
             return None
         answer = RedirectResponse("/", status_code=303)
-        secure = request.url.scheme == "https"
+        secure = request.scope["scheme"] == "https"
         answer.set_cookie(
             self._access.cookie_name, self._access.cookie, httponly=True, samesite="strict", secure=secure
         )
@@ -165,6 +203,8 @@ def is_loopback(host: str) -> bool:
 
 def _host_name(host: str) -> str:
     """Return the name of a Host header without its port; empty where it is malformed."""
+    if set(host) & set("/\\?#@ "):
+        return ""  # urlsplit would read the part before as the name
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.types import ASGIApp
 
 import nrd_trt
 from nrd_trt.serving import segmenting, watching
@@ -19,8 +20,8 @@ _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _SILENT_S = 10.0
 
 
-def create_app(service: Service) -> FastAPI:
-    """Return the application that shows one run.
+def create_app(service: Service) -> ASGIApp:
+    """Return the application that shows one run, behind its guard.
 
     Args:
         service: The run; entered and left by the caller.
@@ -39,8 +40,7 @@ def create_app(service: Service) -> FastAPI:
     _add_pages(app)
     _add_operation(app, service)
     answer_problems(app)
-    app.add_middleware(Guard, access=service.access)
-    return app
+    return Guard(app, service.access)  # no middleware: the answer to an internal error is made outside of those
 
 
 def _add_pages(app: FastAPI) -> None:

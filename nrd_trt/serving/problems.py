@@ -46,7 +46,7 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is."
+        message = f"{request.method} {request.scope['path']}: {error.detail}; /docs lists what there is."
         return _answer(error.status_code, "NotServed", message, error.headers)
 
     @app.exception_handler(Exception)

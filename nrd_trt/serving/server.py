@@ -6,15 +6,15 @@ import socket
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.serving.hub import Hub
+from nrd_trt.serving.limits import PatientProtocol
 
 _GRACE_S = 1
 _SEND_BUFFER = 1 << 18
 """Bytes: what lies in a socket's buffer is old when a slow viewer of the endless stream gets it."""
-_CONNECTIONS = 128
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def make_server(app: FastAPI, hub: Hub) -> uvicorn.Server:
+def make_server(app: ASGIApp, hub: Hub) -> uvicorn.Server:
     """Return the server of an application; ``run(sockets=[listener])`` serves until Ctrl-C and raises it anew.
 
     Args:
@@ -59,7 +59,7 @@ def make_server(app: FastAPI, hub: Hub) -> uvicorn.Server:
         proxy_headers=False,
         ws="none",
         lifespan="off",  # nothing starts or ends with the application; a second Ctrl-C would show a traceback of it
-        limit_concurrency=_CONNECTIONS,
+        http=PatientProtocol,
         timeout_graceful_shutdown=_GRACE_S,
     )
     return _Server(config, hub)

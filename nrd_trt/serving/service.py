@@ -223,7 +223,7 @@ async def _look_of(
     if classes is None:
         return Look(view=view, opacity=opacity)
     indices = [part.strip() for part in classes.split(",") if part.strip()]
-    if not all(part.isascii() and part.isdigit() and int(part[:4]) < 256 for part in indices):
+    if not all(part.isascii() and part.isdigit() and len(part) < 4 and int(part) < 256 for part in indices):
         message = "classes: expected indices in 0-255 separated by commas, got something else; /status lists them."
         raise Refusal(422, "ConfigError", message)
     return Look(view=view, opacity=opacity, classes=frozenset(map(int, indices)))

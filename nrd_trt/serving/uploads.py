@@ -140,26 +140,31 @@ class Uploads:
                 self.current = None
 
 
-async def read_body(request: Request, most: int, chunk_s: float = 10.0) -> bytes:
+async def read_body(request: Request, most: int, chunk_s: float = 10.0, whole_s: float = 60.0) -> bytes:
     """Read a request's body, counting while it streams in.
 
     Args:
         request: Its body has not been read.
         most: Bytes.
         chunk_s: Seconds to wait for each piece.
+        whole_s: Seconds for all of it.
 
     Raises:
         Refusal: It is too large, or stops coming.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > most:
+    if announced.isdecimal() and (len(announced) > 15 or int(announced) > most):
         raise _too_large(most)
     body, pieces = bytearray(), request.stream()
+    end = time.monotonic() + whole_s
     while True:
         try:
-            piece = await asyncio.wait_for(anext(pieces, None), chunk_s)
+            piece = await asyncio.wait_for(anext(pieces, None), min(chunk_s, end - time.monotonic()))
         except asyncio.TimeoutError:
-            message = f"upload: expected more of it within {chunk_s:.0f} s, got nothing; send it again."
+            message = (
+                f"upload: expected more of it within {chunk_s:.0f} s and all within {whole_s:.0f} s, got "
+                f"{len(body)} bytes; send it again."
+            )
             raise Refusal(408, "Stalled", message) from None
         if piece is None:
             return bytes(body)

@@ -129,7 +129,7 @@ def test_a_server_for_others_needs_a_token_and_one_for_this_machine_needs_none()
     for host in ("0.0.0.0", "::", "192.168.1.5", "jetson.local"):
         with pytest.raises(ConfigError, match=r"host=.*: expected a token"):
             Access(host=host, port=8000)
-        assert Access(host=host, port=8000, token="12345678").token
+        assert Access(host=host, port=8000, token="0123456789abcdef").token
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
         assert Access(host=host, port=8000).token is None
     for token in ("", "short", "with spaces in it", "ümlauts-are-not", "line\nbreak-here"):
@@ -139,7 +139,7 @@ def test_a_server_for_others_needs_a_token_and_one_for_this_machine_needs_none()
 
 def test_a_server_knows_addresses_its_name_and_what_it_is_told_and_no_other_machine() -> None:
     """An address cannot be pointed elsewhere; any other name can."""
-    access = Access(host="0.0.0.0", port=8000, token="12345678", allow_host=("Cam.example",))
+    access = Access(host="0.0.0.0", port=8000, token="0123456789abcdef", allow_host=("Cam.example",))
     for known in ("192.168.1.5", "::1", "localhost", socket.gethostname(), "cam.example", "127.0.0.1"):
         assert access.knows_host(known), known
     assert not access.knows_host("evil.example")
