@@ -152,7 +152,8 @@ def complaints(found: Found, table: budgets.Budgets) -> list[str]:
     faults = [
         text for key, given in found.faults.items() for text in budgets.find_new_faults(key, given, table.known_faults)
     ]
-    return [*found.errors, *excess, *faults]
+    missing = [] if found.cases or found.errors else ["--only: expected a pattern that a case matches, got none"]
+    return [*missing, *found.errors, *excess, *faults]
 
 
 def is_whole(options: argparse.Namespace) -> bool:

@@ -291,6 +291,12 @@ def test_without_a_compiler_it_says_so_and_passes() -> None:
 
 
 @NEEDS_COMPILERS
+def test_a_pattern_that_no_case_matches_is_an_error() -> None:
+    done = run_command("--arch", "90", "--cubin", cubin_of(90), "--jobs", "1", "--only", "sm_90.k12.*")
+    assert done.returncode == 1 and "--only: expected a pattern that a case matches" in done.stderr
+
+
+@NEEDS_COMPILERS
 def test_a_case_is_printed_as_one_object() -> None:
     only = ["--jobs", "1", "--only", "sm_90.k11.fp16.random.simt", "--json"]
     done = run_command("--arch", "90", "--cubin", cubin_of(90), *only)
