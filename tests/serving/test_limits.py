@@ -141,7 +141,7 @@ def test_the_path_is_not_read_off_the_host(closed: Rig, monkeypatch: pytest.Monk
         assert http.get("/status").status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/snapshot.png?classes=" + "1" * 5000, "/snapshot.png?classes=256", "/nothing"])
+@pytest.mark.parametrize("path", ["/snapshot.png?classes=" + "0" * 5000, "/snapshot.png?classes=256", "/nothing"])
 def test_numbers_of_any_length_are_refused_with_all_headers(rig: Rig, path: str) -> None:
     response = rig.http.get(path)
     assert response.status_code in (404, 422)
