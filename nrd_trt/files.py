@@ -44,7 +44,12 @@ def canonical_json(data: Any) -> bytes:
 
 
 def check_absent(path: Path, *, force: bool) -> None:
-    """Raise `ConfigError` when `path` exists and `force` is off, or when its folder does not exist."""
+    """Raise `ConfigError` when `path` exists and `force` is off, is a link, or when its folder does not exist."""
+    if path.is_symlink():
+        raise ConfigError(
+            f"{path}: expected a name of its own, got a symbolic link to {os.readlink(path)}; remove the link or name "
+            "what it points to."
+        )
     if path.exists() and not force:
         raise ConfigError(f"{path}: already exists; give force=True to replace it or choose another name.")
     if not path.parent.is_dir():

@@ -20,6 +20,7 @@ from nrd_trt.files import atomic_folder, check_absent, sha256_bytes, sha256_file
 from nrd_trt.graph.metadata import GraphFacts
 
 ONNX_FILE, PLAN_FILE, REFERENCE_FILE, RECORD_FILE = "model.onnx", "model.plan", "reference.npz", "bundle.json"
+_OWN = frozenset((ONNX_FILE, PLAN_FILE, REFERENCE_FILE, RECORD_FILE, "bundle.sig"))
 MAX_REFERENCES = 8
 
 
@@ -117,10 +118,18 @@ class Bundle:
 
 
 def check_target(path: Path, *, force: bool) -> None:
-    """Raise `ConfigError` or `BundleError` where no bundle may be written: `force` replaces bundles only."""
+    """Raise `ConfigError` or `BundleError` where no bundle may be written: `force` replaces our own files only."""
     check_absent(path, force=force)
-    if path.exists() and not is_bundle(path):
+    if not path.exists():
+        return
+    if not is_bundle(path) or not (path / ONNX_FILE).is_file():  # its record may be damaged
         raise BundleError(f"{path}: exists and is not a bundle; force=True replaces bundles only. Choose another name.")
+    foreign = [file.name for file in path.iterdir() if file.name not in _OWN or file.is_symlink() or not file.is_file()]
+    if foreign:
+        raise BundleError(
+            f"{path}: expected the files of a bundle alone, got {', '.join(map(repr, sorted(foreign)[:4]))} as well; "
+            "force=True removes nothing that this tool did not write. Move them, or choose another name."
+        )
 
 
 def write_bundle(path: Path, files: Mapping[str, bytes], record: BundleRecord, *, force: bool) -> Bundle:

@@ -207,7 +207,7 @@ def test_what_stores_no_masks(data: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_force_replaces_the_whole_bundle_and_nothing_does_without_it(damaged: bool, path: Path) -> None:
-    (path / "extra").write_bytes(b"")
+    (path / PLAN_FILE).write_bytes(b"of before")
     if damaged:
         (path / RECORD_FILE).write_text("{")
     before = content(path.parent)
@@ -217,6 +217,41 @@ def test_force_replaces_the_whole_bundle_and_nothing_does_without_it(damaged: bo
     write_bundle(path, OTHER_FILES, RECORD, force=True)
     assert listing(path) == [RECORD_FILE, ONNX_FILE, REFERENCE_FILE]
     assert read_bundle(path).onnx_path.read_bytes() == b"new"
+
+
+def test_force_removes_nothing_that_is_not_ours(tmp_path: Path, path: Path) -> None:
+    (path / "thesis.txt").write_text("dear")
+    pretended = tmp_path / "pretended.nrd"
+    pretended.mkdir()
+    (pretended / RECORD_FILE).write_text("{}")
+    before = content(tmp_path)
+    with pytest.raises(BundleError, match=r"got 'thesis.txt' as well"):
+        write_bundle(path, OTHER_FILES, RECORD, force=True)
+    with pytest.raises(BundleError, match="is not a bundle"):
+        write_bundle(pretended, OTHER_FILES, RECORD, force=True)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("target", ["city.nrd", "nowhere"])
+def test_a_link_is_refused_and_stays(target: str, force: bool, tmp_path: Path, path: Path) -> None:
+    link = tmp_path / "link.nrd"
+    link.symlink_to(target)
+    before = content(path)
+    with pytest.raises(ConfigError, match=rf"got a symbolic link to {target}; remove the link"):
+        write_bundle(link, OTHER_FILES, RECORD, force=force)
+    assert link.is_symlink() and content(path) == before
+    assert {entry.name for entry in tmp_path.iterdir()} == {"city.nrd", "link.nrd"}
+
+
+def test_a_link_in_a_bundle_is_not_removed(tmp_path: Path, path: Path) -> None:
+    kept = tmp_path / "kept.plan"
+    kept.write_text("dear")
+    (path / PLAN_FILE).unlink()
+    (path / PLAN_FILE).symlink_to(kept)
+    with pytest.raises(BundleError, match=f"got '{PLAN_FILE}' as well"):
+        write_bundle(path, OTHER_FILES, RECORD, force=True)
+    assert kept.read_text() == "dear"
 
 
 def test_force_replaces_bundles_only(tmp_path: Path) -> None:
