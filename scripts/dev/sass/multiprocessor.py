@@ -85,7 +85,7 @@ class Launched(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL:
     """Return the compiled machine, from ``build/sass`` if its sources have not changed."""
-    machine = Path(__file__).parent / "machine"
+    machine = toolchain.ROOT / "plugins" / "sass_machine"
     sources = sorted(machine.glob("*.cpp"))
     sources += [toolchain.KERNELS / "decode_launcher.cpp", toolchain.KERNELS / "host_reference.cpp"]
     headers = [*sorted(machine.glob("*.h")), *sorted(toolchain.KERNELS.glob("*.h"))]
