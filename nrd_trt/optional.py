@@ -35,7 +35,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         hint = _SYSTEM_HINTS.get(module, "")
         raise MissingDependencyError(
             f"{purpose} needs the package {module!r}, which cannot be imported ({exc}). "
-            f"Install it with `pip install nrd-trt[{extra}]`.{hint}"
+            f"Install it with `pip install 'nrd-trt[{extra}]'`.{hint}"
         ) from exc
 
 

@@ -32,7 +32,7 @@ DecodeName = Literal["auto", "plugin", "onnx"]
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 Provider = Literal["driver", "pycuda"]
 """What calls CUDA."""
-RunnerName = Literal["auto", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+RunnerName = Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Quantizer = Literal["own", "modelopt"]
 Estimator = Literal["minmax", "percentile", "entropy", "mse"]
 """How calibration turns activations into ranges; recipes have the names of their estimators."""

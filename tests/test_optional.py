@@ -19,5 +19,5 @@ def test_require_names_feature_package_and_remedy(module: str, hint: str, monkey
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=rf"^building needs the package '{module}'") as caught:
         require(module, extra="some", purpose="building")
-    assert "pip install nrd-trt[some]" in str(caught.value)
+    assert "pip install 'nrd-trt[some]'" in str(caught.value)
     assert hint in str(caught.value)

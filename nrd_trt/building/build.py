@@ -37,10 +37,11 @@ from nrd_trt.machine.gpu import Gpu
 from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.engine import Engine
-from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import (
+    ON_CPU,
     RunOptions,
     check_host,
+    cpu_runner,
     plan_obstacle,
     plan_runner,
     rebuild_call,
@@ -165,7 +166,8 @@ def build(
         builder: ``"auto"`` takes the TensorRT that is installed, else ONNX Runtime, which builds no plan.
         decode: ``"auto"`` takes the plugin where it fits, else the function of the ONNX file.
         runner: What draws the masks that are proved. ``"auto"`` is the plan where this machine can run it, else ONNX
-            Runtime on the same file; the builder's name asks for the plan, and ``"onnxruntime"`` for the file.
+            Runtime on the same file; the builder's name asks for the plan, ``"onnxruntime"`` for the file, and so does
+            ``"openvino"``, which is refused where it executes a layer in another type than the file's.
         plugin: The plugin library; None looks for it where the decode may use it.
         threads: CPU threads of ONNX Runtime; None leaves the choice to it.
         cuda: See `nrd_trt.open_bundle`.
@@ -327,9 +329,9 @@ class _Build:
         self.built = self._built()
 
     def runner(self) -> Runner:
-        """Run the plan where this machine can, or where it is asked for, else the same file in ONNX Runtime."""
+        """Run the plan where this machine can, or where it is asked for, else the same file on the CPU."""
         request, form, run = self.request, self.form, self.request.run
-        if self.engine is not None and run.runner != "onnxruntime":
+        if self.engine is not None and run.runner not in ON_CPU:
             rebuild = rebuild_call(request.output, self.engine.flavour, form.name)
             if run.runner != "auto":
                 here = this_host(self.engine.flavour)
@@ -338,7 +340,7 @@ class _Build:
             if why is None:
                 return plan_runner(self.engine.plan, self.built, rebuild, run, plugin=form.library, graph=self.graph)
             warn_of_stand_in(why)
-        return OrtRunner(self.model, threads=request.run.threads, tf32=request.config.tf32)
+        return cpu_runner(self.model, self.graph, replace(run, faithful=True), tf32=request.config.tf32)
 
     def validate(self, given: BuildInput) -> tuple[Validation, ReferenceSet]:
         """Compare the model's masks with the reference's; return the verdict and the masks to store."""
@@ -468,9 +470,10 @@ def choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
         )
     if builder != "tensorrt-rtx" and request.config.compute_capabilities:
         raise ConfigError(f"compute_capabilities=: only builder='tensorrt-rtx' builds for other GPUs, not {builder}.")
-    if request.run.runner not in ("auto", "onnxruntime", builder):
+    if request.run.runner not in ("auto", *ON_CPU, builder):
         raise ConfigError(
-            f"runner={request.run.runner!r}: expected 'auto', 'onnxruntime' or what builds, {builder!r}; leave it out."
+            f"runner={request.run.runner!r}: expected 'auto', 'onnxruntime', 'openvino' or what builds, {builder!r}; "
+            "leave it out."
         )
     if builder != "onnxruntime":  # an absent builder, or option of it, is found before the export, not after it
         load_tensorrt(builder).check_options(request.config.builder_options)

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
+from nrd_trt.graph.cpu import has_16_bits, widen_weights
 from nrd_trt.graph.metadata import with_precision
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types, rename_tensors, replace_nodes
 from nrd_trt.specs import Precision
@@ -68,10 +69,10 @@ def simulate_rounding(model: onnx.ModelProto, precision: Precision) -> onnx.Mode
 
     Args:
         model: A graph made by `to_precision`.
-        precision: That graph's precision; ``"fp32"`` returns a copy.
+        precision: That graph's precision; a file without 16 bits is copied.
     """
     result = copy_model(model)
-    if precision == "fp32":
+    if not has_16_bits(model):
         return result
     half, types, graph = HALF_TYPES[precision], element_types(model), result.graph
     nodes = []
@@ -85,13 +86,8 @@ def simulate_rounding(model: onnx.ModelProto, precision: Precision) -> onnx.Mode
         for name in rounded:
             nodes.append(helper.make_node("Cast", [exact[name]], [f"{name}/16"], name=f"{name}/round", to=half))
             nodes.append(helper.make_node("Cast", [f"{name}/16"], [name], name=f"{name}/widen", to=TensorProto.FLOAT))
-    widened = [
-        numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
-        if tensor.data_type == half
-        else tensor
-        for tensor in graph.initializer
-    ]
-    replace_nodes(graph, nodes, widened)
+    widen_weights(graph)
+    replace_nodes(graph, nodes, list(graph.initializer))
     return result
 
 

@@ -75,8 +75,12 @@ def float_outputs(model: onnx.ModelProto, types: dict[str, int]) -> Iterator[tup
 
 def weight_types(model: onnx.ModelProto) -> dict[str, int]:
     """Return how many convolutions have weights of each type: ``fp32``, ``fp16``, ``bf16`` or ``int8`` (Q/DQ)."""
+    return dict(sorted(Counter(conv_types(model).values()).items()))
+
+
+def conv_types(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the type of the weights of each convolution by its name, as `weight_types` counts them."""
     names = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
     types = {tensor.name: names.get(tensor.data_type, "other") for tensor in model.graph.initializer}
     types |= {node.output[0]: "int8" for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    found = Counter(types.get(node.input[1], "other") for node in model.graph.node if node.op_type == "Conv")
-    return dict(sorted(found.items()))
+    return {node.name: types.get(node.input[1], "other") for node in model.graph.node if node.op_type == "Conv"}

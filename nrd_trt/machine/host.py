@@ -125,18 +125,35 @@ class HostFacts:
         cpu: Name of the processor or, where an Arm kernel names only that, of the board; None where neither is told.
         machine: Such as ``"x86_64"`` or ``"aarch64"``.
         cores: CPU cores that this process may use.
+        instructions: Those of `INSTRUCTIONS` that it has, by Linux's names.
     """
 
     cpu: str | None
     machine: str
     cores: int
+    instructions: tuple[str, ...] = ()
 
 
 def host_facts(machine: Machine) -> HostFacts:
     """Return what is known of the processor."""
     model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", machine.read("proc/cpuinfo"), re.MULTILINE)
     cpu = (model[1] if model else machine.read("proc/device-tree/model")).strip()
-    return HostFacts(cpu=cpu or None, machine=machine.architecture, cores=machine.cores)
+    return HostFacts(
+        cpu=cpu or None, machine=machine.architecture, cores=machine.cores, instructions=instructions(machine)
+    )
+
+
+INSTRUCTIONS = (
+    "avx2 avx512f avx_vnni avx512_vnni avx512_bf16 avx512_fp16 amx_int8 amx_bf16 amx_fp16 asimdhp asimddp i8mm bf16 sve"
+).split()
+"""Those that decide how fast a precision is, as /proc/cpuinfo names them on x86-64 and on Arm."""
+
+
+def instructions(machine: Machine) -> tuple[str, ...]:
+    """Return which of `INSTRUCTIONS` the processor has; none where the kernel does not tell."""
+    told = re.search(r"^(?:flags|Features)\s*:(.+)$", machine.read("proc/cpuinfo"), re.MULTILINE)
+    found = told[1].split() if told else ()
+    return tuple(name for name in INSTRUCTIONS if name in found)
 
 
 def memory_bytes(machine: Machine) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from nrd_trt.errors import RunnerError, ShapeError, attempt, leave
 from nrd_trt.progress import OnLayer
 from nrd_trt.specs import MaskEncoding, TensorLike, TensorSpec
 
-Arithmetic = Literal["native", "simulated", "tf32"]
+Arithmetic = Literal["native", "simulated", "tf32", "fp32", "bf16", "fp16"]
 _BYTE, _FOUR_BYTES = np.dtype(np.uint8), np.dtype("<i4")
 
 
@@ -28,7 +28,8 @@ class Runner(Protocol):
 
     Attributes:
         name: Backend, e.g. ``"onnxruntime"``.
-        arithmetic: ``"native"``, or ``"simulated"`` where 16-bit results are rounded fp32 results.
+        arithmetic: ``"native"``; ``"simulated"`` or ``"tf32"`` where fp32 results are rounded as the file's types say;
+            or the type that layers are executed in instead of the file's, such as ``"bf16"``, which is no evidence.
         inputs: Specs by name; known once entered.
         outputs: Specs by name; known once entered.
     """
@@ -122,6 +123,23 @@ class DeviceRunner(Runner, Protocol):
 
         Raises:
             RunnerError: The runner is not entered.
+        """
+        ...
+
+
+@runtime_checkable
+class ProfilingRunner(Runner, Protocol):
+    """A runner on the host that tells what its layers take."""
+
+    def layer_times(self, feed: Mapping[str, np.ndarray], runs: int) -> dict[str, float]:
+        """Return mean milliseconds of each layer, in the order of execution, over `runs` runs of their own.
+
+        One more run comes before them, in a session that times its layers, which makes it slower. Layers that were
+        fused are one. The nodes of the decode have ``decode/``, ``resize/`` or ``argmax/`` in their names.
+
+        Raises:
+            RunnerError: The runner is not entered, or the backend failed.
+            ShapeError: A feed is missing, unknown, or has another type or shape.
         """
         ...
 

@@ -6,6 +6,7 @@ a thread of its own, where runs are begun before the ones ahead of them have end
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.device_arrays import DeviceMask, DeviceRuns
 from nrd_trt.runtime.graph_io import first_mask, image_feed
-from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.runtime.select import DEFAULT, RunOptions, make_runner
+from nrd_trt.runtime.openvino_runner import OpenVinoRunner
+from nrd_trt.runtime.select import DEFAULT, RunOptions, cpu_runner, make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import (
     CheckpointOptions,
@@ -81,8 +82,13 @@ class Engine:
 
     @property
     def arithmetic(self) -> str:
-        """``"native"`` or ``"simulated"``; known once an image was run."""
+        """See `nrd_trt.runtime.base.Runner`; known once an image was run."""
         return self.runner.arithmetic
+
+    @property
+    def executed(self) -> Mapping[str, str] | None:
+        """Type that each layer with products is executed in, where the runner reads that back; else None."""
+        return self.runner.executed if isinstance(self.runner, OpenVinoRunner) else None
 
     @property
     def plan_ran(self) -> bool | None:
@@ -268,22 +274,24 @@ def open_engine(
         return open_engine(read_bundle(path), run, fit=fit, resample=resample)
     if run.plugin is not None:
         raise ConfigError(f"plugin={run.plugin}: expected a bundle whose plan needs it, got {path}; leave it out.")
-    own: RunnerName = "onnxruntime" if holds_onnx else "torch"
-    if run.runner not in ("auto", own):
+    own: tuple[RunnerName, ...] = ("onnxruntime", "openvino") if holds_onnx else ("torch",)
+    if run.runner not in ("auto", *own):
         raise ConfigError(
-            f"runner={run.runner!r}: {path} runs by runner={own!r} only; build a bundle for other runners: "
+            f"runner={run.runner!r}: {path} runs by runner={' or '.join(map(repr, own))} only; build a bundle for "
+            "other runners: "
             f"nrd_trt.build({str(path)!r}, 'NAME.nrd')"
         )
-    made, graph = _open_onnx(path, run.threads) if holds_onnx else _open_checkpoint(path, run.threads, size, options)
+    made, graph = _open_onnx(path, run) if holds_onnx else _open_checkpoint(path, run.threads, size, options)
     return Engine(
         made, graph, fit="resize" if fit is None else fit, resample="pillow" if resample is None else resample
     )
 
 
-def _open_onnx(path: Path, threads: int | None) -> tuple[Runner, GraphFacts]:
+def _open_onnx(path: Path, run: RunOptions) -> tuple[Runner, GraphFacts]:
     model = load_onnx(path)
     try:
-        return OrtRunner(model, threads=threads), read_facts(model)
+        graph = read_facts(model)
+        return cpu_runner(model, graph, run), graph
     except ExportError as exc:
         raise ExportError(f"{path}: {exc}") from exc
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import platform
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nrd_trt.engine.bundle import PLAN_FILE, Bundle
 from nrd_trt.engine.compat import (
@@ -23,11 +25,17 @@ from nrd_trt.errors import BundleError, ConfigError, MissingDependencyError, Plu
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.machine.cuda import find_device, probe_device
 from nrd_trt.machine.device import check_device
+from nrd_trt.machine.host import Machine, instructions
 from nrd_trt.machine.libcuda import NoDriverError
+from nrd_trt.optional import require
 from nrd_trt.runtime.base import Runner
+from nrd_trt.runtime.openvino_runner import OpenVinoRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import Provider, RunnerName, check_choice, check_number
+from nrd_trt.specs import Precision, Provider, RunnerName, check_choice, check_number
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +43,14 @@ class RunOptions:
     """How an engine is run; `plugin`, `cuda`, `cuda_graph` and `device` are about plans and their GPU.
 
     Attributes:
-        runner: ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
+        runner: ``"auto"`` takes the plan where this machine can run it, else a runner on the CPU, see `cpu_runner`.
         plugin: The library of a plan that needs one; None looks for it (see `nrd_trt.engine.plugins`).
         threads: CPU threads of a backend on the CPU; None leaves the choice to it.
         cuda: What a plan's runner calls CUDA by, ``"driver"`` or ``"pycuda"``.
         cuda_graph: Whether a plan's runs are captured and replayed as CUDA graphs.
         device: The GPU, see `nrd_trt.machine.device.choose_device`; None is the first.
+        faithful: Whether masks must be evidence of the file, so that it is computed, or rounded, as its types say.
+            Otherwise a CPU runs the fp32 twin of 16 bits, which is faster.
 
     Raises:
         ConfigError: A name is not known, or a number is out of range.
@@ -52,6 +62,7 @@ class RunOptions:
     cuda: Provider = "driver"
     cuda_graph: bool = True
     device: int | str | None = None
+    faithful: bool = False
 
     def __post_init__(self) -> None:
         check_choice("runner", self.runner, RunnerName)
@@ -61,6 +72,13 @@ class RunOptions:
 
 
 DEFAULT = RunOptions()
+ON_CPU = ("onnxruntime", "openvino")
+"""Runners of a file on the CPU."""
+_FAST: Mapping[Precision, frozenset[str]] = {
+    "int8": frozenset({"avx512_vnni", "avx_vnni", "amx_int8"}),
+    "bf16": frozenset({"avx512_bf16", "amx_bf16"}),
+}
+"""Instructions of x86 with any of which OpenVINO is faster in a file's types than ONNX Runtime."""
 
 
 def make_runner(bundle: Bundle, run: RunOptions = DEFAULT) -> Runner:
@@ -84,7 +102,7 @@ def make_runner(bundle: Bundle, run: RunOptions = DEFAULT) -> Runner:
     if runner == "torch":
         raise ConfigError("runner='torch': a bundle holds no PyTorch model; give the checkpoint instead.")
     record = bundle.record
-    if plugin is not None and (record.decode != "plugin" or runner == "onnxruntime"):
+    if plugin is not None and (record.decode != "plugin" or runner in ON_CPU):
         raise ConfigError(
             f"plugin={plugin}: expected a bundle whose plan needs it and is run, got {bundle.path} with the decode "
             f"as {record.decode} and runner={runner!r}; leave it out."
@@ -109,7 +127,40 @@ def make_runner(bundle: Bundle, run: RunOptions = DEFAULT) -> Runner:
         warn_of_stand_in(why)
     if plugin is not None:
         warnings.warn(f"plugin={plugin} is not used: this machine cannot run the plan.", stacklevel=2)
-    return OrtRunner(bundle.onnx_path, threads=run.threads, tf32=bool(record.builder.tf32))
+    return cpu_runner(bundle.onnx_path, bundle.graph, run, tf32=bool(record.builder.tf32))
+
+
+def cpu_runner(
+    model: Path | onnx.ModelProto, graph: GraphFacts, run: RunOptions, *, tf32: bool = False
+) -> OrtRunner | OpenVinoRunner:
+    """Make the runner of a file on the CPU.
+
+    ``"auto"`` takes OpenVINO where it is installed, for int8 files on an x86 with int8 instructions (VNNI or AMX) and for
+    bf16 files on one with those of bfloat16: in these types it is faster than ONNX Runtime. In fp32 it is not, and what
+    it would choose instead, bfloat16, changes masks, so that has to be asked for by the runner's name. So has OpenVINO
+    where masks must be evidence.
+
+    Args:
+        model: An ONNX file, or where it is.
+        graph: What it says of itself.
+        run: How it is run; its runner is one on the CPU, or ``"auto"``.
+        tf32: Whether ONNX Runtime imitates TF32.
+    """
+    if run.runner == "openvino":
+        return OpenVinoRunner(model, threads=run.threads, types="exact" if run.faithful else "fastest")
+    if run.runner == "auto" and not (run.faithful or tf32) and _openvino_is_faster(graph.precision):
+        return OpenVinoRunner(model, threads=run.threads, types="file")
+    return OrtRunner(model, threads=run.threads, tf32=tf32, twin=not run.faithful)
+
+
+def _openvino_is_faster(precision: Precision) -> bool:
+    if not _FAST.get(precision, frozenset()).intersection(instructions(Machine())):
+        return False
+    try:
+        require("openvino", extra="openvino", purpose="running ONNX files in OpenVINO")
+    except MissingDependencyError:
+        return False
+    return True
 
 
 def bundle_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary | None:

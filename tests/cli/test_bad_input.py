@@ -164,4 +164,4 @@ def test_without_pytorch_the_remedy_is_named(
     result = nrd_trt(*(places.get(word, word) for word in arguments), "--json")
     assert result.exit_code == 2
     assert one_object(result.stdout)["error"]["type"] == "MissingDependencyError"
-    assert "pip install nrd-trt[torch]" in result.stderr
+    assert "pip install 'nrd-trt[torch]'" in result.stderr

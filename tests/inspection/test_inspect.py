@@ -316,7 +316,7 @@ def test_plan_that_cannot_be_opened_here(monkeypatch: pytest.MonkeyPatch, tmp_pa
     path.write_bytes(PLAN)
     monkeypatch.setattr(plan_summary, "has_gpu", lambda: True)
     monkeypatch.setitem(compat.FLAVOURS, "tensorrt", ("nrd_no_such_module", "trt"))
-    assert "pip install nrd-trt[trt]" in (open_plan(path, rebuild="nrd_trt.build()").why_not or "")
+    assert "pip install 'nrd-trt[trt]'" in (open_plan(path, rebuild="nrd_trt.build()").why_not or "")
 
     def refuse(plan: bytes, *, rebuild: str, **_: Any) -> None:
         raise RunnerError(f"it was made for another GPU; rebuild with: {rebuild}")

@@ -199,7 +199,7 @@ def test_without_pytorch_the_small_network_is_built_and_the_zoo_is_not_run(tmp_p
     assert told["small"]["why"].startswith("the masks are those of onnxruntime")  # so it was built and judged
     for name in ("nrd_r18_camvid", "operator"):
         assert told[name]["result"] == "not run"
-        assert "pip install nrd-trt[torch]" in told[name]["why"]
+        assert "pip install 'nrd-trt[torch]'" in told[name]["why"]
 
 
 # --- driver ----------------------------------------------------------------------------------------------------------

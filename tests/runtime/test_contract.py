@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,6 +29,10 @@ RUNNERS: dict[str, Make] = {
     "onnxruntime-fp32": _ort("fp32"),
     "onnxruntime-fp16": _ort("fp16"),
 }
+if importlib.util.find_spec("openvino"):
+    from nrd_trt.runtime.openvino_runner import OpenVinoRunner
+
+    RUNNERS["openvino-fp32"] = lambda form: OpenVinoRunner(small_export(form, "dynamic"), threads=1, types="exact")
 SIZE = (2, 64, 96)
 
 
@@ -150,7 +155,7 @@ def test_runners_agree() -> None:
             assert runner.arithmetic == ("simulated" if name.endswith("16") else "native")
             masks[name] = runner.infer(image)["mask"]
     shares = {name: agreement(mask, masks["torch"]) for name, mask in masks.items()}
-    assert shares["onnxruntime-fp32"] >= 0.9999
+    assert shares["onnxruntime-fp32"] >= 0.9999 and shares.get("openvino-fp32", 1.0) >= 0.9999
     assert 0.9 < shares["onnxruntime-fp16"] < 1
     assert 0.5 < shares["onnxruntime-bf16"] < shares["onnxruntime-fp16"]
 

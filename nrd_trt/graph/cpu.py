@@ -1,0 +1,130 @@
+"""Passes for runtimes on a CPU: the fp32 twin of a 16-bit file, and the mask's ending in the form each runs fastest.
+
+All forms of the ending give the same masks of the same logits. The form of the file is the one that TensorRT reads;
+these are made when a file is opened, and never written. onnx and NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from nrd_trt.decode.function import LOGITS_OP, MASK_OP
+from nrd_trt.graph.tensors import HALF_TYPES, copy_model
+
+Ending = Literal["last_axis", "planes"]
+"""``"last_axis"``: the logits of a pixel are brought together before they are enlarged, so that ONNX Runtime's argmax
+reads neighbours. ``"planes"``: logits are enlarged as single planes, which OpenVINO keeps planar for its argmax."""
+
+_HALVES = frozenset(HALF_TYPES.values())
+
+
+def has_16_bits(model: onnx.ModelProto) -> bool:
+    """Return whether a file stores or computes anything of its network in 16 bits; an index does not count."""
+    stored = any(tensor.data_type in _HALVES for tensor in model.graph.initializer)
+    return stored or any(_cast_type(node) in _HALVES for node in model.graph.node)
+
+
+def widen(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the fp32 twin of a file: its 16-bit weights, widened, and no rounding of what is computed with them.
+
+    int8 layers stay. One without 16 bits is copied.
+    """
+    result = copy_model(model)
+    widen_weights(result.graph)
+    del result.graph.value_info[:]
+    for function in result.functions:
+        # Of logits, see `nrd_trt.graph.precision`; an index that is given in fp16 is exact there.
+        _cast_to_fp32(node for node in function.node if node.input and node.input[0].endswith("_fp32"))
+    _cast_to_fp32(result.graph.node)
+    return result
+
+
+def widen_weights(graph: onnx.GraphProto) -> None:
+    """Store 16-bit weights in fp32."""
+    for tensor in graph.initializer:
+        if tensor.data_type in _HALVES:
+            array = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def _cast_to_fp32(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        if _cast_type(node) in _HALVES:
+            node.attribute[0].i = TensorProto.FLOAT
+
+
+def _cast_type(node: onnx.NodeProto) -> int | None:
+    return _attribute(node, "to") if node.op_type == "Cast" else None
+
+
+def with_ending(model: onnx.ModelProto, ending: Ending) -> onnx.ModelProto:
+    """Return the file with the mask's function in another form, and the stage in the name of each of its nodes."""
+    result = copy_model(model)
+    for function in result.functions:
+        if function.name == MASK_OP:
+            nodes = list(function.node)
+            at = next(index for index, node in enumerate(nodes) if node.op_type == "Resize")
+            resize, argmax = nodes[at : at + 2]
+            made = (_on_last_axis if ending == "last_axis" else _in_planes)(resize, argmax, nodes)
+            del function.node[:]
+            function.node.extend([*nodes[:at], *made, *nodes[at + 2 :]])
+        if function.name in (MASK_OP, LOGITS_OP):
+            _name_by_stage(function)
+    return result
+
+
+def _on_last_axis(resize: onnx.NodeProto, argmax: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    logits, region, scales = resize.input
+    batch, channels, *factors = _constant_of(scales, nodes)
+    moved = helper.make_node("Resize", ["last", region, "scales_last"], resize.output)
+    moved.attribute.extend(resize.attribute)
+    return [
+        helper.make_node("Transpose", [logits], ["last"], perm=[0, 2, 3, 1]),
+        _constant("scales_last", np.array([batch, *factors, channels], np.float32)),
+        moved,
+        helper.make_node("ArgMax", argmax.input, argmax.output, axis=3, keepdims=0),
+    ]
+
+
+def _in_planes(resize: onnx.NodeProto, argmax: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    logits, region, scales = resize.input
+    enlarged = helper.make_node("Resize", ["planes", region, "scales_planes"], ["planes_enlarged"])
+    enlarged.attribute.extend(resize.attribute)
+    return [
+        helper.make_node("Shape", [logits], ["outer"], end=2),
+        helper.make_node("Shape", [logits], ["inner"], start=2),
+        _constant("all_planes", np.array([-1], np.int64)),
+        helper.make_node("Concat", ["all_planes", "inner"], ["planes_shape"], axis=0),
+        helper.make_node("Reshape", [logits, "planes_shape"], ["planes"]),
+        _constant("scales_planes", _constant_of(scales, nodes)[1:]),
+        enlarged,
+        helper.make_node("Shape", ["planes_enlarged"], ["inner_enlarged"], start=1),
+        helper.make_node("Concat", ["outer", "inner_enlarged"], ["enlarged_shape"], axis=0),
+        helper.make_node("Reshape", ["planes_enlarged", "enlarged_shape"], resize.output),
+        argmax,
+    ]
+
+
+def _constant(name: str, array: np.ndarray) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
+
+
+def _constant_of(name: str, nodes: list[onnx.NodeProto]) -> np.ndarray:
+    return numpy_helper.to_array(next(node for node in nodes if name in node.output).attribute[0].t)
+
+
+def _name_by_stage(function: onnx.FunctionProto) -> None:
+    """Name nodes after the stage, so that profiles tell what decode, enlargement and argmax take."""
+    stage = "decode"
+    for index, node in enumerate(function.node):
+        stage = {"Resize": "resize", "ArgMax": "argmax"}.get(node.op_type, stage)
+        node.name = f"{stage}/{node.op_type}_{index}"
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> int:
+    return int(next(entry.i for entry in node.attribute if entry.name == name))

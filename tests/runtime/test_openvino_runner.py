@@ -1,0 +1,174 @@
+"""OpenVINO behind the Runner contract: what layers are executed in is read back, and what is no evidence is refused."""
+
+from __future__ import annotations
+
+import builtins
+import re
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrd_trt.errors import ConfigError, MissingDependencyError, RunnerError
+from nrd_trt.graph.cpu import has_16_bits, widen, with_ending
+from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.precision import to_precision
+from nrd_trt.machine.host import Machine, host_facts, instructions
+from nrd_trt.runtime import select
+from nrd_trt.runtime.openvino_runner import OpenVinoRunner
+from nrd_trt.runtime.ort_runner import OrtRunner
+from nrd_trt.runtime.select import RunOptions, cpu_runner
+from nrd_trt.specs import Precision
+from tests.helpers import agreement, feed, quantized, small_export, small_int8
+
+pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'nrd-trt[openvino]'")
+SIZE = (1, 128, 256)
+HAS_BF16 = bool({"avx512_bf16", "amx_bf16"} & set(instructions(Machine())))
+
+
+def test_fp32_is_executed_as_it_is_typed_and_says_so() -> None:
+    with OpenVinoRunner(small_export(), threads=1, types="exact") as runner:
+        assert (runner.arithmetic, set(runner.executed.values())) == ("native", {"fp32"})
+        assert sum(name.startswith("decode/MatMul") for name in runner.executed) == 8  # of mask and logits
+        mask = runner.infer(feed("uint8", *SIZE))["mask"]
+    with OrtRunner(small_export(), threads=1) as runner:
+        assert agreement(mask, runner.infer(feed("uint8", *SIZE))["mask"]) >= 0.9999
+
+
+def test_arithmetic_is_what_was_executed_and_not_what_was_asked_for() -> None:
+    with OpenVinoRunner(small_export(), threads=1) as runner:
+        found = set(runner.executed.values())
+        assert runner.arithmetic == ("bf16" if "bf16" in found else "native")
+        assert ("bf16" in found) == HAS_BF16
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_types_that_it_does_not_execute_are_no_evidence(precision: Precision) -> None:
+    file = small_int8() if precision == "int8" else to_precision(small_export(), precision)
+    told = r"^runner='openvino': executes \d+ of \d+ layers of the \w+ file in another type, such as '.+' in \w+ instead of"
+    with pytest.raises(ConfigError, match=told + r" fp16.*; set .*runner='onnxruntime'"):
+        OpenVinoRunner(file, threads=1, types="exact").__enter__()
+    with OpenVinoRunner(file, threads=1, types="file") as runner:
+        kinds = Counter(runner.executed.values())
+        assert runner.arithmetic == "fp32"
+        assert kinds.keys() == ({"int8", "fp32"} if precision == "int8" else {"fp32"})
+
+
+def test_int8_beside_fp32_is_evidence() -> None:
+    file = quantized(small_export())
+    with OpenVinoRunner(file, threads=1, types="exact") as runner:
+        assert runner.arithmetic == "native"
+        assert set(runner.executed.values()) == {"int8", "fp32"}
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="the processor has no instructions for bfloat16")
+def test_bf16_is_executed_beside_fp32_as_the_file_says() -> None:
+    with OpenVinoRunner(to_precision(small_export(), "bf16"), threads=1, types="exact") as runner:
+        assert (runner.arithmetic, set(runner.executed.values())) == ("native", {"bf16", "fp32"})
+
+
+def test_layers_are_timed_by_stage() -> None:
+    image = feed("uint8", *SIZE)
+    for make in (OpenVinoRunner, OrtRunner):
+        with make(small_export(), threads=1) as runner:
+            before = runner.infer(image)
+            times = runner.layer_times(image, 2)
+            assert all(times[name] >= 0 for name in times) and sum(times.values()) > 0
+            for stage in ("decode/", "resize/"):
+                assert any(stage in name for name in times)
+            assert np.array_equal(before["mask"], runner.infer(image)["mask"])
+
+
+@pytest.mark.parametrize("encoding", ["uint8", "u8x4"])
+@pytest.mark.parametrize("ending", ["last_axis", "planes"])
+def test_every_ending_gives_the_same_masks(ending: Any, encoding: Any) -> None:
+    """ONNX Runtime runs both here, and the form of the file by `onnxruntime` itself."""
+    import onnxruntime
+
+    file, image = small_export("uint8", "dynamic", encoding), feed("uint8", 2, 64, 96)
+    masks = []
+    for model in (file, with_ending(file, ending)):
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        masks.append(session.run(["mask"], image)[0])
+    assert np.array_equal(*masks) and len(np.unique(masks[0])) > 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_the_twin_has_the_files_weights_and_rounds_nothing(precision: Precision) -> None:
+    file = small_int8() if precision == "int8" else to_precision(small_export(), precision)
+    twin, image = widen(file), feed("uint8", *SIZE)
+    assert has_16_bits(file) and not has_16_bits(twin)
+    with OrtRunner(file, threads=1, twin=True) as fast, OrtRunner(twin, threads=1) as plain:
+        assert (fast.arithmetic, plain.arithmetic) == ("fp32", "native")
+        logits = fast.infer(image)["logits"]
+        assert np.array_equal(logits, plain.infer(image)["logits"])
+    with OrtRunner(file, threads=1) as rounding:
+        assert rounding.arithmetic == "simulated"
+        assert not np.array_equal(logits, rounding.infer(image)["logits"])
+    assert not np.array_equal(logits, logits.astype(np.float16))  # not even at the end
+
+
+@pytest.mark.parametrize(
+    ("runner", "precision", "has", "faithful", "name", "types"),
+    [
+        ("auto", "int8", "avx512_vnni", False, "openvino", "file"),
+        ("auto", "int8", "amx_int8", False, "openvino", "file"),
+        ("auto", "int8", "avx2", False, "onnxruntime", None),
+        ("auto", "int8", "asimddp", False, "onnxruntime", None),
+        ("auto", "int8", "avx512_vnni", True, "onnxruntime", None),
+        ("auto", "bf16", "avx512_bf16", False, "openvino", "file"),
+        ("auto", "bf16", "avx512_vnni", False, "onnxruntime", None),
+        ("auto", "fp32", "amx_bf16", False, "onnxruntime", None),
+        ("auto", "fp16", "amx_bf16", False, "onnxruntime", None),
+        ("openvino", "fp32", "avx2", False, "openvino", "fastest"),
+        ("openvino", "fp32", "amx_bf16", True, "openvino", "exact"),
+        ("onnxruntime", "int8", "amx_int8", False, "onnxruntime", None),
+    ],
+)
+def test_which_runner_a_cpu_gets(
+    runner: Any, precision: Any, has: str, faithful: bool, name: str, types: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "instructions", lambda machine: (has,))
+    file = small_int8() if precision == "int8" else to_precision(small_export(), precision)
+    made = cpu_runner(file, read_facts(file), RunOptions(runner=runner, faithful=faithful))
+    assert (made.name, getattr(made, "_types", None)) == (name, types)
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def absent(name: str, *rest: Any) -> Any:
+        if name == "openvino":
+            raise ImportError("no openvino")
+        return real(name, *rest)
+
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(MissingDependencyError, match=re.escape("pip install 'nrd-trt[openvino]'")):
+        OpenVinoRunner(small_export()).__enter__()
+    monkeypatch.setattr(select, "instructions", lambda machine: ("amx_int8",))
+    assert cpu_runner(small_int8(), read_facts(small_int8()), RunOptions()).name == "onnxruntime"
+
+
+def test_a_file_that_openvino_refuses() -> None:
+    model = to_precision(small_export("uint8", "dynamic"), "fp32")
+    model.graph.node[3].op_type = "NoSuchOperator"
+    with pytest.raises(RunnerError, match=r"openvino: cannot load the model.*NoSuchOperator"):
+        OpenVinoRunner(model).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni amx_int8\n", ("avx2", "avx512f", "avx512_vnni", "amx_int8")),
+        ("Features\t: fp asimd asimdhp asimddp\n", ("asimdhp", "asimddp")),
+        ("", ()),
+    ],
+)
+def test_instructions_are_the_kernels(text: str, expected: tuple[str, ...], tmp_path: Any) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(text)
+    machine = Machine(root=tmp_path)
+    assert instructions(machine) == host_facts(machine).instructions == expected
