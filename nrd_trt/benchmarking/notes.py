@@ -40,9 +40,11 @@ def spread_marks(latency: Latency) -> Iterator[str]:
 
 
 def arithmetic_notes(arithmetic: str) -> Iterator[str]:
-    """Say what an imitated run is not."""
+    """Say what an imitated run is not, and one in other types."""
     if imitated := {"simulated": "16-bit rounding", "tf32": "rounding to TF32"}.get(arithmetic):
         yield f"{arithmetic}: {imitated} is imitated in fp32, so this latency says nothing about the device"
+    elif arithmetic != "native":
+        yield f"executed in {arithmetic}: layers of the file have another type, so its masks may differ"
 
 
 def comparison_notes(sizes: Sequence[str]) -> Iterator[str]:

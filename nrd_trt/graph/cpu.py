@@ -81,10 +81,10 @@ def with_ending(model: onnx.ModelProto, ending: Ending) -> onnx.ModelProto:
 def _on_last_axis(resize: onnx.NodeProto, argmax: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
     logits, region, scales = resize.input
     batch, channels, *factors = _constant_of(scales, nodes)
-    moved = helper.make_node("Resize", ["last", region, "scales_last"], resize.output)
+    moved = helper.make_node("Resize", ["logits_last", region, "scales_last"], resize.output)
     moved.attribute.extend(resize.attribute)
     return [
-        helper.make_node("Transpose", [logits], ["last"], perm=[0, 2, 3, 1]),
+        helper.make_node("Transpose", [logits], ["logits_last"], perm=[0, 2, 3, 1]),
         _constant("scales_last", np.array([batch, *factors, channels], np.float32)),
         moved,
         helper.make_node("ArgMax", argmax.input, argmax.output, axis=3, keepdims=0),

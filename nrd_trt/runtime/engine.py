@@ -197,7 +197,9 @@ def open_bundle(
 
     Args:
         path: A ``NAME.nrd`` folder, or a bundle that `nrd_trt.build` returned.
-        runner: ``"auto"`` takes the plan where this machine can run it, else ONNX Runtime.
+        runner: ``"auto"`` takes the plan where this machine can run it; else OpenVINO for int8 and bf16 where it is
+            installed and the processor has instructions for them; else ONNX Runtime. ``"openvino"`` by name computes in
+            what OpenVINO chooses for the processor, which ``.arithmetic`` tells.
         plugin: Library of a plan that decodes by plugin; None searches for it.
         threads: CPU threads; None leaves the choice to the backend.
         cuda: What a plan's runner calls CUDA by; ``"pycuda"`` is for programs that use PyCUDA, and has no graphs.
@@ -236,8 +238,8 @@ def open_engine(
 
     Args:
         path: A ``NAME.nrd`` folder, or one that was opened; a checkpoint, which runs in PyTorch in fp32; or an ONNX
-            file of this toolkit, which runs in ONNX Runtime.
-        run: How it is run; a checkpoint and an ONNX file have one runner each, and take no plugin.
+            file of this toolkit, which runs on the CPU.
+        run: How it is run; a checkpoint has one runner, an ONNX file those on the CPU, and neither takes a plugin.
         fit: How images of other sizes are brought to the engine's size; None takes what a bundle was built with, and
             ``"resize"`` for other files.
         resample: What scales them; None takes what a bundle was built with, and ``"pillow"`` for other files.

@@ -7,7 +7,7 @@ hint. So what each layer was compiled for is read back, and `arithmetic` says it
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from nrd_trt.graph.metadata import load_onnx, read_facts
 from nrd_trt.graph.tensors import conv_types
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import Arithmetic, BaseRunner, check_feed
-from nrd_trt.specs import Precision, TensorSpec
+from nrd_trt.specs import Precision, TensorSpec, check_size
 
 Types = Literal["fastest", "file", "exact"]
 """``"fastest"``: what OpenVINO chooses for the processor. ``"file"``: the file's, with fp32 in the place of 16 bits.
@@ -36,6 +36,8 @@ _EXECUTED: Mapping[str, Arithmetic | Literal["int8"]] = {
     "i8": "int8",
     "u8": "int8",
 }
+_CONV_ALONE = "/WithoutBiases"
+"""What OpenVINO's ONNX reader calls a convolution whose bias is added after it."""
 _LEAST_EXACT_FIRST: tuple[Arithmetic, ...] = ("bf16", "fp16", "fp32")
 
 
@@ -61,24 +63,26 @@ class OpenVinoRunner(BaseRunner):
         self._threads = threads
         self._types = types
         self._request: Any = None
+        self._sides = (1, 2)
         self.executed: Mapping[str, str] = {}
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         model = load_onnx(self._model) if isinstance(self._model, Path) else self._model
         facts = read_facts(model)
         self.mask_encoding = facts.mask_encoding
-        inlined = inliner.inline_local_functions(with_ending(model, "planes"))
-        self._runnable = inlined.SerializeToString()
+        self._runnable = inliner.inline_local_functions(with_ending(model, "planes")).SerializeToString()
         hint = {"fastest": None, "file": "f32", "exact": _HINTS[facts.precision]}[self._types]
         self._settings = {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}
         compiled = self._compiled()
-        decode = (node.name for node in inlined.graph.node if node.op_type == "MatMul")
-        types = conv_types(model) | dict.fromkeys(decode, "fp32")
         executed = executed_types(compiled)
+        # Of two calls with the same inputs, as of mask and logits, one is left.
+        types = conv_types(model) | {name: "fp32" for name in executed if name.startswith("decode/")}
         self.executed = {name: executed.get(name, "unknown") for name in types}
         self.arithmetic = self._judged(types, facts.precision)
         self._request = compiled.create_infer_request()
-        return _specs(compiled.inputs), _specs(compiled.outputs)
+        self._sides = (1, 2) if facts.input_form == "uint8" else (2, 3)
+        names = {entry.name for entry in (*model.graph.input, *model.graph.output)}
+        return _specs(compiled.inputs, names), _specs(compiled.outputs, names)
 
     def _compiled(self, *, profile: bool = False) -> Any:
         openvino = require("openvino", extra="openvino", purpose="running ONNX files in OpenVINO")
@@ -99,13 +103,15 @@ class OpenVinoRunner(BaseRunner):
             name, kind = next(iter(other.items()))
             raise ConfigError(
                 f"runner='openvino': executes {len(other)} of {len(asked)} layers of the {precision} file in another "
-                f"type, such as {name!r} in {kind} instead of {asked[name]}, so its masks are no evidence of the file's; set "
-                f"{_remedy(precision)}."
+                f"type, such as {name!r} in {kind} instead of {asked[name]}, so its masks are no evidence of the "
+                f"file's; set {_remedy(precision)}."
             )
         return next((kind for kind in _LEAST_EXACT_FIRST if kind in other.values()), "fp32")
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = list(self.outputs)
+        for array in feed.values():  # OpenVINO would run on sizes that the decode is not made for
+            check_size((array.shape[self._sides[0]], array.shape[self._sides[1]]), what="image ")
         try:
             # A view that is not contiguous would be read as if it were.
             results = self._request.infer({name: np.ascontiguousarray(array) for name, array in feed.items()})
@@ -136,7 +142,7 @@ def executed_types(compiled: Any) -> dict[str, str]:
         if str(_plain(told, "layerType")) in ("Convolution", "FullyConnected", "MatMul"):
             kind = str(_plain(told, "runtimePrecision"))
             names = str(_plain(told, "originalLayersNames")).split(",")
-            found |= dict.fromkeys(names, _EXECUTED.get(kind, kind))
+            found |= {name.removesuffix(_CONV_ALONE): _EXECUTED.get(kind, kind) for name in names}
     return found
 
 
@@ -146,19 +152,20 @@ def _plain(told: Any, key: str) -> object:
 
 def _remedy(precision: Precision) -> str:
     if precision == "int8":
-        return "target='cpu' where the int8 file is built, which keeps fp32 beside int8, or runner='onnxruntime'"
+        return "runner='onnxruntime', which rounds what is fp16 beside int8"
     if precision == "fp32":
         return "runner='onnxruntime'"
     return "runner='onnxruntime', which rounds as the file's types say, or precision='fp32' where it is built"
 
 
-def _specs(ports: list[Any]) -> dict[str, TensorSpec]:
-    """Translate OpenVINO's ports; dynamic dimensions become None."""
-    return {
-        port.get_any_name(): TensorSpec(
-            name=port.get_any_name(),
+def _specs(ports: list[Any], names: Set[str]) -> dict[str, TensorSpec]:
+    """Translate OpenVINO's ports, each by that of its names which is the file's; dynamic dimensions become None."""
+    specs = [
+        TensorSpec(
+            name=next(name for name in port.get_names() if name in names),
             dtype=np.dtype(port.get_element_type().to_dtype()),
             shape=tuple(None if dim.is_dynamic else dim.get_length() for dim in port.get_partial_shape()),
         )
         for port in ports
-    }
+    ]
+    return {spec.name: spec for spec in specs}

@@ -135,10 +135,10 @@ def cpu_runner(
 ) -> OrtRunner | OpenVinoRunner:
     """Make the runner of a file on the CPU.
 
-    ``"auto"`` takes OpenVINO where it is installed, for int8 files on an x86 with int8 instructions (VNNI or AMX) and for
-    bf16 files on one with those of bfloat16: in these types it is faster than ONNX Runtime. In fp32 it is not, and what
-    it would choose instead, bfloat16, changes masks, so that has to be asked for by the runner's name. So has OpenVINO
-    where masks must be evidence.
+    ``"auto"`` takes OpenVINO where it is installed, for int8 files on an x86 with int8 instructions (VNNI or AMX) and
+    for bf16 files on one with those of bfloat16: in these types it is faster than ONNX Runtime. In fp32 it is not, and
+    what it would choose instead, bfloat16, changes masks, so that has to be asked for by the runner's name. So has
+    OpenVINO where masks must be evidence.
 
     Args:
         model: An ONNX file, or where it is.

@@ -100,7 +100,9 @@ def evaluate(
     data, labels = Path(data), None if labels is None else Path(labels)
     list_pairs(data, labels)  # labels are a must here, unlike in `SampleSource`
     plugin = optional_path("plugin", plugin)
-    run = RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device, faithful=True)
+    run = RunOptions(
+        runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device, faithful=True
+    )
     engine = open_engine(source, run, fit=fit, resample=resample, size=size, options=checkpoint_options(options))
     samples = SampleSource(
         data=data,

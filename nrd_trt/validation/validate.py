@@ -182,7 +182,9 @@ def validate(
         min_border_agreement=min_border_agreement,
         min_boundary_f=min_boundary_f,
     )
-    run = RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device, faithful=True)
+    run = RunOptions(
+        runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device, faithful=True
+    )
     engine = open_engine(bundle, run, fit=fit, resample=resample)
     model, samples, reference = _reference(engine, bundle, checkpoint, data, labels, ignore_index)
     file = onnx.load(bundle.onnx_path)

@@ -31,7 +31,7 @@ HAS_BF16 = bool({"avx512_bf16", "amx_bf16"} & set(instructions(Machine())))
 def test_fp32_is_executed_as_it_is_typed_and_says_so() -> None:
     with OpenVinoRunner(small_export(), threads=1, types="exact") as runner:
         assert (runner.arithmetic, set(runner.executed.values())) == ("native", {"fp32"})
-        assert sum(name.startswith("decode/MatMul") for name in runner.executed) == 8  # of mask and logits
+        assert sum(name.startswith("decode/MatMul") for name in runner.executed) == 4
         mask = runner.infer(feed("uint8", *SIZE))["mask"]
     with OrtRunner(small_export(), threads=1) as runner:
         assert agreement(mask, runner.infer(feed("uint8", *SIZE))["mask"]) >= 0.9999
@@ -47,8 +47,10 @@ def test_arithmetic_is_what_was_executed_and_not_what_was_asked_for() -> None:
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_types_that_it_does_not_execute_are_no_evidence(precision: Precision) -> None:
     file = small_int8() if precision == "int8" else to_precision(small_export(), precision)
-    told = r"^runner='openvino': executes \d+ of \d+ layers of the \w+ file in another type, such as '.+' in \w+ instead of"
-    with pytest.raises(ConfigError, match=told + r" fp16.*; set .*runner='onnxruntime'"):
+    told = (
+        r"^runner='openvino': executes \d+ of \d+ layers of the \w+ file in another type, such as '.+' in \w+ instead"
+    )
+    with pytest.raises(ConfigError, match=told + r" of fp16.*; set .*runner='onnxruntime'"):
         OpenVinoRunner(file, threads=1, types="exact").__enter__()
     with OpenVinoRunner(file, threads=1, types="file") as runner:
         kinds = Counter(runner.executed.values())
@@ -155,7 +157,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_openvino_refuses() -> None:
     model = to_precision(small_export("uint8", "dynamic"), "fp32")
     model.graph.node[3].op_type = "NoSuchOperator"
-    with pytest.raises(RunnerError, match=r"openvino: cannot load the model.*NoSuchOperator"):
+    with pytest.raises(RunnerError, match=r"(?s)openvino: cannot load the model.*NoSuchOperator"):
         OpenVinoRunner(model).__enter__()
 
 
