@@ -101,7 +101,8 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(time, "perf_counter", perf_counter)
     monkeypatch.setattr(room, "load_average", lambda: 0.5)
-    monkeypatch.setattr(room, "host_facts", lambda _: HostFacts(cpu="AMD EPYC", machine="x86_64", cores=2))
+    facts = HostFacts(cpu="AMD EPYC", machine="x86_64", cores=2, instructions=("avx2",))
+    monkeypatch.setattr(room, "host_facts", lambda _: facts)
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ def test_runs_are_those_of_the_bundle_that_was_built(
         "watts": 15.0,
         "frames_per_joule": row.runs / 30,
     }
-    assert 0 < times["p50_ms"] <= times["p99_ms"] and "simulated: " in str(times["notes"])  # type: ignore[operator]
+    assert 0 < times["p50_ms"] <= times["p99_ms"] and "executed in fp32" in str(times["notes"])  # type: ignore[operator]
     with pytest.raises(ProofFailedError, match="expected the runner of a plan, got onnxruntime"):
         prove_graph(lane, tmp_path)
 

@@ -135,7 +135,7 @@ def test_facts_for_the_user() -> None:
     assert engine.info == trained_model().info
     assert (engine.runner_name, engine.plan_ran) == ("onnxruntime", None)
     engine.predict(picture(64, 96))
-    assert engine.arithmetic == "simulated"
+    assert engine.arithmetic == "fp32"  # the twin of the file
     with nrd_trt.open_bundle(bundle()) as exact:
         assert exact.arithmetic == "native"
 
@@ -220,7 +220,11 @@ def test_what_cannot_be_opened(
         ("checkpoint", {"plugin": "a.so"}, "plugin=a.so: expected a bundle whose plan needs it"),
         ("checkpoint", {"size": (64, 100)}, "size=64x100: expected height and width to be multiples of 32"),
         ("checkpoint", {"size": "64x96"}, "size='64x96': expected height and width such as"),
-        ("onnx", {"runner": "tensorrt"}, r"runner='tensorrt': .*\.onnx runs by runner='onnxruntime' only; build a"),
+        (
+            "onnx",
+            {"runner": "tensorrt"},
+            r"runner='tensorrt': .*\.onnx runs by runner='onnxruntime' or 'openvino' only; build a",
+        ),
         ("onnx", {"runner": "cuda"}, "runner='cuda': expected one of 'auto', "),
         ("onnx", {"size": (64, 96)}, "size and network are fixed in an ONNX file; leave size= "),
         ("onnx", {"plugin": "a.so"}, "plugin=a.so: expected a bundle whose plan needs it"),
