@@ -18,7 +18,7 @@ from nrd_trt.decode.extension import load_extension
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.specs import STRIDE, DecodeSpec
 
-Variant = Literal["auto", "generic", "simt", "tensor_core", "simt_retained", "tensor_core_retained"]
+Variant = Literal["auto", "generic", "simt", "tensor_core"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 """The kernels; the place of a name is its number in ``decode_problem.h``."""
 

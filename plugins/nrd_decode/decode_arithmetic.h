@@ -66,10 +66,16 @@ NRD_HD float multiplyAdd(float a, float b, float c)
 #endif
 }
 
-//! NaN passes, as in PyTorch; fmaxf would hide it.
+//! NaN passes, as in PyTorch; fmaxf would hide it. -0 becomes 0.
 NRD_HD float relu(float x)
 {
-    return x < 0.F ? 0.F : x;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    float y;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return (x < 0.F ? 0.F : x) + 0.F;
+#endif
 }
 
 //! In this form an infinite neighbour of weight above zero gives infinity; a + w*(b - a) would give NaN for two of them.
@@ -114,7 +120,54 @@ struct Maximum
     }
 };
 
-//! The largest and the second largest logit of one pixel. NaN and -infinity do not count.
+//! The smaller, or that which is a number.
+NRD_HD float smaller(float a, float b)
+{
+#ifdef __CUDA_ARCH__
+    return fminf(a, b);
+#else
+    return b < a || a != a ? b : a;
+#endif
+}
+
+NRD_HD float larger(float a, float b)
+{
+#ifdef __CUDA_ARCH__
+    return fmaxf(a, b);
+#else
+    return b > a || a != a ? b : a;
+#endif
+}
+
+//! Whether a value that lies between corners that are at least `high` is above one between corners that are at most
+//! `low`, however both are rounded; see TopTwo::isClear.
+NRD_HD bool isClearlyAbove(float high, float low)
+{
+    float const magnitude = (high < 0.F ? -high : high) + (low < 0.F ? -low : low);
+    return high - low > multiplyAdd(magnitude, 0x1p-20F, 0x1p-120F);
+}
+
+//! Bits of a float as an integer of the same order, and back; a NaN of either sign is at an end.
+NRD_HD uint32_t toOrdered(uint32_t bits)
+{
+    return bits ^ (bits >> 31 != 0U ? 0xffffffffU : 0x80000000U);
+}
+
+NRD_HD uint32_t fromOrdered(uint32_t ordered)
+{
+    return ordered ^ (ordered >> 31 != 0U ? 0x80000000U : 0xffffffffU);
+}
+
+NRD_HD int32_t countBits(uint32_t bits)
+{
+#ifdef __CUDA_ARCH__
+    return __popc(bits);
+#else
+    return __builtin_popcount(bits);
+#endif
+}
+
+//! The largest and the second largest logit of one pixel; -infinity does not count. After a NaN nothing is clear.
 struct TopTwo
 {
     Maximum best;
@@ -122,11 +175,7 @@ struct TopTwo
 
     NRD_HD void update(float candidate, int32_t index)
     {
-        float const loser = candidate > best.value ? best.value : candidate;
-        if (loser > second)
-        {
-            second = loser;
-        }
+        second = larger(second, smaller(best.value, candidate));
         best.update(candidate, index);
     }
 
@@ -138,8 +187,7 @@ struct TopTwo
      */
     NRD_HD bool isClear() const
     {
-        float const magnitude = (best.value < 0.F ? -best.value : best.value) + (second < 0.F ? -second : second);
-        return best.value - second > multiplyAdd(magnitude, 0x1p-20F, 0x1p-120F);
+        return isClearlyAbove(best.value, second);
     }
 };
 
@@ -224,6 +272,38 @@ NRD_HD float loadElement(void const* data, int64_t index, ElementType type)
 NRD_HD uint16_t narrow(float x, ElementType type)
 {
     return type == ElementType::kHALF ? narrowHalf(x) : narrowBfloat16(x);
+}
+
+//! Two 16-bit elements in one word, the first in its lower half.
+template <ElementType kTYPE>
+NRD_HD uint32_t narrowPair(float first, float second)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint32_t pair;
+    if constexpr (kTYPE == ElementType::kHALF)
+    {
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    }
+    else
+    {
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    }
+    return pair;
+#else
+    return narrow(first, kTYPE) | static_cast<uint32_t>(narrow(second, kTYPE)) << 16;
+#endif
+}
+
+template <ElementType kTYPE>
+NRD_HD float widenLower(uint32_t pair)
+{
+    return kTYPE == ElementType::kHALF ? widenHalf(static_cast<uint16_t>(pair)) : floatOf(pair << 16);
+}
+
+template <ElementType kTYPE>
+NRD_HD float widenUpper(uint32_t pair)
+{
+    return kTYPE == ElementType::kHALF ? widenHalf(static_cast<uint16_t>(pair >> 16)) : floatOf(pair & 0xffff0000U);
 }
 
 } // namespace nrd

@@ -170,15 +170,16 @@ CUresult prepareKernel(CUkernel kernel, Device const& device)
     return status == CUDA_SUCCESS ? cuda.cuKernelGetFunction(&function, kernel) : status;
 }
 
-bool fitsDevice(DecodeShape const& shape, Variant variant)
+bool fitsDevice(DecodeOp op, DecodeShape const& shape, ElementType type, Variant variant)
 {
-    if (!usesTensorCores(variant) && !isRetained(variant))
+    int64_t const wanted = sharedBytes(op, shape, type, resolve(op, shape, type, variant));
+    if (!usesTensorCores(variant) && wanted <= kDEFAULT_SHARED_BYTES)
     {
         return true;
     }
     Device const* device = nullptr;
     return openDevice(device) == CUDA_SUCCESS && (!usesTensorCores(variant) || device->architecture >= 80)
-        && sharedBytes(shape, variant) <= device->sharedBytes;
+        && wanted <= device->sharedBytes;
 }
 
 bool isValid(DecodeProblem const& problem)
@@ -187,16 +188,17 @@ bool isValid(DecodeProblem const& problem)
         && countBlocks(problem) <= INT32_MAX;
 }
 
-CUresult launch(char const* op, DecodeProblem const& problem, Variant variant, void* arguments, CUstream stream)
+CUresult launch(DecodeOp op, DecodeProblem const& problem, Variant variant, void* arguments, CUstream stream)
 {
     Device const* device = nullptr;
     if (CUresult const status = openDevice(device); status != CUDA_SUCCESS)
     {
         return status;
     }
-    CUkernel const kernel = device->kernels.at(kernelName(op, variant, problem.type));
+    CUkernel const kernel = device->kernels.at(kernelName(op, variant, problem.type, problem.shape.numClasses));
     return driver().cuLaunchKernel(reinterpret_cast<CUfunction>(kernel), static_cast<uint32_t>(countBlocks(problem)), 1,
-        1, kTHREADS, 1, 1, static_cast<uint32_t>(sharedBytes(problem.shape, variant)), stream, &arguments, nullptr);
+        1, kTHREADS, 1, 1, static_cast<uint32_t>(sharedBytes(op, problem.shape, problem.type, variant)), stream,
+        &arguments, nullptr);
 }
 
 } // namespace
@@ -209,12 +211,12 @@ bool deviceAnswers()
 
 bool supportsLogits(DecodeShape const& shape, ElementType type, Variant variant)
 {
-    return fitsLogits(shape, type, variant) && fitsDevice(shape, variant);
+    return fits(DecodeOp::kLOGITS, shape, type, variant) && fitsDevice(DecodeOp::kLOGITS, shape, type, variant);
 }
 
 bool supportsMask(DecodeShape const& shape, ElementType type, Variant variant)
 {
-    return fitsMask(shape, type, variant) && fitsDevice(shape, variant);
+    return fits(DecodeOp::kMASK, shape, type, variant) && fitsDevice(DecodeOp::kMASK, shape, type, variant);
 }
 
 CUresult prepare()
@@ -249,26 +251,25 @@ CUresult prepare()
 
 CUresult patchDecode(DecodeProblem const& problem, void* logits, Variant variant, CUstream stream)
 {
-    if (!isValid(problem) || !fitsLogits(problem.shape, problem.type, variant))
+    if (!isValid(problem) || !fits(DecodeOp::kLOGITS, problem.shape, problem.type, variant))
     {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    DecodeShape shape = problem.shape;
-    shape.upsample = 4; // of no meaning for logits
     LogitsArguments arguments{problem, logits};
-    return launch("logits", problem, resolve(variant, isReleased(shape)), &arguments, stream);
+    Variant const chosen = resolve(DecodeOp::kLOGITS, problem.shape, problem.type, variant);
+    return launch(DecodeOp::kLOGITS, problem, chosen, &arguments, stream);
 }
 
 CUresult patchDecodeMask(
     DecodeProblem const& problem, void* mask, MaskType maskType, Variant variant, bool prune, CUstream stream)
 {
-    if (!isValid(problem) || !fitsMask(problem.shape, problem.type, variant))
+    if (!isValid(problem) || !fits(DecodeOp::kMASK, problem.shape, problem.type, variant))
     {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    Variant const chosen = resolve(variant, isReleased(problem.shape));
-    MaskArguments arguments{problem, mask, maskType, prune, isRetained(chosen)};
-    return launch("mask", problem, chosen, &arguments, stream);
+    Variant const chosen = resolve(DecodeOp::kMASK, problem.shape, problem.type, variant);
+    MaskArguments arguments{problem, mask, maskType, prune, residentRows(problem.shape, problem.type, chosen)};
+    return launch(DecodeOp::kMASK, problem, chosen, &arguments, stream);
 }
 
 char const* errorName(CUresult status)

@@ -21,7 +21,7 @@ namespace nrd
 {
 
 //! Counts changes of the kernels' results or speed; it is part of the timing-cache id and of nrd_plugin_info().
-constexpr int32_t kKERNEL_REVISION = 1;
+constexpr int32_t kKERNEL_REVISION = 2;
 
 constexpr int32_t kMAX_CLASSES = 256;
 constexpr int32_t kMAX_PATCH = 16;
@@ -41,17 +41,21 @@ enum class MaskType : int32_t
     kUINT8 = 2,
 };
 
-//! The kernels. A retained kernel keeps the logits of all classes in shared memory and so decodes only once.
+enum class DecodeOp : int32_t
+{
+    kLOGITS = 0,
+    kMASK = 1,
+};
+
+//! The kernels.
 enum class Variant : int32_t
 {
-    kAUTO = 0,          //!< kSIMT where the shape is the released one, else kGENERIC
-    kGENERIC = 1,       //!< any shape
-    kSIMT = 2,          //!< d = m = 16, f = 8, s = 4
-    kTENSOR_CORE = 3,   //!< the same shape, 16-bit tensors, compute capability 8.0 and newer
-    kSIMT_RETAINED = 4, //!< mask only, where the device has the shared memory
-    kTENSOR_CORE_RETAINED = 5,
+    kAUTO = 0,        //!< kSIMT where the shape is the released one and 48 KB are enough, else kGENERIC
+    kGENERIC = 1,     //!< any shape
+    kSIMT = 2,        //!< d = m = 16, f = 8, s = 4
+    kTENSOR_CORE = 3, //!< the same shape, 16-bit tensors, compute capability 8.0 and newer
 };
-constexpr int32_t kNB_VARIANTS = 6;
+constexpr int32_t kNB_VARIANTS = 4;
 
 //! Build-time constants of the op.
 struct DecodeShape
@@ -138,12 +142,6 @@ inline char const* findFault(DecodeShape const& shape)
         return "upsample: expected 1, 2, 4 or 8";
     }
     return nullptr;
-}
-
-//! Whether the shape is the one of the released networks, which has kernels of its own.
-inline bool isReleased(DecodeShape const& shape)
-{
-    return shape.hidden == 16 && shape.guidanceChannels == 16 && shape.patch == 8 && shape.upsample == 4;
 }
 
 #endif

@@ -12,7 +12,9 @@ namespace nrd::device
 
 NRD_DEVICE int32_t threadIndex()
 {
-    return static_cast<int32_t>(threadIdx.x);
+    auto const index = static_cast<int32_t>(threadIdx.x);
+    __builtin_assume(index >= 0 && index < 1024); // spares the signs of quotients
+    return index;
 }
 
 NRD_DEVICE uint32_t blockIndex()
@@ -38,17 +40,90 @@ NRD_DEVICE int32_t fetchAdd(int32_t* counter, int32_t value)
     return atomicAdd(counter, value);
 }
 
-//! accumulator += a * b for a 16x8 and an 8x8 tile in tf32; the warp's lanes hold the fragments as PTX lays them out.
+//! Whether any thread of the block gives true; a barrier.
+NRD_DEVICE bool syncBlockAny(bool value)
+{
+    return __syncthreads_or(value) != 0;
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+
+//! Copy 16 bytes to shared memory; both addresses are multiples of 16. They are there after `waitCopies` of the same
+//! thread.
+NRD_DEVICE void copyAsync(void* shared, void const* global)
+{
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+        "l"(global)
+        : "memory");
+}
+
+NRD_DEVICE void waitCopies()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+//! The largest value in a warp, for all of its lanes.
+NRD_DEVICE uint32_t warpMaximum(uint32_t value)
+{
+    return __reduce_max_sync(0xffffffffU, value);
+}
+
+//! A bit for each lane of a warp that gives true.
+NRD_DEVICE uint32_t warpBallot(bool value)
+{
+    return __ballot_sync(0xffffffffU, value);
+}
+
+//! accumulator += a * b for a 16x16 and a 16x8 tile; the warp's lanes hold the fragments as PTX lays them out.
+template <ElementType kTYPE>
 NRD_DEVICE void multiplyTiles(float (&accumulator)[4], uint32_t const (&a)[4], uint32_t const (&b)[2])
 {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-    __trap(); // never launched there: see fitsDevice()
-#endif
+    if constexpr (kTYPE == ElementType::kHALF)
+    {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
+    else
+    {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
 }
+
+#else // compute capability 7.5
+
+NRD_DEVICE void copyAsync(void* shared, void const* global)
+{
+    *static_cast<uint4*>(shared) = *static_cast<uint4 const*>(global);
+}
+
+NRD_DEVICE void waitCopies() { }
+
+// Kernels on tensor cores are never launched there: see fitsDevice().
+
+NRD_DEVICE uint32_t warpMaximum(uint32_t)
+{
+    __trap();
+    return 0;
+}
+
+NRD_DEVICE uint32_t warpBallot(bool)
+{
+    __trap();
+    return 0;
+}
+
+template <ElementType kTYPE>
+NRD_DEVICE void multiplyTiles(float (&)[4], uint32_t const (&)[4], uint32_t const (&)[2])
+{
+    __trap();
+}
+
+#endif
 
 } // namespace nrd::device

@@ -10,94 +10,111 @@ namespace nrd
 namespace
 {
 
-//! Call `launch(kernel)` with the kernel's types: a Shape, a Dense and an ElementType, as tags.
-template <class Shape, class Dense, ElementType kTYPE>
-struct Kernel
-{
-    using ShapeType = Shape;
-    using DenseType = Dense;
-    static constexpr ElementType kELEMENT = kTYPE;
-};
+template <ElementType kTYPE>
+using TypeTag = std::integral_constant<ElementType, kTYPE>;
 
-template <class Shape, class Dense, class Launch>
-auto withElement(ElementType type, Launch const& launch)
+//! Call `action` with the type as a constant.
+template <class Action>
+void withType(ElementType type, Action const& action)
 {
     switch (type)
     {
+    case ElementType::kFLOAT:
+        return action(TypeTag<ElementType::kFLOAT>{});
     case ElementType::kHALF:
-        return launch(Kernel<Shape, Dense, ElementType::kHALF>{});
+        return action(TypeTag<ElementType::kHALF>{});
     case ElementType::kBFLOAT16:
-        return launch(Kernel<Shape, Dense, ElementType::kBFLOAT16>{});
-    default:
-        break;
-    }
-    if constexpr (std::is_same_v<Dense, TensorCore>)
-    {
-        return launch(Kernel<Shape, Dense, ElementType::kHALF>{}); // excluded by fitsLogits and fitsMask
-    }
-    else
-    {
-        return launch(Kernel<Shape, Dense, ElementType::kFLOAT>{});
+        return action(TypeTag<ElementType::kBFLOAT16>{});
     }
 }
 
-template <class Launch>
-auto withKernel(ElementType type, Variant variant, Launch const& launch)
+template <ElementType kTYPE>
+void drawLogits(Variant variant, LogitsArguments const& arguments)
 {
-    if (variant == Variant::kGENERIC)
+    if constexpr (kTYPE != ElementType::kFLOAT)
     {
-        return withElement<AnyShape, Simt>(type, launch);
+        if (usesTensorCores(variant))
+        {
+            return drawLogits<kTYPE, true>(arguments);
+        }
     }
-    return usesTensorCores(variant) ? withElement<ReleasedShape, TensorCore>(type, launch)
-                                    : withElement<ReleasedShape, Simt>(type, launch);
+    variant == Variant::kGENERIC ? drawGenericLogits<kTYPE>(arguments) : drawLogits<kTYPE, false>(arguments);
 }
 
-emulation::Launch plan(DecodeProblem const& problem, Variant variant, uint64_t seed, BlockRange blocks)
+template <ElementType kTYPE>
+void drawOnTensorCores(MaskArguments const& arguments)
 {
-    int64_t const end = blocks.end < 0 ? countBlocks(problem) : blocks.end;
-    return {static_cast<uint32_t>(blocks.first), static_cast<uint32_t>(end), kTHREADS,
-        sharedBytes(problem.shape, variant), seed};
+    MaskBlock<kTYPE, 0, true>(arguments).draw();
 }
 
-void require(bool fits)
+//! By the kernel of this number of classes, if there is one.
+template <ElementType kTYPE, int32_t kCLASSES, int32_t... kOTHERS>
+void drawOnTensorCores(MaskArguments const& arguments)
 {
-    if (!fits)
+    if (arguments.problem.shape.numClasses == kCLASSES)
+    {
+        return MaskBlock<kTYPE, kCLASSES, true>(arguments).draw();
+    }
+    drawOnTensorCores<kTYPE, kOTHERS...>(arguments);
+}
+
+template <ElementType kTYPE>
+void drawMask(Variant variant, MaskArguments const& arguments)
+{
+    if constexpr (kTYPE != ElementType::kFLOAT)
+    {
+        if (usesTensorCores(variant))
+        {
+            return drawOnTensorCores<kTYPE, 11, 19, 59, 60, 150>(arguments);
+        }
+    }
+    variant == Variant::kGENERIC ? GenericMask<kTYPE>(arguments).draw() : MaskBlock<kTYPE, 0, false>(arguments).draw();
+}
+
+emulation::Launch plan(
+    DecodeOp op, DecodeProblem const& problem, Variant variant, uint64_t seed, BlockRange const& blocks)
+{
+    if (variant == Variant::kAUTO || !fits(op, problem.shape, problem.type, variant))
     {
         throw std::invalid_argument("emulation: this variant does not fit the shape or the element type");
     }
+    int64_t const end = blocks.end < 0 ? countBlocks(problem) : blocks.end;
+    return {static_cast<uint32_t>(blocks.first), static_cast<uint32_t>(end), kTHREADS,
+        sharedBytes(op, problem.shape, problem.type, variant), seed};
 }
 
 } // namespace
 
-void emulatePatchDecode(DecodeProblem const& problem, void* logits, Variant variant, uint64_t seed, BlockRange blocks)
+void emulatePatchDecode(
+    DecodeProblem const& problem, void* logits, Variant variant, uint64_t seed, BlockRange blocks, bool truncates)
 {
-    require(variant != Variant::kAUTO && fitsLogits(problem.shape, problem.type, variant));
+    auto launch = plan(DecodeOp::kLOGITS, problem, variant, seed, blocks);
+    launch.truncates = truncates;
     LogitsArguments const arguments{problem, logits};
-    withKernel(problem.type, variant,
-        [&](auto kernel)
+    withType(problem.type,
+        [&](auto type)
         {
-            using K = decltype(kernel);
-            emulation::run(plan(problem, variant, seed, blocks),
+            emulation::run(launch,
                 [&]
                 {
-                    decodeLogits<typename K::ShapeType, K::kELEMENT, typename K::DenseType>(arguments);
+                    drawLogits<type()>(variant, arguments);
                 });
         });
 }
 
 void emulatePatchDecodeMask(DecodeProblem const& problem, void* mask, MaskType maskType, Variant variant, bool prune,
-    uint64_t seed, BlockRange blocks)
+    uint64_t seed, BlockRange blocks, bool truncates)
 {
-    require(variant != Variant::kAUTO && fitsMask(problem.shape, problem.type, variant));
-    MaskArguments const arguments{problem, mask, maskType, prune, isRetained(variant)};
-    withKernel(problem.type, variant,
-        [&](auto kernel)
+    auto launch = plan(DecodeOp::kMASK, problem, variant, seed, blocks);
+    launch.truncates = truncates;
+    MaskArguments const arguments{problem, mask, maskType, prune, residentRows(problem.shape, problem.type, variant)};
+    withType(problem.type,
+        [&](auto type)
         {
-            using K = decltype(kernel);
-            emulation::run(plan(problem, variant, seed, blocks),
+            emulation::run(launch,
                 [&]
                 {
-                    MaskBlock<typename K::ShapeType, K::kELEMENT>(arguments).template draw<typename K::DenseType>();
+                    drawMask<type()>(variant, arguments);
                 });
         });
 }

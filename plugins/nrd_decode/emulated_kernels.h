@@ -16,10 +16,11 @@ struct BlockRange
 };
 
 //! Run a kernel as its launcher would. Any variant but kAUTO; compute capability and shared memory are not limits here.
+//! `truncates`: see emulation::Launch.
 //! \throws std::invalid_argument the shape or the variant does not fit; std::logic_error a barrier is misused.
-void emulatePatchDecode(
-    DecodeProblem const& problem, void* logits, Variant variant, uint64_t seed, BlockRange blocks = {});
+void emulatePatchDecode(DecodeProblem const& problem, void* logits, Variant variant, uint64_t seed,
+    BlockRange blocks = {}, bool truncates = false);
 void emulatePatchDecodeMask(DecodeProblem const& problem, void* mask, MaskType maskType, Variant variant, bool prune,
-    uint64_t seed, BlockRange blocks = {});
+    uint64_t seed, BlockRange blocks = {}, bool truncates = false);
 
 } // namespace nrd

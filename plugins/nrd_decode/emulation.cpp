@@ -1,6 +1,10 @@
 #include "emulation.h"
 
+#include "decode_arithmetic.h"
+
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -27,18 +31,28 @@ enum class State
     kDONE,
 };
 
+//! A copy to shared memory that its thread has not waited for.
+struct Copy
+{
+    void* target;
+    std::array<char, 16> bytes;
+};
+
 struct Fiber
 {
     ucontext_t context{};
     std::unique_ptr<char[]> stack{new char[kSTACK_BYTES]};
     State state = State::kREADY;
+    std::vector<Copy> copies;
+    bool vote = false;
 };
 
-//! What the lanes of one warp hand over to multiply two tiles.
-struct WarpTiles
+//! What the lanes of one warp hand over to each other.
+struct Warp
 {
-    float a[16][8];
-    float b[8][8];
+    float a[16][16];
+    float b[16][8];
+    std::array<uint32_t, kWARP> values;
 };
 
 //! Memory that ends at a page nobody may touch.
@@ -82,10 +96,11 @@ public:
     Block(Launch const& launch, std::function<void()> const& kernel)
         : mKernel(kernel)
         , mFibers(static_cast<size_t>(launch.threads))
-        , mTiles((mFibers.size() + kWARP - 1) / kWARP)
+        , mWarps((mFibers.size() + kWARP - 1) / kWARP)
         , mShared(static_cast<size_t>(launch.sharedBytes))
         , mSharedBytes(static_cast<size_t>(launch.sharedBytes))
         , mRandom(launch.seed)
+        , mTruncates(launch.truncates)
     {
     }
 
@@ -105,10 +120,22 @@ public:
     {
         return reinterpret_cast<float*>(mShared.data());
     }
-    WarpTiles& tiles()
+    Warp& warp()
     {
-        return mTiles[mCurrent / kWARP];
+        return mWarps[mCurrent / kWARP];
     }
+    std::vector<Copy>& copies()
+    {
+        return mFibers[mCurrent].copies;
+    }
+    bool truncates() const
+    {
+        return mTruncates;
+    }
+    //! What every lane of the warp gives.
+    std::array<uint32_t, kWARP> exchange(uint32_t value);
+    //! Whether a thread of the block gives true.
+    bool vote(bool value);
 
     static Block* sCurrent;
 
@@ -119,10 +146,11 @@ private:
 
     std::function<void()> const& mKernel;
     std::vector<Fiber> mFibers;
-    std::vector<WarpTiles> mTiles;
+    std::vector<Warp> mWarps;
     GuardedMemory mShared;
     size_t mSharedBytes;
     std::mt19937_64 mRandom;
+    bool mTruncates;
     ucontext_t mScheduler{};
     size_t mCurrent = 0;
     uint32_t mIndex = 0;
@@ -228,13 +256,64 @@ bool Block::releaseGroup(size_t first, size_t end, State barrier)
     return true;
 }
 
-//! The hardware reads the upper 19 bits of a tf32 operand.
-float truncateToTf32(uint32_t bits)
+bool Block::vote(bool value)
 {
-    bits &= 0xffffe000U;
-    float x;
-    std::memcpy(&x, &bits, sizeof(x));
-    return x;
+    mFibers[mCurrent].vote = value;
+    wait(State::kAT_BLOCK_BARRIER);
+    bool const result = std::any_of(mFibers.begin(), mFibers.end(),
+        [](Fiber const& fiber)
+        {
+            return fiber.vote;
+        });
+    wait(State::kAT_BLOCK_BARRIER); // nobody votes again before all have counted
+    return result;
+}
+
+std::array<uint32_t, kWARP> Block::exchange(uint32_t value)
+{
+    warp().values[mCurrent % kWARP] = value;
+    wait(State::kAT_WARP_BARRIER);
+    std::array<uint32_t, kWARP> const values = warp().values;
+    wait(State::kAT_WARP_BARRIER);
+    return values;
+}
+
+//! Drop what lies below 2^-23 of the largest term, add, round towards zero.
+float addTruncated(float const* terms, int32_t count)
+{
+    float largest = 0.F;
+    for (int32_t i = 0; i < count; ++i)
+    {
+        largest = std::max(largest, std::fabs(terms[i]));
+    }
+    double const step = std::ldexp(1.0, std::max(std::ilogb(largest), -126) - 23);
+    double sum = 0.0;
+    for (int32_t i = 0; i < count; ++i)
+    {
+        sum += std::trunc(terms[i] / step) * step;
+    }
+    auto const rounded = static_cast<float>(sum);
+    return std::fabs(static_cast<double>(rounded)) > std::fabs(sum) ? std::nextafter(rounded, 0.F) : rounded;
+}
+
+//! accumulator + the products of one row and one column.
+float addProducts(Warp const& warp, int32_t row, int32_t column, float accumulator, bool truncates)
+{
+    for (int32_t k = 0; k < 16; k += 8)
+    {
+        float terms[9] = {};
+        terms[8] = accumulator;
+        for (int32_t i = 0; i < 8; ++i)
+        {
+            terms[i] = warp.a[row][k + i] * warp.b[k + i][column];
+            accumulator += terms[i];
+        }
+        if (truncates && std::isfinite(accumulator) && accumulator != 0.F)
+        {
+            accumulator = addTruncated(terms, 9);
+        }
+    }
+    return accumulator;
 }
 
 } // namespace
@@ -285,30 +364,78 @@ int32_t fetchAdd(int32_t* counter, int32_t value)
     return before;
 }
 
-//! Fragments of mma.m16n8k8 (tf32) as the PTX manual lays them out: row g = lane / 4, column t = lane % 4.
+bool syncBlockAny(bool value)
+{
+    return Block::sCurrent->vote(value);
+}
+
+uint32_t warpMaximum(uint32_t value)
+{
+    auto const values = Block::sCurrent->exchange(value);
+    return *std::max_element(values.begin(), values.end());
+}
+
+uint32_t warpBallot(bool value)
+{
+    auto const values = Block::sCurrent->exchange(value ? 1U : 0U);
+    uint32_t bits = 0;
+    for (size_t lane = 0; lane < values.size(); ++lane)
+    {
+        bits |= values[lane] << lane;
+    }
+    return bits;
+}
+
+void copyAsync(void* shared, void const* global)
+{
+    if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    {
+        throw std::logic_error("emulation: an address of an asynchronous copy is no multiple of 16");
+    }
+    emulation::Copy copy{shared, {}};
+    std::memcpy(copy.bytes.data(), global, copy.bytes.size());
+    std::memset(shared, 0xff, copy.bytes.size()); // NaN in every type
+    Block::sCurrent->copies().push_back(copy);
+}
+
+void waitCopies()
+{
+    for (emulation::Copy const& copy : Block::sCurrent->copies())
+    {
+        std::memcpy(copy.target, copy.bytes.data(), copy.bytes.size());
+    }
+    Block::sCurrent->copies().clear();
+}
+
+//! Fragments of mma.m16n8k16 as the PTX manual lays them out: row g = lane / 4, column t = lane % 4.
+template <ElementType kTYPE>
 void multiplyTiles(float (&accumulator)[4], uint32_t const (&a)[4], uint32_t const (&b)[2])
 {
-    emulation::WarpTiles& tiles = Block::sCurrent->tiles();
+    emulation::Warp& warp = Block::sCurrent->warp();
     int32_t const lane = threadIndex() % emulation::kWARP;
     int32_t const g = lane / 4;
     int32_t const t = lane % 4;
-    tiles.a[g][t] = emulation::truncateToTf32(a[0]);
-    tiles.a[g + 8][t] = emulation::truncateToTf32(a[1]);
-    tiles.a[g][t + 4] = emulation::truncateToTf32(a[2]);
-    tiles.a[g + 8][t + 4] = emulation::truncateToTf32(a[3]);
-    tiles.b[t][g] = emulation::truncateToTf32(b[0]);
-    tiles.b[t + 4][g] = emulation::truncateToTf32(b[1]);
+    for (int32_t i = 0; i < 4; ++i) // rows g, g + 8, g, g + 8; columns from 2t, 2t, 2t + 8, 2t + 8
+    {
+        float* const pair = &warp.a[g + i % 2 * 8][2 * t + i / 2 * 8];
+        pair[0] = widenLower<kTYPE>(a[i]);
+        pair[1] = widenUpper<kTYPE>(a[i]);
+    }
+    for (int32_t i = 0; i < 2; ++i)
+    {
+        warp.b[2 * t + i * 8][g] = widenLower<kTYPE>(b[i]);
+        warp.b[2 * t + i * 8 + 1][g] = widenUpper<kTYPE>(b[i]);
+    }
     Block::sCurrent->wait(State::kAT_WARP_BARRIER);
     for (int32_t i = 0; i < 4; ++i)
     {
-        int32_t const row = i < 2 ? g : g + 8;
-        int32_t const column = 2 * t + i % 2;
-        for (int32_t k = 0; k < 8; ++k)
-        {
-            accumulator[i] += tiles.a[row][k] * tiles.b[k][column];
-        }
+        accumulator[i] = emulation::addProducts(
+            warp, i < 2 ? g : g + 8, 2 * t + i % 2, accumulator[i], Block::sCurrent->truncates());
     }
     Block::sCurrent->wait(State::kAT_WARP_BARRIER);
 }
+
+template void multiplyTiles<ElementType::kHALF>(float (&)[4], uint32_t const (&)[4], uint32_t const (&)[2]);
+template void multiplyTiles<ElementType::kBFLOAT16>(float (&)[4], uint32_t const (&)[4], uint32_t const (&)[2]);
 
 } // namespace nrd::device

@@ -4,7 +4,8 @@
  */
 #pragma once
 
-#include <cstdint>
+#include "decode_problem.h"
+
 #include <functional>
 
 #define NRD_DEVICE inline
@@ -16,7 +17,16 @@ int32_t threadIndex();
 uint32_t blockIndex();
 float* sharedMemory();
 void syncBlock();
+bool syncBlockAny(bool value);
 int32_t fetchAdd(int32_t* counter, int32_t value);
+uint32_t warpMaximum(uint32_t value);
+uint32_t warpBallot(bool value);
+
+//! The 16 bytes hold NaN until the thread waits. \throws std::logic_error an address is no multiple of 16.
+void copyAsync(void* shared, void const* global);
+void waitCopies();
+
+template <ElementType kTYPE>
 void multiplyTiles(float (&accumulator)[4], uint32_t const (&a)[4], uint32_t const (&b)[2]);
 
 } // namespace nrd::device
@@ -29,8 +39,9 @@ struct Launch
     uint32_t firstBlock;
     uint32_t endBlock;
     int32_t threads;
-    int64_t sharedBytes; //!< an access beyond them stops the process
-    uint64_t seed;       //!< of the order in which threads run
+    int64_t sharedBytes;    //!< an access beyond them stops the process
+    uint64_t seed;          //!< of the order in which threads run
+    bool truncates = false; //!< tensor cores add as a GPU may: each sum of 8 products to 24 bits, rounded towards zero
 };
 
 //! Run `kernel` for every thread of every block of the range.

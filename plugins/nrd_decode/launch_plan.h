@@ -3,9 +3,10 @@
  */
 #pragma once
 
-#include "logits_kernel.h"
-#include "mask_kernel.h"
+#include "generic_kernel.h"
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -19,81 +20,95 @@ inline int64_t countBlocks(DecodeProblem const& problem)
     return int64_t{problem.batch} * problem.rows * problem.columns * perPatch;
 }
 
-inline bool isRetained(Variant variant)
-{
-    return variant == Variant::kSIMT_RETAINED || variant == Variant::kTENSOR_CORE_RETAINED;
-}
-
 inline bool usesTensorCores(Variant variant)
 {
-    return variant == Variant::kTENSOR_CORE || variant == Variant::kTENSOR_CORE_RETAINED;
+    return variant == Variant::kTENSOR_CORE;
 }
 
-//! What kAUTO stands for. Tensor cores round otherwise than the host reference, so they are asked for by name.
-inline Variant resolve(Variant variant, bool released)
+constexpr int64_t kDEFAULT_SHARED_BYTES = 48 * 1024; //!< a launch may have them without asking
+
+//! Classes whose logits a mask's block holds at a time. Tensor cores decode all of them at once; plain threads decode
+//! them again for the mixed cells where not all fit into the memory that every GPU gives.
+inline int32_t residentRows(DecodeShape const& shape, ElementType type, Variant variant)
 {
-    return variant != Variant::kAUTO ? variant : released ? Variant::kSIMT : Variant::kGENERIC;
+    bool const fits
+        = TileLayout(shape.numClasses, elementSize(type), kSLOTS, shape.numClasses).total <= kDEFAULT_SHARED_BYTES;
+    return usesTensorCores(variant) || fits ? shape.numClasses : kCHUNK;
+}
+
+//! Dynamic shared memory of a launch.
+inline int64_t sharedBytes(DecodeOp op, DecodeShape const& shape, ElementType type, Variant variant)
+{
+    int32_t const slots = op == DecodeOp::kMASK ? kSLOTS : 1;
+    if (variant == Variant::kGENERIC)
+    {
+        return GenericLayout(shape, slots).total * static_cast<int64_t>(sizeof(float));
+    }
+    int32_t const rows = op == DecodeOp::kMASK ? residentRows(shape, type, variant) : 0;
+    return TileLayout(shape.numClasses, elementSize(type), slots, rows).total;
 }
 
 //! Whether the sizes and the type allow the variant; the device is another question.
-inline bool fitsLogits(DecodeShape const& shape, ElementType type, Variant variant)
+inline bool fits(DecodeOp op, DecodeShape const& shape, ElementType type, Variant variant)
 {
-    bool const released = shape.hidden == 16 && shape.guidanceChannels == 16 && shape.patch == 8;
-    return findFault(shape) == nullptr && !isRetained(variant)
-        && (variant == Variant::kAUTO || variant == Variant::kGENERIC
-            || (released && (variant == Variant::kSIMT || (usesTensorCores(variant) && type != ElementType::kFLOAT))));
+    bool const isReleased = shape.hidden == 16 && shape.guidanceChannels == 16 && shape.patch == 8
+        && (op == DecodeOp::kLOGITS || shape.upsample == 4);
+    bool const fitsShape = variant == Variant::kAUTO || variant == Variant::kGENERIC || isReleased;
+    return findFault(shape) == nullptr && fitsShape && (!usesTensorCores(variant) || type != ElementType::kFLOAT);
 }
 
-inline bool fitsMask(DecodeShape const& shape, ElementType type, Variant variant)
+//! What kAUTO stands for: the variant of plain threads that every GPU has the memory for. Tensor cores round otherwise
+//! than the host reference, so they are asked for by name.
+inline Variant resolve(DecodeOp op, DecodeShape const& shape, ElementType type, Variant variant)
 {
-    if (findFault(shape) != nullptr)
+    if (variant != Variant::kAUTO)
     {
-        return false;
+        return variant;
     }
-    if (variant == Variant::kAUTO || variant == Variant::kGENERIC)
-    {
-        return true;
-    }
-    return isReleased(shape) && (!isRetained(variant) || shape.numClasses > kCHUNK)
-        && (!usesTensorCores(variant) || type != ElementType::kFLOAT);
+    bool const isSimt = fits(op, shape, type, Variant::kSIMT)
+        && sharedBytes(op, shape, type, Variant::kSIMT) <= kDEFAULT_SHARED_BYTES;
+    return isSimt ? Variant::kSIMT : Variant::kGENERIC;
 }
 
-//! Dynamic shared memory of a launch. At most 48 KB unless the variant retains.
-inline int64_t sharedBytes(DecodeShape const& shape, Variant variant)
-{
-    int32_t const rows = logitsRows(shape.numClasses, isRetained(variant));
-    int64_t const floats = variant == Variant::kGENERIC ? SharedLayout<AnyShape>(AnyShape(shape), rows).total
-                                                        : SharedLayout<ReleasedShape>(ReleasedShape(shape), rows).total;
-    return floats * static_cast<int64_t>(sizeof(float));
-}
+//! Numbers of classes of the released networks, which have masks on tensor cores of their own; as in decode_kernel.cu.
+constexpr int32_t kRELEASED_CLASSES[] = {11, 19, 59, 60, 150};
 
-//! Name of a kernel in decode_kernel.cu, such as "nrd_mask_simt_fp16"; `op` is "logits" or "mask". A retained variant is
-//! the same kernel with more shared memory.
-inline std::string kernelName(char const* op, Variant variant, ElementType type)
+//! Name of a kernel in decode_kernel.cu, such as "nrd_mask_simt_fp16" or "nrd_mask_tensor_core_fp16_19".
+inline std::string kernelName(DecodeOp op, Variant variant, ElementType type, int32_t numClasses)
 {
     char const* const kind = usesTensorCores(variant) ? "tensor_core"
         : variant == Variant::kGENERIC                ? "generic"
                                                       : "simt";
     char const* const element = type == ElementType::kFLOAT ? "fp32" : type == ElementType::kHALF ? "fp16" : "bf16";
-    return std::string("nrd_") + op + "_" + kind + "_" + element;
+    bool const isOwn = op == DecodeOp::kMASK && usesTensorCores(variant)
+        && std::find(std::begin(kRELEASED_CLASSES), std::end(kRELEASED_CLASSES), numClasses)
+            != std::end(kRELEASED_CLASSES);
+    return std::string(op == DecodeOp::kMASK ? "nrd_mask_" : "nrd_logits_") + kind + "_" + element
+        + (isOwn ? "_" + std::to_string(numClasses) : "");
 }
 
 //! All of them.
 inline std::vector<std::string> kernelNames()
 {
     std::vector<std::string> names;
-    for (char const* const op : {"logits", "mask"})
+    auto const add = [&](DecodeOp op, Variant variant, int32_t numClasses)
     {
-        for (Variant const variant : {Variant::kGENERIC, Variant::kSIMT, Variant::kTENSOR_CORE})
+        for (ElementType const type : {ElementType::kFLOAT, ElementType::kHALF, ElementType::kBFLOAT16})
         {
-            for (ElementType const type : {ElementType::kFLOAT, ElementType::kHALF, ElementType::kBFLOAT16})
+            if (!usesTensorCores(variant) || type != ElementType::kFLOAT)
             {
-                if (!usesTensorCores(variant) || type != ElementType::kFLOAT)
-                {
-                    names.push_back(kernelName(op, variant, type));
-                }
+                names.push_back(kernelName(op, variant, type, numClasses));
             }
         }
+    };
+    for (Variant const variant : {Variant::kGENERIC, Variant::kSIMT, Variant::kTENSOR_CORE})
+    {
+        add(DecodeOp::kLOGITS, variant, 0);
+        add(DecodeOp::kMASK, variant, 0);
+    }
+    for (int32_t const numClasses : kRELEASED_CLASSES)
+    {
+        add(DecodeOp::kMASK, Variant::kTENSOR_CORE, numClasses);
     }
     return names;
 }

@@ -1,9 +1,9 @@
 /*
- * NrdPatchDecode: the logits, one tile per block.
+ * NrdPatchDecode for the released networks: the logits, one patch per block, no ring.
  */
 #pragma once
 
-#include "dense_layers.h"
+#include "mask_kernel.h"
 
 namespace nrd
 {
@@ -14,60 +14,79 @@ struct LogitsArguments
     void* logits;
 };
 
-//! Four neighbours of the logits; `index` is a multiple of 4 and the tensor aligned to 16 bytes.
+//! Where the logits of one tile go, [image][class][row][column].
 template <ElementType kTYPE>
-NRD_DEVICE void storeQuad(void* logits, int64_t index, Float4 const& values)
+class LogitsTarget
 {
-    if constexpr (kTYPE == ElementType::kFLOAT)
+public:
+    using Element = typename ElementOf<kTYPE>::Type;
+
+    NRD_DEVICE LogitsTarget(LogitsArguments const& arguments, int32_t f, int32_t image, int32_t row, int32_t column)
+        : mNumClasses(arguments.problem.shape.numClasses)
+        , mWidth(static_cast<int64_t>(arguments.problem.columns) * f)
+        , mPlane(mWidth * arguments.problem.rows * f)
+        , mFirst(static_cast<Element*>(arguments.logits) + image * mPlane * arguments.problem.shape.numClasses
+              + row * mWidth + column)
     {
-        *reinterpret_cast<Float4*>(static_cast<float*>(logits) + index) = values;
     }
-    else
+
+    NRD_DEVICE void store(int32_t k, Place const& inTile, float value) const
     {
-        struct alignas(8) Quad
+        put(mFirst + inTile.row * mWidth + inTile.column, k, value);
+    }
+
+    // As tensor cores ask for it.
+    NRD_DEVICE Element* locate(int32_t position) const
+    {
+        Place const inTile = findPlace(position);
+        return mFirst + inTile.row * mWidth + inTile.column;
+    }
+    NRD_DEVICE void put(Element* target, int32_t k, float value) const
+    {
+        if (k >= mNumClasses)
         {
-            uint16_t x[4];
-        } quad;
-#pragma unroll
-        for (int32_t i = 0; i < 4; ++i)
-        {
-            quad.x[i] = narrow(values.x[i], kTYPE);
+            return;
         }
-        *reinterpret_cast<Quad*>(static_cast<uint16_t*>(logits) + index) = quad;
+        if constexpr (kTYPE == ElementType::kFLOAT)
+        {
+            target[k * mPlane] = value;
+        }
+        else
+        {
+            target[k * mPlane] = narrow(value, kTYPE);
+        }
     }
-}
 
-//! Write the chunk of classes that lies in shared memory.
-template <class Shape, ElementType kTYPE>
-NRD_DEVICE void storeLogits(Block<Shape, kTYPE> const& block, void* logits, int32_t firstClass, int32_t count)
+private:
+    int32_t mNumClasses;
+    int64_t mWidth;
+    int64_t mPlane;
+    Element* mFirst; //!< of class 0 at the tile's first pixel
+};
+
+template <ElementType kTYPE, bool kTENSOR_CORES>
+NRD_DEVICE void drawLogits(LogitsArguments const& arguments)
 {
-    DecodeProblem const& problem = block.problem;
-    int64_t const height = static_cast<int64_t>(problem.rows) * block.shape.patch();
-    int64_t const width = static_cast<int64_t>(problem.columns) * block.shape.patch();
-    int64_t const plane = static_cast<int64_t>(block.tile.image) * problem.shape.numClasses + firstClass;
-    int32_t const quads = block.quads();
-    for (int32_t item = device::threadIndex(); item < count * quads; item += kTHREADS)
+    PatchTile<kTYPE, 0> const tile(arguments.problem, 1, 0);
+    LogitsTarget<kTYPE> const target(arguments, kTILE, tile.image, tile.row, tile.column);
+    tile.stage();
+    if constexpr (kTENSOR_CORES)
     {
-        int32_t const row = item / quads; // of the chunk
-        int32_t const position = (item - row * quads) * 4;
-        Place const place = findPlace(block.shape, position);
-        int64_t const line = (plane + row) * height + block.tile.row + place.row; // [image][class][row]
-        storeQuad<kTYPE>(logits, line * width + block.tile.column + place.column,
-            *reinterpret_cast<Float4 const*>(block.logits() + row * block.layout.pitch + position));
+        if (!device::syncBlockAny(!decodeOnTensorCores(tile, target)))
+        {
+            return;
+        }
     }
-}
-
-template <class Shape, ElementType kTYPE, class Dense>
-NRD_DEVICE void decodeLogits(LogitsArguments const& arguments)
-{
-    Block<Shape, kTYPE> const block(arguments.problem, 1, kCHUNK);
-    int32_t const k = arguments.problem.shape.numClasses;
-    decodeHidden<Dense>(block);
-    for (int32_t firstClass = 0; firstClass < k; firstClass += kCHUNK)
+    int32_t const position = device::threadIndex();
+    if (position < tile.numPositions())
     {
-        int32_t const count = atMost(k - firstClass, kCHUNK);
-        decodeClasses<Dense>(block, block.logits(), firstClass, count, Shape::kHIDDEN_AT_ONCE && firstClass == 0);
-        storeLogits(block, arguments.logits, firstClass, count);
+        Exact<kTYPE, 0> exact;
+        exact.decodeHidden(tile, position);
+        exact.decodeClasses(tile, position, 0, tile.numClasses(),
+            [&](int32_t k, float value)
+            {
+                target.store(k, findPlace(position), value);
+            });
     }
 }
 

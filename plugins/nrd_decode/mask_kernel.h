@@ -1,362 +1,1102 @@
 /*
- * NrdPatchDecodeMask: decode, bilinear enlargement by s and argmax, one tile per block. The enlarged logits never exist.
+ * NrdPatchDecodeMask for the released networks (d = m = 16, f = 8, s = 4): theta to mask, top to bottom. The reference
+ * that it is held against is host_reference.cpp, which has decodePixel, rank, isUniform and interpolate in this order; any
+ * other shape has generic_kernel.h.
  *
- * An enlarged pixel lies in the cell between four pixels of the logits. Cell (r, c) of a tile has its upper left corner
- * at the tile's pixel (r, c); row -1 and column -1 are the half cells before the image's first pixels, which PyTorch
- * draws from row 0 with weight 1. Where one class clearly leads at all four corners it fills the cell (TopTwo::isClear);
- * only the other cells, the mixed ones, are interpolated.
+ * A block draws the enlargement of one patch. Enlarged pixels lie in cells between four pixels of the logits, so it
+ * decodes the patch's 8 x 8 pixels and a ring of one row and one column, which belong to up to three other patches:
+ *
+ *               column 0 1 2 3 4 5 6 7   8
+ *         row 0        o o o o o o o o | r      o  own patch     slot 0   positions  0 to 63, row by row
+ *             1        o o o o o o o o | r      r  right         slot 1             64 to 71
+ *             :        : : : : : : : : | :      b  below         slot 2             72 to 79
+ *             7        o o o o o o o o | r      c  below right   slot 3             80
+ *                      ----------------+--
+ *             8        b b b b b b b b | c      At the image's border the ring repeats the last column and row.
+ *
+ * Cell (r, c) has pixel (r, c) as its upper left corner and is 4 x 4 enlarged pixels. Cells of row or column -1 are the
+ * half cells before the image's first pixels, which PyTorch draws from row (column) 0 with weight 1.
+ *
+ *     stage    theta of the four slots and the guidance into shared memory, as they are
+ *     decode   the logits: each thread one position (Exact), or each warp 16 positions on tensor cores (Fragments)
+ *     rank     the leading class of each position
+ *     fill     the cells that one class clearly leads at all four corners; list the others, the mixed ones
+ *     draw     interpolate the mixed cells and take the largest class of every pixel
  */
 #pragma once
 
-#include "dense_layers.h"
+#ifdef __CUDACC__
+#include "device_cuda.h"
+#else
+#include "emulation.h"
+#endif
+
+#include "decode_arithmetic.h"
 
 namespace nrd
 {
+
+// --- constants, places, memory: what is staged
+
+constexpr int32_t kTHREADS = 128;
+constexpr int32_t kWARP_SIZE = 32;
+constexpr int32_t kSLOTS = 4;
+constexpr int32_t kTILE = 8; //!< f, pixels of a patch's side
+constexpr int32_t kUPSAMPLE = 4;
+constexpr int32_t kHIDDEN = 16;
+constexpr int32_t kGUIDANCE = 16;
+constexpr int32_t kINPUTS = 2 + kGUIDANCE;
+constexpr int32_t kGRID = kTILE + 1; //!< side of a patch with its ring
+constexpr int32_t kPOSITIONS = kGRID * kGRID;
+constexpr int32_t kPITCH = 84; //!< from class to class of the logits: 2 * 84 % 32 == 8 spreads fragments over the banks
+constexpr int32_t kCHUNK = 24; //!< classes at a time where not all fit
+
+// Places in theta, all multiples of 16 bytes but for W0's rows.
+constexpr int32_t kB0 = kINPUTS * kHIDDEN;
+constexpr int32_t kW1 = kB0 + kHIDDEN;
+constexpr int32_t kB1 = kW1 + kHIDDEN * kHIDDEN;
+constexpr int32_t kW2 = kB1 + kHIDDEN;
+
+NRD_HD int32_t atMost(int32_t value, int32_t limit)
+{
+    return value < limit ? value : limit;
+}
+
+NRD_HD int32_t atLeast(int32_t value, int32_t limit)
+{
+    return value > limit ? value : limit;
+}
+
+//! Row and column of a position, 0 to 8.
+struct Place
+{
+    int32_t row;
+    int32_t column;
+
+    NRD_HD int32_t index() const
+    {
+        return row * kGRID + column;
+    }
+};
+
+NRD_HD Place findPlace(int32_t position)
+{
+    constexpr int32_t kOWN = kTILE * kTILE;
+    if (position < kOWN)
+    {
+        return {position / kTILE, position % kTILE};
+    }
+    return position < kOWN + kTILE ? Place{position - kOWN, kTILE} : Place{kTILE, position - kOWN - kTILE};
+}
+
+NRD_HD int32_t findSlot(int32_t position)
+{
+    return position < kTILE * kTILE ? 0 : position == kPOSITIONS - 1 ? 3 : position < kTILE * kTILE + kTILE ? 1 : 2;
+}
+
+//! What an element of theta is in memory.
+template <ElementType kTYPE>
+struct ElementOf
+{
+    using Type = uint16_t;
+};
+template <>
+struct ElementOf<ElementType::kFLOAT>
+{
+    using Type = float;
+};
+
+template <ElementType kTYPE>
+NRD_HD float widen(typename ElementOf<kTYPE>::Type x)
+{
+    if constexpr (kTYPE == ElementType::kFLOAT)
+    {
+        return x;
+    }
+    else
+    {
+        return kTYPE == ElementType::kHALF ? widenHalf(x) : widenBfloat16(x);
+    }
+}
+
+//! Where things lie in shared memory, in bytes from its start; every part begins at a multiple of 16.
+struct TileLayout
+{
+    int32_t slotBytes; //!< theta of one slot, an odd number of 16 bytes: slots begin in different banks
+    int32_t guidance;  //!< [position][channel]
+    int32_t places;    //!< [position][x, y]
+    int32_t logits;    //!< [class][row][column]
+    int32_t cells;     //!< the mask's bookkeeping
+    int32_t total;
+
+    //! `rows` classes of logits are held at a time; none by the op that writes them out.
+    NRD_HD TileLayout(int32_t numClasses, int32_t elementBytes, int32_t slots, int32_t rows)
+    {
+        int32_t const bytes = (kW2 + numClasses * (kHIDDEN + 1)) * elementBytes;
+        slotBytes = ((bytes + 15) / 16 | 1) * 16;
+        guidance = slots * slotBytes;
+        places = guidance + kPITCH * kGUIDANCE * elementBytes;
+        logits = places + kPITCH * 8;
+        // Tensor cores write eight classes at a time.
+        cells = logits + (rows + 7) / 8 * 8 * kPITCH * 4;
+        total = cells + (rows == 0 ? 0 : 2 * 2 * kPITCH + 16);
+    }
+};
+
+//! Copy `count` elements; `lane` of `lanes` threads share the work. A copy is there after `waitCopies` and a barrier.
+template <class Element>
+NRD_DEVICE void stageRun(
+    Element* target, Element const* source, int32_t count, int64_t stride, int32_t lane, int32_t lanes)
+{
+    constexpr int32_t kVECTOR = 16 / static_cast<int32_t>(sizeof(Element));
+    if (stride == 1 && reinterpret_cast<uintptr_t>(source) % 16 == 0)
+    {
+        int32_t const whole = count / kVECTOR * kVECTOR;
+#pragma unroll 4
+        for (int32_t i = lane * kVECTOR; i < whole; i += lanes * kVECTOR)
+        {
+            device::copyAsync(target + i, source + i);
+        }
+        if (lane < count - whole) // what follows in a padded pitch is not ours
+        {
+            target[whole + lane] = source[whole + lane];
+        }
+        return;
+    }
+#pragma unroll 4
+    for (int32_t i = lane; i < count; i += lanes)
+    {
+        target[i] = source[i * stride];
+    }
+}
+
+struct alignas(16) Words4
+{
+    uint32_t x[4];
+};
+
+struct alignas(8) Words2
+{
+    uint32_t x[2];
+};
+
+//! One patch of the logits and the ring around it, as a block shares them. `kCLASSES` 0: any number.
+template <ElementType kTYPE, int32_t kCLASSES>
+struct PatchTile
+{
+    using Element = typename ElementOf<kTYPE>::Type;
+
+    DecodeProblem const& problem;
+    TileLayout layout;
+    int32_t slots; //!< patches to decode: 1 for logits, 4 for the mask
+    int32_t image;
+    int32_t row; //!< of the patch's first pixel in the logits
+    int32_t column;
+    char* shared;
+
+    NRD_DEVICE PatchTile(DecodeProblem const& p, int32_t numSlots, int32_t rows)
+        : problem(p)
+        , layout(kCLASSES != 0 ? kCLASSES : p.shape.numClasses, sizeof(Element), numSlots, rows)
+        , slots(numSlots)
+        , shared(reinterpret_cast<char*>(device::sharedMemory()))
+    {
+        uint32_t const across = static_cast<uint32_t>(problem.columns);
+        uint32_t const down = static_cast<uint32_t>(problem.rows);
+        uint32_t const line = device::blockIndex() / across;
+        image = static_cast<int32_t>(line / down);
+        row = static_cast<int32_t>(line % down) * kTILE;
+        column = static_cast<int32_t>(device::blockIndex() % across) * kTILE;
+    }
+
+    NRD_DEVICE int32_t numClasses() const
+    {
+        return kCLASSES != 0 ? kCLASSES : problem.shape.numClasses;
+    }
+    NRD_DEVICE int32_t numPositions() const
+    {
+        return slots == 1 ? kTILE * kTILE : kPOSITIONS;
+    }
+    NRD_DEVICE Element* theta(int32_t slot) const
+    {
+        return reinterpret_cast<Element*>(shared + slot * layout.slotBytes);
+    }
+    NRD_DEVICE Element* guidance(int32_t position) const
+    {
+        return reinterpret_cast<Element*>(shared + layout.guidance) + position * kGUIDANCE;
+    }
+    NRD_DEVICE float* place(int32_t position) const
+    {
+        return reinterpret_cast<float*>(shared + layout.places) + position * 2;
+    }
+    NRD_DEVICE float* logits() const
+    {
+        return reinterpret_cast<float*>(shared + layout.logits);
+    }
+    NRD_DEVICE char* cells() const
+    {
+        return shared + layout.cells;
+    }
+
+    //! Bring everything that the perceptrons read into shared memory, in one burst. Ends with a barrier.
+    NRD_DEVICE void stage() const
+    {
+        int32_t const thread = device::threadIndex();
+        stageTheta();
+        constexpr int32_t kOWN = kTILE * kTILE;
+#pragma unroll
+        for (int32_t item = thread; item < kOWN * kLANES; item += kTHREADS)
+        {
+            int32_t const position = item / kLANES;
+            stagePosition(position, row + position / kTILE, column + position % kTILE);
+        }
+        if (slots > 1 && thread < (kPOSITIONS - kOWN) * kLANES)
+        {
+            int32_t const position = kOWN + thread / kLANES;
+            Place const inTile = findPlace(position);
+            stagePosition(position, atMost(row + inTile.row, problem.rows * kTILE - 1),
+                atMost(column + inTile.column, problem.columns * kTILE - 1));
+        }
+        device::waitCopies();
+        device::syncBlock();
+    }
+
+private:
+    static constexpr int32_t kLANES = kGUIDANCE * static_cast<int32_t>(sizeof(Element)) / 16; //!< for a position
+
+    //! One warp per slot, or all threads for the only one. Behind the border it is the last patch.
+    NRD_DEVICE void stageTheta() const
+    {
+        int32_t const thread = device::threadIndex();
+        int32_t const slot = slots == 1 ? 0 : thread / kWARP_SIZE;
+        int32_t const lanes = slots == 1 ? kTHREADS : kWARP_SIZE;
+        int32_t const patchRow = atMost(row / kTILE + slot / 2, problem.rows - 1);
+        int32_t const patchColumn = atMost(column / kTILE + slot % 2, problem.columns - 1);
+        TensorView const& view = problem.theta;
+        int64_t const offset = image * view.batchStride
+            + (static_cast<int64_t>(patchRow) * problem.columns + patchColumn) * view.pixelStride;
+        stageRun(theta(slot), static_cast<Element const*>(view.data) + offset, kW2 + numClasses() * (kHIDDEN + 1),
+            view.channelStride, thread % lanes, lanes);
+    }
+
+    //! Guidance and coordinates of the position at pixel (y, x) of the logits. Neighbouring threads share the work.
+    NRD_DEVICE void stagePosition(int32_t position, int32_t y, int32_t x) const
+    {
+        constexpr int32_t kCOUNT = kGUIDANCE / kLANES;
+        int32_t const lane = device::threadIndex() % kLANES;
+        TensorView const& view = problem.guidance;
+        Element const* const source = static_cast<Element const*>(view.data) + image * view.batchStride
+            + (static_cast<int64_t>(y) * (problem.columns * kTILE) + x) * view.pixelStride
+            + lane * kCOUNT * view.channelStride;
+        Element* const target = guidance(position) + lane * kCOUNT;
+        if (view.channelStride == 1 && reinterpret_cast<uintptr_t>(source) % 16 == 0)
+        {
+            device::copyAsync(target, source);
+        }
+        else
+        {
+#pragma unroll
+            for (int32_t i = 0; i < kCOUNT; ++i)
+            {
+                target[i] = source[i * view.channelStride];
+            }
+        }
+        if (lane == 0)
+        {
+            place(position)[0] = problem.shape.xTable[static_cast<uint32_t>(x) % kTILE];
+            place(position)[1] = problem.shape.yTable[static_cast<uint32_t>(y) % kTILE];
+        }
+    }
+};
+
+// --- decode: plain threads
+
+/*!
+ * A thread decodes a whole position in registers, in the order of the host reference and bit for bit as it does. The
+ * threads of a warp read the same weights, but for the ring's, so that a load serves all of them.
+ */
+template <ElementType kTYPE, int32_t kCLASSES>
+class Exact
+{
+public:
+    using Tile = PatchTile<kTYPE, kCLASSES>;
+    using Element = typename Tile::Element;
+
+    NRD_DEVICE void decodeHidden(Tile const& tile, int32_t position)
+    {
+        Element const* const theta = tile.theta(tile.slots == 1 ? 0 : findSlot(position));
+        float inputs[kINPUTS];
+        inputs[0] = tile.place(position)[0];
+        inputs[1] = tile.place(position)[1];
+        load<kGUIDANCE>(inputs + 2, tile.guidance(position));
+        float first[kHIDDEN];
+        runLayer<kINPUTS>(first, theta, theta + kB0, inputs);
+        runLayer<kHIDDEN>(mHidden, theta + kW1, theta + kB1, first);
+    }
+
+    //! Give `sink(class, logit)` the logits of `count` classes.
+    template <class Sink>
+    NRD_DEVICE void decodeClasses(
+        Tile const& tile, int32_t position, int32_t firstClass, int32_t count, Sink const& sink) const
+    {
+        Element const* const theta = tile.theta(tile.slots == 1 ? 0 : findSlot(position));
+        Element const* const bias = theta + kW2 + tile.numClasses() * kHIDDEN;
+#pragma unroll kCLASSES_AT_ONCE
+        for (int32_t k = firstClass; k < firstClass + count; ++k)
+        {
+            float weights[kHIDDEN];
+            load<kHIDDEN>(weights, theta + kW2 + k * kHIDDEN);
+            float sum = widen<kTYPE>(bias[k]);
+#pragma unroll
+            for (int32_t i = 0; i < kHIDDEN; ++i)
+            {
+                sum = multiplyAdd(weights[i], mHidden[i], sum);
+            }
+            sink(k, sum);
+        }
+    }
+
+private:
+    static constexpr int32_t kVECTOR = 16 / static_cast<int32_t>(sizeof(Element));
+    static constexpr int32_t kCLASSES_AT_ONCE = sizeof(Element) == 4 ? 2 : 4; // more would spill
+
+    //! `kCOUNT` elements at a multiple of 16 bytes.
+    template <int32_t kCOUNT>
+    static NRD_DEVICE void load(float* target, Element const* source)
+    {
+#pragma unroll
+        for (int32_t v = 0; v < kCOUNT / kVECTOR; ++v)
+        {
+            Words4 const words = *reinterpret_cast<Words4 const*>(source + v * kVECTOR);
+#pragma unroll
+            for (int32_t i = 0; i < kVECTOR; ++i)
+            {
+                if constexpr (kTYPE == ElementType::kFLOAT)
+                {
+                    target[v * kVECTOR + i] = floatOf(words.x[i]);
+                }
+                else
+                {
+                    target[v * kVECTOR + i] = widen<kTYPE>(static_cast<Element>(words.x[i / 2] >> i % 2 * 16));
+                }
+            }
+        }
+    }
+
+    //! outputs = relu(bias + weights * inputs): the weights one vector after the other, whatever row they belong to.
+    template <int32_t kCOUNT>
+    static NRD_DEVICE void runLayer(
+        float (&outputs)[kHIDDEN], Element const* weights, Element const* bias, float const (&inputs)[kCOUNT])
+    {
+        load<kHIDDEN>(outputs, bias);
+#pragma unroll
+        for (int32_t v = 0; v < kCOUNT * kHIDDEN; v += kVECTOR)
+        {
+            float row[kVECTOR];
+            load<kVECTOR>(row, weights + v);
+#pragma unroll
+            for (int32_t i = 0; i < kVECTOR; ++i)
+            {
+                float& sum = outputs[(v + i) / kCOUNT];
+                sum = multiplyAdd(row[i], inputs[(v + i) % kCOUNT], sum);
+            }
+        }
+#pragma unroll
+        for (float& output : outputs)
+        {
+            output = relu(output);
+        }
+    }
+
+    float mHidden[kHIDDEN];
+};
+
+// --- decode: tensor cores
+
+/*!
+ * Tensor cores. A warp takes 16 positions of one slot as the rows of m16n8k16 and carries them through all layers in its
+ * registers. Lane 4 g + t holds of the rows g and g + 8 the columns 2 t and 2 t + 1 of a result; as operand it gives
+ * the elements 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of a sum. The order in a sum is free, so those four are always the
+ * channels 4 t to 4 t + 3, which lie together in memory, and column j of result m is unit 4 (j / 2) + 2 m + j % 2: a
+ * result is the next operand as it stands.
+ *
+ * Weights and guidance are 16-bit and exact. An activation is the sum of two halves, or of three bfloat16 numbers, which
+ * keeps it to 22 or 24 bits inside the range that `isHeld` checks.
+ */
+template <ElementType kTYPE, int32_t kHALVES>
+struct Fragments
+{
+    static constexpr int32_t kPARTS = kTYPE == ElementType::kHALF ? 2 : 3;
+    uint32_t part[kPARTS][4];
+    uint32_t magnitude; //!< bits of the sum of this lane's activations, none of which is negative
+
+    //! Take the two results of a hidden layer through ReLU into operands.
+    NRD_DEVICE explicit Fragments(float (&sums)[2][4])
+        : part{}
+    {
+        float total = relu(sums[0][0]);
+        sums[0][0] = total;
+#pragma unroll
+        for (int32_t i = 1; i < 4 * kHALVES; ++i)
+        {
+            float& x = sums[i % 2][i / 2];
+            x = relu(x);
+            total += x;
+        }
+        magnitude = bitsOf(total);
+#pragma unroll
+        for (int32_t p = 0; p < kPARTS; ++p)
+        {
+#pragma unroll
+            for (int32_t i = 0; i < 2 * kHALVES; ++i) // result i % 2 of row half i / 2
+            {
+                float& x = sums[i % 2][i / 2 * 2];
+                float& y = sums[i % 2][i / 2 * 2 + 1];
+                uint32_t const pair = narrowPair<kTYPE>(x, y);
+                part[p][i % 2 * 2 + i / 2] = pair;
+                x -= widenLower<kTYPE>(pair);
+                y -= widenUpper<kTYPE>(pair);
+            }
+        }
+    }
+};
+
+//! `Fragments::magnitude` after each hidden layer.
+struct Magnitudes
+{
+    uint32_t first;
+    uint32_t second;
+};
+
+//! Whether the activations of a warp's positions are zero or so large that their parts hold them. For whole warps.
+template <ElementType kTYPE>
+NRD_DEVICE bool isHeld(uint32_t magnitude)
+{
+    uint32_t const smallest = bitsOf(kTYPE == ElementType::kHALF ? 0x1p-6F : 0x1p-96F);
+    uint32_t const range = bitsOf(kTYPE == ElementType::kHALF ? 65504.F : 0x1p126F) - smallest;
+    uint32_t const largest = device::warpMaximum(magnitude); // a NaN is above all numbers
+    return (largest == 0U) | (largest - smallest <= range);
+}
+
+//! The layers of 16 positions of one slot on tensor cores, or of the up to 8 of a ring's part, whose other rows are 0.
+template <ElementType kTYPE, int32_t kCLASSES, bool kRING>
+class TensorTile
+{
+public:
+    using Tile = PatchTile<kTYPE, kCLASSES>;
+    static constexpr int32_t kHALVES = kRING ? 1 : 2; //!< halves of the rows that have positions
+    using Inputs = Fragments<kTYPE, kHALVES>;
+
+    //! `number`: of the 16 among the patch's own, or the slot of the ring's part.
+    NRD_DEVICE TensorTile(Tile const& tile, int32_t number)
+        : mTile(tile)
+        , mTheta(tile.theta(kRING ? number : 0))
+        , mGroup(device::threadIndex() % kWARP_SIZE / 4)
+        , mThread(device::threadIndex() % 4)
+        , mExists(!kRING || number < 3 || mGroup == 0)
+        , mFirst(kRING ? kTILE * kTILE + (number - 1) * kTILE + (number < 3 ? mGroup : 0) : number * 16 + mGroup)
+    {
+    }
+
+    //! Give `sink.put(sink.locate(position), class, logit)` every logit; classes run to a multiple of 8. Returns how large
+    //! this lane's activations are.
+    template <class Sink>
+    NRD_DEVICE Magnitudes decode(Sink const& sink) const
+    {
+        auto* const low = sink.locate(mFirst);
+        auto* const high = sink.locate(mFirst + (kRING ? 0 : kTILE));
+        float sums[2][4];
+        first(sums);
+        Inputs const one(sums);
+        second(sums, one);
+        Inputs const two(sums);
+        uint16_t const* const bias = mTheta + kW2 + mTile.numClasses() * kHIDDEN;
+#pragma unroll 4
+        for (int32_t k = 0; k < mTile.numClasses(); k += 8)
+        {
+            float logits[4];
+            start(logits, *reinterpret_cast<uint32_t const*>(bias + k + 2 * mThread));
+            multiplyParts(logits, two, load(kW2 + (k + mGroup) * kHIDDEN + 4 * mThread));
+            if (mExists)
+            {
+                sink.put(low, k + 2 * mThread, logits[0]);
+                sink.put(low, k + 2 * mThread + 1, logits[1]);
+            }
+            if constexpr (!kRING)
+            {
+                sink.put(high, k + 2 * mThread, logits[2]);
+                sink.put(high, k + 2 * mThread + 1, logits[3]);
+            }
+        }
+        return {one.magnitude, two.magnitude};
+    }
+
+private:
+    //! Four elements of theta from a multiple of four on.
+    NRD_DEVICE Words2 load(int32_t offset) const
+    {
+        return *reinterpret_cast<Words2 const*>(mTheta + offset);
+    }
+
+    //! Row of the weights that this lane gives for result m.
+    NRD_DEVICE int32_t unitOf(int32_t m) const
+    {
+        return 4 * (mGroup / 2) + 2 * m + mGroup % 2;
+    }
+
+    //! The biases of this lane's two columns.
+    static NRD_DEVICE void start(float (&sums)[4], uint32_t bias)
+    {
+        sums[0] = widenLower<kTYPE>(bias);
+        sums[1] = widenUpper<kTYPE>(bias);
+        sums[2] = kRING ? 0.F : sums[0];
+        sums[3] = kRING ? 0.F : sums[1];
+    }
+
+    static NRD_DEVICE void multiplyParts(float (&sums)[4], Inputs const& inputs, Words2 const& weights)
+    {
+#pragma unroll
+        for (int32_t p = 0; p < Inputs::kPARTS; ++p)
+        {
+            device::multiplyTiles<kTYPE>(sums, inputs.part[p], weights.x);
+        }
+    }
+
+    //! The coordinates are added in fp32, so that the product has the 16 channels of the guidance.
+    NRD_DEVICE void first(float (&sums)[2][4]) const
+    {
+        uint32_t guidance[4] = {};
+#pragma unroll
+        for (int32_t half = 0; half < kHALVES; ++half)
+        {
+            Words2 const words = *reinterpret_cast<Words2 const*>(mTile.guidance(mFirst + half * kTILE) + 4 * mThread);
+            guidance[half] = words.x[0];
+            guidance[2 + half] = words.x[1];
+        }
+        Words2 const bias = load(kB0 + 4 * mThread);
+#pragma unroll
+        for (int32_t m = 0; m < 2; ++m)
+        {
+            start(sums[m], bias.x[m]);
+#pragma unroll
+            for (int32_t i = 0; i < 2 * kHALVES; ++i)
+            {
+                int32_t const unit = 4 * mThread + 2 * m + i % 2;
+                uint32_t const pair = *reinterpret_cast<uint32_t const*>(mTheta + unit * kINPUTS); // for x and y
+                float const* const place = mTile.place(mFirst + i / 2 * kTILE);
+                sums[m][i] = multiplyAdd(
+                    widenUpper<kTYPE>(pair), place[1], multiplyAdd(widenLower<kTYPE>(pair), place[0], sums[m][i]));
+            }
+            auto const* const row = reinterpret_cast<uint32_t const*>(mTheta + unitOf(m) * kINPUTS + 2 + 4 * mThread);
+            uint32_t const weights[2] = {row[0], row[1]};
+            device::multiplyTiles<kTYPE>(sums[m], guidance, weights);
+        }
+    }
+
+    NRD_DEVICE void second(float (&sums)[2][4], Inputs const& inputs) const
+    {
+        Words2 const bias = load(kB1 + 4 * mThread);
+#pragma unroll
+        for (int32_t m = 0; m < 2; ++m)
+        {
+            start(sums[m], bias.x[m]);
+            multiplyParts(sums[m], inputs, load(kW1 + unitOf(m) * kHIDDEN + 4 * mThread));
+        }
+    }
+
+    Tile const& mTile;
+    uint16_t const* mTheta;
+    int32_t mGroup;  //!< g
+    int32_t mThread; //!< t
+    bool mExists;    //!< of a corner only row 0 does
+    int32_t mFirst;  //!< position of row g
+};
+
+//! Decode all positions; `sink` as above. Whether all of them that this warp had are within the bound.
+template <ElementType kTYPE, int32_t kCLASSES, class Sink>
+NRD_DEVICE bool decodeOnTensorCores(PatchTile<kTYPE, kCLASSES> const& tile, Sink const& sink)
+{
+    static_assert(kTHREADS / kWARP_SIZE == kTILE * kTILE / 16, "a warp has 16 of the patch's own positions");
+    int32_t const warp = device::threadIndex() / kWARP_SIZE;
+    Magnitudes const own = TensorTile<kTYPE, kCLASSES, false>(tile, warp).decode(sink);
+    Magnitudes ring = {0U, 0U};
+    if (warp + 1 < tile.slots)
+    {
+        ring = TensorTile<kTYPE, kCLASSES, true>(tile, warp + 1).decode(sink);
+    }
+    return isHeld<kTYPE>(own.first) & isHeld<kTYPE>(own.second) & isHeld<kTYPE>(ring.first)
+        & isHeld<kTYPE>(ring.second);
+}
+
+// --- the mask: rank, fill, draw
 
 struct MaskArguments
 {
     DecodeProblem problem;
     void* mask;
     MaskType maskType;
-    bool prune;    //!< fill cells of one class without interpolating
-    bool retained; //!< the logits of all classes stay in shared memory
+    bool prune;   //!< fill cells of one class without interpolating
+    int32_t rows; //!< classes whose logits shared memory holds at a time: all, or kCHUNK
 };
 
-constexpr int32_t kRUN = 4;  //!< neighbours in a row that one thread draws
-constexpr int32_t kROWS = 2; //!< rows of a cell that one thread interpolates
-constexpr uint16_t kUNCLEAR = 0x8000U;
-constexpr uint16_t kCLASS_BITS = 0x00ffU;
+constexpr uint16_t kUNCLEAR = 0x8000U; //!< flag of a position whose leader rounding might overtake
 
-//! Cells of a tile, as the block shares them.
-struct Cells
+//! Call `action` with a value of the type that holds a class, so that all of its stores need one decision.
+template <class Action>
+NRD_DEVICE void withMaskType(MaskType type, Action const& action)
 {
-    int32_t* numMixed;
-    uint16_t* winners; //!< [position] class, with kUNCLEAR
-    uint16_t* mixed;   //!< the first numMixed entries: indices of cells
-
-    template <class Shape, ElementType kTYPE>
-    explicit NRD_DEVICE Cells(Block<Shape, kTYPE> const& block)
-        : numMixed(reinterpret_cast<int32_t*>(block.shared + block.layout.cells))
-        , winners(reinterpret_cast<uint16_t*>(numMixed + 1))
-        , mixed(winners + kMAX_PITCH)
+    if (type == MaskType::kUINT8)
     {
+        action(uint8_t{});
+    }
+    else if (type == MaskType::kINT32)
+    {
+        action(int32_t{});
+    }
+    else
+    {
+        action(uint16_t{});
+    }
+}
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair
+{
+    T x[2];
+};
+
+template <class T>
+NRD_DEVICE T toMask(int32_t classIndex)
+{
+    return static_cast<T>(classIndex);
+}
+
+//! Two bytes are a half.
+template <>
+NRD_DEVICE uint16_t toMask<uint16_t>(int32_t classIndex)
+{
+    return narrowHalf(static_cast<float>(classIndex));
+}
+
+//! What decides whether a cell is filled. Plain threads need the lead that no rounding can overtake. Where logits are
+//! only near the reference's, a class that leads at all four corners may win: rounding keeps the order of interpolated
+//! values, so another one can at most tie with it.
+template <bool kTENSOR_CORES>
+struct Leader : TopTwo
+{
+};
+
+template <>
+struct Leader<true>
+{
+    Maximum best;
+
+    NRD_DEVICE void update(float candidate, int32_t index)
+    {
+        best.update(candidate, index);
+    }
+    NRD_DEVICE bool isClear() const
+    {
+        return best.value < infinity() && best.value > -infinity();
     }
 };
 
-//! Part of one row of a cell: up to kRUN neighbours of the mask.
-struct Run
+//! Where tensor cores write, [class][row][column].
+struct SharedLogits
 {
-    int32_t row;        //!< of the mask
-    int32_t column;     //!< of the first; may lie before the first or behind the last column of the mask
-    int32_t corners[4]; //!< positions of the cell's upper left, upper right, lower left and lower right pixel
+    float* first;
+
+    NRD_DEVICE float* locate(int32_t position) const
+    {
+        return first + findPlace(position).index();
+    }
+    NRD_DEVICE void put(float* target, int32_t k, float value) const
+    {
+        target[k * kPITCH] = value;
+    }
 };
 
-template <class Shape, ElementType kTYPE>
+template <ElementType kTYPE, int32_t kCLASSES, bool kTENSOR_CORES>
 class MaskBlock
 {
 public:
     explicit NRD_DEVICE MaskBlock(MaskArguments const& arguments)
-        : mBlock(arguments.problem, kSLOTS, logitsRows(arguments.problem.shape.numClasses, arguments.retained))
-        , mCells(mBlock)
+        : mTile(arguments.problem, kSLOTS, kCLASSES != 0 ? kCLASSES : arguments.rows)
         , mArguments(arguments)
-        , mNumClasses(arguments.problem.shape.numClasses)
-        , mResident(arguments.retained || mNumClasses <= kCHUNK)
+        , mLogits(mTile.logits())
+        , mWinners(reinterpret_cast<uint16_t*>(mTile.cells()))
+        , mMixed(mWinners + kPITCH)
+        , mNumMixed(reinterpret_cast<int32_t*>(mMixed + kPITCH))
     {
     }
 
-    template <class Dense>
-    NRD_DEVICE void draw() const
+    NRD_DEVICE void draw()
     {
         if (device::threadIndex() == 0)
         {
-            *mCells.numMixed = 0;
+            *mNumMixed = 0;
         }
-        decodeHidden<Dense>(mBlock);
-        bool const ranks = mArguments.prune || upsample() == 1;
-        if (ranks || mResident)
-        {
-            rankClasses<Dense>(ranks);
-        }
-        sortCells();
+        mTile.stage();
+        rank();
         device::syncBlock();
-        fillCells();
-        drawMixed<Dense>();
+        fill();
+        device::syncBlock();
+        if (*mNumMixed > kFEW)
+        {
+            drawMixed<2>(EveryClass{});
+        }
+        else if constexpr (kTENSOR_CORES && kCLASSES >= kMANY)
+        {
+            listCandidates();
+            device::syncBlock();
+            drawMixed<1>(candidates());
+        }
+        else
+        {
+            drawMixed<1>(EveryClass{});
+        }
     }
 
 private:
-    NRD_DEVICE int32_t upsample() const
+    static constexpr int32_t kFEW = kTHREADS / kUPSAMPLE; //!< cells of which each thread has one row
+    static constexpr int32_t kMANY = 32;                  //!< classes from which on a list of candidates pays
+    static constexpr int32_t kRANKED_AT_ONCE = kCLASSES != 0 ? kCLASSES : 8;
+
+    //! The classes that a mixed cell is drawn from: those in shared memory, one after the other.
+    struct EveryClass
     {
-        return mBlock.shape.upsample();
-    }
-    NRD_DEVICE int32_t cellsPerRow() const
+        NRD_DEVICE int32_t count(int32_t, int32_t inSharedMemory) const
+        {
+            return inSharedMemory;
+        }
+        NRD_DEVICE int32_t row(int32_t, int32_t i) const
+        {
+            return i;
+        }
+    };
+
+    //! Or those that can win somewhere in it, in ascending order. They lie where theta was.
+    struct Candidates
     {
-        return mBlock.shape.tile() + 1;
-    }
-    NRD_DEVICE int32_t runsPerRow() const
+        uint8_t* classes; //!< [mixed cell][kCLASSES]
+        uint8_t* counts;  //!< [mixed cell]
+
+        NRD_DEVICE int32_t count(int32_t mixed, int32_t) const
+        {
+            return counts[mixed];
+        }
+        NRD_DEVICE int32_t row(int32_t mixed, int32_t i) const
+        {
+            return classes[mixed * kCLASSES + i];
+        }
+    };
+
+    NRD_DEVICE Candidates candidates() const
     {
-        return upsample() > kRUN ? upsample() / kRUN : 1;
-    }
-    NRD_DEVICE float* logitsOf(int32_t firstClass) const
-    {
-        return mBlock.logits() + (mArguments.retained ? firstClass * mBlock.layout.pitch : 0);
+        auto* const bytes = reinterpret_cast<uint8_t*>(mTile.shared);
+        return {bytes + kFEW, bytes};
     }
 
-    //! Whether a cell belongs to this tile: half cells only at the image's first row and column, and not for s = 1.
-    NRD_DEVICE bool exists(int32_t cellRow, int32_t cellColumn) const
+    //! A warp takes a mixed cell and its lanes the classes. Interpolated values lie between the smallest and the largest
+    //! corner of their class, so one whose largest is clearly below another one's smallest wins nowhere.
+    NRD_DEVICE void listCandidates() const
     {
-        return (cellRow >= 0 || (mBlock.tile.row == 0 && upsample() > 1))
-            && (cellColumn >= 0 || (mBlock.tile.column == 0 && upsample() > 1));
+        constexpr int32_t kROUNDS = (kCLASSES + kWARP_SIZE - 1) / kWARP_SIZE;
+        int32_t const lane = device::threadIndex() % kWARP_SIZE;
+        for (int32_t mixed = device::threadIndex() / kWARP_SIZE; mixed < *mNumMixed; mixed += kTHREADS / kWARP_SIZE)
+        {
+            Cell const cell(mMixed[mixed] / 16 - 1, mMixed[mixed] % 16 - 1);
+            float largest[kROUNDS];
+            float floor = -infinity(); // what some class reaches everywhere in the cell
+#pragma unroll
+            for (int32_t round = 0; round < kROUNDS; ++round)
+            {
+                int32_t const k = atMost(round * kWARP_SIZE + lane, kCLASSES - 1);
+                float const* const corners = mLogits + k * kPITCH + cell.corner;
+                float const a = corners[0];
+                float const b = corners[1];
+                float const c = corners[kGRID];
+                float const d = corners[kGRID + 1];
+                largest[round] = larger(larger(a, b), larger(c, d));
+                float const sum = (a + b) + (c + d);
+                bool const isFinite = sum < infinity() && sum > -infinity(); // an infinite corner may make a NaN
+                floor = isFinite ? larger(floor, smaller(smaller(a, b), smaller(c, d))) : floor;
+            }
+            floor = floatOf(fromOrdered(device::warpMaximum(toOrdered(bitsOf(floor)))));
+            int32_t count = 0;
+#pragma unroll
+            for (int32_t round = 0; round < kROUNDS; ++round)
+            {
+                int32_t const k = round * kWARP_SIZE + lane;
+                bool const isCandidate = k < kCLASSES && !isClearlyAbove(floor, largest[round]);
+                uint32_t const lanes = device::warpBallot(isCandidate);
+                if (isCandidate)
+                {
+                    candidates().classes[mixed * kCLASSES + count + countBits(lanes & ((1U << lane) - 1U))]
+                        = static_cast<uint8_t>(k);
+                }
+                count += countBits(lanes);
+            }
+            candidates().counts[mixed] = static_cast<uint8_t>(count); // by every lane
+        }
+    }
+    NRD_DEVICE int32_t numClasses() const
+    {
+        return mTile.numClasses();
     }
 
-    //! Decode all classes once and note each position's leader.
-    template <class Dense>
-    NRD_DEVICE void rankClasses(bool ranks) const
+    //! Classes in the chunk that begins at `firstClass`.
+    NRD_DEVICE int32_t countClasses(int32_t firstClass) const
+    {
+        return atMost(numClasses() - firstClass, rows());
+    }
+
+    //! Classes whose logits are in shared memory at a time.
+    NRD_DEVICE int32_t rows() const
+    {
+        return kTENSOR_CORES ? numClasses() : mArguments.rows;
+    }
+
+    //! Whether the logits are in shared memory; else this thread has to decode its position.
+    NRD_DEVICE bool decodeTiles()
+    {
+        if constexpr (kTENSOR_CORES)
+        {
+            return !device::syncBlockAny(!decodeOnTensorCores(mTile, SharedLogits{mLogits}));
+        }
+        return false;
+    }
+
+    //! Decode and note the leader of every position. A thread reads and writes the logits of its own position.
+    NRD_DEVICE void rank()
     {
         int32_t const position = device::threadIndex();
-        bool const mine = ranks && position < mBlock.layout.pitch;
-        TopTwo top;
-        for (int32_t firstClass = 0; firstClass < mNumClasses; firstClass += kCHUNK)
+        bool const isDecoded = decodeTiles();
+        if (position >= kPOSITIONS)
         {
-            int32_t const count = atMost(mNumClasses - firstClass, kCHUNK);
-            float* const logits = logitsOf(firstClass); // [class][position]
-            decodeClasses<Dense>(mBlock, logits, firstClass, count, Shape::kHIDDEN_AT_ONCE && firstClass == 0);
-            for (int32_t k = 0; mine && k < count; ++k)
+            return;
+        }
+        float* const logits = mLogits + findPlace(position).index();
+        if (!isDecoded)
+        {
+            mExact.decodeHidden(mTile, position);
+        }
+        Leader<kTENSOR_CORES> top;
+        for (int32_t firstClass = 0; firstClass < numClasses(); firstClass += rows())
+        {
+            if (!isDecoded)
             {
-                top.update(logits[k * mBlock.layout.pitch + position], firstClass + k);
+                decodeClasses(firstClass);
+            }
+#pragma unroll kRANKED_AT_ONCE
+            for (int32_t k = 0; k < countClasses(firstClass); ++k)
+            {
+                top.update(logits[k * kPITCH], firstClass + k);
             }
         }
-        if (mine)
-        {
-            mCells.winners[position]
-                = static_cast<uint16_t>(static_cast<uint32_t>(top.best.index) | (top.isClear() ? 0U : kUNCLEAR));
-        }
-        device::syncBlock();
+        mWinners[findPlace(position).index()]
+            = static_cast<uint16_t>(static_cast<uint32_t>(top.best.index) | (top.isClear() ? 0U : kUNCLEAR));
     }
 
-    NRD_DEVICE Run findRun(int32_t cell, int32_t rowInCell, int32_t runInRow) const
+    NRD_DEVICE void decodeClasses(int32_t firstClass)
     {
-        int32_t const cellRow = cell / cellsPerRow() - 1;
-        int32_t const cellColumn = cell % cellsPerRow() - 1;
-        int32_t const row = atLeast(cellRow, 0);
-        int32_t const column = atLeast(cellColumn, 0);
-        int32_t const s = upsample();
-        auto const& shape = mBlock.shape;
-        return {s * (mBlock.tile.row + cellRow) + s / 2 + rowInCell,
-            s * (mBlock.tile.column + cellColumn) + s / 2 + runInRow * kRUN,
-            {findPosition(shape, row, column), findPosition(shape, row, column + 1),
-                findPosition(shape, row + 1, column), findPosition(shape, row + 1, column + 1)}};
+        float* const logits = mLogits + findPlace(device::threadIndex()).index();
+        mExact.decodeClasses(mTile, device::threadIndex(), firstClass, countClasses(firstClass),
+            [&](int32_t k, float value)
+            {
+                logits[(k - firstClass) * kPITCH] = value;
+            });
     }
+
+    //! A cell and where it lies; its corners are at `corner` and 1, kGRID and kGRID + 1 further.
+    struct Cell
+    {
+        int32_t row;    //!< -1 to 7
+        int32_t column; //!< -1 to 7
+        int32_t corner; //!< [class][corner] of the logits
+
+        NRD_DEVICE Cell(int32_t r, int32_t c)
+            : row(r)
+            , column(c)
+            , corner(atLeast(r, 0) * kGRID + atLeast(c, 0))
+        {
+        }
+    };
 
     //! Whether every pixel of the cell is of the class that leads at its upper left corner.
-    NRD_DEVICE bool isUniform(int32_t const (&corners)[4]) const
+    NRD_DEVICE bool isUniform(Cell const& cell) const
     {
-        uint16_t const winner = mCells.winners[corners[0]];
-        return winner < kUNCLEAR && winner == mCells.winners[corners[1]] && winner == mCells.winners[corners[2]]
-            && winner == mCells.winners[corners[3]];
+        uint16_t const* const winners = mWinners + cell.corner;
+        return mArguments.prune && winners[0] < kUNCLEAR && winners[0] == winners[1] && winners[0] == winners[kGRID]
+            && winners[0] == winners[kGRID + 1];
     }
 
-    NRD_DEVICE bool isFilled(int32_t const (&corners)[4]) const
+    //! A thread owns a cell: it fills it or lists it. The order of the list depends on the threads, the mask does not.
+    NRD_DEVICE void fill() const
     {
-        return upsample() == 1 || (mArguments.prune && isUniform(corners));
-    }
-
-    //! List the mixed cells. Their order depends on the threads, the mask does not.
-    NRD_DEVICE void sortCells() const
-    {
-        int32_t const cells = cellsPerRow() * cellsPerRow();
-        for (int32_t cell = device::threadIndex(); cell < cells; cell += kTHREADS)
+        bool const isTop = mTile.row == 0;
+        bool const isLeft = mTile.column == 0;
+        int32_t const index = device::threadIndex();
+        int32_t const line = isLeft ? index / (kTILE + 1) : index / kTILE;
+        Cell const cell(line - (isTop ? 1 : 0), isLeft ? index - line * (kTILE + 1) - 1 : index % kTILE);
+        if (cell.row >= kTILE)
         {
-            bool const wanted = exists(cell / cellsPerRow() - 1, cell % cellsPerRow() - 1);
-            if (wanted && !isFilled(findRun(cell, 0, 0).corners))
+            return;
+        }
+        if (!isUniform(cell))
+        {
+            mMixed[device::fetchAdd(mNumMixed, 1)] = static_cast<uint16_t>((cell.row + 1) * 16 + cell.column + 1);
+            return;
+        }
+        int32_t const winner = mWinners[cell.corner];
+        withMaskType(mArguments.maskType,
+            [&](auto type)
             {
-                mCells.mixed[device::fetchAdd(mCells.numMixed, 1)] = static_cast<uint16_t>(cell);
+                using T = decltype(type);
+                T values[kUPSAMPLE][kUPSAMPLE];
+#pragma unroll
+                for (int32_t i = 0; i < kUPSAMPLE * kUPSAMPLE; ++i)
+                {
+                    values[i / kUPSAMPLE][i % kUPSAMPLE] = toMask<T>(winner);
+                }
+                store(cell, 0, values);
+            });
+    }
+
+    //! Write those rows of a cell from `firstLine` on that lie in the mask. A row begins at an even column, so a pair lies
+    //! inside or outside.
+    template <class T, int32_t kROWS>
+    NRD_DEVICE void store(Cell const& cell, int32_t firstLine, T const (&values)[kROWS][kUPSAMPLE]) const
+    {
+        constexpr int32_t kSIDE = kTILE * kUPSAMPLE;
+        int32_t const height = mTile.problem.rows * kSIDE;
+        int32_t const width = mTile.problem.columns * kSIDE;
+        int32_t const row = kUPSAMPLE * (mTile.row + cell.row) + kUPSAMPLE / 2 + firstLine;
+        int32_t const column = kUPSAMPLE * (mTile.column + cell.column) + kUPSAMPLE / 2;
+        // [image][row][column]
+        int64_t const offset = (static_cast<int64_t>(mTile.image) * height + row) * width + column;
+        T* target = static_cast<T*>(mArguments.mask) + offset;
+#pragma unroll
+        for (int32_t i = 0; i < kROWS; ++i, target += width)
+        {
+            bool const isInside = row + i >= 0 && row + i < height;
+#pragma unroll
+            for (int32_t j = 0; j < kUPSAMPLE; j += 2)
+            {
+                if (isInside && column + j >= 0 && column + j < width)
+                {
+                    *reinterpret_cast<Pair<T>*>(target + j) = {{values[i][j], values[i][j + 1]}};
+                }
             }
         }
     }
 
-    //! Write the cells that one class fills; neighbouring threads write neighbouring runs.
-    NRD_DEVICE void fillCells() const
+    //! Interpolate the mixed cells, `kROWS` rows of one in a thread. Where only some classes fit, decode them again.
+    template <int32_t kROWS, class Choice>
+    NRD_DEVICE void drawMixed(Choice const& choice)
     {
-        int32_t const perRow = cellsPerRow() * runsPerRow();
-        int32_t const items = cellsPerRow() * upsample() * perRow;
-        for (int32_t item = device::threadIndex(); item < items; item += kTHREADS)
-        {
-            int32_t const line = item / perRow; // of the tile's part of the mask, half cells included
-            int32_t const inLine = item - line * perRow;
-            int32_t const cell = line / upsample() * cellsPerRow() + inLine / runsPerRow();
-            Run const run = findRun(cell, line % upsample(), inLine % runsPerRow());
-            if (exists(cell / cellsPerRow() - 1, cell % cellsPerRow() - 1) && isFilled(run.corners))
-            {
-                int32_t const winner = mCells.winners[run.corners[0]] & kCLASS_BITS;
-                store(run.row, run.column, {winner, winner, winner, winner});
-            }
-        }
-    }
-
-    //! Interpolate the mixed cells: a thread draws runs in two rows.
-    template <class Dense>
-    NRD_DEVICE void drawMixed() const
-    {
-        int32_t const numMixed = *mCells.numMixed;
-        int32_t const items = numMixed * (upsample() / kROWS) * runsPerRow();
+        constexpr int32_t kPARTS = kUPSAMPLE / kROWS;
+        bool const isResident = rows() >= numClasses();
+        int32_t const items = *mNumMixed * kPARTS;
         for (int32_t base = 0; base < items; base += kTHREADS)
         {
             int32_t const item = base + device::threadIndex();
-            Maximum best[kROWS][kRUN];
-            for (int32_t firstClass = 0; firstClass < mNumClasses; firstClass += kCHUNK)
+            int32_t const code = item < items ? mMixed[item / kPARTS] : 0;
+            Cell const cell(code / 16 - 1, code % 16 - 1);
+            Maximum best[kROWS][kUPSAMPLE];
+            for (int32_t firstClass = 0; firstClass < numClasses(); firstClass += rows())
             {
-                int32_t const count = atMost(mNumClasses - firstClass, kCHUNK);
-                if (!mResident)
+                if (!isResident)
                 {
-                    decodeClasses<Dense>(mBlock, logitsOf(firstClass), firstClass, count, false);
+                    device::syncBlock();
+                    if (device::threadIndex() < kPOSITIONS)
+                    {
+                        decodeClasses(firstClass);
+                    }
+                    device::syncBlock();
                 }
                 if (item < items)
                 {
-                    scan(best, findMixedRun(item, numMixed), firstClass, count);
+                    int32_t const mixed = item / kPARTS;
+                    scan(best, cell, item % kPARTS * kROWS, choice.count(mixed, countClasses(firstClass)), firstClass,
+                        [&](int32_t i)
+                        {
+                            return choice.row(mixed, i);
+                        });
                 }
             }
-            for (int32_t i = 0; item < items && i < kROWS; ++i)
+            if (item < items)
             {
-                Run const run = findMixedRun(item, numMixed);
-                store(
-                    run.row + i, run.column, {best[i][0].index, best[i][1].index, best[i][2].index, best[i][3].index});
+                storeBest(best, cell, item % kPARTS * kROWS);
             }
         }
     }
 
-    //! Neighbouring items are the same lines of neighbouring cells. Cheap enough to be found again for every chunk, which
-    //! leaves the registers to the layers.
-    NRD_DEVICE Run findMixedRun(int32_t item, int32_t numMixed) const
+    //! Weight of the second neighbour in line `line` of a cell: PyTorch's (see findSource), and 0 in half cells.
+    static NRD_DEVICE float weightOf(int32_t cellLine, int32_t line)
     {
-        int32_t const line = item / numMixed;
-        int32_t const lines = upsample() / kROWS;
-        return findRun(mCells.mixed[item - line * numMixed], line % lines * kROWS, line / lines);
+        return cellLine < 0 ? 0.F : 0.125F + 0.25F * static_cast<float>(line);
     }
 
-    //! Go over the logits of `count` classes at the cell's corners, [class][position].
-    NRD_DEVICE void scan(Maximum (&best)[kROWS][kRUN], Run const& run, int32_t firstClass, int32_t count) const
+    //! Go over `count` classes, the i-th of which is row `rowOf(i)` of those in shared memory.
+    template <int32_t kROWS, class RowOf>
+    NRD_DEVICE void scan(Maximum (&best)[kROWS][kUPSAMPLE], Cell const& cell, int32_t firstLine, int32_t count,
+        int32_t firstClass, RowOf const& rowOf) const
     {
-        Source rows[kROWS];
-        Source columns[kRUN];
+        float down[kROWS];
+        float across[kUPSAMPLE];
 #pragma unroll
         for (int32_t i = 0; i < kROWS; ++i)
         {
-            rows[i] = findSource(run.row + i, upsample());
+            down[i] = weightOf(cell.row, firstLine + i);
         }
 #pragma unroll
-        for (int32_t j = 0; j < kRUN; ++j)
+        for (int32_t j = 0; j < kUPSAMPLE; ++j)
         {
-            columns[j] = findSource(run.column + j, upsample());
+            across[j] = weightOf(cell.column, j);
         }
-        float const* logits[4];
-#pragma unroll
-        for (int32_t corner = 0; corner < 4; ++corner)
+#pragma unroll 4
+        for (int32_t n = 0; n < count; ++n)
         {
-            logits[corner] = logitsOf(firstClass) + run.corners[corner];
-        }
-#pragma unroll 1 // more would spill
-        for (int32_t k = 0; k < count; ++k)
-        {
-            int32_t const offset = k * mBlock.layout.pitch;
-            float const corners[4] = {logits[0][offset], logits[1][offset], logits[2][offset], logits[3][offset]};
+            int32_t const k = rowOf(n);
+            float const* const logits = mLogits + k * kPITCH + cell.corner;
 #pragma unroll
             for (int32_t i = 0; i < kROWS; ++i)
             {
-                float const left = blend(rows[i].weightFirst, corners[0], rows[i].weightSecond, corners[2]);
-                float const right = blend(rows[i].weightFirst, corners[1], rows[i].weightSecond, corners[3]);
+                float const left = blend(1.F - down[i], logits[0], down[i], logits[kGRID]);
+                float const right = blend(1.F - down[i], logits[1], down[i], logits[kGRID + 1]);
 #pragma unroll
-                for (int32_t j = 0; j < kRUN; ++j)
+                for (int32_t j = 0; j < kUPSAMPLE; ++j)
                 {
-                    float const value = blend(columns[j].weightFirst, left, columns[j].weightSecond, right);
-                    best[i][j].update(value, firstClass + k);
+                    best[i][j].update(blend(1.F - across[j], left, across[j], right), firstClass + k);
                 }
             }
         }
     }
 
-    struct Classes
+    template <int32_t kROWS>
+    NRD_DEVICE void storeBest(Maximum const (&best)[kROWS][kUPSAMPLE], Cell const& cell, int32_t firstLine) const
     {
-        int32_t x[kRUN];
-    };
-
-    //! Write the part of a run in one row that lies inside the mask.
-    NRD_DEVICE void store(int32_t row, int32_t column, Classes const& classes) const
-    {
-        int32_t const s = upsample();
-        int32_t const height = mBlock.problem.rows * mBlock.shape.patch() * s;
-        int32_t const width = mBlock.problem.columns * mBlock.shape.patch() * s;
-        if (row < 0 || row >= height)
-        {
-            return;
-        }
-        // [image][row][column]
-        int64_t const line = (static_cast<int64_t>(mBlock.tile.image) * height + row) * width;
-        if (s % kRUN == 0) // it begins at an even column and a pair lies inside the mask or outside
-        {
+        withMaskType(mArguments.maskType,
+            [&](auto type)
+            {
+                using T = decltype(type);
+                T values[kROWS][kUPSAMPLE];
 #pragma unroll
-            for (int32_t j = 0; j < kRUN; j += 2)
-            {
-                if (column + j >= 0 && column + j < width)
+                for (int32_t i = 0; i < kROWS * kUPSAMPLE; ++i)
                 {
-                    storePair(line + column + j, classes.x[j], classes.x[j + 1]);
+                    values[i / kUPSAMPLE][i % kUPSAMPLE] = toMask<T>(best[i / kUPSAMPLE][i % kUPSAMPLE].index);
                 }
-            }
-            return;
-        }
-        for (int32_t j = 0; j < s; ++j)
-        {
-            if (column + j >= 0 && column + j < width)
-            {
-                storeOne(line + column + j, classes.x[j]);
-            }
-        }
+                store(cell, firstLine, values);
+            });
     }
 
-    template <class T>
-    struct alignas(2 * sizeof(T)) Pair
-    {
-        T x[2];
-    };
-
-    NRD_DEVICE void storePair(int64_t index, int32_t a, int32_t b) const
-    {
-        switch (mArguments.maskType)
-        {
-        case MaskType::kINT32:
-            *reinterpret_cast<Pair<int32_t>*>(static_cast<int32_t*>(mArguments.mask) + index) = {{a, b}};
-            break;
-        case MaskType::kHALF:
-            *reinterpret_cast<Pair<uint16_t>*>(static_cast<uint16_t*>(mArguments.mask) + index)
-                = {{narrowHalf(static_cast<float>(a)), narrowHalf(static_cast<float>(b))}};
-            break;
-        case MaskType::kUINT8:
-            *reinterpret_cast<Pair<uint8_t>*>(static_cast<uint8_t*>(mArguments.mask) + index)
-                = {{static_cast<uint8_t>(a), static_cast<uint8_t>(b)}};
-            break;
-        }
-    }
-
-    NRD_DEVICE void storeOne(int64_t index, int32_t a) const
-    {
-        switch (mArguments.maskType)
-        {
-        case MaskType::kINT32:
-            static_cast<int32_t*>(mArguments.mask)[index] = a;
-            break;
-        case MaskType::kHALF:
-            static_cast<uint16_t*>(mArguments.mask)[index] = narrowHalf(static_cast<float>(a));
-            break;
-        case MaskType::kUINT8:
-            static_cast<uint8_t*>(mArguments.mask)[index] = static_cast<uint8_t>(a);
-            break;
-        }
-    }
-
-    Block<Shape, kTYPE> mBlock;
-    Cells mCells;
+    PatchTile<kTYPE, kCLASSES> mTile;
+    Exact<kTYPE, kCLASSES> mExact;
     MaskArguments const& mArguments;
-    int32_t mNumClasses;
-    bool mResident; //!< one decode of the classes serves both passes
+    float* mLogits;     //!< [class][row][column], kPITCH floats for a class
+    uint16_t* mWinners; //!< [row][column] class, with kUNCLEAR
+    uint16_t* mMixed;   //!< mixed cells, 16 * (row + 1) + column + 1
+    int32_t* mNumMixed;
 };
 
 } // namespace nrd

@@ -79,6 +79,15 @@ void requireWhole(Warp& w, uint32_t mask)
     }
 }
 
+//! BRA.DIV mask, target: to code for a warp that is not whole. A part of a warp stops the machine there.
+void stayTogether(Warp& w, Encoded const&, uint32_t mask)
+{
+    if (mask != 0)
+    {
+        requireWhole(w, mask);
+    }
+}
+
 void endRegion(Warp& w, Encoded const& i, uint32_t mask)
 {
     if (mask == 0)
@@ -187,6 +196,7 @@ Handler syncBlock(Reduction reduction)
 void addControl(Handlers& all)
 {
     all["BRA"] = jump;
+    all["BRA.DIV"] = stayTogether;
     all["CALL.REL.NOINC"] = jump;
     all["BRX"] = jumpIndirect;
     all["RET.REL.NODEC"] = comeBack;

@@ -202,8 +202,8 @@ def test_unknown_variants_and_numbers_out_of_range_are_named() -> None:
     for function in (patch_decode, patch_decode_mask):
         with pytest.raises(ConfigError, match="variant 'fast': expected one of auto, generic"):
             function(theta, guidance, *tables, SPEC, variant="fast")
-    with pytest.raises(ConfigError, match="variant: expected 0 to 5, got 6"):
-        torch.ops.nrd.patch_decode(theta, guidance, *tables, *numbers(SPEC), 6)
+    with pytest.raises(ConfigError, match="variant: expected 0 to 3, got 4"):
+        torch.ops.nrd.patch_decode(theta, guidance, *tables, *numbers(SPEC), 4)
     with pytest.raises(ConfigError, match="upsample: expected one of 1, 2, 4, 8, got 3"):
         torch.ops.nrd.patch_decode_mask(theta, guidance, *tables, *numbers(SPEC), 3, 0, True)
     with pytest.raises(ConfigError, match="num_classes: expected 2 to 256, got 1"):

@@ -48,7 +48,7 @@ OTHERS = [
     DecodeSpec(num_classes=k, hidden=d, guidance_channels=m, patch=f, upsample=32 // f)
     for (k, d), m, f in itertools.product(((2, 8), (19, 16), (70, 32)), (8, 16, 32), (4, 8, 16))
 ]
-EXACT = ("auto", "generic", "simt", "simt_retained")
+EXACT = ("auto", "generic", "simt")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -96,7 +96,7 @@ def test_every_kind_of_launch_is_there(bench: dict[str, Any]) -> None:
     def found(group: str, name: str) -> set[Any]:
         return {row[name] for row in bench["rows"] if row["group"] == group}
 
-    variants = {"generic", "simt", "simt_retained", "tensor_core", "tensor_core_retained"}
+    variants = {"generic", "simt", "tensor_core"}
     assert found("cases", "variant") == variants
     assert found("cases", "batch") == {1, 8}
     assert found("cases", "type") == {"fp16", "bf16"}
@@ -104,7 +104,7 @@ def test_every_kind_of_launch_is_there(bench: dict[str, Any]) -> None:
     assert found("cases", "prune") == {True, False}
     assert found("layouts", "theta_layout") == found("layouts", "guidance_layout") == {"nchw", "nhwc"}
     assert found("layouts", "mask_type") == {"uint8", "int32", "half"}
-    assert found("fp32", "variant") == {"generic", "simt", "simt_retained"}
+    assert found("fp32", "variant") == {"generic", "simt"}
     assert found("logits", "variant") == {"generic", "simt", "tensor_core"}
     assert found("classes", "classes") == {2, 19, 60, 150, 256}
 
@@ -128,9 +128,8 @@ def test_floors_and_targets(bench: dict[str, Any]) -> None:
 
 def test_cost_model(bench: dict[str, Any]) -> None:
     models = {model["variant"]: model for model in bench["models"]}
-    assert set(models) == {"simt", "tensor_core", "simt_retained", "tensor_core_retained"}
+    assert set(models) == {"simt", "tensor_core"}
     assert models["simt"]["points"] == 5
-    assert models["simt_retained"]["points"] == 3  # it exists from 25 classes on
     for model in models.values():
         assert model["variable"] == "classes"
         assert model["slope_us"] == pytest.approx(0.25)

@@ -20,21 +20,20 @@ from tests.helpers import made_once
 
 NEEDS_NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc; install the CUDA toolkit")
 QUICK = (87, 90)
-KERNELS = 16
-"""Two ops; generic and released kernels for three types, and those on tensor cores for two."""
+KERNELS = 26
+"""Two ops; generic and released kernels for three types, on tensor cores for two, and these for five class counts."""
 
 PROGRAM = b"""
-#include "logits_kernel.h"
-#include "mask_kernel.h"
+#include "generic_kernel.h"
 
 extern "C" __global__ void mask(__grid_constant__ nrd::MaskArguments const arguments)
 {
-    nrd::MaskBlock<nrd::ReleasedShape, nrd::ElementType::kHALF>(arguments).draw<nrd::DENSE>();
+    nrd::MaskBlock<nrd::ElementType::kHALF, 0, TENSOR_CORES>(arguments).draw();
 }
 
 extern "C" __global__ void logits(__grid_constant__ nrd::LogitsArguments const arguments)
 {
-    nrd::decodeLogits<nrd::AnyShape, nrd::ElementType::kBFLOAT16, nrd::Simt>(arguments);
+    nrd::drawGenericLogits<nrd::ElementType::kBFLOAT16>(arguments);
 }
 """
 
@@ -80,13 +79,13 @@ def nvrtc() -> ctypes.CDLL | None:
 
 
 @pytest.mark.skipif(nvrtc() is None, reason="no NVRTC; pip install nvidia-cuda-nvrtc")
-@pytest.mark.parametrize(("architecture", "dense"), [(75, "Simt"), (90, "TensorCore")])
-def test_nvrtc_compiles_the_device_code(architecture: int, dense: str) -> None:
+@pytest.mark.parametrize(("architecture", "tensor_cores"), [(75, "false"), (90, "true")])
+def test_nvrtc_compiles_the_device_code(architecture: int, tensor_cores: str) -> None:
     library = nvrtc()
     assert library is not None
     program = ctypes.c_void_p()
     assert library.nvrtcCreateProgram(ctypes.byref(program), PROGRAM, b"decode.cu", 0, None, None) == 0
-    options = [f"-arch=sm_{architecture}", "-std=c++17", "-fmad=false", f"-DDENSE={dense}"]
+    options = [f"-arch=sm_{architecture}", "-std=c++17", "-fmad=false", f"-DTENSOR_CORES={tensor_cores}"]
     options.append(f"-I{on_cpu.KERNELS}")
     given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     status = library.nvrtcCompileProgram(program, len(options), given)

@@ -15,8 +15,7 @@ struct Subject
     std::vector<Job> jobs; //!< those without tensor cores first: the others are compared with them
 };
 
-constexpr Variant kGENERIC_AND_FIXED[] = {
-    Variant::kSIMT, Variant::kGENERIC, Variant::kSIMT_RETAINED, Variant::kTENSOR_CORE, Variant::kTENSOR_CORE_RETAINED};
+constexpr Variant kGENERIC_AND_FIXED[] = {Variant::kSIMT, Variant::kGENERIC, Variant::kTENSOR_CORE};
 constexpr MaskType kMASK_TYPES[] = {MaskType::kUINT8, MaskType::kINT32, MaskType::kHALF};
 constexpr Layout kLAYOUTS[] = {Layout::kCHANNELS_LAST, Layout::kPLANAR};
 constexpr ElementType kTYPES[] = {ElementType::kHALF, ElementType::kBFLOAT16, ElementType::kFLOAT};

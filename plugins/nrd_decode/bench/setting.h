@@ -130,8 +130,7 @@ inline char const* nameOf(MaskType type)
 }
 inline char const* nameOf(Variant variant)
 {
-    constexpr char const* kNAMES[]
-        = {"auto", "generic", "simt", "tensor_core", "simt_retained", "tensor_core_retained"};
+    constexpr char const* kNAMES[] = {"auto", "generic", "simt", "tensor_core"};
     static_assert(std::extent_v<decltype(kNAMES)> == kNB_VARIANTS, "a variant has no name");
     return kNAMES[static_cast<int32_t>(variant)];
 }

@@ -22,24 +22,20 @@ std::vector<std::string> const& names()
     return all;
 }
 
-//! The variant whose kernel this is; one that retains takes more memory.
-Variant variantOf(std::string const& kernel, bool retained)
+//! The variant whose kernel this is.
+Variant variantOf(std::string const& kernel)
 {
-    if (kernel.find("_generic_") != std::string::npos)
-    {
-        return Variant::kGENERIC;
-    }
-    bool const isSimt = kernel.find("_simt_") != std::string::npos;
-    return isSimt ? (retained ? Variant::kSIMT_RETAINED : Variant::kSIMT)
-                  : (retained ? Variant::kTENSOR_CORE_RETAINED : Variant::kTENSOR_CORE);
+    return kernel.find("_generic_") != std::string::npos ? Variant::kGENERIC
+        : kernel.find("_simt_") != std::string::npos     ? Variant::kSIMT
+                                                         : Variant::kTENSOR_CORE;
 }
 
 //! Whether a launch is the one that this problem and variant need.
-bool isPlanned(DecodeProblem const& problem, Variant variant, std::string const& kernel, char const* op,
-    uint32_t blocks, uint32_t threads)
+bool isPlanned(DecodeProblem const& problem, Variant variant, std::string const& kernel, DecodeOp op, uint32_t blocks,
+    uint32_t threads)
 {
-    return kernel == kernelName(op, variant, problem.type) && blocks == countBlocks(problem) && threads == kTHREADS
-        && gDriver.dynamicBytes == sharedBytes(problem.shape, variant)
+    return kernel == kernelName(op, variant, problem.type, problem.shape.numClasses) && blocks == countBlocks(problem)
+        && threads == kTHREADS && gDriver.dynamicBytes == sharedBytes(op, problem.shape, problem.type, variant)
         && (gDriver.dynamicBytes <= 48 * 1024 || static_cast<int32_t>(gDriver.dynamicBytes) <= gDriver.shared);
 }
 
@@ -152,8 +148,8 @@ CUresult cuLaunchKernel(CUfunction function, unsigned blocks, unsigned, unsigned
     if (gDriver.kernel.find("nrd_logits_") == 0)
     {
         auto const& given = *static_cast<LogitsArguments const*>(arguments[0]);
-        Variant const variant = variantOf(gDriver.kernel, false);
-        if (!isPlanned(given.problem, variant, gDriver.kernel, "logits", blocks, threads))
+        Variant const variant = variantOf(gDriver.kernel);
+        if (!isPlanned(given.problem, variant, gDriver.kernel, DecodeOp::kLOGITS, blocks, threads))
         {
             return CUDA_ERROR_LAUNCH_FAILED;
         }
@@ -161,8 +157,9 @@ CUresult cuLaunchKernel(CUfunction function, unsigned blocks, unsigned, unsigned
         return CUDA_SUCCESS;
     }
     auto const& given = *static_cast<MaskArguments const*>(arguments[0]);
-    Variant const variant = variantOf(gDriver.kernel, given.retained);
-    if (!isPlanned(given.problem, variant, gDriver.kernel, "mask", blocks, threads))
+    Variant const variant = variantOf(gDriver.kernel);
+    if (!isPlanned(given.problem, variant, gDriver.kernel, DecodeOp::kMASK, blocks, threads)
+        || given.rows != residentRows(given.problem.shape, given.problem.type, variant))
     {
         return CUDA_ERROR_LAUNCH_FAILED;
     }

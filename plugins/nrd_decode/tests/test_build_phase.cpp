@@ -212,7 +212,7 @@ void testTactics()
         CHECK(hasDevice() ? count > 0 : count == 0);
         expectFailure(plugin.build->getValidTactics(tactics.data(), count + 1), "tactics: got room for");
         expectFailure(plugin.runtime->setTactic(-1), "tactic: got -1, expected 0 to 5");
-        expectFailure(plugin.runtime->setTactic(nrd::kNB_VARIANTS), "tactic: got 6, expected 0 to 5");
+        expectFailure(plugin.runtime->setTactic(6), "tactic: got 6, expected 0 to 5");
         for (int32_t const tactic : tactics)
         {
             CHECK(plugin.runtime->setTactic(tactic) == 0);

@@ -15,7 +15,7 @@ namespace
 
 bool usesTensorCores(Variant variant)
 {
-    return variant == Variant::kTENSOR_CORE || variant == Variant::kTENSOR_CORE_RETAINED;
+    return variant == Variant::kTENSOR_CORE;
 }
 
 //! Channels of a pixel together, at the pitch of TensorRT or of PyTorch; 0: planar.

@@ -2,6 +2,7 @@
  * The launcher of the kernels over a driver that runs the emulation: which image a device gets, what is loaded into which
  * context, what a launch is made of.
  */
+#include "bounds.h"
 #include "check.h"
 #include "decode_data.h"
 #include "decode_kernel.h"
@@ -54,7 +55,7 @@ void testContexts()
 {
     FakeDriver& driver = connect(87);
     auto const kernels = static_cast<int32_t>(kernelNames().size());
-    CHECK(kernels == 16);
+    CHECK(kernels == 26);
     CHECK(prepare() == CUDA_SUCCESS && prepare() == CUDA_SUCCESS);
     CHECK(driver.functions == kernels);
     CHECK(driver.shared == driver.sharedBytes - 1024);
@@ -81,10 +82,15 @@ void testDevices()
     connect(75).sharedBytes = 65536;
     CHECK(supportsMask(shape, ElementType::kHALF, Variant::kSIMT));
     CHECK(!supportsMask(shape, ElementType::kHALF, Variant::kTENSOR_CORE));
-    CHECK(!supportsMask(shape, ElementType::kHALF, Variant::kSIMT_RETAINED));
+    DecodeShape const largest = makeShape(256, 16, 16, 8, 4);
+    CHECK(!supportsMask(largest, ElementType::kFLOAT, Variant::kSIMT)); // theta of four patches is too large
+    CHECK(supportsMask(largest, ElementType::kFLOAT, Variant::kAUTO));
     connect(80).sharedBytes = 166912;
     CHECK(supportsMask(shape, ElementType::kHALF, Variant::kTENSOR_CORE));
-    CHECK(supportsMask(shape, ElementType::kHALF, Variant::kSIMT_RETAINED));
+    CHECK(supportsMask(shape, ElementType::kFLOAT, Variant::kSIMT));
+    connect(86).sharedBytes = 101376;
+    CHECK(supportsMask(shape, ElementType::kHALF, Variant::kTENSOR_CORE));
+    CHECK(!supportsMask(largest, ElementType::kHALF, Variant::kTENSOR_CORE));
     connect(70);
     CHECK(!supportsMask(shape, ElementType::kHALF, Variant::kTENSOR_CORE)); // there is no code for it
     CHECK(supportsMask(shape, ElementType::kHALF, Variant::kAUTO));
@@ -95,7 +101,7 @@ void testLaunches()
 {
     FakeDriver& driver = connect(90);
     Data const data(makeShape(150, 16, 16, 8, 4), ElementType::kHALF, {1, 1, 2}, Values::kMODERATE, 1);
-    DecodeProblem const problem = data.problem(data.theta.data(), data.guidance.data());
+    DecodeProblem problem = data.problem(data.theta.data(), data.guidance.data());
     Bytes const reference = data.referenceMask(MaskType::kINT32);
     Bytes mask(reference.size());
     auto* const stream = reinterpret_cast<CUstream>(&mask);
@@ -107,11 +113,11 @@ void testLaunches()
     CHECK(mask == reference);
     CHECK(driver.kernel == "nrd_mask_simt_fp16");
     CHECK(driver.stream == stream);
-    CHECK(draw(Variant::kSIMT_RETAINED) == CUDA_ERROR_LAUNCH_FAILED); // more memory than a kernel has unasked
+    CHECK(draw(Variant::kTENSOR_CORE) == CUDA_ERROR_LAUNCH_FAILED); // more memory than a kernel has unasked
     CHECK(prepare() == CUDA_SUCCESS);
     mask.assign(mask.size(), 0);
-    CHECK(draw(Variant::kSIMT_RETAINED) == CUDA_SUCCESS);
-    CHECK(mask == reference);
+    CHECK(draw(Variant::kTENSOR_CORE) == CUDA_SUCCESS);
+    CHECK(countWrongPixels(data, ReferenceLogits(data), mask, reference, MaskType::kINT32) == 0);
     Bytes const logits = data.referenceLogits();
     Bytes drawn(logits.size());
     CHECK(patchDecode(problem, drawn.data(), Variant::kGENERIC, nullptr) == CUDA_SUCCESS);
@@ -120,7 +126,8 @@ void testLaunches()
     driver.failure = CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
     CHECK(draw(Variant::kAUTO) == CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
     CHECK(draw(Variant::kAUTO) == CUDA_SUCCESS); // a failure is of its launch alone
-    CHECK(patchDecode(problem, nullptr, Variant::kSIMT_RETAINED, nullptr) == CUDA_ERROR_INVALID_VALUE);
+    problem.type = ElementType::kFLOAT;
+    CHECK(patchDecode(problem, nullptr, Variant::kTENSOR_CORE, nullptr) == CUDA_ERROR_INVALID_VALUE);
 }
 
 } // namespace

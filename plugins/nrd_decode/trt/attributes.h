@@ -13,12 +13,6 @@
 namespace nrd
 {
 
-enum class DecodeOp : int32_t
-{
-    kLOGITS = 0, //!< NrdPatchDecode
-    kMASK = 1,   //!< NrdPatchDecodeMask
-};
-
 constexpr char const* kPLUGIN_NAMESPACE = "nrd";
 constexpr char const* kPLUGIN_VERSION = "1";
 

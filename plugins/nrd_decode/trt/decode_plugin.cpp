@@ -44,6 +44,17 @@ void checkCuda(CUresult status, char const* action)
     throw Fault(ErrorCode::kFAILED_EXECUTION, text);
 }
 
+//! The kernel of a tactic. Engines built before revision 2 may name 4 or 5, which kept more logits than 2 and 3 then did.
+Variant variantOf(int32_t tactic)
+{
+    constexpr int32_t kLAST = kNB_VARIANTS + 1;
+    if (tactic < 0 || tactic > kLAST)
+    {
+        refuse("tactic: got " + std::to_string(tactic) + ", expected 0 to " + std::to_string(kLAST));
+    }
+    return static_cast<Variant>(tactic < kNB_VARIANTS ? tactic : tactic - 2);
+}
+
 } // namespace
 
 RecorderReference::~RecorderReference()
@@ -250,12 +261,9 @@ int32_t DecodePlugin::setTactic(int32_t tactic) noexcept
     return run(
         [&]
         {
-            if (tactic < 0 || tactic >= kNB_VARIANTS)
-            {
-                refuse("tactic: got " + std::to_string(tactic) + ", expected 0 to " + std::to_string(kNB_VARIANTS - 1));
-            }
+            Variant const variant = variantOf(tactic);
             checkCuda(prepare(), "loading the kernels");
-            mTactic = static_cast<Variant>(tactic);
+            mTactic = variant;
             mChosenType.reset();
         });
 }

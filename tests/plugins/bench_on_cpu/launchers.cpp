@@ -71,12 +71,12 @@ CUresult perform(DecodeProblem const& problem, void* output, Variant variant, Bo
 
 bool supportsLogits(DecodeShape const& shape, ElementType type, Variant variant)
 {
-    return fitsLogits(shape, type, variant);
+    return fits(DecodeOp::kLOGITS, shape, type, variant);
 }
 
 bool supportsMask(DecodeShape const& shape, ElementType type, Variant variant)
 {
-    return fitsMask(shape, type, variant);
+    return fits(DecodeOp::kMASK, shape, type, variant);
 }
 
 CUresult prepare()
