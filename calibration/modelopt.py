@@ -24,7 +24,7 @@ def check_modelopt() -> None:
     if importlib.util.find_spec("modelopt") is None:
         raise MissingDependencyError(
             "quantizer='modelopt': expected NVIDIA Model Optimizer, found none; install it with "
-            "`pip install nrd-trt[modelopt]`, or leave it out: our own quantizer needs nothing."
+            "`pip install 'nrd-trt[modelopt]'`, or leave it out: our own quantizer needs nothing."
         )
 
 

@@ -113,7 +113,7 @@ def check_toolchain() -> Path:
         os.environ["PATH"] = os.pathsep.join(filter(None, (os.environ.get("PATH"), str(beside))))
     if not _cpp_extension().is_ninja_available():
         raise MissingDependencyError(
-            "compiling the CUDA decode needs ninja, which is not on PATH; install it with `pip install nrd-trt[torch]`."
+            "compiling the CUDA decode needs ninja, which is not on PATH: `pip install 'nrd-trt[torch]'`."
         )
     if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
         raise MissingDependencyError("compiling the CUDA decode needs a C++ compiler; install g++ or set CXX.")

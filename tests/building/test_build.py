@@ -325,7 +325,7 @@ def test_bad_arguments(
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="enterprise TensorRT is installed")
 def test_absent_builder_asked_by_name(tmp_path: Path) -> None:
-    with pytest.raises(MissingDependencyError, match=r"pip install nrd-trt\[trt\].*JetPack"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'nrd-trt\[trt\]'.*JetPack"):
         build(onnx_file(), tmp_path / "a.nrd", builder="tensorrt")
 
 

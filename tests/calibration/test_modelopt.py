@@ -19,7 +19,7 @@ from tests.helpers import feed, small_export
 
 def test_where_it_is_missing_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"pip install nrd-trt\[modelopt\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'nrd-trt\[modelopt\]'"):
         check_modelopt()
 
 

@@ -168,7 +168,7 @@ def test_missing_tools_are_named(toolkit: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     check_toolchain()  # a major version is one ABI
     (tmp_path / "programs/ninja").unlink()
-    with pytest.raises(MissingDependencyError, match=r"needs ninja.*pip install nrd-trt\[torch\]"):
+    with pytest.raises(MissingDependencyError, match=r"needs ninja.*pip install 'nrd-trt\[torch\]'"):
         check_toolchain()
     executable(Path(extension.sys.executable).parent / "ninja", "echo 1.13")
     check_toolchain()  # that of this Python's environment, which is not on PATH

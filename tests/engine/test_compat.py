@@ -69,7 +69,7 @@ def test_a_missing_flavour_is_named(flavour: str, monkeypatch: pytest.MonkeyPatc
     module, extra = FLAVOURS[flavour]
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        MissingDependencyError, match=rf"running {flavour} .*'{module}'.*pip install nrd-trt\[{extra}\]"
+        MissingDependencyError, match=rf"running {flavour} .*'{module}'.*pip install 'nrd-trt\[{extra}\]'"
     ):
         load_tensorrt(flavour)
 

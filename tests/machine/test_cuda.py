@@ -175,7 +175,7 @@ def test_providers(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="provider='opencl': expected one of 'driver', 'pycuda'"):
         load_cuda(other)
     monkeypatch.setitem(sys.modules, "pycuda", None)
-    with pytest.raises(MissingDependencyError, match=r"by way of PyCUDA needs .*pip install nrd-trt\[pycuda\]"):
+    with pytest.raises(MissingDependencyError, match=r"by way of PyCUDA needs .*pip install 'nrd-trt\[pycuda\]'"):
         load_cuda("pycuda")
     assert driver.alive == {}
 

@@ -216,7 +216,7 @@ def test_without_the_package_frames_are_decoded_on_the_cpu_and_that_is_said(
     tmp_path: Path, bench: Bench, run: Run
 ) -> None:
     path = clip(tmp_path)
-    check_plain(run(path, tmp_path / "masks"), "pip install nrd-trt[nvdec]")
+    check_plain(run(path, tmp_path / "masks"), "pip install 'nrd-trt[nvdec]'")
     check_red(masks_in(tmp_path / "masks"), path)
 
 
