@@ -84,7 +84,7 @@ LIMITS: Mapping[Precision, SoundLimits] = {
         wide_loss=3.2,
     ),
 }
-EXCITES = 0.92
+EXCITES = 0.7
 """Least `nrd_trt.model.stages.excitation` of an image that ranges are judged on: what moves the network little needs
 little of a sound range. docs/validation.md has the evidence."""
 SAME, ALIKE = 0.1, 2.0
@@ -162,7 +162,7 @@ def _choose(
             chosen.sort(key=lambda name: -moved[name])
             why = (
                 "not judged: the ranges, and what int8 costs at the stages; the images excite the network too little: "
-                f"its features vary at most {max(moved.values()):.2f} times as much as in training, {EXCITES} needed"
+                f"its features vary at most {max(moved.values()):.3f} times as much as in training, {EXCITES} needed"
             )
     brighter = np.minimum(images[chosen[0]] * BRIGHTER, 255).astype(np.uint8)
     return {**{name: images[name] for name in chosen[:COMPARED_COUNT]}, f"{chosen[0]}, brighter": brighter}, why
