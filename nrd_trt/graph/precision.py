@@ -72,7 +72,7 @@ def simulate_rounding(model: onnx.ModelProto, precision: Precision) -> onnx.Mode
         precision: That graph's precision; a file without 16 bits is copied.
     """
     result = copy_model(model)
-    if not has_16_bits(model):
+    if precision == "fp32" or not has_16_bits(model):
         return result
     half, types, graph = HALF_TYPES[precision], element_types(model), result.graph
     nodes = []

@@ -44,7 +44,9 @@ NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13), "GCC": 
 SYSTEM = re.compile(r"(libc|libm|libdl|libpthread|libstdc\+\+|libgcc_s|ld-linux-\w+(-\w+)?)\.so\.\d+")
 MACHINES = {"x86_64": "X86-64", "aarch64": "AArch64"}
 EXPORTS = {"getCreators", "setLoggerFinder", "nrd_plugin_info"}
-NAMES = re.findall(r"^NRD_KERNELS\((\w+),", (KERNELS / "decode_kernel.cu").read_text(), re.MULTILINE)
+_SOURCE = (KERNELS / "decode_kernel.cu").read_text()
+NAMES = [f"generic_{name}" for name in re.findall(r"^NRD_ANY_SHAPE\((\w+),", _SOURCE, re.MULTILINE)]
+NAMES += ["_".join(parts) for parts in re.findall(r"^NRD_RELEASED\((\w+), (\w+),", _SOURCE, re.MULTILINE)]
 _CUDA = 190  # ELF's number for its machine
 
 
