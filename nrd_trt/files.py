@@ -1,20 +1,23 @@
 """Files that appear whole or not at all: hashes, atomic writes, atomic folder replacement. Leaf module.
 
-Everything is written beside its target under a temporary name that carries the writer's process id, then renamed. What
-a killed process left behind is removed by the next writer of the same target.
+Everything is written in a folder beside its target, with a random name and locked while its writer lives, then renamed.
+Process ids do not serve: two containers have equal ones. What a killed process left behind is not locked any more, and
+the next writer of the same target removes it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import glob
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,38 +61,69 @@ def check_absent(path: Path, *, force: bool) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error."""
-    temporary = _temporary(path)
-    try:
+    """Yield a temporary path near `path`; rename it to `path` when the block ends without an error."""
+    with _workspace(path) as folder:
+        temporary = folder / path.name
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; swap it in for `path` when the block ends without an error."""
-    temporary = _temporary(path)
-    temporary.mkdir()
-    try:
+def atomic_folder(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; put it in the place of `path` when the block ends without an error.
+
+    Raises:
+        ConfigError: `path` exists at the end, e.g. by another process, and `force` is off.
+    """
+    with _workspace(path) as temporary:
         yield temporary
         for file in temporary.iterdir():
             _sync(file)
-        _swap_in(temporary, path)
-    finally:
-        _remove(temporary)  # the old output after an exchange, which may have been a file
+        _swap_in(temporary, path, force)
 
 
-def _temporary(path: Path) -> Path:
-    """Name the temporary neighbour of `path` and remove those of dead processes."""
+@contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """Yield a new, locked folder beside `path`; remove what has its name at the end."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
-        match = re.fullmatch(rf"\.{re.escape(path.name)}\.(?:tmp|old)-(\d+)", stale.name)
-        # Our own id is stale too: in containers every run may get the same one.
-        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
-            _remove(stale)
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        if re.fullmatch(rf"\.{re.escape(path.name)}\.(?:tmp|old)-[0-9a-f]+", stale.name):
+            _remove_unlocked(stale)
+    lock, folder = None, path
+    while lock is None:  # another writer may remove the folder between its birth and its lock
+        folder = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+        folder.mkdir()
+        lock = _lock(folder)
+    try:
+        yield folder
+    finally:
+        _remove(folder)  # after an exchange the old output, which may have been a file
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Return the descriptor that locks a new folder; None where the folder was removed meanwhile."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system without locks: `_remove_unlocked` removes nothing there
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if folder.exists():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Remove a temporary whose writer is dead."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(path)
+        finally:
+            os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
@@ -99,31 +133,25 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _swap_in(temporary: Path, path: Path) -> None:
+def _swap_in(temporary: Path, path: Path, force: bool) -> None:
     """Put `temporary` in the place of `path`; afterwards `temporary` is the old folder or gone."""
-    if not path.exists():
-        temporary.rename(path)
-    elif not _exchange(temporary, path):
-        # No atomic exchange here: between the two renames a kill leaves no output, never a half one.
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        path.rename(old)
-        temporary.rename(path)
-        _remove(old)
+    try:
+        temporary.rename(path)  # the system refuses this where `path` is a file or holds one
+    except OSError:
+        check_absent(path, force=force)
+        if not path.exists():
+            raise
+        if not _exchange(temporary, path):
+            # No atomic exchange here: between the two renames a kill leaves no output, never a half one.
+            old = path.with_name(temporary.name.replace(".tmp-", ".old-"))
+            path.rename(old)
+            temporary.rename(path)
+            _remove(old)
 
 
 def _exchange(first: Path, second: Path) -> bool:

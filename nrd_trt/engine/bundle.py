@@ -148,10 +148,11 @@ def write_bundle(path: Path, files: Mapping[str, bytes], record: BundleRecord, *
     check_target(path, force=force)
     record = replace(record, files={name: sha256_bytes(data) for name, data in sorted(files.items())})
     try:
-        with atomic_folder(path) as folder:
+        with atomic_folder(path, force=force) as folder:
             for name, data in files.items():
                 (folder / name).write_bytes(data)
             (folder / RECORD_FILE).write_bytes(write_record(record))
+            check_target(path, force=force)  # another process may have written there meanwhile
     except OSError as exc:
         raise BundleError(
             f"{path}: cannot write the bundle ({exc}); free some space or choose another folder."
