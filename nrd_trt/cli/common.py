@@ -1,7 +1,7 @@
 """What every verb shares: options, exit codes, and where output goes.
 
-Exit codes: 0 done, 1 a gate failed, 2 bad input or environment, 70 internal error, 130 Ctrl-C. With ``--json`` stdout
-is exactly one JSON object; everything else goes to stderr.
+Exit codes: 0 done, 1 a gate failed, 2 bad input or environment, 70 internal error, 130 Ctrl-C or SIGTERM. With
+``--json`` stdout is exactly one JSON object; everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import sys
 import textwrap
 import time
@@ -55,6 +56,7 @@ def verb(command: Command) -> Command:
         _flags.clear()
         _flags.update(flags)
         warnings.showwarning = _show_warning
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop ends like Ctrl-C
         as_json = bool(kwargs.get("as_json"))
         code = BAD_INPUT
         try:
@@ -64,7 +66,7 @@ def verb(command: Command) -> Command:
         except NrdTrtError as exc:
             kind, message = type(exc).__name__, str(exc)
         except KeyboardInterrupt:
-            kind, message = "Interrupted", "stopped by Ctrl-C; no output is half-written under its name"
+            kind, message = "Interrupted", "stopped by Ctrl-C or SIGTERM; no output is half-written under its name"
             code = INTERRUPTED
         except OSError as exc:
             kind, message = type(exc).__name__, f"{exc}; check the path, its permissions and the free space"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -33,7 +32,6 @@ def selftest_command(
     """Prove on this machine's GPU what the toolkit promises, and write a report to attach to an issue."""
     from nrd_trt import selftest
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop ends the part that runs too
     given = {} if deadline_s is None else {"deadline_s": deadline_s}
     test = selftest(output, device=device, parts=parts or (), **given, force=force, on_stage=out.note)
     out.show(test, _lines(test, output))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 from typing import Annotated
 
 import typer
@@ -38,8 +37,6 @@ def serve_command(
 ) -> None:
     """Show a camera, a stream or a clip with its masks on a web page, until Ctrl-C."""
     from nrd_trt.serving.serve import serve
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop lets go of camera and GPU too
 
     def ready(url: str, made_token: str | None) -> None:
         # Without the address nobody finds the page, so it is printed with -q too.

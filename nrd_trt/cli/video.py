@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -84,7 +83,6 @@ def video_command(
     """Segment a camera, a stream or a clip and write or show the result."""
     from nrd_trt.video.segment_video import segment_video
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop leaves a whole file too
     with common.prints_on_stderr():  # PyNvVideoCodec tells of damage there
         result = segment_video(
             source,

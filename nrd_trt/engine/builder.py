@@ -235,16 +235,22 @@ def _serialise(tensorrt: TensorRT, builder: Any, network: Any, config: Any, prog
 
 @contextmanager
 def _cancellable() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into an event for the duration of the block: an exception must not cross the builder's C++ frames."""
+    """Turn Ctrl-C into an event for the duration of the block: an exception must not cross the builder's C++ frames.
+
+    SIGTERM is turned as well where it ends the program like Ctrl-C, as in every verb.
+    """
     cancelled = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield cancelled
         return
-    previous = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
+    alike = signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    taken = [signal.SIGINT, signal.SIGTERM] if alike else [signal.SIGINT]
+    previous = [signal.signal(each, lambda *_: cancelled.set()) for each in taken]
     try:
         yield cancelled
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for each, handler in zip(taken, previous, strict=True):
+            signal.signal(each, handler)
 
 
 class _Bars:

@@ -88,13 +88,14 @@ def test_kill_at_the_worst_moments(
     assert [path.name for path in tmp_path.iterdir()] == ["city.nrd"]
 
 
-def test_ctrl_c_leaves_the_old_bundle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_being_stopped_leaves_the_old_bundle(sent: signal.Signals, tmp_path: Path) -> None:
     target = copy_of(bundle(), tmp_path / "city.nrd")
     command = command_line(*build_arguments(target))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     assert process.stderr is not None
     assert "validating" in process.stderr.readline()  # everything is imported and running
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr

@@ -237,24 +237,29 @@ def test_rtx_writes_a_timing_cache_without_timings_and_nothing_to_stdout(
 
 
 @needs_rtx
-def test_ctrl_c_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_being_stopped_stops_the_build(sent: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outer = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as every verb does
+    before = signal.getsignal(sent)
     goes_on: list[bool] = []
 
     def monitor_of_an_impatient_user(trt: Any, start: Callable[..., None], step: Callable[[str], bool]) -> Any:
         def interrupted(phase: str) -> bool:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), sent)
             goes_on.append(step(phase))
             return goes_on[-1]
 
         return progress_monitor(trt, start, interrupted)
 
     monkeypatch.setattr(builder, "progress_monitor", monitor_of_an_impatient_user)
-    with pytest.raises(KeyboardInterrupt):
-        build_engine(small("fp32"), options(timing_cache=tmp_path / "timing.cache"))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(small("fp32"), options(timing_cache=tmp_path / "timing.cache"))
+        assert signal.getsignal(sent) is before
+    finally:
+        signal.signal(signal.SIGTERM, outer)
     assert goes_on == [False]  # the builder is told to stop at its first step, and stops
     assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 @needs_rtx
