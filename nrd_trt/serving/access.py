@@ -138,8 +138,9 @@ class Guard:
         """Serve one request; the server is set up to pass on no other kind of connection."""
         request = Request(scope)
         client = request.client.host if request.client else ""
-        if scope["path"] == _HEALTH:  # has a place of its own, so that a full server is known to be alive
-            return await self._answer(request, receive, send, client)
+        if scope["path"] == _HEALTH:  # has a place of its own and reads no token: a full server is known to be alive
+            answer: ASGIApp = refusal.response() if (refusal := self._refusal(request, False)) else self._app
+            return await answer(scope, receive, _with_headers(send, embeddable=False))
         with self._places.taken(client) as full:
             if full is not None:
                 return await full.response()(scope, receive, _with_headers(send, embeddable=False))
