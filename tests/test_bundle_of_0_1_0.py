@@ -56,7 +56,8 @@ def test_it_predicts_and_validates_as_it_did(path: Path) -> None:
     with open_bundle(path, threads=1) as engine:
         masks = [engine.predict(image) for image in stored.images]
     record = read_bundle(path).record
-    assert np.mean(masks == stored.masks) == pytest.approx(record.validation.pixel_agreement)
+    # On a CPU its fp16 parts run in fp32 now; validation rounds them as it did.
+    assert np.mean(masks == stored.masks) == pytest.approx(record.validation.pixel_agreement, abs=0.002)
     validation = validate(path, min_agreement=0.98, threads=1, progress=False)
     assert validation.passed
     assert (validation.reference, validation.plan_ran) == ("stored", False)
