@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from nrd_trt.training.samples import Samples
 from nrd_trt.training.train import train
 from tests.artefacts import REPOSITORY, environment
 from tests.training.conftest import States, logged, tiny
+from tests.warm.programs import python
 
 BATCH_OF_FOUR = {"batch": 4, "steps": 2, "evaluations": 2, "ema": 0.5}
 
@@ -102,7 +102,7 @@ def free_port() -> int:
 
 def on_two_processes(changes: dict[str, Any], *arguments: object) -> list[tuple[int, str, str]]:
     """Run the verb as torchrun does, with its variables; return exit code, stdout and stderr of each process."""
-    command = [sys.executable, "-c", RANK, REPOSITORY / "scripts" / "train.py", json.dumps(changes), *arguments]
+    command = [python(), "-c", RANK, REPOSITORY / "scripts" / "train.py", json.dumps(changes), *arguments]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = [
         subprocess.Popen(
