@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import nrd_trt
+from tests.warm.programs import python
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "typer", "tensorrt", "tensorrt_rtx", "pycuda"}
@@ -39,10 +40,10 @@ names = [name for name in names if not name.startswith("nrd_trt.polygraphy")]
 """
 
 
-def _loaded(code: str) -> list[str]:
-    """Return the modules that a fresh interpreter holds after `code`."""
+def _loaded(code: str, interpreter: str = sys.executable) -> list[str]:
+    """Return the modules that an interpreter holds after `code`; the default holds none before."""
     result = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"],
+        [interpreter, "-c", f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
@@ -91,7 +92,7 @@ CALLS = {
 def test_every_public_function_is_called_by_attribute() -> None:
     """Importing a submodule sets an attribute of the package, which would replace a function of that name."""
     assert sorted(CALLS) == [name for name in nrd_trt.__all__ if inspect.isfunction(getattr(nrd_trt, name))]
-    _loaded(f"""{_MODULES}
+    code = f"""{_MODULES}
 import importlib
 for name in names:
     importlib.import_module(name)
@@ -101,7 +102,8 @@ for name, arguments in {CALLS!r}.items():
         assert name == "doctor", name
     except nrd_trt.NrdTrtError as error:
         assert "absent" in str(error), (name, error)
-""")
+"""
+    _loaded(code, python())
 
 
 def test_all_is_sorted_and_complete_and_an_unknown_name_is_an_attribute_error() -> None:
