@@ -58,6 +58,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="camvid_mobilenetv2")
     parser.add_argument("--channels", type=int, default=160, help="width of every head")
     parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument(
+        "--init-encoder", type=Path, help="checkpoint whose encoder all start from, e.g. an ImageNet one"
+    )
     parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=list(DECODERS)[:3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arithmetic", default="bf16")
@@ -92,7 +95,9 @@ def train_one(args: argparse.Namespace, name: str, seed: int, folder: Path) -> N
     config = replace(recipe.config, channels=args.channels, controller_channels=args.channels)
     recipe = replace(recipe, config=config, controller_init=controller_init)
     resume = (folder / STATE).is_file()
-    train(recipe, args.data, folder, arithmetic=args.arithmetic, threads=1, resume=resume)
+    train(
+        recipe, args.data, folder, arithmetic=args.arithmetic, threads=1, init_encoder=args.init_encoder, resume=resume
+    )
 
 
 def time_side_by_side(checkpoints: Mapping[str, Path], size_hw: tuple[int, int], out: Path) -> dict[str, float]:
