@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from nrd_trt.data.images import open_image
 from nrd_trt.errors import ConfigError, ShapeError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -81,12 +81,7 @@ def read_label(
         ConfigError: The file is not an index image or has a value out of range.
         ShapeError: The label has another size than its image.
     """
-    label = _read_indices(path)
-    if image_hw is not None and label.shape != image_hw:
-        raise ShapeError(
-            f"{path}: expected the image's size {image_hw[0]}x{image_hw[1]}, got {label.shape[0]}x{label.shape[1]}; "
-            "labels must have the size of their images."
-        )
+    label = _read_indices(path, image_hw)
     if reduce_zero_label:
         label = np.where((label == 0) | (label == IGNORE), np.uint8(IGNORE), label - np.uint8(1))
     if ignore_index is not None:
@@ -101,15 +96,16 @@ def read_label(
     return label
 
 
-def _read_indices(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            mode, indices = image.mode, np.array(image)
-    except (OSError, ValueError, SyntaxError) as exc:
-        raise ConfigError(f"{path}: expected a label PNG, cannot read it ({exc}).") from exc
-    if mode not in ("L", "P"):
-        raise ConfigError(
-            f"{path}: expected an 8-bit index PNG (mode L or P), got mode {mode}; "
-            "convert colours to class indices first."
-        )
-    return indices
+def _read_indices(path: Path, image_hw: tuple[int, int] | None) -> np.ndarray:
+    with open_image(path, formats=("PNG",), what="a label PNG") as image:
+        if image.mode not in ("L", "P"):
+            raise ConfigError(
+                f"{path}: expected an 8-bit index PNG (mode L or P), got mode {image.mode}; "
+                "convert colours to class indices first."
+            )
+        if image_hw not in (None, (image.height, image.width)):
+            raise ShapeError(
+                f"{path}: expected the image's size {image_hw[0]}x{image_hw[1]}, got {image.height}x{image.width}; "
+                "labels must have the size of their images."
+            )
+        return np.array(image)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -13,13 +15,19 @@ from PIL import Image, ImageOps
 
 from nrd_trt.errors import ConfigError, ShapeError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+"""Pillow's names of the formats that are read; of others it knows some that start programs or read other files."""
+MOST_PIXELS = 89_000_000
 # Pillow's decoders let all of these through when a file is damaged.
-_DAMAGED = (OSError, ValueError, SyntaxError, IndexError, TypeError, OverflowError, struct.error, zlib.error)
+_DAMAGED = (
+    *(OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError),
+    *(ZeroDivisionError, struct.error, zlib.error),
+)
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 
 
 def read_image(
-    file: Path | str | bytes | BinaryIO, *, formats: tuple[str, ...] | None = None, most_pixels: int | None = None
+    file: Path | str | bytes | BinaryIO, *, formats: tuple[str, ...] = FORMATS, most_pixels: int = MOST_PIXELS
 ) -> np.ndarray:
     """Read an image as ``(H, W, 3) uint8 RGB``, upright.
 
@@ -28,29 +36,50 @@ def read_image(
 
     Args:
         file: Path, content or an open file.
-        formats: Pillow's names of the formats that are tried; None tries all.
-        most_pixels: Larger images are refused by their header; None leaves the limit to Pillow (about 179 million).
+        formats: Those of `FORMATS` that are tried.
+        most_pixels: Larger images are refused by their header.
 
     Returns:
         The pixels, owned by the caller.
 
     Raises:
-        ConfigError: The file is missing, damaged, no image, or has more than 16 bits per channel.
+        ConfigError: The file is missing, no file but a pipe or device, damaged, no image of these formats, or has more
+            than 16 bits per channel.
         ShapeError: The image has more than `most_pixels`.
     """
     name = str(file) if isinstance(file, (str, Path)) else "image"
+    with open_image(file, formats=formats, most_pixels=most_pixels) as image:
+        file_format = image.format
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(_eight_bits(image, file_format, name))
+
+
+@contextmanager
+def open_image(
+    file: Path | str | bytes | BinaryIO,
+    *,
+    formats: tuple[str, ...] = FORMATS,
+    most_pixels: int = MOST_PIXELS,
+    what: str = "an image",
+) -> Iterator[Image.Image]:
+    """Yield an image whose pixels are not read yet; what Pillow raises in the block is raised as `read_image` says."""
+    name = str(file) if isinstance(file, (str, Path)) else "image"
+    if isinstance(file, (str, Path)) and Path(file).exists() and not Path(file).is_file():
+        raise ConfigError(f"{name}: expected a file with {what}, got a folder, a pipe or a device; give a file.")
     try:
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=formats) as image:
-            if most_pixels is not None and image.width * image.height > most_pixels:
+            if image.width * image.height > most_pixels:
                 raise _too_large(name, most_pixels, f"{image.width}x{image.height}")
-            return np.array(_eight_bits(ImageOps.exif_transpose(image), image.format, name))
+            yield image
     except _TOO_LARGE as exc:
-        raise _too_large(name, most_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0), "far more") from exc
+        raise _too_large(name, most_pixels, "far more") from exc
     except (ConfigError, ShapeError):
         raise
     except _DAMAGED as exc:
         reason = (str(exc) or type(exc).__name__).splitlines()[0]
-        raise ConfigError(f"{name}: expected an image, cannot read it ({reason}); remove or replace the file.") from exc
+        raise ConfigError(
+            f"{name}: expected {what}, cannot read it ({reason}); give one in {' or '.join(formats)}."
+        ) from exc
 
 
 def _eight_bits(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
@@ -64,7 +93,7 @@ def _eight_bits(image: Image.Image, file_format: str | None, name: str) -> Image
     if image.mode in ("I", "F"):
         raise ConfigError(f"{name}: expected 8 or 16 bits per channel, got 32 (mode {image.mode}); convert it first.")
     image.info.pop("transparency", None)  # Pillow would warn that a palette loses it
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _too_large(name: str, most_pixels: int, got: str) -> ShapeError:

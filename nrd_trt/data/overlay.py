@@ -11,6 +11,7 @@ from PIL import Image
 from nrd_trt.files import atomic_file
 
 Palette = Sequence[tuple[int, int, int]]
+_ROWS = 1024
 
 
 def colour(mask: np.ndarray, palette: Palette) -> np.ndarray:
@@ -33,10 +34,14 @@ def blend(
     Returns:
         ``(H, W, 3) uint8 RGB``, owned by the caller, within one grey level of the exact blend.
     """
-    image, coloured = Image.fromarray(rgb), index_image(mask, palette).convert("RGB")
-    if shown is not None:
-        coloured.paste(image, mask=Image.fromarray(mask).point((~shown * 255).tolist(), "1"))
-    return np.array(Image.blend(image, coloured, opacity))
+    blended = np.empty_like(rgb)
+    for first in range(0, len(rgb), _ROWS):  # Pillow keeps four bytes of each pixel in each of its pictures
+        rows = slice(first, first + _ROWS)
+        image, coloured = Image.fromarray(rgb[rows]), index_image(mask[rows], palette).convert("RGB")
+        if shown is not None:
+            coloured.paste(image, mask=Image.fromarray(mask[rows]).point((~shown * 255).tolist(), "1"))
+        blended[rows] = np.asarray(Image.blend(image, coloured, opacity))
+    return blended
 
 
 def write_mask(path: Path, mask: np.ndarray, palette: Palette) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv")
+MOST_PIXELS = 8192 * 4608
 _FALLBACK_RATE = Fraction(25)
 _SET_BACK_FRAMES = 3
 _MICROSECOND = Fraction(1, 1_000_000)
@@ -136,7 +137,7 @@ class VideoReader:
         container: FFmpeg's name of the format, where it is known.
         options: Options of FFmpeg's format and protocol.
         timeout_s: For opening and for each read; None waits.
-        most_pixels: Larger pictures are refused before they are decoded.
+        most_pixels: Larger pictures are refused before they are decoded: a decoder keeps a dozen of them.
 
     Attributes:
         facts: What is known of the pictures.
@@ -158,7 +159,7 @@ class VideoReader:
         container: str | None = None,
         options: Mapping[str, str] | None = None,
         timeout_s: tuple[float, float] | None = None,
-        most_pixels: int | None = None,
+        most_pixels: int = MOST_PIXELS,
     ) -> None:
         self._av = require("av", extra="video", purpose="reading videos")
         self.name = name or str(video)
@@ -227,8 +228,6 @@ class VideoReader:
         return cast("VideoStream", stream)
 
     def _bound(self, stream: VideoStream) -> None:
-        if self._most_pixels is None:
-            return
         if stream.width * stream.height > self._most_pixels:
             raise VideoError(
                 f"{self.name}: expected at most {self._most_pixels / 1e6:.1f} million pixels per picture, got "

@@ -7,6 +7,8 @@ found before anything is run.
 from __future__ import annotations
 
 import io
+import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,9 @@ from nrd_trt.graph.metadata import GraphFacts
 ONNX_FILE, PLAN_FILE, REFERENCE_FILE, RECORD_FILE = "model.onnx", "model.plan", "reference.npz", "bundle.json"
 _OWN = frozenset((ONNX_FILE, PLAN_FILE, REFERENCE_FILE, RECORD_FILE, "bundle.sig"))
 MAX_REFERENCES = 8
+MAX_REFERENCE_PIXELS = 128_000_000
+"""Of all references together, so that few are kept where each is large."""
+_MOST_BYTES = 5 * MAX_REFERENCE_PIXELS + (64 << 10)  # a pixel has three colours, a class and a tie; then the headers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +61,11 @@ class ReferenceSet:
             BundleError: It is something else, or its arrays do not belong together.
         """
         try:
+            _check_size(path)
             with np.load(io.BytesIO(path.read_bytes())) as data:  # NumPy leaves a damaged file open
                 images, masks, near_ties, source = (data[name] for name in ("images", "masks", "near_ties", "source"))
+        except BundleError:
+            raise
         except Exception as exc:  # zipfile's, zlib's and NumPy's errors have no common base
             raise BundleError(f"{path}: expected stored inputs and masks, got {exc!r}; rebuild the bundle.") from exc
         kinds = [(array.dtype.name, array.shape) for array in (images, masks, near_ties)]
@@ -115,6 +123,22 @@ class Bundle:
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the JSON object: the path and the record."""
         return {"path": str(self.path), **self.record.to_dict()}
+
+
+def _check_size(path: Path) -> None:
+    """Raise `BundleError` where arrays are larger than references are, or than their entries; nothing is allocated."""
+    with zipfile.ZipFile(path) as archive:
+        held = sum(entry.file_size for entry in archive.infolist())
+        if held > _MOST_BYTES:
+            raise BundleError(
+                f"{path}: expected arrays of at most {_MOST_BYTES >> 20} MiB, got {held >> 20} MiB; rebuild the bundle."
+            )
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                np.lib.format.read_magic(file)
+                shape, _, kind = np.lib.format.read_array_header_1_0(file)
+                if math.prod(shape) * kind.itemsize != entry.file_size - file.tell():
+                    raise ValueError(f"{entry.filename}: a header of another size than its content")
 
 
 def check_target(path: Path, *, force: bool) -> None:

@@ -6,7 +6,6 @@ file, whose metadata may carry what shapes alone do not tell: classes, preproces
 
 from __future__ import annotations
 
-import importlib
 import json
 import pickle
 import re
@@ -24,9 +23,11 @@ from torch import Tensor, nn
 
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.files import atomic_file
+from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.mmseg import mmseg_facts
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.recognise import StoredFacts, StoredInfo, describe, nearest, recognise
+from nrd_trt.model.pickles import check_pickles
+from nrd_trt.model.recognise import StoredFacts, StoredInfo, describe, expected_shapes, nearest, recognise
 from nrd_trt.specs import CheckpointOptions
 
 _INFO_KEY = "nrd_trt.info"
@@ -34,6 +35,11 @@ _CONFIG_KEY = "nrd_trt.config"
 _STORED = ("num_classes", "hidden", "patch", "dilations", "output_stride")
 _UNUSED = "decode_head.conv_seg."  # by an NRD head
 _SHOWN = 10
+_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+_SHARED = 2  # two names may have the same values
 # Raised by metadata of other kinds than ours.
 _FOREIGN = (AttributeError, RecursionError, SyntaxError, TypeError, ValueError)
 
@@ -45,10 +51,10 @@ def load_checkpoint(path: Path, options: CheckpointOptions | None) -> Segmentor:
     try:
         config = recognise({name: tuple(tensor.shape) for name, tensor in state.items()}, facts, said)
         info = describe(config.num_classes, facts.info, said)
+        _check_tensors(state, config)  # before the network has memory
     except (CheckpointError, ConfigError) as exc:
         raise type(exc)(f"{path}: {exc}") from exc
     model = Segmentor(config, info, options)
-    _check_tensors(path, state, model)
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()}, strict=False)
     return model.eval().requires_grad_(False)
 
@@ -121,6 +127,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a checkpoint file, found none; check the path.")
     state, facts = (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path)
+    _check_memory(path, state)
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return {name: t for name, t in state.items() if not name.startswith("auxiliary_head.")}, facts
 
@@ -143,20 +150,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
     # NumPy scalars and dtypes, which mmcv writes into `meta`, hold numbers only. Files of NumPy 1 name the module
     # numpy.core, those of NumPy 2 numpy._core.
-    scalar = importlib.import_module("numpy._core.multiarray").scalar
-    harmless: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    harmless: list[Any] = [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     harmless += [np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
     try:
+        check_pickles(path)
         with torch.serialization.safe_globals(harmless):
             data = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{path}: {exc}") from exc
     except Exception as exc:  # torch.load raises many types on damaged files
         raise CheckpointError(_pickle_message(path, exc)) from exc
     state = data
     if isinstance(data, Mapping):
         state = next((data[key] for key in ("state_dict", "model") if isinstance(data.get(key), Mapping)), data)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+    named = isinstance(state, Mapping) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
+    if not named or not state:
         raise CheckpointError(
-            f"{path}: expected a state dict of tensors (bare or under 'state_dict'), got {type(data).__name__}; "
+            f"{path}: expected a state dict of named tensors (bare or under 'state_dict'), got {type(data).__name__}; "
             "save the model with torch.save(model.state_dict(), path)."
         )
     meta = data.get("meta", {}) if state is not data else {}
@@ -164,6 +174,11 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
         return dict(state), mmseg_facts(meta if isinstance(meta, Mapping) else {})
     except _FOREIGN as exc:
         raise CheckpointError(_foreign_message(path, exc)) from exc
+
+
+def _number(kind: np.dtype, data: bytes) -> Any:
+    """Stand for NumPy's function, which also makes zeros of any size without data."""
+    return np.frombuffer(data, kind, 1)[0]
 
 
 def _foreign_message(path: Path, exc: Exception) -> str:
@@ -184,12 +199,33 @@ def _pickle_message(path: Path, exc: Exception) -> str:
 # --- checking --------------------------------------------------------------------------------------------------------
 
 
-def _check_tensors(path: Path, state: Mapping[str, Tensor], model: Segmentor) -> None:
-    """Raise `CheckpointError` that lists every missing, unexpected, misshapen or non-finite tensor."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _check_memory(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless the tensors are plain ones and take as much memory as the file suggests.
+
+    A tensor may claim strides of 0, or a size that its file never held; nothing reads values before this.
+    """
+    for name, tensor in state.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if not plain or tensor.is_quantized or tensor.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{path}: tensor {name}: expected a plain tensor of floats or integers, got {tensor.dtype} on "
+                f"{tensor.device.type}, {str(tensor.layout).removeprefix('torch.')}; save the float32 weights."
+            )
+    claimed, size = {name: tensor.numel() * tensor.itemsize for name, tensor in state.items()}, path.stat().st_size
+    if sum(claimed.values()) > _SHARED * size:
+        largest = max(claimed, key=lambda name: claimed[name])
+        raise CheckpointError(
+            f"{path}: expected tensors of about the file's {size / 2**20:.1f} MiB, got "
+            f"{sum(claimed.values()) / 2**20:.1f} MiB ({largest} {list(state[largest].shape)} is the largest); save "
+            "tensors that own their values, as of clone()."
+        )
+
+
+def _check_tensors(state: Mapping[str, Tensor], config: NetworkConfig) -> None:
+    """Raise `CheckpointError` that lists every missing, unexpected or misshapen tensor, or those not finite."""
+    shapes, expected = {name: tuple(tensor.shape) for name, tensor in state.items()}, expected_shapes(config)
     optional = {name for name in expected if name.endswith("num_batches_tracked")}
-    if model.config.is_nrd:
+    if config.is_nrd:
         optional.update(name for name in expected if name.startswith(_UNUSED))
     faults = {
         "missing": sorted(expected.keys() - shapes.keys() - optional),
@@ -203,9 +239,7 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor], model: Segmentor) ->
     }
     if any(faults.values()):
         listed = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in faults.items() if names)
-        raise CheckpointError(
-            f"{path}: read as {model.config.encoder} with head {model.config.head}; {listed}. {nearest(shapes)}"
-        )
+        raise CheckpointError(f"read as {config.encoder} with head {config.head}; {listed}. {nearest(shapes)}")
 
 
 def _some(names: Sequence[str]) -> str:

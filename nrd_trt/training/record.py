@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nrd_trt.errors import CheckpointError, ConfigError, MissingDependencyError
 from nrd_trt.files import atomic_file
+from nrd_trt.model.pickles import check_pickles
 from nrd_trt.optional import require
 from nrd_trt.training.recipes import Recipe
 
@@ -98,6 +99,7 @@ def read_state(path: Path, recipe: Recipe, parts: int) -> RunState:
         ConfigError: It belongs to another recipe, or to another split of the batch.
     """
     try:
+        check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         # States of before `resample` was asked for were all of Pillow's.
         stored = {"resample": "pillow", **json.loads(content["recipe"]), "parts": content["parts"]}

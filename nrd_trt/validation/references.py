@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from nrd_trt.data.samples import Sample
-from nrd_trt.engine.bundle import MAX_REFERENCES, ReferenceSet
+from nrd_trt.engine.bundle import MAX_REFERENCE_PIXELS, MAX_REFERENCES, ReferenceSet
 from nrd_trt.errors import ConfigError
 from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import GraphFacts, read_facts
@@ -124,7 +124,8 @@ class ReferenceCollector:
         """Return the reference of a sample, and keep it if there is room."""
         reference = self._reference(sample)
         same_size = not self._kept or self._kept[0][0].shape == sample.image.shape
-        if len(self._kept) < MAX_REFERENCES and same_size:
+        pixels = reference.mask.size * (len(self._kept) + 1)
+        if len(self._kept) < MAX_REFERENCES and pixels <= MAX_REFERENCE_PIXELS and same_size:
             self._kept.append((sample.image, reference))
         return reference
 
