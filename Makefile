@@ -31,7 +31,7 @@ $(STAMP): setup.cfg setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/python -m pip install --editable '.[torch,openvino,rtx,plot,video,serve,dev]'
+	$(BIN)/python -m pip install --editable '.[torch,openvino,rtx,plot,video,serve,signing,dev]'
 	touch $@
 
 demo: install  ## Checkpoint to checked engine on this machine, into build/demo/

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nrd_trt.building.build import build as build
     from nrd_trt.building.calibrate import calibrate as calibrate
     from nrd_trt.building.tune import tune as tune
+    from nrd_trt.engine.bundle import sign as sign
     from nrd_trt.exporting.export import export as export
     from nrd_trt.inspection.inspect import inspect as inspect
     from nrd_trt.machine.doctor import doctor as doctor
@@ -56,6 +57,7 @@ _FUNCTIONS = {
     "segment_video": "nrd_trt.video.segment_video",
     "selftest": "nrd_trt.proving.selftest",
     "serve": "nrd_trt.serving.serve",
+    "sign": "nrd_trt.engine.bundle",
     "train": "nrd_trt.training.train",
     "tune": "nrd_trt.building.tune",
     "validate": "nrd_trt.validation.validate",

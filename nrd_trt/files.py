@@ -60,9 +60,12 @@ def check_absent(path: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path near `path`; rename it to `path` when the block ends without an error."""
-    with _workspace(path) as folder:
+def atomic_file(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path near `path`; rename it to `path` when the block ends without an error.
+
+    It lies beside `path`, or beside `beside`: a bundle, for one, may hold no file that it does not list.
+    """
+    with _workspace(beside or path) as folder:
         temporary = folder / path.name
         yield temporary
         _sync(temporary)

@@ -83,6 +83,7 @@ CALLS = {
     "segment_video": ("absent.mp4", "absent_masks.mp4", "absent.nrd"),
     "selftest": ("absent/report",),
     "serve": ("absent.mp4", "absent.nrd"),
+    "sign": ("absent.nrd", "absent.pem"),
     "train": ("absent", "absent", "absent"),
     "tune": ("absent.pth", "absent.nrd", "absent"),
     "validate": ("absent.nrd",),

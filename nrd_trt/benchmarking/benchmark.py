@@ -105,6 +105,7 @@ def benchmark(
     cuda: Provider = "driver",
     cuda_graph: bool | None = None,
     device: int | str | None = None,
+    verify_key: Path | str | None = None,
     warmup: int = 3,
     runs: int = 20,
     duration: float | None = None,
@@ -127,6 +128,7 @@ def benchmark(
         cuda: See `nrd_trt.open_bundle`.
         cuda_graph: Whether a device's runner replays a CUDA graph; None leaves the choice to the runner.
         device: See `nrd_trt.open_bundle`.
+        verify_key: Key that must have signed every source, so that none may be a checkpoint; see `nrd_trt.open_bundle`.
         warmup: Untimed calls of each.
         runs: Timed calls of each, at the least, and on a device as many for the engine alone after them; 3 + 20 calls
             are too few for p99, which means something from 100 on.
@@ -175,7 +177,7 @@ def benchmark(
     if plot is not None:
         check_plot(plot, force=force)
     choose_device(run.device)
-    targets = _open([Path(source) for source in sources], calls, size)
+    targets = _open([Path(source) for source in sources], calls, size, optional_path("verify_key", verify_key))
     result = Benchmark(rows=_measure(targets, calls, progress=progress))
     if plot is not None:
         _plot(plot, result.rows)
@@ -189,10 +191,10 @@ def _check(sources: Sequence[Path | str], calls: _Calls) -> None:
         raise ConfigError(f"streams={calls.streams}: expected one source, got {len(sources)}; time them one by one.")
 
 
-def _open(paths: Sequence[Path], calls: _Calls, size: Size | None) -> list[_Target]:
+def _open(paths: Sequence[Path], calls: _Calls, size: Size | None, verify_key: Path | None) -> list[_Target]:
     """Open every source; a library goes to the bundles that need it, where there are several sources."""
     run = calls.run
-    bundles = {path: read_bundle(path) for path in paths if is_bundle(path)}
+    bundles = {path: read_bundle(path, verify_key=verify_key) for path in paths if is_bundle(path)}
     if size is not None:
         check_size(size, what="size=")
     if run.plugin is not None and len(paths) > 1 and not any(map(_needs_plugin, bundles.values())):
@@ -203,7 +205,9 @@ def _open(paths: Sequence[Path], calls: _Calls, size: Size | None) -> list[_Targ
         bundle = bundles.get(path)
         handed = run if len(paths) == 1 or (bundle and _needs_plugin(bundle)) else replace(run, plugin=None)
         free = None if bundle is not None or path.suffix in (".nrd", ".onnx") else checkpoint_size
-        engines = tuple(open_engine(bundle or path, handed, size=free) for _ in range(calls.streams))
+        engines = tuple(
+            open_engine(bundle or path, handed, size=free, verify_key=verify_key) for _ in range(calls.streams)
+        )
         target = _Target(name=path.name, engines=engines, size=size or engines[0].graph.shape.opt_hw)
         if target.engine.runner_name != "torch":  # a checkpoint takes what it is given
             _check_shape(path, target.engine, target.size, calls.batch)

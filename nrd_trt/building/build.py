@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from nrd_trt.engine.bundle import (
 from nrd_trt.engine.compat import ConfigOptions, installed_flavours, load_tensorrt
 from nrd_trt.engine.options import OptionValue, option_texts
 from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
+from nrd_trt.engine.signature import SIGNATURE_FILE
 from nrd_trt.errors import ConfigError, RunnerError
 from nrd_trt.gates import GATES
 from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts
@@ -110,6 +112,7 @@ def build(
     cuda: Provider = "driver",
     cuda_graph: bool = True,
     device: int | str | None = None,
+    verify_key: Path | str | None = None,
     workspace_mib: int | None = None,
     optimization_level: int | None = None,
     timing_cache: Path | str | None = None,
@@ -173,6 +176,8 @@ def build(
         cuda: See `nrd_trt.open_bundle`.
         cuda_graph: See `nrd_trt.open_bundle`.
         device: See `nrd_trt.open_bundle`.
+        verify_key: File with the public key that must have signed the bundle that is the source; see
+            `nrd_trt.open_bundle`.
         workspace_mib: Scratch memory that a layer may use; None leaves it to TensorRT.
         optimization_level: Builder effort, 0-5; None leaves it to TensorRT.
         timing_cache: File that is read before the build and written after it.
@@ -205,7 +210,8 @@ def build(
 
     Warns:
         UserWarning: Something speaks against the images to calibrate on, see `nrd_trt.calibrate`; or those of `data`
-            are exposed otherwise; or int8 is calibrated on `data`, which flatters its figures.
+            are exposed otherwise; or int8 is calibrated on `data`, which flatters its figures. Or a signature is gone,
+            that of the source or of the bundle that was replaced.
     """
     plugin = optional_path("plugin", plugin)
     request = BuildRequest(
@@ -237,6 +243,7 @@ def build(
             builder_options=option_texts(builder_options or {}),
         ),
         timing_cache=optional_path("timing_cache", timing_cache),
+        verify_key=optional_path("verify_key", verify_key),
         min_agreement=min_agreement,
         max_miou_drop=max_miou_drop,
         min_class_iou=min_class_iou,
@@ -268,6 +275,7 @@ def build(
 def build_bundle(request: BuildRequest) -> Bundle:
     """Build what a request asks for, see `build`."""
     check_target(request.output, force=request.force)
+    signed = any((path / SIGNATURE_FILE).is_file() for path in (request.source, request.output))
     build = _Build(request)
     given = read_input(request)
     build.make(given.model)
@@ -279,7 +287,14 @@ def build_bundle(request: BuildRequest) -> Bundle:
     }
     if build.engine is not None:
         files[PLAN_FILE] = build.engine.plan
-    return write_bundle(request.output, files, build.record(given, validation), force=request.force)
+    bundle = write_bundle(request.output, files, build.record(given, validation), force=request.force)
+    if signed:
+        warnings.warn(
+            f"{bundle.path}: unsigned; the signature that there was is of another bundle. Sign this one: "
+            f"nrd_trt.sign({str(bundle.path)!r}, key='key.pem')",
+            stacklevel=2,
+        )
+    return bundle
 
 
 def plan_runner_here(request: BuildRequest, model: onnx.ModelProto) -> TrtRunner | None:

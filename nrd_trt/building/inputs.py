@@ -14,7 +14,7 @@ import onnx
 from nrd_trt.building.request import BuildRequest
 from nrd_trt.data.exposure import Exposure
 from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
-from nrd_trt.engine.bundle import is_bundle, read_bundle
+from nrd_trt.engine.bundle import check_no_key, is_bundle, read_bundle
 from nrd_trt.engine.record import CheckpointRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting.export import export_checked
@@ -83,6 +83,7 @@ def read_input(request: BuildRequest) -> BuildInput:
     """Bring the source of a request to a typed ONNX model; only that of a checkpoint can be given another form."""
     if is_bundle(request.source) or request.source.suffix == ".nrd":
         return _from_bundle(request)
+    check_no_key(request.source, request.verify_key)
     if not request.source.is_file():
         raise ConfigError(f"{request.source}: expected a checkpoint, an ONNX file or a bundle; found none.")
     return _from_onnx(request) if request.source.suffix == ".onnx" else _from_checkpoint(request)
@@ -192,7 +193,7 @@ def _checkpoint_of(checkpoint: Path, graph: GraphFacts, options: CheckpointOptio
 
 
 def _from_bundle(request: BuildRequest) -> BuildInput:
-    bundle = read_bundle(request.source)
+    bundle = read_bundle(request.source, verify_key=request.verify_key)
     _refuse_form(request, "a bundle")
     if request.precision not in (None, bundle.graph.precision):
         raise ConfigError(

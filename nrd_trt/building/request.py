@@ -58,6 +58,7 @@ class BuildRequest:
     decode: DecodeName = "auto"
     config: ConfigOptions = field(default_factory=ConfigOptions)
     timing_cache: Path | None = None
+    verify_key: Path | None = None
     min_agreement: float | None = None
     max_miou_drop: float | None = None
     min_class_iou: float | None = None

@@ -40,7 +40,7 @@ def benchmark_command(
     ] = 1,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images per call.")] = 1,
     size: common.Size = None,
-    run: groups.RunnerOptions,
+    run: groups.BundleOptions,
     copies: Annotated[
         bool | None,
         typer.Option("--include-copies/--no-copies", help="Time a device's copies from and to the host (default yes)."),
@@ -68,6 +68,7 @@ def benchmark_command(
     if decode:
         options = {"--compare": compare, "--batch": batch != 1, "--size": size, "--plugin": run.plugin, "--plot": plot}
         options |= {"--duration": duration, "--streams": streams != 1, "--profile": profile}
+        options |= {"--verify-key": run.verify_key}
         given = [name for name, value in options.items() if value]
         if targets or given or run.runner != "auto":
             raise ConfigError(f"--decode: its cases are fixed; leave out {', '.join(given) or 'targets and --runner'}.")

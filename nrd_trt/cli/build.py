@@ -28,7 +28,7 @@ def build_command(
         Path | None, common.checks_option(metavar="CKPT", help="Reference of a build from an ONNX file or a bundle.")
     ] = None,
     engine: groups.EngineOptions,
-    run: groups.RunnerOptions,
+    run: groups.BundleOptions,
     gates: groups.GateOptions,
     facts: groups.CheckpointFacts,
     force: common.Force = False,

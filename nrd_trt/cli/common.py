@@ -242,6 +242,10 @@ Plugin = Annotated[
     Path | None,
     engine_option(metavar="FILE", help="Plugin library (default NRD_TRT_PLUGIN, plugins/build, the loader's path)."),
 ]
+VerifyKey = Annotated[
+    Path | None,
+    checks_option(metavar="FILE", help="Public key that must have signed the bundle (see `nrd-trt sign`)."),
+]
 MinAgreement = Annotated[float | None, checks_option(metavar="0-1", help="Gate: share of equal pixels.")]
 MaxMiouDrop = Annotated[float | None, checks_option(metavar="0-1", help="Gate: loss of mIoU against labels.")]
 MinClassIou = Annotated[

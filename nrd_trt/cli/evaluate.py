@@ -18,7 +18,7 @@ def evaluate_command(
     source: Annotated[Path, typer.Argument(metavar="CKPT|NAME.nrd", help="A checkpoint or a bundle.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Images, or a folder with images/ and labels/.")],
     judged: groups.LabelOptions,
-    run: groups.RunnerOptions,
+    run: groups.BundleOptions,
     size: common.Size = None,
     output_stride: common.OutputStride = None,
     dilations: common.Dilations = None,

@@ -158,6 +158,13 @@ class RunnerOptions(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BundleOptions(RunnerOptions):
+    """The same, and whose a bundle must be."""
+
+    verify_key: common.VerifyKey = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FormOptions(Group):
     """Form of the exported file."""
 

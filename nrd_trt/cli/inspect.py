@@ -13,6 +13,7 @@ from nrd_trt.cli import common, groups
 from nrd_trt.cli.flags import translated
 
 if TYPE_CHECKING:
+    from nrd_trt.engine.bundle import Origin
     from nrd_trt.engine.record import BundleRecord, PluginRecord
     from nrd_trt.graph.metadata import GraphFacts
     from nrd_trt.inspection.inspect import Inspection, PluginLayers
@@ -33,6 +34,7 @@ def inspect_command(
     *,
     path: Annotated[Path, typer.Argument(metavar="NAME.nrd|PLAN|m.onnx", help="What to look into.")],
     plugin: common.Plugin = None,
+    verify_key: common.VerifyKey = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer, not only their numbers.")] = False,
     out: groups.OutputOptions,
 ) -> None:
@@ -42,7 +44,7 @@ def inspect_command(
     """
     from nrd_trt import inspect
 
-    found = inspect(path, plugin=plugin, on_message=out.on_message)
+    found = inspect(path, plugin=plugin, verify_key=verify_key, on_message=out.on_message)
     if out.as_json:
         common.print_json(found.to_dict())
     else:
@@ -53,6 +55,8 @@ def _print(found: Inspection, *, every_layer: bool) -> None:
     bundle = found.bundle
     intact = "; every hash of its bundle holds" if bundle else f"\nSHA-256 {found.sha256}"
     typer.echo(f"{found.path}: {_TITLES[found.kind]}, {_size(found.bytes)}{intact}")
+    if bundle:
+        typer.echo(_signed_by(bundle.origin))
     if bundle:
         for line in common.headline(bundle.record.validation.warnings):
             typer.echo(line)
@@ -69,6 +73,13 @@ def _print(found: Inspection, *, every_layer: bool) -> None:
         _section("Network", _network(found.onnx.metadata, bundle.record if bundle else None))
         _section("ONNX file", _onnx(found.onnx))
     _layers(found, every_layer=every_layer)
+
+
+def _signed_by(origin: Origin | None) -> str:
+    if origin is None:
+        return "unsigned: whoever wrote a file could write its hash too"
+    claim = "" if origin.verified else ", as it says; --verify-key verifies it"
+    return f"signed by {origin.fingerprint}{claim}"
 
 
 def _made(record: BundleRecord) -> Lines:

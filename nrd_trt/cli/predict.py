@@ -23,7 +23,7 @@ def predict_command(
     output_path: Annotated[Path, typer.Option("-o", metavar="DIR", help="Where to write the masks.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write the image with the mask over it.")] = False,
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the mask in the overlay.")] = 0.6,
-    run: groups.RunnerOptions,
+    run: groups.BundleOptions,
     force: common.Force = False,
     out: groups.OutputOptions,
 ) -> None:

@@ -31,7 +31,7 @@ def serve_command(
     max_upload_mb: Annotated[int, typer.Option(metavar="MIB", help="Largest upload.")] = 64,
     fit: common.FitOption = None,
     resample: common.ResampleOption = None,
-    run: groups.RunnerOptions,
+    run: groups.BundleOptions,
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
 ) -> None:

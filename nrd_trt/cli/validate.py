@@ -41,7 +41,7 @@ def validate_command(
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one page with every figure.")] = None,
     force: common.Force = False,
-    run: groups.RunnerOptions,
+    run: groups.BundleOptions,
     out: groups.OutputOptions,
 ) -> None:
     """Compare an engine's masks with the reference, and the figures with the gates."""

@@ -76,7 +76,7 @@ def video_command(
     judged: groups.LabelOptions,
     rate: Rate = None,
     live: Live = None,
-    run: groups.RunnerOptions,
+    run: groups.BundleOptions,
     force: common.Force = False,
     out: groups.OutputOptions,
 ) -> None:

@@ -1,7 +1,7 @@
 """The bundle ``NAME.nrd/``: ONNX file, plan, reference masks and the facts that tie them together.
 
 Written whole or not at all. ``bundle.json`` carries the hash of every file and of itself, so a changed byte anywhere is
-found before anything is run.
+found before anything is run. Who made a bundle a hash does not tell: that is what a signature is for.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from nrd_trt.engine.record import MAX_BYTES, BundleRecord, read_record, write_record
-from nrd_trt.errors import BundleError
-from nrd_trt.files import atomic_folder, check_absent, sha256_bytes, sha256_file
+from nrd_trt.engine.signature import SIGNATURE_FILE, check_no_links, read_signature, signed, verify
+from nrd_trt.errors import BundleError, ConfigError
+from nrd_trt.files import atomic_file, atomic_folder, check_absent, sha256_bytes, sha256_file
 from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.specs import as_path
 
 ONNX_FILE, PLAN_FILE, REFERENCE_FILE, RECORD_FILE = "model.onnx", "model.plan", "reference.npz", "bundle.json"
-_OWN = frozenset((ONNX_FILE, PLAN_FILE, REFERENCE_FILE, RECORD_FILE, "bundle.sig"))
+_OWN = frozenset((ONNX_FILE, PLAN_FILE, REFERENCE_FILE, RECORD_FILE, SIGNATURE_FILE))
 MAX_REFERENCES = 8
 MAX_REFERENCE_PIXELS = 128_000_000
 """Of all references together, so that few are kept where each is large."""
@@ -79,16 +81,31 @@ class ReferenceSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Who signed a bundle.
+
+    Attributes:
+        fingerprint: SHA-256 of the public key in hexadecimal.
+        verified: Whether the signature was verified with that key; otherwise the fingerprint is a claim of the bundle.
+    """
+
+    fingerprint: str
+    verified: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """An opened bundle; its hashes hold.
 
     Attributes:
         path: The folder.
         record: Content of ``bundle.json``.
+        origin: Who signed it; None where it is unsigned.
     """
 
     path: Path
     record: BundleRecord
+    origin: Origin | None = None
 
     @property
     def graph(self) -> GraphFacts:
@@ -184,24 +201,94 @@ def write_bundle(path: Path, files: Mapping[str, bytes], record: BundleRecord, *
     return Bundle(path=path, record=record)
 
 
-def read_bundle(path: str | Path) -> Bundle:
+def read_bundle(path: str | Path | Bundle, *, verify_key: Path | None = None) -> Bundle:
     """Open a bundle and check every hash.
+
+    Args:
+        path: The folder; a bundle that was opened is opened again only where a key is given.
+        verify_key: File with the public key that must have signed it, which is verified before anything else is read;
+            None takes signed and unsigned bundles alike.
 
     Raises:
         BundleError: It is no bundle, its record is of another schema, or a file was changed, added or removed; the
-            message names the file.
+            message names the file. Or it is not signed by that key.
+        ConfigError: `verify_key` holds no public key.
     """
+    if isinstance(path, Bundle):
+        if verify_key is None:
+            return path
+        path = path.path
     path = Path(path)
+    data = _record_bytes(path)
+    if verify_key is not None:
+        origin: Origin | None = Origin(fingerprint=verify(path, data, verify_key), verified=True)
+    else:
+        claimed = read_signature(path)
+        origin = None if claimed is None else Origin(fingerprint=claimed.fingerprint, verified=False)
+    return Bundle(path=path, record=_checked(path, data), origin=origin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signed:
+    """A bundle that was signed, and the SHA-256 of the public key in hexadecimal."""
+
+    path: Path
+    fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values of the JSON object."""
+        return {"path": str(self.path), "fingerprint": self.fingerprint}
+
+
+def sign(bundle: str | Path, key: str | Path, *, force: bool = False) -> Signed:
+    """Sign a bundle: write ``bundle.sig``, which tells whoever has the public key that it comes from you as it is.
+
+    Args:
+        bundle: A ``NAME.nrd`` folder.
+        key: File with an Ed25519 private key in PEM, such as ``openssl genpkey -algorithm ed25519`` makes.
+        force: Replace a signature.
+
+    Raises:
+        BundleError: The bundle is damaged, or an entry of it is a symbolic link.
+        ConfigError: `key` holds no such key; or the bundle is signed already and `force` is off.
+        MissingDependencyError: The package cryptography is not installed.
+    """
+    path = as_path("bundle", bundle)
+    data = _record_bytes(path)
+    _checked(path, data)
+    check_no_links(path)
+    target = path / SIGNATURE_FILE
+    check_absent(target, force=force)
+    made = signed(data, as_path("key", key))
+    with atomic_file(target, beside=path) as temporary:  # a temporary in the bundle would be an unlisted file
+        temporary.write_bytes(made.to_bytes())
+    return Signed(path=path, fingerprint=made.fingerprint)
+
+
+def _record_bytes(path: Path) -> bytes:
     file = path / RECORD_FILE
     if not file.is_file():
         raise BundleError(f"{path}: expected a bundle folder with {RECORD_FILE}, found none; check the path.")
+    with file.open("rb") as opened:
+        return opened.read(MAX_BYTES + 1)
+
+
+def _checked(path: Path, data: bytes) -> BundleRecord:
+    """Return the record of a bundle whose files it describes."""
     try:
-        with file.open("rb") as opened:
-            record = read_record(opened.read(MAX_BYTES + 1))
+        record = read_record(data)
     except ValueError as exc:
-        raise BundleError(f"{file}: {exc}.") from exc
+        raise BundleError(f"{path / RECORD_FILE}: {exc}.") from exc
     _check_files(path, record.files, record.command)
-    return Bundle(path=path, record=record)
+    return record
+
+
+def check_no_key(path: Path, verify_key: Path | None) -> None:
+    """Raise `ConfigError` where what must be signed is no bundle: nothing else can be."""
+    if verify_key is not None:
+        raise ConfigError(
+            f"verify_key={verify_key}: expected a bundle, which can be signed, got {path}; leave it out, or build one."
+        )
 
 
 def is_bundle(path: Path) -> bool:
@@ -215,7 +302,7 @@ def _check_files(path: Path, expected: Mapping[str, str], command: str) -> None:
         raise BundleError(
             f"{path / RECORD_FILE}: expected hashes of {' and '.join(sorted(absent))}, got none; rebuild it."
         )
-    present = {entry.name for entry in path.iterdir()} - {RECORD_FILE}
+    present = {entry.name for entry in path.iterdir()} - {RECORD_FILE, SIGNATURE_FILE}
     if present != expected.keys():
         raise BundleError(
             f"{path}: expected the files {sorted(expected)}, got {sorted(present)}; restore or rebuild it."

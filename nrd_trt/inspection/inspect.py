@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nrd_trt.engine.bundle import PLAN_FILE, RECORD_FILE, Bundle, is_bundle, read_bundle
+from nrd_trt.engine.bundle import PLAN_FILE, RECORD_FILE, Bundle, Origin, check_no_key, is_bundle, read_bundle
 from nrd_trt.engine.plugins import find_plugin, read_plugin
 from nrd_trt.engine.record import BundleRecord, PluginRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, MissingDependencyError, PluginError
@@ -25,15 +25,16 @@ from nrd_trt.inspection.plan_summary import (
 )
 from nrd_trt.progress import OnMessage, silent
 from nrd_trt.runtime.select import bundle_plugin, recorded_plugin
-from nrd_trt.specs import LayerRecord
+from nrd_trt.specs import LayerRecord, optional_path
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleSummary:
-    """What a bundle recorded, every hash of which holds, and the sizes of its files in bytes."""
+    """What a bundle recorded, every hash of which holds, the sizes of its files in bytes, and who signed it."""
 
     record: BundleRecord
     sizes: dict[str, int]
+    origin: Origin | None
     hashes_hold: bool = True
 
 
@@ -101,7 +102,13 @@ class Inspection:
         return values
 
 
-def inspect(path: Path | str, *, plugin: Path | str | None = None, on_message: OnMessage = silent) -> Inspection:
+def inspect(
+    path: Path | str,
+    *,
+    plugin: Path | str | None = None,
+    verify_key: Path | str | None = None,
+    on_message: OnMessage = silent,
+) -> Inspection:
     """Return what a bundle, a plan or an ONNX file holds.
 
     A plan is opened, which runs it as code, where this machine can: inspect what comes from a trusted source.
@@ -110,21 +117,23 @@ def inspect(path: Path | str, *, plugin: Path | str | None = None, on_message: O
         path: ``NAME.nrd``, a plan or an ONNX file.
         plugin: Library of a plan that needs one. None looks for a bundle's; without a bundle nothing tells that a plan
             needs one.
+        verify_key: For bundles and their plans; see `nrd_trt.open_bundle`.
         on_message: Receives TensorRT's messages as ``(severity, text)``.
 
     Raises:
         ConfigError: There is nothing of that name, or a library is given for what needs none.
         PluginError: The library given cannot be used, or is not that of the build.
-        BundleError: A bundle is damaged, or a plan is none.
+        BundleError: A bundle is damaged or not signed by the key of `verify_key`, or a plan is none.
         ExportError: It is no ONNX file.
     """
-    path, plugin = Path(path), None if plugin is None else Path(plugin)
+    path, plugin, verify_key = Path(path), optional_path("plugin", plugin), optional_path("verify_key", verify_key)
     if path.is_dir():
-        return _bundle(read_bundle(path), "bundle", plugin, on_message)
+        return _bundle(read_bundle(path, verify_key=verify_key), "bundle", plugin, on_message)
     if not path.is_file():
         raise ConfigError(f"{path}: expected a bundle NAME.nrd, a plan or an ONNX file, found none; check the path.")
     if path.name == PLAN_FILE and is_bundle(path.parent):
-        return _bundle(read_bundle(path.parent), "plan", plugin, on_message)
+        return _bundle(read_bundle(path.parent, verify_key=verify_key), "plan", plugin, on_message)
+    check_no_key(path, verify_key)
     if is_plan(path):
         return _bare_plan(path, plugin, on_message)
     if plugin is not None:
@@ -189,7 +198,7 @@ def _bundle(bundle: Bundle, kind: Literal["bundle", "plan"], plugin: Path | None
         plugin=record.plugin,
         onnx=summary,
         plan=plan,
-        bundle=BundleSummary(record=record, sizes=sizes),
+        bundle=BundleSummary(record=record, sizes=sizes, origin=bundle.origin),
     )
 
 

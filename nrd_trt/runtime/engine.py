@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nrd_trt.data.preprocessing import FittedImage, Fitting, fit_image, fitting_of
-from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
+from nrd_trt.engine.bundle import Bundle, check_no_key, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.graph.metadata import GraphFacts, load_onnx, read_facts
 from nrd_trt.machine.device import choose_device
@@ -190,6 +190,7 @@ def open_bundle(
     device: int | str | None = None,
     fit: Fit | None = None,
     resample: Resample | None = None,
+    verify_key: Path | str | None = None,
 ) -> Engine:
     """Open a bundle for prediction: ``open_bundle(path).predict(rgb (H, W, 3) uint8) -> (H, W) uint8``.
 
@@ -209,6 +210,8 @@ def open_bundle(
         fit: How images of other sizes are brought to the engine's size; None takes what the bundle was built with.
         resample: Whose bilinear arithmetic scales them: ``"pillow"``, or ``"cv2"``, which does not average where images
             shrink (OpenCV itself is not needed); None takes what the bundle was built with.
+        verify_key: File with the public key that must have signed the bundle (`nrd_trt.sign`), Ed25519 in PEM, which is
+            verified before anything else of it is read; None takes signed and unsigned ones alike.
 
     Returns:
         An engine, which is a context manager: leaving its ``with`` block frees what the runner holds.
@@ -216,13 +219,14 @@ def open_bundle(
     Raises:
         ConfigError: An argument is not known, or does not fit the bundle; there is no such device, or another one is in
             use already.
-        BundleError: A file of the bundle was changed or is missing.
+        BundleError: A file of the bundle was changed or is missing, or it is not signed by the key of `verify_key`.
         PluginError: The library asked for is not that of the build, or cannot be used here.
         RunnerError: The runner asked for cannot run the bundle here.
     """
     plugin = optional_path("plugin", plugin)
     run = RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device)
-    return open_engine(path if isinstance(path, Bundle) else read_bundle(path), run, fit=fit, resample=resample)
+    bundle = read_bundle(path, verify_key=optional_path("verify_key", verify_key))
+    return open_engine(bundle, run, fit=fit, resample=resample)
 
 
 def open_engine(
@@ -233,6 +237,7 @@ def open_engine(
     resample: Resample | None = None,
     size: Size | None = None,
     options: CheckpointOptions | None = None,
+    verify_key: Path | None = None,
 ) -> Engine:
     """Open a bundle, a checkpoint or an ONNX file for prediction.
 
@@ -245,11 +250,13 @@ def open_engine(
         resample: What scales them; None takes what a bundle was built with, and ``"pillow"`` for other files.
         size: Height and width that a checkpoint runs at, multiples of 32; None takes its own.
         options: What the file of a checkpoint does not tell.
+        verify_key: File with the public key that must have signed the bundle at `path`; of one that was opened that was
+            verified then.
 
     Raises:
         ConfigError: An argument is not known, or does not fit the file.
         ShapeError: `size` is not a multiple of 32.
-        BundleError: The bundle is damaged.
+        BundleError: The bundle is damaged or not signed by that key.
         CheckpointError: The checkpoint is absent, unreadable or of another kind.
         ExportError: The ONNX file is absent or was not exported by this toolkit.
         PluginError: The plan's library is not that of the build, or cannot be used here.
@@ -273,7 +280,8 @@ def open_engine(
             "what describes a checkpoint out, or give the checkpoint."
         )
     if holds_bundle:
-        return open_engine(read_bundle(path), run, fit=fit, resample=resample)
+        return open_engine(read_bundle(path, verify_key=verify_key), run, fit=fit, resample=resample)
+    check_no_key(path, verify_key)
     if run.plugin is not None:
         raise ConfigError(f"plugin={run.plugin}: expected a bundle whose plan needs it, got {path}; leave it out.")
     own: tuple[RunnerName, ...] = ("onnxruntime", "openvino") if holds_onnx else ("torch",)

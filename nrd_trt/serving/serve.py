@@ -53,6 +53,7 @@ def serve(
     cuda: Provider = "driver",
     cuda_graph: bool = True,
     device: int | str | None = None,
+    verify_key: str | Path | None = None,
     on_notice: Report = silent,
     on_ready: Callable[[str, str | None], None] = lambda url, token: None,
 ) -> None:
@@ -78,6 +79,7 @@ def serve(
         cuda: See `nrd_trt.open_bundle`.
         cuda_graph: See `nrd_trt.open_bundle`.
         device: See `nrd_trt.open_bundle`.
+        verify_key: For bundles; see `nrd_trt.open_bundle`.
         on_notice: Receives lines that a user should know while the run goes on, e.g. that a stream was lost.
         on_ready: Receives the page's address, and the token where one was made.
 
@@ -105,7 +107,8 @@ def serve(
     access = Access(host=host, port=port, token=made or token, allow_host=tuple(allow_host))
     plugin = optional_path("plugin", plugin)
     run = RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device)
-    engine = open_engine(bundle, run, fit=fit, resample=resample)
+    verify_key = optional_path("verify_key", verify_key)
+    engine = open_engine(bundle, run, fit=fit, resample=resample, verify_key=verify_key)
     hub, thread = Hub(PauseSwitch()), EngineThread(engine)
 
     def report(line: str) -> None:

@@ -68,6 +68,7 @@ def evaluate(
     cuda: Provider = "driver",
     cuda_graph: bool = True,
     device: int | str | None = None,
+    verify_key: Path | str | None = None,
     progress: bool = True,
     **options: Unpack[CheckpointFields],
 ) -> Evaluation:
@@ -87,6 +88,7 @@ def evaluate(
         cuda: For bundles; see `nrd_trt.open_bundle`.
         cuda_graph: For bundles; see `nrd_trt.open_bundle`.
         device: For bundles; see `nrd_trt.open_bundle`.
+        verify_key: For bundles; see `nrd_trt.open_bundle`.
         progress: Show a bar on stderr where it takes over two seconds.
         **options: What the file of a checkpoint does not tell, as for `nrd_trt.load_model`.
 
@@ -103,7 +105,15 @@ def evaluate(
     run = RunOptions(
         runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device, faithful=True
     )
-    engine = open_engine(source, run, fit=fit, resample=resample, size=size, options=checkpoint_options(options))
+    engine = open_engine(
+        source,
+        run,
+        fit=fit,
+        resample=resample,
+        size=size,
+        options=checkpoint_options(options),
+        verify_key=optional_path("verify_key", verify_key),
+    )
     samples = SampleSource(
         data=data,
         labels=labels,

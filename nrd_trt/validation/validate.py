@@ -121,6 +121,7 @@ def validate(
     cuda: Provider = "driver",
     cuda_graph: bool = True,
     device: int | str | None = None,
+    verify_key: Path | str | None = None,
     progress: bool = True,
     on_stage: OnStage = silent,
     on_message: OnMessage = silent,
@@ -153,6 +154,7 @@ def validate(
         cuda: See `nrd_trt.open_bundle`.
         cuda_graph: See `nrd_trt.open_bundle`.
         device: See `nrd_trt.open_bundle`.
+        verify_key: See `nrd_trt.open_bundle`.
         progress: Show a bar on stderr where the work takes over two seconds.
         on_stage: Receives a line when a stage begins.
         on_message: Receives TensorRT's messages as ``(severity, text)``.
@@ -172,7 +174,7 @@ def validate(
     labels, report = optional_path("labels", labels), optional_path("report", report)
     plugin = optional_path("plugin", plugin)
     _check_arguments(checkpoint, data, labels, structure, localise, rebuild, report, force=force)
-    bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+    bundle = read_bundle(bundle, verify_key=optional_path("verify_key", verify_key))
     gates = Gates.of(
         bundle.graph.precision,
         min_agreement,

@@ -108,6 +108,7 @@ def segment_video(
     cuda: Provider = "driver",
     cuda_graph: bool = True,
     device: int | str | None = None,
+    verify_key: str | Path | None = None,
     force: bool = False,
     progress: bool = True,
     on_notice: Report = silent,
@@ -135,6 +136,7 @@ def segment_video(
         cuda: See `nrd_trt.open_bundle`.
         cuda_graph: See `nrd_trt.open_bundle`.
         device: See `nrd_trt.open_bundle`.
+        verify_key: For bundles; see `nrd_trt.open_bundle`.
         force: Replace existing outputs.
         progress: Whether a bar on stderr shows frame rate and time split.
         on_notice: Receives lines that a user should know while the run goes on, e.g. that a stream was lost.
@@ -153,7 +155,8 @@ def segment_video(
     _check_outputs(outputs, str(source), str(bundle))
     plugin = optional_path("plugin", plugin)
     run = RunOptions(runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device)
-    engine = open_engine(bundle, run, fit=fit, resample=resample)
+    verify_key = optional_path("verify_key", verify_key)
+    engine = open_engine(bundle, run, fit=fit, resample=resample, verify_key=verify_key)
     info, graph, shown = engine.info, engine.graph, _Bar(show=progress, on_notice=on_notice)
     smoother = parse_smoothing(smooth, has_logits=graph.output != "mask", upsample=graph.upsample)
     ignored = info.ignore_index if ignore_index is None else ignore_index
