@@ -76,7 +76,7 @@ gpu-check: export PATH := $(PATH):/usr/local/cuda/bin:/usr/local/cuda/compute-sa
 gpu-check: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 gpu-check: $(if $(GPU_PYTHON:$(BIN)/python=),,install)  ## Every proof and benchmark that needs an NVIDIA GPU, into build/gpu-check/; exits 2 without one
 	@rm -rf $(GPU) && mkdir -p $(GPU) && date +%s > $(GPU)/start && $(GPU_PYTHON) scripts/dev/gpu_results.py > $(GPU)/architecture
-	@$(call gpu_step,doctor,$(GPU_PYTHON) -c "from nrd_trt.cli.main import run_verb; run_verb(\"doctor\")" --json > $(GPU)/doctor.json)
+	@$(call gpu_step,doctor,$(GPU_PYTHON) -c "from nrd_trt.cli.main import run_verb; run_verb(\"doctor\")" --load-plugin --json > $(GPU)/doctor.json)
 	@$(call gpu_step,build,command -v nvcc || { echo "no nvcc"; exit 77; }; \
 		cmake -S plugins -B $(GPU_BUILD) -DCMAKE_CUDA_ARCHITECTURES=$$(cat $(GPU)/architecture) \
 		$(if $(TENSORRT_ROOT),-DTENSORRT_ROOT=$(TENSORRT_ROOT)) && cmake --build $(GPU_BUILD) --parallel $$(nproc))

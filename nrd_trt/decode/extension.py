@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -129,14 +130,15 @@ def build_and_load(folder: Path, architectures: list[str]) -> None:
 
     Raises:
         MissingDependencyError: It must be compiled and a tool is missing.
-        PluginError: It cannot be compiled or loaded.
+        PluginError: It cannot be compiled or loaded, or others could write what would be executed.
     """
     name = extension_name(folder, architectures)
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or _cpp_extension().get_default_build_root()
     directory = Path(root) / name
     library, complete = directory / f"{name}.so", directory / "complete"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_own(directory)
         # PyTorch's own lock outlives a process that was stopped, and then waits for ever; this one does not.
         with (directory / "in_use").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -154,6 +156,21 @@ def build_and_load(folder: Path, architectures: list[str]) -> None:
             f"{library}: the CUDA decode cannot be compiled or loaded ({log}); check that nvcc knows "
             f"sm_{' sm_'.join(architectures)} and accepts this C++ compiler, or remove the folder to compile it anew."
         ) from exc
+
+
+def _check_own(directory: Path) -> None:
+    """Raise `PluginError` unless only this user can put files into a folder: what lies in it is executed."""
+    user, found, above = os.geteuid(), directory.lstat(), directory.parent.stat()
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o022
+    # Else others could put a folder in its place.
+    kept = above.st_uid in (0, user) and (not above.st_mode & 0o002 or above.st_mode & stat.S_ISVTX)
+    if not (own and kept):
+        got, around = (f"{stat.filemode(one.st_mode)} of user {one.st_uid}" for one in (found, above))
+        raise PluginError(
+            f"{directory}: expected a folder of yours (user {user}) that nobody else can write or replace, as the "
+            f"library in it is executed, got {got} in {around}; remove it, or set TORCH_EXTENSIONS_DIR to a folder of "
+            "your own."
+        )
 
 
 @cache

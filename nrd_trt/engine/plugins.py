@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -44,6 +43,7 @@ SUPPORTED: Mapping[str, frozenset[int]] = {
 # Integrated GPUs run machine code of their own architecture only, and no other GPU runs theirs.
 _TEGRA = frozenset({53, 62, 72, 87, 101, 110})
 _CHECKOUT = Path(__file__).resolve().parents[2]
+_REMEDY = f"give the path of {LIBRARY}, or build it with: {BUILD_COMMAND}"
 _FACTS = tuple(field.name for field in fields(PluginFacts))
 
 
@@ -162,6 +162,38 @@ def take_plugin(
     raise refused[0]
 
 
+def take_recorded(recorded: PluginRecord, given: Path | None = None, *, bundle: str, rebuild: str) -> PluginLibrary:
+    """Read the first library of `find_plugin`'s that a plan was built with, by its hash; no other one is opened.
+
+    Args:
+        recorded: The library of the build.
+        given: As in `find_plugin`.
+        bundle: Name of the bundle, for the message.
+        rebuild: The call that builds the plan again with a library of this machine.
+
+    Raises:
+        PluginError: There is none, or none is that of the build; the message is about the first.
+    """
+    digests = {path: _digest(path) for path in _existing(given, recorded.tensorrt)}
+    for path, digest in digests.items():
+        if digest == recorded.sha256:
+            return read_plugin(path)
+    path, digest = next(iter(digests.items()))
+    raise PluginError(
+        f"{path}: {bundle} was built with another plugin library: expected SHA-256 {recorded.sha256[:12]}… (version "
+        f"{recorded.version} for TensorRT {recorded.tensorrt}, CUDA {recorded.cuda}, kernel revision "
+        f"{recorded.kernel_revision}), got {digest[:12]}…, which was not opened. Give the library of the build "
+        f"(plugin= or {VARIABLE}), or rebuild with: {rebuild}"
+    )
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as exc:
+        raise PluginError(f"{path}: expected {LIBRARY}, got a file that cannot be read ({exc}); {_REMEDY}.") from exc
+
+
 def _existing(given: Path | None, tensorrt: str | None) -> list[Path]:
     tried = places_here(tensorrt) if given is None else [given]
     found = [path.resolve() for path in tried if path.is_file()]
@@ -227,10 +259,9 @@ def read_plugin(path: Path) -> PluginLibrary:
     Raises:
         PluginError: It is not one of this toolkit's.
     """
-    path = path.resolve()
-    remedy = f"give the path of {LIBRARY}, or build it with: {BUILD_COMMAND}"
+    path, remedy = path.resolve(), _REMEDY
+    digest = _digest(path)
     try:
-        digest = sha256_file(path)
         opened = ctypes.CDLL(str(path))
     except OSError as exc:
         raise PluginError(f"{path}: expected {LIBRARY}, got a file that cannot be opened ({exc}); {remedy}.") from exc
@@ -266,7 +297,7 @@ def find_misfit(info: PluginInfo, tensorrt: str, compute_capability: str | None,
     major = version_numbers(tensorrt)[:1]
     if (info.tensorrt_major,) != major:
         return Misfit(
-            reason=f"expected a library built for TensorRT {_text(major)} ({tensorrt} is loaded), got one for TensorRT "
+            reason=f"expected a library built for TensorRT {'.'.join(map(str, major))} ({tensorrt} is loaded), got one for TensorRT "
             f"{info.tensorrt}",
             remedy=f"install the wheel {WHEEL}, or build it with the headers of the installed version: {BUILD_COMMAND}",
         )
@@ -298,27 +329,6 @@ def check_plugin(
         )
     if found := find_misfit(library.info, tensorrt.version, compute_capability, cuda):
         raise PluginError(f"{library.path}: {found.reason}; {found.remedy}.")
-
-
-def check_recorded(library: PluginLibrary, recorded: PluginRecord, *, bundle: str, rebuild: str) -> None:
-    """Raise `PluginError` unless a library is the one that a plan was built with.
-
-    Args:
-        library: The library that was found on this machine.
-        recorded: The library of the build.
-        bundle: Name of the bundle, for the message.
-        rebuild: The call that builds the plan again with this library.
-    """
-    if library.sha256 == recorded.sha256:
-        return
-    pairs = {name: (getattr(recorded, name), getattr(library.info, name)) for name in _FACTS}
-    others = [f"{name}: {_text(was)}, found {_text(now)}" for name, (was, now) in pairs.items() if was != now]
-    raise PluginError(
-        f"{library.path}: {bundle} was built with another plugin library: expected SHA-256 "
-        f"{recorded.sha256[:12]}…, got {library.sha256[:12]}… "
-        f"({'; '.join(others) or 'it says the same of itself'}). Give the library of the build "
-        f"(plugin= or {VARIABLE}), or rebuild with: {rebuild}"
-    )
 
 
 _LOADED: dict[TensorRT, PluginLibrary] = {}  # each has one registry per process
@@ -355,7 +365,3 @@ def load_plugin(library: PluginLibrary, tensorrt: TensorRT) -> None:
 
 def _absent_creators(tensorrt: TensorRT) -> list[str]:
     return [op for op in OPS if not tensorrt.has_creator(op, CREATOR_VERSION, NAMESPACE)]
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

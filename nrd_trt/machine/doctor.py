@@ -38,22 +38,26 @@ class DoctorReport:
         }
 
 
-def doctor() -> DoctorReport:
+def doctor(*, load_plugin: bool = False) -> DoctorReport:
     """Tell what this machine can do, and what supplies what is missing.
 
     Commands such as ``nvidia-smi`` are asked, and heavy packages are imported in child processes, never in this one. It
     takes some seconds. What is missing is a finding, never an error.
+
+    Args:
+        load_plugin: Whether the plugin library that a build would take is opened, in a child process, to ask it whether
+            it fits. That runs its code; otherwise the report says which one it is.
     """
-    return examine(Machine())
+    return examine(Machine(), load_plugin=load_plugin)
 
 
-def examine(machine: Machine) -> DoctorReport:
+def examine(machine: Machine, *, load_plugin: bool = False) -> DoctorReport:
     """Do the work of `doctor` on any machine."""
     have = take_inventory(machine)
-    return DoctorReport(rows=tuple(_rows(have)), abilities=tuple(_abilities(have)))
+    return DoctorReport(rows=tuple(_rows(have, load_plugin=load_plugin)), abilities=tuple(_abilities(have)))
 
 
-def _rows(have: Inventory) -> Iterator[Row]:
+def _rows(have: Inventory, *, load_plugin: bool) -> Iterator[Row]:
     """Judge everything that a machine has, in the order of the report."""
     yield packages.python_row(have.machine)
     yield packages.torch_row(have)
@@ -66,7 +70,7 @@ def _rows(have: Inventory) -> Iterator[Row]:
     yield hardware.driver_row(have)
     yield hardware.toolkit_row(have.machine)
     yield packages.cuda_row(have)
-    yield packages.plugin_row(have)
+    yield packages.plugin_row(have, load=load_plugin)
     yield from packages.video_rows(have.machine)
     yield hardware.jetpack_row(have)
     yield hardware.power_mode_row(have)

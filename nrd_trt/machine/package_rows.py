@@ -16,6 +16,7 @@ from nrd_trt.engine.plugins import (
     search_path,
     wheel_libraries,
 )
+from nrd_trt.files import sha256_file
 from nrd_trt.machine.findings import Inventory, Row
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA
 from nrd_trt.machine.host import Machine
@@ -154,12 +155,12 @@ def cuda_row(have: Inventory) -> Row:
     return Row(name, "ok", f"the driver opens {cuda.name}, for CUDA {cuda.cuda}{pycuda}")
 
 
-def plugin_row(have: Inventory) -> Row:
-    """Look for the plugin library where a build would, and compare it with TensorRT and the GPU."""
+def plugin_row(have: Inventory, *, load: bool) -> Row:
+    """Look for the plugin library where a build would, and with `load` compare it with TensorRT and the GPU."""
     name, machine, tensorrt = "Plugin library", have.machine, have.flavours["tensorrt"]
     cache = machine.run(["ldconfig", "-p"]) or machine.run(["/sbin/ldconfig", "-p"])
     tried = search_path(machine.environ, machine.checkout, cache, wheel_libraries(tensorrt.version))
-    rows = (_library_row(have, place) for place in tried if place.is_file())
+    rows = (_library_row(have, place, load=load) for place in tried if place.is_file())
     first = next(rows, None)
     if first is None:
         if given := machine.environ.get(VARIABLE):
@@ -173,9 +174,14 @@ def plugin_row(have: Inventory) -> Row:
     return first if first.status == "ok" else next((row for row in rows if row.status == "ok"), first)
 
 
-def _library_row(have: Inventory, path: Path) -> Row:
-    """Say whether TensorRT and the GPU can use one library."""
+def _library_row(have: Inventory, path: Path, *, load: bool) -> Row:
+    """Say whether TensorRT and the GPU can use one library, which runs its code, or that it would be asked."""
     name, machine, tensorrt = "Plugin library", have.machine, have.flavours["tensorrt"]
+    if not load:
+        found = f"{path}, SHA-256 {sha256_file(path)[:12]}…; not loaded, which would run its code"
+        if tensorrt.version is None:
+            return Row(name, "n/a", f"{found}; TensorRT, which would load it, is not installed")
+        return Row(name, "limited", found, "nrd_trt.doctor(load_plugin=True)   (in a child process: does it fit?)")
     info = ask(machine, PluginInfo, "-m", "nrd_trt.machine.software", str(path))
     if isinstance(info, str):
         return Row(name, "missing", f"{path}: it cannot be used: {info}", BUILD_COMMAND)

@@ -6,7 +6,6 @@ import platform
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from nrd_trt.engine.compat import (
     version_numbers,
 )
 from nrd_trt.engine.options import is_on
-from nrd_trt.engine.plugins import PluginLibrary, check_plugin, check_recorded, take_plugin
+from nrd_trt.engine.plugins import PluginLibrary, check_plugin, take_recorded
 from nrd_trt.engine.record import BuilderRecord
 from nrd_trt.errors import BundleError, ConfigError, MissingDependencyError, PluginError, RunnerError
 from nrd_trt.graph.metadata import GraphFacts
@@ -195,8 +194,7 @@ def recorded_plugin(bundle: Bundle, plugin: Path | None = None) -> PluginLibrary
     recorded = bundle.record.plugin
     if recorded is None:
         raise BundleError(f"{bundle.path}: expected the record of its plugin library, got none; rebuild the bundle.")
-    check = partial(check_recorded, recorded=recorded, bundle=str(bundle.path), rebuild=_rebuild(bundle))
-    return take_plugin(check, plugin, tensorrt=recorded.tensorrt)
+    return take_recorded(recorded, plugin, bundle=str(bundle.path), rebuild=_rebuild(bundle))
 
 
 def _plan_of(bundle: Bundle, run: RunOptions) -> TrtRunner:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ def test_architectures_and_torch_have_their_own_library(monkeypatch: pytest.Monk
 @mock.patch.object(torch.ops, "load_library")
 def test_compiles_once_for_exactly_these_gpus(loaded: mock.Mock, folder: Path, cache: Path, tmp_path: Path) -> None:
     directory = cache / extension_name(folder, ["87", "90"])
-    directory.mkdir(parents=True)
+    directory.mkdir(mode=0o700, parents=True)
     (directory / "lock").touch()  # of a process that was stopped while it compiled
 
     def compile_(name: str, files: list[str], **options: Any) -> None:
@@ -122,6 +124,32 @@ def test_what_did_not_compile_is_tried_again(load: mock.Mock, folder: Path, cach
     cache.write_text("a file, not a folder: it cannot be written")
     with pytest.raises(PluginError, match="cannot be compiled or loaded"):
         build_and_load(folder, ["90"])
+
+
+@mock.patch.object(cpp_extension, "load")
+@mock.patch.object(torch.ops, "load_library")
+@pytest.mark.parametrize("others", ["group", "world", "above", "link", "owner"])
+def test_what_others_can_write_is_not_executed(
+    loaded: mock.Mock, load: mock.Mock, others: str, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = cache / extension_name(folder, ["90"])
+    build_and_load(folder, ["90"])
+    build_and_load(folder, ["90"])
+    assert (loaded.call_count, stat.S_IMODE(directory.stat().st_mode)) == (1, 0o700)
+    if others == "link":
+        directory.rename(cache / "elsewhere")
+        directory.symlink_to(cache / "elsewhere")
+    elif others == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: directory.stat().st_uid + 1)
+    else:
+        (cache if others == "above" else directory).chmod({"group": 0o770, "world": 0o707, "above": 0o777}[others])
+    with pytest.raises(PluginError, match=rf"{directory}: expected a folder of yours .*TORCH_EXTENSIONS_DIR"):
+        build_and_load(folder, ["90"])
+    assert (loaded.call_count, load.call_count) == (1, 1)
+    if others == "above":
+        cache.chmod(0o1777)  # as /tmp is: nobody but the owner renames there
+        build_and_load(folder, ["90"])
+        assert loaded.call_count == 2
 
 
 def test_missing_sources_are_named(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from nrd_trt.engine.plugins import (
     PluginInfo,
     PluginLibrary,
     check_plugin,
-    check_recorded,
     find_misfit,
     find_plugin,
     load_plugin,
@@ -34,6 +33,7 @@ from nrd_trt.engine.plugins import (
     read_plugin,
     search_path,
     take_plugin,
+    take_recorded,
     wheel_libraries,
 )
 from nrd_trt.errors import PluginError
@@ -276,24 +276,23 @@ def test_misfit(version: str, capability: str | None, cuda: str | None, expected
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"kernel_revision": 2}, "kernel_revision: 1, found 2"),
-        ({"architectures": [87]}, "architectures: 75 80 86 87 89 90, found 87"),
-        ({"version": "0.2.0", "cuda": "13.0"}, "version: 0.1.0, found 0.2.0; cuda: 12.6, found 13.0"),
-        ({}, "it says the same of itself"),
-    ],
-)
-def test_another_library_is_refused_with_what_differs(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_another_library_is_refused_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its constructor would run on opening: in a process of its own, which must end without the mark that it makes."""
+    mark = tmp_path / "executed"
+    code = f'#include <stdio.h>\n__attribute__((constructor)) static void run(void) {{ fopen("{mark}", "w"); }}\n'
+    hostile = make_library(tmp_path / "hostile.so", source=code)
     recorded = read_plugin(library()).record("uint8")
-    other = read_plugin(make_library(tmp_path / "o.so", source="int differs = 7;\n", **changes))
     with pytest.raises(PluginError) as caught:
-        check_recorded(other, recorded, bundle="a.nrd", rebuild="rebuild it")
-    assert str(caught.value).startswith(f"{other.path}: a.nrd was built with another plugin library: expected SHA-256 ")
-    assert f"{recorded.sha256[:12]}…, got {other.sha256[:12]}… ({words})" in str(caught.value)
+        take_recorded(recorded, hostile, bundle="a.nrd", rebuild="rebuild it")
+    assert str(caught.value).startswith(f"{hostile}: a.nrd was built with another plugin library: expected SHA-256 ")
+    words = f"{recorded.sha256[:12]}… (version 0.1.0 for TensorRT 10.3.0, CUDA 12.6, kernel revision 1), got "
+    assert f"{words}{sha256_file(hostile)[:12]}…, which was not opened." in str(caught.value)
     assert str(caught.value).endswith("rebuild with: rebuild it")
-    check_recorded(other, other.record("uint8"), bundle="a.nrd", rebuild="rebuild it")
+    monkeypatch.setattr(plugins, "places_here", lambda *_: [hostile, library()])
+    assert take_recorded(recorded, bundle="a.nrd", rebuild="rebuild it") == read_plugin(library())
+    assert not mark.exists()
+    read_plugin(hostile)
+    assert mark.exists()  # so that the test can fail
 
 
 # --- registering

@@ -14,6 +14,7 @@ import pytest
 
 from nrd_trt.engine.compat import load_tensorrt
 from nrd_trt.engine.plugins import BUILD_COMMAND, LIBRARY, PluginInfo
+from nrd_trt.files import sha256_file
 from nrd_trt.machine import host
 from nrd_trt.machine.doctor import examine
 from nrd_trt.machine.gpu import Gpu, Graphics
@@ -60,7 +61,7 @@ def test_library_that_is_found(
     commands = {f"trial {path}": answer, "ldconfig -p": f"\t{LIBRARY} (libc6,x86-64) => {path}\n"}
     by_variable = {"environ": {"NRD_TRT_PLUGIN": str(path)}, "commands": {f"trial {path}": answer}}
     for changes in (by_variable, {"commands": commands}):
-        found = row_of(examine(recorded(tmp_path, machine, **changes)), "Plugin library")
+        found = row_of(examine(recorded(tmp_path, machine, **changes), load_plugin=True), "Plugin library")
         assert (found.status, words in found.found, remedy is None) == (status, True, found.remedy is None), found
         assert (remedy or "") in (found.remedy or "")
 
@@ -72,8 +73,27 @@ def test_library_that_fits_is_found_behind_another_one(tmp_path: Path) -> None:
     right.touch()
     commands = {f"trial {other}": OTHER_MAJOR, f"trial {right}": told()}
     changes = {"environ": {"LD_LIBRARY_PATH": f"{other.parent}:{tmp_path}"}, "commands": commands}
-    found = row_of(examine(recorded(tmp_path, ORIN, **changes)), "Plugin library")
+    found = row_of(examine(recorded(tmp_path, ORIN, **changes), load_plugin=True), "Plugin library")
     assert (found.status, found.found.split(",")[0]) == ("ok", str(right))
+
+
+@needs_compiler
+def test_a_library_is_loaded_only_where_that_is_asked(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    code = f'#include <stdio.h>\n__attribute__((constructor)) static void run(void) {{ fopen("{mark}", "w"); }}\n'
+    hostile = make_library(tmp_path / LIBRARY, source=code)
+    command, environ = (
+        [sys.executable, "-c", "import nrd_trt.cli.main as m; m.main()"],
+        {"NRD_TRT_PLUGIN": str(hostile)},
+    )
+    for flags, executed in (((), False), (("--load-plugin",), True)):
+        done = subprocess.run([*command, "doctor", *flags], env=environment(**environ), capture_output=True, text=True)
+        assert (done.returncode, str(hostile) in done.stdout, mark.exists()) == (0, True, executed), done
+    found = row_of(examine(recorded(tmp_path, ORIN, environ=environ)), "Plugin library")
+    assert found.status == "limited" and f"SHA-256 {sha256_file(hostile)[:12]}…; not loaded" in found.found
+    assert found.remedy is not None and "nrd_trt.doctor(load_plugin=True)" in found.remedy
+    found = row_of(examine(recorded(tmp_path, NO_GPU, environ=environ)), "Plugin library")
+    assert found.status == "n/a" and "TensorRT, which would load it, is not installed" in found.found
 
 
 def test_child_says_what_the_driver_opens() -> None:
