@@ -294,10 +294,10 @@ def find_misfit(info: PluginInfo, tensorrt: str, compute_capability: str | None,
         compute_capability: Compute capability of the GPU, or None where it is not known.
         cuda: Newest CUDA version that the GPU's driver supports, or None where it is not known.
     """
-    major = version_numbers(tensorrt)[:1]
-    if (info.tensorrt_major,) != major:
+    major = version_numbers(tensorrt)[0]
+    if info.tensorrt_major != major:
         return Misfit(
-            reason=f"expected a library built for TensorRT {'.'.join(map(str, major))} ({tensorrt} is loaded), got one for TensorRT "
+            reason=f"expected a library built for TensorRT {major} ({tensorrt} is loaded), got one for TensorRT "
             f"{info.tensorrt}",
             remedy=f"install the wheel {WHEEL}, or build it with the headers of the installed version: {BUILD_COMMAND}",
         )
