@@ -21,7 +21,7 @@ from nrd_trt.data.exposure import Exposure, exposure_warnings
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, choose_layers, insert_qdq, plan_quantization
+from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, QuantizationPlan, choose_layers, insert_qdq, plan_quantization
 from nrd_trt.specs import (
     DEFAULT_IMAGES,
     DEFAULT_MEMORY_MB,
@@ -30,6 +30,7 @@ from nrd_trt.specs import (
     Fit,
     Quantizer,
     Resample,
+    Target,
     as_path,
     check_choice,
     check_number,
@@ -37,8 +38,8 @@ from nrd_trt.specs import (
 
 # Arguments that nothing would read: of a file of ranges, of Model Optimizer, of a precision other than int8.
 _FOR_IMAGES = ("recipe", "images", "seed", "memory_mb")
-_FOR_OWN = ("recipe", "memory_mb", "include")
-_FOR_INT8 = ("recipe", "memory_mb", "include", "exclude", "quantizer")
+_FOR_OWN = ("recipe", "memory_mb", "include", "target")
+_FOR_INT8 = ("recipe", "memory_mb", "include", "exclude", "quantizer", "target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class CalibrationArguments:
     seed: int | None
     recipe: str | None
     quantizer: str | None
+    target: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
 
@@ -69,6 +71,7 @@ class Calibrator:
         include: Regular expressions; where there are any, only layers whose name matches one are in int8.
         exclude: Regular expressions; no layer whose name matches one is in int8.
         quantizer: ``"own"`` or ``"modelopt"``, NVIDIA Model Optimizer; None is ``"own"``.
+        target: What int8 files are made for, ``"gpu"`` or ``"cpu"``; None is ``"gpu"``.
         fit: How images are brought to the engine's size; None is ``"resize"``.
         resample: What scales them; None is ``"pillow"``.
         validation: Folder of the images that masks are compared on, whose exposure should be that of these.
@@ -83,6 +86,7 @@ class Calibrator:
         sha256: Hash of the images that were calibrated on; None before they were read.
         exposure: How bright these are; None likewise, and where a file of ranges does not tell.
         warnings: What it has warned of.
+        target: What int8 files are made for.
 
     Raises:
         ConfigError: An argument would be ignored, or is not known.
@@ -100,6 +104,7 @@ class Calibrator:
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
         quantizer: Quantizer | None = None,
+        target: Target | None = None,
         fit: Fit | None = None,
         resample: Resample | None = None,
         validation: Path | None = None,
@@ -109,6 +114,7 @@ class Calibrator:
         progress: bool = True,
     ) -> None:
         given = {"recipe": recipe, "images": images, "seed": seed, "memory_mb": memory_mb, "include": include}
+        given |= {"target": target}
         self.source, self.has_images = str(source), as_path("calibration", source).suffix != ".json"
         if quantizer == "modelopt":
             if not self.has_images:
@@ -118,6 +124,7 @@ class Calibrator:
         elif not self.has_images:
             _refuse(given, _FOR_IMAGES, "fixed in a file of ranges; leave it out, or give images as calibration=.")
         check_choice("quantizer", quantizer or "own", Quantizer)
+        check_choice("target", target or "gpu", Target)
         check_number("images", images, low=1)
         check_number("seed", seed, low=0)
         check_number("memory_mb", memory_mb, low=1, whole=False)
@@ -128,7 +135,7 @@ class Calibrator:
         self._named = recipe
         self._images, self._seed = DEFAULT_IMAGES if images is None else images, seed or 0
         self._memory_mb = DEFAULT_MEMORY_MB if memory_mb is None else memory_mb
-        self._quantizer = quantizer
+        self._quantizer, self.target = quantizer, target or "gpu"
         self._scaling = {"fit": fit or "resize", "resample": resample or "pillow"}
         self._validation, self._labels, self._ignore_index = validation, labels, ignore_index
         self._threads, self._progress = threads, progress
@@ -144,6 +151,7 @@ class Calibrator:
             seed=self._seed if self.has_images else None,
             recipe=self._named if int8 else None,
             quantizer=self._quantizer if int8 else None,
+            target="cpu" if int8 and self.target == "cpu" else None,
             include=self._recipe.include if int8 else (),
             exclude=self._recipe.exclude if int8 else (),
         )
@@ -232,9 +240,13 @@ class Calibrator:
         """Return the ranges with which `quantize` writes an fp32 file; None of Model Optimizer, which tells none."""
         if self._quantizer == "modelopt":
             return None
-        tensors = plan_quantization(model, self.layers(model)).tensors
+        tensors = self.plan(model).tensors
         known = self.ranges(model, tensors)
         return {name: known[name] for name in tensors}
+
+    def plan(self, model: onnx.ModelProto) -> QuantizationPlan:
+        """Return where int8 stands in an fp32 file."""
+        return plan_quantization(model, self.layers(model), self.target)
 
     def quantize(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Return an fp32 file with Q/DQ pairs on the layers that shall compute in int8.
@@ -246,7 +258,7 @@ class Calibrator:
         if self._quantizer == "modelopt":
             images = [feed["image"] for feed in self.feeds(model)]
             return quantize_with_modelopt(model, images, exclude=(*DEFAULT_EXCLUDE, *self._recipe.exclude))
-        plan = plan_quantization(model, self.layers(model))
+        plan = self.plan(model)
         return insert_qdq(model, plan, self.ranges(model, plan.tensors))
 
 

@@ -28,7 +28,7 @@ from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, choose_layers, plan_quantization
 from nrd_trt.progress import bar
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import DEFAULT_MEMORY_MB
+from nrd_trt.specs import DEFAULT_MEMORY_MB, Target
 
 Stream = Iterable[Mapping[str, np.ndarray]]
 _EMPTY = (
@@ -37,18 +37,19 @@ _EMPTY = (
 )
 
 
-def tensors_to_calibrate(model: onnx.ModelProto, recipe: Recipe) -> tuple[str, ...]:
+def tensors_to_calibrate(model: onnx.ModelProto, recipe: Recipe, target: Target = "gpu") -> tuple[str, ...]:
     """Return the activations that need a range, in the order of the graph: those that get Q/DQ pairs.
 
     Args:
         model: The fp32 graph.
         recipe: Its `include` and `exclude` choose layers by name; what stays out by default stays out.
+        target: What int8 files are made for; the tensors for a CPU are those for a GPU and more.
 
     Raises:
         ConfigError: An expression matches no layer, or no layer is left.
     """
     layers = choose_layers(model, include=recipe.include, exclude=(*DEFAULT_EXCLUDE, *recipe.exclude))
-    return tuple(plan_quantization(model, layers).tensors)
+    return tuple(plan_quantization(model, layers, target).tensors)
 
 
 def measure_ranges(

@@ -17,7 +17,8 @@ STRIDE = 32
 """Output stride of the encoder: heights and widths are multiples of it."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-"""Of a file. int8 means: the layers that a calibration covers in int8 with explicit Q/DQ, the rest in fp16."""
+"""Of a file. int8 means: the layers that a calibration covers in int8 with explicit Q/DQ, the rest in fp16, or in fp32
+for a CPU."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -34,6 +35,9 @@ Provider = Literal["driver", "pycuda"]
 """What calls CUDA."""
 RunnerName = Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Quantizer = Literal["own", "modelopt"]
+Target = Literal["gpu", "cpu"]
+"""What an int8 file is made for. TensorRT takes int8 around 0 and is fast with fp16 beside it; runtimes on a CPU are
+fast with uint8 activations and fp32 beside them."""
 Estimator = Literal["minmax", "percentile", "entropy", "mse"]
 """How calibration turns activations into ranges; recipes have the names of their estimators."""
 OutputName = Literal["mask", "logits"]

@@ -129,10 +129,10 @@ def bundle(
     )
 
 
-def build(source: Path, target: Path, **changes: Any) -> dict[str, Any]:
+def build(source: Path, output: Path, **changes: Any) -> dict[str, Any]:
     """Build quickly; return the bundle's record as JSON has it."""
     defaults: dict[str, Any] = {"builder": "onnxruntime", "min_agreement": LENIENT, "threads": 1, "progress": False}
-    return nrd_trt.build(source, target, **{**defaults, **changes}).record.to_dict()
+    return nrd_trt.build(source, output, **{**defaults, **changes}).record.to_dict()
 
 
 def scenes(folder: Path, count: int, *, labels: bool = False, size_hw: tuple[int, int] = (50, 70)) -> Path:

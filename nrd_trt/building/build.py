@@ -67,6 +67,7 @@ from nrd_trt.specs import (
     Resample,
     RunnerName,
     Size,
+    Target,
     as_path,
     optional_path,
 )
@@ -98,6 +99,7 @@ def build(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     quantizer: Quantizer | None = None,
+    target: Target | None = None,
     data: Path | str | None = None,
     labels: Path | str | None = None,
     ignore_index: int | None = None,
@@ -159,6 +161,9 @@ def build(
         include: Regular expressions; where there are any, only layers whose name matches one are in int8.
         exclude: Regular expressions; no layer whose name matches one is in int8.
         quantizer: Who places Q/DQ pairs: ``"own"``, the default, or ``"modelopt"``.
+        target: What an int8 file is made for. ``"gpu"``, the default: int8 with fp16 beside it, as TensorRT takes it.
+            ``"cpu"``: uint8 activations with fp32 beside them, which ONNX Runtime and OpenVINO run several times as
+            fast; no TensorRT can build a plan of it, so that the builder is ONNX Runtime.
         data: Folder of images to prove the masks on, or one with ``images/`` and ``labels/``; None takes drawn scenes,
             and of a bundle the inputs that it stores.
         labels: Folder of index PNGs, paired with the images by name; None takes ``data/labels`` where that exists.
@@ -266,6 +271,7 @@ def build(
         include=include,
         exclude=exclude,
         quantizer=quantizer,
+        target=target,
     )
     if request.calibrator is not None and precision == "int8":
         request.calibrator.warn_of_same_images()
@@ -322,9 +328,11 @@ class _Build:
         self._library = look_for_plugin(request, self.flavour, self.device)
 
     def make(self, model: onnx.ModelProto) -> None:
-        """Build the plan of a typed file; ONNX Runtime has none."""
+        """Build the plan of a typed file; ONNX Runtime has none, and a file for a CPU neither."""
         request, device = self.request, self.device
         self.model, self.graph = model, read_facts(model)
+        if (choices := read_choices(model)) is not None and choices.target == "cpu":
+            self.flavour = _for_cpu(request, f"{request.source.name} was made with target='cpu'")
         self.form = choose_form(request, self._library, model)
         self.engine: BuiltEngine | None = None
         if self.flavour != "onnxruntime":
@@ -436,6 +444,7 @@ class _Build:
                 layers=engine.layers if engine else (),
                 ranges=None if typed.ranges is None else dict(sorted(typed.ranges.items())),
                 quantizer=typed.quantizer,
+                target=typed.target,
             ),
             model=graph,
             fit=given.fit,
@@ -476,9 +485,11 @@ class _Build:
 
 def choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
     """Resolve ``auto`` and check that what was asked for can be had."""
-    builder: Flavour | Literal["onnxruntime"] = (
-        next(iter(installed_flavours()), "onnxruntime") if request.builder == "auto" else request.builder
-    )
+    builder: Flavour | Literal["onnxruntime"]
+    if request.calibrator is not None and request.calibrator.target == "cpu":
+        builder = _for_cpu(request, "target='cpu'")
+    else:
+        builder = next(iter(installed_flavours()), "onnxruntime") if request.builder == "auto" else request.builder
     if builder == "tensorrt-rtx" and request.config.hardware_compatible:
         raise ConfigError(
             "hardware_compatible=True: TensorRT-RTX ignores it; name the GPUs to build for with compute_capabilities=."
@@ -495,6 +506,16 @@ def choose_builder(request: BuildRequest) -> Flavour | Literal["onnxruntime"]:
     elif request.config.builder_options:
         raise ConfigError("builder_options=: builder='onnxruntime' builds no plan; leave them out.")
     return builder
+
+
+def _for_cpu(request: BuildRequest, why: str) -> Literal["onnxruntime"]:
+    """Return what builds files for a CPU, or raise `ConfigError` where a plan is asked for."""
+    if request.builder not in ("auto", "onnxruntime"):
+        raise ConfigError(
+            f"builder={request.builder!r}: {why}, and no TensorRT takes its uint8 activations; leave the builder out, "
+            "or make the file with target='gpu'."
+        )
+    return "onnxruntime"
 
 
 def _find_device(flavour: str) -> Gpu | None:

@@ -30,6 +30,7 @@ from nrd_trt.specs import (
     InputShape,
     Resample,
     Size,
+    Target,
     as_path,
     check_choice,
     check_number,
@@ -69,6 +70,7 @@ def calibrate(
     memory_mb: float = DEFAULT_MEMORY_MB,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    target: Target = "gpu",
     force: bool = False,
     threads: int | None = None,
     progress: bool = True,
@@ -93,6 +95,7 @@ def calibrate(
         memory_mb: What may be fetched at a time, beyond a plain session.
         include: Regular expressions; where there are any, only layers whose name matches one get ranges.
         exclude: Regular expressions; no layer whose name matches one gets ranges.
+        target: What int8 files are made for with these ranges; those for ``"cpu"`` are those for ``"gpu"`` and more.
         force: Replace an existing file.
         threads: CPU threads of ONNX Runtime; None leaves the choice to it.
         progress: Show bars on stderr where something takes over two seconds.
@@ -117,6 +120,7 @@ def calibrate(
     chosen = find_recipe(recipe, include=include, exclude=exclude)
     check_choice("fit", fit or "resize", Fit)
     check_choice("resample", resample or "pillow", Resample)
+    check_choice("target", target, Target)
     check_number("images", images, low=1)
     check_number("seed", seed, low=0)
     check_number("memory_mb", memory_mb, low=1, whole=False)
@@ -125,7 +129,7 @@ def calibrate(
     if path is not None:
         check_absent(path, force=force)
     model = _fp32_file(source, size, options, threads, on_stage)
-    tensors = tensors_to_calibrate(model, chosen)
+    tensors = tensors_to_calibrate(model, chosen, target)
     on_stage(f"reading {data}")
     stream = CalibrationStream(
         data,

@@ -248,7 +248,11 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
 def _recorded_choices(held: PrecisionRecord) -> TypeChoices:
     """Return the choices of a file that does not tell them itself, as earlier versions recorded them."""
     return TypeChoices(
-        kept_fp32=held.kept_because, int8_layers=held.int8_layers, ranges=held.ranges, quantizer=held.quantizer
+        kept_fp32=held.kept_because,
+        int8_layers=held.int8_layers,
+        ranges=held.ranges,
+        quantizer=held.quantizer,
+        target=held.target,
     )
 
 

@@ -41,7 +41,7 @@ from nrd_trt.files import check_absent, sha256_bytes
 from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.quantize import insert_qdq, plan_quantization
+from nrd_trt.graph.quantize import QuantizationPlan, insert_qdq, plan_quantization
 from nrd_trt.model import load_model
 from nrd_trt.progress import OnMessage, OnStage, bar, silent
 from nrd_trt.runtime.engine import Engine
@@ -57,6 +57,7 @@ from nrd_trt.specs import (
     Resample,
     RunnerName,
     Size,
+    Target,
     as_path,
     optional_path,
 )
@@ -74,8 +75,9 @@ _MAX_MIOU_DROP, _MIN_AGREEMENT = 0.005, 0.99
 SENSITIVITY_IMAGES = 8
 """A layer's rank is known after a few images; the rungs are judged on all."""
 _WARMUP, _RUNS = 20, 100
-_FP16 = Step(name="fp16", precision="fp16")
-"""What int8 everywhere must be faster than; the rung between them is known once the layers were measured."""
+_ABOVE_INT8: Mapping[Target, tuple[Precision, ...]] = {"gpu": ("fp16", "fp32"), "cpu": ("fp32",)}
+"""Rungs without int8. int8 everywhere must be faster than the first; the rungs between them are known once the layers
+were measured."""
 
 TimeFile = Callable[[onnx.ModelProto], float | None]
 """Returns the median milliseconds of a call of a typed file; None where it cannot be timed."""
@@ -97,6 +99,7 @@ def tune(
     memory_mb: float | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    target: Target | None = None,
     min_agreement: float | None = None,
     max_miou_drop: float | None = None,
     min_class_iou: float | None = None,
@@ -140,6 +143,7 @@ def tune(
         memory_mb: See `nrd_trt.build`.
         include: See `nrd_trt.build`.
         exclude: See `nrd_trt.build`.
+        target: See `nrd_trt.build`; for ``"cpu"`` there is no rung of fp16, which a CPU computes as fp32.
         min_agreement: Gate: share of equal pixels, 0-1, on every rung; None is that of the rung's precision, and at
             least 0.99.
         max_miou_drop: Gate: loss of mIoU against labels, 0-1, on every rung; None is that of the rung's precision, and
@@ -192,6 +196,7 @@ def tune(
         memory_mb=memory_mb,
         include=include,
         exclude=exclude,
+        target=target,
         fit=fit,
         resample=resample,
         validation=data,
@@ -228,6 +233,8 @@ def tune(
     )
     _check_output(request, resume=resume)
     check_build(request)
+    if calibrator.target == "cpu":  # a winner in fp32 has no calibrator that tells it
+        request = replace(request, builder="onnxruntime")
     calibrated_on_data = calibrator.warn_of_same_images()
     ladder = _Ladder(request, calibrator, resume=resume, time_file=time_file, on_rung=on_rung)
     tuned = replace(ladder.run(sensitivity=sensitivity), calibrated_on_data=calibrated_on_data)
@@ -277,10 +284,11 @@ class _Ladder:
         self._ranges()
         measured = self._sensitivity() if sensitivity else {}
         request.on_stage("climbing the ladder")
-        rungs = self._climb([_lowest(self._layers)], above=_FP16)
+        target = self._calibrator.target
+        rungs = self._climb([_lowest(self._layers)], above=_higher(target)[0])
         if rungs[-1].rejected:
             measured = measured or self._sensitivity()
-            rungs += self._climb(list_steps(self._layers, measured)[1:])
+            rungs += self._climb(list_steps(self._layers, measured, target)[1:])
         winner = None if rungs[-1].rejected else rungs[-1]
         bundle = None
         if winner is not None:
@@ -308,7 +316,10 @@ class _Ladder:
 
     def _ranges(self) -> dict[str, float]:
         """Return the ranges of every layer, which this calibrator and those made from it then have."""
-        return self._calibrator.ranges(self._full, plan_quantization(self._full, self._layers).tensors)
+        return self._calibrator.ranges(self._full, self._plan(self._layers).tensors)
+
+    def _plan(self, layers: Sequence[str]) -> QuantizationPlan:
+        return plan_quantization(self._full, layers, self._calibrator.target)
 
     def _sensitivity(self) -> dict[str, float]:
         """Return the share of the pixels that each layer changes when it alone computes in int8."""
@@ -316,7 +327,7 @@ class _Ladder:
         ranges = self._ranges()
         for layer in self._layers:
             if layer not in self._state.sensitivity:
-                alone = insert_qdq(self._full, plan_quantization(self._full, [layer]), ranges)
+                alone = insert_qdq(self._full, self._plan([layer]), ranges)
                 found = self._compare(alone, what=layer, count=SENSITIVITY_IMAGES)
                 self._state.sensitivity[layer] = 1.0 - (found.pixel_agreement or 0.0)
                 self._state.save(self._state_path)
@@ -441,7 +452,7 @@ def _plan_latency(request: BuildRequest, file: onnx.ModelProto, image: np.ndarra
     return timed["plan"].latency.p50
 
 
-def list_steps(layers: Sequence[str], sensitivity: Mapping[str, float]) -> list[Step]:
+def list_steps(layers: Sequence[str], sensitivity: Mapping[str, float], target: Target = "gpu") -> list[Step]:
     """Return the ladder: each mixed step leaves twice as many of the most sensitive layers out as the one before."""
     worst_first = sorted(layers, key=lambda layer: (-sensitivity[layer], layer))
     steps = [_lowest(layers)]
@@ -451,7 +462,12 @@ def list_steps(layers: Sequence[str], sensitivity: Mapping[str, float]) -> list[
         name = f"int8 without {dropped} layer{'s' * (dropped > 1)}"
         steps.append(Step(name=name, precision="int8", layers=tuple(layer for layer in layers if layer in left)))
         dropped *= 2
-    return [*steps, _FP16, Step(name="fp32", precision="fp32")]
+    return [*steps, *_higher(target)]
+
+
+def _higher(target: Target) -> list[Step]:
+    """Return the steps without int8."""
+    return [Step(name=name, precision=name) for name in _ABOVE_INT8[target]]
 
 
 def _lowest(layers: Sequence[str]) -> Step:

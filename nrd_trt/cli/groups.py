@@ -25,6 +25,7 @@ from nrd_trt.specs import (
     Provider,
     Quantizer,
     RunnerName,
+    Target,
 )
 
 
@@ -215,7 +216,7 @@ CalibrationOption = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class RangeOptions(Group):
-    """How images are chosen and ranges measured on them."""
+    """How images are chosen and ranges measured on them, and for what."""
 
     recipe: Annotated[
         Estimator | None, common.precision_option(help=f"How ranges are estimated (default {DEFAULT_RECIPE}).")
@@ -242,6 +243,10 @@ class RangeOptions(Group):
     exclude: Annotated[
         list[str] | None,
         common.precision_option(metavar="REGEX", help="In int8 no layer whose name matches; may be repeated."),
+    ] = None
+    target: Annotated[
+        Target | None,
+        common.precision_option(help="What int8 is made for; cpu keeps fp32 beside it and has no plan (default gpu)."),
     ] = None
 
 

@@ -18,7 +18,7 @@ from nrd_trt.data.exposure import Exposure
 from nrd_trt.figures import Parity, ValidationRecord, json_values
 from nrd_trt.files import canonical_json, sha256_bytes
 from nrd_trt.graph.metadata import ExporterRecord, GraphFacts
-from nrd_trt.specs import CheckpointOptions, Fit, LayerRecord, MaskEncoding, Precision, Quantizer, Resample
+from nrd_trt.specs import CheckpointOptions, Fit, LayerRecord, MaskEncoding, Precision, Quantizer, Resample, Target
 
 SCHEMA = 1
 MAX_BYTES = 16 << 20
@@ -125,6 +125,7 @@ class PrecisionRecord:
         ranges: Largest magnitude that int8 represents of each activation; None where it was not recorded, and in files
             of other precisions.
         quantizer: What placed the Q/DQ pairs; None likewise.
+        target: What an int8 file was made for.
     """
 
     asked: Precision
@@ -135,6 +136,7 @@ class PrecisionRecord:
     layers: tuple[LayerRecord, ...]
     ranges: dict[str, float] | None = None
     quantizer: Quantizer | None = None
+    target: Target = "gpu"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.extremes import Extremes, out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import TypeChoices, read_facts, write_choices
-from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.precision import beside_int8, to_precision
 from nrd_trt.graph.quantize import layers_in_int8
 from nrd_trt.progress import bar
 from nrd_trt.runtime.graph_io import image_feed
@@ -65,8 +65,10 @@ def nodes_to_keep(
 ) -> dict[str, str]:
     """Return the nodes of an fp32 file that leave 16 bits on the images, each with the reason; see `derive_precision`.
 
-    They are the same for int8 and fp16: what is not int8 is fp16.
+    They are the same for int8 and fp16: what is not int8 is fp16. Files for a CPU have nothing in 16 bits.
     """
+    if calibrator is not None and calibrator.target == "cpu":
+        return {}
     feeds = calibrator.feeds(full) if calibrator is not None and calibrator.has_images else ()
     extremes: dict[str, Extremes] = {}
     with OrtRunner(with_extremes(full, precision), threads=threads) as runner:
@@ -86,12 +88,16 @@ def apply_precision(
     The file tells these choices (`nrd_trt.graph.metadata.read_choices`).
     """
     by = calibrator if precision == "int8" else None
-    typed = to_precision(full if by is None else by.quantize(full), precision, kept.keys())
+    if by is None:
+        typed = to_precision(full, precision, kept.keys())
+    else:
+        typed = beside_int8(by.quantize(full), by.target, kept.keys())
     choices = TypeChoices(
         kept_fp32=kept,
         int8_layers=layers_in_int8(typed),
         ranges=by.used_ranges(full) if by else None,
         quantizer=by.quantizer if by else None,
+        target=by.target if by else "gpu",
     )
     write_choices(typed, choices)
     return typed

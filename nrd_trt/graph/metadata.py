@@ -20,6 +20,7 @@ from nrd_trt.specs import (
     ModelInfo,
     Precision,
     Quantizer,
+    Target,
 )
 
 if TYPE_CHECKING:
@@ -86,12 +87,14 @@ class TypeChoices:
         int8_layers: Layers that compute in int8.
         ranges: Largest magnitude that int8 represents of each activation; None where there is none, or it is not known.
         quantizer: What placed the Q/DQ pairs; None likewise.
+        target: What an int8 file was made for.
     """
 
     kept_fp32: Mapping[str, str] = field(default_factory=dict)
     int8_layers: tuple[str, ...] = ()
     ranges: Mapping[str, float] | None = None
     quantizer: Quantizer | None = None
+    target: Target = "gpu"
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

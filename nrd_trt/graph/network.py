@@ -11,11 +11,17 @@ import numpy as np
 import onnx
 
 from nrd_trt.graph.decode_nodes import decode_nodes
+from nrd_trt.graph.metadata import TypeChoices, read_choices
 from nrd_trt.graph.program import graph_program
+from nrd_trt.graph.quantize import LARGEST, LARGEST_UNSIGNED
 from nrd_trt.graph.tensors import copy_model, rename_tensors
 from nrd_trt.program import Operand, Operation, Program, paired_operations, shown
+from nrd_trt.specs import Target
 
 _PASSED = frozenset({"Cast", "Identity", "QuantizeLinear", "DequantizeLinear"})
+_SIGN_KEEPING = frozenset({"MaxPool", "Expand", "Resize", "Concat"})
+_MIDDLE = 128
+"""Stands for 0 where uint8 holds negative values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,7 @@ class QuantizedTensor:
         scale: The file's scale; NaN where it is not one number.
         faults: What is wrong with the pair itself, in words.
         readers: ``(operation, operand)`` of the network's program that read it.
+        levels: The integer that stands for its range.
     """
 
     operand: Operand
@@ -35,6 +42,12 @@ class QuantizedTensor:
     scale: float
     faults: tuple[str, ...]
     readers: tuple[tuple[int, int], ...] = ()
+    levels: int = LARGEST
+
+    @property
+    def range(self) -> float:
+        """Largest magnitude that it represents."""
+        return self.scale * self.levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +75,8 @@ def file_network(model: onnx.ModelProto) -> FileNetwork | None:
     stored = {tensor.name for tensor in model.graph.initializer}
     image = next((entry.name for entry in model.graph.input if entry.name not in stored), "")
     whole = graph_program(model, list(results.values()))
-    return _Reduced(_without_shapes(whole), results, image).network()
+    target = (read_choices(model) or TypeChoices()).target
+    return _Reduced(_without_shapes(whole), results, image, target).network()
 
 
 def named_as(model: onnx.ModelProto, other: onnx.ModelProto) -> onnx.ModelProto:
@@ -114,8 +128,8 @@ def _ends(model: onnx.ModelProto) -> dict[str, str] | None:
 class _Reduced:
     """Leaves casts and quantisation out of a program."""
 
-    def __init__(self, whole: Program, results: Mapping[str, str], image: str) -> None:
-        self._whole, self._results, self._image = whole, results, image
+    def __init__(self, whole: Program, results: Mapping[str, str], image: str, target: Target) -> None:
+        self._whole, self._results, self._image, self._target = whole, results, image, target
         self._operations: list[Operation] = []
         self._done: dict[int, Operand] = {}
         self._readers: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -235,14 +249,32 @@ class _Reduced:
         scales, zeros = ([_at(side, place) for side in sides] for place in (1, 2))
         if any(scale.size != 1 for scale in scales) or scales[0].ravel()[0] != scales[1].ravel()[0]:
             faults.append(f"quantised with scale {shown(scales[0])}, read with {shown(scales[1])}")
-        if any(zero.size and zero.any() for zero in zeros):
-            faults.append(f"zero point {shown(zeros[0])} and {shown(zeros[1])}, expected 0")
-        if any(zero.dtype != np.int8 for zero in zeros):
-            faults.append(f"quantised to {zeros[0].dtype} and read from {zeros[1].dtype}, expected int8")
         operand = self._known(quantize.operands[0])
+        kind, zero_points = self._zero_points(operand)
+        if any(zero.size and not np.isin(zero, zero_points).all() for zero in zeros):
+            expected = " or ".join(map(str, zero_points))
+            faults.append(f"zero point {shown(zeros[0])} and {shown(zeros[1])}, expected {expected}")
+        if any(zero.dtype != kind for zero in zeros):
+            faults.append(f"quantised to {zeros[0].dtype} and read from {zeros[1].dtype}, expected {kind.__name__}")
         name = self._operations[operand[0]].name if isinstance(operand, tuple) else str(operand)
         scale = scales[0].item() if scales[0].size == 1 else np.nan
-        return QuantizedTensor(operand=operand, name=name, scale=scale, faults=tuple(faults))
+        levels = LARGEST_UNSIGNED if kind is np.uint8 and not zeros[0].any() else LARGEST
+        return QuantizedTensor(operand=operand, name=name, scale=scale, faults=tuple(faults), levels=levels)
+
+    def _zero_points(self, operand: Operand) -> tuple[type[np.integer[Any]], tuple[int, ...]]:
+        """Return the type of a tensor in int8, and what may stand for 0 there."""
+        if self._target == "gpu":
+            return np.int8, (0,)
+        return np.uint8, (0, _MIDDLE) if self._never_negative(operand) else (_MIDDLE,)
+
+    def _never_negative(self, operand: Operand) -> bool:
+        if not isinstance(operand, tuple):
+            return False
+        operation = self._operations[operand[0]]
+        if operation.kind == "Clip":
+            return bool(np.all(np.asarray(_at(operation, 1)) >= 0))
+        passes = operation.kind in _SIGN_KEEPING and all(map(self._never_negative, operation.operands))
+        return operation.kind == "Relu" or passes
 
 
 def _at(operation: Operation, place: int) -> np.ndarray:

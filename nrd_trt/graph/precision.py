@@ -10,7 +10,7 @@ cast to 16 bits and back, its figures are evidence: values are rounded as the fi
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 import ml_dtypes
 import numpy as np
@@ -19,8 +19,9 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 
 from nrd_trt.graph.cpu import has_16_bits, widen_weights
 from nrd_trt.graph.metadata import with_precision
+from nrd_trt.graph.quantize import QuantizationPlan, insert_qdq
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types, rename_tensors, replace_nodes
-from nrd_trt.specs import Precision
+from nrd_trt.specs import Precision, Target
 
 # Sums over a whole feature map; Resize also takes its scales in fp32, uncast; rounding would make ties for ArgMax.
 _ALWAYS_FP32 = frozenset({"GlobalAveragePool", "ReduceMean", "Resize", "ArgMax", "Cast", "Constant"})
@@ -62,6 +63,31 @@ def to_precision(model: onnx.ModelProto, precision: Precision, keep_fp32: Set[st
                 entry.version = entry.version if entry.domain else _BF16_OPSET
     with_precision(result, precision)
     return result
+
+
+def to_int8(
+    full: onnx.ModelProto, plan: QuantizationPlan, ranges: Mapping[str, float], keep_fp32: Set[str] = frozenset()
+) -> onnx.ModelProto:
+    """Return the fp32 graph in int8 where the plan says, with fp16 beside it for a GPU and fp32 for a CPU.
+
+    Args:
+        full: The graph that the plan was made for.
+        plan: Where int8 stands, and what the file is made for.
+        ranges: See `nrd_trt.graph.quantize.insert_qdq`.
+        keep_fp32: Names of nodes that compute in fp32.
+
+    Raises:
+        CalibrationError: A range is missing or not finite.
+    """
+    return beside_int8(insert_qdq(full, plan, ranges), plan.target, keep_fp32)
+
+
+def beside_int8(quantized: onnx.ModelProto, target: Target, keep_fp32: Set[str] = frozenset()) -> onnx.ModelProto:
+    """Return a graph with Q/DQ pairs whose other nodes are typed for a target, see `to_int8`."""
+    if target == "gpu":
+        return to_precision(quantized, "int8", keep_fp32)
+    with_precision(quantized := copy_model(quantized), "int8")
+    return quantized
 
 
 def simulate_rounding(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:

@@ -3,6 +3,10 @@
 Symmetric int8, weights per output channel, activations per tensor. A pair stands on the input of every chosen layer,
 and on the skip input of an Add that follows one, so that Conv + Add + ReLU runs from int8 to int8; never between a
 convolution and its ReLU. Weights are stored in int8. The tensors of a Concat share one scale: it then moves no numbers.
+
+A file for a CPU has uint8 activations, which ONNX Runtime's kernels multiply with int8 weights: from 0 where nothing is
+negative, so that a ReLU vanishes in the rounding, else the integers of int8 moved up by 128. It has a pair on both
+inputs of such an Add, for there Conv and Add are two kernels. TensorRT takes neither.
 """
 
 from __future__ import annotations
@@ -18,9 +22,12 @@ from onnx import helper, numpy_helper
 
 from nrd_trt.errors import CalibrationError, ConfigError
 from nrd_trt.graph.tensors import copy_model, replace_nodes
+from nrd_trt.specs import Target
 
 LARGEST = 127
 """Of symmetric int8: -128 is not used."""
+LARGEST_UNSIGNED = 255
+"""Of uint8 from 0."""
 
 DEFAULT_EXCLUDE = (
     r"^decode_head\.image_pool\.",  # one pixel: nothing to gain
@@ -30,6 +37,13 @@ _WEIGHTED = {"Conv": 0, "Gemm": 0, "MatMul": 1}
 """Axis of the output channels in the weights; Gemm with transB."""
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 """Scales are stored in fp16; below this its step would change them by more than their own rounding."""
+_SIGN_KEEPING = {"MaxPool": 1, "Expand": 1, "Resize": 1, "Concat": None}
+"""Operators that give no negative value where their first so many inputs, or all, hold none."""
+_ZERO_POINTS = {
+    "int8.zero": np.zeros((), np.int8),
+    "uint8.zero": np.zeros((), np.uint8),
+    "uint8.middle": np.full((), 128, np.uint8),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +54,23 @@ class QuantizationPlan:
         layers: Names of the nodes, in the order of the graph.
         tensors: Activations that get a Q/DQ pair, each with the ``(node, input index)`` pairs that read it in int8.
         shared: Sets of those tensors that take one scale.
+        target: What the file is made for.
+        unsigned: Those tensors that take uint8 from 0.
     """
 
     layers: tuple[str, ...]
     tensors: Mapping[str, tuple[tuple[str, int], ...]]
     shared: tuple[frozenset[str], ...] = ()
+    target: Target = "gpu"
+    unsigned: frozenset[str] = frozenset()
+
+    def largest(self, tensor: str) -> int:
+        """Return the integer that stands for the range of a tensor."""
+        return LARGEST_UNSIGNED if tensor in self.unsigned else LARGEST
+
+    def zero_point(self, tensor: str) -> str:
+        """Return the name of the integer that stands for 0 in a tensor."""
+        return "int8.zero" if self.target == "gpu" else "uint8.zero" if tensor in self.unsigned else "uint8.middle"
 
 
 def quantizable_layers(model: onnx.ModelProto) -> list[str]:
@@ -81,8 +107,13 @@ def choose_layers(
     return tuple(chosen)
 
 
-def plan_quantization(model: onnx.ModelProto, layers: Iterable[str]) -> QuantizationPlan:
+def plan_quantization(model: onnx.ModelProto, layers: Iterable[str], target: Target = "gpu") -> QuantizationPlan:
     """Place the pairs for the chosen layers.
+
+    Args:
+        model: The fp32 graph.
+        layers: Names of quantizable layers.
+        target: What the file is made for. The tensors for a CPU are those for a GPU and more.
 
     Raises:
         ConfigError: A name is not that of a quantizable layer.
@@ -97,15 +128,19 @@ def plan_quantization(model: onnx.ModelProto, layers: Iterable[str]) -> Quantiza
             tensors.setdefault(node.input[0], []).append((node.name, 0))
         elif node.name in skips and skips[node.name][0] in wanted:
             skip = skips[node.name][1]
-            tensors.setdefault(node.input[skip], []).append((node.name, skip))
+            for index in (skip,) if target == "gpu" else (0, 1):
+                tensors.setdefault(node.input[index], []).append((node.name, index))
+    shared = tuple(
+        frozenset(around)
+        for node in model.graph.node
+        if node.op_type == "Concat" and len(around := tensors.keys() & {*node.input, *node.output}) > 1
+    )
     return QuantizationPlan(
         layers=tuple(node.name for node in model.graph.node if node.name in wanted),
         tensors={name: tuple(readers) for name, readers in tensors.items()},
-        shared=tuple(
-            frozenset(around)
-            for node in model.graph.node
-            if node.op_type == "Concat" and len(around := tensors.keys() & {*node.input, *node.output}) > 1
-        ),
+        shared=shared,
+        target=target,
+        unsigned=_unsigned(model, tensors.keys(), shared) if target == "cpu" else frozenset(),
     )
 
 
@@ -139,7 +174,8 @@ class _Inserter:
 
     def run(self) -> None:
         chosen = set(self.plan.layers)
-        self._add(numpy_helper.from_array(np.zeros((), np.int8), "int8.zero"))
+        for name, value in _ZERO_POINTS.items():
+            self._add(numpy_helper.from_array(value, name))
         for node in list(self.graph.node):
             for index, name in enumerate(node.input):
                 if (node.name, index) in self.readers:
@@ -153,12 +189,13 @@ class _Inserter:
 
     def _pair(self, name: str) -> str:
         """Return the tensor after its Q/DQ pair."""
-        quantized, result = f"{name}/int8", f"{name}/dequantized"
+        zero = self.plan.zero_point(name)
+        quantized, result = f"{name}/{zero.partition('.')[0]}", f"{name}/dequantized"
         if name not in self.made:
             self.made.add(name)
             scale = numpy_helper.from_array(np.asarray(self.scales[name], np.float32), f"{name}/scale")
             self._add(scale)
-            operands = [scale.name, "int8.zero"]
+            operands = [scale.name, zero]
             self.nodes.append(helper.make_node("QuantizeLinear", [name, *operands], [quantized], name=f"{name}/Q"))
             self.nodes.append(helper.make_node("DequantizeLinear", [quantized, *operands], [result], name=f"{name}/DQ"))
         return result
@@ -202,13 +239,13 @@ def _scales(plan: QuantizationPlan, ranges: Mapping[str, float]) -> dict[str, fl
     if missing := [name for name in plan.tensors if not np.isfinite(ranges.get(name, np.nan))]:
         raise CalibrationError(
             f"ranges: expected a finite one for each of {len(plan.tensors)} tensors, none for "
-            f"{', '.join(missing[:5])}; calibrate this model again."
+            f"{', '.join(missing[:5])}; calibrate this model again, with target={plan.target!r}."
         )
     largest = {name: ranges[name] for name in plan.tensors}
     for group in plan.shared:
         common = max(largest[name] for name in group)
         largest |= dict.fromkeys(group, common)
-    return {name: float(_representable(np.asarray(value / LARGEST))) for name, value in largest.items()}
+    return {name: float(_representable(np.asarray(value / plan.largest(name)))) for name, value in largest.items()}
 
 
 def _representable(scale: np.ndarray) -> np.ndarray:
@@ -219,6 +256,23 @@ def _representable(scale: np.ndarray) -> np.ndarray:
 
 def _is_weighted(node: onnx.NodeProto, constants: Set[str]) -> bool:
     return node.op_type in _WEIGHTED and node.input[1] in constants and node.input[0] not in constants
+
+
+def _unsigned(model: onnx.ModelProto, tensors: Set[str], shared: Iterable[Set[str]]) -> frozenset[str]:
+    """Return those tensors that hold no negative value; tensors of one scale have one zero point as well."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    zero_or_more: set[str] = set()
+    for node in model.graph.node:
+        inputs = node.input[: _SIGN_KEEPING.get(node.op_type, 0)]
+        if _ends_at_zero(node, stored) or (inputs and zero_or_more.issuperset(inputs)):
+            zero_or_more.update(node.output)
+    mixed = (group for group in shared if not group <= zero_or_more)
+    return frozenset(tensors & zero_or_more).difference(*mixed)
+
+
+def _ends_at_zero(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> bool:
+    low = stored.get(node.input[1]) if node.op_type == "Clip" and len(node.input) > 1 else None
+    return node.op_type == "Relu" or (low is not None and numpy_helper.to_array(low).min() >= 0)
 
 
 def _skip_inputs(model: onnx.ModelProto) -> dict[str, tuple[str, int]]:

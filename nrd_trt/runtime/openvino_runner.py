@@ -152,7 +152,7 @@ def _plain(told: Any, key: str) -> object:
 
 def _remedy(precision: Precision) -> str:
     if precision == "int8":
-        return "runner='onnxruntime', which rounds what is fp16 beside int8"
+        return "runner='onnxruntime', which rounds what is fp16 beside int8, or target='cpu' where it is built"
     if precision == "fp32":
         return "runner='onnxruntime'"
     return "runner='onnxruntime', which rounds as the file's types say, or precision='fp32' where it is built"

@@ -14,8 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.graph.precision import to_precision
-from nrd_trt.graph.quantize import LARGEST, insert_qdq, plan_quantization
+from nrd_trt.graph.precision import to_int8, to_precision
+from nrd_trt.graph.quantize import LARGEST, plan_quantization
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -84,7 +84,7 @@ def sound_file(
     if precision != "int8":
         return to_precision(full, precision, kept_fp32)
     plan = plan_quantization(full, int8_layers)
-    return to_precision(insert_qdq(full, plan, measure_anew(full, plan.tensors, images, threads)), precision, kept_fp32)
+    return to_int8(full, plan, measure_anew(full, plan.tensors, images, threads), kept_fp32)
 
 
 def measure_anew(
@@ -108,19 +108,26 @@ def pick_magnitudes(
     return {name: np.concatenate(values) for name, values in picked.items()}
 
 
-def least_lossy(magnitudes: np.ndarray) -> float:
-    """Return the range that represents magnitudes ``(N,)`` in int8 with the least loss."""
+def least_lossy(magnitudes: np.ndarray, levels: int = LARGEST) -> float:
+    """Return the range that represents magnitudes ``(N,)`` in so many levels with the least loss."""
     largest = float(magnitudes.max(initial=0.0))
     if not np.isfinite(largest) or largest == 0.0:
         return largest
     limits = [float(share) * largest for share in _CANDIDATES]
-    return min(limits, key=lambda limit: loss(magnitudes, limit))
+    return min(limits, key=lambda limit: loss(magnitudes, limit, levels=levels))
 
 
-def loss(magnitudes: np.ndarray, limit: float, counts: np.ndarray | None = None) -> float:
-    """Return the root mean square of what int8 with the range `limit` changes of magnitudes, each counted so often."""
-    step = limit / LARGEST
-    represented = np.minimum(np.rint(magnitudes / step), LARGEST) * step
+def loss(magnitudes: np.ndarray, limit: float, counts: np.ndarray | None = None, *, levels: int = LARGEST) -> float:
+    """Return the root mean square of what rounding changes of magnitudes, each counted so often.
+
+    Args:
+        magnitudes: ``(N,)``.
+        limit: The range.
+        counts: ``(N,)``; None counts each once.
+        levels: The integer that stands for the range.
+    """
+    step = limit / levels
+    represented = np.minimum(np.rint(magnitudes / step), levels) * step
     return float(np.sqrt(np.average(np.square(represented - magnitudes), weights=counts)))
 
 

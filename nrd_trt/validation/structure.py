@@ -24,9 +24,9 @@ from nrd_trt.figures import StructureRecord
 from nrd_trt.graph.metadata import GraphFacts, read_choices, read_facts
 from nrd_trt.graph.network import FileNetwork, file_network
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.precision import to_int8, to_precision
 from nrd_trt.graph.program import function_programs, graph_program
-from nrd_trt.graph.quantize import LARGEST, insert_qdq, layers_in_int8, plan_quantization
+from nrd_trt.graph.quantize import LARGEST, layers_in_int8, plan_quantization
 from nrd_trt.program import Describe, Operation, Program, compare_programs
 from nrd_trt.specs import DecodeSpec
 from nrd_trt.validation.rederive import other_kind, rederive_full
@@ -172,12 +172,13 @@ def expected_file(full: onnx.ModelProto, record: BundleRecord) -> onnx.ModelProt
     Raises:
         ConfigError: The record names a layer that the network does not have.
     """
-    held, source = record.precision, full
-    if held.asked == "int8":
-        plan = plan_quantization(full, held.int8_layers)
-        ranges = held.ranges or dict.fromkeys(plan.tensors, float(LARGEST))
-        source = insert_qdq(full, plan, ranges)
-    return select_outputs(to_precision(source, held.asked, set(held.kept_fp32)), record.model.output)
+    held = record.precision
+    if held.asked != "int8":
+        typed = to_precision(full, held.asked, set(held.kept_fp32))
+    else:
+        plan = plan_quantization(full, held.int8_layers, held.target)
+        typed = to_int8(full, plan, held.ranges or dict.fromkeys(plan.tensors, float(LARGEST)), set(held.kept_fp32))
+    return select_outputs(typed, record.model.output)
 
 
 def whole_differences(file: onnx.ModelProto, expected: onnx.ModelProto, *, ranges_known: bool = True) -> list[str]:

@@ -14,7 +14,6 @@ import numpy as np
 
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.graph.network import FileNetwork, QuantizedTensor
-from nrd_trt.graph.quantize import LARGEST
 from nrd_trt.program import Program, paired_operations
 from nrd_trt.validation.rederive import loss
 
@@ -32,7 +31,7 @@ _CLEARLY_WORSE = 9.0
 _CLIPPED, _BEYOND = 0.03, 1.9
 """Share of the values that is clipped, and times of the range that they reach, from where a scale is too small. Ranges
 of other images clip as well: those of three training frames up to 2.8 % of two frames of CamVid's validation drive."""
-_FEW_LEVELS = LARGEST / 3
+_FEW_LEVELS = 1 / 3
 _CANDIDATES = np.geomspace(1 / 64, 1, 97)
 
 
@@ -66,14 +65,14 @@ class ScaleUse:
 
     def cause(self) -> str | None:
         """Say that the scale is clearly too small or too large; None where it is not."""
-        scale, levels = self.tensor.scale, self.reach / self.tensor.scale
-        limits = f"±{LARGEST * scale:.3g}, PyTorch's values reach ±{self.reach:.3g}"
+        scale, steps, levels = self.tensor.scale, self.reach / self.tensor.scale, self.tensor.levels
+        limits = f"±{self.tensor.range:.3g}, PyTorch's values reach ±{self.reach:.3g}"
         if self.loss < _CLEARLY_WORSE:
             return None
-        if scale < self.best and self.clipped > _CLIPPED and levels > _BEYOND * LARGEST:
+        if scale < self.best and self.clipped > _CLIPPED and steps > _BEYOND * levels:
             return f"too small: {self.clipped:.2%} of the values are clipped ({limits})"
-        if scale > self.best and levels < _FEW_LEVELS:
-            return f"too large: {levels:.0f} of {LARGEST} levels are used ({limits})"
+        if scale > self.best and steps < _FEW_LEVELS * levels:
+            return f"too large: {steps:.0f} of {levels} levels are used ({limits})"
         return None
 
 
@@ -110,17 +109,18 @@ def scale_uses(
 def _use(tensor: QuantizedTensor, counts: np.ndarray, largest: float) -> ScaleUse:
     values = (np.arange(len(counts)) + 0.5) * (largest / len(counts))
     used = values[1:], counts[1:]  # the first bin's are taken for zeros
+    levels = tensor.levels
 
     def squared_error(limit: float) -> float:
-        return loss(used[0], limit, used[1]) ** 2
+        return loss(used[0], limit, used[1], levels=levels) ** 2
 
     candidates = _CANDIDATES * largest
     errors = [squared_error(limit) for limit in candidates]
     least = int(np.argmin(errors))
     return ScaleUse(
         tensor=tensor,
-        loss=squared_error(tensor.scale * LARGEST) / max(errors[least], 1e-30),
-        best=float(candidates[least]) / LARGEST,
-        clipped=float(counts[values > (LARGEST + 0.5) * tensor.scale].sum() / counts.sum()),
+        loss=squared_error(tensor.range) / max(errors[least], 1e-30),
+        best=float(candidates[least]) / levels,
+        clipped=float(counts[values > (levels + 0.5) * tensor.scale].sum() / counts.sum()),
         reach=largest,
     )

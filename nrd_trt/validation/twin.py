@@ -26,8 +26,8 @@ from nrd_trt.figures import RangeFigures, SoundComparison, StageFigures
 from nrd_trt.graph.metadata import ExporterRecord, read_facts
 from nrd_trt.graph.network import file_network
 from nrd_trt.graph.outputs import PREFIX, with_taps
-from nrd_trt.graph.precision import to_precision
-from nrd_trt.graph.quantize import LARGEST, QuantizationPlan, insert_qdq, layers_in_int8, plan_quantization
+from nrd_trt.graph.precision import to_int8, to_precision
+from nrd_trt.graph.quantize import QuantizationPlan, layers_in_int8, plan_quantization
 from nrd_trt.program import paired_operations
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import first_mask
@@ -192,15 +192,15 @@ def _derive(
         sound = full if precision == "fp32" else to_precision(full, precision, kept)
         return _Derived(sound=sound, twin=sound)
     try:
-        plan = plan_quantization(full, record.int8_layers or layers_in_int8(file))
+        plan = plan_quantization(full, record.int8_layers or layers_in_int8(file), record.target)
         picked = pick_magnitudes(full, plan.tensors, images, threads)
-        measured = {name: least_lossy(magnitudes) for name, magnitudes in picked.items()}
-        sound = to_precision(insert_qdq(full, plan, measured), precision, kept)
+        measured = {name: least_lossy(magnitudes, plan.largest(name)) for name, magnitudes in picked.items()}
+        sound = to_int8(full, plan, measured, kept)
     except (ConfigError, CalibrationError) as exc:  # another version of torch names layers otherwise
         return _Derived(note=f"no sound int8 file could be derived: {exc}")
     shared, held = held_ranges(sound, full, plan), held_ranges(file, full, plan)  # a Concat's tensors share theirs
     known = [name for name in plan.tensors if name in held]
-    ranges = [_range(name, held[name], shared[name], picked[name], limits) for name in known]
+    ranges = [_range(name, held[name], shared[name], picked[name], limits, plan.largest(name)) for name in known]
     worst = tuple(sorted(ranges, key=lambda one: -one.loss / one.allowed)[:RANGES_KEPT])
     if record.quantizer == "modelopt":
         return _Derived(sound=sound, ranges=worst, note="Model Optimizer made the file, which has no twin here")
@@ -210,7 +210,7 @@ def _derive(
             "need in this version; they are judged by what the stages show"
         )
         return _Derived(sound=sound, ranges=worst, note=note)
-    twin = to_precision(insert_qdq(full, plan, held), precision, kept)
+    twin = to_int8(full, plan, held, kept)
     return _Derived(sound=sound, twin=twin, ranges=worst)
 
 
@@ -231,21 +231,23 @@ def held_ranges(file: onnx.ModelProto, full: onnx.ModelProto, plan: Quantization
     counterparts = dict(paired_operations(network.program, right.program))
     places = {operation.place: counterparts.get(index, -1) for index, operation in enumerate(right.program.operations)}
     made = {node.name: node.output[0] for node in full.graph.node if node.output}
-    scales = {reader: tensor.scale for tensor in network.quantized for reader in tensor.readers}
+    ranges = {reader: tensor.range for tensor in network.quantized for reader in tensor.readers}
     held: dict[str, float] = {}
     planned: set[tuple[int, int]] = set()
     for name, readers in plan.tensors.items():
         found = [(places.get(made[node], -1), operand) for node, operand in readers]
         planned |= set(found)
-        limits = [scales.get(reader, np.nan) * LARGEST for reader in found]
+        limits = [ranges.get(reader, np.nan) for reader in found]
         held |= {name: limits[0]} if np.isfinite(limits).all() else {}
     extra = [tensor for tensor in network.quantized if planned.isdisjoint(tensor.readers)]
-    return held | {f"another/{tensor.name}": tensor.scale * LARGEST for tensor in extra}
+    return held | {f"another/{tensor.name}": tensor.range for tensor in extra}
 
 
-def _range(name: str, held: float, measured: float, magnitudes: np.ndarray, limits: SoundLimits) -> RangeFigures:
+def _range(
+    name: str, held: float, measured: float, magnitudes: np.ndarray, limits: SoundLimits, levels: int
+) -> RangeFigures:
     least = _NEGLIGIBLE * float(np.sqrt(np.square(magnitudes).mean()))
-    losses = [float(np.hypot(loss(magnitudes, limit), least)) for limit in (held, measured)]
+    losses = [float(np.hypot(loss(magnitudes, limit, levels=levels), least)) for limit in (held, measured)]
     return RangeFigures(
         tensor=name,
         held=held,

@@ -429,3 +429,45 @@ def test_validation_of_the_stored_masks_repeats_the_builds() -> None:
     assert verdict(bundle("bf16"), min_agreement=None)["gates"] == vars(Gates.of("bf16"))
     with pytest.raises(ConfigError, match="expected 11 classes as in the engine, got 19"):
         verdict(bundle(), checkpoint=untrained_checkpoint(19))
+
+
+# --- files for a CPU -------------------------------------------------------------------------------------------------
+
+
+FEW = "ignore:classes never predicted on the calibration images"
+
+
+def for_cpu(folder: Path, **options: Any) -> dict[str, Any]:
+    """Build an int8 bundle for a CPU."""
+    how: dict[str, Any] = {"precision": "int8", "calibration": "synthetic", "images": 8, "target": "cpu"}
+    return build(onnx_file(), folder / "cpu.nrd", checkpoint=checkpoint(), **how, **options)
+
+
+@pytest.mark.filterwarnings(FEW)
+def test_a_bundle_for_a_cpu_has_no_plan_and_is_proved_built_and_validated_again(tmp_path: Path) -> None:
+    facts = for_cpu(tmp_path)
+    assert (facts["builder"]["name"], facts["precision"]["target"]) == ("onnxruntime", "cpu")
+    assert "target='cpu'" in facts["command"]
+    assert facts["validation"]["arithmetic"] == "native", "nothing in it is in 16 bits"
+    how: dict[str, Any] = {"threads": 1, "progress": False, "min_agreement": LENIENT}
+    verdict = nrd_trt.validate(tmp_path / "cpu.nrd", checkpoint=checkpoint(), **how)
+    assert verdict.passed, verdict.failures
+    assert verdict.structure is not None and verdict.structure.compared == "whole"
+    assert verdict.soundness is not None and all(one.error == 0 for one in verdict.soundness.twin)
+    again = build(tmp_path / "cpu.nrd", tmp_path / "again.nrd")
+    assert (again["builder"]["name"], again["precision"]) == ("onnxruntime", facts["precision"])
+
+
+@pytest.mark.parametrize("builder", ["tensorrt", "tensorrt-rtx"])
+def test_no_plan_is_built_of_a_file_for_a_cpu(builder: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"builder='{builder}': target='cpu', and no TensorRT takes its uint8"):
+        for_cpu(tmp_path, builder=builder)
+    assert listing(tmp_path) == []
+
+
+@needs_rtx
+@pytest.mark.filterwarnings(FEW)
+def test_no_plan_is_built_of_a_bundle_for_a_cpu(tmp_path: Path) -> None:
+    for_cpu(tmp_path)
+    with pytest.raises(ConfigError, match=r"builder='tensorrt-rtx': cpu\.nrd was made with target='cpu', and no"):
+        build(tmp_path / "cpu.nrd", tmp_path / "again.nrd", builder="tensorrt-rtx")

@@ -205,6 +205,8 @@ def test_ladder_leaves_twice_as_many_of_the_worst_out_each_time() -> None:
     assert [len(step.layers) for step in steps] == [10, 9, 8, 6, 2, 0, 0]
     assert [step.precision for step in steps] == ["int8"] * 5 + ["fp16", "fp32"]
     assert steps[2].layers == tuple("abcdefgh")
+    on_cpu = list_steps(layers, dict.fromkeys(layers, 0.0), "cpu")
+    assert [step.precision for step in on_cpu] == ["int8"] * 5 + ["fp32"]
     assert len({step.name for step in steps}) == len(steps)
 
 

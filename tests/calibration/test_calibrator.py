@@ -73,7 +73,15 @@ def test_a_file_of_ranges_gives_the_same_file(tmp_path: Path) -> None:
 
 def test_arguments_make_it_again(tmp_path: Path) -> None:
     made = calibrator(exclude=["a"], seed=3, quantizer="own")
-    nothing = {"images": None, "seed": None, "recipe": None, "quantizer": None, "include": (), "exclude": ()}
+    nothing = {
+        "images": None,
+        "seed": None,
+        "recipe": None,
+        "quantizer": None,
+        "include": (),
+        "exclude": (),
+        "target": None,
+    }
     given = {**nothing, "calibration": "synthetic", "images": 2, "seed": 3}
     assert vars(made.arguments("fp16")) == given
     layers = {"include": (HEAD,), "exclude": ("a",)}
@@ -125,6 +133,10 @@ OPTIONS = {"recipe": "mse", "images": 100, "seed": 0, "memory_mb": 2048, "includ
         ("r.json", "int8", {"recipe": "mse"}, "recipe=: fixed in a file of ranges"),
         ("r.json", "int8", {"seed": 0, "images": 9}, "images=, seed=: fixed in a file of ranges"),
         ("r.json", "int8", {"quantizer": "modelopt"}, "expected images as calibration="),
+        ("synthetic", "int8", {"target": "tpu"}, "target='tpu': expected one of 'gpu', 'cpu'"),
+        ("synthetic", "int8", {"quantizer": "modelopt", "target": "cpu"}, "target=: quantizer='modelopt' knows"),
+        ("synthetic", "fp16", {"target": "cpu"}, "target=: expected precision='int8', got fp16"),
+        (None, "int8", {"target": "cpu"}, "target=: expected together with calibration="),
         ("synthetic", "int8", {"quantizer": "modelopt", "recipe": "mse"}, "recipe=: quantizer='modelopt' knows"),
         *((None, None, {n: v}, f"^{n}=: expected together with calibration=, got none") for n, v in OPTIONS.items()),
         (None, "int8", {"quantizer": "own"}, "expected together with calibration=, got none"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from nrd_trt.errors import CalibrationError, ConfigError
 from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.graph.precision import simulate_rounding, simulate_tf32, to_precision
+from nrd_trt.graph.precision import simulate_rounding, simulate_tf32, to_int8, to_precision
 from nrd_trt.graph.quantize import (
     DEFAULT_EXCLUDE,
     QuantizationPlan,
@@ -98,6 +99,79 @@ def test_the_skip_input_of_an_add_is_int8_and_the_other_is_not() -> None:
     assert convolved.input[1] == "backbone.layer2.0.downsample.0/Conv/dequantized"
 
 
+@cache
+def for_cpu() -> tuple[QuantizationPlan, onnx.ModelProto]:
+    model = residual_export()
+    plan = plan_quantization(model, choose_layers(model), "cpu")
+    return plan, to_int8(model, plan, ranges_of(model, plan))
+
+
+def test_a_file_for_a_cpu_has_pairs_on_both_inputs_of_an_add_and_nothing_in_16_bits() -> None:
+    plan, model = for_cpu()
+    made_by, types = producers(model), element_types(model)
+    adds = [node for node in model.graph.node if node.op_type == "Add"]
+    assert {made_by[name].op_type for add in adds for name in add.input} == {"DequantizeLinear"}
+    assert plan.tensors.keys() > plan_of(residual_export()).tensors.keys()
+    assert {types[node.output[0]] for node in model.graph.node if node.op_type in ("Conv", "Add")} == {FLOAT}
+    assert read_facts(model).precision == "int8"
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_uint8_begins_at_0_where_nothing_is_negative_and_else_holds_the_integers_of_int8() -> None:
+    plan, model = for_cpu()
+    values = infer(residual_export(), feed("float", 1, 128, 256), *plan.tensors)
+    assert plan.unsigned == {name for name in plan.tensors if values[name].min() >= 0}
+    assert {"backbone.maxpool/MaxPool", "Concat"} < plan.unsigned < plan.tensors.keys()
+    stored = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    zeros = {node.input[0]: stored[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert {name: zero.item() for name, zero in zeros.items()} == {
+        name: 0 if name in plan.unsigned else 128 for name in plan.tensors
+    }
+    assert {zero.dtype for zero in zeros.values()} == {np.dtype(np.uint8)}
+    largest = ranges_of(residual_export(), plan)
+    for name in plan.tensors:
+        levels = 255 if name in plan.unsigned else 127
+        assert stored[f"{name}/scale"] == pytest.approx(largest[name] / levels, rel=2**-11)
+
+
+def test_onnx_runtime_multiplies_integers_in_every_layer_of_a_file_for_a_cpu(tmp_path: Path) -> None:
+    """But for those whose result is read as floats; of a file for a GPU it dequantises all of them."""
+    ort, counts = pytest.importorskip("onnxruntime"), {}
+    for name, model in (("cpu", for_cpu()[1]), ("gpu", quantized())):
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / name)
+        options.log_severity_level = 3
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        counts[name] = Counter(node.op_type for node in onnx.load(tmp_path / name).graph.node)
+    floats = "four branches of the joint map, the controller's input, the guidance"
+    assert counts["cpu"]["QLinearConv"] == len(for_cpu()[0].layers) - 6, floats
+    assert counts["cpu"]["QLinearAdd"] == 7, "the last one's sum is pooled as floats too"
+    assert counts["gpu"]["QLinearConv"] == 0
+
+
+def test_masks_of_a_file_for_a_cpu_are_as_near_to_fp32_as_those_for_a_gpu() -> None:
+    image, found = feed("float", 1, 128, 256), []
+    for model in (residual_export(), quantized(), for_cpu()[1]):
+        with OrtRunner(model, threads=1) as runner:
+            found.append(runner.infer(image)["logits"])
+    assert runner.arithmetic == "native"
+    errors = [np.square(logits - found[0]).mean() for logits in found[1:]]
+    assert 0 < errors[1] < 1.5 * errors[0]
+
+
+@pytest.mark.parametrize(("low", "unsigned"), [(0.0, True), (-1.0, False), (None, False)])
+def test_a_clip_gives_no_negative_value_where_its_lowest_is_none(low: float | None, unsigned: bool) -> None:
+    weight = numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "w")
+    bounds = [] if low is None else [numpy_helper.from_array(np.float32(low), "low")]
+    nodes = [
+        helper.make_node("Clip", ["x", *(bound.name for bound in bounds)], ["a"], name="clip"),
+        helper.make_node("Conv", ["a", "w"], ["b"], name="conv"),
+    ]
+    ends = [[helper.make_tensor_value_info(name, FLOAT, [1, 1, 4, 4])] for name in "xb"]
+    model = helper.make_model(helper.make_graph(nodes, "clip", *ends, [weight, *bounds]))
+    assert plan_quantization(model, ["conv"], "cpu").unsigned == ({"a"} if unsigned else set())
+
+
 def test_decode_controller_and_pooled_branch_stay_out() -> None:
     chosen = choose_layers(residual_export())
     left = set(quantizable_layers(residual_export())) - set(chosen)
@@ -150,6 +224,7 @@ def test_tensors_around_a_concat_share_the_largest_scale() -> None:
     }
     assert set(scales) == {"a/scale", "b/scale", "joint/scale"}
     assert set(scales.values()) == {float(np.float16(5 / 127))}
+    assert plan_quantization(model, quantizable_layers(model), "cpu").unsigned == set(), "b may be negative"
 
 
 def test_tf32_leaves_products_of_integers_alone() -> None:

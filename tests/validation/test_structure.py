@@ -32,7 +32,7 @@ from nrd_trt.model import load_model
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.program import network_program
 from nrd_trt.program import Program
-from nrd_trt.specs import CheckpointOptions, InputShape, Precision
+from nrd_trt.specs import CheckpointOptions, InputShape, Precision, Target
 from nrd_trt.validation.rederive import measure_anew
 from nrd_trt.validation.structure import (
     check_structure,
@@ -79,9 +79,9 @@ def scenes() -> list[np.ndarray]:
 
 
 @cache
-def ranges() -> dict[str, float]:
+def ranges(target: Target = "gpu") -> dict[str, float]:
     """Sound ranges of the trained network."""
-    tensors = plan_quantization(both_outputs(), choose_layers(both_outputs())).tensors
+    tensors = plan_quantization(both_outputs(), choose_layers(both_outputs()), target).tensors
     return measure_anew(both_outputs(), tensors, scenes(), threads=1)
 
 
@@ -98,6 +98,22 @@ def record_of(precision: Precision) -> BundleRecord:
 def file_of(precision: Precision) -> onnx.ModelProto:
     """Its file; do not change it."""
     return expected_file(both_outputs(), record_of(precision))
+
+
+@cache
+def record_for_cpu() -> BundleRecord:
+    record = record_of("int8")
+    return replace(record, precision=replace(record.precision, ranges=ranges("cpu"), target="cpu"))
+
+
+def proof_for_cpu(change: Change = lambda model: None, **record: Any) -> StructureRecord:
+    """Prove an int8 file for a CPU that was changed."""
+    file = expected_file(both_outputs(), record_for_cpu())
+    write_choices(file, TypeChoices(target="cpu", int8_layers=choose_layers(both_outputs()), ranges=ranges("cpu")))
+    change(file)
+    here = replace(record_for_cpu(), **record)
+    types = replace(here.precision, quantizer=None)
+    return check_structure(file, replace(here, precision=types), trained_model(), both_outputs(), scenes())
 
 
 def edited(precision: Precision, change: Change) -> onnx.ModelProto:
@@ -408,6 +424,50 @@ def test_a_sound_file_has_no_difference_whatever_its_parts_are_called(precision:
         assert (found.compared, found.differences, found.not_provable) == ("whole", (), ())
         assert found.checked["convolutions"] == 64
         assert found.checked["weights"] > 3_000_000
+
+
+def zero_points(of: int, to: int) -> Change:
+    """Let another integer stand for 0."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.name.startswith("uint8.") and numpy_helper.to_array(tensor) == of:
+                tensor.CopyFrom(numpy_helper.from_array(np.uint8(to), tensor.name))
+
+    return change
+
+
+def as_for_gpu(model: onnx.ModelProto) -> None:
+    write_choices(model, replace(read_choices(model) or TypeChoices(), target="gpu"))
+
+
+def test_a_sound_file_for_a_cpu_has_no_difference() -> None:
+    found = proof_for_cpu()
+    assert (found.compared, found.differences, found.not_provable) == ("whole", (), ())
+
+
+def test_a_file_for_a_cpu_is_not_one_for_a_gpu() -> None:
+    found = proof_for_cpu(as_for_gpu)
+    assert "`pixels`: int8: quantised to uint8 and read from uint8, expected int8" in found.differences
+    found = proof_for_cpu(precision=replace(record_for_cpu().precision, target="gpu"))
+    assert "`pixels`: activation zero point is uint8, expected int8" in found.differences
+
+
+@pytest.mark.parametrize("compared", ["whole", "layers"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (zero_points(128, 127), "zero point"),
+        (zero_points(128, 0), "zero point"),
+        (zero_points(0, 3), "zero point"),
+    ],
+    ids=["near the middle", "cuts off what is negative", "not at 0"],
+)
+def test_faults_of_a_file_for_a_cpu(change: Change, words: str, compared: str) -> None:
+    other = replace(record_of("fp32").exporter, torch="2.7.0")  # type: ignore[type-var]
+    found = proof_for_cpu(change, **({"exporter": other} if compared == "layers" else {}))
+    assert found.compared == compared
+    assert words in "\n".join(found.differences)
 
 
 def test_validation_finds_the_same_whatever_the_parts_of_a_file_are_called(tmp_path: Path) -> None:
