@@ -20,6 +20,15 @@ OnLayer = Callable[[str, float], None]
 """Receives the name of a layer that was run and its milliseconds."""
 
 
+def printable(text: str) -> str:
+    """Return a line that a terminal shows as it is: what is not printable, line breaks included, stands as its escape.
+
+    Names in a bundle, an ONNX file or a folder may hold what moves a cursor, turns the order of letters or looks like a
+    line of ours.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def silent(*_: str) -> None:
     """Ignore a report."""
 
@@ -39,5 +48,13 @@ def bar(
     """
     given: Any = items
     return tqdm(
-        given, desc=desc, unit=unit, total=total, initial=done, delay=2, file=sys.stderr, disable=not show, leave=False
+        given,
+        desc=printable(desc),
+        unit=unit,
+        total=total,
+        initial=done,
+        delay=2,
+        file=sys.stderr,
+        disable=not show,
+        leave=False,
     )

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -27,6 +28,7 @@ import typer
 from nrd_trt.cli import parse
 from nrd_trt.cli.flags import flags_of, translated
 from nrd_trt.errors import NrdTrtError
+from nrd_trt.progress import printable
 from nrd_trt.specs import BuilderName, Fit, Precision, Resample
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def verb(command: Command) -> Command:
             kind, message = type(exc).__name__, f"{exc}; check the path, its permissions and the free space"
         except Exception as exc:
             if kwargs.get("verbose"):
-                traceback.print_exc()
+                say(*traceback.format_exc().splitlines(), err=True)
             kind, code = type(exc).__name__, INTERNAL_ERROR
             message = f"internal error: {kind}: {exc} (please report it; -v prints the traceback)"
         report(kind, translated(message, flags), as_json=as_json)
@@ -81,9 +83,19 @@ def verb(command: Command) -> Command:
     return guarded  # type: ignore[return-value]
 
 
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines on stdout or stderr, the only way that a verb prints text: see `printable`."""
+    typer.echo("\n".join(map(printable, lines)), err=err)
+
+
+def show_message(level: str, text: str) -> None:
+    """Print one TensorRT message on stderr."""
+    say(f"[TensorRT {level.lower()}] {text}", err=True)
+
+
 def report(kind: str, message: str, *, as_json: bool) -> None:
     """Print an error on stderr, and with ``--json`` as the one object on stdout."""
-    typer.echo(f"error: {message}", err=True)
+    say(f"error: {message}", err=True)
     if as_json:
         print_json({"error": {"type": kind, "message": message}})
 
@@ -100,7 +112,12 @@ def exit_on(failures: Sequence[str], consequence: str | None = None) -> None:
 
 def print_json(data: Any) -> None:
     """Print the one JSON object of a verb."""
-    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    typer.echo(re.sub(r"[^\n -~]", lambda found: _in_json(found[0]), text))
+
+
+def _in_json(char: str) -> str:
+    return char if char.isprintable() else json.dumps(char)[1:-1]
 
 
 @contextmanager
@@ -126,13 +143,13 @@ def print_wrapped(before: str, text: str) -> None:
     width = max(60, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
     rest = " " * len(before)
     wrapper = textwrap.TextWrapper(width, before, rest, break_long_words=False, break_on_hyphens=False)
-    typer.echo(wrapper.fill(text))
+    say(*wrapper.wrap(text) or [""])
 
 
 def note(text: str, *, quiet: bool = False) -> None:
     """Print one line of progress to stderr."""
     if not quiet:
-        typer.echo(translated(text, _flags), err=True)
+        say(translated(text, _flags), err=True)
 
 
 class Stages:
@@ -217,7 +234,7 @@ def fraction(value: float | None) -> str:
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
     """Show our own warnings as one line; those of libraries speak to developers, not to users."""
     if category is UserWarning and not {"nrd_trt", "calibration"}.isdisjoint(Path(filename).parts):
-        print(f"warning: {translated(str(message), _flags)}", file=sys.stderr)
+        say(f"warning: {translated(str(message), _flags)}", err=True)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def doctor_command(
 def _print(report: DoctorReport) -> None:
     for row in report.rows:
         _print_row(row.status, row.name, row.found, row.remedy)
-    typer.echo("\nWhat can be done here")
+    common.say("", "What can be done here")
     for ability in report.abilities:
         _print_row("yes" if ability.possible else "no", ability.name, ability.why, ability.remedy)
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, get_type_hints
 
-import typer
-
 from nrd_trt.cli import common, parse
 from nrd_trt.errors import ConfigError
 from nrd_trt.progress import OnMessage, silent
@@ -94,9 +92,7 @@ class OutputOptions:
     @property
     def on_message(self) -> OnMessage:
         """Prints TensorRT's messages on stderr, with ``-v``."""
-        from nrd_trt.engine.messages import stderr_message
-
-        return stderr_message if self.verbose else silent
+        return common.show_message if self.verbose else silent
 
     def note(self, text: str) -> None:
         """Print one line of progress to stderr, unless with ``-q``."""
@@ -108,7 +104,7 @@ class OutputOptions:
         if self.as_json:
             common.print_json(result.to_dict())
         else:
-            typer.echo("\n".join(lines))
+            common.say(*lines)
 
 
 @dataclass(frozen=True, kw_only=True)

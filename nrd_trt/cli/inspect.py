@@ -53,13 +53,12 @@ def inspect_command(
 
 def _print(found: Inspection, *, every_layer: bool) -> None:
     bundle = found.bundle
-    intact = "; every hash of its bundle holds" if bundle else f"\nSHA-256 {found.sha256}"
-    typer.echo(f"{found.path}: {_TITLES[found.kind]}, {_size(found.bytes)}{intact}")
-    if bundle:
-        typer.echo(_signed_by(bundle.origin))
+    intact = "; every hash of its bundle holds" if bundle else ""
+    common.say(f"{found.path}: {_TITLES[found.kind]}, {_size(found.bytes)}{intact}")
+    common.say(_signed_by(bundle.origin) if bundle else f"SHA-256 {found.sha256}")
     if bundle:
         for line in common.headline(bundle.record.validation.warnings):
-            typer.echo(line)
+            common.say(line)
         _section("Made", _made(bundle.record))
         hashes = sorted(bundle.record.files.items())
         _section(
@@ -241,24 +240,24 @@ def _layers(found: Inspection, *, every_layer: bool) -> None:
     layers = found.layers
     if not layers or not found.layers_from:
         return
-    typer.echo(f"\nLayers: {len(layers)}, {_LAYERS_FROM[found.layers_from]}")
+    common.say("", f"Layers: {len(layers)}, {_LAYERS_FROM[found.layers_from]}")
     if every_layer:
         for layer in layers:
             memory_format = getattr(layer, "format", "")  # of the layers of an opened plan
-            typer.echo(f"  {layer.type:<9} {layer.kind:<20} {layer.name}  {memory_format}".rstrip())
+            common.say(f"  {layer.type:<9} {layer.kind:<20} {layer.name}  {memory_format}".rstrip())
         return
     kinds = [kind for kind, _ in Counter(layer.kind for layer in layers).most_common()]
     types = [name for name, _ in Counter(layer.type for layer in layers).most_common(6)]
     table = Counter((layer.kind, layer.type) for layer in layers)
-    typer.echo(f"  {'':<24}" + "".join(f"{name:>10}" for name in types))
+    common.say(f"  {'':<24}" + "".join(f"{name:>10}" for name in types))
     for kind in kinds:
-        typer.echo(f"  {kind:<24}" + "".join(f"{table[kind, name] or '·':>10}" for name in types))
-    typer.echo("  (--layers lists them)")
+        common.say(f"  {kind:<24}" + "".join(f"{table[kind, name] or '·':>10}" for name in types))
+    common.say("  (--layers lists them)")
 
 
 def _section(title: str, lines: Lines) -> None:
     """Print a title and its labelled lines, broken at blanks so that commands can be copied."""
-    typer.echo(f"\n{title}")
+    common.say("", title)
     before = None
     for label, text in lines:
         shown = "" if label == before else label

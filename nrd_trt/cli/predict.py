@@ -53,7 +53,7 @@ def predict_command(
             }
         )
     else:
-        typer.echo(
+        common.say(
             f"{len(images)} masks in {output_path} (median {latency:.1f} ms per image, "
             f"run by {common.run_by(name, arithmetic, plan_ran)})"
         )

@@ -40,7 +40,7 @@ def serve_command(
 
     def ready(url: str, made_token: str | None) -> None:
         # Without the address nobody finds the page, so it is printed with -q too.
-        typer.echo(f"{url}?token={made_token}" if made_token else url)
+        common.say(f"{url}?token={made_token}" if made_token else url)
         if token is not None and made_token is None:
             common.note("the page asks for the token; /?token=… in the address answers it", quiet=quiet)
         common.note("Ctrl-C ends it", quiet=quiet)

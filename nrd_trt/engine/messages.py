@@ -5,7 +5,6 @@ The module is handed in; this file and `nrd_trt.engine.compat` name what is in i
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -129,8 +128,3 @@ def layer_profiler(trt: Any, on_layer: OnLayer) -> Any:
             on_layer(layer_name, ms)
 
     return _Profiler()
-
-
-def stderr_message(level: str, text: str) -> None:
-    """Print one TensorRT message to stderr."""
-    print(f"[TensorRT {level.lower()}] {text}", file=sys.stderr)
