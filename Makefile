@@ -17,7 +17,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-all fault-gallery gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels clean
+.PHONY: help install demo test test-fast test-all fault-gallery soak gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test-all: install  ## Run it with every combination of encoder, precision and in
 
 fault-gallery: install  ## Plant every fault of the gallery in every precision and write docs/fault-gallery.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.gallery docs/fault-gallery.md $(ARGS)
+
+soak: install  ## Serve for five minutes with viewers, uploads and strangers at once and write docs/soak.md
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/dev/soak.py docs/soak.md $(ARGS)
 
 # `make gpu-check GPU_PYTHON=python3` does with the packages that are there, where `make install` cannot run.
 GPU_PYTHON := $(BIN)/python
