@@ -17,7 +17,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-all fault-gallery soak gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels clean
+.PHONY: help install demo test test-fast test-all fault-gallery soak kills gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ fault-gallery: install  ## Plant every fault of the gallery in every precision a
 
 soak: install  ## Serve for five minutes with viewers, uploads and strangers at once and write docs/soak.md
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/dev/soak.py docs/soak.md $(ARGS)
+
+kills: install  ## End every verb that writes with SIGKILL, again and again, and write docs/kills.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kills docs/kills.md $(ARGS)
 
 # `make gpu-check GPU_PYTHON=python3` does with the packages that are there, where `make install` cannot run.
 GPU_PYTHON := $(BIN)/python

@@ -63,8 +63,12 @@ def logged(out: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four images to train on, two to validate on, in CamVid's layout."""
-    folder = tmp_path_factory.mktemp("data")
+    """The labelled images that the tests share; read-only."""
+    return labelled(tmp_path_factory.mktemp("data"))
+
+
+def labelled(folder: Path) -> Path:
+    """Write four images to train on, two to validate on, in CamVid's layout."""
     for part, seeds in (("train", range(4)), ("val", range(4, 6))):
         for seed in seeds:
             write_pair(folder / part, seed)
