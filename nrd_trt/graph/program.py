@@ -88,7 +88,7 @@ def _program(
         kind = node.op_type + _overload(node)
         kind = f"{node.domain}.{kind}" if node.domain not in ("", "ai.onnx") else kind
         if kind in _POOLED:
-            _fill_pooling(attributes, operands)
+            _fill_pooling(attributes, _weight(operands, operations))
         known |= {name: (len(operations), place) for place, name in enumerate(node.output) if name}
         operations.append(
             Operation(
@@ -137,9 +137,16 @@ def _constant(entry: onnx.AttributeProto) -> np.ndarray:
     return np.asarray(value, kinds.get(entry.name))
 
 
-def _fill_pooling(attributes: dict[str, Any], operands: Sequence[Operand]) -> None:
-    """Fill in what ONNX derives from the weight, or leaves at no padding, step one."""
+def _weight(operands: Sequence[Operand], operations: Sequence[Operation]) -> Operand:
+    """Return the weight of a convolution as the file stores it, in int8 where it is dequantised."""
     weight = operands[1] if len(operands) > 1 else None
+    if isinstance(weight, tuple) and operations[weight[0]].kind == "DequantizeLinear":
+        return operations[weight[0]].operands[0]
+    return weight
+
+
+def _fill_pooling(attributes: dict[str, Any], weight: Operand) -> None:
+    """Fill in what ONNX derives from the weight, or leaves at no padding, step one."""
     kernel = attributes.get("kernel_shape") or (weight.shape[2:] if isinstance(weight, np.ndarray) else (1, 1))
     defaults = {"kernel_shape": tuple(kernel), "strides": (1,) * len(kernel), "dilations": (1,) * len(kernel)}
     for name, value in {**defaults, "pads": (0,) * (2 * len(kernel))}.items():

@@ -88,6 +88,16 @@ def test_types_of_the_weights_and_stages_are_found_through_quantisation() -> Non
     assert taps(quantised())[f"{PREFIX}c4"] == c4
 
 
+def test_the_kernel_of_int8_weights_is_read_off_them_where_the_file_does_not_say_it() -> None:
+    """The exporters of older versions do not."""
+    model = copy_model(quantised())
+    for node in model.graph.node:
+        kept = [entry for entry in node.attribute if entry.name != "kernel_shape"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    assert layers(model) == []
+
+
 def test_a_doubled_scale_of_int8_weights_is_named() -> None:
     wrong = copy_model(quantised())
     assert layers(wrong) == []
