@@ -5,7 +5,9 @@
 # The tag decides the TensorRT version, and a plan runs on the version that built it:
 # https://docs.nvidia.com/deeplearning/frameworks/support-matrix/
 ARG BASE=nvcr.io/nvidia/tensorrt:25.10-py3
-FROM ${BASE}
+# A tag can be moved; sha256:… of `docker buildx imagetools inspect` holds the image to what was tried.
+ARG BASE_DIGEST=
+FROM ${BASE}${BASE_DIGEST:+@${BASE_DIGEST}}
 
 # "torch," before the others to read checkpoints too; the image grows by gigabytes.
 ARG EXTRAS=gpu,nvdec,plot

@@ -17,7 +17,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-all fault-gallery soak kills gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels clean
+.PHONY: help install lock demo test test-fast test-all test-lowest fault-gallery soak kills gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels audit release clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,13 +26,43 @@ help:  ## List the targets
 
 install: $(STAMP)  ## Make .venv with everything for work on this machine
 
-# PyTorch comes first and from its own index, so that no later requirement chooses another build of it.
-$(STAMP): setup.cfg setup.py pyproject.toml
+EXTRAS := torch openvino rtx plot video serve signing dev
+comma := ,
+LOCKS := scripts/dev/locks
+LOCK := $(wildcard $(LOCKS)/py$(shell $(PYTHON) -c 'import platform as p; print(*p.python_version_tuple()[:2], sep=".", end="-" + p.machine())').txt)
+# With a lock for this Python and machine, exactly the versions that were tested, by their hashes; else by setup.cfg's ranges.
+# PyTorch comes from its own index, before what would choose another build of it; who takes one with CUDA gets its libraries.
+$(STAMP): setup.cfg setup.py pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(LOCK),$(BIN)/python -m pip install --no-deps --require-hashes --requirement $(LOCK))
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/python -m pip install --editable '.[torch,openvino,rtx,plot,video,serve,signing,dev]'
+	$(BIN)/python -m pip install $(if $(LOCK),--no-deps --no-build-isolation) \
+		--editable '.[$(subst $() ,$(comma),$(EXTRAS))]'
 	touch $@
+
+# What comes with PyTorch's builds for CUDA is not locked: `make install` gets whichever build the index has.
+OF_TORCH := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cudnn-cu13 \
+	nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
+	nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+# $(call resolve,PYTHON VERSION,OPTIONS): write what setup.cfg asks for with all of EXTRAS.
+resolve = echo '$(TORCH)' | $(BIN)/uv pip compile --quiet setup.cfg $(addprefix --extra ,$(EXTRAS)) --constraint - \
+	$(addprefix --no-emit-package ,$(OF_TORCH)) --python-version $(1) --python-platform x86_64-manylinux_2_28 \
+	--no-annotate --custom-compile-command 'make lock' $(2)
+lock: install  ## Choose the newest versions for each Python and write them with their hashes to scripts/dev/locks/
+	@mkdir -p $(LOCKS)
+	$(foreach python,3.10 3.11 3.12 3.13,$(call resolve,$(python),--upgrade --generate-hashes \
+		--output-file $(LOCKS)/py$(python)-x86_64.txt) &&) true
+
+# The page's tests are left out: they want the browser of one version of Playwright.
+LOWEST := build/lowest
+test-lowest: install  ## Run the tests of images, ONNX files and the web on the lowest versions that setup.cfg allows
+	mkdir -p $(LOWEST)
+	$(call resolve,3.11,--resolution lowest-direct --output-file $(LOWEST)/requirements.txt)
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps $(TORCH) --requirement $(LOWEST)/requirements.txt
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS) \
+		tests/data tests/engine tests/exporting tests/graph tests/serving tests/test_files.py --ignore tests/serving/test_page.py
 
 demo: install  ## Checkpoint to checked engine on this machine, into build/demo/
 	$(BIN)/python scripts/demo.py $(ARGS)
@@ -143,6 +173,20 @@ check-resolution: install  ## Ask the package index whether the documented insta
 # HEADERS: folders with the include/ of TensorRT, one for each major (plugins/README.md).
 plugin-wheels: install  ## Build and inspect the wheels of the plugin for x86-64 and aarch64, into dist/
 	$(BIN)/python scripts/dev/plugin_wheels.py $(HEADERS) $(ARGS)
+
+# Both tools have requirements of their own, which must not move those of the lock.
+RELEASE := build/release
+$(RELEASE)/bin/pip-audit:
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet 'pip-audit>=2.9,<3' 'cyclonedx-bom>=7,<8'
+
+audit: $(RELEASE)/bin/pip-audit  ## Ask PyPI's database for known vulnerabilities of what the locks name
+	$(foreach lock,$(wildcard $(LOCKS)/*.txt),$(RELEASE)/bin/pip-audit --strict --require-hashes --disable-pip --requirement $(lock) &&) true
+
+release: install $(RELEASE)/bin/pip-audit  ## Build sdist, wheel and the list of what they were tested with (SBOM) into dist/
+	$(BIN)/python -m build
+	$(RELEASE)/bin/cyclonedx-py environment $(BIN)/python --output-reproducible \
+		--output-file dist/nrd_trt.cdx.json
 
 clean:  ## Remove what was built; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache plugins/build

@@ -14,6 +14,8 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import nrd_trt
 from nrd_trt.decode.extension import source_files
@@ -194,3 +196,19 @@ def test_every_requirement_has_both_bounds() -> None:
     lines = [line for text in texts for line in text.split("\n") if line]
     assert len(lines) > 10
     assert [line for line in lines if ">=" not in line or "<" not in line] == []
+
+
+@pytest.mark.parametrize("lock", sorted((ROOT / "scripts/dev/locks").iterdir()), ids=lambda path: path.stem)
+def test_a_lock_holds_what_setup_asks_for_and_hashes_of_all(lock: Path) -> None:
+    """Of what `make install` installs; PyTorch is chosen by the Makefile."""
+    environment = {"python_version": lock.stem.removeprefix("py").partition("-")[0]}
+    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\\n    --hash=sha256:", lock.read_text(), re.MULTILINE))
+    assert len(pins) == lock.read_text().count("==")
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    (extras,) = re.findall(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    asked = [setup["options"]["install_requires"], *(setup["options.extras_require"][name] for name in extras.split())]
+    for line in "\n".join(asked).split("\n"):
+        if line.strip() and not (wanted := Requirement(line)).name == "torch":
+            if wanted.marker is None or wanted.marker.evaluate(environment):
+                assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), f"{wanted}: run make lock"
