@@ -139,12 +139,30 @@ NRD_HD float larger(float a, float b)
 #endif
 }
 
+//! The smaller, or NaN if one of them is.
+NRD_HD float smallerOrNan(float a, float b)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    float y;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+#else
+    return a < b || a != a ? a : b;
+#endif
+}
+
 //! Whether a value that lies between corners that are at least `high` is above one between corners that are at most
 //! `low`, however both are rounded; see TopTwo::isClear.
 NRD_HD bool isClearlyAbove(float high, float low)
 {
     float const magnitude = (high < 0.F ? -high : high) + (low < 0.F ? -low : low);
     return high - low > multiplyAdd(magnitude, 0x1p-20F, 0x1p-120F);
+}
+
+//! A limit: `isClearlyAbove(high, low)` for every number `low` below it.
+NRD_HD float clearlyBelow(float high)
+{
+    return high - multiplyAdd(high < 0.F ? -high : high, 0x1p-18F, 0x1p-118F);
 }
 
 //! Bits of a float as an integer of the same order, and back; a NaN of either sign is at an end.

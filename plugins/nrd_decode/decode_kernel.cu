@@ -24,9 +24,9 @@ namespace nrd
 #define NRD_ANY_SHAPE(name, type)                                                                                      \
     NRD_LOGITS(generic_##name, 5, drawGenericLogits<ElementType::type>)                                                \
     NRD_MASK(generic_##name, 5, GenericMask<ElementType::type>)
-#define NRD_CLASSES(classes)                                                                                           \
-    NRD_MASK(tensor_core_fp16_##classes, 6, MaskBlock<ElementType::kHALF, classes, true>)                              \
-    NRD_MASK(tensor_core_bf16_##classes, 6, MaskBlock<ElementType::kBFLOAT16, classes, true>)
+#define NRD_CLASSES(classes, blocks)                                                                                   \
+    NRD_MASK(tensor_core_fp16_##classes, blocks, MaskBlock<ElementType::kHALF, classes, true>)                         \
+    NRD_MASK(tensor_core_bf16_##classes, blocks, MaskBlock<ElementType::kBFLOAT16, classes, true>)
 #define NRD_RELEASED(kind, name, blocks, type, tensorCores)                                                            \
     NRD_LOGITS(kind##_##name, 5, drawLogits<ElementType::type, tensorCores>)                                           \
     NRD_MASK(kind##_##name, blocks, MaskBlock<ElementType::type, 0, tensorCores>)
@@ -37,12 +37,12 @@ NRD_ANY_SHAPE(bf16, kBFLOAT16)
 NRD_RELEASED(simt, fp32, 4, kFLOAT, false)
 NRD_RELEASED(simt, fp16, 6, kHALF, false)
 NRD_RELEASED(simt, bf16, 6, kBFLOAT16, false)
-NRD_RELEASED(tensor_core, fp16, 6, kHALF, true)
-NRD_RELEASED(tensor_core, bf16, 6, kBFLOAT16, true)
-NRD_CLASSES(11)
-NRD_CLASSES(19)
-NRD_CLASSES(59)
-NRD_CLASSES(60)
-NRD_CLASSES(150)
+NRD_RELEASED(tensor_core, fp16, 5, kHALF, true)
+NRD_RELEASED(tensor_core, bf16, 5, kBFLOAT16, true)
+NRD_CLASSES(11, 6)
+NRD_CLASSES(19, 6)
+NRD_CLASSES(59, 5)
+NRD_CLASSES(60, 5)
+NRD_CLASSES(150, 5)
 
 } // namespace nrd

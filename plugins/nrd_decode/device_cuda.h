@@ -75,6 +75,22 @@ NRD_DEVICE uint32_t warpBallot(bool value)
     return __ballot_sync(0xffffffffU, value);
 }
 
+//! What the lane has whose number differs from this one's by the bits of `lanes`.
+NRD_DEVICE float warpExchange(float value, int32_t lanes)
+{
+    return __shfl_xor_sync(0xffffffffU, value, lanes);
+}
+
+//! Four 8x8 matrices of 16-bit numbers from shared memory. Lane l gives the row l % 8 of matrix l / 8, 16 bytes at a
+//! multiple of 16; lane 4 g + t gets two neighbours of row g of each matrix, 2 t and 2 t + 1.
+NRD_DEVICE void loadMatrices(uint32_t (&pairs)[4], void const* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+        : "memory");
+}
+
 //! accumulator += a * b for a 16x16 and a 16x8 tile; the warp's lanes hold the fragments as PTX lays them out.
 template <ElementType kTYPE>
 NRD_DEVICE void multiplyTiles(float (&accumulator)[4], uint32_t const (&a)[4], uint32_t const (&b)[2])
@@ -116,6 +132,17 @@ NRD_DEVICE uint32_t warpBallot(bool)
 {
     __trap();
     return 0;
+}
+
+NRD_DEVICE float warpExchange(float, int32_t)
+{
+    __trap();
+    return 0.F;
+}
+
+NRD_DEVICE void loadMatrices(uint32_t (&)[4], void const*)
+{
+    __trap();
 }
 
 template <ElementType kTYPE>

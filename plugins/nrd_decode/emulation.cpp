@@ -53,6 +53,7 @@ struct Warp
     float a[16][16];
     float b[16][8];
     std::array<uint32_t, kWARP> values;
+    std::array<void const*, kWARP> rows;
 };
 
 //! Memory that ends at a page nobody may touch.
@@ -386,6 +387,12 @@ uint32_t warpBallot(bool value)
     return bits;
 }
 
+float warpExchange(float value, int32_t lanes)
+{
+    auto const values = Block::sCurrent->exchange(bitsOf(value));
+    return floatOf(values[static_cast<size_t>(threadIndex() % emulation::kWARP ^ lanes)]);
+}
+
 void copyAsync(void* shared, void const* global)
 {
     if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
@@ -405,6 +412,23 @@ void waitCopies()
         std::memcpy(copy.target, copy.bytes.data(), copy.bytes.size());
     }
     Block::sCurrent->copies().clear();
+}
+
+void loadMatrices(uint32_t (&pairs)[4], void const* row)
+{
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    {
+        throw std::logic_error("emulation: a row of a matrix does not lie at a multiple of 16");
+    }
+    auto& rows = Block::sCurrent->warp().rows;
+    auto const lane = static_cast<size_t>(threadIndex() % emulation::kWARP);
+    rows[lane] = row;
+    Block::sCurrent->wait(State::kAT_WARP_BARRIER);
+    for (size_t i = 0; i < 4; ++i)
+    {
+        pairs[i] = static_cast<uint32_t const*>(rows[8 * i + lane / 4])[lane % 4];
+    }
+    Block::sCurrent->wait(State::kAT_WARP_BARRIER);
 }
 
 //! Fragments of mma.m16n8k16 as the PTX manual lays them out: row g = lane / 4, column t = lane % 4.

@@ -21,10 +21,14 @@ bool syncBlockAny(bool value);
 int32_t fetchAdd(int32_t* counter, int32_t value);
 uint32_t warpMaximum(uint32_t value);
 uint32_t warpBallot(bool value);
+float warpExchange(float value, int32_t lanes);
 
 //! The 16 bytes hold NaN until the thread waits. \throws std::logic_error an address is no multiple of 16.
 void copyAsync(void* shared, void const* global);
 void waitCopies();
+
+//! \throws std::logic_error a row does not lie at a multiple of 16.
+void loadMatrices(uint32_t (&pairs)[4], void const* row);
 
 template <ElementType kTYPE>
 void multiplyTiles(float (&accumulator)[4], uint32_t const (&a)[4], uint32_t const (&b)[2]);

@@ -27,13 +27,32 @@ inline bool usesTensorCores(Variant variant)
 
 constexpr int64_t kDEFAULT_SHARED_BYTES = 48 * 1024; //!< a launch may have them without asking
 
-//! Classes whose logits a mask's block holds at a time. Tensor cores decode all of them at once; plain threads decode
-//! them again for the mixed cells where not all fit into the memory that every GPU gives.
+//! Numbers of classes of the released networks, which have masks on tensor cores of their own; as in decode_kernel.cu.
+constexpr int32_t kRELEASED_CLASSES[] = {11, 19, 59, 60, 150};
+
+inline bool isReleased(int32_t numClasses)
+{
+    return std::find(std::begin(kRELEASED_CLASSES), std::end(kRELEASED_CLASSES), numClasses)
+        != std::end(kRELEASED_CLASSES);
+}
+
+//! Whether a mask on tensor cores surveys the classes first; as MaskBlock does.
+inline bool surveys(int32_t numClasses, Variant variant)
+{
+    return usesTensorCores(variant) && (numClasses >= kMANY || !isReleased(numClasses));
+}
+
+//! Classes whose logits a mask's block holds at a time. A survey leaves few on most blocks; plain threads decode them
+//! again for the mixed cells where not all fit into the memory that every GPU gives.
 inline int32_t residentRows(DecodeShape const& shape, ElementType type, Variant variant)
 {
+    if (usesTensorCores(variant))
+    {
+        return surveys(shape.numClasses, variant) ? kMANY : shape.numClasses;
+    }
     bool const fits
         = TileLayout(shape.numClasses, elementSize(type), kSLOTS, shape.numClasses).total <= kDEFAULT_SHARED_BYTES;
-    return usesTensorCores(variant) || fits ? shape.numClasses : kCHUNK;
+    return fits ? shape.numClasses : kCHUNK;
 }
 
 //! Dynamic shared memory of a launch.
@@ -44,8 +63,12 @@ inline int64_t sharedBytes(DecodeOp op, DecodeShape const& shape, ElementType ty
     {
         return GenericLayout(shape, slots).total * static_cast<int64_t>(sizeof(float));
     }
-    int32_t const rows = op == DecodeOp::kMASK ? residentRows(shape, type, variant) : 0;
-    return TileLayout(shape.numClasses, elementSize(type), slots, rows).total;
+    if (op == DecodeOp::kLOGITS)
+    {
+        return TileLayout(shape.numClasses, elementSize(type), slots, 0).total;
+    }
+    int32_t const parts = !surveys(shape.numClasses, variant) ? 0 : type == ElementType::kHALF ? 2 : 3;
+    return TileLayout(shape.numClasses, elementSize(type), slots, residentRows(shape, type, variant), parts).total;
 }
 
 //! Whether the sizes and the type allow the variant; the device is another question.
@@ -70,9 +93,6 @@ inline Variant resolve(DecodeOp op, DecodeShape const& shape, ElementType type, 
     return isSimt ? Variant::kSIMT : Variant::kGENERIC;
 }
 
-//! Numbers of classes of the released networks, which have masks on tensor cores of their own; as in decode_kernel.cu.
-constexpr int32_t kRELEASED_CLASSES[] = {11, 19, 59, 60, 150};
-
 //! Name of a kernel in decode_kernel.cu, such as "nrd_mask_simt_fp16" or "nrd_mask_tensor_core_fp16_19".
 inline std::string kernelName(DecodeOp op, Variant variant, ElementType type, int32_t numClasses)
 {
@@ -80,9 +100,7 @@ inline std::string kernelName(DecodeOp op, Variant variant, ElementType type, in
         : variant == Variant::kGENERIC                ? "generic"
                                                       : "simt";
     char const* const element = type == ElementType::kFLOAT ? "fp32" : type == ElementType::kHALF ? "fp16" : "bf16";
-    bool const isOwn = op == DecodeOp::kMASK && usesTensorCores(variant)
-        && std::find(std::begin(kRELEASED_CLASSES), std::end(kRELEASED_CLASSES), numClasses)
-            != std::end(kRELEASED_CLASSES);
+    bool const isOwn = op == DecodeOp::kMASK && usesTensorCores(variant) && isReleased(numClasses);
     return std::string(op == DecodeOp::kMASK ? "nrd_mask_" : "nrd_logits_") + kind + "_" + element
         + (isOwn ? "_" + std::to_string(numClasses) : "");
 }

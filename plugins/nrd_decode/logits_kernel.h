@@ -72,7 +72,12 @@ NRD_DEVICE void drawLogits(LogitsArguments const& arguments)
     tile.stage();
     if constexpr (kTENSOR_CORES)
     {
-        if (!device::syncBlockAny(!decodeOnTensorCores(tile, target)))
+        bool const isHeld = decodeOnTensorCores(tile,
+            [&](auto const& part)
+            {
+                return part.decode(target);
+            });
+        if (!device::syncBlockAny(!isHeld))
         {
             return;
         }

@@ -19,6 +19,7 @@
  *
  *     stage    theta of the four slots and the guidance into shared memory, as they are
  *     decode   the logits: each thread one position (Exact), or each warp 16 positions on tensor cores (Fragments)
+ *     survey   where classes are many: those that can win somewhere in the patch; the others are decoded no further
  *     rank     the leading class of each position
  *     fill     the cells that one class clearly leads at all four corners; list the others, the mixed ones
  *     draw     interpolate the mixed cells and take the largest class of every pixel
@@ -50,6 +51,7 @@ constexpr int32_t kGRID = kTILE + 1; //!< side of a patch with its ring
 constexpr int32_t kPOSITIONS = kGRID * kGRID;
 constexpr int32_t kPITCH = 84; //!< from class to class of the logits: 2 * 84 % 32 == 8 spreads fragments over the banks
 constexpr int32_t kCHUNK = 24; //!< classes at a time where not all fit
+constexpr int32_t kMANY = 32;  //!< candidates at a time, and the classes from which on to look for them pays
 
 // Places in theta, all multiples of 16 bytes but for W0's rows.
 constexpr int32_t kB0 = kINPUTS * kHIDDEN;
@@ -127,10 +129,12 @@ struct TileLayout
     int32_t places;    //!< [position][x, y]
     int32_t logits;    //!< [class][row][column]
     int32_t cells;     //!< the mask's bookkeeping
+    int32_t survey;    //!< the candidates, and what they are found from
     int32_t total;
 
-    //! `rows` classes of logits are held at a time; none by the op that writes them out.
-    NRD_HD TileLayout(int32_t numClasses, int32_t elementBytes, int32_t slots, int32_t rows)
+    //! `rows` classes of logits are held at a time; none by the op that writes them out. Of activations, if they are
+    //! shared at all, there are `parts` 16-bit parts.
+    NRD_HD TileLayout(int32_t numClasses, int32_t elementBytes, int32_t slots, int32_t rows, int32_t parts = 0)
     {
         int32_t const bytes = (kW2 + numClasses * (kHIDDEN + 1)) * elementBytes;
         slotBytes = ((bytes + 15) / 16 | 1) * 16;
@@ -139,7 +143,8 @@ struct TileLayout
         logits = places + kPITCH * 8;
         // Tensor cores write eight classes at a time.
         cells = logits + (rows + 7) / 8 * 8 * kPITCH * 4;
-        total = cells + (rows == 0 ? 0 : 2 * 2 * kPITCH + 16);
+        survey = cells + (rows == 0 ? 0 : 2 * 2 * kPITCH + 16);
+        total = survey + (parts == 0 ? 0 : kPOSITIONS * kHIDDEN * 2 * parts + 32 + (numClasses + 15) / 16 * 16);
     }
 };
 
@@ -194,9 +199,9 @@ struct PatchTile
     int32_t column;
     char* shared;
 
-    NRD_DEVICE PatchTile(DecodeProblem const& p, int32_t numSlots, int32_t rows)
+    NRD_DEVICE PatchTile(DecodeProblem const& p, int32_t numSlots, int32_t rows, int32_t parts = 0)
         : problem(p)
-        , layout(kCLASSES != 0 ? kCLASSES : p.shape.numClasses, sizeof(Element), numSlots, rows)
+        , layout(kCLASSES != 0 ? kCLASSES : p.shape.numClasses, sizeof(Element), numSlots, rows, parts)
         , slots(numSlots)
         , shared(reinterpret_cast<char*>(device::sharedMemory()))
     {
@@ -422,11 +427,20 @@ private:
  * Weights and guidance are 16-bit and exact. An activation is the sum of two halves, or of three bfloat16 numbers, which
  * keeps it to 22 or 24 bits inside the range that `isHeld` checks.
  */
+template <ElementType kTYPE>
+constexpr int32_t kPARTS = kTYPE == ElementType::kHALF ? 2 : 3;
+
+//! Units 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of one position, every part of them.
+template <ElementType kTYPE>
+struct alignas(kTYPE == ElementType::kHALF ? 16 : 8) Activations
+{
+    Words2 part[kPARTS<kTYPE>];
+};
+
 template <ElementType kTYPE, int32_t kHALVES>
 struct Fragments
 {
-    static constexpr int32_t kPARTS = kTYPE == ElementType::kHALF ? 2 : 3;
-    uint32_t part[kPARTS][4];
+    uint32_t part[kPARTS<kTYPE>][4];
     uint32_t magnitude; //!< bits of the sum of this lane's activations, none of which is negative
 
     //! Take the two results of a hidden layer through ReLU into operands.
@@ -444,7 +458,7 @@ struct Fragments
         }
         magnitude = bitsOf(total);
 #pragma unroll
-        for (int32_t p = 0; p < kPARTS; ++p)
+        for (int32_t p = 0; p < kPARTS<kTYPE>; ++p)
         {
 #pragma unroll
             for (int32_t i = 0; i < 2 * kHALVES; ++i) // result i % 2 of row half i / 2
@@ -456,6 +470,18 @@ struct Fragments
                 x -= widenLower<kTYPE>(pair);
                 y -= widenUpper<kTYPE>(pair);
             }
+        }
+    }
+
+    //! Write those of row g, or of row g + 8, to `target[t]`.
+    NRD_DEVICE void store(Activations<kTYPE>* target, int32_t half) const
+    {
+        int32_t const pair = device::threadIndex() % 4 * 2; // units 4 t, 4 t + 1; the others are the next pair
+#pragma unroll
+        for (int32_t p = 0; p < kPARTS<kTYPE>; ++p)
+        {
+            target[pair % 4].part[p].x[pair / 4] = part[p][half];
+            target[pair % 4 + 1].part[p].x[pair / 4] = part[p][2 + half];
         }
     }
 };
@@ -504,18 +530,15 @@ public:
     {
         auto* const low = sink.locate(mFirst);
         auto* const high = sink.locate(mFirst + (kRING ? 0 : kTILE));
-        float sums[2][4];
-        first(sums);
-        Inputs const one(sums);
-        second(sums, one);
-        Inputs const two(sums);
+        Magnitudes magnitudes;
+        Inputs const hidden = runHidden(magnitudes);
         uint16_t const* const bias = mTheta + kW2 + mTile.numClasses() * kHIDDEN;
 #pragma unroll 4
         for (int32_t k = 0; k < mTile.numClasses(); k += 8)
         {
             float logits[4];
             start(logits, *reinterpret_cast<uint32_t const*>(bias + k + 2 * mThread));
-            multiplyParts(logits, two, load(kW2 + (k + mGroup) * kHIDDEN + 4 * mThread));
+            multiplyParts(logits, hidden, load(kW2 + (k + mGroup) * kHIDDEN + 4 * mThread));
             if (mExists)
             {
                 sink.put(low, k + 2 * mThread, logits[0]);
@@ -527,10 +550,37 @@ public:
                 sink.put(high, k + 2 * mThread + 1, logits[3]);
             }
         }
-        return {one.magnitude, two.magnitude};
+        return magnitudes;
+    }
+
+    //! Write the activations of the second hidden layer, [position][t], and return how large they are.
+    NRD_DEVICE Magnitudes publish(Activations<kTYPE>* activations) const
+    {
+        Magnitudes magnitudes;
+        Inputs const hidden = runHidden(magnitudes);
+#pragma unroll
+        for (int32_t half = 0; half < kHALVES; ++half)
+        {
+            if (mExists)
+            {
+                hidden.store(activations + (mFirst + half * kTILE) * 4, half);
+            }
+        }
+        return magnitudes;
     }
 
 private:
+    NRD_DEVICE Inputs runHidden(Magnitudes& magnitudes) const
+    {
+        float sums[2][4];
+        first(sums);
+        Inputs const one(sums);
+        second(sums, one);
+        Inputs const two(sums);
+        magnitudes = {one.magnitude, two.magnitude};
+        return two;
+    }
+
     //! Four elements of theta from a multiple of four on.
     NRD_DEVICE Words2 load(int32_t offset) const
     {
@@ -555,7 +605,7 @@ private:
     static NRD_DEVICE void multiplyParts(float (&sums)[4], Inputs const& inputs, Words2 const& weights)
     {
 #pragma unroll
-        for (int32_t p = 0; p < Inputs::kPARTS; ++p)
+        for (int32_t p = 0; p < kPARTS<kTYPE>; ++p)
         {
             device::multiplyTiles<kTYPE>(sums, inputs.part[p], weights.x);
         }
@@ -611,21 +661,85 @@ private:
     int32_t mFirst;  //!< position of row g
 };
 
-//! Decode all positions; `sink` as above. Whether all of them that this warp had are within the bound.
-template <ElementType kTYPE, int32_t kCLASSES, class Sink>
-NRD_DEVICE bool decodeOnTensorCores(PatchTile<kTYPE, kCLASSES> const& tile, Sink const& sink)
+//! Let `action(TensorTile)` decode all positions. Whether all of them that this warp had are within the bound.
+template <ElementType kTYPE, int32_t kCLASSES, class Action>
+NRD_DEVICE bool decodeOnTensorCores(PatchTile<kTYPE, kCLASSES> const& tile, Action const& action)
 {
     static_assert(kTHREADS / kWARP_SIZE == kTILE * kTILE / 16, "a warp has 16 of the patch's own positions");
     int32_t const warp = device::threadIndex() / kWARP_SIZE;
-    Magnitudes const own = TensorTile<kTYPE, kCLASSES, false>(tile, warp).decode(sink);
+    Magnitudes const own = action(TensorTile<kTYPE, kCLASSES, false>(tile, warp));
     Magnitudes ring = {0U, 0U};
     if (warp + 1 < tile.slots)
     {
-        ring = TensorTile<kTYPE, kCLASSES, true>(tile, warp + 1).decode(sink);
+        ring = action(TensorTile<kTYPE, kCLASSES, true>(tile, warp + 1));
     }
     return isHeld<kTYPE>(own.first) & isHeld<kTYPE>(own.second) & isHeld<kTYPE>(ring.first)
         & isHeld<kTYPE>(ring.second);
 }
+
+/*!
+ * 16 classes of one slot as the rows of m16n8k16, and 8 positions as its columns. Of a result lane 4 g + t holds the
+ * columns 2 t and 2 t + 1, first of row g, then of row g + 8.
+ */
+template <ElementType kTYPE, int32_t kCLASSES>
+class ClassTile
+{
+public:
+    //! `classOf(row)`: the class in a row.
+    template <class ClassOf>
+    NRD_DEVICE ClassTile(PatchTile<kTYPE, kCLASSES> const& tile, int32_t slot, ClassOf const& classOf)
+    {
+        uint16_t const* const theta = tile.theta(slot) + kW2;
+        uint16_t const* const bias = theta + tile.numClasses() * kHIDDEN;
+        int32_t const lane = device::threadIndex() % kWARP_SIZE;
+        device::loadMatrices(mWeights, theta + classOf(lane % 16) * kHIDDEN + lane / 16 * 8);
+        mLow = widen<kTYPE>(bias[classOf(lane / 4)]);
+        mHigh = widen<kTYPE>(bias[classOf(lane / 4 + 8)]);
+    }
+
+    //! `activations`: of the position in column g.
+    NRD_DEVICE void decode(float (&logits)[4], Activations<kTYPE> const& activations) const
+    {
+        logits[0] = mLow;
+        logits[1] = mLow;
+        logits[2] = mHigh;
+        logits[3] = mHigh;
+#pragma unroll
+        for (int32_t p = 0; p < kPARTS<kTYPE>; ++p)
+        {
+            device::multiplyTiles<kTYPE>(logits, mWeights, activations.part[p].x);
+        }
+    }
+
+private:
+    uint32_t mWeights[4];
+    float mLow; //!< biases
+    float mHigh;
+};
+
+//! The logits of one class.
+struct Extent
+{
+    float largest = -infinity();
+    float smallest = infinity(); //!< NaN if one of them is
+
+    NRD_DEVICE void update(float logit)
+    {
+        largest = larger(largest, logit);
+        smallest = smallerOrNan(smallest, logit);
+    }
+
+    //! Take in what the other lanes of the same g have.
+    NRD_DEVICE void gather()
+    {
+#pragma unroll
+        for (int32_t lanes = 1; lanes < 4; lanes *= 2)
+        {
+            largest = larger(largest, device::warpExchange(largest, lanes));
+            smallest = smallerOrNan(smallest, device::warpExchange(smallest, lanes));
+        }
+    }
+};
 
 // --- the mask: rank, fill, draw
 
@@ -635,7 +749,7 @@ struct MaskArguments
     void* mask;
     MaskType maskType;
     bool prune;   //!< fill cells of one class without interpolating
-    int32_t rows; //!< classes whose logits shared memory holds at a time: all, or kCHUNK
+    int32_t rows; //!< classes whose logits shared memory holds at a time: all, kCHUNK or kMANY
 };
 
 constexpr uint16_t kUNCLEAR = 0x8000U; //!< flag of a position whose leader rounding might overtake
@@ -720,12 +834,16 @@ class MaskBlock
 {
 public:
     explicit NRD_DEVICE MaskBlock(MaskArguments const& arguments)
-        : mTile(arguments.problem, kSLOTS, kCLASSES != 0 ? kCLASSES : arguments.rows)
+        : mTile(arguments.problem, kSLOTS, kROWS != 0 ? kROWS : arguments.rows, kSURVEYS ? kPARTS<kTYPE> : 0)
         , mArguments(arguments)
         , mLogits(mTile.logits())
         , mWinners(reinterpret_cast<uint16_t*>(mTile.cells()))
         , mMixed(mWinners + kPITCH)
         , mNumMixed(reinterpret_cast<int32_t*>(mMixed + kPITCH))
+        , mActivations(reinterpret_cast<Activations<kTYPE>*>(mTile.shared + mTile.layout.survey))
+        , mFloors(reinterpret_cast<uint32_t*>(mActivations + 4 * kPOSITIONS))
+        , mNumCandidates(reinterpret_cast<int32_t*>(mFloors + kTHREADS / kWARP_SIZE))
+        , mCandidates(reinterpret_cast<uint8_t*>(mFloors + 8))
     {
     }
 
@@ -736,175 +854,295 @@ public:
             *mNumMixed = 0;
         }
         mTile.stage();
+        if constexpr (kSURVEYS)
+        {
+            survey();
+        }
         rank();
         device::syncBlock();
         fill();
         device::syncBlock();
         if (*mNumMixed > kFEW)
         {
-            drawMixed<2>(EveryClass{});
-        }
-        else if constexpr (kTENSOR_CORES && kCLASSES >= kMANY)
-        {
-            listCandidates();
-            device::syncBlock();
-            drawMixed<1>(candidates());
+            drawMixed<2>();
         }
         else
         {
-            drawMixed<1>(EveryClass{});
+            drawMixed<1>();
         }
     }
 
 private:
     static constexpr int32_t kFEW = kTHREADS / kUPSAMPLE; //!< cells of which each thread has one row
-    static constexpr int32_t kMANY = 32;                  //!< classes from which on a list of candidates pays
-    static constexpr int32_t kRANKED_AT_ONCE = kCLASSES != 0 ? kCLASSES : 8;
+    static constexpr bool kSURVEYS = kTENSOR_CORES && (kCLASSES == 0 || kCLASSES >= kMANY);
+    static constexpr int32_t kRANKED_AT_ONCE = kSURVEYS ? 4 : kCLASSES != 0 ? kCLASSES : 8;
+    static constexpr int32_t kROWS = kSURVEYS ? kMANY : kCLASSES; //!< 0: at run time
 
-    //! The classes that a mixed cell is drawn from: those in shared memory, one after the other.
-    struct EveryClass
-    {
-        NRD_DEVICE int32_t count(int32_t, int32_t inSharedMemory) const
-        {
-            return inSharedMemory;
-        }
-        NRD_DEVICE int32_t row(int32_t, int32_t i) const
-        {
-            return i;
-        }
-    };
-
-    //! Or those that can win somewhere in it, in ascending order. They lie where theta was.
-    struct Candidates
-    {
-        uint8_t* classes; //!< [mixed cell][kCLASSES]
-        uint8_t* counts;  //!< [mixed cell]
-
-        NRD_DEVICE int32_t count(int32_t mixed, int32_t) const
-        {
-            return counts[mixed];
-        }
-        NRD_DEVICE int32_t row(int32_t mixed, int32_t i) const
-        {
-            return classes[mixed * kCLASSES + i];
-        }
-    };
-
-    NRD_DEVICE Candidates candidates() const
-    {
-        auto* const bytes = reinterpret_cast<uint8_t*>(mTile.shared);
-        return {bytes + kFEW, bytes};
-    }
-
-    //! A warp takes a mixed cell and its lanes the classes. Interpolated values lie between the smallest and the largest
-    //! corner of their class, so one whose largest is clearly below another one's smallest wins nowhere.
-    NRD_DEVICE void listCandidates() const
-    {
-        constexpr int32_t kROUNDS = (kCLASSES + kWARP_SIZE - 1) / kWARP_SIZE;
-        int32_t const lane = device::threadIndex() % kWARP_SIZE;
-        for (int32_t mixed = device::threadIndex() / kWARP_SIZE; mixed < *mNumMixed; mixed += kTHREADS / kWARP_SIZE)
-        {
-            Cell const cell(mMixed[mixed] / 16 - 1, mMixed[mixed] % 16 - 1);
-            float largest[kROUNDS];
-            float floor = -infinity(); // what some class reaches everywhere in the cell
-#pragma unroll
-            for (int32_t round = 0; round < kROUNDS; ++round)
-            {
-                int32_t const k = atMost(round * kWARP_SIZE + lane, kCLASSES - 1);
-                float const* const corners = mLogits + k * kPITCH + cell.corner;
-                float const a = corners[0];
-                float const b = corners[1];
-                float const c = corners[kGRID];
-                float const d = corners[kGRID + 1];
-                largest[round] = larger(larger(a, b), larger(c, d));
-                float const sum = (a + b) + (c + d);
-                bool const isFinite = sum < infinity() && sum > -infinity(); // an infinite corner may make a NaN
-                floor = isFinite ? larger(floor, smaller(smaller(a, b), smaller(c, d))) : floor;
-            }
-            floor = floatOf(fromOrdered(device::warpMaximum(toOrdered(bitsOf(floor)))));
-            int32_t count = 0;
-#pragma unroll
-            for (int32_t round = 0; round < kROUNDS; ++round)
-            {
-                int32_t const k = round * kWARP_SIZE + lane;
-                bool const isCandidate = k < kCLASSES && !isClearlyAbove(floor, largest[round]);
-                uint32_t const lanes = device::warpBallot(isCandidate);
-                if (isCandidate)
-                {
-                    candidates().classes[mixed * kCLASSES + count + countBits(lanes & ((1U << lane) - 1U))]
-                        = static_cast<uint8_t>(k);
-                }
-                count += countBits(lanes);
-            }
-            candidates().counts[mixed] = static_cast<uint8_t>(count); // by every lane
-        }
-    }
     NRD_DEVICE int32_t numClasses() const
     {
         return mTile.numClasses();
     }
 
-    //! Classes in the chunk that begins at `firstClass`.
-    NRD_DEVICE int32_t countClasses(int32_t firstClass) const
+    //! Classes that the mask may show: the candidates, or all. A row of logits is one of them, by its number here.
+    NRD_DEVICE int32_t numRows() const
     {
-        return atMost(numClasses() - firstClass, rows());
+        return kSURVEYS ? mNumRows : numClasses();
     }
 
-    //! Classes whose logits are in shared memory at a time.
-    NRD_DEVICE int32_t rows() const
+    //! Rows that are in shared memory at a time.
+    NRD_DEVICE int32_t rowsAtOnce() const
     {
-        return kTENSOR_CORES ? numClasses() : mArguments.rows;
+        return kROWS != 0 ? kROWS : mArguments.rows;
     }
 
-    //! Whether the logits are in shared memory; else this thread has to decode its position.
-    NRD_DEVICE bool decodeTiles()
+    //! Rows in the chunk that begins at `firstRow`.
+    NRD_DEVICE int32_t countRows(int32_t firstRow) const
     {
-        if constexpr (kTENSOR_CORES)
+        return atMost(numRows() - firstRow, rowsAtOnce());
+    }
+
+    NRD_DEVICE int32_t classOf(int32_t row) const
+    {
+        return kSURVEYS ? mCandidates[row] : row;
+    }
+
+    // Survey: interpolated values lie between the smallest and the largest logit of their class, so a class whose largest
+    // in the patch and its ring is clearly below another one's smallest wins nowhere. No logit is stored for that.
+
+    //! Find the candidates, in ascending order. Where tensor cores cannot hold the activations, all classes are.
+    NRD_DEVICE void survey()
+    {
+        mIsHeld = !device::syncBlockAny(!decodeOnTensorCores(mTile,
+            [&](auto const& part)
+            {
+                return part.publish(mActivations);
+            }));
+        float floor = -infinity();
+        if (mIsHeld)
         {
-            return !device::syncBlockAny(!decodeOnTensorCores(mTile, SharedLogits{mLogits}));
+            floor = measureClasses();
         }
-        return false;
+        else if (device::threadIndex() < kPOSITIONS)
+        {
+            mExact.decodeHidden(mTile, device::threadIndex());
+        }
+        uint32_t const highest = device::warpMaximum(toOrdered(bitsOf(floor)));
+        mFloors[device::threadIndex() / kWARP_SIZE] = highest; // by every lane
+        device::syncBlock();
+        if (device::threadIndex() < kWARP_SIZE)
+        {
+            listCandidates();
+        }
+        device::syncBlock();
+        mNumRows = *mNumCandidates;
     }
 
-    //! Decode and note the leader of every position. A thread reads and writes the logits of its own position.
+    //! Write the largest logit of every class to where logits will be, 16 classes in a warp. Returns what some class of
+    //! this lane reaches everywhere.
+    NRD_DEVICE float measureClasses() const
+    {
+        int32_t const group = device::threadIndex() % kWARP_SIZE / 4;
+        float floor = -infinity();
+        for (int32_t first = device::threadIndex() / kWARP_SIZE * 16; first < numClasses();
+            first += kTHREADS / kWARP_SIZE * 16)
+        {
+            Extent extents[2];
+#pragma unroll
+            for (int32_t slot = 0; slot < kSLOTS; ++slot)
+            {
+                ClassTile<kTYPE, kCLASSES> const classes(mTile, slot,
+                    [&](int32_t row)
+                    {
+                        return atMost(first + row, numClasses() - 1);
+                    });
+                int32_t const positions = slot == 0 ? kTILE * kTILE : kTILE;
+                int32_t const begin = slot == 0 ? 0 : kTILE * kTILE + (slot - 1) * kTILE;
+#pragma unroll
+                for (int32_t position = begin; position < begin + positions; position += kTILE)
+                {
+                    float logits[4];
+                    classes.decode(logits, activationsOf(position + (slot == 3 ? 0 : group)));
+#pragma unroll
+                    for (int32_t i = 0; i < 4; ++i)
+                    {
+                        extents[i / 2].update(logits[i]);
+                    }
+                }
+            }
+#pragma unroll
+            for (int32_t i = 0; i < 2; ++i)
+            {
+                extents[i].gather();
+                mLogits[first + 8 * i + group] = extents[i].largest; // by every t
+                // An infinite corner may make a NaN.
+                floor = extents[i].largest < infinity() ? larger(floor, extents[i].smallest) : floor;
+            }
+        }
+        return floor;
+    }
+
+    NRD_DEVICE Activations<kTYPE> const& activationsOf(int32_t position) const
+    {
+        return mActivations[position * 4 + device::threadIndex() % 4];
+    }
+
+    //! For one warp, whose lanes are classes.
+    NRD_DEVICE void listCandidates() const
+    {
+        int32_t const lane = device::threadIndex();
+        uint32_t const highest = device::warpMaximum(mFloors[lane % (kTHREADS / kWARP_SIZE)]);
+        float const limit = clearlyBelow(floatOf(fromOrdered(highest)));
+        int32_t count = 0;
+        for (int32_t first = 0; first < numClasses(); first += kWARP_SIZE)
+        {
+            int32_t const k = first + lane;
+            bool const isCandidate = k < numClasses() && !(mLogits[k] < limit);
+            uint32_t const lanes = device::warpBallot(isCandidate);
+            if (isCandidate)
+            {
+                mCandidates[count + countBits(lanes & ((1U << lane) - 1U))] = static_cast<uint8_t>(k);
+            }
+            count += countBits(lanes);
+        }
+        *mNumCandidates = count; // by every lane
+    }
+
+    //! Logits of the chunk's candidates at all positions, 16 of them at a time.
+    NRD_DEVICE void decodeCandidates(int32_t firstRow) const
+    {
+        int32_t const lane = device::threadIndex() % kWARP_SIZE;
+        int32_t const group = lane / 4;
+        int32_t const warp = device::threadIndex() / kWARP_SIZE;
+        int32_t const count = countRows(firstRow);
+        for (int32_t row = 0; row < count; row += 16)
+        {
+            auto const classOf = [&](int32_t i)
+            {
+                return mCandidates[firstRow + atMost(row + i, count - 1)];
+            };
+            bool const hasHigh = row + 8 < count;
+            float* const target = mLogits + (row + group) * kPITCH;
+            ClassTile<kTYPE, kCLASSES> const own(mTile, 0, classOf);
+#pragma unroll
+            for (int32_t line = 2 * warp; line < 2 * warp + 2; ++line)
+            {
+                float logits[4];
+                own.decode(logits, activationsOf(line * kTILE + group));
+                putPair(target + line * kGRID + lane % 4 * 2, 1, hasHigh, logits);
+            }
+            if (warp + 1 < kSLOTS)
+            {
+                int32_t const begin = kTILE * kTILE + warp * kTILE;
+                bool const isCorner = warp + 2 == kSLOTS;
+                ClassTile<kTYPE, kCLASSES> const ring(mTile, warp + 1, classOf);
+                float logits[4];
+                ring.decode(logits, activationsOf(begin + (isCorner ? 0 : group)));
+                Place const place = findPlace(begin + (isCorner ? 0 : lane % 4 * 2));
+                putPair(target + place.index(), isCorner ? 0 : warp == 0 ? kGRID : 1, hasHigh, logits);
+            }
+        }
+    }
+
+    //! Store the logits of two positions, `step` apart, and of one class or of one eight rows further, too.
+    static NRD_DEVICE void putPair(float* target, int32_t step, bool hasHigh, float const (&logits)[4])
+    {
+        target[0] = logits[0];
+        target[step] = logits[1];
+        if (hasHigh)
+        {
+            target[8 * kPITCH] = logits[2];
+            target[8 * kPITCH + step] = logits[3];
+        }
+    }
+
+    //! Bring a chunk of rows into shared memory; they are there after the next barrier.
+    NRD_DEVICE void decodeRows(int32_t firstRow)
+    {
+        if constexpr (kSURVEYS)
+        {
+            if (mIsHeld)
+            {
+                decodeCandidates(firstRow);
+                return;
+            }
+        }
+        if (device::threadIndex() < kPOSITIONS)
+        {
+            decodeOwn(firstRow);
+        }
+    }
+
+    //! The rows of this thread's position.
+    NRD_DEVICE void decodeOwn(int32_t firstRow)
+    {
+        float* const logits = mLogits + findPlace(device::threadIndex()).index();
+        mExact.decodeClasses(mTile, device::threadIndex(), firstRow, countRows(firstRow),
+            [&](int32_t k, float value)
+            {
+                logits[(k - firstRow) * kPITCH] = value;
+            });
+    }
+
+    //! Decode and note the leader of every position.
     NRD_DEVICE void rank()
     {
-        int32_t const position = device::threadIndex();
-        bool const isDecoded = decodeTiles();
-        if (position >= kPOSITIONS)
+        bool isDecoded = false;
+        if constexpr (kSURVEYS)
         {
-            return;
+            bool const isSole = mNumRows == 1 && mArguments.prune;
+            if (isSole || mNumRows > rowsAtOnce()) // where not all fit every cell is taken for mixed
+            {
+                note(isSole ? static_cast<uint32_t>(classOf(0)) : kUNCLEAR);
+                return;
+            }
+            decodeRows(0);
+            device::syncBlock();
+            isDecoded = true;
         }
-        float* const logits = mLogits + findPlace(position).index();
+        else if constexpr (kTENSOR_CORES)
+        {
+            isDecoded = !device::syncBlockAny(!decodeOnTensorCores(mTile,
+                [&](auto const& part)
+                {
+                    return part.decode(SharedLogits{mLogits});
+                }));
+        }
+        if (device::threadIndex() < kPOSITIONS)
+        {
+            note(findLeader(isDecoded));
+        }
+    }
+
+    //! The class that leads at this thread's position, with kUNCLEAR.
+    NRD_DEVICE uint32_t findLeader(bool isDecoded)
+    {
+        float const* const logits = mLogits + findPlace(device::threadIndex()).index();
         if (!isDecoded)
         {
-            mExact.decodeHidden(mTile, position);
+            mExact.decodeHidden(mTile, device::threadIndex());
         }
         Leader<kTENSOR_CORES> top;
-        for (int32_t firstClass = 0; firstClass < numClasses(); firstClass += rows())
+        for (int32_t firstRow = 0; firstRow < numRows(); firstRow += rowsAtOnce())
         {
             if (!isDecoded)
             {
-                decodeClasses(firstClass);
+                decodeOwn(firstRow);
             }
 #pragma unroll kRANKED_AT_ONCE
-            for (int32_t k = 0; k < countClasses(firstClass); ++k)
+            for (int32_t i = 0; i < countRows(firstRow); ++i)
             {
-                top.update(logits[k * kPITCH], firstClass + k);
+                top.update(logits[i * kPITCH], firstRow + i);
             }
         }
-        mWinners[findPlace(position).index()]
-            = static_cast<uint16_t>(static_cast<uint32_t>(top.best.index) | (top.isClear() ? 0U : kUNCLEAR));
+        return static_cast<uint32_t>(classOf(top.best.index)) | (top.isClear() ? 0U : kUNCLEAR);
     }
 
-    NRD_DEVICE void decodeClasses(int32_t firstClass)
+    NRD_DEVICE void note(uint32_t winner) const
     {
-        float* const logits = mLogits + findPlace(device::threadIndex()).index();
-        mExact.decodeClasses(mTile, device::threadIndex(), firstClass, countClasses(firstClass),
-            [&](int32_t k, float value)
-            {
-                logits[(k - firstClass) * kPITCH] = value;
-            });
+        if (device::threadIndex() < kPOSITIONS)
+        {
+            mWinners[findPlace(device::threadIndex()).index()] = static_cast<uint16_t>(winner);
+        }
     }
 
     //! A cell and where it lies; its corners are at `corner` and 1, kGRID and kGRID + 1 further.
@@ -964,8 +1202,8 @@ private:
 
     //! Write those rows of a cell from `firstLine` on that lie in the mask. A row begins at an even column, so a pair lies
     //! inside or outside.
-    template <class T, int32_t kROWS>
-    NRD_DEVICE void store(Cell const& cell, int32_t firstLine, T const (&values)[kROWS][kUPSAMPLE]) const
+    template <class T, int32_t kLINES>
+    NRD_DEVICE void store(Cell const& cell, int32_t firstLine, T const (&values)[kLINES][kUPSAMPLE]) const
     {
         constexpr int32_t kSIDE = kTILE * kUPSAMPLE;
         int32_t const height = mTile.problem.rows * kSIDE;
@@ -976,7 +1214,7 @@ private:
         int64_t const offset = (static_cast<int64_t>(mTile.image) * height + row) * width + column;
         T* target = static_cast<T*>(mArguments.mask) + offset;
 #pragma unroll
-        for (int32_t i = 0; i < kROWS; ++i, target += width)
+        for (int32_t i = 0; i < kLINES; ++i, target += width)
         {
             bool const isInside = row + i >= 0 && row + i < height;
 #pragma unroll
@@ -990,43 +1228,36 @@ private:
         }
     }
 
-    //! Interpolate the mixed cells, `kROWS` rows of one in a thread. Where only some classes fit, decode them again.
-    template <int32_t kROWS, class Choice>
-    NRD_DEVICE void drawMixed(Choice const& choice)
+    //! Interpolate the mixed cells, `kLINES` lines of one in a thread. Where only some rows fit, decode them again.
+    template <int32_t kLINES>
+    NRD_DEVICE void drawMixed()
     {
-        constexpr int32_t kPARTS = kUPSAMPLE / kROWS;
-        bool const isResident = rows() >= numClasses();
+        constexpr int32_t kPARTS = kUPSAMPLE / kLINES;
+        // Of a survey whose rows do not all fit every cell is mixed.
+        bool const isResident = (kSURVEYS && kLINES == 1) || numRows() <= rowsAtOnce();
         int32_t const items = *mNumMixed * kPARTS;
         for (int32_t base = 0; base < items; base += kTHREADS)
         {
             int32_t const item = base + device::threadIndex();
             int32_t const code = item < items ? mMixed[item / kPARTS] : 0;
             Cell const cell(code / 16 - 1, code % 16 - 1);
-            Maximum best[kROWS][kUPSAMPLE];
-            for (int32_t firstClass = 0; firstClass < numClasses(); firstClass += rows())
+            Maximum best[kLINES][kUPSAMPLE];
+            for (int32_t firstRow = 0; firstRow < numRows(); firstRow += rowsAtOnce())
             {
                 if (!isResident)
                 {
                     device::syncBlock();
-                    if (device::threadIndex() < kPOSITIONS)
-                    {
-                        decodeClasses(firstClass);
-                    }
+                    decodeRows(firstRow);
                     device::syncBlock();
                 }
                 if (item < items)
                 {
-                    int32_t const mixed = item / kPARTS;
-                    scan(best, cell, item % kPARTS * kROWS, choice.count(mixed, countClasses(firstClass)), firstClass,
-                        [&](int32_t i)
-                        {
-                            return choice.row(mixed, i);
-                        });
+                    scan(best, cell, item % kPARTS * kLINES, countRows(firstRow), firstRow);
                 }
             }
             if (item < items)
             {
-                storeBest(best, cell, item % kPARTS * kROWS);
+                storeBest(best, cell, item % kPARTS * kLINES);
             }
         }
     }
@@ -1037,15 +1268,15 @@ private:
         return cellLine < 0 ? 0.F : 0.125F + 0.25F * static_cast<float>(line);
     }
 
-    //! Go over `count` classes, the i-th of which is row `rowOf(i)` of those in shared memory.
-    template <int32_t kROWS, class RowOf>
-    NRD_DEVICE void scan(Maximum (&best)[kROWS][kUPSAMPLE], Cell const& cell, int32_t firstLine, int32_t count,
-        int32_t firstClass, RowOf const& rowOf) const
+    //! Go over the `count` rows in shared memory.
+    template <int32_t kLINES>
+    NRD_DEVICE void scan(
+        Maximum (&best)[kLINES][kUPSAMPLE], Cell const& cell, int32_t firstLine, int32_t count, int32_t firstRow) const
     {
-        float down[kROWS];
+        float down[kLINES];
         float across[kUPSAMPLE];
 #pragma unroll
-        for (int32_t i = 0; i < kROWS; ++i)
+        for (int32_t i = 0; i < kLINES; ++i)
         {
             down[i] = weightOf(cell.row, firstLine + i);
         }
@@ -1054,37 +1285,36 @@ private:
         {
             across[j] = weightOf(cell.column, j);
         }
+        float const* logits = mLogits + cell.corner;
 #pragma unroll 4
-        for (int32_t n = 0; n < count; ++n)
+        for (int32_t row = 0; row < count; ++row, logits += kPITCH)
         {
-            int32_t const k = rowOf(n);
-            float const* const logits = mLogits + k * kPITCH + cell.corner;
 #pragma unroll
-            for (int32_t i = 0; i < kROWS; ++i)
+            for (int32_t i = 0; i < kLINES; ++i)
             {
                 float const left = blend(1.F - down[i], logits[0], down[i], logits[kGRID]);
                 float const right = blend(1.F - down[i], logits[1], down[i], logits[kGRID + 1]);
 #pragma unroll
                 for (int32_t j = 0; j < kUPSAMPLE; ++j)
                 {
-                    best[i][j].update(blend(1.F - across[j], left, across[j], right), firstClass + k);
+                    best[i][j].update(blend(1.F - across[j], left, across[j], right), firstRow + row);
                 }
             }
         }
     }
 
-    template <int32_t kROWS>
-    NRD_DEVICE void storeBest(Maximum const (&best)[kROWS][kUPSAMPLE], Cell const& cell, int32_t firstLine) const
+    template <int32_t kLINES>
+    NRD_DEVICE void storeBest(Maximum const (&best)[kLINES][kUPSAMPLE], Cell const& cell, int32_t firstLine) const
     {
         withMaskType(mArguments.maskType,
             [&](auto type)
             {
                 using T = decltype(type);
-                T values[kROWS][kUPSAMPLE];
+                T values[kLINES][kUPSAMPLE];
 #pragma unroll
-                for (int32_t i = 0; i < kROWS * kUPSAMPLE; ++i)
+                for (int32_t i = 0; i < kLINES * kUPSAMPLE; ++i)
                 {
-                    values[i / kUPSAMPLE][i % kUPSAMPLE] = toMask<T>(best[i / kUPSAMPLE][i % kUPSAMPLE].index);
+                    values[i / kUPSAMPLE][i % kUPSAMPLE] = toMask<T>(classOf(best[i / kUPSAMPLE][i % kUPSAMPLE].index));
                 }
                 store(cell, firstLine, values);
             });
@@ -1097,6 +1327,14 @@ private:
     uint16_t* mWinners; //!< [row][column] class, with kUNCLEAR
     uint16_t* mMixed;   //!< mixed cells, 16 * (row + 1) + column + 1
     int32_t* mNumMixed;
+
+    // The survey's.
+    Activations<kTYPE>* mActivations; //!< [position][t]
+    uint32_t* mFloors;                //!< [warp] in the order of toOrdered
+    int32_t* mNumCandidates;
+    uint8_t* mCandidates; //!< classes, ascending
+    int32_t mNumRows = 0;
+    bool mIsHeld = false;
 };
 
 } // namespace nrd

@@ -36,9 +36,9 @@ FAULTS = {
         text="cellLine < 0 ? 0.F : ", planted="cellLine < -1 ? 0.F : ", found="mixed cells, fp16"
     ),
     "dropped candidate class": Fault(
-        text="largest[round] = larger(larger(a, b), larger(c, d));",
-        planted="largest[round] = larger(a, b);",
-        found="areas of many classes, fp16",
+        text="extents[i / 2].update(logits[i]);",
+        planted="extents[i / 2].update(logits[i / 2 * 2]);",
+        found="of many classes, fp16",
     ),
     "missing fallback vote": Fault(
         text="return (largest == 0U) | (largest - smallest <= range);",

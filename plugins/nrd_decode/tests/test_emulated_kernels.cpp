@@ -47,6 +47,19 @@ Data smooth(int32_t numClasses, ElementType type)
     return data;
 }
 
+//! The same with a pixel here and there that is of another class than those around it.
+Data speckled(int32_t numClasses, ElementType type)
+{
+    Data data = smooth(numClasses, type);
+    int64_t const pixels = 64 * kSIZES.locations();
+    for (int64_t i = 0; i < 16 * pixels; ++i)
+    {
+        float const factor = i % pixels % 23 == 5 ? 80.F : 1.F;
+        setElement(data.guidance, type, i, factor * loadElement(data.guidance.data(), i, type));
+    }
+    return data;
+}
+
 //! The pitch of TensorRT's kHWC8, which kernels copy 16 bytes at a time.
 struct Pitched
 {
@@ -126,6 +139,7 @@ int main()
             testMask(huge, "huge activations" + suffix, truncates);
             testMask(tiny, "tiny activations" + suffix, truncates);
             testMask(smooth(150, type), "areas of many classes" + suffix, truncates);
+            testMask(speckled(150, type), "speckles of many classes" + suffix, truncates);
         }
         testMask(Data(makeShape(60, 16, 16, 8, 4), type, kSIZES), "many classes" + suffix, false);
     }

@@ -192,9 +192,44 @@ void testVotes()
             CHECK(device::warpMaximum(thread) == (thread < 32 ? 31U : 63U));
             CHECK(
                 device::warpBallot(thread % 32 % 3 == 0 || thread == 40) == (thread < 32 ? 0x49249249U : 0x49249349U));
+            CHECK(device::warpExchange(static_cast<float>(thread), 2) == static_cast<float>(thread ^ 2U));
             CHECK(device::syncBlockAny(thread == 50));
             CHECK(!device::syncBlockAny(false));
             CHECK(device::syncBlockAny(thread == 1));
+        });
+}
+
+//! Lane l gives row l % 8 of matrix l / 8 by the PTX manual's table for ldmatrix, and gets two neighbours of each.
+void testMatrices()
+{
+    alignas(16) uint16_t matrices[kTHREADS / 32][4][8][8];
+    auto* const elements = &matrices[0][0][0][0];
+    for (int32_t i = 0; i < kTHREADS * 8; ++i)
+    {
+        elements[i] = static_cast<uint16_t>(i);
+    }
+    emulation::run(launchOf(11),
+        [&]
+        {
+            auto& own = matrices[device::threadIndex() / 32];
+            int32_t const lane = device::threadIndex() % 32;
+            uint32_t pairs[4];
+            device::loadMatrices(pairs, own[lane >> 3][lane & 7]);
+            for (int32_t i = 0; i < 4; ++i)
+            {
+                uint16_t const* const row = own[i][lane >> 2];
+                CHECK(pairs[i] == (row[lane % 4 * 2] | static_cast<uint32_t>(row[lane % 4 * 2 + 1]) << 16));
+            }
+            bool isRefused = false;
+            try
+            {
+                device::loadMatrices(pairs, own[0][0] + 4);
+            }
+            catch (std::logic_error const&)
+            {
+                isRefused = true;
+            }
+            CHECK(isRefused);
         });
 }
 
@@ -257,6 +292,7 @@ int main()
     testTruncation();
     testCopies();
     testVotes();
+    testMatrices();
     testOrders();
     testMisusedBarrier();
     return nrd::test::result();
