@@ -16,6 +16,7 @@ from nrd_trt.calibration.recipes import Recipe
 from nrd_trt.data.exposure import Exposure
 from nrd_trt.errors import CalibrationError
 from nrd_trt.files import atomic_file, sha256_bytes
+from nrd_trt.json_files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,8 @@ def load_ranges(path: Path, *, model: str | None = None) -> Ranges:
         CalibrationError: The file cannot be read, or was made for another model.
     """
     try:
-        ranges = msgspec.json.decode(path.read_bytes(), type=Ranges)
-    except (OSError, ValueError, RecursionError) as exc:
+        ranges = read_json(path, Ranges)
+    except (OSError, ValueError) as exc:
         raise CalibrationError(
             f"{path}: expected ranges of nrd_trt.calibrate, cannot read them ({exc}); calibrate again."
         ) from exc

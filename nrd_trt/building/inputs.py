@@ -214,7 +214,7 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
             )
     fit: Fit = request.fit or bundle.record.fit
     resample: Resample = request.resample or bundle.record.resample
-    model = onnx.load(bundle.onnx_path)
+    model = load_checked(bundle.onnx_path)
     if bundle.graph.precision != "fp32" and read_choices(model) is None:
         write_choices(model, _recorded_choices(bundle.record.precision))
     options, structure = checkpoint_options(request.options) or bundle.record.options, None

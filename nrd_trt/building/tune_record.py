@@ -14,6 +14,7 @@ from nrd_trt.engine.bundle import Bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import atomic_file
 from nrd_trt.gates import Gates, Judged, NamedFigure
+from nrd_trt.json_files import read_json
 from nrd_trt.specs import Precision
 
 
@@ -197,7 +198,7 @@ def open_state(path: Path, key: str, *, resume: bool) -> TuneState:
     if not resume or not path.exists():
         return TuneState(key=key)
     try:
-        state = msgspec.json.decode(path.read_bytes(), type=TuneState)
+        state = read_json(path, TuneState)
     except ValueError as exc:
         raise ConfigError(f"{path}: not a state of nrd_trt.tune ({exc}); start again without resume=True.") from exc
     if state.key != key:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from nrd_trt.engine.record import MAX_BYTES, BundleRecord, read_record, write_record
+from nrd_trt.engine.record import BundleRecord, read_record, write_record
 from nrd_trt.engine.signature import SIGNATURE_FILE, check_no_links, read_signature, signed, verify
 from nrd_trt.errors import BundleError, ConfigError
 from nrd_trt.files import atomic_file, atomic_folder, check_absent, sha256_bytes, sha256_file
 from nrd_trt.graph.metadata import GraphFacts
+from nrd_trt.json_files import MOST_BYTES
 from nrd_trt.specs import as_path
 
 ONNX_FILE, PLAN_FILE, REFERENCE_FILE, RECORD_FILE = "model.onnx", "model.plan", "reference.npz", "bundle.json"
@@ -134,8 +135,18 @@ class Bundle:
         return [*self.record.validation.failures, *(f"parity of the export: {failure}" for failure in parity)]
 
     def references(self) -> ReferenceSet:
-        """Read the stored inputs and masks."""
-        return ReferenceSet.from_file(self.path / REFERENCE_FILE)
+        """Read the stored inputs and masks.
+
+        Raises:
+            BundleError: The file holds something else, or masks of other classes than the network's.
+        """
+        stored, classes = ReferenceSet.from_file(self.path / REFERENCE_FILE), len(self.graph.info.class_names)
+        if stored.masks.max(initial=0) >= classes:
+            raise BundleError(
+                f"{self.path / REFERENCE_FILE}: expected masks of classes 0-{classes - 1}, got {stored.masks.max()}; "
+                "rebuild the bundle."
+            )
+        return stored
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the JSON object: the path and the record."""
@@ -270,7 +281,7 @@ def _record_bytes(path: Path) -> bytes:
     if not file.is_file():
         raise BundleError(f"{path}: expected a bundle folder with {RECORD_FILE}, found none; check the path.")
     with file.open("rb") as opened:
-        return opened.read(MAX_BYTES + 1)
+        return opened.read(MOST_BYTES + 1)
 
 
 def _checked(path: Path, data: bytes) -> BundleRecord:

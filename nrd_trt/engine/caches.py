@@ -14,10 +14,9 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import msgspec
-
 from nrd_trt.errors import BuildError
 from nrd_trt.files import atomic_file, canonical_json, sha256_bytes
+from nrd_trt.json_files import decode_json
 from nrd_trt.progress import OnMessage
 
 _FORMAT = "nrd-trt timing cache 1"
@@ -65,7 +64,7 @@ def read_timing_cache(path: Path, key: CacheKey, on_message: OnMessage) -> bytes
         return b""
     line, _, content = data.partition(b"\n")
     try:
-        header = msgspec.json.decode(line, type=_Header)
+        header = decode_json(line, _Header)
     except ValueError as exc:
         raise BuildError(f"{path}: not a timing cache of this version ({exc}); {_REMEDY}") from exc
     if header.format != _FORMAT or header.sha256 != sha256_bytes(content):

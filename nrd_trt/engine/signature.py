@@ -17,6 +17,7 @@ import msgspec
 
 from nrd_trt.errors import BundleError, ConfigError
 from nrd_trt.files import sha256_bytes
+from nrd_trt.json_files import decode_json
 from nrd_trt.optional import require
 
 SIGNATURE_FILE = "bundle.sig"
@@ -69,10 +70,10 @@ def read_signature(bundle: Path) -> Signature | None:
     try:
         if len(data) > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES} bytes")
-        found = msgspec.json.decode(data, type=Signature)
+        found = decode_json(data, Signature)
         if len(found.signature) != 64 or not re.fullmatch("[0-9a-f]{64}", found.fingerprint):
             raise ValueError("its signature or fingerprint is none")
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise BundleError(
             f"{path}: expected a signature of `nrd_trt.sign`, got something else ({exc}); sign the bundle again."
         ) from exc

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nrd_trt.errors import ExportError
+from nrd_trt.json_files import decode_json
 from nrd_trt.specs import (
     CheckpointOptions,
     DecodeSpec,
@@ -150,8 +151,8 @@ def read_facts(model: onnx.ModelProto) -> GraphFacts:
         entry.key.removeprefix(_PREFIX): entry.value for entry in model.metadata_props if entry.key.startswith(_PREFIX)
     }
     try:
-        return msgspec.convert({key: msgspec.json.decode(value) for key, value in found.items()}, GraphFacts)
-    except (ValueError, RecursionError) as exc:
+        return msgspec.convert({key: decode_json(value, object) for key, value in found.items()}, GraphFacts)
+    except ValueError as exc:
         raise ExportError(
             f"the ONNX file does not carry this toolkit's metadata ({exc}); export it again with nrd_trt.export."
         ) from exc
@@ -173,8 +174,8 @@ def read_choices(model: onnx.ModelProto) -> TypeChoices | None:
     """
     text = next((entry.value for entry in model.metadata_props if entry.key == _CHOICES), None)
     try:
-        return None if text is None else msgspec.json.decode(text, type=TypeChoices)
-    except (ValueError, RecursionError) as exc:
+        return None if text is None else decode_json(text, TypeChoices)
+    except ValueError as exc:
         raise ExportError(
             f"the ONNX file does not tell how its types were chosen ({exc}); export it again with nrd_trt.export."
         ) from exc

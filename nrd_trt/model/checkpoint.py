@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.files import atomic_file
+from nrd_trt.json_files import decode_json
 from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.mmseg import mmseg_facts
 from nrd_trt.model.network import Segmentor
@@ -41,7 +41,7 @@ _DTYPES = {
 }
 _SHARED = 2  # two names may have the same values
 # Raised by metadata of other kinds than ours.
-_FOREIGN = (AttributeError, RecursionError, SyntaxError, TypeError, ValueError)
+_FOREIGN = (AttributeError, OverflowError, RuntimeError, TypeError, ValueError)
 
 
 def load_checkpoint(path: Path, options: CheckpointOptions | None) -> Segmentor:
@@ -140,8 +140,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(f"{path}: not a readable safetensors file ({exc}); fetch or export it again.") from exc
     try:
-        info = msgspec.json.decode(metadata.get(_INFO_KEY, "{}"), type=StoredInfo)
-        facts = msgspec.json.decode(metadata.get(_CONFIG_KEY, "{}"), type=StoredFacts)
+        info = decode_json(metadata.get(_INFO_KEY, "{}"), StoredInfo)
+        facts = decode_json(metadata.get(_CONFIG_KEY, "{}"), StoredFacts)
     except _FOREIGN as exc:
         raise CheckpointError(_foreign_message(path, exc)) from exc
     return tensors, replace(facts, info=info)
@@ -166,7 +166,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
     named = isinstance(state, Mapping) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
     if not named or not state:
         raise CheckpointError(
-            f"{path}: expected a state dict of named tensors (bare or under 'state_dict'), got {type(data).__name__}; "
+            f"{path}: expected a state dict of tensors by name (or 'state_dict': one), got {type(data).__name__}; "
             "save the model with torch.save(model.state_dict(), path)."
         )
     meta = data.get("meta", {}) if state is not data else {}

@@ -121,9 +121,17 @@ def _specs(nodes: list[Any]) -> dict[str, TensorSpec]:
     """Translate ONNX Runtime's argument descriptions; names of dynamic dimensions become None."""
     return {
         node.name: TensorSpec(
-            name=node.name,
-            dtype=np.dtype(_NUMPY_NAMES.get(node.type, node.type[len("tensor(") : -1])),
-            shape=tuple(n if isinstance(n, int) else None for n in node.shape),
+            name=node.name, dtype=_dtype(node), shape=tuple(n if isinstance(n, int) else None for n in node.shape)
         )
         for node in nodes
     }
+
+
+def _dtype(node: Any) -> np.dtype[Any]:
+    name: str = node.type[len("tensor(") : -1]
+    try:
+        return np.dtype(_NUMPY_NAMES.get(node.type, name))
+    except TypeError as exc:
+        raise RunnerError(
+            f"tensor {node.name!r}: expected numbers, got {node.type}; export the file with nrd_trt.export."
+        ) from exc

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from nrd_trt.json_files import decode_json
 from nrd_trt.serving.hub import Hub, Shown
 from nrd_trt.serving.pictures import Look, compose, encode_layers, jpeg, pack, png, shrink
 from nrd_trt.serving.problems import Refusal
@@ -95,8 +95,8 @@ async def control(service: Served, request: Request) -> LiveStatus:
 
 def _action_of(body: bytes) -> str:
     try:
-        action = json.loads(body)["action"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        action = decode_json(body, dict[str, object]).get("action")
+    except ValueError:
         action = None
     if action not in _ACTIONS:
         message = 'control: expected {"action": "pause"}, "resume" or "step", got something else; see /docs.'

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nrd_trt.errors import CheckpointError, ConfigError, MissingDependencyError
 from nrd_trt.files import atomic_file
+from nrd_trt.json_files import decode_json
 from nrd_trt.model.pickles import check_pickles
 from nrd_trt.optional import require
 from nrd_trt.training.recipes import Recipe
@@ -102,7 +103,7 @@ def read_state(path: Path, recipe: Recipe, parts: int) -> RunState:
         check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         # States of before `resample` was asked for were all of Pillow's.
-        stored = {"resample": "pillow", **json.loads(content["recipe"]), "parts": content["parts"]}
+        stored = {"resample": "pillow", **decode_json(content["recipe"], dict[str, Any]), "parts": content["parts"]}
         state = RunState(**{field.name: content[field.name] for field in fields(RunState)})
     except Exception as exc:  # torch.load raises many types on damaged files
         first_line = (str(exc) or type(exc).__name__).splitlines()[0][:200]

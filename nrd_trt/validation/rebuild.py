@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from itertools import islice
 
 import numpy as np
-import onnx
 
 from nrd_trt.data.samples import Sample
 from nrd_trt.engine.builder import BuildOptions, build_engine
@@ -17,6 +16,7 @@ from nrd_trt.engine.bundle import PLAN_FILE, Bundle
 from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.figures import Rebuilds
 from nrd_trt.files import sha256_bytes
+from nrd_trt.graph.metadata import load_checked
 from nrd_trt.machine.cuda import probe_device
 from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.runtime.base import Runner
@@ -64,7 +64,7 @@ def rebuild_plans(
             masks.append(_masks(bundle, OrtRunner(bundle.onnx_path, threads=run.threads), compared))
         note = "the bundle has no plan; each build is a new session of ONNX Runtime on its file"
     else:
-        model, device = onnx.load(bundle.onnx_path), probe_device()
+        model, device = load_checked(bundle.onnx_path), probe_device()
         options = BuildOptions(
             flavour=built.name,
             config=recorded_config(bundle),

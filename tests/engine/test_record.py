@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from nrd_trt.engine.record import MAX_BYTES, read_record, write_record
+from nrd_trt.engine.record import read_record, write_record
 from nrd_trt.files import canonical_json, sha256_bytes
+from nrd_trt.json_files import MOST_BYTES
 from tests.engine.records import CONTENT, record
 
 Path = tuple[str | int, ...]
@@ -159,8 +160,8 @@ def test_every_changed_byte_is_found() -> None:
 
 
 def test_a_record_that_is_too_long_is_not_parsed() -> None:
-    with pytest.raises(ValueError, match=f"expected at most {MAX_BYTES} bytes"):
-        read_record(b"[" * (MAX_BYTES + 1))
+    with pytest.raises(ValueError, match=f"expected at most {MOST_BYTES} bytes"):
+        read_record(b"[" * (MOST_BYTES + 1))
 
 
 @pytest.mark.parametrize("at", [at for at, _ in places() if at[-1] != "format"], ids=str)

@@ -21,7 +21,7 @@ from typing import Literal
 
 from nrd_trt.errors import NrdTrtError
 
-Ending = Literal["right", "refused", "internal error", "signal", "hang", "memory"]
+Ending = Literal["right", "refused", "internal error", "signal", "hang", "memory", "file left"]
 
 SECONDS = 20
 MOST_MIB = 1024
@@ -34,7 +34,7 @@ class Outcome:
     """How a case ended.
 
     Attributes:
-        ending: ``"refused"`` is a typed error; the last four are defects.
+        ending: ``"refused"`` is a typed error; the others but ``"right"`` are defects.
         said: The error's type and message.
         peak_mib: Resident memory at its peak beyond that at the fork.
     """
@@ -81,13 +81,17 @@ def run(action: Callable[[], object], *, most_mib: int = MOST_MIB, seconds: floa
 
 def _be_child(action: Callable[[], object], writer: int) -> None:
     """Do the action, say how it ended, and end."""
-    hole = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(hole, stream)
+    hole, said = os.open(os.devnull, os.O_RDWR), os.memfd_create("stderr")
+    for stream, target in enumerate((hole, hole, said)):
+        os.dup2(target, stream)
+    sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     before = _resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     ending, words = _ending(action)
+    if ending == "internal error" and not words.strip("0123456789"):
+        sys.stderr.flush()
+        words = os.pread(said, 1 << 20, 0).decode(errors="replace")[-1900:]  # the traceback of a verb
     with suppress(BaseException):
         os.write(writer, pickle.dumps((ending, words[:2000], max(0, _resident_mib("VmHWM") - before))))
     os._exit(0)
