@@ -26,7 +26,11 @@ from nrd_trt.serving.problems import Refusal
 
 _TOKEN_LENGTH, _REACHABLE_TOKEN_LENGTH = 8, 16
 _WRONG_S, _WRONG_AT_A_TIME = 1.0, 4
-"""Seconds that the answer to a wrong token takes, and how many such answers one client waits for at a time."""
+"""Seconds that the answer to a wrong token takes, and how many such answers one client waits for at a time.
+
+Further ones are refused at once; a right token never waits, whoever guesses at the same address, so that the length of
+the token is what keeps guesses out.
+"""
 _HEALTH = "/healthz"
 _OPEN_PATHS = {"/", "/docs", _HEALTH}
 """They hold nothing of the run: the page asks for a token itself."""
@@ -147,29 +151,26 @@ class Guard:
             await self._answer(request, receive, send, client)
 
     async def _answer(self, request: Request, receive: Receive, send: Send, client: str) -> None:
-        if (
-            self._access.token is not None
-            and self._access.token_of(request)
-            and self._wrong[client] >= _WRONG_AT_A_TIME
-        ):
-            message = "token: expected one at a time, got several wrong ones; wait for their answers."
-            refusal = Refusal(429, "TooManyTokens", message, {"Retry-After": "1"})
-            return await refusal.response()(request.scope, receive, _with_headers(send, embeddable=False))
         shows_token = self._access.shows_token(request)
-        answer = await self._decide(request, shows_token, client)
-        await answer(request.scope, receive, _with_headers(send, embeddable=shows_token))
-
-    async def _decide(self, request: Request, shows_token: bool, client: str) -> ASGIApp:
         refusal = self._refusal(request, shows_token)
         if self._access.token is not None and self._access.token_of(request) and not shows_token:
-            self._wrong[client] += 1  # a guess costs time
-            try:
-                await asyncio.sleep(_WRONG_S)
-            finally:
-                self._wrong[client] -= 1
-                if not self._wrong[client]:
-                    del self._wrong[client]
-        return refusal.response() if refusal else self._login(request, shows_token) or self._app
+            refusal = await self._guessed(client) or refusal
+        answer = refusal.response() if refusal else self._login(request, shows_token) or self._app
+        await answer(request.scope, receive, _with_headers(send, embeddable=shows_token))
+
+    async def _guessed(self, client: str) -> Refusal | None:
+        """Let a wrong token cost time; returns the refusal where the client is waiting for too many already."""
+        if self._wrong[client] >= _WRONG_AT_A_TIME:
+            message = "token: expected one at a time, got several wrong ones; wait for their answers."
+            return Refusal(429, "TooManyTokens", message, {"Retry-After": "1", "Connection": "close"})
+        self._wrong[client] += 1
+        try:
+            await asyncio.sleep(_WRONG_S)
+        finally:
+            self._wrong[client] -= 1
+            if not self._wrong[client]:
+                del self._wrong[client]
+        return None
 
     def _refusal(self, request: Request, shows_token: bool) -> Refusal | None:
         name = _host_name(request.headers.get("host", ""))

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from nrd_trt.serving.clips import overlay_clip
 from nrd_trt.serving.pictures import Look, compose, encode_layers, mask_png, pack, png
 from nrd_trt.serving.service import Looked, Served, Service
-from nrd_trt.serving.uploads import Job, UploadProgress, kind_of, read_body, read_upload
+from nrd_trt.serving.uploads import Job, UploadProgress, kind_of, read_upload
 from nrd_trt.video.overlay import class_shares
 
 router = APIRouter()
@@ -42,10 +42,9 @@ async def segment(
     PNG, the picture that `view`, `opacity` and `classes` describe, or a record as of `/frame`. A clip (MP4, MOV, MKV,
     WebM) becomes an MP4 of that picture.
     """
-    limits = service.uploads.limits
+    body = await service.uploads.receive(request)
+    kind = kind_of(body)
     async with service.uploads.place():
-        body = await read_body(request, limits.mib << 20, limits.chunk_s)
-        kind = kind_of(body)
         if kind == "image":
             make = partial(_image, service, body, result, look)
         else:

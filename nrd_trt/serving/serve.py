@@ -128,7 +128,7 @@ def serve(
             stats=pipeline.stats,
             engine=thread,
             device=watch,
-            uploads=Uploads(Limits(mib=max_upload_mb)),
+            uploads=Uploads(Limits(mib=max_upload_mb), lambda: hub.closing),
             access=replace(access, port=listener.getsockname()[1]),
             bundle=Path(bundle).name,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from types import FrameType
 
@@ -12,7 +13,8 @@ from nrd_trt.errors import ConfigError
 from nrd_trt.serving.hub import Hub
 from nrd_trt.serving.limits import PatientProtocol
 
-_GRACE_S = 1
+_GRACE_S = 2
+"""Seconds from Ctrl-C to the end of all answers, more than the one to a wrong token takes."""
 _SEND_BUFFER = 1 << 18
 """Bytes: what lies in a socket's buffer is old when a slow viewer of the endless stream gets it."""
 
@@ -66,7 +68,7 @@ def make_server(app: ASGIApp, hub: Hub) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    """Sends viewers home at once: their answers have no end of their own."""
+    """Sends viewers home at once, and ends what waits for clients: their answers have no end of their own."""
 
     def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
         super().__init__(config)
@@ -76,3 +78,12 @@ class _Server(uvicorn.Server):
         """Take the signal."""
         self._hub.leave()
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End all answers; what uvicorn would have to cancel at the end of its grace shows a traceback."""
+        asyncio.get_running_loop().call_later(_GRACE_S / 2, self._hang_up)
+        await super().shutdown(sockets)
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()

@@ -27,6 +27,8 @@ _SCANS = 100
 """Of a progressive JPEG: each costs a pass over all pixels and may be a few bytes long. Usual ones have about ten."""
 _STILL_IN_MP4 = (b"heic", b"heix", b"mif1", b"msf1", b"avif")
 _POLL_S = 0.25
+_RATE_S = 2.0
+"""Seconds over which the rate of a body is measured, at the least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,12 @@ class Limits:
         clip_frames: Frames of a clip.
         clip_s: Length of a clip in seconds.
         processing_s: Seconds from its turn to the answer.
-        chunk_s: Seconds between two pieces of the body.
-        waiting: Uploads at a time, the one whose turn it is included.
+        chunk_s: Seconds between two pieces of the body, and to wait for a place to send it.
+        body_s: Seconds for the whole body.
+        receiving: Bodies that are received at a time.
+        client_receiving: Of these, from one address.
+        least_rate: Bytes per second that a body must come at to keep its place where others wait for one.
+        waiting: Whole uploads at a time, the one whose turn it is included.
     """
 
     mib: int = 64
@@ -51,6 +57,10 @@ class Limits:
     clip_s: float = 60.0
     processing_s: float = 180.0
     chunk_s: float = 10.0
+    body_s: float = 60.0
+    receiving: int = 8
+    client_receiving: int = 4
+    least_rate: int = 32 << 10
     waiting: int = 4
 
 
@@ -93,44 +103,120 @@ class Job:
             raise Refusal(504, "TooSlow", message)
 
 
+class Arrival:
+    """A body that is being received, and how fast it comes.
+
+    Args:
+        client: Address that it comes from.
+
+    Attributes:
+        client: As given.
+        expelled: Whether another one needs its place.
+    """
+
+    def __init__(self, client: str) -> None:
+        self.client, self.expelled = client, False
+        self._size, now = 0, time.monotonic()
+        self._older = self._newer = (now, 0)
+        self._measured_from = now + _RATE_S
+
+    def grow(self, size: int) -> None:
+        """Count bytes that came."""
+        self._size += size
+
+    def rate(self) -> float:
+        """Return the bytes per second of the last seconds; infinite in the first ones, in which nothing can be told."""
+        now = time.monotonic()
+        if now < self._measured_from:
+            return float("inf")
+        if now - self._newer[0] >= _RATE_S:
+            self._older, self._newer = self._newer, (now, self._size)
+        since, size = self._older
+        return (self._size - size) / (now - since)
+
+
 class Uploads:
-    """The queue: one upload is worked on at a time, a few wait, more are turned away.
+    """Places for bodies that come, and the queue of those that are whole: one is worked on at a time, a few wait.
 
     Args:
         limits: What each may cost.
+        closing: Whether the server shuts down, so that nothing is waited for.
 
     Attributes:
         limits: As given.
         current: The upload at work, or None.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, closing: Callable[[], bool] = lambda: False) -> None:
+        self.limits, self._closing = limits, closing
         self.current: Job | None = None
         self._turn = asyncio.Lock()
         self._places = asyncio.Semaphore(limits.waiting)
+        self._arrivals: list[Arrival] = []
+
+    async def receive(self, request: Request) -> bytes:
+        """Read the body of an upload.
+
+        Raises:
+            Refusal: The queue is full, no place gets free in time, or the body is too large or comes too slowly.
+        """
+        limits = self.limits
+        self._check_queue()
+        arrival = await self._arrive(request.client.host if request.client else "")
+        try:
+            return await read_body(request, limits.mib << 20, closing=self._closing, limits=limits, arrival=arrival)
+        finally:
+            self._arrivals.remove(arrival)
+
+    async def _arrive(self, client: str) -> Arrival:
+        """Take a place to receive a body; where none is free, a body that comes too slowly loses its own."""
+        end = time.monotonic() + self.limits.chunk_s
+        while rivals := self._rivals(client):
+            self._check_open()
+            if time.monotonic() > end:
+                raise _busy(len(rivals))
+            slowest = min(rivals, key=Arrival.rate)
+            slowest.expelled = slowest.expelled or slowest.rate() < self.limits.least_rate
+            await asyncio.sleep(_POLL_S)
+        self._arrivals.append(arrival := Arrival(client))
+        return arrival
+
+    def _rivals(self, client: str) -> list[Arrival]:
+        """Return those of whom one must go before a client may send: its own or everybody's; none where it may."""
+        own = [arrival for arrival in self._arrivals if arrival.client == client]
+        if len(own) >= self.limits.client_receiving:
+            return own
+        return self._arrivals if len(self._arrivals) >= self.limits.receiving else []
+
+    def _check_open(self) -> None:
+        if self._closing():
+            raise Refusal(503, "Closing", "upload: expected a server that goes on, got one that ends; start it anew.")
+
+    def _check_queue(self) -> None:
+        if self._places.locked():
+            raise _busy(self.limits.waiting)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Take a place in the queue.
+        """Take a place in the queue of whole uploads.
 
         Raises:
             Refusal: There is none.
         """
-        if self._places.locked():
-            message = f"upload: expected at most {self.limits.waiting} at a time, got one more; try again in a moment."
-            raise Refusal(429, "Busy", message, {"Retry-After": "5"})
+        self._check_queue()
         async with self._places:
             yield
 
     async def work(self, request: Request, job: Job, make: Callable[[Job], Result]) -> Result:
         """Wait for the turn of a job and run it on a thread; it is given up where its client leaves."""
         async with self._turn:
+            self._check_open()
             self.current = job
             job.deadline = time.monotonic() + self.limits.processing_s
             work = asyncio.ensure_future(anyio.to_thread.run_sync(make, job, abandon_on_cancel=True))
             try:
                 while not (await asyncio.wait({work}, timeout=_POLL_S))[0]:
+                    self._check_open()
                     if await request.is_disconnected():
                         job.left.set()
                 return await work
@@ -140,37 +226,49 @@ class Uploads:
                 self.current = None
 
 
-async def read_body(request: Request, most: int, chunk_s: float = 10.0, whole_s: float = 60.0) -> bytes:
+async def read_body(
+    request: Request,
+    most: int,
+    *,
+    closing: Callable[[], bool],
+    limits: Limits = Limits(),
+    arrival: Arrival | None = None,
+) -> bytes:
     """Read a request's body, counting while it streams in.
 
     Args:
         request: Its body has not been read.
         most: Bytes.
-        chunk_s: Seconds to wait for each piece.
-        whole_s: Seconds for all of it.
+        closing: Whether the server shuts down.
+        limits: How long it may take.
+        arrival: Is told of every piece, and may lose its place meanwhile.
 
     Raises:
-        Refusal: It is too large, or stops coming.
+        Refusal: It is too large, stops coming or comes too slowly, or the client leaves.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 15 or int(announced) > most):
         raise _too_large(most)
-    body, pieces = bytearray(), request.stream()
-    end = time.monotonic() + whole_s
+    body, start, last = bytearray(), time.monotonic(), time.monotonic()
     while True:
         try:
-            piece = await asyncio.wait_for(anext(pieces, None), min(chunk_s, end - time.monotonic()))
+            message = await asyncio.wait_for(request.receive(), _POLL_S)
         except asyncio.TimeoutError:
-            message = (
-                f"upload: expected more of it within {chunk_s:.0f} s and all within {whole_s:.0f} s, got "
-                f"{len(body)} bytes; send it again."
-            )
-            raise Refusal(408, "Stalled", message) from None
-        if piece is None:
-            return bytes(body)
-        body += piece
+            message = {}
+        now = time.monotonic()
+        if message.get("type") == "http.disconnect" or closing():
+            raise Refusal(499, "ClientLeft", "upload: the client has gone, or the server ends; send it again.")
+        if piece := message.get("body"):
+            body += piece
+            last = now
         if len(body) > most:
             raise _too_large(most)
+        if message and not message.get("more_body"):
+            return bytes(body)
+        if arrival is not None:
+            arrival.grow(len(piece or b""))
+        if now - last > limits.chunk_s or now - start > limits.body_s or (arrival is not None and arrival.expelled):
+            raise _stalled(len(body), limits)
 
 
 def kind_of(body: bytes) -> Kind:
@@ -211,6 +309,19 @@ def read_upload(body: bytes, most_pixels: int) -> np.ndarray:
         raise Refusal(422, "TooManyPixels", str(exc)) from exc
     except ConfigError as exc:
         raise Refusal(422, "UnreadableImage", str(exc)) from exc
+
+
+def _busy(most: int) -> Refusal:
+    message = f"upload: expected at most {most} at a time, got one more; try again in a moment."
+    return Refusal(429, "Busy", message, {"Retry-After": "5"})
+
+
+def _stalled(got: int, limits: Limits) -> Refusal:
+    message = (
+        f"upload: expected more of it within {limits.chunk_s:.0f} s, all within {limits.body_s:.0f} s, and "
+        f"{limits.least_rate >> 10} KiB/s where others wait, got {got} bytes; send it again."
+    )
+    return Refusal(408, "Stalled", message)
 
 
 def _too_large(most: int) -> Refusal:

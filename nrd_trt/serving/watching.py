@@ -84,7 +84,7 @@ async def snapshot(service: Served, look: Looked) -> Response:
 @router.post("/control", openapi_extra=_BODY)
 async def control(service: Served, request: Request) -> LiveStatus:
     """Pause, resume or step the run, for all viewers: `{"action": "pause"}`."""
-    action = _action_of(await read_body(request, 1024))
+    action = _action_of(await read_body(request, 1024, closing=lambda: service.hub.closing))
     if service.hub.over:
         raise Refusal(409, "RunIsOver", f"{action}: expected a run that goes on, got one that is over; start anew.")
     pause = service.hub.pause

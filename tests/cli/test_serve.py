@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,33 @@ def test_it_serves_until_it_is_stopped_twice(drive: Path) -> None:
             # The clip has four frames: it has begun again.
             until(lambda: httpx.get(f"{url}status", trust_env=False).json()["number"] >= 8)
             assert "Ctrl-C" in stopped(process, signal.SIGINT, signal.SIGINT)
+
+
+def test_it_ends_while_clients_are_slow(drive: Path) -> None:
+    """Bodies that come slowly or stop, a viewer who reads nothing, and a guess that waits for its answer."""
+    secret = "given-by-the-environment"
+    beginnings = [
+        b"POST /segment HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\nContent-Length: 100000\r\n\r\nx",
+        b"POST /control HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\nContent-Length: 100\r\n\r\n{",
+        b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n\r\n",
+        b"GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer not-%b\r\n\r\n",
+        b"GET /status HTTP/1.1\r\nHost: local",
+    ]
+    with started(drive, NRD_TRT_TOKEN=secret) as (process, url), ExitStack() as stack:
+        port = int(url.rstrip("/").rpartition(":")[2])
+        for beginning in beginnings[:1] * 5 + beginnings:
+            one = socket.socket()
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect(("127.0.0.1", port))
+            stack.enter_context(one)
+            one.sendall(beginning.replace(b"%b", secret.encode()))
+        left = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        left.sendall(beginnings[0].replace(b"%b", secret.encode()))
+        left.close()  # in the middle of its upload
+        headers = {"Authorization": f"Bearer {secret}"}
+        until(lambda: httpx.get(f"{url}status", headers=headers, trust_env=False).json()["number"] >= 20)
+        told = stopped(process, signal.SIGINT)
+        assert "ASGI" not in told and "Cancel" not in told and "Error" not in told
 
 
 def test_from_python_it_serves_until_ctrl_c_and_makes_a_token(drive: Path) -> None:

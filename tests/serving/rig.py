@@ -87,7 +87,7 @@ class Rig:
         self.pause = CountedSwitch()
         self.hub = Hub(self.pause)
         self.engine = EngineThread(open_bundle(bundle(), threads=1))
-        self.uploads = Uploads(replace(Limits(), **limits))
+        self.uploads = Uploads(replace(Limits(), **limits), lambda: self.hub.closing)
         self._token, self._stack = token, ExitStack()
 
     def paused(self) -> Shown:

@@ -123,6 +123,25 @@ def test_guesses_of_the_token_cost_time(closed: Rig, monkeypatch: pytest.MonkeyP
     assert closed.http.get("/status").status_code == 200
 
 
+def test_the_right_token_does_not_wait_for_wrong_ones_of_its_address(
+    closed: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many guesses waiting as may, and more of them refused, by bearer and by address."""
+    monkeypatch.setattr(access, "_WRONG_S", 60)
+    with ExitStack() as stack:
+        for number in range(8):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", closed.service.access.port)))
+            one.sendall(
+                b"GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer wrong-%020d\r\n\r\n" % number
+            )
+        until(lambda: httpx.get(f"{closed.url}/status?token=wrong", trust_env=False).status_code == 429)
+        for _ in range(3):
+            assert closed.http.get("/status").status_code == 200
+            assert httpx.get(f"{closed.url}/status?token={TOKEN}", trust_env=False).status_code == 200
+        cookie = {closed.service.access.cookie_name: closed.service.access.cookie}
+        assert httpx.get(f"{closed.url}/status", cookies=cookie, trust_env=False).status_code == 200
+
+
 def test_a_token_that_others_can_reach_is_longer() -> None:
     Access(host="127.0.0.1", port=1, token="x" * 8)
     Access(host="0.0.0.0", port=1, token="x" * 16)

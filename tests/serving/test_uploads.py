@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ import pytest
 from PIL import Image
 
 from nrd_trt.data.overlay import blend
+from nrd_trt.serving import uploads
+from nrd_trt.serving.problems import Refusal
 from nrd_trt.serving.uploads import Limits
 from tests.data.pictures import encoded, readable, unreadable
 from tests.serving.hostile import bomb_png, clip, png_of_size, scan_bomb_jpeg, text_bomb_png
@@ -196,6 +202,72 @@ def test_large_bodies_and_those_that_stop_coming_are_given_up(small: Rig) -> Non
     stalling = (time.sleep(pause_s) or b"\xff\xd8\xff" for pause_s in (0, 0.6))
     assert refusal(small.http.post("/segment", content=stalling)) == (408, "Stalled")
     until(lambda: small.uploads._places._value == 2)
+
+
+@contextmanager
+def slow_uploads(port: int, count: int) -> Iterator[list[socket.socket]]:
+    """Uploads of which a byte comes ten times a second."""
+    head = f"POST /segment HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 100000\r\n\r\n"
+    ended = threading.Event()
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)]
+
+        def drip() -> None:
+            while not ended.wait(0.1):
+                for one in sockets:
+                    with suppress(OSError):
+                        one.sendall(b"x")
+
+        for one in sockets:
+            one.sendall(head.encode())
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            yield sockets
+        finally:
+            ended.set()
+            thread.join()
+
+
+def test_honest_uploads_get_through_beside_slow_ones(rig: Rig) -> None:
+    """All of one address, whose places the slow ones have; more come meanwhile."""
+    port = rig.service.access.port
+    most = rig.uploads.limits.client_receiving
+    with slow_uploads(port, most) as sockets, ThreadPoolExecutor(2) as pool:
+        until(lambda: len(rig.uploads._arrivals) == most)
+        for _ in range(2):
+            answers = list(pool.map(lambda _: rig.http.post("/segment", content=encoded(SCENE)), range(2)))
+            assert [answer.status_code for answer in answers] == [200, 200]
+        assert sockets[0].recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_is_as_fast_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that begins with much and then drips is slow; one that has just begun is not judged."""
+    now = 100.0
+    monkeypatch.setattr(uploads.time, "monotonic", lambda: now)
+    burst, steady = uploads.Arrival("a"), uploads.Arrival("a")
+    assert burst.rate() == steady.rate() == float("inf")
+    burst.grow(50 << 20)
+    for _ in range(8):
+        now += 1
+        burst.grow(10)
+        steady.grow(100 << 10)
+        rates = burst.rate(), steady.rate()
+    assert rates[0] < 100 and rates[1] == pytest.approx(100 << 10)
+
+
+def test_places_are_of_all_and_of_each_address() -> None:
+    async def run() -> None:
+        queue = uploads.Uploads(Limits(receiving=3, client_receiving=2, chunk_s=0.3))
+        for client in ("a", "a", "b"):
+            await queue._arrive(client)
+        with pytest.raises(Refusal, match="expected at most 2 at a time"):
+            await queue._arrive("a")
+        with pytest.raises(Refusal, match="expected at most 3 at a time"):
+            await queue._arrive("c")
+        assert not any(arrival.expelled for arrival in queue._arrivals)
+
+    asyncio.run(run())
 
 
 def test_one_upload_at_a_time_and_a_short_queue(small: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
