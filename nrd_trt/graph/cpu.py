@@ -1,7 +1,8 @@
 """Passes for runtimes on a CPU: the fp32 twin of a 16-bit file, and the mask's ending in the form each runs fastest.
 
-All forms of the ending give the same masks of the same logits. The form of the file is the one that TensorRT reads;
-these are made when a file is opened, and never written. onnx and NumPy only.
+All forms of the ending give the same masks of the same logits, but for pixels whose two largest logits are as close as
+fp32 rounds: ``"phases"`` adds in another order. The form of the file is what TensorRT reads; these are made when a
+file is opened, and never written. onnx and NumPy only.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from nrd_trt.decode.function import LOGITS_OP, MASK_OP
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model
 
-Ending = Literal["last_axis", "planes"]
+Ending = Literal["last_axis", "phases"]
 """``"last_axis"``: the logits of a pixel are brought together before they are enlarged, so that ONNX Runtime's argmax
-reads neighbours. ``"planes"``: logits are enlarged as single planes, which OpenVINO keeps planar for its argmax."""
+reads neighbours. ``"phases"``: each place between two neighbours has a map of its own, a weighted sum that OpenVINO
+compiles, and the indices of these maps are woven; so no kernel writes or reads the enlarged logits as a whole."""
+_STAGES = {"Resize": "resize", "Pad": "resize", "ArgMax": "argmax"}
+"""What begins with an operator."""
 
 _HALVES = frozenset(HALF_TYPES.values())
+_BOUNDS = {"axis_2": 2, "axis_3": 3, "start_0": 0, "start_1": 1, "start_2": 2, "end_0": -2, "end_1": -1, "end_2": 2**62}
+"""Of the slices that move a map by a place."""
 
 
 def has_16_bits(model: onnx.ModelProto) -> bool:
@@ -69,7 +75,7 @@ def with_ending(model: onnx.ModelProto, ending: Ending) -> onnx.ModelProto:
             nodes = list(function.node)
             at = next(index for index, node in enumerate(nodes) if node.op_type == "Resize")
             resize, argmax = nodes[at : at + 2]
-            made = (_on_last_axis if ending == "last_axis" else _in_planes)(resize, argmax, nodes)
+            made = (_on_last_axis if ending == "last_axis" else _in_phases)(resize, argmax, nodes)
             del function.node[:]
             function.node.extend([*nodes[:at], *made, *nodes[at + 2 :]])
         if function.name in (MASK_OP, LOGITS_OP):
@@ -90,23 +96,35 @@ def _on_last_axis(resize: onnx.NodeProto, argmax: onnx.NodeProto, nodes: list[on
     ]
 
 
-def _in_planes(resize: onnx.NodeProto, argmax: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    logits, region, scales = resize.input
-    enlarged = helper.make_node("Resize", ["planes", region, "scales_planes"], ["planes_enlarged"])
-    enlarged.attribute.extend(resize.attribute)
-    return [
-        helper.make_node("Shape", [logits], ["outer"], end=2),
-        helper.make_node("Shape", [logits], ["inner"], start=2),
-        _constant("all_planes", np.array([-1], np.int64)),
-        helper.make_node("Concat", ["all_planes", "inner"], ["planes_shape"], axis=0),
-        helper.make_node("Reshape", [logits, "planes_shape"], ["planes"]),
-        _constant("scales_planes", _constant_of(scales, nodes)[1:]),
-        enlarged,
-        helper.make_node("Shape", ["planes_enlarged"], ["inner_enlarged"], start=1),
-        helper.make_node("Concat", ["outer", "inner_enlarged"], ["enlarged_shape"], axis=0),
-        helper.make_node("Reshape", ["planes_enlarged", "enlarged_shape"], resize.output),
-        argmax,
-    ]
+def _in_phases(resize: onnx.NodeProto, argmax: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    factor = int(_constant_of(resize.input[2], nodes)[-1])
+    lines = [f"{name} = Constant <value = int64[1] {{{value}}}> ()" for name, value in _BOUNDS.items()]
+    lines += ["around = Constant <value = int64[8] {0, 0, 1, 1, 0, 0, 1, 1}> ()"]
+    lines += [f'bordered = Pad <mode = "edge"> ({resize.input[0]}, around)']
+    sums = [place for row in _between(lines, "bordered", 2, factor) for place in _between(lines, row, 3, factor)]
+    lines += [f"{name}_class = ArgMax <axis = 1> ({name})" for name in sums]
+    lines += [f"classes = Concat <axis = 1> ({', '.join(f'{name}_class' for name in sums)})"]
+    lines += ["floats = Cast <to = 1> (classes)"]  # ONNX Runtime weaves no integers
+    lines += [f"woven = DepthToSpace <blocksize = {factor}> (floats)"]
+    lines += [f"{argmax.output[0]} = Squeeze (woven, start_1)"]
+    return [parser.parse_node(line) for line in lines]
+
+
+def _between(lines: list[str], name: str, axis: int, factor: int) -> list[str]:
+    """Write what lies at each place between two neighbours, of a tensor that has one more at both ends of an axis."""
+    lines += [f"{name}_{shift} = Slice ({name}, start_{shift}, end_{shift}, axis_{axis})" for shift in range(3)]
+    places = []
+    for index in range(factor):
+        before, share = divmod((index + 0.5) / factor + 0.5, 1.0)
+        near, far = (f"{name}_{int(before) + step}" for step in range(2))
+        place = f"{name}_at{index}" if share else near
+        if share:
+            lines += [f"{place}_share = Constant <value_float = {share!r}> ()"]
+            lines += [f"{place}_rest = Constant <value_float = {1 - share!r}> ()"]
+            lines += [f"{place}_near = Mul ({near}, {place}_rest)", f"{place}_far = Mul ({far}, {place}_share)"]
+            lines += [f"{place} = Add ({place}_near, {place}_far)"]
+        places.append(place)
+    return places
 
 
 def _constant(name: str, array: np.ndarray) -> onnx.NodeProto:
@@ -121,7 +139,7 @@ def _name_by_stage(function: onnx.FunctionProto) -> None:
     """Name nodes after the stage, so that profiles tell what decode, enlargement and argmax take."""
     stage = "decode"
     for index, node in enumerate(function.node):
-        stage = {"Resize": "resize", "ArgMax": "argmax"}.get(node.op_type, stage)
+        stage = _STAGES.get(node.op_type, stage)
         node.name = f"{stage}/{node.op_type}_{index}"
 
 

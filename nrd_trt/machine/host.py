@@ -147,6 +147,8 @@ INSTRUCTIONS = (
     "avx2 avx512f avx_vnni avx512_vnni avx512_bf16 avx512_fp16 amx_int8 amx_bf16 amx_fp16 asimdhp asimddp i8mm bf16 sve"
 ).split()
 """Those that decide how fast a precision is, as /proc/cpuinfo names them on x86-64 and on Arm."""
+INT8_ON_X86 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""With any of these an x86 adds products of int8 up in 32 bits; others saturate at 16 bits, or are slow."""
 
 
 def instructions(machine: Machine) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ class OpenVinoRunner(BaseRunner):
         model = load_onnx(self._model) if isinstance(self._model, Path) else self._model
         facts = read_facts(model)
         self.mask_encoding = facts.mask_encoding
-        self._runnable = inliner.inline_local_functions(with_ending(model, "planes")).SerializeToString()
+        self._runnable = inliner.inline_local_functions(with_ending(model, "phases")).SerializeToString()
         hint = {"fastest": None, "file": "f32", "exact": _HINTS[facts.precision]}[self._types]
         self._settings = {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}
         compiled = self._compiled()

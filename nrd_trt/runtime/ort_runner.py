@@ -22,6 +22,7 @@ from nrd_trt.errors import RunnerError
 from nrd_trt.graph.cpu import has_16_bits, widen, with_ending
 from nrd_trt.graph.metadata import load_onnx, read_facts
 from nrd_trt.graph.precision import simulate_rounding, simulate_tf32
+from nrd_trt.machine.host import INT8_ON_X86, Machine, instructions
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import BaseRunner, check_feed
 from nrd_trt.specs import TensorSpec
@@ -29,6 +30,8 @@ from nrd_trt.specs import TensorSpec
 _NUMPY_NAMES = {"tensor(float)": "float32"}
 """NumPy's names of types whose names differ; ``"tensor(uint8)"`` is that of ``"uint8"``."""
 _TIMED = "_kernel_time"
+_NOT_SATURATING = ("session.x64quantprecision", "1")
+"""Sums of products of uint8 and int8 in 32 bits, which takes several times as long; Arm has no others."""
 
 
 class OrtRunner(BaseRunner):
@@ -67,8 +70,8 @@ class OrtRunner(BaseRunner):
         self.arithmetic = "native" if not has_16_bits(model) else "fp32" if self._twin else "simulated"
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only
-        # Without VNNI its products of uint8 and int8 would saturate; then it takes the slower ones that do not.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if INT8_ON_X86.isdisjoint(instructions(Machine())):
+            options.add_session_config_entry(*_NOT_SATURATING)
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         runnable = widen(model) if self._twin else simulate_rounding(model, precision)

@@ -24,7 +24,7 @@ from nrd_trt.errors import BundleError, ConfigError, MissingDependencyError, Plu
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.machine.cuda import find_device, probe_device
 from nrd_trt.machine.device import check_device
-from nrd_trt.machine.host import Machine, instructions
+from nrd_trt.machine.host import INT8_ON_X86, Machine, instructions
 from nrd_trt.machine.libcuda import NoDriverError
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import Runner
@@ -74,7 +74,7 @@ DEFAULT = RunOptions()
 ON_CPU = ("onnxruntime", "openvino")
 """Runners of a file on the CPU."""
 _FAST: Mapping[Precision, frozenset[str]] = {
-    "int8": frozenset({"avx512_vnni", "avx_vnni", "amx_int8"}),
+    "int8": INT8_ON_X86,
     "bf16": frozenset({"avx512_bf16", "amx_bf16"}),
 }
 """Instructions of x86 with any of which OpenVINO is faster in a file's types than ONNX Runtime."""

@@ -16,7 +16,7 @@ from nrd_trt.graph.cpu import has_16_bits, widen, with_ending
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.machine.host import Machine, host_facts, instructions
-from nrd_trt.runtime import select
+from nrd_trt.runtime import ort_runner, select
 from nrd_trt.runtime.openvino_runner import OpenVinoRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import RunOptions, cpu_runner
@@ -84,7 +84,7 @@ def test_layers_are_timed_by_stage() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["uint8", "u8x4"])
-@pytest.mark.parametrize("ending", ["last_axis", "planes"])
+@pytest.mark.parametrize("ending", ["last_axis", "phases"])
 def test_every_ending_gives_the_same_masks(ending: Any, encoding: Any) -> None:
     """ONNX Runtime runs both here, and the form of the file by `onnxruntime` itself."""
     import onnxruntime
@@ -174,3 +174,18 @@ def test_instructions_are_the_kernels(text: str, expected: tuple[str, ...], tmp_
     (tmp_path / "proc/cpuinfo").write_text(text)
     machine = Machine(root=tmp_path)
     assert instructions(machine) == host_facts(machine).instructions == expected
+
+
+@pytest.mark.parametrize(("has", "exact"), [("avx2", True), ("avx512_vnni", False), ("amx_int8", False)])
+def test_integers_do_not_saturate_where_the_processor_has_no_instructions_for_them(
+    has: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where it has, its kernels are not given up, which are several times as fast."""
+    monkeypatch.setattr(ort_runner, "instructions", lambda machine: (has,))
+    with OrtRunner(small_int8(), threads=1) as runner:
+        options = runner._session.get_session_options()
+    try:
+        found = options.get_session_config_entry("session.x64quantprecision")
+    except RuntimeError:  # it is not set
+        found = None
+    assert found == ("1" if exact else None)
