@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv")
 MOST_PIXELS = 8192 * 4608
+_LOCAL_FORMATS = (
+    "mov,matroska,avi,mpeg,mpegts,mpegvideo,flv,live_flv,asf,ogg,mxf,nut,ivf,yuv4mpegpipe,h264,hevc,av1,obu,vc1,m4v,mjpeg,"
+    "mpjpeg,dv,rm,gif,tty,wav,mp3"  # the last three are told what they are
+)
+"""FFmpeg's names of what a file may be. Playlists (concat, HLS, DASH) are not: they make it open what they name."""
 _FALLBACK_RATE = Fraction(25)
 _SET_BACK_FRAMES = 3
 _MICROSECOND = Fraction(1, 1_000_000)
@@ -165,12 +170,13 @@ class VideoReader:
         self.name = name or str(video)
         # The prefix keeps FFmpeg from taking a file "a:b" for a protocol.
         opened = f"file:{video}" if isinstance(video, Path) else video
+        local = {"format_whitelist": _LOCAL_FORMATS} if isinstance(video, Path) and container is None else {}
         began = time.monotonic()
         try:
             self._container: InputContainer = self._av.open(
                 opened,
                 format=container,
-                options=dict(options or {}),
+                options={**local, **(options or {})},
                 timeout=timeout_s,
                 metadata_errors="replace",
                 buffer_size=_BUFFER_BYTES,
@@ -178,6 +184,8 @@ class VideoReader:
         except (self._av.FFmpegError, OSError, ValueError) as exc:
             late = timeout_s is not None and time.monotonic() - began > timeout_s[0]
             why = _REASONS["TimeoutError"] if late else _reason(exc)
+            if local and isinstance(exc, self._av.ArgumentError):
+                why = "got a list of other files or a format that is not played; give the video itself, e.g. as MP4"
             raise VideoError(f"{self.name}: expected a video, {why}.") from exc
         self._live = self._container.duration is None if live is None else live
         self._most_pixels = most_pixels

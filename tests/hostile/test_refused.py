@@ -6,6 +6,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,11 +14,14 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from nrd_trt.data.videos import VideoReader
 from nrd_trt.engine.bundle import RECORD_FILE, REFERENCE_FILE
+from nrd_trt.errors import VideoError
 from tests.helpers import cached_small_model
 from tests.hostile import loaders, seeds
 from tests.hostile.fuzz import attempt
 from tests.hostile.loaders import LOADERS
+from tests.video.clips import street_frames, write_clip
 
 DEEP = "[" * 900 + "]" * 900
 
@@ -113,3 +117,21 @@ def test_hostile_input_is_refused_or_read_right(name: str) -> None:
     for way in LOADERS[loader].ways:
         outcome = attempt(content, way, seconds=8)
         assert not outcome.defect, outcome
+
+
+PLAYLISTS = {
+    "a.ffconcat": "ffconcat version 1.0\nfile clip.mp4\n",
+    "a.mp4": "ffconcat version 1.0\nfile clip.mp4\n",
+    "a.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\nclip.ts\n#EXT-X-ENDLIST\n",
+    "a.mkv": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\nclip.ts\n#EXT-X-ENDLIST\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_file_that_lists_other_files_is_no_video(name: str, tmp_path: Path) -> None:
+    for clip in ("clip.mp4", "clip.ts"):
+        write_clip(tmp_path / clip, street_frames(3))
+        assert len(list(VideoReader(tmp_path / clip))) == 3
+    (path := tmp_path / name).write_text(PLAYLISTS[name])
+    with pytest.raises(VideoError, match=rf"{name}: expected a video, (got a list of other files|FFmpeg finds none)"):
+        VideoReader(path)
