@@ -156,6 +156,7 @@ endif
 
 check-kernels: install  ## Execute the kernels' machine code and hold what it costs against the table of budgets
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/dev/kernel_budget.py $(ARGS)
+	$(BIN)/python scripts/dev/oldest_cuda.py || [ $$? -eq 2 ]  # 2: not run, with the reason
 
 format: install  ## Rewrite the sources in the house's format
 	$(BIN)/ruff format .

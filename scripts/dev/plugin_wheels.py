@@ -117,7 +117,7 @@ def compile_image(nvrtc: Path, flag: str, output: Path) -> Path:
     library, source = ctypes.CDLL(str(nvrtc)), KERNELS / "decode_kernel.cu"
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     library.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None)
-    options = [f"-arch={flag}", "-std=c++17", "-fmad=false", f"-I{KERNELS}"]
+    options = [f"-arch={flag}", "-std=c++17", "-fmad=false", "-default-device", f"-I{KERNELS}"]
     given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     status = library.nvrtcCompileProgram(program, len(options), given)
     kind = "ProgramLog" if status else "CUBIN" if flag.startswith("sm_") else "PTX"

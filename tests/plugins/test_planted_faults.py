@@ -1,4 +1,4 @@
-"""Mistakes in the mask kernels are found without a GPU: each is planted in a copy of the sources and emulated there."""
+"""Mistakes in the mask kernels and their launcher are found without a GPU: each is planted in a copy of the sources."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.decode.on_cpu import KERNELS, compile_cpp, needs_compiler
+from tests.decode.on_cpu import KERNELS, compile_cpp, kernel_objects, needs_compiler
 from tests.helpers import made_once
+from tests.runtime.fake_cuda import HEADERS, include_folder
 
 pytestmark = needs_compiler
 
@@ -88,3 +89,30 @@ def test_a_planted_fault_is_found(name: str, tmp_path: Path) -> None:
     done = run_program(sources, tmp_path)
     assert done.returncode != 0, done.stdout
     assert fault.found in done.stderr
+
+
+CARVE_OUT = "CU_SHAREDMEM_CARVEOUT_MAX_SHARED"
+
+
+def run_launcher_test(launcher: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run test_launcher over a driver whose launches run the emulation."""
+    tests = KERNELS / "tests"
+    flags = ["-std=c++17", f"-I{KERNELS}", "-isystem", str(include_folder(HEADERS[-1]))]
+    driver, program = folder / "libcuda.so.1", folder / "program"
+    compile_cpp(
+        [*flags, "-shared", f"-Wl,-soname,{driver.name}", str(tests / "fake_driver.cpp"), *kernel_objects()], driver
+    )
+    sources = [str(path) for path in (tests / "test_launcher.cpp", launcher, tests / "host_images.cpp")]
+    compile_cpp([*flags, *sources, str(driver), *kernel_objects(), f"-Wl,-rpath,{folder}", "-ldl"], program)
+    return subprocess.run([str(program)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("planted", [CARVE_OUT, "CU_SHAREDMEM_CARVEOUT_MAX_L1"], ids=["right", "wrong"])
+def test_a_wrong_carve_out_is_found(planted: str, tmp_path: Path) -> None:
+    text = (KERNELS / "decode_launcher.cpp").read_text()
+    assert text.count(CARVE_OUT) == 1, "the fault has one place"
+    launcher = tmp_path / "decode_launcher.cpp"
+    launcher.write_text(text.replace(CARVE_OUT, planted))
+    done = run_launcher_test(launcher, tmp_path)
+    assert (done.returncode == 0) == (planted == CARVE_OUT), done.stdout + done.stderr
+    assert ("carveouts == kernels" in done.stderr) == (planted != CARVE_OUT)

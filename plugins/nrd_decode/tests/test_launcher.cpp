@@ -89,6 +89,8 @@ void testDevices()
     CHECK(supportsMask(shape, ElementType::kHALF, Variant::kTENSOR_CORE));
     CHECK(supportsMask(shape, ElementType::kFLOAT, Variant::kSIMT));
     connect(86).sharedBytes = 101376;
+    CHECK(supportsMask(largest, ElementType::kHALF, Variant::kTENSOR_CORE));
+    connect(86).sharedBytes = 49152;
     CHECK(supportsMask(shape, ElementType::kHALF, Variant::kTENSOR_CORE));
     CHECK(!supportsMask(largest, ElementType::kHALF, Variant::kTENSOR_CORE));
     connect(70);
@@ -100,7 +102,7 @@ void testDevices()
 void testLaunches()
 {
     FakeDriver& driver = connect(90);
-    Data const data(makeShape(150, 16, 16, 8, 4), ElementType::kHALF, {1, 1, 2}, Values::kMODERATE, 1);
+    Data const data(makeShape(200, 16, 16, 8, 4), ElementType::kHALF, {1, 1, 2}, Values::kMODERATE, 1);
     DecodeProblem problem = data.problem(data.theta.data(), data.guidance.data());
     Bytes const reference = data.referenceMask(MaskType::kINT32);
     Bytes mask(reference.size());
