@@ -5,16 +5,17 @@ Sources are timed in turn, call by call, and every figure comes with what makes 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from tqdm import tqdm
 
-from nrd_trt.benchmarking.calls import Timed, on_device, profile_layers, timed_call, watch_device
+from nrd_trt.benchmarking.calls import Timed, on_device, profiles, timed_call, watch_device
 from nrd_trt.benchmarking.notes import (
     arithmetic_notes,
     comparison_notes,
@@ -122,7 +123,8 @@ def benchmark(
     """Time one image from RGB to the mask; several sources are timed in turn, call by call.
 
     Args:
-        sources: Bundles, checkpoints, which run in eager PyTorch in fp32, and ONNX files, which run in ONNX Runtime.
+        sources: Bundles, checkpoints, which run in eager PyTorch in fp32, and ONNX files, which run on the CPU. With
+            ``@`` and the name of a runner at its end, such as ``"model.nrd@openvino"``, one is run by that.
         runner: See `nrd_trt.open_bundle`.
         plugin: Library of the bundles whose plans need one; see `nrd_trt.open_bundle`.
         cuda: See `nrd_trt.open_bundle`.
@@ -141,7 +143,7 @@ def benchmark(
             else their own.
         threads: CPU threads; None leaves the choice to the backends.
         copies: Whether copies to and from a device are timed; None is True.
-        profile: Also time every layer of a plan, in as many calls after the others, which use no CUDA graph.
+        profile: Also time every layer, in as many calls after the others, which use no CUDA graph; PyTorch cannot.
         plot: PNG to write with the distribution of the latencies.
         force: Replace an existing `plot`.
         progress: Show a bar on stderr where the work takes over two seconds.
@@ -177,7 +179,8 @@ def benchmark(
     if plot is not None:
         check_plot(plot, force=force)
     choose_device(run.device)
-    targets = _open([Path(source) for source in sources], calls, size, optional_path("verify_key", verify_key))
+    asked = [_asked(Path(source)) for source in sources]
+    targets = _open(asked, calls, size, optional_path("verify_key", verify_key))
     result = Benchmark(rows=_measure(targets, calls, progress=progress))
     if plot is not None:
         _plot(plot, result.rows)
@@ -191,9 +194,18 @@ def _check(sources: Sequence[Path | str], calls: _Calls) -> None:
         raise ConfigError(f"streams={calls.streams}: expected one source, got {len(sources)}; time them one by one.")
 
 
-def _open(paths: Sequence[Path], calls: _Calls, size: Size | None, verify_key: Path | None) -> list[_Target]:
+def _asked(source: Path) -> tuple[Path, RunnerName | None]:
+    """Return a file and the runner that is asked for with it."""
+    name, _, runner = source.name.rpartition("@")
+    named = next((known for known in get_args(RunnerName) if known == runner), None)
+    return (source.with_name(name), named) if name and named and not source.exists() else (source, None)
+
+
+def _open(
+    sources: Sequence[tuple[Path, RunnerName | None]], calls: _Calls, size: Size | None, verify_key: Path | None
+) -> list[_Target]:
     """Open every source; a library goes to the bundles that need it, where there are several sources."""
-    run = calls.run
+    run, paths = calls.run, [path for path, _ in sources]
     bundles = {path: read_bundle(path, verify_key=verify_key) for path in paths if is_bundle(path)}
     if size is not None:
         check_size(size, what="size=")
@@ -201,9 +213,10 @@ def _open(paths: Sequence[Path], calls: _Calls, size: Size | None, verify_key: P
         raise ConfigError(f"plugin={run.plugin}: expected a bundle whose plan needs it, got none; leave it out.")
     checkpoint_size = size or next((bundle.graph.shape.opt_hw for bundle in bundles.values()), None)
     targets = []
-    for path in paths:
+    for path, runner in sources:
         bundle = bundles.get(path)
         handed = run if len(paths) == 1 or (bundle and _needs_plugin(bundle)) else replace(run, plugin=None)
+        handed = replace(handed, runner=runner or run.runner)
         free = None if bundle is not None or path.suffix in (".nrd", ".onnx") else checkpoint_size
         engines = tuple(
             open_engine(bundle or path, handed, size=free, verify_key=verify_key) for _ in range(calls.streams)
@@ -211,10 +224,10 @@ def _open(paths: Sequence[Path], calls: _Calls, size: Size | None, verify_key: P
         target = _Target(name=path.name, engines=engines, size=size or engines[0].graph.shape.opt_hw)
         if target.engine.runner_name != "torch":  # a checkpoint takes what it is given
             _check_shape(path, target.engine, target.size, calls.batch)
-        if calls.profile and not on_device(target.engine.runner):
+        if calls.profile and not (on_device(target.engine.runner) or profiles(target.engine.runner)):
             raise ConfigError(
-                f"profile=True: expected a plan that runs on a GPU, got {path}, which runs by "
-                f"{target.engine.runner_name}; leave it out, TensorRT alone tells what layers take."
+                f"profile=True: expected a bundle or an ONNX file, got {path}, which runs by "
+                f"{target.engine.runner_name}, which does not tell what layers take; leave one of them out."
             )
         targets.append(target)
     return targets
@@ -304,10 +317,9 @@ def _gpu_compute(timed: Sequence[Sequence[Timed]], calls: _Calls, *, progress: b
 
 def _finish(target: _Target, timed: Sequence[Timed], timing: Timing, calls: _Calls) -> _Measured:
     """Look at what was run, and profile it where that was asked for."""
-    runner, layers, graph = target.engine.runner, None, None
-    if on_device(runner):
-        graph = runner.cuda_graph
-        layers = profile_layers(runner, timed[0].whole, runs=calls.runs) if calls.profile else None
+    runner, profile = target.engine.runner, timed[0].layers
+    graph = runner.cuda_graph if on_device(runner) else None
+    layers = profile(calls.runs) if calls.profile and profile else None
     return _Measured(target=target, timing=timing, cuda_graph=graph, layers=layers)
 
 
@@ -333,6 +345,7 @@ def _row(measured: _Measured, first: Timing, shared: _Conditions, calls: _Calls)
         timing=measured.timing,
         ratio=first.latency.p50 / latency.p50,
         layers=measured.layers,
+        executed=None if engine.executed is None else Counter(engine.executed.values()),
         # Memory is the process's and the device's, and energy too, whichever target asked for it.
         energy=log.energy if alone and log is not None else None,
         peak_memory_mib=peak_memory_mib() if alone else None,

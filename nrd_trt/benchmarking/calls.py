@@ -7,7 +7,7 @@ run is a range of NVTX where the package is installed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from nrd_trt.errors import NrdTrtError, RunnerError
 from nrd_trt.machine.clocks import DeviceMonitor, ProbedDevice, open_probe
 from nrd_trt.machine.cuda import Cuda, open_cuda
 from nrd_trt.optional import nvtx_range
-from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, Runner
+from nrd_trt.runtime.base import DeviceRunner, DeviceTensor, ProfilingRunner, Runner
 from nrd_trt.runtime.buffers import Buffer
 from nrd_trt.specs import Provider
 
@@ -35,10 +35,12 @@ class Timed:
     Attributes:
         whole: Runs once, with a device's copies where they are timed.
         alone: Tells what the engine takes on the device; None without one.
+        layers: Tells what every layer takes in so many runs; None where the runner does not tell.
     """
 
     whole: Call
     alone: Call | None = None
+    layers: Callable[[int], tuple[LayerTime, ...]] | None = None
 
 
 def watch_device(stack: ExitStack) -> tuple[DeviceMonitor | None, ProbedDevice | None, Sequence[str]]:
@@ -60,6 +62,11 @@ def watch_device(stack: ExitStack) -> tuple[DeviceMonitor | None, ProbedDevice |
 def on_device(runner: Runner) -> TypeGuard[DeviceRunner]:
     """Whether a runner, entered or not, works on a device, so that its arrays have to be copied."""
     return hasattr(runner, "infer_device")
+
+
+def profiles(runner: Runner) -> TypeGuard[ProfilingRunner]:
+    """Whether a runner on the host, entered or not, tells what its layers take."""
+    return hasattr(runner, "layer_times")
 
 
 def timed_call(
@@ -89,10 +96,12 @@ def timed_call(
             ) from exc
 
     if not on_device(runner):
-        return Timed(whole=partial(guarded, partial(call_on_host, runner, feed)))
+        layers = partial(_layers_on_host, runner, feed) if profiles(runner) else None
+        return Timed(whole=partial(guarded, partial(call_on_host, runner, feed)), layers=layers)
     device = stack.enter_context(_opened(runner, feed, cuda))
-    whole = device.call_without_copies if copies is False else device.call
-    return Timed(whole=partial(guarded, whole), alone=partial(guarded, device.call_alone))
+    whole = partial(guarded, device.call_without_copies if copies is False else device.call)
+    layers = partial(_layers_on_device, runner, whole)
+    return Timed(whole=whole, alone=partial(guarded, device.call_alone), layers=layers)
 
 
 def call_on_host(runner: Runner, feed: Feed) -> Times:
@@ -103,7 +112,7 @@ def call_on_host(runner: Runner, feed: Feed) -> Times:
     return Times(latency_ms=_ms_since(begin))
 
 
-def profile_layers(runner: DeviceRunner, call: Call, *, runs: int) -> tuple[LayerTime, ...]:
+def _layers_on_device(runner: DeviceRunner, call: Call, runs: int) -> tuple[LayerTime, ...]:
     """Return what every layer takes in calls of a runner, which uses no CUDA graphs from now on.
 
     Args:
@@ -123,6 +132,13 @@ def profile_layers(runner: DeviceRunner, call: Call, *, runs: int) -> tuple[Laye
         call()
     total = sum(sums.values()) or 1.0
     return tuple(LayerTime(name=name, ms=ms / runs, share=ms / total) for name, ms in sums.items())
+
+
+def _layers_on_host(runner: ProfilingRunner, feed: Feed, runs: int) -> tuple[LayerTime, ...]:
+    """Return what every layer takes in runs of a runner on the host."""
+    found = runner.layer_times(feed, runs)
+    total = sum(layer.ms for layer in found) or 1.0
+    return tuple(LayerTime(**vars(layer), share=layer.ms / total) for layer in found)
 
 
 @contextmanager

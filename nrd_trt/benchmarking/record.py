@@ -13,13 +13,16 @@ object, several give ``{"results": [...]}`` with an object for each, in their or
 - ``timed_s throughput_fps ratio``: time of the timed calls, images per second of it, p50 of the first source over that
   of this one. Calls of several streams run at once, and ``timed_s`` is then from the first start to the last end.
 - ``energy {joules, watts, frames_per_joule, source}``: of the timed calls, idle power included; null where it was not
-  told. ``layers [{name, ms, share}]``: mean milliseconds and share of their sum, in the order of execution; null unless
-  they were asked for.
+  told. ``layers [{name, ms, share, type}]``: mean milliseconds, share of their sum and what each was executed in, in
+  the order of execution; null unless they were asked for. ``stages {network, decode, resize, argmax}``: shares of the
+  same time; null without layers, and where their names do not tell. ``executed``: how many products were executed in
+  each type, as OpenVINO reads it back; null with other runners.
 - ``peak_memory_mib device_memory_mib host device doubtful notes``: what it ran on, and whether to believe it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,20 +32,25 @@ from nrd_trt.machine.energy import Energy
 from nrd_trt.machine.host import HostFacts
 from nrd_trt.specs import Precision, Size, format_size
 
+_AFTER_NETWORK = ("decode", "resize", "argmax")
+"""Stages that `nrd_trt.graph.cpu` writes into the names of nodes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTime:
-    """What one layer of a plan took.
+    """What one layer took.
 
     Attributes:
-        name: As TensorRT names it.
+        name: As the backend names it.
         ms: Mean milliseconds of a call.
         share: Its part of the sum of all layers, 0-1.
+        type: What it was executed in, such as ``"int8"``; None where the backend does not tell.
     """
 
     name: str
     ms: float
     share: float
+    type: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,7 @@ class BenchmarkRow:
         timing: Every timed call.
         ratio: p50 of the first source over that of this one.
         layers: What each layer took in calls after the timed ones; None where they were not asked for.
+        executed: How many products were executed in each type; None where the runner does not read that back.
         energy: What the timed calls took; None where several sources share it, or where it is not known.
         peak_memory_mib: Largest memory of the process; None where several sources share it.
         device_memory_mib: How much the memory in use on the device grew; None likewise, or where it is not known.
@@ -94,6 +103,7 @@ class BenchmarkRow:
     timing: Timing
     ratio: float
     layers: tuple[LayerTime, ...] | None
+    executed: Mapping[str, int] | None
     energy: Energy | None
     peak_memory_mib: float | None
     device_memory_mib: float | None
@@ -121,6 +131,14 @@ class BenchmarkRow:
         return self.batch * self.runs / self.timing.seconds
 
     @property
+    def stages(self) -> dict[str, float] | None:
+        """Shares of the layers' time by what they are part of, 0-1; None where that is not known."""
+        shares = dict.fromkeys(("network", *_AFTER_NETWORK), 0.0)
+        for layer in self.layers or ():
+            shares[next((stage for stage in _AFTER_NETWORK if f"{stage}/" in layer.name), "network")] += layer.share
+        return shares if any(shares[stage] for stage in _AFTER_NETWORK) else None
+
+    @property
     def frames_per_joule(self) -> float | None:
         """Images per joule of the timed calls."""
         return self.batch * self.runs / self.energy.joules if self.energy else None
@@ -137,6 +155,7 @@ class BenchmarkRow:
             "throughput_fps": self.throughput_fps,
             "energy": self._energy(),
             "layers": None if self.layers is None else [asdict(layer) for layer in self.layers],
+            "stages": self.stages,
             "host": {**asdict(self.host), **load},
             "device": {**asdict(self.device), **self.log.to_dict()} if self.device and self.log else None,
             "notes": list(self.notes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +20,10 @@ _LAYERS, _LAYER_LETTERS = 10, 80
 
 def benchmark_command(
     *,
-    targets: Annotated[list[Path] | None, typer.Argument(metavar="NAME.nrd|CKPT…", help="What to time.")] = None,
+    targets: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="NAME.nrd|m.onnx|CKPT…", help="What to time; NAME.nrd@RUNNER chooses its runner."),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Time several targets in turn; ratios are against the first.")
     ] = False,
@@ -46,7 +49,7 @@ def benchmark_command(
         typer.Option("--include-copies/--no-copies", help="Time a device's copies from and to the host (default yes)."),
     ] = None,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Time every layer of a plan as well, afterwards and without a CUDA graph.")
+        bool, typer.Option("--profile", help="Time every layer as well, afterwards and without a CUDA graph.")
     ] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the distribution of the latencies.")
@@ -138,6 +141,7 @@ def table(rows: Sequence[BenchmarkRow]) -> list[str]:
         )
         for name, part in (("GPU compute", row.timing.gpu_compute), ("enqueue", row.timing.enqueue)):
             lines += [f"    {name:<{indent}} {_times(part)}"] if part else []
+        lines += [f"    products executed in {_counts(row.executed)}"] if row.executed else []
         lines += [f"    {note}" for note in row.notes]
     for row in rows:
         lines += _layer_lines(row)
@@ -157,11 +161,17 @@ def _layer_lines(row: BenchmarkRow) -> Iterator[str]:
     sum_ms = sum(layer.ms for layer in row.layers)
     yield (
         f"{row.target}: {len(worst)} of {len(row.layers)} layers, which take {sum_ms:.3f} ms in all "
-        "(each timed by itself, with no CUDA graph)"
+        f"(each timed by itself{', with no CUDA graph' if row.device else f', by {row.runner}'})"
     )
+    if row.stages:
+        yield f"    {', '.join(f'{stage} {share:.1%}' for stage, share in row.stages.items())}"
     for layer in worst:
         name = layer.name if len(layer.name) <= _LAYER_LETTERS else f"{layer.name[: _LAYER_LETTERS - 1]}…"
-        yield f"    {layer.share:>6.1%} {layer.ms:>9.3f} ms  {name}"
+        yield f"    {layer.share:>6.1%} {layer.ms:>9.3f} ms  {f'{layer.type:<5} ' if layer.type else ''}{name}"
+
+
+def _counts(executed: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(executed.items(), key=lambda entry: -entry[1]))
 
 
 def _conditions(rows: Sequence[BenchmarkRow]) -> list[str]:
@@ -170,8 +180,8 @@ def _conditions(rows: Sequence[BenchmarkRow]) -> list[str]:
     calls = f"{row.runs} calls each" if row.streams == 1 else f"{row.runs} calls in {row.streams} streams at once"
     lines = [
         f"latency from image to mask, batch {row.batch}, {calls} after {row.warmup} for warm-up; "
-        f"{row.host.cpu or 'unknown CPU'}, {row.host.cores} cores, load {_figure(row.load_before)} before and "
-        f"{_figure(row.load_after)} after"
+        f"{row.host.cpu or 'unknown CPU'}{_instructions(row)}, {row.host.cores} cores, "
+        f"load {_figure(row.load_before)} before and {_figure(row.load_after)} after"
     ]
     lines += dict.fromkeys(line for row in rows if (line := _device_line(row)) is not None)
     if row.energy is not None:
@@ -185,6 +195,10 @@ def _conditions(rows: Sequence[BenchmarkRow]) -> list[str]:
         on_device = f", on the device {device:.0f} MiB" if device is not None else ""
         lines.append(f"memory: process at most {row.peak_memory_mib:.0f} MiB{on_device}")
     return lines
+
+
+def _instructions(row: BenchmarkRow) -> str:
+    return f" with {' '.join(row.host.instructions)}" if row.host.instructions else ""
 
 
 def _device_line(row: BenchmarkRow) -> str | None:

@@ -37,6 +37,7 @@ _WEIGHTED = {"Conv": 0, "Gemm": 0, "MatMul": 1}
 """Axis of the output channels in the weights; Gemm with transB."""
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 """Scales are stored in fp16; below this its step would change them by more than their own rounding."""
+_SMALLEST_SCALE_ON_CPU = float(np.finfo(np.float32).tiny)
 _SIGN_KEEPING = {"MaxPool": 1, "Expand": 1, "Resize": 1, "Concat": None}
 """Operators that give no negative value where their first so many inputs, or all, hold none."""
 _ZERO_POINTS = {
@@ -245,7 +246,10 @@ def _scales(plan: QuantizationPlan, ranges: Mapping[str, float]) -> dict[str, fl
     for group in plan.shared:
         common = max(largest[name] for name in group)
         largest |= dict.fromkeys(group, common)
-    return {name: float(_representable(np.asarray(value / plan.largest(name)))) for name, value in largest.items()}
+    scales = {name: value / plan.largest(name) for name, value in largest.items()}
+    if plan.target == "cpu":  # nothing of it is in fp16
+        return {name: max(scale, _SMALLEST_SCALE_ON_CPU) for name, scale in scales.items()}
+    return {name: float(_representable(np.asarray(scale))) for name, scale in scales.items()}
 
 
 def _representable(scale: np.ndarray) -> np.ndarray:

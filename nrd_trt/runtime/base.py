@@ -127,12 +127,27 @@ class DeviceRunner(Runner, Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerRun:
+    """What one layer took.
+
+    Attributes:
+        name: As the backend names it.
+        ms: Mean milliseconds of a run.
+        type: What it was executed in, such as ``"int8"``, ``"bf16"`` or ``"fp32"``; None where that is not told.
+    """
+
+    name: str
+    ms: float
+    type: str | None
+
+
 @runtime_checkable
 class ProfilingRunner(Runner, Protocol):
     """A runner on the host that tells what its layers take."""
 
-    def layer_times(self, feed: Mapping[str, np.ndarray], runs: int) -> dict[str, float]:
-        """Return mean milliseconds of each layer, in the order of execution, over `runs` runs of their own.
+    def layer_times(self, feed: Mapping[str, np.ndarray], runs: int) -> list[LayerRun]:
+        """Return what each layer takes, in the order of execution, over `runs` runs of their own.
 
         One more run comes before them, in a session that times its layers, which makes it slower. Layers that were
         fused are one. The nodes of the decode have ``decode/``, ``resize/`` or ``argmax/`` in their names.

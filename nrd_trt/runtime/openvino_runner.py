@@ -20,7 +20,7 @@ from nrd_trt.graph.cpu import with_ending
 from nrd_trt.graph.metadata import load_onnx, read_facts
 from nrd_trt.graph.tensors import conv_types
 from nrd_trt.optional import require
-from nrd_trt.runtime.base import Arithmetic, BaseRunner, check_feed
+from nrd_trt.runtime.base import Arithmetic, BaseRunner, LayerRun, check_feed
 from nrd_trt.specs import Precision, TensorSpec, check_size
 
 Types = Literal["fastest", "file", "exact"]
@@ -36,6 +36,8 @@ _EXECUTED: Mapping[str, Arithmetic | Literal["int8"]] = {
     "i8": "int8",
     "u8": "int8",
 }
+_PROFILED = {"fp32": "f32", "fp16": "f16"}
+"""Types that a profile has other names of."""
 _CONV_ALONE = "/WithoutBiases"
 """What OpenVINO's ONNX reader calls a convolution whose bias is added after it."""
 _LEAST_EXACT_FIRST: tuple[Arithmetic, ...] = ("bf16", "fp16", "fp32")
@@ -119,16 +121,20 @@ class OpenVinoRunner(BaseRunner):
             raise RunnerError(f"openvino: the run failed: {exc}") from exc
         return {name: np.array(results[name]) for name in names}
 
-    def layer_times(self, feed: Mapping[str, np.ndarray], runs: int) -> dict[str, float]:
-        """Return mean milliseconds of each layer; see `nrd_trt.runtime.base.ProfilingRunner`."""
+    def layer_times(self, feed: Mapping[str, np.ndarray], runs: int) -> list[LayerRun]:
+        """Return what each layer takes; see `nrd_trt.runtime.base.ProfilingRunner`."""
         check_feed(self.name, feed, self.inputs)
-        request, total = self._compiled(profile=True).create_infer_request(), defaultdict[str, float](float)
+        request = self._compiled(profile=True).create_infer_request()
+        total, types = defaultdict[str, float](float), dict[str, str]()
         for run in range(runs + 1):
             request.infer(dict(feed))
-            if run:
-                for entry in request.get_profiling_info():
-                    total[entry.node_name] += entry.real_time.total_seconds() * 1000 / runs
-        return dict(total)
+            for entry in request.get_profiling_info() if run else ():
+                # The only TopK of a file is what its argmax became, which has lost its name.
+                name = f"argmax/{entry.node_name}" if entry.node_type == "TopK" else str(entry.node_name)
+                kind = str(entry.exec_type).rpartition("_")[2].lower()
+                total[name] += entry.real_time.total_seconds() * 1000 / runs
+                types[name] = _EXECUTED.get(_PROFILED.get(kind, kind), kind)
+        return [LayerRun(name=name, ms=ms, type=types[name]) for name, ms in total.items()]
 
     def _close(self) -> None:
         self._request = None

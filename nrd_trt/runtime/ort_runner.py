@@ -24,11 +24,13 @@ from nrd_trt.graph.metadata import load_onnx, read_facts
 from nrd_trt.graph.precision import simulate_rounding, simulate_tf32
 from nrd_trt.machine.host import INT8_ON_X86, Machine, instructions
 from nrd_trt.optional import require
-from nrd_trt.runtime.base import BaseRunner, check_feed
+from nrd_trt.runtime.base import BaseRunner, LayerRun, check_feed
 from nrd_trt.specs import TensorSpec
 
 _NUMPY_NAMES = {"tensor(float)": "float32"}
 """NumPy's names of types whose names differ; ``"tensor(uint8)"`` is that of ``"uint8"``."""
+_READ: Mapping[str | None, str] = {"float": "fp32", "float16": "fp16"}
+"""Our names of types that a profile has other names of."""
 _TIMED = "_kernel_time"
 _NOT_SATURATING = ("session.x64quantprecision", "1")
 """Sums of products of uint8 and int8 in 32 bits, which takes several times as long; Arm has no others."""
@@ -97,8 +99,8 @@ class OrtRunner(BaseRunner):
             raise RunnerError(f"onnxruntime: the run failed: {exc}") from exc
         return dict(zip(names, values, strict=True))
 
-    def layer_times(self, feed: Mapping[str, np.ndarray], runs: int) -> dict[str, float]:
-        """Return mean milliseconds of each layer; see `nrd_trt.runtime.base.ProfilingRunner`."""
+    def layer_times(self, feed: Mapping[str, np.ndarray], runs: int) -> list[LayerRun]:
+        """Return what each layer takes, and what type it reads; see `nrd_trt.runtime.base.ProfilingRunner`."""
         check_feed(self.name, feed, self.inputs)
         with tempfile.TemporaryDirectory() as folder:
             self._options.enable_profiling = True
@@ -108,13 +110,14 @@ class OrtRunner(BaseRunner):
             for _ in range(runs + 1):
                 session.run(None, dict(feed))
             events = json.loads(Path(session.end_profiling()).read_text())
-        seen, total = Counter[str](), defaultdict[str, float](float)
+        seen, total, types = Counter[str](), defaultdict[str, float](float), dict[str, str | None]()
         for event in events:
             name = str(event["name"]).removesuffix(_TIMED)
             if event["cat"] == "Node" and name != event["name"]:
                 seen[name] += 1
                 total[name] += event["dur"] / 1000 / runs if seen[name] > 1 else 0.0
-        return dict(total)
+                types[name] = next(iter((event["args"]["input_type_shape"] or [{}])[0]), None)
+        return [LayerRun(name=name, ms=ms, type=_READ.get(types[name], types[name])) for name, ms in total.items()]
 
     def _close(self) -> None:
         self._session = self._load = None

@@ -12,7 +12,7 @@ from nrd_trt.benchmarking import benchmark as room
 from nrd_trt.benchmarking import record
 from nrd_trt.cli.benchmark import table
 from nrd_trt.engine.bundle import PLAN_FILE
-from nrd_trt.errors import ConfigError, RunnerError
+from nrd_trt.errors import CheckpointError, ConfigError, RunnerError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import sha256_file
 from nrd_trt.specs import InputShape
@@ -24,7 +24,7 @@ KEYS = {
     *("target", "runner", "arithmetic", "plan_ran", "precision", "size", "batch", "warmup", "runs", "duration_s"),
     *("streams", "threads", "copies", "cuda_graph", "latency_ms", "gpu_compute_ms", "enqueue_ms", "timed_s"),
     *("throughput_fps", "ratio", "energy", "layers", "peak_memory_mib", "device_memory_mib", "host", "device"),
-    *("doubtful", "notes"),
+    *("doubtful", "notes", "executed", "stages"),
 }
 """The documented ones: other programs read them."""
 
@@ -40,7 +40,17 @@ def test_keys_and_figures_of_a_host_run(run: Run) -> None:
     assert (row["size"], row["batch"], row["warmup"], row["runs"], row["threads"]) == ("64x96", 1, 1, 3, 2)
     assert (row["streams"], row["duration_s"], row["timed_s"]) == (1, None, pytest.approx(0.012))
     assert row["copies"] == "host arrays"
-    absent = ("cuda_graph", "device", "device_memory_mib", "gpu_compute_ms", "enqueue_ms", "energy", "layers")
+    absent = (
+        "cuda_graph",
+        "device",
+        "device_memory_mib",
+        "gpu_compute_ms",
+        "enqueue_ms",
+        "energy",
+        "layers",
+        "stages",
+        "executed",
+    )
     assert [row[name] for name in absent] == [None] * len(absent)
     host = {"cpu": "AMD EPYC", "machine": "x86_64", "cores": 2, "instructions": ("avx2",)}
     assert row["host"] == {**host, "load_before": 0.5, "load_after": 0.5}
@@ -118,7 +128,7 @@ def test_failed_run_names_the_target(error: Exception, streams: int, run: Run, t
         ({"warmup": -1}, "^warmup=-1: expected a whole number, 0 or more"),
         ({"duration": -0.5}, "^duration=-0.5: expected a number, 0 or more"),
         ({"plot": "a.jpg"}, "^plot=a.jpg: .*png"),
-        ({"profile": True}, "^profile=True: expected a plan that runs on a GPU, got .*, which runs by pretender"),
+        ({"profile": True}, "^profile=True: expected a bundle or an ONNX file, got .*, which runs by pretender"),
     ],
 )
 def test_refused(options: dict[str, Any], match: str, run: Run) -> None:
@@ -144,6 +154,36 @@ def test_a_checkpoint_takes_the_bundles_size_and_an_onnx_file_its_own() -> None:
     path = artefacts.write_model(export_onnx(artefacts.trained_model(), pairs), "pairs.onnx")
     (row,) = nrd_trt.benchmark(path, batch=2, **once).rows
     assert (row.size, row.batch) == ((64, 96), 2)
+
+
+def test_layers_stages_and_executed_types_of_runners_on_a_cpu() -> None:
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'nrd-trt[openvino]'")
+    sources = [onnx_file(), f"{onnx_file()}@openvino"]
+    once: dict[str, Any] = {"warmup": 0, "runs": 2, "threads": 1, "progress": False}
+    rows = nrd_trt.benchmark(*sources, profile=True, **once).rows
+    assert [row.runner for row in rows] == ["onnxruntime", "openvino"]
+    for row in rows:
+        layers, stages = row.layers or (), row.stages or {}
+        assert sum(layer.share for layer in layers) == pytest.approx(sum(stages.values())) == pytest.approx(1.0)
+        assert min(stages.values()) > 0 and list(stages) == ["network", "decode", "resize", "argmax"]
+        assert {layer.type for layer in layers} & {"fp32", "bf16"}
+    assert rows[0].executed is None and sum((rows[1].executed or {}).values()) == 64 + 4, (
+        "convolutions and the decode's"
+    )
+    printed = "\n".join(table(rows))
+    kind = "bf16" if rows[1].arithmetic == "bf16" else "fp32"
+    assert f"products executed in {kind} 68" in printed
+    assert "by onnxruntime)" in printed and "network " in printed
+    assert "AMD EPYC with avx2, 2 cores" in printed
+
+
+def test_a_runner_that_is_no_ending_of_a_name(tmp_path: Path) -> None:
+    odd = tmp_path / "a@openvino"
+    odd.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="a@openvino"):
+        nrd_trt.benchmark(odd)
+    with pytest.raises(CheckpointError, match="a@nothing"):
+        nrd_trt.benchmark(tmp_path / "a@nothing")
 
 
 def test_streams_on_a_cpu_run_by_sessions_of_their_own() -> None:

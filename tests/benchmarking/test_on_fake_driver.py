@@ -193,7 +193,7 @@ def test_layers_are_told_in_full_and_the_timed_calls_are_as_without(streams: int
     (row,) = run(*runners, streams=streams, probe=FakeProbe(), warmup=2, runs=3, profile=True).rows
     assert row.cuda_graph is True
     assert row.to_dict()["layers"] == [
-        {"name": name, "ms": milliseconds, "share": milliseconds} for name, milliseconds in LAYERS.items()
+        {"name": name, "ms": milliseconds, "share": milliseconds, "type": None} for name, milliseconds in LAYERS.items()
     ]
     names = bench.cuda.names()
     last = len(names) - 1 - names[::-1].index("launch_graph")
