@@ -16,13 +16,17 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from nrd_trt.errors import ConfigError
 
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How every PNG begins."""
+INDEX_PNG = (PNG, b"PLTE")
+"""Marks of a mask, which a photo has not."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -49,14 +53,70 @@ def canonical_json(data: Any) -> bytes:
 def check_absent(path: Path, *, force: bool) -> None:
     """Raise `ConfigError` when `path` exists and `force` is off, is a link, or when its folder does not exist."""
     if path.is_symlink():
+        what = "what it points to" if path.exists() else "another place: there is nothing where it points to"
         raise ConfigError(
             f"{path}: expected a name of its own, got a symbolic link to {os.readlink(path)}; remove the link or name "
-            "what it points to."
+            f"{what}."
         )
     if path.exists() and not force:
         raise ConfigError(f"{path}: already exists; give force=True to replace it or choose another name.")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: the folder {path.parent} does not exist; create it first.")
+
+
+def check_file(path: Path, *, force: bool, marks: Sequence[bytes]) -> None:
+    """Raise `ConfigError` where a file may not be written: `force` replaces our own files only.
+
+    Args:
+        path: Of the file.
+        force: Replace a file of the same kind.
+        marks: What files of this kind have in their first 64 KiB.
+    """
+    check_absent(path, force=force)
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: expected a file or nothing, got a folder or a device; choose another name.")
+    if path.exists():
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+        if head and not all(mark in head for mark in marks):
+            raise ConfigError(
+                f"{path}: expected a file of the kind that is to be written, got another one; force=True removes "
+                "nothing that this tool did not write. Move it, or choose another name."
+            )
+
+
+def check_folder(path: Path) -> None:
+    """Raise `ConfigError` where no folder can be made, or written into: a file, or a link to nothing."""
+    if path.is_symlink() and not path.exists():
+        check_absent(path, force=True)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path}: expected a folder, got a file; choose another name.")
+
+
+def hold_file(path: Path, *, force: bool) -> int:
+    """Make an empty file that grows under its own name; return the descriptor that locks it while it is open.
+
+    Raises:
+        ConfigError: Another run holds it; or it exists and `force` is off.
+        OSError: It cannot be made.
+    """
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | (0 if force else os.O_EXCL), 0o666)
+        except FileExistsError:
+            check_absent(path, force=False)
+            raise
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ConfigError(f"{path}: another run is writing it; wait for its end, or choose another name.") from None
+        except OSError:
+            pass  # a file system without locks
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+            os.ftruncate(descriptor, 0)
+            return descriptor
+        os.close(descriptor)  # the run before has given it its final name meanwhile
 
 
 @contextmanager
@@ -65,7 +125,7 @@ def atomic_file(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
 
     It lies beside `path`, or beside `beside`: a bundle, for one, may hold no file that it does not list.
     """
-    with _workspace(beside or path) as folder:
+    with workspace(beside or path) as folder:
         temporary = folder / path.name
         yield temporary
         _sync(temporary)
@@ -79,7 +139,7 @@ def atomic_folder(path: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         ConfigError: `path` exists at the end, e.g. by another process, and `force` is off.
     """
-    with _workspace(path) as temporary:
+    with workspace(path) as temporary:
         yield temporary
         for file in temporary.iterdir():
             _sync(file)
@@ -87,7 +147,7 @@ def atomic_folder(path: Path, *, force: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _workspace(path: Path) -> Iterator[Path]:
+def workspace(path: Path) -> Iterator[Path]:
     """Yield a new, locked folder beside `path`; remove what has its name at the end."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
         if re.fullmatch(rf"\.{re.escape(path.name)}\.(?:tmp|old)-[0-9a-f]+", stale.name):

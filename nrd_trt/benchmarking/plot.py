@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nrd_trt.errors import ConfigError
-from nrd_trt.files import atomic_file, check_absent
+from nrd_trt.files import PNG, atomic_file, check_file
 from nrd_trt.optional import require
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def check_plot(path: Path, *, force: bool) -> None:
     """
     if path.suffix.lower() != ".png":
         raise ConfigError(f"plot={path}: expected a name that ends in .png.")
-    check_absent(path, force=force)
+    check_file(path, force=force, marks=[PNG])
     require("matplotlib", extra="plot", purpose="plotting")
 
 

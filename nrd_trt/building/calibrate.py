@@ -17,7 +17,7 @@ from nrd_trt.calibration.survey import warn_of
 from nrd_trt.data.samples import SampleSource
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.export import export_checked
-from nrd_trt.files import check_absent
+from nrd_trt.files import check_file
 from nrd_trt.graph.metadata import load_checked, read_facts
 from nrd_trt.model import load_model
 from nrd_trt.progress import OnStage, silent
@@ -127,7 +127,7 @@ def calibrate(
     check_number("threads", threads, low=1)
     check_number("ignore_index", ignore_index, low=0)
     if path is not None:
-        check_absent(path, force=force)
+        check_file(path, force=force, marks=[b'"format"', b'"tensors"'])
     model = _fp32_file(source, size, options, threads, on_stage)
     tensors = tensors_to_calibrate(model, chosen, target)
     on_stage(f"reading {data}")

@@ -37,7 +37,7 @@ from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.engine.options import OptionValue, option_texts
 from nrd_trt.exporting.export import export_checked
 from nrd_trt.exporting.precision import apply_precision, nodes_to_keep
-from nrd_trt.files import check_absent, sha256_bytes
+from nrd_trt.files import PNG, check_file, sha256_bytes
 from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.outputs import select_outputs
@@ -247,7 +247,8 @@ def _check_output(request: BuildRequest, *, resume: bool) -> None:
     check_target(request.output, force=request.force)
     resumed = resume and state_path(request.output).exists()
     for path in record_paths(request.output):
-        check_absent(path, force=request.force or resumed)
+        marks = [PNG] if path.suffix == ".png" else [b'"rungs"', b'"sensitivity"']
+        check_file(path, force=request.force or resumed, marks=marks)
 
 
 class _Ladder:

@@ -111,10 +111,10 @@ def _benchmark_decode(
 ) -> None:
     """Measure, print and write; exit 1 where a kernel's results are wrong."""
     from nrd_trt.benchmarking.decode import benchmark_decode
-    from nrd_trt.files import atomic_file, check_absent
+    from nrd_trt.files import atomic_file, check_file
 
     if markdown is not None:
-        check_absent(markdown, force=force)
+        check_file(markdown, force=force, marks=[b"nrd-trt benchmark --decode"])
     command = f"nrd-trt benchmark --decode{' --quick' if quick else ''}"
     result = benchmark_decode(quick=quick, command=command, device=device, on_stage=out.note)
     out.show(result, [result.markdown().rstrip()])

@@ -77,13 +77,16 @@ def _predict_one(engine: Engine, image: Path, targets: list[Path], opacity: floa
 
 def _check_targets(images: list[Path], targets: list[Path], *, force: bool) -> None:
     from nrd_trt.errors import ConfigError
+    from nrd_trt.files import INDEX_PNG, PNG, check_file, check_folder
 
+    for folder in {path.parent for path in targets}:
+        check_folder(folder)
     repeated = sorted(path.name for path, count in Counter(targets).items() if count > 1)
     if repeated:
         raise ConfigError(f"several images would write {repeated[0]}; give them different names.")
     sources = {image.resolve() for image in images}
     if taken := [path for path in targets if path.resolve() in sources]:
         raise ConfigError(f"{taken[0]}: would replace an image that is read; choose another folder.")
-    existing = [path for path in targets if path.exists()]
-    if existing and not force:
-        raise ConfigError(f"{existing[0]}: already exists; give --force to replace it or choose another folder.")
+    for path in targets:
+        if path.exists() or path.is_symlink():
+            check_file(path, force=force, marks=[PNG] if path.stem.endswith("_overlay") else INDEX_PNG)

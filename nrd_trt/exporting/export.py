@@ -15,7 +15,7 @@ from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.figures import Parity
-from nrd_trt.files import atomic_file, check_absent, sha256_bytes, sha256_file
+from nrd_trt.files import atomic_file, check_file, sha256_bytes, sha256_file
 from nrd_trt.gates import Gates, Judged
 from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts
@@ -131,7 +131,7 @@ def export(
     check_choice("fit", fit or "resize", Fit)
     check_choice("resample", resample or "pillow", Resample)
     check_number("threads", threads, low=1)
-    check_absent(output, force=force)
+    check_file(output, force=force, marks=[b"\x12\x07nrd_trt"])  # the producer
     model = load_model(checkpoint, **options)
     shape = InputShape.of(size=size, dynamic=dynamic, batch=batch, default=model.info.size_hw)
     samples = SampleSource(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +12,7 @@ from pathlib import Path
 import nrd_trt
 from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.errors import ConfigError
+from nrd_trt.files import check_file, check_folder, workspace
 from nrd_trt.machine.device import check_device, choose_device
 from nrd_trt.machine.doctor import doctor
 from nrd_trt.machine.findings import Row
@@ -27,7 +26,6 @@ from nrd_trt.specs import as_path, check_number
 DEFAULT_OUTPUT = "nrd-trt-selftest"
 DEADLINE_S = 900.0
 NOT_REACHED = "not reached"
-_WORK = ".selftest-work-"
 
 
 def selftest(
@@ -78,9 +76,9 @@ def selftest(
         parts=tuple(PartResult(name=part.name, why=NOT_REACHED) for part in chosen),
     )
     write_report(folder, test)
-    with tempfile.TemporaryDirectory(prefix=_WORK, dir=folder.resolve()) as work:
+    with workspace(folder.resolve() / "engines") as work:
         for index, part in enumerate(chosen):
-            found = _blocked(part, test) or _run(part, Path(work), deadline_s, on_stage)
+            found = _blocked(part, test) or _run(part, work, deadline_s, on_stage)
             found = replace(found, why=clean(found.why), output=clean(found.output))
             test = replace(test, parts=(*test.parts[:index], found, *test.parts[index + 1 :]))
             write_report(folder, test)
@@ -104,17 +102,13 @@ def _chosen(known: dict[str, Part], patterns: Sequence[str]) -> Iterator[Part]:
 
 
 def _prepare(folder: Path, *, force: bool) -> None:
-    """Make the folder; of an earlier run go its report and the engines of one that was killed."""
-    for name in (JSON_FILE, HTML_FILE):
-        if (folder / name).exists() and not force:
-            raise ConfigError(f"output={folder}: {name} is there already; give force=True or another folder.")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output={folder}: expected a folder, got a file; choose another name.")
+    """Make the folder, where the report of an earlier run may be replaced."""
+    check_folder(folder)
     if not folder.parent.is_dir():
         raise ConfigError(f"output={folder}: the folder {folder.parent} does not exist; create it first.")
     folder.mkdir(exist_ok=True)
-    for left in folder.glob(f"{_WORK}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    check_file(folder / JSON_FILE, force=force, marks=[b'"nrd_trt"', b'"machine"'])
+    check_file(folder / HTML_FILE, force=force, marks=[b"<title>Self-test of nrd_trt"])
 
 
 def _blocked(part: Part, test: SelfTest) -> PartResult | None:

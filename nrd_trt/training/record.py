@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nrd_trt.errors import CheckpointError, ConfigError, MissingDependencyError
-from nrd_trt.files import atomic_file
+from nrd_trt.files import PNG, atomic_file, check_file, check_folder
 from nrd_trt.json_files import decode_json
 from nrd_trt.model.pickles import check_pickles
 from nrd_trt.optional import require
@@ -20,6 +20,8 @@ from nrd_trt.training.recipes import Recipe
 
 BEST, LAST, STATE, LOG, CURVES = "best.safetensors", "last.safetensors", "state.pt", "log.csv", "curves.png"
 _COLUMNS = ("step", "loss", "lr", "seconds", "miou")
+_MARKS = {STATE: b"PK", BEST: b"__metadata__", LAST: b"__metadata__", LOG: ",".join(_COLUMNS).encode(), CURVES: PNG}
+"""What each file of a run begins with, or soon has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,7 @@ def prepare_folder(out: Path, *, resume: bool, force: bool) -> None:
     """
     if resume and force:
         raise ConfigError("resume= and force= exclude each other; give one of them.")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out}: expected a folder to write to, got a file; choose another name.")
+    check_folder(out)
     present = _present(out)
     if resume and not out.is_dir():
         raise ConfigError(f"{out}: expected the folder of an earlier run, found none; leave out resume=.")
@@ -66,6 +67,8 @@ def prepare_folder(out: Path, *, resume: bool, force: bool) -> None:
         )
     if present and not (resume or force):
         raise ConfigError(f"{present[0]}: already exists; give resume=True, force=True, or another folder.")
+    for path in present if force else ():
+        check_file(path, force=True, marks=[_MARKS[path.name]])
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -76,7 +79,7 @@ def clear_folder(out: Path) -> None:
 
 
 def _present(out: Path) -> list[Path]:
-    return [out / name for name in (STATE, BEST, LAST, LOG, CURVES) if (out / name).exists()]
+    return [path for name in _MARKS if (path := out / name).exists() or path.is_symlink()]
 
 
 def write_state(path: Path, recipe: Recipe, parts: int, state: RunState) -> None:

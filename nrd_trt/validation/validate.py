@@ -15,7 +15,7 @@ from nrd_trt.data.samples import Sample, SampleSource
 from nrd_trt.engine.bundle import Bundle, read_bundle
 from nrd_trt.errors import ConfigError, NrdTrtError, RunnerError
 from nrd_trt.figures import ImageFigures, Localisation, Rebuilds, SoundComparison, StructureRecord, ValidationRecord
-from nrd_trt.files import check_absent, sha256_file
+from nrd_trt.files import check_file, sha256_file
 from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import load_checked
 from nrd_trt.graph.network import named_as
@@ -358,7 +358,7 @@ def _check_arguments(
     if report is not None:
         if report.suffix.lower() not in (".html", ".htm"):
             raise ConfigError(f"report={report}: expected a name that ends in .html.")
-        check_absent(report, force=force)
+        check_file(report, force=force, marks=[b"<title>Validation of "])
 
 
 def _reference(

@@ -233,7 +233,7 @@ def test_an_earlier_record_is_replaced_only_with_force_or_by_the_run_that_wrote_
     output = tmp_path / "tuned.nrd"
     for kind in ("json", "png"):
         earlier = tmp_path / f"tuned.tune.{kind}"
-        earlier.write_text("mine")
+        earlier.write_text('{"rungs": [], "sensitivity": {}}' if kind == "json" else "")
         for resume in (False, True):  # there is no state to resume
             with pytest.raises(ConfigError, match=rf"tuned\.tune\.{kind}: already exists; give force=True"):
                 tune(output, data, resume=resume)

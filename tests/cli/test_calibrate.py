@@ -70,12 +70,12 @@ def test_ranges_of_a_checkpoint_are_those_of_its_export(nrd_trt: Invoke, data: P
 
 def test_options_reach_the_recipe_and_an_existing_file_needs_force(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "ranges.json"
-    path.write_text("mine")
+    path.write_text(mine := '{"format": 1, "tensors": {}, "note": "mine"}')
     patterns = ("--include", "^decode_head", "--include", "layer7", "--exclude", "aspp")
     options = ("--data", data, "-o", path, "--recipe", "percentile", *patterns, *QUICK, "--fit", "pad")
     result = nrd_trt("calibrate", onnx_file(), *options)
     assert result.exit_code == 2 and "already exists; give --force" in result.stderr
-    assert path.read_text() == "mine"
+    assert path.read_text() == mine
     result = nrd_trt("calibrate", onnx_file(), *options, "--force")
     assert result.exit_code == 0, result.stderr
     ranges = load_ranges(path)

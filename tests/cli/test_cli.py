@@ -275,16 +275,16 @@ def test_predict_folder_with_overlays(nrd_trt: Invoke, data: Path, tmp_path: Pat
 def test_predict_needs_force_to_replace(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert nrd_trt("predict", bundle(), data / "images/00.png", "-o", out).exit_code == 0
-    (out / "00.png").write_bytes(b"mine")
+    (out / "00.png").write_bytes(b"")
     (out / "01_overlay.png").write_bytes(b"mine")
     for flags in ((), ("--overlay",)):
         result = nrd_trt("predict", bundle(), data / "images" / f"0{len(flags)}.png", "-o", out, *flags)
         assert result.exit_code == 2
         assert "--force" in result.stderr
-    assert content(out) == {"00.png": b"mine", "01_overlay.png": b"mine"}
+    assert content(out) == {"00.png": b"", "01_overlay.png": b"mine"}
     result = nrd_trt("predict", bundle(), data / "images/00.png", "-o", out, "--force")
     assert result.exit_code == 0
-    assert (out / "00.png").read_bytes() != b"mine"
+    assert (out / "00.png").read_bytes() != b""
     assert "1 masks" in result.stdout
 
 

@@ -37,7 +37,7 @@ def test_parity_that_fails_leaves_no_file_not_even_an_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(gates._DEFAULTS, "bf16", replace(Gates.of("bf16"), min_agreement=1.0))
-    (target := tmp_path / "m.onnx").write_bytes(b"older")
+    (target := tmp_path / "m.onnx").write_bytes(b"\x08\x09\x12\x07nrd_trt, older")
     made = export(checkpoint(), target, size=SIZE_HW, precision="bf16", force=True, progress=False)
     assert made.sha256 is None and made.parity.failures[0].startswith("pixel agreement 0.")
     assert listing(tmp_path) == []

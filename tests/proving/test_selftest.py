@@ -285,8 +285,8 @@ def test_an_existing_report_needs_force_and_nothing_else_goes(tmp_path: Path, ma
     make_parts({"driver": (PASSES, ())})
     nrd_trt.selftest(tmp_path)
     (tmp_path / "notes.txt").touch()
-    (tmp_path / f"{selftest._WORK}left").mkdir()
-    with pytest.raises(ConfigError, match=r"selftest.json is there already; give force=True or another folder"):
+    (tmp_path / ".engines.tmp-0123456789abcdef").mkdir()  # of a run that was killed
+    with pytest.raises(ConfigError, match=r"selftest.json: already exists; give force=True"):
         nrd_trt.selftest(tmp_path)
     nrd_trt.selftest(tmp_path, force=True)
     assert listing(tmp_path) == ["notes.txt", "selftest.html", "selftest.json"]

@@ -24,23 +24,29 @@ STATE = RunState(
     scaler={},
     torch_rng=torch.arange(4, dtype=torch.uint8),
 )
-FILES = ("state.pt", "best.safetensors", "last.safetensors", "log.csv", "curves.png")
+FILES = {
+    "state.pt": "PK old",
+    "best.safetensors": '....{"__metadata__": old',
+    "last.safetensors": '....{"__metadata__": old',
+    "log.csv": "step,loss,lr,seconds,miou",
+    "curves.png": "",
+}
 
 
 def test_a_folder_with_a_file_of_a_run_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    for name in FILES:
-        (tmp_path / name).write_text("old")
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
         message = rf"{name}: already exists; give resume=True, force=True, or another folder"
         with pytest.raises(ConfigError, match=message):
             prepare_folder(tmp_path, resume=False, force=False)
         prepare_folder(tmp_path, resume=False, force=True)
-        assert (tmp_path / name).read_text() == "old", "not before the new run can start"
+        assert (tmp_path / name).read_text() == text, "not before the new run can start"
         clear_folder(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     prepare_folder(tmp_path, resume=False, force=False)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    with pytest.raises(ConfigError, match=r"notes\.txt: expected a folder to write to, got a file"):
+    with pytest.raises(ConfigError, match=r"notes\.txt: expected a folder, got a file"):
         prepare_folder(tmp_path / "notes.txt", resume=False, force=False)
     prepare_folder(tmp_path / "a" / "b", resume=False, force=False)
     assert (tmp_path / "a" / "b").is_dir()

@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 
-from nrd_trt.errors import ConfigError, MissingDependencyError, VideoError
+from nrd_trt.errors import ConfigError, MissingDependencyError
 from nrd_trt.video.frames import Ending, StreamInfo
 from nrd_trt.video.sinks.mp4 import Mp4Sink
 from tests.video.stand_ins import segmented
@@ -140,15 +140,34 @@ def test_a_pyav_without_the_encoder_is_named_at_once(tmp_path: Path, monkeypatch
 
 def test_what_is_there_already_is_kept(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.partial.mp4"):
-        (tmp_path / name).write_text("precious")
+        (tmp_path / name).write_text("....ftyp, precious")
         with pytest.raises(ConfigError, match=rf"{name}: already exists; give .*force"):
             Mp4Sink(tmp_path / "a.mp4", force=False, report=print)
         Mp4Sink(tmp_path / "a.mp4", force=True, report=print)
-        assert (tmp_path / name).read_text() == "precious"  # until there is something to replace it with
+        assert (tmp_path / name).read_text() == "....ftyp, precious"  # until there is something to replace it with
         (tmp_path / name).unlink()
     (tmp_path / "b.mp4").mkdir()
-    with pytest.raises(ConfigError, match="found a folder"):
+    with pytest.raises(ConfigError, match="got a folder"):
         Mp4Sink(tmp_path / "b.mp4", force=True, report=print)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_two_runs_do_not_write_one_file(force: bool, tmp_path: Path) -> None:
+    """Who comes second is told, also after a look that found nothing; who comes later, after a killed run, goes on."""
+    info = StreamInfo(name="", size_hw=(48, 64), rate=None, time_base=CLIP_BASE, frames=None, live=False)
+    first, second = (Mp4Sink(tmp_path / "a.mp4", force=force, report=print) for _ in range(2))
+    first.open(info)
+    first.write(segmented(0, np.zeros((48, 64, 3), np.uint8)))
+    with pytest.raises(ConfigError, match="another run is writing it" if force else "already exists"):
+        second.open(info)
+    assert second.close("failed") is None
+    first.close("complete")
+    assert os.listdir(tmp_path) == ["a.mp4"]
+    before = (tmp_path / "a.mp4").read_bytes()
+    third = Mp4Sink(tmp_path / "a.mp4", force=True, report=print)
+    third.open(info)
+    assert third.close("complete") is None  # without a frame
+    assert (os.listdir(tmp_path), (tmp_path / "a.mp4").read_bytes()) == (["a.mp4"], before)
 
 
 def test_what_was_written_is_whole_after_ctrl_c_and_partial_after_a_failure(tmp_path: Path) -> None:
@@ -166,7 +185,7 @@ def test_nothing_is_made_where_no_frame_came_and_nothing_written_where_no_file_c
     sink = Mp4Sink(tmp_path / "a.mp4", force=False, report=print)
     assert sink.close("failed") is None
     (tmp_path / "a.partial.mp4").mkdir()
-    with pytest.raises(VideoError, match=r"a\.mp4: cannot be written"):
+    with pytest.raises(ConfigError, match=r"a\.partial\.mp4: already exists"):
         sink.open(StreamInfo(name="", size_hw=(4, 4), rate=None, time_base=CLIP_BASE, frames=None, live=False))
 
 

@@ -60,7 +60,7 @@ def test_a_folder_with_files_needs_force_and_a_file_is_no_folder(tmp_path: Path)
         opened(str(tmp_path))
     files(opened(str(tmp_path), force=True), tmp_path)
     assert (tmp_path / "note").read_text() == "mine"
-    with pytest.raises(ConfigError, match="expected a folder, found a file"):
+    with pytest.raises(ConfigError, match="expected a folder, got a file"):
         opened(str(tmp_path / "note"), force=True)
 
 

@@ -250,9 +250,9 @@ def test_outputs_are_replaced_with_force_only_and_never_while_they_are_read(tmp_
     assert video(left, "-o", target, "--force").exit_code == 2
     assert left.read_bytes() == clip.read_bytes()
     facts(left, "-o", tmp_path / "b.mp4")
-    target.write_text("precious")
+    target.write_text("....ftyp, precious")
     result = video(clip, "-o", target)
-    assert (result.exit_code, target.read_text()) == (2, "precious")
+    assert (result.exit_code, target.read_text()) == (2, "....ftyp, precious")
     assert "give --force" in result.stderr
     facts(clip, "-o", target, "--force")
     assert check_same_frames(clip, target) == FRAMES

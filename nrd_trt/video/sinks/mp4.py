@@ -1,8 +1,8 @@
 """Pictures as H.264 in MP4 that browsers play, with the times of their source. PyAV on use.
 
 There are no B-frames: they shift timestamps, and these are the source's. A file is written in fragments under
-``NAME.partial.mp4``, so that even after a power cut it can be played; at the end it becomes a plain file and gets its
-name.
+``NAME.partial.mp4``, so that even after a power cut it can be played, and locked while its run lives; at the end it
+becomes a plain file and gets its name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nrd_trt.errors import ConfigError, MissingDependencyError, VideoError
-from nrd_trt.files import check_absent
+from nrd_trt.errors import MissingDependencyError, VideoError
+from nrd_trt.files import check_file, hold_file
 from nrd_trt.optional import require
 from nrd_trt.specs import format_size
 from nrd_trt.video.frames import Ending, Report, SegmentedFrame, StreamInfo
@@ -53,15 +53,18 @@ class Mp4Sink:
         require_encoder()
         self._path, self._partial, self._report = path, partial_of(path), report
         for target in (path, self._partial):
-            if target.is_dir():
-                raise ConfigError(f"{target}: expected a file, found a folder; choose another name.")
-            check_absent(target, force=force)
-        self._opened = False
+            check_file(target, force=force, marks=[b"ftyp"])
+        self._force, self._held = force, -1
 
     def open(self, info: StreamInfo) -> None:
-        """Take the place; the file is begun with the first picture."""
+        """Take the place; the file is begun with the first picture.
+
+        Raises:
+            ConfigError: Another run is writing it, or it exists by now.
+            VideoError: It cannot be written.
+        """
         try:
-            self._partial.open("wb").close()
+            self._held = hold_file(self._partial, force=self._force)
         except OSError as exc:
             raise VideoError(
                 f"{self._path}: cannot be written ({exc.strerror}); check its folder and the permissions."
@@ -74,7 +77,6 @@ class Mp4Sink:
             report=lambda line: self._report(f"{self._path}: {line}"),
             options={"movflags": "hybrid_fragmented+frag_keyframe"},
         )
-        self._opened = True
 
     def write(self, frame: SegmentedFrame) -> None:
         """Encode a picture with the frame's timestamp."""
@@ -82,16 +84,20 @@ class Mp4Sink:
 
     def close(self, ending: Ending) -> str | None:
         """Finish the file; after a failure it keeps its partial name."""
-        if not self._opened:
+        if self._held < 0:
             return None
-        self._encoder.close()
-        if not self._encoder.begun:
-            self._partial.unlink(missing_ok=True)
+        try:
+            self._encoder.close()
+            if not self._encoder.begun:
+                self._partial.unlink(missing_ok=True)
+            elif ending == "failed":
+                return f"{self._partial}: holds the frames up to the failure."
+            else:
+                os.replace(self._partial, self._path)
             return None
-        if ending == "failed":
-            return f"{self._partial}: holds the frames up to the failure."
-        os.replace(self._partial, self._path)
-        return None
+        finally:
+            os.close(self._held)  # only now may another run take the name
+            self._held = -1
 
 
 def partial_of(path: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nrd_trt.data.overlay import write_mask, write_rgb
 from nrd_trt.errors import ConfigError
+from nrd_trt.files import INDEX_PNG, PNG, check_file, check_folder
 from nrd_trt.specs import ModelInfo
 from nrd_trt.video.frames import Ending, Report, SegmentedFrame, Sink, StreamInfo
 from nrd_trt.video.sinks import mp4
@@ -66,8 +67,7 @@ class FolderSink:
     """
 
     def __init__(self, path: Path, info: ModelInfo, *, masks: bool, pictures: bool, force: bool) -> None:
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path}: expected a folder, found a file; choose another name.")
+        check_folder(path)
         if not force and path.is_dir() and any(path.iterdir()):
             raise ConfigError(
                 f"{path}: holds files already; give force=True to write into it or choose another folder."
@@ -83,9 +83,14 @@ class FolderSink:
         """Write the files of a frame; each appears whole or not at all."""
         stem = frame.frame.name
         if self._masks:
-            write_mask(self._path / f"{stem}.png", frame.mask, self._palette)
+            write_mask(self._free(f"{stem}.png", *INDEX_PNG), frame.mask, self._palette)
         if self.shows_picture:
-            write_rgb(self._path / f"{stem}{'_overlay' if self._masks else ''}.png", frame.picture)
+            write_rgb(self._free(f"{stem}{'_overlay' if self._masks else ''}.png", PNG), frame.picture)
+
+    def _free(self, name: str, *marks: bytes) -> Path:
+        """Return a path of the folder that may be written; one that is there was found by `force` only."""
+        check_file(path := self._path / name, force=True, marks=marks)
+        return path
 
     def close(self, ending: Ending) -> None:
         """Do nothing: no file stays open."""
