@@ -150,6 +150,11 @@ def _precision(found: Inspection) -> Lines:
     if found.kind != "plan" or found.bundle:
         yield "asked", precision.asked or "not told"
     yield "found", _counts(precision.found or found.types) or "not known without opening it"
+    target = getattr(precision, "target", None)  # a bundle's
+    if target and precision.asked == "int8":
+        yield "made for", f"a {target.upper()}"
+    if found.on_cpu:
+        yield "on this CPU", f"by {found.on_cpu.runner}, in {' and '.join(found.on_cpu.types)}"
     if precision.kept_fp32 is not None:
         yield "kept in fp32", ", ".join(precision.kept_fp32) or "nothing"
     if found.plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nrd_trt.engine.bundle import PLAN_FILE, RECORD_FILE, Bundle, Origin, check_no_key, is_bundle, read_bundle
 from nrd_trt.engine.plugins import find_plugin, read_plugin
@@ -13,7 +13,8 @@ from nrd_trt.engine.record import BundleRecord, PluginRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, MissingDependencyError, PluginError
 from nrd_trt.figures import json_values
 from nrd_trt.files import sha256_file
-from nrd_trt.graph.metadata import load_checked
+from nrd_trt.graph.metadata import GraphFacts, TypeChoices, load_checked, read_choices
+from nrd_trt.graph.tensors import conv_types
 from nrd_trt.inspection.onnx_summary import OnnxSummary, ShapeRange, counted, profile_of, summarise_onnx
 from nrd_trt.inspection.plan_summary import (
     PlanLayer,
@@ -24,8 +25,11 @@ from nrd_trt.inspection.plan_summary import (
     read_header,
 )
 from nrd_trt.progress import OnMessage, silent
-from nrd_trt.runtime.select import bundle_plugin, recorded_plugin
+from nrd_trt.runtime.select import DEFAULT, bundle_plugin, cpu_runner, recorded_plugin
 from nrd_trt.specs import LayerRecord, optional_path
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,19 @@ class PluginLayers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnCpu:
+    """How the CPU of this machine would run a file, if it had to draw masks only.
+
+    Attributes:
+        runner: What `nrd_trt.open_bundle` takes where the plan does not run.
+        types: What convolutions are computed in, such as ``("fp32", "int8")``.
+    """
+
+    runner: str
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """What a bundle, a plan or an ONNX file tells about itself.
 
@@ -71,6 +88,7 @@ class Inspection:
         precision: Precision that was asked for, and types that were found.
         plugin: The library that a bundle's plan needs, or the layers of a plan alone that plugins run.
         onnx: What the ONNX file holds, where there is one.
+        on_cpu: How this machine's CPU would run it; None where this toolkit cannot.
         plan: What the plan tells, where there is one.
         bundle: What the bundle recorded, where there is one.
     """
@@ -87,6 +105,7 @@ class Inspection:
     precision: PrecisionRecord | FoundPrecision
     plugin: PluginRecord | PluginLayers | None
     onnx: OnnxSummary | None = None
+    on_cpu: OnCpu | None = None
     plan: PlanSummary | None = None
     bundle: BundleSummary | None = None
 
@@ -142,7 +161,8 @@ def inspect(
 
 
 def _onnx_file(path: Path) -> Inspection:
-    summary, layers = summarise_onnx(load_checked(path))
+    model = load_checked(path)
+    summary, layers = summarise_onnx(model)
     facts = summary.metadata
     return Inspection(
         kind="onnx",
@@ -154,6 +174,7 @@ def _onnx_file(path: Path) -> Inspection:
         precision=FoundPrecision(asked=facts.precision if facts else None, found=summary.nodes.by_type),
         plugin=None,
         onnx=summary,
+        on_cpu=_on_cpu(model, facts) if facts else None,
     )
 
 
@@ -181,7 +202,8 @@ def _bundle(bundle: Bundle, kind: Literal["bundle", "plan"], plugin: Path | None
     record = bundle.record
     if plugin is not None and record.decode != "plugin":
         raise ConfigError(f"plugin={plugin}: expected a bundle whose plan needs it, got {bundle.path}; leave it out.")
-    summary, nodes = summarise_onnx(load_checked(bundle.onnx_path))
+    model = load_checked(bundle.onnx_path)
+    summary, nodes = summarise_onnx(model)
     plan = _plan_of(bundle, bundle.plan_path, plugin, on_message) if bundle.plan_path else None
     opened, recorded = plan.layers if plan else None, record.precision.layers
     told = _told(opened, "plan") if opened else _told(recorded, "build") if recorded else _told(nodes, "onnx")
@@ -197,9 +219,21 @@ def _bundle(bundle: Bundle, kind: Literal["bundle", "plan"], plugin: Path | None
         precision=record.precision,
         plugin=record.plugin,
         onnx=summary,
+        on_cpu=_on_cpu(model, bundle.graph),
         plan=plan,
         bundle=BundleSummary(record=record, sizes=sizes, origin=bundle.origin),
     )
+
+
+def _on_cpu(model: onnx.ModelProto, graph: GraphFacts) -> OnCpu:
+    """Tell what `cpu_runner` chooses, and what becomes of the file's types there."""
+    runner, kept = cpu_runner(model, graph, DEFAULT).name, {"fp32"}
+    if runner == "openvino":
+        kept |= {"int8", "bf16"}
+    elif (read_choices(model) or TypeChoices()).target == "cpu":
+        kept |= {"int8"}  # ONNX Runtime multiplies the integers of other files in fp32
+    types = {kind if kind in kept else "fp32" for kind in conv_types(model).values()}
+    return OnCpu(runner=runner, types=tuple(sorted(types)))
 
 
 def _plan_of(bundle: Bundle, path: Path, plugin: Path | None, on_message: OnMessage) -> PlanSummary:

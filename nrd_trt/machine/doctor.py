@@ -14,6 +14,7 @@ from nrd_trt.machine.host import Machine
 from nrd_trt.machine.software import Flavour
 
 _NO_TORCH = ("PyTorch is missing", "pip install 'nrd-trt[torch]'")
+_NO_OPENVINO = ("OpenVINO is not installed", "pip install 'nrd-trt[openvino]'")
 _NO_ORT = ("ONNX Runtime is missing", "pip install 'nrd-trt[ort]'")
 
 
@@ -63,6 +64,7 @@ def _rows(have: Inventory, *, load_plugin: bool) -> Iterator[Row]:
     yield packages.torch_row(have)
     yield packages.onnx_row(have.machine)
     yield packages.ort_row(have)
+    yield packages.openvino_row(have.machine)
     for flavour in have.flavours.values():
         yield packages.flavour_row(have, flavour)
     yield from packages.option_rows(have)
@@ -94,6 +96,8 @@ def _abilities(have: Inventory) -> Iterator[Ability]:
         yield _build(have, flavour)
     yield _needing(torch.usable, "run: torch", f"checkpoints, {where}", *_NO_TORCH)
     yield _needing(have.ort.usable, "run: onnxruntime", ort, *_NO_ORT)
+    openvino = have.machine.version_of("openvino")
+    yield _needing(openvino is not None, "run: openvino", f"OpenVINO {openvino} on the CPU", *_NO_OPENVINO)
     for flavour in plans:
         yield _run(have, flavour)
 

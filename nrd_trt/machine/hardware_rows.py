@@ -188,10 +188,10 @@ def _sample(stats: TegraStats) -> str | None:
 
 
 def cpu_row(machine: Machine) -> Row:
-    """Say how many cores this process may use."""
+    """Say how many cores this process may use, and which instructions they have for the types of files."""
     facts = host_facts(machine)
     cores = f"{facts.cores} core{'s' if facts.cores != 1 else ''}"
-    return Row("CPU", "ok", f"{cores}, {facts.cpu or facts.machine}")
+    return Row("CPU", "ok", ", ".join([cores, facts.cpu or facts.machine, " ".join(facts.instructions)]).rstrip(", "))
 
 
 def memory_row(machine: Machine) -> Row:

@@ -147,8 +147,11 @@ INSTRUCTIONS = (
     "avx2 avx512f avx_vnni avx512_vnni avx512_bf16 avx512_fp16 amx_int8 amx_bf16 amx_fp16 asimdhp asimddp i8mm bf16 sve"
 ).split()
 """Those that decide how fast a precision is, as /proc/cpuinfo names them on x86-64 and on Arm."""
-INT8_ON_X86 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-"""With any of these an x86 adds products of int8 up in 32 bits; others saturate at 16 bits, or are slow."""
+FAST = {
+    "int8": frozenset({"avx512_vnni", "avx_vnni", "amx_int8"}),
+    "bf16": frozenset({"avx512_bf16", "amx_bf16"}),
+}
+"""Instructions of x86 for products in a type. Without those of int8 sums of uint8 times int8 saturate, or are slow."""
 
 
 def instructions(machine: Machine) -> tuple[str, ...]:
@@ -156,6 +159,12 @@ def instructions(machine: Machine) -> tuple[str, ...]:
     told = re.search(r"^(?:flags|Features)\s*:(.+)$", machine.read("proc/cpuinfo"), re.MULTILINE)
     found = told[1].split() if told else ()
     return tuple(name for name in INSTRUCTIONS if name in found)
+
+
+def fast_types(machine: Machine) -> dict[str, list[str]]:
+    """Return by which instructions the processor multiplies int8 and bf16; empty where there are none."""
+    has = instructions(machine)
+    return {kind: [name for name in has if name in those] for kind, those in FAST.items() if not those.isdisjoint(has)}
 
 
 def memory_bytes(machine: Machine) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ from nrd_trt.engine.plugins import (
 from nrd_trt.files import sha256_file
 from nrd_trt.machine.findings import Inventory, Row
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA
-from nrd_trt.machine.host import Machine
+from nrd_trt.machine.host import Machine, fast_types
 from nrd_trt.machine.software import Flavour, ask
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "tensorrt-lean": "TensorRT lean runtime"}
@@ -78,6 +78,16 @@ def ort_row(have: Inventory) -> Row:
         return Row(name, "missing", f"{ort.version}, and cannot be imported: {ort.error}", remedy)
     providers = ", ".join(provider.removesuffix("ExecutionProvider") for provider in ort.providers)
     return Row(name, "ok", f"{ort.version}, providers {providers}")
+
+
+def openvino_row(machine: Machine) -> Row:
+    """Say which OpenVINO is there, and in which types it is fast on this processor."""
+    version = machine.version_of("openvino")
+    if version is None:
+        found = "not installed; ONNX Runtime runs every file on a CPU"
+        return Row("OpenVINO", "missing", found, "pip install 'nrd-trt[openvino]'")
+    fast = " and ".join(f"{kind} by {', '.join(names)}" for kind, names in fast_types(machine).items())
+    return Row("OpenVINO", "ok", f"{version}; this processor multiplies {fast or 'neither int8 nor bf16 fast'}")
 
 
 def flavour_row(have: Inventory, flavour: Flavour) -> Row:

@@ -22,7 +22,7 @@ from nrd_trt.errors import RunnerError
 from nrd_trt.graph.cpu import has_16_bits, widen, with_ending
 from nrd_trt.graph.metadata import load_onnx, read_facts
 from nrd_trt.graph.precision import simulate_rounding, simulate_tf32
-from nrd_trt.machine.host import INT8_ON_X86, Machine, instructions
+from nrd_trt.machine.host import Machine, fast_types
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import BaseRunner, LayerRun, check_feed
 from nrd_trt.specs import TensorSpec
@@ -72,7 +72,7 @@ class OrtRunner(BaseRunner):
         self.arithmetic = "native" if not has_16_bits(model) else "fp32" if self._twin else "simulated"
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only
-        if INT8_ON_X86.isdisjoint(instructions(Machine())):
+        if "int8" not in fast_types(Machine()):
             options.add_session_config_entry(*_NOT_SATURATING)
         if self._threads is not None:
             options.intra_op_num_threads = self._threads

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from nrd_trt.errors import BundleError, ConfigError, MissingDependencyError, Plu
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.machine.cuda import find_device, probe_device
 from nrd_trt.machine.device import check_device
-from nrd_trt.machine.host import INT8_ON_X86, Machine, instructions
+from nrd_trt.machine.host import Machine, fast_types
 from nrd_trt.machine.libcuda import NoDriverError
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import Runner
@@ -73,11 +72,6 @@ class RunOptions:
 DEFAULT = RunOptions()
 ON_CPU = ("onnxruntime", "openvino")
 """Runners of a file on the CPU."""
-_FAST: Mapping[Precision, frozenset[str]] = {
-    "int8": INT8_ON_X86,
-    "bf16": frozenset({"avx512_bf16", "amx_bf16"}),
-}
-"""Instructions of x86 with any of which OpenVINO is faster in a file's types than ONNX Runtime."""
 
 
 def make_runner(bundle: Bundle, run: RunOptions = DEFAULT) -> Runner:
@@ -153,7 +147,7 @@ def cpu_runner(
 
 
 def _openvino_is_faster(precision: Precision) -> bool:
-    if not _FAST.get(precision, frozenset()).intersection(instructions(Machine())):
+    if precision not in fast_types(Machine()):
         return False
     try:
         require("openvino", extra="openvino", purpose="running ONNX files in OpenVINO")

@@ -23,16 +23,19 @@ from nrd_trt.engine import compat
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.errors import BundleError, RunnerError
 from nrd_trt.files import sha256_file
-from nrd_trt.graph.metadata import read_facts, write_facts
+from nrd_trt.graph.metadata import TypeChoices, read_facts, write_choices, write_facts
+from nrd_trt.graph.precision import to_int8, to_precision
+from nrd_trt.graph.quantize import choose_layers, plan_quantization
 from nrd_trt.inspection import plan_summary
 from nrd_trt.inspection.plan_summary import PlanLayer, PlanSummary, inspector_layers, open_plan, read_header
+from nrd_trt.machine import host
 from nrd_trt.specs import TensorSpec
 from tests.artefacts import SIZE_HW, bundle, copy_of, needs_rtx, onnx_file, read_facts_of, rewrite_facts
 from tests.helpers import DYNAMIC
 
 KEYS = {
     "kind", "path", "bytes", "sha256", "layers", "layers_from", "types", "formats", "profiles", "precision", "plugin",
-    "onnx", "plan", "bundle",
+    "onnx", "on_cpu", "plan", "bundle",
 }  # fmt: skip
 WEIGHT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -110,6 +113,27 @@ def test_onnx_file_of_another_tool(tmp_path: Path) -> None:
     found = shown(tmp_path / "m.onnx")
     assert (found["onnx"]["metadata"], found["profiles"], found["types"]) == (None, None, {"float32": 1})
     assert "another tool wrote this file" in invoke(tmp_path / "m.onnx").stdout
+    assert found["on_cpu"] is None
+
+
+@pytest.mark.parametrize("has", ["avx2", "avx512_vnni", "avx512_bf16"])
+@pytest.mark.parametrize("kind", ["fp16", "bf16", "int8", "int8 for a CPU"])
+def test_what_a_cpu_would_compute_in(kind: str, has: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'nrd-trt[openvino]'")
+    monkeypatch.setattr(host, "instructions", lambda machine: (has,))
+    full = onnx.load(onnx_file())
+    if kind.startswith("int8"):
+        plan = plan_quantization(full, choose_layers(full), "cpu" if kind != "int8" else "gpu")
+        model = to_int8(full, plan, dict.fromkeys(plan.tensors, 10.0))
+        write_choices(model, TypeChoices(int8_layers=plan.layers, target=plan.target))
+    else:
+        model = to_precision(full, kind)  # type: ignore[arg-type]
+    onnx.save(model, tmp_path / "m.onnx")
+    chosen = {"int8": "avx512_vnni", "bf16": "avx512_bf16"}.get(kind.split()[0]) == has
+    computed = kind.split()[0] if chosen or kind == "int8 for a CPU" else "fp32"
+    types = sorted({"fp32", computed})
+    assert shown(tmp_path / "m.onnx")["on_cpu"] == {"runner": "openvino" if chosen else "onnxruntime", "types": types}
+    assert f"in {' and '.join(types)}\n" in invoke(tmp_path / "m.onnx").stdout
 
 
 # --- bundles ---------------------------------------------------------------------------------------------------------

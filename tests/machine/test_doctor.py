@@ -17,14 +17,14 @@ from tests.artefacts import environment
 from tests.machine.recorded import MACHINES, recorded
 
 NAMES = {
-    "Python", "PyTorch", "ONNX", "ONNX Runtime", "TensorRT", "TensorRT-RTX", "TensorRT lean runtime", "Driver",
-    "CUDA toolkit", "libcuda", "Plugin library", "JetPack / L4T", "Power mode (nvpmodel)", "Clocks and power",
+    "Python", "PyTorch", "ONNX", "ONNX Runtime", "OpenVINO", "TensorRT", "TensorRT-RTX", "TensorRT lean runtime",
+    "Driver", "CUDA toolkit", "libcuda", "Plugin library", "JetPack / L4T", "Power mode (nvpmodel)", "Clocks and power",
     "CPU", "Memory", "Disk", "Zoo checkpoint", "CamVid", "Video files, streams", "Cameras, windows", "GStreamer",
     "Web page",
 }  # fmt: skip
 SUMMARY = [
     "train", "export", "build: onnxruntime", "build: tensorrt-rtx", "build: tensorrt", "run: torch",
-    "run: onnxruntime", "run: tensorrt-rtx", "run: tensorrt",
+    "run: onnxruntime", "run: openvino", "run: tensorrt-rtx", "run: tensorrt",
 ]  # fmt: skip
 
 

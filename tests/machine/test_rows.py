@@ -33,6 +33,7 @@ from tests.machine.recorded import (
 
 Expected = dict[str, tuple[str, str, str | None]]  # row -> status, part of what is found, part of the remedy
 
+ZEN = "avx2 avx512f avx512_vnni avx512_bf16"
 TOO_OLD = "too old for TensorRT-RTX (CUDA 13), PyTorch (CUDA 13)"
 ROWS: dict[str, Expected] = {
     "orin": {
@@ -139,7 +140,7 @@ def test_recorded_machines(name: str, tmp_path: Path) -> None:
     assert [row for row in report.rows if (row.status in ("limited", "missing")) != bool(row.remedy)] == []
     assert len({row.name for row in report.rows}) == len(report.rows)
     assert {ability.name for ability in report.abilities if ability.possible} == POSSIBLE[name]
-    assert len(report.abilities) == 9
+    assert len(report.abilities) == 10
     assert [one for one in report.abilities if not one.why or (one.remedy is None) != one.possible] == []
 
 
@@ -281,6 +282,14 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], Expected]] = [
     (NO_GPU, {"files": {"etc/os-release": UBUNTU, "proc/cpuinfo": "model name\t: AMD EPYC\n" * 2}}, {
         "Python": ("ok", "Ubuntu 22.04.5 LTS, x86_64", None),
         "CPU": ("ok", "2 cores, AMD EPYC", None),
+        "OpenVINO": ("missing", "not installed; ONNX Runtime runs every file on a CPU", "nrd-trt[openvino]"),
+    }),
+    (NO_GPU, {"versions": {"openvino": "2026.4.1"}, "files": {"proc/cpuinfo": f"flags : {ZEN}\n"}}, {
+        "CPU": ("ok", f", x86_64, {ZEN}", None),
+        "OpenVINO": ("ok", "2026.4.1; this processor multiplies int8 by avx512_vnni and bf16 by avx512_bf16", None),
+    }),
+    (NO_GPU, {"versions": {"openvino": "2026.4.1"}, "files": {"proc/cpuinfo": "flags : avx2\n"}}, {
+        "OpenVINO": ("ok", "2026.4.1; this processor multiplies neither int8 nor bf16 fast", None),
     }),
 ]  # fmt: skip
 

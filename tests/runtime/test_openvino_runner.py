@@ -15,8 +15,8 @@ from nrd_trt.errors import ConfigError, MissingDependencyError, RunnerError
 from nrd_trt.graph.cpu import has_16_bits, widen, with_ending
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.precision import to_precision
+from nrd_trt.machine import host
 from nrd_trt.machine.host import Machine, host_facts, instructions
-from nrd_trt.runtime import ort_runner, select
 from nrd_trt.runtime.openvino_runner import OpenVinoRunner
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import RunOptions, cpu_runner
@@ -132,7 +132,7 @@ def test_the_twin_has_the_files_weights_and_rounds_nothing(precision: Precision)
 def test_which_runner_a_cpu_gets(
     runner: Any, precision: Any, has: str, faithful: bool, name: str, types: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(select, "instructions", lambda machine: (has,))
+    monkeypatch.setattr(host, "instructions", lambda machine: (has,))
     file = small_int8() if precision == "int8" else to_precision(small_export(), precision)
     made = cpu_runner(file, read_facts(file), RunOptions(runner=runner, faithful=faithful))
     assert (made.name, getattr(made, "_types", None)) == (name, types)
@@ -150,7 +150,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(MissingDependencyError, match=re.escape("pip install 'nrd-trt[openvino]'")):
         OpenVinoRunner(small_export()).__enter__()
-    monkeypatch.setattr(select, "instructions", lambda machine: ("amx_int8",))
+    monkeypatch.setattr(host, "instructions", lambda machine: ("amx_int8",))
     assert cpu_runner(small_int8(), read_facts(small_int8()), RunOptions()).name == "onnxruntime"
 
 
@@ -181,7 +181,7 @@ def test_integers_do_not_saturate_where_the_processor_has_no_instructions_for_th
     has: str, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And where it has, its kernels are not given up, which are several times as fast."""
-    monkeypatch.setattr(ort_runner, "instructions", lambda machine: (has,))
+    monkeypatch.setattr(host, "instructions", lambda machine: (has,))
     with OrtRunner(small_int8(), threads=1) as runner:
         options = runner._session.get_session_options()
     try:
