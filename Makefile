@@ -45,20 +45,21 @@ $(STAMP): setup.cfg setup.py pyproject.toml $(LOCK)
 OF_TORCH := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cudnn-cu13 \
 	nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
 	nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
-# $(call resolve,PYTHON VERSION,OPTIONS): write what setup.cfg asks for with all of EXTRAS.
-resolve = echo '$(TORCH)' | $(BIN)/uv pip compile --quiet setup.cfg $(addprefix --extra ,$(EXTRAS)) --constraint - \
-	$(addprefix --no-emit-package ,$(OF_TORCH)) --python-version $(1) --python-platform x86_64-manylinux_2_28 \
-	--no-annotate --custom-compile-command 'make lock' $(2)
+# $(call resolve,EXTRAS,PYTHON VERSION,OPTIONS): write what setup.cfg asks for.
+resolve = echo '$(TORCH)' | $(BIN)/uv pip compile --quiet setup.cfg $(addprefix --extra ,$(1)) --constraint - \
+	$(addprefix --no-emit-package ,$(OF_TORCH)) --python-version $(2) --python-platform x86_64-manylinux_2_28 \
+	--no-annotate --custom-compile-command 'make lock' $(3)
 lock: install  ## Choose the newest versions for each Python and write them with their hashes to scripts/dev/locks/
 	@mkdir -p $(LOCKS)
-	$(foreach python,3.10 3.11 3.12 3.13,$(call resolve,$(python),--upgrade --generate-hashes \
+	$(foreach python,3.10 3.11 3.12 3.13,$(call resolve,$(EXTRAS),$(python),--upgrade --generate-hashes \
 		--output-file $(LOCKS)/py$(python)-x86_64.txt) &&) true
 
-# The page's tests are left out: they want the browser of one version of Playwright.
+# The page's tests are left out, which want the browser of one version of Playwright, and those of TensorRT-RTX, whose
+# versions have each their own surface.
 LOWEST := build/lowest
 test-lowest: install  ## Run the tests of images, ONNX files and the web on the lowest versions that setup.cfg allows
 	mkdir -p $(LOWEST)
-	$(call resolve,3.11,--resolution lowest-direct --output-file $(LOWEST)/requirements.txt)
+	$(call resolve,$(filter-out rtx,$(EXTRAS)),3.11,--resolution lowest-direct --output-file $(LOWEST)/requirements.txt)
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps $(TORCH) --requirement $(LOWEST)/requirements.txt
 	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS) \

@@ -222,6 +222,14 @@ def _name_nodes(model: onnx.ModelProto, kept: set[str]) -> None:
     rename_tensors(graph.node, renamed)
 
 
+def _write_kernels(graph: onnx.GraphProto) -> None:
+    """Say every convolution's kernel: older exporters leave it to the weight's shape, which int8 hides from readers."""
+    sides = {tensor.name: tensor.dims[2:] for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Conv" and all(entry.name != "kernel_shape" for entry in node.attribute):
+            node.attribute.append(helper.make_attribute("kernel_shape", sides[node.input[1]]))
+
+
 def _assemble(
     network: onnx.ModelProto,
     ending: _Ending,
@@ -233,6 +241,7 @@ def _assemble(
     before, constants = _preprocessing(info, options.input_form)
     if not before:
         rename_tensors(network.graph.node, {"pixels": "image"})
+    _write_kernels(network.graph)
     # Raw little-endian data and nothing else.
     weights = [numpy_helper.from_array(numpy_helper.to_array(entry), entry.name) for entry in network.graph.initializer]
     return helper.make_graph(

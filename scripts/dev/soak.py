@@ -40,6 +40,7 @@ from nrd_trt.zoo import checkpoint_path
 
 _HEADER = f"{'s':>5} {'MiB':>7} {'threads':>8} {'files':>6} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}"
 _MOST_MS = 1000.0
+_LEAVE_S = 30.0
 _FRIEND, _GUESSER, _MUTE = ("127.0.0.1", 0), ("127.0.0.2", 0), ("127.0.0.3", 0)
 """Addresses that the clients come from: strangers have others than those who know the token."""
 
@@ -72,6 +73,7 @@ class Crowd:
     picture: bytes
     over: threading.Event = field(default_factory=threading.Event)
     answers: Counter[str] = field(default_factory=Counter)
+    threads: list[threading.Thread] = field(default_factory=list)
     health_ms: list[float] = field(default_factory=list)
 
     def start(self, count: int, visit: partial[str]) -> None:
@@ -86,7 +88,15 @@ class Crowd:
                     self.over.wait(0.1)
 
         for _ in range(count):
-            threading.Thread(target=repeat, daemon=True).start()
+            self.threads.append(threading.Thread(target=repeat, daemon=True))
+            self.threads[-1].start()
+
+    def leave(self) -> None:
+        """Let everybody end what they are at; who waits in silence is not waited for."""
+        self.over.set()
+        end = time.monotonic() + _LEAVE_S
+        for thread in self.threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def ask(self, path: str, body: bytes | None = None, token: str = "", origin: tuple[str, int] = _FRIEND) -> int:
         """Return the status of one request."""
@@ -207,7 +217,7 @@ def _watch(pid: int, crowd: Crowd, seconds: float, every: float) -> list[Sample]
         time.sleep(every)
         samples.append(_sample(pid, time.monotonic() - start, crowd))
         print(samples[-1].line(), flush=True)
-    crowd.over.set()
+    crowd.leave()
     return samples
 
 
