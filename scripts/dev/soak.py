@@ -269,7 +269,8 @@ def _write_page(
     lines = [
         "# Soak",
         "",
-        f"`make soak` serves a drawn clip of {format_size(_SIZE_HW)} for {seconds:.0f} s. At once come: {who}.",
+        f"`make soak` serves a drawn clip of {format_size(_SIZE_HW)} for {seconds:.0f} s. At once come",
+        f"{who}.",
         "Strangers (silent sockets, wrong tokens) come from other addresses than those who know the token.",
         "",
         f"{os.cpu_count()} cores for the server and all of its clients, {date.today().isoformat()}.",

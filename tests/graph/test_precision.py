@@ -226,7 +226,7 @@ def test_the_range_pass_runs_over_the_calibration_stream() -> None:
     graph = small_export("float")
     image = feed("float", 1, 128, 256)["image"]
     feeds = [{"image": image}]
-    calibrator: Any = SimpleNamespace(has_images=True, feeds=lambda model: feeds)
+    calibrator: Any = SimpleNamespace(has_images=True, target="gpu", feeds=lambda model: feeds)
     assert kept_in(derive_precision(graph, "fp16", [], calibrator=calibrator)) == {}
     feeds.append({"image": image * np.float32(1e6)})
     kept = kept_in(derive_precision(graph, "fp16", [], calibrator=calibrator))
