@@ -25,11 +25,11 @@ from nrd_trt.serving.limits import Places
 from nrd_trt.serving.problems import Refusal
 
 _TOKEN_LENGTH, _REACHABLE_TOKEN_LENGTH = 8, 16
-_WRONG_S, _WRONG_AT_A_TIME = 1.0, 4
-"""Seconds that the answer to a wrong token takes, and how many such answers one client waits for at a time.
+_WRONG_S, _GUESSING = 1.0, 4
+"""Seconds that the answer to a wrong token takes, and from how many such waiting answers on its address is guessing.
 
-Further ones are refused at once; a right token never waits, whoever guesses at the same address, so that the length of
-the token is what keeps guesses out.
+Each answer to an address that guesses takes that long, whatever token it shows: one that came at once would tell the
+right token from wrong ones. Who shares the address with a guesser is slowed down, not shut out.
 """
 _HEALTH = "/healthz"
 _OPEN_PATHS = {"/", "/docs", _HEALTH}
@@ -153,24 +153,22 @@ class Guard:
     async def _answer(self, request: Request, receive: Receive, send: Send, client: str) -> None:
         shows_token = self._access.shows_token(request)
         refusal = self._refusal(request, shows_token)
-        if self._access.token is not None and self._access.token_of(request) and not shows_token:
-            refusal = await self._guessed(client) or refusal
+        if self._access.token is not None and self._access.token_of(request):
+            await self._slow_down(client, wrong=not shows_token)
         answer = refusal.response() if refusal else self._login(request, shows_token) or self._app
         await answer(request.scope, receive, _with_headers(send, embeddable=shows_token))
 
-    async def _guessed(self, client: str) -> Refusal | None:
-        """Let a wrong token cost time; returns the refusal where the client is waiting for too many already."""
-        if self._wrong[client] >= _WRONG_AT_A_TIME:
-            message = "token: expected one at a time, got several wrong ones; wait for their answers."
-            return Refusal(429, "TooManyTokens", message, {"Retry-After": "1", "Connection": "close"})
-        self._wrong[client] += 1
+    async def _slow_down(self, client: str, *, wrong: bool) -> None:
+        """Let a wrong token, and every token of an address that guesses, cost time."""
+        if not wrong and self._wrong[client] < _GUESSING:
+            return
+        self._wrong[client] += wrong
         try:
             await asyncio.sleep(_WRONG_S)
         finally:
-            self._wrong[client] -= 1
+            self._wrong[client] -= wrong
             if not self._wrong[client]:
                 del self._wrong[client]
-        return None
 
     def _refusal(self, request: Request, shows_token: bool) -> Refusal | None:
         name = _host_name(request.headers.get("host", ""))
