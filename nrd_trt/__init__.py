@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nrd_trt.errors import BatchError as BatchError
 from nrd_trt.errors import BuildError as BuildError
 from nrd_trt.errors import BundleError as BundleError
 from nrd_trt.errors import CalibrationError as CalibrationError
@@ -23,6 +24,7 @@ from nrd_trt.errors import ShapeError as ShapeError
 from nrd_trt.errors import VideoError as VideoError
 
 if TYPE_CHECKING:
+    from nrd_trt.batch.segment_dataset import segment_dataset as segment_dataset
     from nrd_trt.benchmarking.benchmark import benchmark as benchmark
     from nrd_trt.building.build import build as build
     from nrd_trt.building.calibrate import calibrate as calibrate
@@ -54,6 +56,7 @@ _FUNCTIONS = {
     "inspect": "nrd_trt.inspection.inspect",
     "load_model": "nrd_trt.model",
     "open_bundle": "nrd_trt.runtime.engine",
+    "segment_dataset": "nrd_trt.batch.segment_dataset",
     "segment_video": "nrd_trt.video.segment_video",
     "selftest": "nrd_trt.proving.selftest",
     "serve": "nrd_trt.serving.serve",

@@ -11,7 +11,8 @@ NrdTrtError
 ├── CalibrationError
 ├── RunnerError
 ├── BundleError
-└── VideoError
+├── VideoError
+└── BatchError
 
 A message has three parts: what (file, tensor), expected against got, and what to do about it.
 """
@@ -66,6 +67,10 @@ class BundleError(NrdTrtError):
 
 class VideoError(NrdTrtError):
     """A source cannot be read or a sink cannot be written."""
+
+
+class BatchError(NrdTrtError):
+    """A batch job cannot begin or go on; what it has written stays."""
 
 
 def attempt(action: Callable[..., object], *arguments: object) -> None:

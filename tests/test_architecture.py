@@ -80,6 +80,7 @@ CALLS = {
     "inspect": ("absent.onnx",),
     "load_model": ("absent.pth",),
     "open_bundle": ("absent.nrd",),
+    "segment_dataset": ("absent", "absent_masks", "absent.nrd"),
     "segment_video": ("absent.mp4", "absent_masks.mp4", "absent.nrd"),
     "selftest": ("absent/report",),
     "serve": ("absent.mp4", "absent.nrd"),

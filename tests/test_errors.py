@@ -18,6 +18,7 @@ PARENTS = {
     "RunnerError": (errors.NrdTrtError,),
     "BundleError": (errors.NrdTrtError,),
     "VideoError": (errors.NrdTrtError,),
+    "BatchError": (errors.NrdTrtError,),
 }
 
 

@@ -13,8 +13,8 @@ from typer.models import OptionInfo
 
 import nrd_trt
 
-_VERBS = {"segment_video": "video"}  # functions whose verb has another name
-_RANGED = {"batch", "dynamic"}  # written as MIN:OPT:MAX
+_VERBS = {"segment_dataset": "batch", "segment_video": "video"}  # functions whose verb has another name
+_RANGED = {"batch", "concurrency", "dynamic"}  # written as MIN:OPT:MAX
 _REPEATED = {"include", "exclude", "builder_options"}  # given once per value
 _FILES = {"class_names"}  # written to a file of the user's
 

@@ -36,6 +36,14 @@ def parse_batch(text: str) -> int | tuple[int, int, int]:
     return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]), int(match[3]))
 
 
+def parse_concurrency(text: str) -> tuple[int, int]:
+    """Parse ``"N"`` or ``"MIN:MAX"``."""
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r}: expected N or MIN:MAX.")
+    return int(match[1]), int(match[2] or match[1])
+
+
 def parse_device(text: str) -> int | str:
     """Parse the number or the UUID of a GPU."""
     return int(text) if text.isascii() and text.isdigit() else text

@@ -76,7 +76,7 @@ def open_image(
     except (ConfigError, ShapeError):
         raise
     except _DAMAGED as exc:
-        reason = (str(exc) or type(exc).__name__).splitlines()[0]
+        reason = (str(exc) or type(exc).__name__).splitlines()[0].partition(" <_io.")[0]  # an address tells nothing
         raise ConfigError(
             f"{name}: expected {what}, cannot read it ({reason}); give one in {' or '.join(formats)}."
         ) from exc

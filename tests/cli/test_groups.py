@@ -97,9 +97,11 @@ def test_options_have_the_names_of_the_librarys_parameters(name: str) -> None:
     assert set(inspect.signature(flattened(VERBS[name])).parameters) >= FLAGS[name].keys()
 
 
-@pytest.mark.parametrize("name", ["benchmark", "build", "evaluate", "predict", "serve", "tune", "validate", "video"])
+@pytest.mark.parametrize(
+    "name", ["batch", "benchmark", "build", "evaluate", "predict", "serve", "tune", "validate", "video"]
+)
 def test_every_verb_that_runs_a_plan_takes_the_same_options(name: str) -> None:
-    function = {"predict": "open_bundle", "video": "segment_video"}.get(name, name)
+    function = {"batch": "segment_dataset", "predict": "open_bundle", "video": "segment_video"}.get(name, name)
     known = {field.name for field in fields(RunOptions)} - {"faithful"}  # which verb it is, and no choice of its user
     assert known == {field.name for field in fields(RunnerOptions)}
     assert known <= inspect.signature(getattr(nrd_trt, function)).parameters.keys()

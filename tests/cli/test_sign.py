@@ -16,6 +16,7 @@ from tests.cli.conftest import Invoke, check_refused, printed
 from tests.signing import key_pair
 
 OPENERS: dict[str, tuple[object, ...]] = {
+    "batch": ("{data}/images", "-o", "{folder}/masks", "--bundle", "{bundle}"),
     "benchmark": ("{bundle}", "--runs", 1, "--warmup", 0),
     "build": ("{bundle}", "-o", "{folder}/new.nrd", "--builder", "onnxruntime"),
     "evaluate": ("{bundle}", "--data", "{data}"),
@@ -74,7 +75,8 @@ def test_every_verb_refuses_what_the_key_did_not_sign(verb: str, nrd_trt: Invoke
     assert "`nrd-trt sign" in result.stderr or "nrd-trt sign " in result.stderr
 
 
-@pytest.mark.parametrize("verb", sorted(OPENERS.keys() - {"serve", "build"}))
+# tests/batch has a session of Ray.
+@pytest.mark.parametrize("verb", sorted(OPENERS.keys() - {"batch", "serve", "build"}))
 def test_every_verb_opens_what_the_key_signed(verb: str, nrd_trt: Invoke, made: Path, data: Path) -> None:
     package.sign(made, made.parent / "own.pem")
     if verb == "evaluate":
