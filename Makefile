@@ -80,6 +80,10 @@ test-fast: install  ## Run the part of it for the inner loop
 test-all: install  ## Run it with every combination of encoder, precision and input form
 	$(PYTEST) -m "" $(ARGS)
 
+SECONDS := 600
+fuzz: install  ## Read mutated files by every reader for SECONDS=600 and write docs/hostile.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile docs/hostile.md --seconds $(SECONDS) $(ARGS)
+
 fault-gallery: install  ## Plant every fault of the gallery in every precision and write docs/fault-gallery.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.gallery docs/fault-gallery.md $(ARGS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from nrd_trt.errors import ConfigError, ShapeError
 
 STRIDE = 32
 """Output stride of the encoder: heights and widths are multiples of it."""
+MOST_PIXELS = 89_000_000
+"""Of an image, and of an input of an engine."""
+_LARGEST_SIDE = 1 << 16
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 """Of a file. int8 means: the layers that a calibration covers in int8 with explicit Q/DQ, the rest in fp16, or in fp32
@@ -136,6 +140,8 @@ class Range:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
             raise ConfigError(f"range {self.min}:{self.opt}:{self.max}: expected 1 <= MIN <= OPT <= MAX.")
+        if self.max > _LARGEST_SIDE:
+            raise ConfigError(f"range {self.min}:{self.opt}:{self.max}: expected at most {_LARGEST_SIDE}.")
 
     @classmethod
     def of(cls, values: int | tuple[int, int, int], *, what: str) -> Range:
@@ -167,6 +173,12 @@ class InputShape:
     batch: Range
     height: Range
     width: Range
+
+    def __post_init__(self) -> None:
+        if self.height.max * self.width.max > MOST_PIXELS:
+            raise ConfigError(
+                f"size {self.height.max}x{self.width.max}: expected at most {MOST_PIXELS / 1e6:.0f} million pixels."
+            )
 
     @classmethod
     def static(cls, size_hw: Size, batch: int | tuple[int, int, int] = 1) -> InputShape:
@@ -347,8 +359,13 @@ class ModelInfo:
     def __post_init__(self) -> None:
         if len(self.palette) != len(self.class_names):
             raise ConfigError(f"palette: expected {len(self.class_names)} colours, got {len(self.palette)}.")
+        if len(self.palette) > 256 or not all(0 <= value <= 255 for colour in self.palette for value in colour):
+            raise ConfigError("palette: expected at most 256 colours, of values in 0-255, got others.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(f"mean/std: expected three numbers each and std > 0, got {self.mean} and {self.std}.")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ConfigError(f"mean/std: expected finite numbers, got {self.mean} and {self.std}.")
+        InputShape.static(self.size_hw)  # which refuses what is none
         if self.channel_order not in ("rgb", "bgr"):
             raise ConfigError(f"channel_order: expected 'rgb' or 'bgr', got {self.channel_order!r}.")
 

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from nrd_trt.errors import ConfigError, ShapeError
+from nrd_trt.specs import MOST_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 """Pillow's names of the formats that are read; of others it knows some that start programs or read other files."""
-MOST_PIXELS = 89_000_000
 # Pillow's decoders let all of these through when a file is damaged.
 _DAMAGED = (
     *(OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +107,9 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     import onnx
 
     try:
-        return onnx.load(path)
+        model = onnx.load(path)
+        _check_texts(model)
+        return model
     except Exception as exc:  # protobuf's and onnx's errors have no common base
         raise ExportError(f"{path}: expected an ONNX file, cannot read it ({exc}); export it again.") from exc
 
@@ -122,13 +124,34 @@ def load_checked(path: Path) -> onnx.ModelProto:
 
     model = load_onnx(path)
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(model, full_check=True)  # sizes, too: those of a run are those that the file tells
+        for tensor in _tensors(model):  # which the checker does not look into
+            onnx.numpy_helper.to_array(tensor)
     except Exception as exc:  # protobuf's and onnx's errors have no common base
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
         raise ExportError(
             f"{path}: expected an ONNX file, got one that is not valid ({reason}); export it again."
         ) from exc
     return model
+
+
+def _check_texts(message: Any) -> None:  # protobuf's bindings differ in the class of messages
+    """Raise `ValueError` where a text is no UTF-8; protobuf gives it as bytes, which no reader of names expects."""
+    for described, value in message.ListFields():
+        single = isinstance(value, (str, bytes, int, float)) or hasattr(value, "ListFields")
+        values = [value] if single else value
+        if described.type == described.TYPE_STRING and any(isinstance(text, bytes) for text in values):
+            raise ValueError(f"{described.full_name} is no UTF-8")
+        if described.type == described.TYPE_MESSAGE:
+            for inner in values:
+                _check_texts(inner)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the constants of a file: those of its graph, and those that nodes hold."""
+    yield from model.graph.initializer
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        yield from (entry.t for entry in node.attribute if entry.HasField("t"))
 
 
 def write_facts(model: onnx.ModelProto, facts: GraphFacts) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 
 from nrd_trt.data.preprocessing import FittedImage, Fitting, fit_image, fitting_of
 from nrd_trt.engine.bundle import Bundle, check_no_key, is_bundle, read_bundle
-from nrd_trt.errors import ConfigError, ExportError
-from nrd_trt.graph.metadata import GraphFacts, load_onnx, read_facts
+from nrd_trt.errors import ConfigError, ExportError, RunnerError
+from nrd_trt.graph.metadata import GraphFacts, load_checked, read_facts
 from nrd_trt.machine.device import choose_device
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import Runner
@@ -157,7 +157,12 @@ class Engine:
     def mask(self, image: np.ndarray) -> np.ndarray:
         """Return the mask ``(h, w) uint8`` of an image ``(h, w, 3) uint8 RGB`` that has the engine's size."""
         self.__enter__()
-        return first_mask(self.runner.infer(self.feed(image)), self.graph)
+        mask = first_mask(self.runner.infer(self.feed(image)), self.graph)
+        if mask.shape != image.shape[:2]:
+            raise RunnerError(
+                f"mask: expected the image's size {image.shape[:2]}, got {mask.shape}; export and build the file again."
+            )
+        return mask
 
     def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Return the runner's feed for an image ``(h, w, 3) uint8 RGB`` that has the engine's size."""
@@ -298,7 +303,7 @@ def open_engine(
 
 
 def _open_onnx(path: Path, run: RunOptions) -> tuple[Runner, GraphFacts]:
-    model = load_onnx(path)
+    model = load_checked(path)
     try:
         graph = read_facts(model)
         return cpu_runner(model, graph, run), graph

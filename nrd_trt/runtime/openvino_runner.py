@@ -17,7 +17,7 @@ from onnx import inliner
 
 from nrd_trt.errors import ConfigError, RunnerError
 from nrd_trt.graph.cpu import with_ending
-from nrd_trt.graph.metadata import load_onnx, read_facts
+from nrd_trt.graph.metadata import load_checked, read_facts
 from nrd_trt.graph.tensors import conv_types
 from nrd_trt.optional import require
 from nrd_trt.runtime.base import Arithmetic, BaseRunner, LayerRun, check_feed
@@ -69,7 +69,7 @@ class OpenVinoRunner(BaseRunner):
         self.executed: Mapping[str, str] = {}
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-        model = load_onnx(self._model) if isinstance(self._model, Path) else self._model
+        model = load_checked(self._model) if isinstance(self._model, Path) else self._model
         facts = read_facts(model)
         self.mask_encoding = facts.mask_encoding
         self._runnable = inliner.inline_local_functions(with_ending(model, "phases")).SerializeToString()

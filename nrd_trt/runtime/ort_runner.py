@@ -20,7 +20,7 @@ import onnx
 
 from nrd_trt.errors import RunnerError
 from nrd_trt.graph.cpu import has_16_bits, widen, with_ending
-from nrd_trt.graph.metadata import load_onnx, read_facts
+from nrd_trt.graph.metadata import load_checked, read_facts
 from nrd_trt.graph.precision import simulate_rounding, simulate_tf32
 from nrd_trt.machine.host import Machine, fast_types
 from nrd_trt.optional import require
@@ -66,7 +66,7 @@ class OrtRunner(BaseRunner):
 
     def _open(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
         ort = require("onnxruntime", extra="ort", purpose="running ONNX files on the CPU")
-        model = load_onnx(self._model) if isinstance(self._model, Path) else self._model
+        model = load_checked(self._model) if isinstance(self._model, Path) else self._model
         facts = read_facts(model)
         precision, self.mask_encoding = facts.precision, facts.mask_encoding
         self.arithmetic = "native" if not has_16_bits(model) else "fp32" if self._twin else "simulated"

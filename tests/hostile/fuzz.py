@@ -23,12 +23,25 @@ class Score:
     Attributes:
         endings: Number of cases by how they ended.
         peak_mib: The most memory that one took.
-        found: Defects: the content, the number of the way, and how it ended.
+        found: How those ended that failed.
     """
 
     endings: Counter[str] = field(default_factory=Counter)
     peak_mib: int = 0
-    found: list[tuple[bytes, int, Outcome]] = field(default_factory=list)
+    found: list[Outcome] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one case."""
+        self.endings[outcome.ending] += 1
+        self.peak_mib = max(self.peak_mib, outcome.peak_mib)
+        if outcome.defect:
+            self.found.append(outcome)
+
+    def merge(self, other: Score) -> None:
+        """Add the cases of another process."""
+        self.endings += other.endings
+        self.peak_mib = max(self.peak_mib, other.peak_mib)
+        self.found += other.found
 
 
 def attempt(content: bytes, read: Read, *, seconds: float = SECONDS) -> Outcome:

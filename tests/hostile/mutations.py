@@ -99,8 +99,23 @@ def change_json(rng: random.Random, content: bytes) -> bytes:
         return change_bytes(rng, content)
     value = json.loads(content)
     for _ in range(rng.choice((1, 1, 2, 4))):
-        value = change_value(rng, value)
+        value = change_value(rng, value) if rng.random() < 0.4 else _change_leaf(rng, value)
     return json.dumps(value).encode()
+
+
+def _change_leaf(rng: random.Random, value: Any) -> Any:
+    """Change one of the innermost values, each as likely as another, so that those far down are not spared."""
+    places, left = [], [value]
+    while left:
+        inside = left.pop()
+        keys = list(inside) if isinstance(inside, dict) else range(len(inside)) if isinstance(inside, list) else ()
+        left += [inside[key] for key in keys]
+        places += [(inside, key) for key in keys if not isinstance(inside[key], dict | list)]
+    if places:
+        inside, key = rng.choice(places)
+        alike = [other for other in _VALUES if isinstance(other, type(inside[key])) and not isinstance(other, bool)]
+        inside[key] = rng.choice(alike if alike and rng.random() < 0.8 else _VALUES)
+    return value
 
 
 def change_records(change: Mutate, name: str = "") -> Mutate:

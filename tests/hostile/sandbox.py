@@ -86,6 +86,7 @@ def _be_child(action: Callable[[], object], writer: int) -> None:
         os.dup2(target, stream)
     sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")  # as for a user; of tests they are errors
     before = _resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     ending, words = _ending(action)

@@ -124,9 +124,9 @@ def _animated(image: Image.Image) -> bytes:
 
 
 @cache
-def label() -> bytes:
+def label(mode: str = "L") -> bytes:
     """An index PNG of all classes."""
-    return encoded((np.arange(40 * 56).reshape(40, 56) % CLASSES).astype(np.uint8))
+    return encoded((np.arange(40 * 56).reshape(40, 56) % CLASSES).astype(np.uint8), mode=mode)
 
 
 def json_of(record: object) -> bytes:

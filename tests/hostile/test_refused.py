@@ -58,6 +58,12 @@ def changed_record(**changes: object) -> bytes:
     return json.dumps({name: value for name, value in record.items() if value is not ...}).encode()
 
 
+def changed_info(**changes: object) -> bytes:
+    """The same with other facts of its model."""
+    model = json.loads((seeds.tiny_bundle() / RECORD_FILE).read_bytes())["model"]
+    return changed_record(model={**model, "info": {**model["info"], **changes}})
+
+
 def masks(value: int) -> bytes:
     """References whose masks have a class of this number."""
     with np.load(seeds.tiny_bundle() / REFERENCE_FILE) as stored:
@@ -98,6 +104,8 @@ CASES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "a deep record": ("bundle.json", lambda: changed_record(command=json.loads(DEEP))),
     "a record without its files": ("bundle.json", lambda: changed_record(files={})),
     "a record without a palette": ("bundle.json", lambda: changed_record(model=...)),
+    "a colour that is none": ("bundle.json", lambda: changed_info(palette=[[300, 0, 0]] * seeds.CLASSES)),
+    "a size of gigabytes": ("bundle.json", lambda: changed_info(size_hw=[1 << 20, 1 << 20])),
     "deep facts of an ONNX file": ("ONNX file", lambda: set_property("info", DEEP)),
     "a type that ONNX does not have": ("ONNX file", lambda: changed_onnx(lambda model: set_type(model, 99))),
     "an input of strings": ("ONNX file", lambda: changed_onnx(lambda model: set_type(model, TensorProto.STRING))),
