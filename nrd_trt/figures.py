@@ -399,7 +399,8 @@ class Parity:
     """An exported file against PyTorch in fp32.
 
     Attributes:
-        max_abs: Largest difference of a logit; None where one is not finite.
+        max_abs: Largest difference of a logit; its last digits depend on the number of threads. None where one is not
+            finite, and in bundles since 0.2, which do not record it.
         agreement: Share of mask pixels that agree, 0-1.
         arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
         failures: Gates that do not hold; empty when the file passed.

@@ -449,7 +449,8 @@ class _Build:
             model=graph,
             fit=given.fit,
             resample=given.resample,
-            parity=parity,
+            # Its last digits depend on the number of threads: equal inputs would give other bytes.
+            parity=None if parity is None else replace(parity, max_abs=None),
             validation=validation.record(),
             passed=validation.passed and (parity is None or parity.passed),
             command=(self.request.describe or str)(self._call()),

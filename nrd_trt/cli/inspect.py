@@ -123,8 +123,8 @@ def _masks(record: BundleRecord) -> Lines:
     if validation.structure is not None:
         yield "structure", common.structure_line(validation.structure)
     if parity:
-        largest = "not finite" if parity.max_abs is None else f"{parity.max_abs:.3g}"
-        yield "export", f"{parity.agreement:.4f} of the pixels agree; largest logit difference {largest}"
+        largest = "" if parity.max_abs is None else f"; largest logit difference {parity.max_abs:.3g}"
+        yield "export", f"{parity.agreement:.4f} of the pixels agree{largest}"
 
 
 def _plan(plan: PlanSummary, *, bare: bool) -> Lines:

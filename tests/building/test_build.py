@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import nrd_trt
 from nrd_trt import gates
@@ -22,6 +23,7 @@ from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, REFERENCE_FILE, read_bundle
 from nrd_trt.errors import BundleError, ConfigError, ExportError, MissingDependencyError
 from nrd_trt.exporting.onnx_export import exporter_record
+from nrd_trt.figures import Parity
 from nrd_trt.files import sha256_file
 from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import load_onnx, read_facts
@@ -246,6 +248,22 @@ def test_bundle_and_onnx_file_need_no_pytorch(builder: str, tmp_path: Path) -> N
 
 
 # --- equal builds ----------------------------------------------------------------------------------------------------
+
+
+def test_the_number_of_threads_shows_in_no_byte(tmp_path: Path) -> None:
+    """Those of PyTorch and of ONNX Runtime; the largest difference of a logit is told by the export alone."""
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            options = {"precision": "fp32", "builder": "onnxruntime", "threads": count, "progress": False}
+            nrd_trt.build(checkpoint(), tmp_path / f"{count}.nrd", size=(96, 128), **options)
+    finally:
+        torch.set_num_threads(threads)
+    assert content(tmp_path / "1.nrd") == content(tmp_path / "2.nrd")
+    assert read_bundle(tmp_path / "1.nrd").record.parity == Parity(
+        max_abs=None, agreement=1.0, arithmetic="native", failures=()
+    )
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
