@@ -60,6 +60,7 @@ def test_the_tensors_are_those_of_the_chosen_layers() -> None:
     assert list(chosen) == list(plan_quantization(model, choose_layers(model)).tensors)
     assert len(chosen) == len(set(chosen)) > 40
     assert chosen[0] == "pixels"
+    assert set(tensors_to_calibrate(model, MSE, "cpu")) > set(chosen), "ranges for a CPU serve both targets"
     head = tensors_to_calibrate(model, replace(MSE, include=(r"^decode_head\.",)))
     rest = tensors_to_calibrate(model, replace(MSE, exclude=(r"^decode_head\.",)))
     assert "pixels" in rest and "pixels" not in head

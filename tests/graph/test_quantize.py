@@ -272,6 +272,13 @@ def test_include_and_exclude_choose_by_expressions_that_match_something() -> Non
             choose_layers(model, include=include, exclude=exclude)
 
 
+def test_ranges_for_a_gpu_do_not_serve_a_cpu_and_those_for_a_cpu_serve_both() -> None:
+    plan, gpu = for_cpu()[0], plan_of(residual_export())
+    with pytest.raises(CalibrationError, match=r"calibrate this model again, with target='cpu'\."):
+        insert_qdq(residual_export(), plan, dict.fromkeys(gpu.tensors, 1.0))
+    insert_qdq(residual_export(), gpu, dict.fromkeys(plan.tensors, 1.0))
+
+
 def test_unknown_layers_and_missing_or_infinite_ranges_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"backbone\.nothing"):
         plan_quantization(residual_export(), ["backbone.nothing"])
