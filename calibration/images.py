@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from nrd_trt.calibration.survey import drive_of
 from nrd_trt.data.datasets import SYNTHETIC
 from nrd_trt.data.folders import IMAGE_SUFFIXES, list_images
-from nrd_trt.data.images import read_image
+from nrd_trt.data.images import open_image, read_image
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.data.videos import VIDEO_SUFFIXES, VideoReader
-from nrd_trt.errors import CalibrationError, ConfigError
+from nrd_trt.errors import CalibrationError, ConfigError, ShapeError
 from nrd_trt.files import sha256_file
 
 # Scenes of validation have seeds below 100, those of the training recipes 100 000 and above.
@@ -173,7 +172,7 @@ def _refuse_labels(paths: Sequence[Path]) -> None:
 
 def _looks_like_label(path: Path) -> bool:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.mode in ("L", "P") and len(np.unique(np.asarray(image))) <= _LABEL_VALUES
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (ConfigError, ShapeError):
         return False  # reading it as an image says what is wrong

@@ -19,6 +19,7 @@ import msgspec
 from nrd_trt.batch.sources import is_tree
 from nrd_trt.errors import BatchError, ConfigError
 from nrd_trt.files import atomic_file, sha256_bytes
+from nrd_trt.json_files import read_json
 from nrd_trt.optional import require
 
 Kind = TypeVar("Kind")
@@ -222,8 +223,8 @@ def _recorded(output: Path) -> _Record:
 
 def _decoded(path: Path, kind: type[Kind]) -> Kind:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError) as exc:
+        return read_json(path, kind)
+    except (OSError, ValueError) as exc:
         raise BatchError(f"{path}: cannot be read ({exc}); remove it, and what it marks is done again.") from exc
 
 
