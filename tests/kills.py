@@ -10,8 +10,10 @@ there is the output and nothing else.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -66,11 +68,16 @@ class Found:
     at_the_end: tuple[str, ...]
     """Names beside the output after a run that was left alone."""
 
+    @property
+    def killed(self) -> int:
+        """Runs that were killed, and not at their end before."""
+        return self.outputs.total() - self.outputs["ended before"]
+
     def row(self) -> str:
         """Return it as a row of the table."""
         counts = " | ".join(str(self.outputs[what]) for what in ("absent", "old", "whole", "ended before"))
         return (
-            f"| {self.verb} | {self.outputs.total()} | {counts} | {self.temporaries} | {len(self.broken)} | "
+            f"| {self.verb} | {self.killed} | {counts} | {self.temporaries} | {len(self.broken)} | "
             f"{', '.join(self.at_the_end) or 'nothing'} |"
         )
 
@@ -82,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20, help="of each verb")
     parser.add_argument("--replacing", type=int, default=150, help="of a build that replaces a bundle")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="verbs whose name matches this regular expression")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     random_source = random.Random(args.seed)
@@ -89,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = []
         for verb in _verbs(Path(folder)):
+            if not re.search(args.only, verb.name):
+                continue
             place = Path(folder) / verb.name.replace(" ", "-")
             found.append(_kill(verb, place, args.replacing if verb.replaces else args.kills, random_source))
             print(found[-1].row(), *found[-1].broken, sep="\n", file=sys.stderr, flush=True)
@@ -167,9 +177,11 @@ def _kill(verb: Verb, place: Path, kills: int, random_source: random.Random) -> 
     place.mkdir()
     output = place / verb.output
     honest_s, writing_s = map(min, zip(*(_time(verb, place) for _ in range(2)), strict=True))
-    honest = {path.name for path in place.iterdir()}
+    honest = _paths(place)
     outputs, broken, temporaries = Counter[str](), [], 0
-    for kill in range(kills):
+    for kill in itertools.count():
+        if outputs.total() - outputs["ended before"] == kills:
+            break
         writing = kill % 2 == 1
         delay_s = random_source.uniform(0.0, writing_s if writing else honest_s)
         if not verb.replaces and verb.name != "train":
@@ -177,13 +189,13 @@ def _kill(verb: Verb, place: Path, kills: int, random_source: random.Random) -> 
         before = _stamp(output)
         ended, _ = _child(verb, output, delay_s, writing=writing)
         outputs["ended before" if ended is not None else _state(output, before)] += 1
-        temporaries += any(path.name not in honest for path in place.iterdir())
+        temporaries += not _paths(place) <= honest
         if fault := _fault(verb, output):
             moment = "after the first temporary" if writing else "after the start"
             broken.append(f"kill {kill}, {delay_s:.3f} s {moment}: {fault}")
     _time(verb, place)
     verb.check(output)
-    left = tuple(path.name for path in place.iterdir() if path.name not in honest)
+    left = tuple(sorted(_paths(place) - honest))
     return Found(verb=verb.name, outputs=outputs, temporaries=temporaries, broken=tuple(broken), at_the_end=left)
 
 
@@ -215,7 +227,7 @@ def _child(
 
     It is killed, and has no exit code, `delay_s` after its start, or after that temporary.
     """
-    before = set(os.listdir(output.parent))
+    before = _paths(output.parent)
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -223,7 +235,7 @@ def _child(
     begun, seen = time.monotonic(), None
     with os.fdopen(os.pidfd_open(child)) as end:
         while not (ended := bool(select.select([end], [], [], 0.0005)[0])):
-            if seen is None and set(os.listdir(output.parent)) - before:
+            if seen is None and not _paths(output.parent) <= before:
                 seen = time.monotonic()
             since = seen if writing else begun
             if since is not None and time.monotonic() - since >= delay_s:
@@ -231,6 +243,11 @@ def _child(
                 break
     _, status = os.waitpid(child, 0)
     return (os.waitstatus_to_exitcode(status) if ended else None), seen
+
+
+def _paths(folder: Path) -> set[str]:
+    """Return everything below a folder; a training run writes its temporaries into its own."""
+    return {os.path.join(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)}
 
 
 def _log(place: Path) -> Path:
@@ -277,8 +294,8 @@ def _document(found: Sequence[Found], seed: int) -> str:
         "and *old* outputs were opened and compared with their hashes. What a kill leaves beside the output, under a",
         "hidden or partial name, the next run of the same output removes.",
         "",
-        "| verb | kills | no output | old output | whole new output | ended before | left temporaries | broken | "
-        "left by the next run |",
+        "| verb | kills | no output | old output | whole new output | runs that ended before | left temporaries | "
+        "broken | left by the next run |",
         "|---|---|---|---|---|---|---|---|---|",
         *(one.row() for one in found),
         "",
