@@ -75,9 +75,8 @@ class Worker:
     def _reports(self, chunks: Iterator[Chunk]) -> Iterator[Report | NrdTrtError]:
         """Yield an error as well, because Ray would wrap it and begin the chunk again."""
         try:
-            for outcomes in (outcomes for chunk in chunks for outcomes in self._batches(chunk)):
-                self._task.job.commit(outcomes)
-                yield Report(images=len(outcomes), ran_by=self._ran_by())
+            for count in (count for chunk in chunks for count in self._commits(chunk)):
+                yield Report(images=count, ran_by=self._ran_by())
         except NrdTrtError as exc:
             yield exc
 
@@ -85,8 +84,11 @@ class Worker:
         engine = self._opened()
         return RanBy(runner=engine.runner_name, arithmetic=engine.arithmetic, plan_ran=engine.plan_ran)
 
-    def _batches(self, chunk: Chunk) -> Iterator[list[Outcome]]:
-        """Yield what became of each batch that is not marked yet: Ray begins a chunk again whose worker died."""
+    def _commits(self, chunk: Chunk) -> Iterator[int]:
+        """Yield the number of images of each batch when it is done.
+
+        Ray begins a chunk again whose worker died, and expects the same number of results: what is marked counts.
+        """
         contents, size = chunk.contents(), self._task.batch
         for first in range(0, len(chunk.items), size):
             items = chunk.items[first : first + size]
@@ -94,7 +96,8 @@ class Worker:
             if self._task.job.is_marked([item.path for item in items]):
                 deque(read, maxlen=0)
             else:
-                yield [self._segment(item, content) for item, content in read]
+                self._task.job.commit([self._segment(item, content) for item, content in read])
+            yield len(items)
 
     def _segment(self, item: Item, content: bytes | str) -> Outcome:
         """Return the mask of an image, or why it has none; what ends the job is raised."""
