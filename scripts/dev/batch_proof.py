@@ -71,7 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("document", type=Path)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of the overhead, on a machine at rest; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -90,7 +90,7 @@ def main() -> int:
             source = _source(pool, folder / f"source-{share}", args.images, round(share * args.images))
             proofs[share] = _prove(source, folder / f"masks-{share}", bundle, kills, random.Random(args.seed))
             print(share, proofs[share], file=sys.stderr, flush=True)
-        overhead = _overhead(pool, folder / "timed", bundle, args.rounds)
+        overhead = _overhead(pool, folder / "timed", bundle, args.rounds) if args.rounds else None
     problems = [problem for proof in proofs.values() for problem in proof.problems]
     problems += [f"{share}: exit {proof.code}" for share, proof in proofs.items() if proof.code != (share > 0.01)]
     args.document.write_text(_page(args.images, proofs, overhead, problems))
@@ -234,10 +234,10 @@ def _bare_ms(source: Path, output: Path, bundle: Path) -> float:
     return (time.perf_counter() - start) / len(images) * 1000
 
 
-def _page(count: int, proofs: dict[float, Killed], overhead: Overhead, problems: Sequence[str]) -> str:
+def _page(count: int, proofs: dict[float, Killed], overhead: Overhead | None, problems: Sequence[str]) -> str:
     """Return the page."""
-    (killed, failed), extra = proofs.values(), overhead.batch_ms - overhead.bare_ms
-    again, share = ", ".join(map(str, killed.again)), extra / overhead.bare_ms
+    killed, failed = proofs.values()
+    again = ", ".join(map(str, killed.again))
     machine = f"{len(os.sched_getaffinity(0))} cores, no GPU"
     return f"""# A batch job that is killed
 
@@ -255,14 +255,19 @@ Written by `make batch-proof` on {date.today().isoformat()}, {machine}: {count} 
 
 ## Overhead
 
-A job with one worker and a bare loop over the same engine (read, predict, write a mask) in turn, medians:
+{"Not measured: without rounds." if overhead is None else _table(overhead)}
+"""
+
+
+def _table(overhead: Overhead) -> str:
+    extra = overhead.batch_ms - overhead.bare_ms
+    return f"""A job with one worker and a bare loop over the same engine (read, predict, write) in turn, medians:
 
 | | |
 |---|---|
 | bare loop | {overhead.bare_ms:.1f} ms for each image |
-| `batch`, without its start | {overhead.batch_ms:.1f} ms for each image: {extra:+.1f} ms, {share:+.1%} |
-| start and end of a job: Python, Ray, the worker and its engine | {overhead.start_s:.1f} s |
-"""
+| `batch`, without its start | {overhead.batch_ms:.1f} ms for each image: {extra / overhead.bare_ms:+.1%} |
+| start and end of a job: Python, Ray, the worker and its engine | {overhead.start_s:.1f} s |"""
 
 
 if __name__ == "__main__":
