@@ -153,10 +153,15 @@ class Guard:
     async def _answer(self, request: Request, receive: Receive, send: Send, client: str) -> None:
         shows_token = self._access.shows_token(request)
         refusal = self._refusal(request, shows_token)
-        if self._access.token is not None and self._access.token_of(request):
-            await self._slow_down(client, wrong=not shows_token)
+        if self._access.token is not None and self._guesses(request):
+            await self._slow_down(client, wrong=not self._access.admits(request))
         answer = refusal.response() if refusal else self._login(request, shows_token) or self._app
         await answer(request.scope, receive, _with_headers(send, embeddable=shows_token))
+
+    def _guesses(self, request: Request) -> bool:
+        """Whether the answer would tell if a token, or the cookie that is made of it, is the right one."""
+        cookie = self._access.cookie_name in request.cookies and not _is_open(request.scope["path"])
+        return cookie or bool(self._access.token_of(request))
 
     async def _slow_down(self, client: str, *, wrong: bool) -> None:
         """Let a wrong token, and every token of an address that guesses, cost time."""
@@ -178,7 +183,7 @@ class Guard:
         if _is_foreign(request) and not shows_token:
             return Refusal(403, "ForeignOrigin", "origin: expected a page of this server, got another site's; open it.")
         path = request.scope["path"]  # that of request.url comes from the Host header, too
-        if path in _OPEN_PATHS or path.startswith(_ASSETS) or self._access.admits(request):
+        if _is_open(path) or self._access.admits(request):
             return None
         message = "token: expected that of the server as bearer or cookie, got none or another; open /?token=…."
         return Refusal(401, "Unauthorised", message, {"WWW-Authenticate": "Bearer"})
@@ -199,6 +204,10 @@ def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_ASSETS)
 
 
 def _host_name(host: str) -> str:

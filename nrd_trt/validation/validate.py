@@ -17,7 +17,7 @@ from nrd_trt.errors import ConfigError, NrdTrtError, RunnerError
 from nrd_trt.figures import ImageFigures, Localisation, Rebuilds, SoundComparison, StructureRecord, ValidationRecord
 from nrd_trt.files import check_file, sha256_file
 from nrd_trt.gates import Gates
-from nrd_trt.graph.metadata import load_checked
+from nrd_trt.graph.metadata import load_onnx
 from nrd_trt.graph.network import named_as
 from nrd_trt.graph.tensors import weight_types
 from nrd_trt.model import load_trained
@@ -190,7 +190,7 @@ def validate(
     )
     engine = open_engine(bundle, run, fit=fit, resample=resample)
     model, samples, reference = _reference(engine, bundle, checkpoint, data, labels, ignore_index)
-    file = load_checked(bundle.onnx_path)
+    file = load_onnx(bundle.onnx_path)
     full = proof = None
     if model is not None and other_kind(model, bundle.graph) is None:
         on_stage("exporting the checkpoint anew")

@@ -74,6 +74,8 @@ def nvrtc() -> ctypes.CDLL | None:
     package = importlib.util.find_spec("nvidia")
     for folder in package.submodule_search_locations or () if package else ():
         for library in sorted(Path(folder).rglob("libnvrtc.so.*")):
+            for part in library.parent.glob("libnvrtc-builtins.so.*"):
+                ctypes.CDLL(str(part))  # which not every version finds beside itself
             return ctypes.CDLL(str(library))
     return None
 
@@ -86,7 +88,7 @@ def test_nvrtc_compiles_the_device_code(architecture: int, tensor_cores: str) ->
     program = ctypes.c_void_p()
     assert library.nvrtcCreateProgram(ctypes.byref(program), PROGRAM, b"decode.cu", 0, None, None) == 0
     options = [f"-arch=sm_{architecture}", "-std=c++17", "-fmad=false", f"-DTENSOR_CORES={tensor_cores}"]
-    options.append(f"-I{on_cpu.KERNELS}")
+    options += [f"-I{on_cpu.KERNELS}", "-default-device"]  # of a generic lambda not every version knows where it runs
     given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     status = library.nvrtcCompileProgram(program, len(options), given)
     size = ctypes.c_size_t()

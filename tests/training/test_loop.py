@@ -192,7 +192,7 @@ def test_finished_run_is_neither_overwritten_nor_mixed_with_another(data: Path, 
 
 def test_force_keeps_the_old_run_until_the_new_one_can_start(data: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "state.pt").write_bytes(b"damaged")
+    (tmp_path / "out" / "state.pt").write_bytes(b"PK\3\4 broken off")
     with pytest.raises(CheckpointError, match=r"state\.pt: not a readable training state .*force=True"):
         train(tiny(), data, tmp_path / "out", progress=False, resume=True)
     recipe = tiny(batch=4, steps=1)
