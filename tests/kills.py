@@ -22,7 +22,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20, help="of each verb")
     parser.add_argument("--replacing", type=int, default=150, help="of a build that replaces a bundle")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="verbs whose name matches this regular expression")
+    parser.add_argument("--only", default="", help="verbs whose name matches; the page keeps the rows of others")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     random_source = random.Random(args.seed)
@@ -102,8 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             place = Path(folder) / verb.name.replace(" ", "-")
             found.append(_kill(verb, place, args.replacing if verb.replaces else args.kills, random_source))
             print(found[-1].row(), *found[-1].broken, sep="\n", file=sys.stderr, flush=True)
+            rows = {**_rows(args.document), verb.name: found[-1].row()}
+            args.document.write_text(_document(rows, found, args.seed))
     shutil.rmtree(kept)
-    args.document.write_text(_document(found, args.seed))
     return int(any(one.broken or one.at_the_end for one in found))
 
 
@@ -239,7 +241,9 @@ def _child(
                 seen = time.monotonic()
             since = seen if writing else begun
             if since is not None and time.monotonic() - since >= delay_s:
-                os.killpg(child, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # a group of its own is the first thing that it makes
+                    os.killpg(child, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
                 break
     _, status = os.waitpid(child, 0)
     return (os.waitstatus_to_exitcode(status) if ended else None), seen
@@ -285,7 +289,13 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _document(found: Sequence[Found], seed: int) -> str:
+def _rows(document: Path) -> dict[str, str]:
+    """Return the rows of a page, by verb."""
+    lines = document.read_text().splitlines() if document.exists() else []
+    return {line.split("|")[1].strip(): line for line in lines if re.match(r"\| [a-z ]+ \| \d", line)}
+
+
+def _document(rows: Mapping[str, str], found: Sequence[Found], seed: int) -> str:
     lines = [
         "# Kills",
         "",
@@ -297,7 +307,7 @@ def _document(found: Sequence[Found], seed: int) -> str:
         "| verb | kills | no output | old output | whole new output | runs that ended before | left temporaries | "
         "broken | left by the next run |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(one.row() for one in found),
+        *rows.values(),
         "",
         *(f"- {one.verb}: {text}" for one in found for text in one.broken),
     ]
