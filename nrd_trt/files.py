@@ -68,7 +68,7 @@ def check_file(path: Path, *, force: bool, marks: Sequence[bytes]) -> None:
     """Raise `ConfigError` where a file may not be written: `force` replaces our own files only.
 
     Args:
-        path: Of the file.
+        path: Where the file is written.
         force: Replace a file of the same kind.
         marks: What files of this kind have in their first 64 KiB.
     """

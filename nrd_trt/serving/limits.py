@@ -26,8 +26,8 @@ class Places:
     """Counts the requests that are being answered.
 
     Args:
-        most: Of all clients.
-        client: Of one.
+        most: Requests of all clients at a time.
+        client: Requests of one client at a time.
     """
 
     def __init__(self, most: int = REQUESTS, client: int = CLIENT_REQUESTS) -> None:

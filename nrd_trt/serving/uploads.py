@@ -45,7 +45,7 @@ class Limits:
         chunk_s: Seconds between two pieces of the body, and to wait for a place to send it.
         body_s: Seconds for the whole body.
         receiving: Bodies that are received at a time.
-        client_receiving: Of these, from one address.
+        client_receiving: Bodies that are received from one address at a time.
         least_rate: Bytes per second that a body must come at to keep its place where others wait for one.
         waiting: Whole uploads at a time, the one whose turn it is included.
     """
