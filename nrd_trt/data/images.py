@@ -23,6 +23,7 @@ _DAMAGED = (
     *(OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError),
     *(ZeroDivisionError, struct.error, zlib.error),
 )
+_ROWS = 256
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 
 
@@ -51,7 +52,11 @@ def read_image(
     with open_image(file, formats=formats, most_pixels=most_pixels) as image:
         file_format = image.format
         ImageOps.exif_transpose(image, in_place=True)
-        return np.array(_eight_bits(image, file_format, name))
+        rgb = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, _ROWS):  # Pillow would hold three more pictures of the whole
+            strip = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+            rgb[top : top + _ROWS] = np.asarray(_eight_bits(strip, file_format, name))
+        return rgb
 
 
 @contextmanager

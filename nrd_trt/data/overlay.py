@@ -20,7 +20,13 @@ def colour(mask: np.ndarray, palette: Palette) -> np.ndarray:
 
 
 def blend(
-    rgb: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float, *, shown: np.ndarray | None = None
+    rgb: np.ndarray,
+    mask: np.ndarray,
+    palette: Palette,
+    opacity: float,
+    *,
+    shown: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Lay the mask's colours over an image.
 
@@ -30,11 +36,12 @@ def blend(
         palette: One RGB triple in 0-255 per class.
         opacity: Opacity of the mask, 0-1.
         shown: ``(256,) bool``, the class indices that are laid over; elsewhere the image stays. None shows all.
+        out: Where the result is written, of the image's shape and type; None allocates it.
 
     Returns:
-        ``(H, W, 3) uint8 RGB``, owned by the caller, within one grey level of the exact blend.
+        ``(H, W, 3) uint8 RGB``, `out` where it is given, within one grey level of the exact blend.
     """
-    blended = np.empty_like(rgb)
+    blended = np.empty_like(rgb) if out is None else out
     for first in range(0, len(rgb), _ROWS):  # Pillow keeps four bytes of each pixel in each of its pictures
         rows = slice(first, first + _ROWS)
         image, coloured = Image.fromarray(rgb[rows]), index_image(mask[rows], palette).convert("RGB")

@@ -52,8 +52,12 @@ def compose(rgb: np.ndarray, mask: np.ndarray, palette: Palette, look: Look) -> 
         return rgb
     if look.view == "mask":
         return blend(np.zeros_like(rgb), mask, palette, 1.0, shown=shown)
-    overlay = blend(rgb, mask, palette, look.opacity, shown=shown)
-    return overlay if look.view == "overlay" else np.concatenate((rgb, overlay), axis=1)
+    if look.view == "overlay":
+        return blend(rgb, mask, palette, look.opacity, shown=shown)
+    width = rgb.shape[1]
+    side = np.concatenate((rgb, rgb), axis=1)
+    blend(rgb, mask, palette, look.opacity, shown=shown, out=side[:, width:])  # no third picture in between
+    return side
 
 
 def shrink(rgb: np.ndarray, mask: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -110,5 +110,5 @@ def test_the_largest_upload_is_drawn_in_little_memory() -> None:
         rgb = read_upload(body, Limits().image_pixels)
         compose(rgb, np.zeros(rgb.shape[:2], np.uint8), ((1, 2, 3),) * 11, Look(view="side"))
 
-    outcome = run(draw, most_mib=560)
+    outcome = run(draw, most_mib=500)
     assert outcome.ending == "right", outcome
