@@ -29,7 +29,7 @@ from nrd_trt.model.network import Segmentor
 from nrd_trt.progress import bar
 from nrd_trt.specs import Arithmetic, Device, Fit, InputShape, Resample, check_choice
 from nrd_trt.training.objective import Objective
-from nrd_trt.training.optimizers import make_optimizers, set_rate
+from nrd_trt.training.optimizers import make_optimizers, restore_optimizer, set_rate
 from nrd_trt.training.parallel import World, joined_world
 from nrd_trt.training.recipes import Recipe
 from nrd_trt.training.record import (
@@ -43,6 +43,7 @@ from nrd_trt.training.record import (
     clear_folder,
     prepare_folder,
     read_state,
+    readable,
     write_state,
 )
 from nrd_trt.training.samples import Samples
@@ -325,13 +326,15 @@ class _Run:
 
     def restore(self) -> None:
         """Take up the state that `save` wrote; raise `ConfigError` if it belongs to another run."""
-        state = read_state(self.out / STATE, self.recipe, self.parts)
-        self.objective.load_state_dict(state.objective)
-        self.average.load_state_dict(state.average)
-        for optimizer, stored in zip(self.optimizers, state.optimizers, strict=True):
-            optimizer.load_state_dict(stored)
-        self.scaler.load_state_dict(state.scaler)
-        torch.set_rng_state(state.torch_rng)
+        path = self.out / STATE
+        state = read_state(path, self.recipe, self.parts)
+        with readable(path):
+            self.objective.load_state_dict(state.objective)
+            self.average.load_state_dict(state.average)
+            for optimizer, stored in zip(self.optimizers, state.optimizers, strict=True):
+                restore_optimizer(optimizer, stored)
+            self.scaler.load_state_dict(state.scaler)
+            torch.set_rng_state(state.torch_rng)
         self.step, self.best = state.step, state.best
 
     def _write(self, name: str, miou: float | None) -> None:

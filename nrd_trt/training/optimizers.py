@@ -20,6 +20,8 @@ _MOMENTUM = 0.95
 # matrix of norm 1 near 1 (measured: 0.68 to 1.14).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+_KEPT = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum"}}
+"""What an optimiser keeps of each parameter."""
 
 
 def make_optimizers(recipe: Recipe, model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -43,6 +45,27 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], share: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
+    """Take up what an optimiser of the same recipe and network kept of each parameter.
+
+    Args:
+        optimizer: One of `make_optimizers`. Its groups stay, which are the recipe's.
+        stored: What its ``state_dict`` was.
+
+    Raises:
+        ValueError: It is that of another optimiser or of other parameters.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, kept in stored["state"].items():
+        shape = parameters[index].shape
+        if kept.keys() != _KEPT[type(optimizer).__name__] or any(
+            tensor.shape != (() if name == "step" else shape) for name, tensor in kept.items()
+        ):
+            raise ValueError(f"parameter {index}: expected what {type(optimizer).__name__} keeps of {tuple(shape)}")
+    optimizer.load_state_dict({"state": stored["state"], "param_groups": own})
 
 
 class Muon(torch.optim.Optimizer):

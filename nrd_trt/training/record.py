@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -102,22 +104,32 @@ def read_state(path: Path, recipe: Recipe, parts: int) -> RunState:
         CheckpointError: The file is damaged.
         ConfigError: It belongs to another recipe, or to another split of the batch.
     """
-    try:
+    with readable(path):
         check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         # States of before `resample` was asked for were all of Pillow's.
         stored = {"resample": "pillow", **decode_json(content["recipe"], dict[str, Any]), "parts": content["parts"]}
         state = RunState(**{field.name: content[field.name] for field in fields(RunState)})
-    except Exception as exc:  # torch.load raises many types on damaged files
-        first_line = (str(exc) or type(exc).__name__).splitlines()[0][:200]
-        raise CheckpointError(
-            f"{path}: not a readable training state ({first_line}); start again with force=True."
-        ) from exc
     asked = {**json.loads(_text(recipe)), "parts": parts}
     if differing := [key for key in sorted(stored.keys() | asked.keys()) if stored.get(key) != asked.get(key)]:
         listed = ", ".join(f"{key}={stored.get(key)} (got {asked.get(key)})" for key in differing)
         raise ConfigError(f"{path}: the run has {listed}; resume with the same values.")
+    with readable(path):
+        if not isinstance(state.best, float) or state.step not in range(recipe.steps + 1):
+            raise ValueError(f"step {state.step} of {recipe.steps}, best mIoU {state.best}")
     return state
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise `CheckpointError` for whatever a damaged state makes PyTorch raise in the block."""
+    try:
+        yield
+    except Exception as exc:
+        first_line = (str(exc) or type(exc).__name__).splitlines()[0][:200]
+        raise CheckpointError(
+            f"{path}: not a readable training state ({first_line}); start again with force=True."
+        ) from exc
 
 
 def _text(recipe: Recipe) -> str:

@@ -33,6 +33,8 @@ from nrd_trt.model import load_model
 from nrd_trt.model.recognise import nearest
 from nrd_trt.progress import silent
 from nrd_trt.runtime.engine import open_engine
+from nrd_trt.training.record import STATE
+from nrd_trt.training.train import train
 from tests.artefacts import workspace
 from tests.hostile import requests, seeds
 from tests.hostile.mutations import (
@@ -44,6 +46,7 @@ from tests.hostile.mutations import (
     change_onnx,
     change_records,
 )
+from tests.training.conftest import labelled, tiny
 from tests.video.clips import street_frames, write_clip
 
 Read = Callable[[Path, bytes], object]
@@ -203,6 +206,22 @@ def tune_state() -> bytes:
     return seeds.json_of(TuneState(key="key", sensitivity={"conv": 0.1}, rungs={"int8": rung}))
 
 
+SHORT = tiny(steps=1, evaluations=1)
+
+
+@cache
+def training_data() -> Path:
+    return labelled(workspace() / "hostile-labelled")
+
+
+@cache
+def training_state() -> bytes:
+    """The state of a run of one step."""
+    path = workspace() / "hostile-run"
+    train(SHORT, training_data(), path, progress=False)
+    return (path / STATE).read_bytes()
+
+
 def _int8(folder: Path, content: bytes) -> None:
     (folder / "r.json").write_bytes(content)
     (folder / "t.onnx").write_bytes(seeds.tiny_onnx())
@@ -245,6 +264,33 @@ _TENSORS: tuple[Callable[[torch.Tensor], object], ...] = (
     lambda t: {"weight": t},
     lambda t: torch.zeros((1,) * 65).squeeze(0) if t.ndim == 0 else t.flatten()[0],
 )
+
+
+def _run_states(rng: random.Random, content: bytes) -> bytes:
+    """Change values of a training state, at any depth."""
+    data = torch.load(io.BytesIO(content))
+    for _ in range(rng.choice((1, 1, 2))):
+        place = data
+        while True:
+            key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+            if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.2:
+                break
+            place = place[key]
+        value = place[key]
+        others = (None, -1, 1 << 40, 0.5, "x", [], {}, {"state": {}}, torch.zeros(3))
+        place[key] = rng.choice(_TENSORS)(value) if isinstance(value, torch.Tensor) else rng.choice(others)
+        if isinstance(place, dict) and rng.random() < 0.2:
+            place[rng.choice((0, "", "x", None, 1 << 20))] = place.pop(key)
+    torch.save(data, target := io.BytesIO())
+    return target.getvalue()
+
+
+def _resume(folder: Path, content: bytes) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / STATE).write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, that a state is used in an unusual way
+        train(SHORT, training_data(), folder / "run", progress=False, resume=True)
 
 
 def _metadata(rng: random.Random, content: bytes) -> bytes:
@@ -351,6 +397,13 @@ LOADERS: dict[str, Loader] = {
         honest=lambda: [tune_state()],
         change=_safe(change_json),
         ways=(placed("s.json", lambda path: open_state(path, "key", resume=True)),),
+    ),
+    "training state": Loader(
+        honest=lambda: [training_state()],
+        change=_safe(
+            one_of(_run_states, _run_states, change_records(change_bytes, "data.pkl"), change_near((-60_000, -1)))
+        ),
+        ways=(_resume,),
     ),
     "image": Loader(
         honest=lambda: list(seeds.pictures().values()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,35 @@ def test_finished_run_is_neither_overwritten_nor_mixed_with_another(data: Path, 
         train(tiny(), data, run, progress=False)
     with pytest.raises(ConfigError, match=r"state\.pt: the run has seed=0 \(got 7\); resume with the same values"):
         train(tiny(seed=7), data, run, progress=False, resume=True)
+
+
+def _without(name: str) -> Callable[[dict[str, Any]], None]:
+    return lambda state: next(iter(state["optimizers"][1]["state"].values())).pop(name)
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a step that the recipe does not have": lambda state: state.update(step=5),
+    "a step that is no number": lambda state: state.update(step="4"),
+    "a best mIoU that is none": lambda state: state.update(best=None),
+    "weights of another shape": lambda state: state["objective"].update(
+        {next(iter(state["objective"])): torch.ones(2)}
+    ),
+    "an average that is a list": lambda state: state.update(average=[1]),
+    "a momentum that is missing": _without("momentum"),
+    "a momentum of another shape": lambda state: state["optimizers"][1]["state"][0].update(momentum=torch.ones(2)),
+    "a parameter that is not there": lambda state: state["optimizers"][0]["state"].update({1 << 20: {}}),
+    "an optimiser too many": lambda state: state["optimizers"].append({}),
+    "a random state of another size": lambda state: state.update(torch_rng=torch.zeros(3, dtype=torch.uint8)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_state_that_does_not_fit_is_refused(damage: str, data: Path, run: Path, tmp_path: Path) -> None:
+    state = torch.load(run / "state.pt")
+    DAMAGES[damage](state)
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt: not a readable training state .*force=True"):
+        train(tiny(), data, tmp_path, progress=False, resume=True)
 
 
 def test_force_keeps_the_old_run_until_the_new_one_can_start(data: Path, tmp_path: Path) -> None:
