@@ -21,6 +21,7 @@ from nrd_trt.exporting.export import export_checked
 from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.figures import Parity, StructureRecord
 from nrd_trt.files import sha256_file
+from nrd_trt.graph.inline import is_inlined
 from nrd_trt.graph.metadata import (
     ExporterRecord,
     GraphFacts,
@@ -132,6 +133,11 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
 def _from_onnx(request: BuildRequest) -> BuildInput:
     model = load_checked(request.source)
     _refuse_form(request, "an ONNX file")
+    if is_inlined(model):
+        raise ConfigError(
+            f"{request.source}: expected a file whose decode a plugin can take and other precisions leave in fp32, got "
+            "one that nrd_trt.export inlined for other runtimes; export the checkpoint again, not inlined."
+        )
     graph = read_facts(model)
     samples = request.samples(graph.shape, graph.info)
     precision = request.precision or (DEFAULT_PRECISION if graph.precision == "fp32" else graph.precision)

@@ -21,6 +21,9 @@ def export_command(
         Literal["fp32", "fp16", "bf16"], common.precision_option(help="Types of the graph; int8 only to build.")
     ] = "fp32",
     form: groups.FormOptions,
+    inline: Annotated[
+        bool, common.output_option("--inline", help="Plain ONNX operators, for OpenVINO itself, Hailo, QNN, Ascend.")
+    ] = False,
     data: common.Data = None,
     fit: common.FitOption = None,
     resample: common.ResampleOption = None,
@@ -37,6 +40,7 @@ def export_command(
         output,
         precision=precision,
         **form.given(),
+        inline=inline,
         data=data,
         fit=fit,
         resample=resample,

@@ -187,6 +187,8 @@ def _without_plugin(found: Inspection) -> str:
     """Say what does the decode where no plugin does."""
     if found.onnx is None:
         return "not told"
+    if found.onnx.inlined:
+        return "none can take the decode, which is inlined: for other runtimes; `nrd-trt build` refuses the file"
     functions = [function.name for function in found.onnx.functions]
     if lone := [node.op for node in found.onnx.plugin_nodes if node.op not in functions]:
         return f"needed: the ONNX file has no function {', '.join(lone)}"

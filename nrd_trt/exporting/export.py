@@ -18,6 +18,7 @@ from nrd_trt.figures import Parity
 from nrd_trt.files import atomic_file, check_file, sha256_bytes, sha256_file
 from nrd_trt.gates import Gates, Judged
 from nrd_trt.graph.importer import importer_problems
+from nrd_trt.graph.inline import inline_decode
 from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.model import load_model
@@ -84,6 +85,7 @@ def export(
     input_form: InputForm = "uint8",
     outputs: tuple[OutputName, ...] = ("mask",),
     mask_encoding: MaskEncoding = "uint8",
+    inline: bool = False,
     data: Path | str | None = None,
     fit: Fit | None = None,
     resample: Resample | None = None,
@@ -106,6 +108,9 @@ def export(
         input_form: ``"uint8"``: NHWC RGB with the normalisation in the graph; ``"float"``: NCHW normalised float32.
         outputs: Which of ``"mask"`` and ``"logits"`` the file gives.
         mask_encoding: ``"u8x4"`` packs four pixels in one int32, for the runners of this toolkit only.
+        inline: Write the decode as plain nodes of few kinds, for OpenVINO itself and compilers of other vendors
+            (`nrd_trt.graph.inline`). The file takes one size and one number of images, no plugin finds its decode, and
+            nothing is built from it.
         data: Folder of images that ranges and parity are measured on; None takes drawn scenes.
         fit: How these images are brought to the size; None is ``"resize"``.
         resample: What scales them, see `nrd_trt.open_bundle`; None is ``"pillow"``.
@@ -134,6 +139,8 @@ def export(
     check_file(output, force=force, marks=[b"\x12\x07nrd_trt"])  # the producer
     model = load_model(checkpoint, **options)
     shape = InputShape.of(size=size, dynamic=dynamic, batch=batch, default=model.info.size_hw)
+    if inline:
+        _check_inline(shape, mask_encoding)
     samples = SampleSource(
         data=optional_path("data", data),
         labels=None,
@@ -151,6 +158,7 @@ def export(
         input_form=input_form,
         outputs=outputs,
         mask_encoding=mask_encoding,
+        inlined=inline,
         threads=threads,
         progress=progress,
     )
@@ -184,6 +192,19 @@ def check_form(
         raise ConfigError("mask_encoding='u8x4': expected 'mask' among outputs=, got logits only; leave one out.")
 
 
+def _check_inline(shape: InputShape, mask_encoding: MaskEncoding) -> None:
+    """Raise `ConfigError` where a file for other vendors' compilers cannot be of this form."""
+    if not all(extent.is_static for extent in (shape.batch, shape.height, shape.width)):
+        raise ConfigError(
+            "inline=True: expected one size and one number of images, got a range; give size= and batch=N."
+        )
+    if mask_encoding != "uint8":
+        raise ConfigError(
+            f"inline=True: expected mask_encoding='uint8', got {mask_encoding!r}, which only the runners of this "
+            "toolkit unpack; leave one out."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Exported:
     """An ONNX model in the precision asked for, with its evidence."""
@@ -205,6 +226,7 @@ def export_checked(
     input_form: InputForm | None = None,
     outputs: Sequence[OutputName] | None = None,
     mask_encoding: MaskEncoding | None = None,
+    inlined: bool = False,
     calibrator: Calibrator | None = None,
     threads: int | None = None,
     progress: bool = True,
@@ -219,6 +241,7 @@ def export_checked(
         input_form: See `export`; None is the default.
         outputs: See `export`; None is the default.
         mask_encoding: See `export`; None is the default.
+        inlined: See `inline` of `export`.
         calibrator: Makes int8, and has more images that the extremes of 16-bit tensors are measured on.
         threads: CPU threads of ONNX Runtime.
         progress: Show a bar on stderr.
@@ -239,6 +262,8 @@ def export_checked(
             f"expected a graph that TensorRT 10's parser reads as ONNX means it, got {'; '.join(problems)}. Another "
             "version of torch may write another graph; report this model."
         )
+    if inlined:
+        typed = inline_decode(typed)
     parity = _parity(model, typed, images, precision, threads)
     output = "both" if len(outputs or ()) == 2 else "mask" if outputs is None else outputs[0]
     return Exported(model=select_outputs(typed, output), parity=parity)

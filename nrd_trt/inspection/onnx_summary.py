@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from nrd_trt.errors import ExportError
+from nrd_trt.graph.inline import is_inlined
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.specs import LayerRecord
 
@@ -88,6 +89,8 @@ class OnnxSummary:
         weights: Sizes of the weights by type, the largest first.
         functions: Functions of the file.
         plugin_nodes: Nodes of other domains than ONNX's own.
+        inlined: Whether the decode stands among the nodes, as ``export(inline=True)`` writes it; None for a file of
+            another tool.
         metadata: What this toolkit wrote into the file; None where another tool wrote it.
     """
 
@@ -100,6 +103,7 @@ class OnnxSummary:
     weights: dict[str, WeightCounts]
     functions: tuple[FunctionSummary, ...]
     plugin_nodes: tuple[PluginNode, ...]
+    inlined: bool | None
     metadata: GraphFacts | None
 
 
@@ -136,6 +140,7 @@ def summarise_onnx(model: onnx.ModelProto) -> tuple[OnnxSummary, tuple[LayerReco
             for node in model.graph.node
             if node.domain not in ("", "ai.onnx")
         ),
+        inlined=is_inlined(model) if facts else None,
         metadata=facts,
     )
     return summary, layers
