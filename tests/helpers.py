@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -135,13 +135,18 @@ def run_folder() -> Path:
 
 
 def made_once(name: str, make: Callable[[Path], object]) -> Path:
-    """Return a file or folder of `run_folder` that `make` writes, unless a worker of this run has; do not change it."""
+    """Return a file or folder of `run_folder` that `make` writes, unless a worker of this run has; do not change it.
+
+    Who comes while another worker makes it waits for it.
+    """
     path = run_folder() / name
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
-            make(Path(folder) / name)
-            with suppress(OSError):  # another worker was faster
-                Path(folder, name).rename(path)
+        with Path(f"{path}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
+                    make(Path(folder) / name)
+                    Path(folder, name).rename(path)
     return path
 
 

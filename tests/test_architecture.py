@@ -69,6 +69,12 @@ def test_only_the_rooms_of_pytorch_load_it() -> None:
     assert "torch" not in loaded
 
 
+def test_a_checkpoint_is_read_without_the_compiler_of_pytorch() -> None:
+    """It takes a second to import, and the shapes of a network need none of it."""
+    code = "from nrd_trt.model import load_model\nload_model('nrd_trt/zoo/nrd_mobilenetv2_camvid.safetensors')"
+    assert "torch._dynamo" not in _loaded(code, python())
+
+
 CALLS = {
     "benchmark": ("absent.pth",),
     "build": ("absent.pth", "absent.nrd"),

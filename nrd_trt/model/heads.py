@@ -50,10 +50,11 @@ class Controller(nn.Sequential):
     def __init__(self, in_channels: int, width: int, theta_channels: int) -> None:
         super().__init__()
         last = nn.Conv2d(width, theta_channels, 1)
-        # The authors' initialisation: small weights, so that early training starts from flat logits.
-        nn.init.xavier_normal_(last.weight)
-        last.weight.data /= theta_channels
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        if not last.weight.is_meta:  # for which PyTorch would import its compiler, a second's work, to draw nothing
+            # The authors' initialisation: small weights, so that early training starts from flat logits.
+            nn.init.xavier_normal_(last.weight)
+            last.weight.data /= theta_channels
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.classifier = nn.Sequential(ConvBnAct(in_channels, width, 3, act=nn.ReLU()), last)
 
 
@@ -78,7 +79,7 @@ class NrdHead(AsppHead):
         controller_in = width if config.head == "nrd" else c4
         self.classifier = Controller(controller_in, config.controller_channels, spec.theta_channels)
         self.cat_norm = nn.BatchNorm2d(2 + m)
-        steps = torch.arange(config.patch) / config.patch  # top-left convention: 0, 1/f, ..., (f-1)/f
+        steps = torch.tensor([step / config.patch for step in range(config.patch)])  # top-left: 0, 1/f, ..., (f-1)/f
         self.register_buffer("steps", steps, persistent=False)
 
     @torch.no_grad()
