@@ -83,6 +83,7 @@ test-all: install  ## Run it with every combination of encoder, precision and in
 
 SECONDS := 600
 fuzz: install  ## Read mutated files by every reader for SECONDS=600 and write docs/hostile.md
+	-$(BIN)/python -m pip install --quiet atheris  # not for every Python and machine; without it the page says so
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile docs/hostile.md --seconds $(SECONDS) $(ARGS)
 
 fault-gallery: install  ## Plant every fault of the gallery in every precision and write docs/fault-gallery.md

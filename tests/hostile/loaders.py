@@ -90,12 +90,12 @@ def in_bundle(*arguments: str, name: str) -> Read:
         path = shutil.copytree(seeds.tiny_bundle(), folder / "tiny.nrd")
         record = path / RECORD_FILE
         if name == RECORD_FILE:
-            record.write_bytes(_hashed(content))
+            record.write_bytes(hashed(content))
         else:
             (path / name).write_bytes(content)
             facts = json.loads(record.read_bytes())
             facts["files"][name] = sha256_file(path / name)
-            record.write_bytes(_hashed(json.dumps(facts).encode()))
+            record.write_bytes(hashed(json.dumps(facts).encode()))
         _run(folder, path, arguments)
 
     return read
@@ -106,7 +106,7 @@ def _run(folder: Path, path: Path, arguments: tuple[str, ...]) -> None:
     app([str(places.get(word, word)) for word in arguments])
 
 
-def _hashed(content: bytes) -> bytes:
+def hashed(content: bytes) -> bytes:
     """Give a record its own hash, where it is one."""
     try:
         record = json.loads(content)
