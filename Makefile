@@ -18,7 +18,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test test-fast test-all test-lowest fault-gallery soak kills batch-proof gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels audit release clean
+.PHONY: help install lock demo test test-fast test-all test-lowest fault-gallery soak kills batch-proof scale gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels audit release clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ kills: install  ## End every verb that writes with SIGKILL, again and again, and
 
 batch-proof: install  ## Kill a batch job of 2,000 images three times, measure its overhead and write docs/batch-proof.md
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/dev/batch_proof.py docs/batch-proof.md $(ARGS)
+
+scale: install  ## Measure what batch jobs cost beside the network, on a machine at rest, and write docs/scale.md
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/dev/scale.py docs/scale.md $(ARGS)
 
 # `make gpu-check GPU_PYTHON=python3` does with the packages that are there, where `make install` cannot run.
 GPU_PYTHON := $(BIN)/python

@@ -12,6 +12,7 @@ import pytest
 import nrd_trt
 from nrd_trt.batch.pool import Pool, Wish, pool_of
 from nrd_trt.errors import BatchError, ConfigError, MissingDependencyError
+from scripts.dev.scale import simulate
 from tests.artefacts import bundle, listing, scenes
 
 
@@ -78,3 +79,17 @@ def test_a_cluster_that_does_not_answer_is_an_error(arguments: tuple[Path, Path,
     with pytest.raises(ConfigError, match="expected HOST:PORT"):
         nrd_trt.segment_dataset(*arguments, address="head-node")
     assert listing(tmp_path) == before
+
+
+def test_a_simulated_pool_agrees_with_arithmetic() -> None:
+    """The figures of docs/scale.md that are not measured."""
+    usual: dict[str, Any] = {"images": 100_000, "batch": 10, "image_s": 0.1, "start_s": 5.0}
+    sound = simulate(workers=10, slow_share=0, lifetime_s=1e12, **usual)
+    assert sound.makespan_s == pytest.approx(1005, rel=0.002) and sound.wasted == 0
+    slow = simulate(workers=10, slow_share=1, lifetime_s=1e12, **usual)
+    assert slow.makespan_s == pytest.approx(4005, rel=0.002)
+    # A death every hundred seconds and worker loses half a batch and a start: half a second and five.
+    dying = simulate(workers=10, slow_share=0, lifetime_s=100, **usual)
+    assert dying.wasted == pytest.approx(0.5 / 100, rel=0.3)
+    assert dying.makespan_s == pytest.approx(1005 * 1.055, rel=0.02)
+    assert dying == simulate(workers=10, slow_share=0, lifetime_s=100, **usual)
