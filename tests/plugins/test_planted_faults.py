@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -16,79 +17,100 @@ from tests.runtime.fake_cuda import HEADERS, include_folder
 pytestmark = needs_compiler
 
 PROGRAM = "test_emulated_kernels.cpp"
-OTHERS = ("host_reference.cpp", "emulation.cpp", f"tests/{PROGRAM}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A mistake: `text` of a header becomes `planted`; `found` is a part of what the program then says."""
+    """A mistake: `text` of a header becomes `planted`; `case` of the program finds it, and says `found`."""
 
     text: str
     planted: str
-    found: str
+    case: str
+    found: str = ""
+
+    def choice(self, number: int) -> str:
+        """The C++ that is the mistake where its number is asked for: of statements, or of an expression."""
+        asked = f"nrd_planted == {number}"
+        if self.text.endswith(";"):
+            return f"if ({asked}) {{ {self.planted} }} else {{ {self.text} }}"
+        return f"({asked} ? {self.planted} : {self.text})"
 
 
 FAULTS = {
-    "missing wait": Fault(text="        device::waitCopies();\n", planted="", found="mixed cells, fp16"),
+    "missing wait": Fault(
+        text="device::waitCopies();\n        device::syncBlock();",
+        planted="device::syncBlock();",
+        case="mixed cells, fp16",
+    ),
     "wrong fragment index": Fault(
-        text="return 4 * (mGroup / 2) + 2 * m + mGroup % 2;", planted="return 8 * m + mGroup;", found="variant 3"
+        text="return 4 * (mGroup / 2) + 2 * m + mGroup % 2;",
+        planted="return 8 * m + mGroup;",
+        case="mixed cells, fp16",
+        found="variant 3",
     ),
     "unhandled border cell": Fault(
-        text="cellLine < 0 ? 0.F : ", planted="cellLine < -1 ? 0.F : ", found="mixed cells, fp16"
+        text="return cellLine < 0 ? 0.F : 0.125F + 0.25F * static_cast<float>(line);",
+        planted="return cellLine < -1 ? 0.F : 0.125F + 0.25F * static_cast<float>(line);",
+        case="mixed cells, fp16",
     ),
     "dropped candidate class": Fault(
         text="extents[i / 2].update(logits[i]);",
         planted="extents[i / 2].update(logits[i / 2 * 2]);",
-        found="of many classes, fp16",
+        case="speckles of many classes, fp16",
     ),
     "missing fallback vote": Fault(
-        text="return (largest == 0U) | (largest - smallest <= range);",
-        planted="return (largest == 0U) | (largest - smallest <= range) | true;",
-        found="huge activations, fp16",
+        text="(largest == 0U) | (largest - smallest <= range)",
+        planted="true",
+        case="huge activations, fp16",
     ),
-    "missing lower limit": Fault(text="0x1p-6F : ", planted="0.F : ", found="tiny activations, fp16"),
+    "missing lower limit": Fault(text="0x1p-6F", planted="0.F", case="tiny activations, fp16"),
     "lost barrier": Fault(
-        text="        fill();\n        device::syncBlock();\n", planted="        fill();\n", found="areas, fp16"
+        text="        fill();\n        device::syncBlock();", planted="        fill();", case="areas, fp16"
     ),
 }
 
+SWITCH = """
+#include <cstdlib>
 
-def objects() -> list[str]:
-    """Return what no fault touches, compiled once."""
+extern int const nrd_planted = std::atoi(std::getenv("NRD_PLANTED"));
+"""
+
+
+def program() -> Path:
+    """Compile the program with every mistake in it, once; NRD_PLANTED is the number of the one that it makes, or 0."""
 
     def make(folder: Path) -> None:
-        folder.mkdir()
-        for name in OTHERS:
-            flags = [f"-I{KERNELS}", "-std=c++17", "-c", str(KERNELS / name)]
-            compile_cpp(flags, folder / f"{Path(name).stem}.o")
+        shutil.copytree(KERNELS, folder, ignore=shutil.ignore_patterns("bench", "trt", "torch"))
+        for number, fault in enumerate(FAULTS.values(), start=1):
+            (header,) = [path for path in folder.glob("*.h") if fault.text in path.read_text()]
+            text = header.read_text()
+            assert text.count(fault.text) == 1, f"{fault} has one place"
+            header.write_text(text.replace(fault.text, fault.choice(number)))
+        (folder / "planted.h").write_text("extern int const nrd_planted;\n")
+        (folder / "planted.cpp").write_text(SWITCH)
+        sources = ["emulated_kernels.cpp", "emulation.cpp", "host_reference.cpp", "planted.cpp", f"tests/{PROGRAM}"]
+        flags = [f"-I{folder}", "-std=c++17", "-include", "planted.h"]
+        compile_cpp([*flags, *(str(folder / source) for source in sources)], folder / "program")
 
-    return sorted(map(str, made_once("emulated_kernels_program", make).iterdir()))
+    return made_once("planted_faults", make) / "program"
 
 
-def run_program(sources: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    program = folder / "program"
-    kernels = sources / "emulated_kernels.cpp"
-    compile_cpp([f"-I{sources}", "-std=c++17", str(kernels), *objects()], program)
-    return subprocess.run([str(program)], capture_output=True, text=True)
+def run_program(planted: int, *case: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NRD_PLANTED": str(planted)}
+    return subprocess.run([str(program()), *case], env=environment, capture_output=True, text=True)
 
 
-def test_kernels_without_a_fault_pass(tmp_path: Path) -> None:
-    done = run_program(KERNELS, tmp_path)
+def test_kernels_without_a_fault_pass() -> None:
+    done = run_program(0)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found(name: str, tmp_path: Path) -> None:
+def test_a_planted_fault_is_found(name: str) -> None:
     fault = FAULTS[name]
-    sources = tmp_path / "sources"
-    shutil.copytree(KERNELS, sources, ignore=shutil.ignore_patterns("tests", "bench", "trt", "torch"))
-    (header,) = [path for path in sources.glob("*.h") if fault.text in path.read_text()]
-    text = header.read_text()
-    assert text.count(fault.text) == 1, "the fault has one place"
-    header.write_text(text.replace(fault.text, fault.planted))
-    done = run_program(sources, tmp_path)
+    done = run_program([*FAULTS].index(name) + 1, fault.case)
     assert done.returncode != 0, done.stdout
-    assert fault.found in done.stderr
+    assert f"{fault.case}: " in done.stderr and fault.found in done.stderr
 
 
 CARVE_OUT = "CU_SHAREDMEM_CARVEOUT_MAX_SHARED"
