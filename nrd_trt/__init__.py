@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nrd_trt.inspection.inspect import inspect as inspect
     from nrd_trt.machine.doctor import doctor as doctor
     from nrd_trt.model import load_model as load_model
+    from nrd_trt.packaging.package import package as package
     from nrd_trt.proving.selftest import selftest as selftest
     from nrd_trt.runtime.engine import open_bundle as open_bundle
     from nrd_trt.serving.serve import serve as serve
@@ -56,6 +57,7 @@ _FUNCTIONS = {
     "inspect": "nrd_trt.inspection.inspect",
     "load_model": "nrd_trt.model",
     "open_bundle": "nrd_trt.runtime.engine",
+    "package": "nrd_trt.packaging.package",
     "segment_dataset": "nrd_trt.batch.segment_dataset",
     "segment_video": "nrd_trt.video.segment_video",
     "selftest": "nrd_trt.proving.selftest",

@@ -141,8 +141,9 @@ def atomic_folder(path: Path, *, force: bool) -> Iterator[Path]:
     """
     with workspace(path) as temporary:
         yield temporary
-        for file in temporary.iterdir():
-            _sync(file)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
         _swap_in(temporary, path, force)
 
 

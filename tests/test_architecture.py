@@ -86,6 +86,7 @@ CALLS = {
     "inspect": ("absent.onnx",),
     "load_model": ("absent.pth",),
     "open_bundle": ("absent.nrd",),
+    "package": ("absent.nrd", "absent_models", "triton"),
     "segment_dataset": ("absent", "absent_masks", "absent.nrd"),
     "segment_video": ("absent.mp4", "absent_masks.mp4", "absent.nrd"),
     "selftest": ("absent/report",),

@@ -72,6 +72,7 @@ def test_wheel_holds_the_package_and_nothing_else(installed: Path) -> None:
     """And no pixels: CamVid's licence does not let us hand its frames on, and golden data is for the tests."""
     package, kernels = ROOT / "nrd_trt", ROOT / "plugins/nrd_decode"
     ours = _files(package, "**/*.py") | _files(package / "zoo", "*") | _files(package / "serving/page", "*")
+    ours |= _files(package / "packaging/templates", "*")
     calibration = {f"nrd_trt/{name}" for name in _files(ROOT / "calibration", "**/*.py")}
     assert len(calibration) > 5
     # What PyTorch's extension loader needs.

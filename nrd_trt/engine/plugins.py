@@ -163,7 +163,12 @@ def take_plugin(
 
 
 def take_recorded(recorded: PluginRecord, given: Path | None = None, *, bundle: str, rebuild: str) -> PluginLibrary:
-    """Read the first library of `find_plugin`'s that a plan was built with, by its hash; no other one is opened.
+    """Read the library that `find_recorded` finds."""
+    return read_plugin(find_recorded(recorded, given, bundle=bundle, rebuild=rebuild))
+
+
+def find_recorded(recorded: PluginRecord, given: Path | None = None, *, bundle: str, rebuild: str) -> Path:
+    """Return the first library of `find_plugin`'s that a plan was built with, by its hash; none is opened.
 
     Args:
         recorded: The library of the build.
@@ -177,7 +182,7 @@ def take_recorded(recorded: PluginRecord, given: Path | None = None, *, bundle: 
     digests = {path: _digest(path) for path in _existing(given, recorded.tensorrt)}
     for path, digest in digests.items():
         if digest == recorded.sha256:
-            return read_plugin(path)
+            return path
     path, digest = next(iter(digests.items()))
     raise PluginError(
         f"{path}: {bundle} was built with another plugin library: expected SHA-256 {recorded.sha256[:12]}… (version "

@@ -6,7 +6,7 @@ a thread of its own, where runs are begun before the ones ahead of them have end
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from nrd_trt.machine.device import choose_device
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.device_arrays import DeviceMask, DeviceRuns
-from nrd_trt.runtime.graph_io import first_mask, image_feed
+from nrd_trt.runtime.graph_io import batch_feed, first_mask, image_feed, mask_at
 from nrd_trt.runtime.openvino_runner import OpenVinoRunner
 from nrd_trt.runtime.select import DEFAULT, RunOptions, cpu_runner, make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -157,12 +157,23 @@ class Engine:
     def mask(self, image: np.ndarray) -> np.ndarray:
         """Return the mask ``(h, w) uint8`` of an image ``(h, w, 3) uint8 RGB`` that has the engine's size."""
         self.__enter__()
-        mask = first_mask(self.runner.infer(self.feed(image)), self.graph)
-        if mask.shape != image.shape[:2]:
-            raise RunnerError(
-                f"mask: expected the image's size {image.shape[:2]}, got {mask.shape}; export and build the file again."
-            )
-        return mask
+        return _of_size(first_mask(self.runner.infer(self.feed(image)), self.graph), image)
+
+    def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the masks of images as `mask` takes them; those of one size share runs, as far as the engine goes."""
+        self.__enter__()
+        masks: dict[int, np.ndarray] = {}
+        of_size: dict[Size, list[int]] = {}
+        for index, image in enumerate(images):
+            of_size.setdefault(image.shape[:2], []).append(index)
+        batch = self.graph.shape.batch
+        for found in of_size.values():
+            for chunk in (found[first : first + batch.max] for first in range(0, len(found), batch.max)):
+                padded = chunk + chunk[-1:] * (batch.min - len(chunk))
+                outputs = self.runner.infer(batch_feed(np.stack([images[index] for index in padded]), self.graph))
+                for place, index in enumerate(chunk):
+                    masks[index] = _of_size(mask_at(outputs, place, self.graph), images[index])
+        return [masks[index] for index in range(len(images))]
 
     def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Return the runner's feed for an image ``(h, w, 3) uint8 RGB`` that has the engine's size."""
@@ -300,6 +311,15 @@ def open_engine(
     return Engine(
         made, graph, fit="resize" if fit is None else fit, resample="pillow" if resample is None else resample
     )
+
+
+def _of_size(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Return a mask that has its image's size, or raise `RunnerError`."""
+    if mask.shape != image.shape[:2]:
+        raise RunnerError(
+            f"mask: expected the image's size {image.shape[:2]}, got {mask.shape}; export and build the file again."
+        )
+    return mask
 
 
 def _open_onnx(path: Path, run: RunOptions) -> tuple[Runner, GraphFacts]:

@@ -71,9 +71,14 @@ def plan_differences(plan: LoadedEngine, graph: GraphFacts) -> list[str]:
 
 def first_mask(outputs: Mapping[str, np.ndarray], graph: GraphFacts) -> np.ndarray:
     """Return the mask ``(h, w) uint8`` of the first image, drawn from the logits where the graph gives no masks."""
+    return mask_at(outputs, 0, graph)
+
+
+def mask_at(outputs: Mapping[str, np.ndarray], index: int, graph: GraphFacts) -> np.ndarray:
+    """Return the mask of one image of a batch, as `first_mask` does."""
     if "mask" in outputs:
-        return np.asarray(outputs["mask"][0])
-    return mask_of_logits(outputs["logits"][0], graph.upsample)
+        return np.asarray(outputs["mask"][index])
+    return mask_of_logits(outputs["logits"][index], graph.upsample)
 
 
 def mask_of_logits(logits: np.ndarray, scale: int) -> np.ndarray:

@@ -12,10 +12,12 @@ from nrd_trt.cli.main import FLAGS
 from tests.artefacts import bundle, checkpoint, content, listing, onnx_file
 from tests.cli.conftest import Invoke
 
+NAME = "fp32_onnxruntime_mask_resize_pillow"  # of `bundle()`
 WRITERS = {
     "benchmark": ("out.png", "benchmark {bundle} --runs 1 --warmup 0 --plot {out}"),
     "calibrate": ("out.json", "calibrate {onnx} --data synthetic --images 8 -o {out}"),
     "export": ("out.onnx", "export {checkpoint} --size 64x96 -o {out}"),
+    "package": (f"{NAME}_bundle", "package {bundle} --for triton -o {folder}"),
     "predict": ("masks/scene_0000.png", "predict {bundle} {data}/images -o {folder}"),
     "selftest": ("report/selftest.json", "selftest -o {folder}"),
     "train": ("run/log.csv", "train --recipe camvid_mobilenetv2 --data {data} -o {folder}"),

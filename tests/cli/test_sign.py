@@ -21,6 +21,7 @@ OPENERS: dict[str, tuple[object, ...]] = {
     "build": ("{bundle}", "-o", "{folder}/new.nrd", "--builder", "onnxruntime"),
     "evaluate": ("{bundle}", "--data", "{data}"),
     "inspect": ("{bundle}",),
+    "package": ("{bundle}", "--for", "triton", "-o", "{folder}/models"),
     "predict": ("{bundle}", "{data}/images", "-o", "{folder}/masks"),
     "serve": ("{data}/images", "--bundle", "{bundle}", "--port", 0),
     "validate": ("{bundle}",),

@@ -1,0 +1,1 @@
+"""A bundle for other people's servers and pipelines: `package`."""
