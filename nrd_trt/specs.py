@@ -31,7 +31,9 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Fit = Literal["resize", "pad", "letterbox"]
 Resample = Literal["cv2", "pillow"]
 """Whose bilinear arithmetic scales images."""
-InputForm = Literal["uint8", "float"]
+InputForm = Literal["uint8", "float", "rgb_float"]
+"""What a graph reads: ``(N, H, W, 3) uint8`` RGB; ``(N, 3, H, W) float32``, normalised by the caller; or
+``(N, 3, H, W) float32`` RGB in 0-255. Graphs of the first and the last normalise."""
 BuilderName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 DecodeName = Literal["auto", "plugin", "onnx"]
 Flavour = Literal["tensorrt", "tensorrt-rtx"]

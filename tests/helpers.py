@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nrd_trt.data.classes import voc_palette
+from nrd_trt.data.preprocessing import planar
 from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.errors import RunnerError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
@@ -209,6 +210,8 @@ def feed(form: InputForm, batch: int, height: int, width: int, seed: int = 11) -
     """Return the input of a network of this form."""
     if form == "uint8":
         return {"image": byte_images(seed, batch, height, width)}
+    if form == "rgb_float":
+        return {"image": planar(byte_images(seed, batch, height, width))}
     return {"image": np.concatenate([keyed_image(seed + index, height, width) for index in range(batch)])}
 
 

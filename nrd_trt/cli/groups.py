@@ -167,7 +167,9 @@ class FormOptions(Group):
 
     input_form: Annotated[
         InputForm | None,
-        common.input_option("--input", help="uint8: NHWC RGB, normalised in the graph (default); float: NCHW."),
+        common.input_option(
+            "--input", help="uint8: NHWC RGB (default); rgb_float: NCHW in 0-255; float: NCHW normalised."
+        ),
     ] = None
     outputs: Annotated[
         Any,

@@ -27,6 +27,11 @@ _LAYERS_FROM = {
     "build": "of the network as the builder parsed it, before it fused layers",
     "onnx": "nodes of the ONNX file",
 }
+_NORMALISED = {
+    "uint8": "; in the graph, give uint8 RGB",
+    "rgb_float": "; in the graph, give planar float32 RGB in 0-255",
+    "float": "; before the graph",
+}
 Lines = Iterator[tuple[str, str | None]]
 
 
@@ -211,8 +216,7 @@ def _network(metadata: GraphFacts | None, record: BundleRecord | None) -> Lines:
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     yield (
         "preprocessing",
-        f"{info.channel_order.upper()}, mean {mean}, std {std}"
-        + ("; in the graph, give uint8 RGB" if metadata.input_form == "uint8" else "; before the graph"),
+        f"{info.channel_order.upper()}, mean {mean}, std {std}" + _NORMALISED[metadata.input_form],
     )
     if metadata.mask_encoding != "uint8":
         yield "mask", f"{metadata.mask_encoding}: four pixels in one int32, which the runners of nrd_trt unpack"

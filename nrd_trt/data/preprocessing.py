@@ -35,6 +35,11 @@ def normalise(images: np.ndarray, info: ModelInfo) -> np.ndarray:
     return np.ascontiguousarray((planes - mean) / std)
 
 
+def planar(images: np.ndarray) -> np.ndarray:
+    """Turn images ``(B, H, W, 3) uint8`` RGB into ``(B, 3, H, W) float32`` RGB in 0-255, contiguous."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
     """How images of one size go into the engine, and how masks go back.

@@ -105,7 +105,8 @@ def export(
         size: ``(h, w)``, multiples of 32; None takes the checkpoint's.
         dynamic: The smallest, the usual and the largest size, in place of `size`.
         batch: Images per call, or their smallest, usual and largest number.
-        input_form: ``"uint8"``: NHWC RGB with the normalisation in the graph; ``"float"``: NCHW normalised float32.
+        input_form: ``"uint8"``: NHWC RGB with the normalisation in the graph; ``"float"``: NCHW normalised float32;
+            ``"rgb_float"``: NCHW RGB float32 in 0-255, with the normalisation in the graph.
         outputs: Which of ``"mask"`` and ``"logits"`` the file gives.
         mask_encoding: ``"u8x4"`` packs four pixels in one int32, for the runners of this toolkit only.
         inline: Write the decode as plain nodes of few kinds, for OpenVINO itself and compilers of other vendors

@@ -39,7 +39,8 @@ class ExportOptions:
 
     Attributes:
         shape: Batch and size, each fixed or a range.
-        input_form: ``"uint8"``: NHWC RGB with the normalisation in the graph; ``"float"``: NCHW normalised float32.
+        input_form: ``"uint8"``: NHWC RGB with the normalisation in the graph; ``"float"``: NCHW normalised float32;
+            ``"rgb_float"``: NCHW RGB float32 in 0-255, with the normalisation in the graph.
         mask_encoding: ``"uint8"``, or ``"u8x4"``, which only the runners of this toolkit unpack.
     """
 
@@ -254,7 +255,7 @@ def _assemble(
 
 
 def _preprocessing(info: ModelInfo, form: InputForm) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """uint8 NHWC RGB -> float32 NCHW normalised, by the same arithmetic as `nrd_trt.data.preprocessing`."""
+    """RGB in 0-255 -> float32 NCHW normalised, by the same arithmetic as `nrd_trt.data.preprocessing`."""
     if form == "float":
         return [], []
     shape = (1, 3, 1, 1)
@@ -262,11 +263,11 @@ def _preprocessing(info: ModelInfo, form: InputForm) -> tuple[list[onnx.NodeProt
         numpy_helper.from_array(np.asarray(info.mean, np.float32).reshape(shape), "preprocessing.mean"),
         numpy_helper.from_array(np.asarray(info.std, np.float32).reshape(shape), "preprocessing.std"),
     ]
-    nodes = [
-        _step("Cast", ["image"], "float", to=TensorProto.FLOAT),
-        _step("Transpose", ["preprocessing/float"], "planes", perm=[0, 3, 1, 2]),
-    ]
-    planes = "preprocessing/planes"
+    nodes, planes = [], "image"
+    if form == "uint8":
+        nodes.append(_step("Cast", ["image"], "float", to=TensorProto.FLOAT))
+        nodes.append(_step("Transpose", ["preprocessing/float"], "planes", perm=[0, 3, 1, 2]))
+        planes = "preprocessing/planes"
     if info.channel_order == "bgr":
         constants.append(numpy_helper.from_array(np.array([2, 1, 0]), "preprocessing.order"))
         nodes.append(_step("Gather", [planes, "preprocessing.order"], "bgr", axis=1))

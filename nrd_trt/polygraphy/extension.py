@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from polygraphy.tools.args import ModelArgs
 from polygraphy.tools.args import util as args_util
@@ -15,6 +15,7 @@ from polygraphy.tools.args.base import BaseArgs, BaseRunnerArgs
 from polygraphy.tools.script import Script, make_invocable
 
 import nrd_trt.polygraphy.results  # noqa: F401  `polygraphy check accuracy` reads what `run` saves
+from nrd_trt.specs import InputForm
 
 _OPTION = "nrd-torch"
 
@@ -60,8 +61,9 @@ class NrdTorchRunnerArgs(BaseRunnerArgs):
         )
         self.group.add_argument(
             "--nrd-torch-input",
-            choices=("uint8", "float"),
-            help="Input form: uint8 NHWC RGB or float NCHW normalised. Defaults to the model's.",
+            choices=get_args(InputForm),
+            help="Input form: uint8 NHWC RGB, rgb_float NCHW RGB in 0-255, or float NCHW normalised. Defaults to the "
+            "model's.",
         )
         self.group.add_argument(
             "--nrd-torch-output",

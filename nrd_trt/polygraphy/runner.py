@@ -29,7 +29,7 @@ class NrdTorchRunner(BaseRunner):
     Args:
         checkpoint: ``.pth`` or ``.safetensors``.
         model: The ONNX file, or the file in a bundle, whose inputs and outputs it takes; None needs both of the next.
-        input_form: ``"uint8"`` NHWC RGB or ``"float"`` NCHW normalised; None is the model's.
+        input_form: See `nrd_trt.specs.InputForm`; None is the model's.
         output: ``"mask"``, ``"logits"`` or ``"both"``; None is the model's.
         options: Fields of `nrd_trt.specs.CheckpointOptions`: what the checkpoint does not tell itself.
         name: Name of the runner; None takes one that is not used yet.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nrd_trt.data.preprocessing import normalise
+from nrd_trt.data.preprocessing import normalise, planar
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.runtime.base import DeviceTensor
 from nrd_trt.specs import TensorSpec, format_shape, spec_differences
@@ -24,7 +24,9 @@ def image_feed(image: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
 
 def batch_feed(images: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
     """Return the feed of a graph for images ``(B, h, w, 3) uint8 RGB`` of a size that it accepts, in its input form."""
-    return {"image": images if graph.input_form == "uint8" else normalise(images, graph.info)}
+    if graph.input_form == "uint8":
+        return {"image": images}
+    return {"image": planar(images) if graph.input_form == "rgb_float" else normalise(images, graph.info)}
 
 
 def device_feed(image: DeviceTensor, graph: GraphFacts) -> dict[str, DeviceTensor] | None:
@@ -47,7 +49,7 @@ def graph_specs(graph: GraphFacts) -> tuple[dict[str, TensorSpec], dict[str, Ten
     image, mask, logits = (
         TensorSpec(name=name, dtype=np.dtype(dtype), shape=shape)
         for name, dtype, shape in (
-            ("image", graph.input_form.replace("float", "float32"), images),
+            ("image", "uint8" if graph.input_form == "uint8" else "float32", images),
             ("mask", "int32" if packed else "uint8", (batch, height, columns)),
             ("logits", "float32", (batch, len(graph.info.class_names), *small)),
         )

@@ -28,7 +28,7 @@ class TorchRunner(BaseRunner):
 
     Args:
         model: In evaluation mode; not copied.
-        input_form: As in the exported file: ``"uint8"`` NHWC RGB or ``"float"`` NCHW normalised.
+        input_form: As in the exported file, see `nrd_trt.specs.InputForm`.
         logits: Also output ``logits (B, K, H/s, W/s) float32``.
         margin: Also output ``margin (B, H, W) float32``, the gap between the two best enlarged logits.
         threads: CPU threads of the whole process while entered; None leaves them as they are.
@@ -79,7 +79,9 @@ class TorchRunner(BaseRunner):
         image = feed["image"]
         if not image.size:
             raise ShapeError(f"torch: expected at least one image, got {image.shape}.")
-        if self._form == "uint8":
+        if self._form == "rgb_float":
+            image = image.transpose(0, 2, 3, 1)
+        if self._form != "float":
             check_size((image.shape[1], image.shape[2]), what="image ")
             image = normalise(image, self._model.info)
         with torch.inference_mode():

@@ -22,6 +22,7 @@ from nrd_trt.graph.tensors import element_types, needed_nodes, replace_nodes
 from nrd_trt.optional import require
 from nrd_trt.program import Operation, shown
 from nrd_trt.runtime.base import unpacked
+from nrd_trt.runtime.graph_io import batch_feed
 from nrd_trt.validation.hints import describe_pixels
 
 if TYPE_CHECKING:
@@ -42,13 +43,12 @@ def preprocessing_differences(
     rng, (height, width) = np.random.default_rng(_SEED), graph.shape.opt_hw
     images = rng.integers(0, 256, (graph.shape.batch.opt, height, width, 3), np.uint8)
     want = normalise(images, model.info)
-    feed = images if graph.input_form == "uint8" else want
     if network.pixels == "image":
         return [] if graph.input_form == "float" else ["preprocessing: the network reads the image without it"]
     try:
         part = _before(file, network.pixels)
         kind = element_types(part)[network.pixels]
-        (got,) = _run(part, {"image": feed}).values()
+        (got,) = _run(part, batch_feed(images, graph)).values()
     except Exception as exc:  # onnxruntime's and onnx's errors have no common base
         return [f"preprocessing: cannot be run alone ({_first_line(exc)})"]
     want = want.astype(helper.tensor_dtype_to_np_dtype(kind)).astype(np.float32)

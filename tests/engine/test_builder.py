@@ -36,19 +36,19 @@ FACTORS: tuple[tuple[str, ...], ...] = (
     ("resnetv1c18", "mobilenetv2"),
     ("fp32", "fp16", "bf16"),
     ("mask", "logits", "both"),
-    ("uint8", "float"),
+    ("uint8", "float", "rgb_float"),
     ("static", "dynamic"),
 )
 PAIRWISE = [  # with as few exports as possible, those of the quickest network apart, which others need too
-    ("resnetv1c18", "fp32", "mask", "float", "static"),
-    ("resnetv1c18", "fp16", "both", "float", "static"),
-    ("resnetv1c18", "bf16", "logits", "uint8", "dynamic"),
-    ("mobilenetv2", "fp32", "logits", "uint8", "static"),
+    ("resnetv1c18", "fp32", "logits", "rgb_float", "static"),
+    ("resnetv1c18", "fp16", "mask", "float", "static"),
+    ("resnetv1c18", "fp16", "logits", "uint8", "dynamic"),
+    ("resnetv1c18", "bf16", "both", "uint8", "static"),
+    ("mobilenetv2", "fp32", "mask", "uint8", "static"),
     ("mobilenetv2", "fp32", "both", "float", "dynamic"),
-    ("mobilenetv2", "fp16", "mask", "uint8", "static"),
-    ("mobilenetv2", "fp16", "logits", "float", "dynamic"),
-    ("mobilenetv2", "bf16", "mask", "float", "dynamic"),
-    ("mobilenetv2", "bf16", "both", "uint8", "static"),
+    ("mobilenetv2", "fp16", "both", "rgb_float", "static"),
+    ("mobilenetv2", "bf16", "logits", "float", "dynamic"),
+    ("mobilenetv2", "bf16", "mask", "rgb_float", "dynamic"),
 ]
 TYPE = {"fp32": "float", "fp16": "half", "bf16": "bf16"}
 

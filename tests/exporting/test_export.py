@@ -65,7 +65,7 @@ def test_what_tensorrt_would_misread_is_an_error_that_names_the_node(
         ({"size": (100, 130)}, ShapeError, "size=100x130: .*96x128"),
         ({"size": SIZE_HW, "dynamic": (SIZE_HW,) * 3}, ConfigError, "size= and dynamic= exclude each other"),
         ({"batch": 0}, ConfigError, "1 <= MIN"),
-        ({"input_form": "yuv"}, ConfigError, "input_form='yuv': expected one of 'uint8', 'float'"),
+        ({"input_form": "yuv"}, ConfigError, "input_form='yuv': expected one of 'uint8', 'float', 'rgb_float'"),
         ({"mask_encoding": "u4"}, ConfigError, "mask_encoding='u4': expected one of 'uint8', 'u8x4'"),
         ({"outputs": ("mask", "mask")}, ConfigError, "expected different names"),
         ({"outputs": ()}, ConfigError, "expected different names"),

@@ -98,7 +98,7 @@ def test_baseline_masks_enlarge_like_torch_and_take_the_lowest_index_of_a_tie() 
 
 @pytest.mark.parametrize(
     ("form", "size"),
-    [("uint8", (1, 64, 64)), ("float", (2, 128, 256)), ("uint8", (3, 96, 320)), ("float", (1, 256, 64))],
+    [("uint8", (1, 64, 64)), ("float", (2, 128, 256)), ("rgb_float", (3, 96, 320)), ("float", (1, 256, 64))],
 )
 def test_dynamic_sizes_and_batches(form: InputForm, size: tuple[int, int, int]) -> None:
     check_parity(cached_small_model(), small_export(form, "dynamic"), feed(form, *size))

@@ -46,7 +46,7 @@ def runner(kind: str) -> Runner:
     return RUNNERS[kind]("uint8")
 
 
-@pytest.mark.parametrize("form", ["uint8", "float"])
+@pytest.mark.parametrize("form", ["uint8", "rgb_float", "float"])
 def test_specs_describe_what_is_taken_and_given(kind: str, form: InputForm) -> None:
     with RUNNERS[kind](form) as runner:
         image = feed(form, *SIZE)
@@ -60,6 +60,14 @@ def test_specs_describe_what_is_taken_and_given(kind: str, form: InputForm) -> N
         assert outputs["mask"].shape == SIZE
         assert outputs["logits"].shape == (2, 11, 16, 24)
         assert len(np.unique(outputs["mask"])) > 1
+
+
+def test_bytes_and_floats_of_one_image_give_one_mask(kind: str) -> None:
+    masks = []
+    for form in ("uint8", "rgb_float"):
+        with RUNNERS[kind](form) as runner:  # type: ignore[arg-type]
+            masks.append(runner.infer(feed(form, *SIZE))["mask"])  # type: ignore[arg-type]
+    assert np.array_equal(*masks)
 
 
 def test_life_cycle(runner: Runner) -> None:
@@ -125,7 +133,7 @@ def test_feeds_are_checked_before_any_run(
     assert not ran
 
 
-@pytest.mark.parametrize("form", ["uint8", "float"])
+@pytest.mark.parametrize("form", ["uint8", "rgb_float", "float"])
 def test_sizes_off_the_grid_are_an_error(kind: str, form: InputForm) -> None:
     """PyTorch's check names the nearest size; a backend may fail in its own words, but must not give a result."""
     with RUNNERS[kind](form) as runner, pytest.raises((ShapeError, RunnerError)):

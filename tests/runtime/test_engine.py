@@ -85,7 +85,7 @@ def test_result_belongs_to_the_caller() -> None:
         np.testing.assert_array_equal(predictor.predict(picture(64, 96)), kept)
 
 
-@pytest.mark.parametrize("form", ["uint8", "float"])
+@pytest.mark.parametrize("form", ["uint8", "float", "rgb_float"])
 def test_dynamic_file_of_larger_batches(form: InputForm) -> None:
     """Sizes within the range are run as they are, and one image fills a batch of two."""
     model = select_outputs(small_export(form, "dynamic"), "mask")

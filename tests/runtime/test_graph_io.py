@@ -72,6 +72,9 @@ def test_feed_is_the_image_in_the_graphs_form_as_often_as_its_smallest_batch_ask
     assert (normal.dtype, normal.shape) == (np.float32, (2, 3, 32, 64))
     np.testing.assert_array_equal(normal, normalise(np.stack([image()] * 2), INFO))
     assert normal[1, 1, 5, 7] == pytest.approx((float(image()[5, 7, 1]) - 20) / 4)
+    plain = image_feed(image(), facts("rgb_float", batch=2))["image"]
+    assert (plain.dtype, plain.shape, plain.flags.c_contiguous) == (np.float32, (2, 3, 32, 64), True)
+    np.testing.assert_array_equal(plain[1].transpose(1, 2, 0), image())
 
 
 @pytest.mark.parametrize("upsample", [1, 4])
@@ -121,6 +124,7 @@ def plan_of(graph: GraphFacts, **changes: TensorSpec | None) -> LoadedEngine:
         ("uint8", "u8x4", "static"),
         ("float", "uint8", "static"),
         ("float", "uint8", "dynamic"),
+        ("rgb_float", "uint8", "static"),
     ],
 )
 @pytest.mark.parametrize("output", ["mask", "logits", "both"])
@@ -131,7 +135,7 @@ def test_tensors_of_a_graph_are_those_of_its_file(output: str, form: InputForm, 
 
 
 def test_a_plan_of_its_graph_has_no_differences() -> None:
-    for form in ("uint8", "float"):
+    for form in ("uint8", "float", "rgb_float"):
         graph = facts(form)  # type: ignore[arg-type]
         assert plan_differences(plan_of(graph), graph) == []
 

@@ -26,7 +26,9 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.figures import StructureRecord
 from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts, write_choices, write_facts
+from nrd_trt.graph.network import file_network
 from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import choose_layers, plan_quantization
 from nrd_trt.model import load_model
 from nrd_trt.model.checkpoint import save_checkpoint
@@ -41,6 +43,7 @@ from nrd_trt.validation.structure import (
     prove_structure,
     whole_differences,
 )
+from nrd_trt.validation.structure_ends import preprocessing_differences
 from nrd_trt.validation.validate import validate
 from tests.artefacts import (
     SIZE_HW,
@@ -692,6 +695,30 @@ def test_scales_are_measured_anew_where_the_record_has_the_same_fault() -> None:
     assert "times the squared error" in line
 
 
+def leave_preprocessing_out(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.input[:] = ["image" if name == "pixels" else name for name in node.input]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda model: None, ""),
+        (other_mean, "preprocessing: "),
+        (swap_rgb, "preprocessing: red and blue are swapped"),
+        (leave_preprocessing_out, "preprocessing: another mean or standard deviation"),
+    ],
+    ids=["sound", "mean", "BGR", "none"],
+)
+def test_preprocessing_of_planar_bytes_is_run(change: Change, told: str) -> None:
+    form = ExportOptions(shape=InputShape.static(SIZE_HW), input_form="rgb_float")
+    change(file := to_precision(export_onnx(trained_model(), form), "fp16"))
+    network = file_network(file)
+    assert network is not None
+    lines = preprocessing_differences(file, network, trained_model(), read_facts(file))
+    assert [line[: len(told)] for line in lines] == ([told] if told else [])
+
+
 RANGED: dict[str, Any] = {"dynamic": ((64, 64), SIZE_HW, (96, 128))}
 SCENES: dict[str, Any] = {"precision": "int8", "calibration": "synthetic", "images": 3}
 FORMS: dict[str, dict[str, Any]] = {
@@ -699,6 +726,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "float, both outputs": {"precision": "bf16", "input_form": "float", "outputs": ("mask", "logits")},
     "packed masks": {"precision": "fp16", "mask_encoding": "u8x4", "batch": 2},
     "float": {"precision": "fp16", "input_form": "float"},
+    "planar bytes": {"precision": "bf16", "input_form": "rgb_float", "outputs": ("logits", "mask")},
+    "planar bytes, int8, BGR": {**SCENES, "input_form": "rgb_float", "bgr": True, "class_names": tuple("abcdefghijk")},
     "some layers in int8": {**SCENES, "outputs": ("logits",), "include": [r"backbone.layer[3-5]"], "exclude": ["r4.1"]},
     "int8, dynamic, BGR": {**SCENES, **RANGED, "recipe": "mse", "bgr": True, "class_names": tuple("abcdefghijk")},
 }
