@@ -135,12 +135,15 @@ def build(source: Path, output: Path, **changes: Any) -> dict[str, Any]:
     return nrd_trt.build(source, output, **{**defaults, **changes}).record.to_dict()
 
 
+_scene = cache(street_scene)
+
+
 def scenes(folder: Path, count: int, *, labels: bool = False, size_hw: tuple[int, int] = (50, 70)) -> Path:
     """Write drawn scenes into `folder`, below ``images/`` and ``labels/``."""
     for name in ("images", "labels") if labels else ("images",):
         (folder / name).mkdir(parents=True)
     for index in range(count):
-        scene = street_scene(index, size_hw)
+        scene = _scene(index, size_hw)
         write_rgb(folder / "images" / f"{index:02}.png", scene.image)
         if labels:
             Image.fromarray(scene.label).save(folder / "labels" / f"{index:02}.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from nrd_trt.data.images import read_image
 from nrd_trt.data.preprocessing import fit_image
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import ConfigError
-from nrd_trt.specs import Fit, InputShape, ModelInfo, Resample
+from nrd_trt.specs import Fit, InputShape, ModelInfo, Resample, Size
 
 SYNTHETIC_COUNT = 4
 MEASURED_COUNT = 2
@@ -80,7 +81,7 @@ class SampleSource:
     def __iter__(self) -> Iterator[Sample]:
         if self.data is None:
             for seed in range(_FIRST_SEED, _FIRST_SEED + SYNTHETIC_COUNT):
-                yield self._sample(street_scene(seed, self.shape.opt_hw).image, None, f"scene {seed}")
+                yield self._sample(_scene(seed, self.shape.opt_hw).copy(), None, f"scene {seed}")
         for image, label in self._paths():
             yield self._sample(read_image(image), label, image.name)
 
@@ -104,3 +105,9 @@ class SampleSource:
                 label, num_classes=len(self.info.class_names), ignore_index=ignore, image_hw=fitted.original_hw
             )
         return Sample(image=fitted.image, restore=fitted.restore, label=values, name=name)
+
+
+@lru_cache(maxsize=SYNTHETIC_COUNT)
+def _scene(seed: int, size_hw: Size) -> np.ndarray:
+    """Draw a scene once: a build looks at each of them several times."""
+    return street_scene(seed, size_hw).image
