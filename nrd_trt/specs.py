@@ -48,7 +48,9 @@ Target = Literal["gpu", "cpu"]
 fast with uint8 activations and fp32 beside them."""
 Estimator = Literal["minmax", "percentile", "entropy", "mse"]
 """How calibration turns activations into ranges; recipes have the names of their estimators."""
-OutputName = Literal["mask", "logits"]
+OutputName = Literal["mask", "logits", "confidence"]
+GraphOutput = Literal["mask", "logits", "both", "mask,confidence", "mask,logits,confidence"]
+"""The outputs of a graph as its file says them; ``"both"`` are mask and logits."""
 View = Literal["overlay", "mask", "side"]
 PaletteName = Literal["model", "camvid", "cityscapes", "ade20k", "generated"]
 

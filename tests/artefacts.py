@@ -92,9 +92,19 @@ def both_outputs() -> onnx.ModelProto:
     return onnx_export.export_onnx(trained_model(), options, checkpoint_sha256=sha256_file(checkpoint()))
 
 
+@cache
+def all_outputs() -> onnx.ModelProto:
+    """The same with the confidence as a third output."""
+    options = onnx_export.ExportOptions(shape=InputShape.static(SIZE_HW), confidence=True)
+    return onnx_export.export_onnx(trained_model(), options, checkpoint_sha256=sha256_file(checkpoint()))
+
+
 def onnx_file(output: str = "mask") -> Path:
     """The fp32 file as `nrd-trt export` writes it."""
-    return made_once(f"fp32_{output}.onnx", lambda path: _write(select_outputs(both_outputs(), output), path))
+    return made_once(
+        f"fp32_{output}.onnx",
+        lambda path: _write(select_outputs(all_outputs() if "confidence" in output else both_outputs(), output), path),
+    )
 
 
 def write_model(model: onnx.ModelProto, name: str) -> Path:

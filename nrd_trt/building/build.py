@@ -150,7 +150,7 @@ def build(
         dynamic: The smallest, the usual and the largest size, in place of `size`.
         batch: Images per call, or their smallest, usual and largest number; None is 1.
         input_form: ``"uint8"``, the default, ``"float"`` or ``"rgb_float"``; see `nrd_trt.export`.
-        outputs: Which of ``"mask"`` and ``"logits"`` the graph gives; None is the mask.
+        outputs: Which of ``"mask"``, ``"logits"`` and ``"confidence"`` the graph gives; None is the mask.
         mask_encoding: ``"u8x4"`` packs four pixels in one int32, for the runners of this toolkit only; None is
             ``"uint8"``.
         calibration: Folder of images, a video, ``"synthetic"``, or for int8 a file of ranges of `nrd_trt.calibrate`.

@@ -85,6 +85,8 @@ def choose_form(request: BuildRequest, found: PluginLibrary | str, model: onnx.M
         why = f"the head {facts.head} has no per-patch decode"
     elif not decode_nodes(model):
         why = "the file has no decode node"
+    elif "confidence" in facts.outputs:
+        why = "the kernels give no confidence"
     elif others := unsupported(model, SUPPORTED):
         why = f"the kernels are not written for {', '.join(others)}"
     if why and asked:

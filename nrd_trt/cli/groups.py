@@ -174,7 +174,9 @@ class FormOptions(Group):
     outputs: Annotated[
         Any,
         common.output_option(
-            metavar="mask,logits", parser=parse.parse_names, help="What the graph gives, one or both (default mask)."
+            metavar="mask,logits,confidence",
+            parser=parse.parse_names,
+            help="What the graph gives, confidence beside the mask only (default mask).",
         ),
     ] = None
     output_until_0_1: Annotated[

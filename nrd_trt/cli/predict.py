@@ -16,12 +16,20 @@ if TYPE_CHECKING:
     from nrd_trt.runtime.engine import Engine
 
 
+_KINDS = ("", "_overlay", "_confidence", "_confidence_overlay")
+"""What the names of the files that are made of an image end with."""
+
+
 def predict_command(
     *,
     bundle: Annotated[Path, typer.Argument(metavar="NAME.nrd", help="The bundle.")],
     source: Annotated[Path, typer.Argument(metavar="IMAGE|DIR", help="An image or a folder of images.")],
     output_path: Annotated[Path, typer.Option("-o", metavar="DIR", help="Where to write the masks.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write the image with the mask over it.")] = False,
+    confidence: Annotated[
+        bool,
+        typer.Option("--confidence", help="Also write how sure the network is, in grey; with --overlay both ways."),
+    ] = False,
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the mask in the overlay.")] = 0.6,
     run: groups.BundleOptions,
     force: common.Force = False,
@@ -30,16 +38,19 @@ def predict_command(
     """Write a palette PNG mask of every image, at the image's size."""
     from nrd_trt.data.folders import list_images
     from nrd_trt.runtime.engine import open_bundle
+    from nrd_trt.runtime.graph_io import check_confidence
 
     images = list_images(source) if source.is_dir() else [source]
-    suffixes = ("", "_overlay")[: 1 + overlay]
-    targets = [[output_path / f"{image.stem}{suffix}.png" for suffix in suffixes] for image in images]
-    _check_targets(images, [path for paths in targets for path in paths], force=force)
+    kinds = [kind for kind in _KINDS if (overlay or "overlay" not in kind) and (confidence or "confidence" not in kind)]
+    targets = [{kind: output_path / f"{image.stem}{kind}.png" for kind in kinds} for image in images]
+    _check_targets(images, targets, force=force)
     with open_bundle(bundle, **run.given()) as engine:
-        files, latencies = [], []
+        if confidence:
+            check_confidence(engine.graph, "confidence=True")
+        files, latencies = list[Path](), list[float]()
         for image, target in zip(images, targets, strict=True):
             latencies.append(_predict_one(engine, image, target, opacity))
-            files += target
+            files += target.values()
         name, arithmetic, plan_ran = engine.runner_name, engine.arithmetic, engine.plan_ran
     latency = statistics.median(latencies)
     if out.as_json:
@@ -59,34 +70,39 @@ def predict_command(
         )
 
 
-def _predict_one(engine: Engine, image: Path, targets: list[Path], opacity: float) -> float:
+def _predict_one(engine: Engine, image: Path, targets: dict[str, Path], opacity: float) -> float:
     """Segment one file and write its targets; return the latency in milliseconds, files excluded."""
     from nrd_trt.data.images import read_image
-    from nrd_trt.data.overlay import blend, write_mask, write_rgb
+    from nrd_trt.data.overlay import CONFIDENCE_PALETTE, blend, write_mask, write_rgb
 
     rgb = read_image(image)
     start = time.perf_counter()
-    mask = engine.predict(rgb)
+    drawn = engine.segment(rgb)
     latency_ms = (time.perf_counter() - start) * 1000
-    targets[0].parent.mkdir(parents=True, exist_ok=True)
-    write_mask(targets[0], mask, engine.info.palette)
-    for overlay in targets[1:]:
-        write_rgb(overlay, blend(rgb, mask, engine.info.palette, opacity))
+    targets[""].parent.mkdir(parents=True, exist_ok=True)
+    write_mask(targets[""], drawn.mask, engine.info.palette)
+    if (path := targets.get("_overlay")) is not None:
+        write_rgb(path, blend(rgb, drawn.mask, engine.info.palette, opacity))
+    if drawn.confidence is not None and (path := targets.get("_confidence")) is not None:
+        write_rgb(path, drawn.confidence)
+    if drawn.confidence is not None and (path := targets.get("_confidence_overlay")) is not None:
+        write_rgb(path, blend(rgb, drawn.confidence, CONFIDENCE_PALETTE, opacity))
     return latency_ms
 
 
-def _check_targets(images: list[Path], targets: list[Path], *, force: bool) -> None:
+def _check_targets(images: list[Path], targets: list[dict[str, Path]], *, force: bool) -> None:
     from nrd_trt.errors import ConfigError
     from nrd_trt.files import INDEX_PNG, PNG, check_file, check_folder
 
-    for folder in {path.parent for path in targets}:
+    written = [(kind, path) for paths in targets for kind, path in paths.items()]
+    for folder in {path.parent for _, path in written}:
         check_folder(folder)
-    repeated = sorted(path.name for path, count in Counter(targets).items() if count > 1)
+    repeated = sorted(path.name for path, count in Counter(path for _, path in written).items() if count > 1)
     if repeated:
         raise ConfigError(f"several images would write {repeated[0]}; give them different names.")
     sources = {image.resolve() for image in images}
-    if taken := [path for path in targets if path.resolve() in sources]:
+    if taken := [path for _, path in written if path.resolve() in sources]:
         raise ConfigError(f"{taken[0]}: would replace an image that is read; choose another folder.")
-    for path in targets:
+    for kind, path in written:
         if path.exists() or path.is_symlink():
-            check_file(path, force=force, marks=[PNG] if path.stem.endswith("_overlay") else INDEX_PNG)
+            check_file(path, force=force, marks=[PNG] if kind else INDEX_PNG)

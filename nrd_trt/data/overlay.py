@@ -12,6 +12,15 @@ from nrd_trt.files import atomic_file
 
 Palette = Sequence[tuple[int, int, int]]
 _ROWS = 1024
+_UNSURE_TO_SURE = ((252, 255, 164), (249, 142, 9), (188, 55, 84), (87, 16, 110), (0, 0, 4))
+CONFIDENCE_PALETTE: Palette = tuple(
+    (int(red), int(green), int(blue))
+    for red, green, blue in zip(
+        *(np.interp(np.arange(256), np.linspace(0, 255, 5), channel) for channel in zip(*_UNSURE_TO_SURE, strict=True)),
+        strict=True,
+    )
+)
+"""Colours of the confidences 0-255: bright where the network is unsure."""
 
 
 def colour(mask: np.ndarray, palette: Palette) -> np.ndarray:
@@ -57,7 +66,7 @@ def write_mask(path: Path, mask: np.ndarray, palette: Palette) -> None:
 
 
 def write_rgb(path: Path, rgb: np.ndarray) -> None:
-    """Write an image ``(H, W, 3) uint8 RGB`` as PNG, atomically."""
+    """Write an image ``(H, W, 3) uint8 RGB``, or ``(H, W) uint8`` grey, as PNG, atomically."""
     _write(path, Image.fromarray(rgb))
 
 

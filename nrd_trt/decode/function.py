@@ -21,7 +21,11 @@ DOMAIN = "nrd"
 DOMAIN_VERSION = 1
 LOGITS_OP = "NrdPatchDecode"
 MASK_OP = "NrdPatchDecodeMask"
+CONFIDENCE_OP = "NrdPatchDecodeConfidence"
+"""The mask and its confidence; there is no plugin of that name."""
 OPSET = 19
+CONFIDENCE = "confidence/"
+"""Begins the names of the nodes of `confidence_nodes`, which compute in fp32."""
 
 MaskType = Literal["int32", "half", "u8x4"]
 
@@ -89,6 +93,28 @@ _MASK_BODY = """
   index = ArgMax <axis = 1, keepdims = 0> (enlarged)
 """
 
+# The softmax of the class drawn: its own exponential is 1. What reads all classes comes before the mask's ending, see
+# `nrd_trt.graph.cpu`.
+_TOTAL_BODY = """
+  class_axis = Constant <value = int64[1] {1}> ()
+  best_logit = ReduceMax <keepdims = 1> (enlarged, class_axis)
+  below_best = Sub (enlarged, best_logit)
+  exponentials = Exp (below_best)
+  total = ReduceSum <keepdims = 0> (exponentials, class_axis)
+"""
+
+# A total below 1 is not a number, and has confidence 0.
+_LEVELS_BODY = """
+  one = Constant <value_float = 1.0> ()
+  zero_level = Constant <value_float = 0.0> ()
+  full_level = Constant <value_float = 255.0> ()
+  is_number = GreaterOrEqual (total, one)
+  quotient = Div (full_level, total)
+  level = Where (is_number, quotient, zero_level)
+  whole_level = Round (level)
+  decode_levels = Cast <to = 10> (whole_level)
+"""
+
 _CAST_BODY = """
   decode_classes = Cast <to = {element}> (index)
 """
@@ -138,16 +164,41 @@ def logits_function(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray) 
 
 
 def mask_function(
-    spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, mask_type: MaskType = "half"
+    spec: DecodeSpec,
+    x_table: np.ndarray,
+    y_table: np.ndarray,
+    mask_type: MaskType = "half",
+    *,
+    confidence: bool = False,
 ) -> onnx.FunctionProto:
     """Return ``nrd.NrdPatchDecodeMask(theta, guidance) -> classes (B, s·f·h, s·f·w)`` of type `mask_type`.
 
     ``"u8x4"`` gives int32 ``(B, s·f·h, s·f·w / 4)``: four indices of a row in the bytes of each, the first lowest.
+
+    With `confidence` it is ``nrd.NrdPatchDecodeConfidence(theta, guidance) -> classes, levels``; levels are whole
+    numbers ``(B, s·f·h, s·f·w) float16`` in 0-255: 255 times the softmax of the class drawn.
     """
     constants = _constants(spec, x_table, y_table)
     ending, element = _MASK_ENDING[mask_type]
-    body = (_DECODE_BODY + _MASK_BODY + ending).format(**constants, s=spec.upsample, element=element)
-    return _parse(MASK_OP, f"{_SIGNATURE}, upsample, mask_type", "decode_classes", body)
+    mask, cast = (
+        text.format(**constants, s=spec.upsample, element=element) for text in (_DECODE_BODY + _MASK_BODY, ending)
+    )
+    signature = f"{_SIGNATURE}, upsample, mask_type"
+    if not confidence:
+        return _parse(MASK_OP, signature, "decode_classes", mask + cast)
+    return _parse(CONFIDENCE_OP, signature, "decode_classes, decode_levels", mask + _TOTAL_BODY + cast + _LEVELS_BODY)
+
+
+def confidence_nodes(enlarged: str, levels: str) -> list[onnx.NodeProto]:
+    """Return nodes of a graph, all named ``confidence/…``, from enlarged logits to levels as of `mask_function`."""
+    text = _TOTAL_BODY + _LEVELS_BODY
+    nodes = [parser.parse_node(line) for line in text.splitlines() if line]
+    given = {"enlarged": enlarged, "decode_levels": levels}
+    for node in nodes:
+        node.name = f"{CONFIDENCE}{node.output[0]}"
+        for names in (node.input, node.output):
+            names[:] = [given.get(name, f"{CONFIDENCE}{name}") for name in names]
+    return nodes
 
 
 def logits_node(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, output: str) -> onnx.NodeProto:
@@ -156,21 +207,21 @@ def logits_node(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, outp
 
 
 def mask_node(
-    spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, output: str, mask_type: MaskType = "half"
+    spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, *outputs: str, mask_type: MaskType = "half"
 ) -> onnx.NodeProto:
-    """Return the call of `mask_function` on ``theta`` and ``guidance``."""
-    node = _node(MASK_OP, spec, x_table, y_table, output)
+    """Return the call of `mask_function` on ``theta`` and ``guidance``; with two outputs that with confidence."""
+    node = _node(MASK_OP if len(outputs) == 1 else CONFIDENCE_OP, spec, x_table, y_table, *outputs)
     node.attribute.extend(
         [helper.make_attribute("upsample", spec.upsample), helper.make_attribute("mask_type", mask_type)]
     )
     return node
 
 
-def _node(op: str, spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, output: str) -> onnx.NodeProto:
+def _node(op: str, spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, *outputs: str) -> onnx.NodeProto:
     return helper.make_node(
         op,
         ["theta", "guidance"],
-        [output],
+        outputs,
         name=f"decode_head/{op}",
         domain=DOMAIN,
         num_classes=spec.num_classes,
@@ -204,9 +255,9 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(repr(value) for value in values)
 
 
-def _parse(op: str, signature: str, output: str, body: str) -> onnx.FunctionProto:
+def _parse(op: str, signature: str, outputs: str, body: str) -> onnx.FunctionProto:
     """Parse ONNX text; repr of a float32's float64 value reads back to the same float32."""
     return parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>\n'
-        f"{op} <{signature}> (decode_theta, decode_guidance) => ({output}) {{{body}}}"
+        f"{op} <{signature}> (decode_theta, decode_guidance) => ({outputs}) {{{body}}}"
     )

@@ -53,6 +53,12 @@ def upsample(logits: Tensor, scale: int) -> Tensor:
     return functional.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
+def confidence_of(enlarged: Tensor) -> Tensor:
+    """Return 255 times the softmax of the best class of logits ``(B, K, H, W)``, ``(B, H, W) uint8``; 0 of NaN."""
+    best = functional.softmax(enlarged, dim=1).amax(dim=1)
+    return (255 * best).nan_to_num(0.0).round().to(torch.uint8)
+
+
 def check_shapes(theta: Tensor, guidance: Tensor, spec: DecodeSpec) -> None:
     """Raise `ShapeError` unless theta and guidance have the shapes that `patch_decode` takes."""
     if theta.ndim != 4:

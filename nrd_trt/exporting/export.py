@@ -19,7 +19,7 @@ from nrd_trt.files import atomic_file, check_file, sha256_bytes, sha256_file
 from nrd_trt.gates import Gates, Judged
 from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.inline import inline_decode
-from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts
+from nrd_trt.graph.metadata import TypeChoices, output_of, read_choices, read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.model import load_model
 from nrd_trt.progress import OnStage, silent
@@ -107,7 +107,7 @@ def export(
         batch: Images per call, or their smallest, usual and largest number.
         input_form: ``"uint8"``: NHWC RGB with the normalisation in the graph; ``"float"``: NCHW normalised float32;
             ``"rgb_float"``: NCHW RGB float32 in 0-255, with the normalisation in the graph.
-        outputs: Which of ``"mask"`` and ``"logits"`` the file gives.
+        outputs: Which of ``"mask"``, ``"logits"`` and ``"confidence"`` the file gives; confidence with the mask only.
         mask_encoding: ``"u8x4"`` packs four pixels in one int32, for the runners of this toolkit only.
         inline: Write the decode as plain nodes of few kinds, for OpenVINO itself and compilers of other vendors
             (`nrd_trt.graph.inline`). The file takes one size and one number of images, no plugin finds its decode, and
@@ -189,8 +189,9 @@ def check_form(
         raise ConfigError(f"outputs={outputs!r}: expected different names in a tuple, such as ('mask', 'logits').")
     for name in outputs:
         check_choice("outputs", name, OutputName)
-    if mask_encoding == "u8x4" and "mask" not in outputs:
-        raise ConfigError("mask_encoding='u8x4': expected 'mask' among outputs=, got logits only; leave one out.")
+    if "mask" not in outputs and (mask_encoding == "u8x4" or "confidence" in outputs):
+        what = "mask_encoding='u8x4'" if mask_encoding == "u8x4" else "outputs=: 'confidence'"
+        raise ConfigError(f"{what}: expected 'mask' among outputs=, got {', '.join(outputs)} only; add it.")
 
 
 def _check_inline(shape: InputShape, mask_encoding: MaskEncoding) -> None:
@@ -253,7 +254,12 @@ def export_checked(
     """
     from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 
-    form = ExportOptions(shape=samples.shape, input_form=input_form or "uint8", mask_encoding=mask_encoding or "uint8")
+    form = ExportOptions(
+        shape=samples.shape,
+        input_form=input_form or "uint8",
+        mask_encoding=mask_encoding or "uint8",
+        confidence="confidence" in (outputs or ()),
+    )
     full = export_onnx(model, form, checkpoint_sha256=sha256_file(checkpoint))
     images = [sample.image for sample in samples.first(MEASURED_COUNT)]
     typed = derive_precision(full, precision, images, calibrator=calibrator, threads=threads, progress=progress)
@@ -266,8 +272,7 @@ def export_checked(
     if inlined:
         typed = inline_decode(typed)
     parity = _parity(model, typed, images, precision, threads)
-    output = "both" if len(outputs or ()) == 2 else "mask" if outputs is None else outputs[0]
-    return Exported(model=select_outputs(typed, output), parity=parity)
+    return Exported(model=select_outputs(typed, output_of(outputs or ("mask",))), parity=parity)
 
 
 def _parity(

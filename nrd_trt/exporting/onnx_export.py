@@ -42,11 +42,13 @@ class ExportOptions:
         input_form: ``"uint8"``: NHWC RGB with the normalisation in the graph; ``"float"``: NCHW normalised float32;
             ``"rgb_float"``: NCHW RGB float32 in 0-255, with the normalisation in the graph.
         mask_encoding: ``"uint8"``, or ``"u8x4"``, which only the runners of this toolkit unpack.
+        confidence: Whether there is a third output, ``confidence``.
     """
 
     shape: InputShape
     input_form: InputForm = "uint8"
     mask_encoding: MaskEncoding = "uint8"
+    confidence: bool = False
 
 
 def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: str | None = None) -> onnx.ModelProto:
@@ -59,8 +61,8 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
 
     Returns:
         A checked model; equal arguments give equal bytes. Input ``image``; outputs ``mask`` (uint8, full size, or
-        int32 of a quarter of the width) and ``logits`` (float32, stride s), of which `nrd_trt.graph.outputs` keeps
-        those asked for.
+        int32 of a quarter of the width), ``logits`` (float32, stride s) and ``confidence`` (uint8, full size), of which
+        `nrd_trt.graph.outputs` keeps those asked for.
 
     Raises:
         ConfigError: ``"u8x4"`` is asked of a network without per-patch decode.
@@ -72,7 +74,7 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
             f"mask_encoding={options.mask_encoding!r}: expected a network with per-patch decode, got the head "
             f"{config.head}; leave it out."
         )
-    ending = _patch_ending(model, options.mask_encoding) if config.is_nrd else _logits_ending(model)
+    ending = _patch_ending(model, options) if config.is_nrd else _logits_ending(model, options)
     network = _trace(ending.adapter, ending.tensors, options.shape)
     _name_nodes(network, {"pixels", *ending.tensors})
     domains = [helper.make_opsetid("", function.OPSET)]
@@ -92,7 +94,7 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
         shape=options.shape,
         input_form=options.input_form,
         mask_encoding=options.mask_encoding,
-        output="both",
+        output="mask,logits,confidence" if options.confidence else "both",
         checkpoint_sha256=checkpoint_sha256,
         encoder=config.encoder,
         head=config.head,
@@ -125,25 +127,30 @@ class _Ending:
     functions: list[onnx.FunctionProto]
 
 
-def _patch_ending(model: Segmentor, encoding: MaskEncoding) -> _Ending:
+def _patch_ending(model: Segmentor, options: ExportOptions) -> _Ending:
     """NRD: the decode function on theta and guidance. A plugin may not output uint8: it is cast, or packed in int32."""
     adapter, spec = PatchAdapter(model), model.config.decode
     tables = (adapter.x_table, adapter.y_table)
-    kind: function.MaskType = "u8x4" if encoding == "u8x4" else "half"
-    classes = "mask" if encoding == "u8x4" else "classes"
+    packed = options.mask_encoding == "u8x4"
+    kind: function.MaskType = "u8x4" if packed else "half"
+    outputs = ("mask" if packed else "classes", *(["levels"] if options.confidence else []))
     return _Ending(
         adapter=adapter,
         tensors=("theta", "guidance"),
         nodes=[
             function.logits_node(spec, *tables, "logits"),
-            function.mask_node(spec, *tables, classes, kind),
-            *([] if classes == "mask" else [_mask_cast(classes)]),
+            function.mask_node(spec, *tables, *outputs, mask_type=kind),
+            *([] if packed else [_byte_cast("classes", "mask")]),
+            *([_byte_cast("levels", "confidence")] if options.confidence else []),
         ],
-        functions=[function.logits_function(spec, *tables), function.mask_function(spec, *tables, kind)],
+        functions=[
+            function.logits_function(spec, *tables),
+            function.mask_function(spec, *tables, kind, confidence=options.confidence),
+        ],
     )
 
 
-def _logits_ending(model: Segmentor) -> _Ending:
+def _logits_ending(model: Segmentor, options: ExportOptions) -> _Ending:
     """A baseline: bilinear enlargement (``align_corners=False``) and argmax, the lowest index of a tie."""
     enlarged, index, classes = (f"mask/{name}" for name in ("enlarged", "index", "classes"))
     scales = helper.make_tensor("scales", TensorProto.FLOAT, [4], [1, 1, model.config.upsample, model.config.upsample])
@@ -157,14 +164,16 @@ def _logits_ending(model: Segmentor) -> _Ending:
             helper.make_node("ArgMax", [enlarged], [index], name="mask/ArgMax", axis=1, keepdims=0),
             # TensorRT converts uint8 from and to floating point only
             helper.make_node("Cast", [index], [classes], name="mask/Cast_half", to=TensorProto.FLOAT16),
-            _mask_cast(classes),
+            _byte_cast(classes, "mask"),
+            *(function.confidence_nodes(enlarged, "levels") if options.confidence else []),
+            *([_byte_cast("levels", "confidence")] if options.confidence else []),
         ],
         functions=[],
     )
 
 
-def _mask_cast(classes: str) -> onnx.NodeProto:
-    return helper.make_node("Cast", [classes], ["mask"], name="mask/Cast", to=TensorProto.UINT8)
+def _byte_cast(tensor: str, output: str) -> onnx.NodeProto:
+    return helper.make_node("Cast", [tensor], [output], name=f"{output}/Cast", to=TensorProto.UINT8)
 
 
 def _trace(adapter: nn.Module, tensors: tuple[str, ...], shape: InputShape) -> onnx.ModelProto:
@@ -305,7 +314,10 @@ def _output_infos(model: Segmentor, options: ExportOptions) -> list[onnx.ValueIn
     mask_type, mask_dims = TensorProto.UINT8, _dims(options)
     if options.mask_encoding == "u8x4":
         mask_type, mask_dims = TensorProto.INT32, (*mask_dims[:2], _dims(options, scale=(1, 4))[2])
-    return [
+    infos = [
         helper.make_tensor_value_info("mask", mask_type, list(mask_dims)),
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, model.config.num_classes, height, width]),
     ]
+    if options.confidence:
+        infos.append(helper.make_tensor_value_info("confidence", TensorProto.UINT8, list(_dims(options))))
+    return infos

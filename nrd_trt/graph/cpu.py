@@ -7,6 +7,7 @@ file is opened, and never written. onnx and NumPy only.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Literal
 
@@ -14,14 +15,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from nrd_trt.decode.function import LOGITS_OP, MASK_OP
+from nrd_trt.decode.function import CONFIDENCE_OP, LOGITS_OP, MASK_OP
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model
 
 Ending = Literal["last_axis", "phases"]
 """``"last_axis"``: the logits of a pixel are brought together before they are enlarged, so that ONNX Runtime's argmax
 reads neighbours. ``"phases"``: each place between two neighbours has a map of its own, a weighted sum that OpenVINO
-compiles, and the indices of these maps are woven; so no kernel writes or reads the enlarged logits as a whole."""
-_STAGES = {"Resize": "resize", "Pad": "resize", "ArgMax": "argmax"}
+compiles, and what is drawn of these maps is woven; so no kernel writes or reads the enlarged logits as a whole."""
+_STAGES = {"Resize": "resize", "Pad": "resize", "ArgMax": "argmax", "ReduceMax": "confidence"}
 """What begins with an operator."""
 
 _HALVES = frozenset(HALF_TYPES.values())
@@ -71,19 +72,22 @@ def with_ending(model: onnx.ModelProto, ending: Ending) -> onnx.ModelProto:
     """Return the file with the mask's function in another form, and the stage in the name of each of its nodes."""
     result = copy_model(model)
     for function in result.functions:
-        if function.name == MASK_OP:
+        if function.name in (MASK_OP, CONFIDENCE_OP):
             nodes = list(function.node)
             at = next(index for index, node in enumerate(nodes) if node.op_type == "Resize")
-            resize, argmax = nodes[at : at + 2]
-            made = (_on_last_axis if ending == "last_axis" else _in_phases)(resize, argmax, nodes)
+            end = max(index for index, node in enumerate(nodes) if node.op_type in ("ArgMax", "ReduceSum")) + 1
+            made = (_on_last_axis if ending == "last_axis" else _in_phases)(nodes[at], nodes[at + 1 : end], nodes)
             del function.node[:]
-            function.node.extend([*nodes[:at], *made, *nodes[at + 2 :]])
-        if function.name in (MASK_OP, LOGITS_OP):
+            function.node.extend([*nodes[:at], *made, *nodes[end:]])
+        if function.name in (MASK_OP, CONFIDENCE_OP, LOGITS_OP):
             _name_by_stage(function)
     return result
 
 
-def _on_last_axis(resize: onnx.NodeProto, argmax: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+def _on_last_axis(
+    resize: onnx.NodeProto, reading: list[onnx.NodeProto], nodes: list[onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """Return nodes in the place of the enlargement and of those that read all enlarged classes of a pixel."""
     logits, region, scales = resize.input
     batch, channels, *factors = _constant_of(scales, nodes)
     moved = helper.make_node("Resize", ["logits_last", region, "scales_last"], resize.output)
@@ -92,22 +96,49 @@ def _on_last_axis(resize: onnx.NodeProto, argmax: onnx.NodeProto, nodes: list[on
         helper.make_node("Transpose", [logits], ["logits_last"], perm=[0, 2, 3, 1]),
         _constant("scales_last", np.array([batch, *factors, channels], np.float32)),
         moved,
-        helper.make_node("ArgMax", argmax.input, argmax.output, axis=3, keepdims=0),
+        *(_with_classes_on(3, node) for node in reading),
     ]
 
 
-def _in_phases(resize: onnx.NodeProto, argmax: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+def _with_classes_on(axis: int, node: onnx.NodeProto) -> onnx.NodeProto:
+    if node.op_type == "Constant":  # of the operators below, the axis
+        return _constant(node.output[0], np.array([axis]))
+    if node.op_type == "ArgMax":
+        return helper.make_node("ArgMax", node.input, node.output, axis=axis, keepdims=0)
+    return node
+
+
+def _in_phases(
+    resize: onnx.NodeProto, reading: list[onnx.NodeProto], nodes: list[onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """Return the same in another form, see `_on_last_axis`."""
     factor = int(_constant_of(resize.input[2], nodes)[-1])
     lines = [f"{name} = Constant <value = int64[1] {{{value}}}> ()" for name, value in _BOUNDS.items()]
     lines += ["around = Constant <value = int64[8] {0, 0, 1, 1, 0, 0, 1, 1}> ()"]
     lines += [f'bordered = Pad <mode = "edge"> ({resize.input[0]}, around)']
     sums = [place for row in _between(lines, "bordered", 2, factor) for place in _between(lines, row, 3, factor)]
-    lines += [f"{name}_class = ArgMax <axis = 1> ({name})" for name in sums]
-    lines += [f"classes = Concat <axis = 1> ({', '.join(f'{name}_class' for name in sums)})"]
-    lines += ["floats = Cast <to = 1> (classes)"]  # ONNX Runtime weaves no integers
-    lines += [f"woven = DepthToSpace <blocksize = {factor}> (floats)"]
-    lines += [f"{argmax.output[0]} = Squeeze (woven, start_1)"]
-    return [parser.parse_node(line) for line in lines]
+    made = [parser.parse_node(line) for line in lines]
+    made += [_of_place(node, resize.output[0], place) for place in sums for node in reading]
+    for name in (node.output[0] for node in reading if _attribute(node, "keepdims", 1) == 0):
+        made += [
+            helper.make_node("Concat", [f"{place}_{name}" for place in sums], [f"{name}_places"], axis=1),
+            # ONNX Runtime weaves no integers.
+            helper.make_node("Cast", [f"{name}_places"], [f"{name}_floats"], to=TensorProto.FLOAT),
+            helper.make_node("DepthToSpace", [f"{name}_floats"], [f"{name}_woven"], blocksize=factor),
+            helper.make_node("Squeeze", [f"{name}_woven", "start_1"], [name]),
+        ]
+    return made
+
+
+def _of_place(node: onnx.NodeProto, enlarged: str, place: str) -> onnx.NodeProto:
+    """Return a node that reads the map of one place in place of all enlarged logits; its result keeps four axes."""
+    moved = copy.deepcopy(node)
+    moved.input[:] = [place if name == enlarged else f"{place}_{name}" for name in node.input]
+    moved.output[:] = [f"{place}_{name}" for name in node.output]
+    for entry in moved.attribute:
+        if entry.name == "keepdims":
+            entry.i = 1
+    return moved
 
 
 def _between(lines: list[str], name: str, axis: int, factor: int) -> list[str]:
@@ -136,12 +167,12 @@ def _constant_of(name: str, nodes: list[onnx.NodeProto]) -> np.ndarray:
 
 
 def _name_by_stage(function: onnx.FunctionProto) -> None:
-    """Name nodes after the stage, so that profiles tell what decode, enlargement and argmax take."""
+    """Name nodes after the stage, so that profiles tell what each stage takes."""
     stage = "decode"
     for index, node in enumerate(function.node):
         stage = _STAGES.get(node.op_type, stage)
         node.name = f"{stage}/{node.op_type}_{index}"
 
 
-def _attribute(node: onnx.NodeProto, name: str) -> int:
-    return int(next(entry.i for entry in node.attribute if entry.name == name))
+def _attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
+    return int(next((entry.i for entry in node.attribute if entry.name == name), default))

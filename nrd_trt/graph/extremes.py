@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from nrd_trt.decode.function import CONFIDENCE
 from nrd_trt.graph.tensors import copy_model, element_types, float_outputs
 from nrd_trt.specs import Precision
 
@@ -99,7 +100,8 @@ def out_of_range(model: onnx.ModelProto, extremes: Mapping[str, Extremes], preci
             unfit[tensor.name] = f"weights {tensor.name} reach {largest:.3g}, the range is {limit:.3g}"
     reasons = {}
     for node in model.graph.node:
-        if found := [unfit[name] for name in (*node.input, *node.output) if name in unfit]:
+        found = [unfit[name] for name in (*node.input, *node.output) if name in unfit]
+        if found and not node.name.startswith(CONFIDENCE):  # which is in fp32 anyway
             reasons[node.name] = found[0]
     return reasons
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
@@ -15,10 +15,12 @@ from nrd_trt.json_files import decode_json
 from nrd_trt.specs import (
     CheckpointOptions,
     DecodeSpec,
+    GraphOutput,
     InputForm,
     InputShape,
     MaskEncoding,
     ModelInfo,
+    OutputName,
     Precision,
     Quantizer,
     Target,
@@ -56,7 +58,7 @@ class GraphFacts:
     decode: DecodeSpec | None  # None for a network without per-patch decode
     shape: InputShape
     input_form: InputForm
-    output: str
+    output: GraphOutput
     encoder: str
     head: str
     checkpoint_sha256: str | None = None
@@ -69,6 +71,11 @@ class GraphFacts:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
+
+    @property
+    def outputs(self) -> tuple[OutputName, ...]:
+        """Names of the graph's outputs."""
+        return tuple(name for name in get_args(OutputName) if name in self.output.replace("both", "mask,logits"))
 
     @property
     def image_range(self) -> tuple[tuple[int, ...], ...]:
@@ -96,6 +103,12 @@ class TypeChoices:
     ranges: Mapping[str, float] | None = None
     quantizer: Quantizer | None = None
     target: Target = "gpu"
+
+
+def output_of(names: Collection[OutputName]) -> GraphOutput:
+    """Return how `GraphFacts` says outputs; the logits alone, or the mask and any others."""
+    text: GraphOutput = ",".join(name for name in get_args(OutputName) if name in names)  # type: ignore[assignment]
+    return "both" if text == "mask,logits" else text  # type: ignore[comparison-overlap]
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

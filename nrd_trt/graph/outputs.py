@@ -9,24 +9,26 @@ from dataclasses import replace
 import onnx
 from onnx import TensorProto, helper
 
-from nrd_trt.decode.function import MASK_OP
+from nrd_trt.decode.function import CONFIDENCE_OP, MASK_OP
 from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.tensors import copy_model, needed_nodes, replace_nodes
+from nrd_trt.specs import GraphOutput
 
 PREFIX = "stage/"
 _PASSED_THROUGH = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear", "Identity"})
 _LOGITS_FUNCTION = "NrdStageLogits"
 
 
-def select_outputs(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """Return the graph with outputs ``"mask"``, ``"logits"`` or ``"both"``; unused nodes and functions go.
+def select_outputs(model: onnx.ModelProto, output: GraphOutput) -> onnx.ModelProto:
+    """Return the graph with these outputs of the file's; unused nodes and functions go.
 
     Without a mask there is nothing to unpack, and the file's facts say so.
     """
-    result = copy_model(model)
-    wanted = {"mask", "logits"} if output == "both" else {output}
-    graph = result.graph
+    result, facts = copy_model(model), replace(read_facts(model), output=output)
+    wanted, graph = facts.outputs, result.graph
+    if "confidence" not in wanted:
+        _leave_confidence_out(result)
     nodes = needed_nodes(graph.node, wanted)
     outputs = [entry for entry in graph.output if entry.name in wanted]
     functions = [entry for entry in result.functions if any(node.op_type == entry.name for node in nodes)]
@@ -34,10 +36,23 @@ def select_outputs(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
     del graph.output[:], result.functions[:]
     graph.output.extend(outputs)
     result.functions.extend(functions)
-    facts = read_facts(model)
-    encoding = facts.mask_encoding if "mask" in wanted else "uint8"
-    write_facts(result, replace(facts, output=output, mask_encoding=encoding))
+    write_facts(result, facts if "mask" in wanted else replace(facts, mask_encoding="uint8"))
     return result
+
+
+def _leave_confidence_out(model: onnx.ModelProto) -> None:
+    """Make the mask's function of the one that gives the confidence too: what a file without confidence has."""
+    for node in model.graph.node:
+        if node.op_type == CONFIDENCE_OP:
+            node.op_type, node.name = MASK_OP, node.name.replace(CONFIDENCE_OP, MASK_OP)
+            del node.output[1:]
+    for function in model.functions:
+        if function.name == CONFIDENCE_OP:
+            function.name = MASK_OP
+            del function.output[1:]
+            kept = needed_nodes(function.node, function.output)
+            del function.node[:]
+            function.node.extend(kept)
 
 
 def with_taps(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -72,7 +87,7 @@ def _stage_tensors(model: onnx.ModelProto) -> dict[str, str]:
         stages |= {"c1": features[0]} if len(features) > 1 else {}
         stages["c4"] = features[-1]
     stages |= {name: name for name in ("theta", "guidance") if name in produced}
-    if any(node.op_type == MASK_OP for node in decode_nodes(model)):
+    if _mask_node(model) is not None:
         return stages
     # In 16 bits the output's name belongs to the cast back to fp32; a file without that output has the inner tensor.
     logits = next((name for name in ("logits", "logits/fp16", "logits/bf16") if name in produced), None)
@@ -94,9 +109,13 @@ def _read_features(model: onnx.ModelProto) -> Iterator[str]:
                 yield name
 
 
+def _mask_node(model: onnx.ModelProto) -> onnx.NodeProto | None:
+    return next((node for node in decode_nodes(model) if node.op_type in (MASK_OP, CONFIDENCE_OP)), None)
+
+
 def _logits_of_mask(model: onnx.ModelProto) -> str | None:
     """Call the mask's function a second time, cut where it has the logits; return the tensor that it then gives."""
-    node = next((node for node in decode_nodes(model) if node.op_type == MASK_OP), None)
+    node = _mask_node(model)
     whole = next((entry for entry in model.functions if node is not None and entry.name == node.op_type), None)
     if node is None or whole is None:
         return None

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
+from nrd_trt.decode.function import CONFIDENCE
 from nrd_trt.graph.cpu import has_16_bits, widen_weights
 from nrd_trt.graph.metadata import with_precision
 from nrd_trt.graph.quantize import QuantizationPlan, insert_qdq
@@ -188,7 +189,7 @@ class _Caster:
         stays = (
             node.op_type in _ALWAYS_FP32
             or node.name in self.keep_fp32
-            or node.name.startswith((_PREPROCESSING, *_SENSITIVE[self.label]))
+            or node.name.startswith((_PREPROCESSING, CONFIDENCE, *_SENSITIVE[self.label]))
         )
         return int(TensorProto.FLOAT if stays else self.half)
 

@@ -60,8 +60,13 @@ class NrdTorchRunner(BaseRunner):
         if graph is not None:
             check_classes(self._checkpoint, network, graph)
             input_form, output = input_form or graph.input_form, output or graph.output
-        self._outputs = ("mask", "logits") if output == "both" else (str(output),)
-        self._runner = TorchRunner(network, input_form or "uint8", logits="logits" in self._outputs).__enter__()
+        self._outputs = str(output).replace("both", "mask,logits").split(",")
+        self._runner = TorchRunner(
+            network,
+            input_form or "uint8",
+            logits="logits" in self._outputs,
+            confidence="confidence" in self._outputs,
+        ).__enter__()
         self._graph = graph
 
     def get_input_metadata_impl(self) -> TensorMetadata:

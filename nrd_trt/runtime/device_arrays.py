@@ -105,7 +105,7 @@ class DeviceRuns:
                 f"predict_device: expected an engine that runs a plan on a GPU, got runner={runner.name!r}, which "
                 "works on the host; use predict, or open a bundle whose plan this machine can run."
             )
-        if graph.input_form != "uint8" or graph.output == "logits":
+        if graph.input_form != "uint8" or "mask" not in graph.outputs:
             raise ConfigError(
                 f"predict_device: expected an engine from uint8 images to masks, got input_form={graph.input_form!r} "
                 f"and the output {graph.output!r}; build it with input_form='uint8' and outputs=('mask',)."

@@ -19,7 +19,7 @@ from nrd_trt.machine.device import choose_device
 from nrd_trt.model import load_trained
 from nrd_trt.runtime.base import Runner
 from nrd_trt.runtime.device_arrays import DeviceMask, DeviceRuns
-from nrd_trt.runtime.graph_io import batch_feed, first_mask, image_feed, mask_at
+from nrd_trt.runtime.graph_io import Segmentation, batch_feed, image_feed, segmentation_at
 from nrd_trt.runtime.openvino_runner import OpenVinoRunner
 from nrd_trt.runtime.select import DEFAULT, RunOptions, cpu_runner, make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
@@ -112,6 +112,16 @@ class Engine:
         fitted = self.fitted(rgb)
         return fitted.restore(self.mask(fitted.image))
 
+    def segment(self, rgb: np.ndarray) -> Segmentation:
+        """Segment one image and tell how sure the network is; arguments and errors are those of `predict`.
+
+        Returns:
+            Mask and confidence at the image's size, owned by the caller; the confidence is None where the engine was
+            built without that output.
+        """
+        fitted = self.fitted(rgb)
+        return self.draw(fitted.image).restored(fitted)
+
     def predict_device(self, rgb: object, *, stream: int | None = None, out: object | None = None) -> DeviceMask:
         """Segment images that lie on the GPU, without a copy and without the host.
 
@@ -156,13 +166,21 @@ class Engine:
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """Return the mask ``(h, w) uint8`` of an image ``(h, w, 3) uint8 RGB`` that has the engine's size."""
+        return self.draw(image).mask
+
+    def draw(self, image: np.ndarray) -> Segmentation:
+        """Return mask and confidence of an image ``(h, w, 3) uint8 RGB`` that has the engine's size, at that size."""
         self.__enter__()
-        return _of_size(first_mask(self.runner.infer(self.feed(image)), self.graph), image)
+        return _of_size(segmentation_at(self.runner.infer(self.feed(image)), 0, self.graph), image)
 
     def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the masks of images as `mask` takes them; those of one size share runs, as far as the engine goes."""
+        """Return the masks of images as `mask` takes them, see `draw_all`."""
+        return [drawn.mask for drawn in self.draw_all(images)]
+
+    def draw_all(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
+        """Return what `draw` does of several images; those of one size share runs, as far as the engine goes."""
         self.__enter__()
-        masks: dict[int, np.ndarray] = {}
+        done: dict[int, Segmentation] = {}
         of_size: dict[Size, list[int]] = {}
         for index, image in enumerate(images):
             of_size.setdefault(image.shape[:2], []).append(index)
@@ -172,8 +190,8 @@ class Engine:
                 padded = chunk + chunk[-1:] * (batch.min - len(chunk))
                 outputs = self.runner.infer(batch_feed(np.stack([images[index] for index in padded]), self.graph))
                 for place, index in enumerate(chunk):
-                    masks[index] = _of_size(mask_at(outputs, place, self.graph), images[index])
-        return [masks[index] for index in range(len(images))]
+                    done[index] = _of_size(segmentation_at(outputs, place, self.graph), images[index])
+        return [done[index] for index in range(len(images))]
 
     def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Return the runner's feed for an image ``(h, w, 3) uint8 RGB`` that has the engine's size."""
@@ -313,13 +331,15 @@ def open_engine(
     )
 
 
-def _of_size(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Return a mask that has its image's size, or raise `RunnerError`."""
-    if mask.shape != image.shape[:2]:
-        raise RunnerError(
-            f"mask: expected the image's size {image.shape[:2]}, got {mask.shape}; export and build the file again."
-        )
-    return mask
+def _of_size(drawn: Segmentation, image: np.ndarray) -> Segmentation:
+    """Return what has its image's size, or raise `RunnerError`."""
+    for name, array in vars(drawn).items():
+        if array is not None and array.shape != image.shape[:2]:
+            raise RunnerError(
+                f"{name}: expected the image's size {image.shape[:2]}, got {array.shape}; export and build the file "
+                "again."
+            )
+    return drawn
 
 
 def _open_onnx(path: Path, run: RunOptions) -> tuple[Runner, GraphFacts]:

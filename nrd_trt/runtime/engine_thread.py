@@ -18,7 +18,7 @@ import numpy as np
 from nrd_trt.errors import RunnerError, leave
 from nrd_trt.runtime.base import DeviceRunner, Feed
 from nrd_trt.runtime.engine import Engine
-from nrd_trt.runtime.graph_io import first_mask
+from nrd_trt.runtime.graph_io import Segmentation, segmentation_at
 from nrd_trt.runtime.overlap import OverlappedRunner, Ticket
 
 Outputs = dict[str, np.ndarray]
@@ -45,11 +45,11 @@ class EngineThread:
         self._in_order: _InOrder | None = None
         self._release = ExitStack()
 
-    def predict(self, rgb: np.ndarray) -> np.ndarray:
-        """Segment one image ``(H, W, 3) uint8 RGB`` of any size; see `Engine.predict`."""
+    def segment(self, rgb: np.ndarray) -> Segmentation:
+        """Segment one image ``(H, W, 3) uint8 RGB`` of any size; see `Engine.segment`."""
         fitted = self.engine.fitted(rgb)
         outputs = self.begin(self.engine.feed(fitted.image)).result()
-        return fitted.restore(first_mask(outputs, self.engine.graph))
+        return segmentation_at(outputs, 0, self.engine.graph).restored(fitted)
 
     @property
     def takes_device_memory(self) -> bool:

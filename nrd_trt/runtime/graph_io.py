@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nrd_trt.data.preprocessing import normalise, planar
+from nrd_trt.data.preprocessing import Fitting, normalise, planar
+from nrd_trt.errors import ConfigError
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.runtime.base import DeviceTensor
 from nrd_trt.specs import TensorSpec, format_shape, spec_differences
 
 if TYPE_CHECKING:
     from nrd_trt.engine.loading import LoadedEngine
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segmentation:
+    """What was drawn of an image.
+
+    Attributes:
+        mask: Class indices ``(H, W) uint8``.
+        confidence: ``(H, W) uint8``, 255 times the softmax of the class drawn; None where the graph does not give it.
+    """
+
+    mask: np.ndarray
+    confidence: np.ndarray | None = None
+
+    def restored(self, fitting: Fitting) -> Segmentation:
+        """Return it at the image's size; of both the nearest pixels, so that a confidence is that of its class."""
+        confidence = None if self.confidence is None else fitting.restore(self.confidence)
+        return Segmentation(mask=fitting.restore(self.mask), confidence=confidence)
+
+
+def check_confidence(graph: GraphFacts, asked: str) -> None:
+    """Raise `ConfigError` unless a graph gives the confidence; the message begins with what `asked` for it."""
+    if "confidence" not in graph.outputs:
+        got = " and ".join(graph.outputs)
+        raise ConfigError(
+            f"{asked}: expected an engine with the output confidence, got one with {got}; build one: "
+            "nrd_trt.build('CHECKPOINT', 'NAME.nrd', outputs=('mask', 'confidence'))"
+        )
 
 
 def image_feed(image: np.ndarray, graph: GraphFacts) -> dict[str, np.ndarray]:
@@ -46,16 +75,16 @@ def graph_specs(graph: GraphFacts) -> tuple[dict[str, TensorSpec], dict[str, Ten
     images = (batch, height, width, 3) if graph.input_form == "uint8" else (batch, 3, height, width)
     packed = graph.mask_encoding == "u8x4"
     columns = width // 4 if packed and width is not None else width
-    image, mask, logits = (
+    image, *outputs = (
         TensorSpec(name=name, dtype=np.dtype(dtype), shape=shape)
         for name, dtype, shape in (
             ("image", "uint8" if graph.input_form == "uint8" else "float32", images),
             ("mask", "int32" if packed else "uint8", (batch, height, columns)),
             ("logits", "float32", (batch, len(graph.info.class_names), *small)),
+            ("confidence", "uint8", (batch, height, width)),
         )
     )
-    outputs = {"mask": [mask], "logits": [logits]}.get(graph.output, [mask, logits])
-    return {"image": image}, {spec.name: spec for spec in outputs}
+    return {"image": image}, {spec.name: spec for spec in outputs if spec.name in graph.outputs}
 
 
 def plan_differences(plan: LoadedEngine, graph: GraphFacts) -> list[str]:
@@ -81,6 +110,14 @@ def mask_at(outputs: Mapping[str, np.ndarray], index: int, graph: GraphFacts) ->
     if "mask" in outputs:
         return np.asarray(outputs["mask"][index])
     return mask_of_logits(outputs["logits"][index], graph.upsample)
+
+
+def segmentation_at(outputs: Mapping[str, np.ndarray], index: int, graph: GraphFacts) -> Segmentation:
+    """Return what was drawn of one image of a batch: the mask as `mask_at`, the confidence where the graph gives it."""
+    confidence = outputs.get("confidence")
+    return Segmentation(
+        mask=mask_at(outputs, index, graph), confidence=None if confidence is None else confidence[index]
+    )
 
 
 def mask_of_logits(logits: np.ndarray, scale: int) -> np.ndarray:

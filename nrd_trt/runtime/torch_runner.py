@@ -15,7 +15,7 @@ from torch import Tensor
 from nrd_trt.data.preprocessing import normalise
 from nrd_trt.decode.cuda_op import find_fault, patch_decode, patch_decode_mask
 from nrd_trt.decode.extension import load_extension
-from nrd_trt.decode.reference import upsample
+from nrd_trt.decode.reference import confidence_of, upsample
 from nrd_trt.errors import MissingDependencyError, PluginError, ShapeError
 from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
@@ -31,6 +31,7 @@ class TorchRunner(BaseRunner):
         input_form: As in the exported file, see `nrd_trt.specs.InputForm`.
         logits: Also output ``logits (B, K, H/s, W/s) float32``.
         margin: Also output ``margin (B, H, W) float32``, the gap between the two best enlarged logits.
+        confidence: Also output ``confidence (B, H, W) uint8``, 255 times the softmax of the class drawn.
         threads: CPU threads of the whole process while entered; None leaves them as they are.
 
     Entering it with an NRD network on a GPU compiles the decode's kernels on their first use. Where that is not
@@ -46,6 +47,7 @@ class TorchRunner(BaseRunner):
         *,
         logits: bool = True,
         margin: bool = False,
+        confidence: bool = False,
         threads: int | None = None,
     ) -> None:
         super().__init__()
@@ -53,6 +55,7 @@ class TorchRunner(BaseRunner):
         self._form = input_form
         self._logits = logits
         self._margin = margin
+        self._confidence = confidence
         self._threads = threads
         self._threads_before = 0
         self._has_kernels = False
@@ -67,12 +70,15 @@ class TorchRunner(BaseRunner):
             image = TensorSpec(name="image", dtype=byte, shape=(None, None, None, 3))
         else:
             image = TensorSpec(name="image", dtype=single, shape=(None, 3, None, None))
-        outputs = {"mask": TensorSpec(name="mask", dtype=byte, shape=(None, None, None))}
+        full = (None, None, None)
+        outputs = {"mask": TensorSpec(name="mask", dtype=byte, shape=full)}
         if self._logits:
             classes = self._model.config.num_classes
             outputs["logits"] = TensorSpec(name="logits", dtype=single, shape=(None, classes, None, None))
         if self._margin:
-            outputs["margin"] = TensorSpec(name="margin", dtype=single, shape=(None, None, None))
+            outputs["margin"] = TensorSpec(name="margin", dtype=single, shape=full)
+        if self._confidence:
+            outputs["confidence"] = TensorSpec(name="confidence", dtype=byte, shape=full)
         return {"image": image}, outputs
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -93,19 +99,23 @@ class TorchRunner(BaseRunner):
         """Return every output by the PyTorch reference."""
         logits = self._model(images)
         enlarged = upsample(logits, self._model.config.upsample)
-        outputs = {"mask": enlarged.argmax(dim=1).to(torch.uint8), "logits": logits}
-        return {**outputs, "margin": _margin(enlarged)} if self._margin else outputs
+        return {"mask": enlarged.argmax(dim=1).to(torch.uint8), "logits": logits, **self._of_enlarged(enlarged)}
 
     def _draw_by_kernels(self, images: Tensor) -> dict[str, Tensor]:
         """Return the outputs that were asked for by the decode's kernels."""
         spec = self._model.config.decode
         inputs = self._model.decode_inputs(images)
         outputs = {"mask": patch_decode_mask(*inputs, spec)}
-        if self._logits or self._margin:
+        if self._logits or self._margin or self._confidence:
             outputs["logits"] = patch_decode(*inputs, spec)
-        if self._margin:
-            outputs["margin"] = _margin(upsample(outputs["logits"], spec.upsample))
+        if self._margin or self._confidence:
+            outputs |= self._of_enlarged(upsample(outputs["logits"], spec.upsample))
         return outputs
+
+    def _of_enlarged(self, enlarged: Tensor) -> dict[str, Tensor]:
+        """Return the outputs that were asked for of enlarged logits, besides the mask."""
+        margin = {"margin": _margin(enlarged)} if self._margin else {}
+        return {**margin, "confidence": confidence_of(enlarged)} if self._confidence else margin
 
     def _close(self) -> None:
         if self._threads is not None:

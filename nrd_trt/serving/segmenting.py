@@ -56,7 +56,7 @@ def _image(service: Service, body: bytes, result: Result, look: Look, job: Job) 
     job.progress.total = 1
     rgb, palette = read_upload(body, service.uploads.limits.image_pixels), service.info.palette
     start = time.perf_counter()
-    mask = service.engine.predict(rgb)
+    mask = service.engine.segment(rgb).mask
     latency_ms = (time.perf_counter() - start) * 1000
     if result == "mask":
         return Response(mask_png(mask, palette), media_type="image/png")
@@ -71,6 +71,6 @@ def _image(service: Service, body: bytes, result: Result, look: Look, job: Job) 
 
 def _clip(service: Service, body: bytes, container: str, look: Look, job: Job) -> Response:
     def draw(rgb: np.ndarray) -> np.ndarray:
-        return compose(rgb, service.engine.predict(rgb), service.info.palette, look)
+        return compose(rgb, service.engine.segment(rgb).mask, service.info.palette, look)
 
     return Response(overlay_clip(body, container, draw, service.uploads.limits, job), media_type="video/mp4")

@@ -119,7 +119,7 @@ def serve(
         Playback(lambda: open_source(str(source), rate=rate, live=live, report=report), loop=loop),
         thread,
         [hub],
-        smoother=parse_smoothing(smooth, has_logits=engine.graph.output != "mask", upsample=engine.graph.upsample),
+        smoother=parse_smoothing(smooth, has_logits="logits" in engine.graph.outputs, upsample=engine.graph.upsample),
         pause=hub.pause,
     )
     with bind(host, port) as listener, DeviceWatch() as watch, thread:

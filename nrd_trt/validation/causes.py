@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from nrd_trt.decode.function import LOGITS_OP, MASK_OP
+from nrd_trt.decode.function import CONFIDENCE_OP, LOGITS_OP, MASK_OP
 from nrd_trt.graph.decode_nodes import coordinate_tables
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.network import file_network
@@ -201,8 +201,8 @@ def _decode(
 def _tables(file: onnx.ModelProto, want: Tensors) -> tuple[np.ndarray, np.ndarray]:
     """Return the coordinates that the mask is drawn with in ONNX Runtime, or PyTorch's where the file shows none."""
     found = coordinate_tables(file)
-    for place in (f"function {MASK_OP}", f"function {LOGITS_OP}"):
-        if place in found:
+    for operator in (MASK_OP, CONFIDENCE_OP, LOGITS_OP):
+        if (place := f"function {operator}") in found:
             return found[place]
     return want["x_table"], want["y_table"]
 

@@ -32,7 +32,7 @@ _CANDIDATES = np.linspace(0.1, 1.0, 46)
 
 
 def rederive_full(model: Segmentor, graph: GraphFacts) -> onnx.ModelProto:
-    """Export a checkpoint in fp32 again, in the form that a file records, with both outputs.
+    """Export a checkpoint in fp32 again, in the form that a file records, with every output of that form.
 
     Args:
         model: The checkpoint, in evaluation mode.
@@ -44,7 +44,12 @@ def rederive_full(model: Segmentor, graph: GraphFacts) -> onnx.ModelProto:
     """
     from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 
-    form = ExportOptions(shape=graph.shape, input_form=graph.input_form, mask_encoding=graph.mask_encoding)
+    form = ExportOptions(
+        shape=graph.shape,
+        input_form=graph.input_form,
+        mask_encoding=graph.mask_encoding,
+        confidence="confidence" in graph.outputs,
+    )
     return export_onnx(model, form, checkpoint_sha256=graph.checkpoint_sha256)
 
 

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from nrd_trt.data.preprocessing import normalise
+from nrd_trt.decode.function import CONFIDENCE_OP, MASK_OP
 from nrd_trt.graph.decode_nodes import decode_nodes
 from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.graph.network import FileNetwork
@@ -76,6 +77,8 @@ def ending_differences(file: onnx.ModelProto, network: FileNetwork, model: Segme
     if "mask" in got:
         mask = unpacked(got["mask"]) if graph.mask_encoding == "u8x4" else got["mask"]
         lines += _mask_lines(mask, enlarged)
+    if "confidence" in got:
+        lines += _confidence_lines(got["confidence"], enlarged)
     return lines
 
 
@@ -128,7 +131,7 @@ def _decode_attributes(model: Segmentor, graph: GraphFacts, op_type: str) -> dic
         "plugin_namespace": b"nrd",
         "plugin_version": b"1",
     }
-    if op_type.endswith("Mask"):
+    if op_type in (MASK_OP, CONFIDENCE_OP):
         kind = b"u8x4" if graph.mask_encoding == "u8x4" else b"half"
         expected |= {"upsample": 32 // config.patch, "mask_type": kind}
     return expected
@@ -170,6 +173,14 @@ def _mask_lines(got: np.ndarray, enlarged: np.ndarray) -> Iterator[str]:
     wrong = (got != want) & clear
     if wrong.any():
         yield f"ending: from the same theta and guidance {float(wrong.mean()):.2%} of the pixels are drawn otherwise"
+
+
+def _confidence_lines(got: np.ndarray, enlarged: np.ndarray) -> Iterator[str]:
+    want = 255 / np.exp(enlarged - enlarged.max(axis=1, keepdims=True)).sum(axis=1)
+    if got.shape != want.shape:
+        yield f"ending: a confidence {list(got.shape)}, expected {list(want.shape)}"
+    elif not (error := float(np.abs(got - want).max())) <= 1:  # rounding takes half a level
+        yield f"ending: the confidence is off by up to {error:.3g} of 255 levels"
 
 
 # --- parts of a file --------------------------------------------------------------------------------------------------

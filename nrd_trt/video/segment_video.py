@@ -158,7 +158,7 @@ def segment_video(
     verify_key = optional_path("verify_key", verify_key)
     engine = open_engine(bundle, run, fit=fit, resample=resample, verify_key=verify_key)
     info, graph, shown = engine.info, engine.graph, _Bar(show=progress, on_notice=on_notice)
-    smoother = parse_smoothing(smooth, has_logits=graph.output != "mask", upsample=graph.upsample)
+    smoother = parse_smoothing(smooth, has_logits="logits" in graph.outputs, upsample=graph.upsample)
     ignored = info.ignore_index if ignore_index is None else ignore_index
     scored = None if labels is None else LabelSink(Path(labels), info, ignore_index=ignored)
     writing: list[Sink] = [] if scored is None else [scored]

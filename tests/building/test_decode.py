@@ -187,6 +187,20 @@ def test_constants_that_the_kernels_are_not_written_for(
     assert any("hidden 12" in line for line in lines)
 
 
+@needs_rtx
+def test_confidence_takes_the_function(trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(library()))
+    source, lines = onnx_file("mask,confidence"), list[str]()
+    with pytest.raises(PluginError, match=r"decode='plugin': the kernels give no confidence; use decode='onnx'"):
+        build(source, tmp_path / "a.nrd", builder="tensorrt", decode="plugin")
+    for builder in ("tensorrt", "tensorrt-rtx"):
+        target = tmp_path / f"{builder}.nrd"
+        facts = build(source, target, builder=builder, on_stage=lines.append)
+        assert (facts["decode"], facts["model"]["output"]) == ("onnx", "mask,confidence")
+        assert any(f"{builder}; decode as onnx: the kernels give no confidence" in line for line in lines)
+    assert facts["precision"]["found"]["uint8"] == 2  # both outputs
+
+
 def test_network_without_the_decode(trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exported = export_onnx(small_model(head="bilinear"), ExportOptions(shape=InputShape.static((64, 96))))
     baseline = write_model(select_outputs(exported, "mask"), "baseline.onnx")

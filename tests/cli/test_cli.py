@@ -17,6 +17,7 @@ from nrd_trt import gates
 from nrd_trt.building import build as build_module
 from nrd_trt.cli.main import VERBS
 from nrd_trt.data.classes import CAMVID_CLASSES
+from nrd_trt.data.overlay import CONFIDENCE_PALETTE
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.files import sha256_file
 from nrd_trt.gates import Gates
@@ -270,6 +271,25 @@ def test_predict_folder_with_overlays(nrd_trt: Invoke, data: Path, tmp_path: Pat
             assert mask.size == overlay.size == size
             assert overlay.mode == "RGB"
             np.testing.assert_array_equal(np.asarray(overlay), np.asarray(mask.convert("RGB")))  # opacity 1
+
+
+def test_predict_with_confidence(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    image, out = data / "images/00.png", tmp_path / "out"
+    sure = bundle(output="mask,confidence")
+    found = printed(nrd_trt("predict", sure, image, "-o", out, "--overlay", "--confidence", "--opacity", 1, "--json"))
+    names = [f"00{kind}.png" for kind in ("", "_overlay", "_confidence", "_confidence_overlay")]
+    assert [Path(name).name for name in found["files"]] == names
+    with package.open_bundle(sure) as engine:
+        drawn = engine.segment(np.asarray(Image.open(image)))
+    with Image.open(out / "00_confidence.png") as grey, Image.open(out / "00_confidence_overlay.png") as overlay:
+        assert grey.mode == "L"
+        np.testing.assert_array_equal(np.asarray(grey), drawn.confidence)
+        np.testing.assert_array_equal(np.asarray(overlay), np.array(CONFIDENCE_PALETTE)[drawn.confidence])  # opacity 1
+    result = nrd_trt("predict", bundle(), image, "-o", tmp_path / "other", "--confidence")
+    assert result.exit_code == 2
+    assert "--confidence: expected an engine with the output confidence, got one with mask" in result.stderr
+    assert "nrd-trt build CHECKPOINT -o NAME.nrd --outputs mask,confidence" in result.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_predict_needs_force_to_replace(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:

@@ -34,7 +34,10 @@ def both(spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, mask_type: 
     tables = (x_table, y_table)
     kind = TensorProto.FLOAT16 if mask_type == "half" else TensorProto.INT32
     graph = helper.make_graph(
-        [function.logits_node(spec, *tables, "logits"), function.mask_node(spec, *tables, "classes", mask_type)],
+        [
+            function.logits_node(spec, *tables, "logits"),
+            function.mask_node(spec, *tables, "classes", mask_type=mask_type),
+        ],
         "decode",
         [
             helper.make_tensor_value_info("theta", FLOAT, ["b", spec.theta_channels, "h", "w"]),

@@ -69,6 +69,7 @@ def test_what_tensorrt_would_misread_is_an_error_that_names_the_node(
         ({"mask_encoding": "u4"}, ConfigError, "mask_encoding='u4': expected one of 'uint8', 'u8x4'"),
         ({"outputs": ("mask", "mask")}, ConfigError, "expected different names"),
         ({"outputs": ()}, ConfigError, "expected different names"),
+        ({"outputs": ("logits", "confidence")}, ConfigError, "outputs=: 'confidence': expected 'mask' among"),
         ({"fit": "crop"}, ConfigError, "fit='crop': expected one of"),
         ({"resample": "lanczos"}, ConfigError, "resample='lanczos': expected one of 'cv2', 'pillow'"),
         ({"threads": 0}, ConfigError, "threads=0: expected a whole number, 1 or more"),

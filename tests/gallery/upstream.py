@@ -343,9 +343,9 @@ def drawn(change: Callable[[np.ndarray], np.ndarray]) -> Patch:
     """Read masks ``(h, w)`` off the outputs as `change` gives them."""
 
     def make(right: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-        return lambda outputs, graph: np.ascontiguousarray(change(right(outputs, graph)))
+        return lambda outputs, index, graph: np.ascontiguousarray(change(right(outputs, index, graph)))
 
-    return lambda planter: planter.wrap(graph_io.first_mask, make)
+    return lambda planter: planter.wrap(graph_io.mask_at, make)
 
 
 def turned(mask: np.ndarray) -> np.ndarray:

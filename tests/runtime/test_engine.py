@@ -24,6 +24,7 @@ from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.runtime.engine import Engine, open_bundle, open_engine
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.runtime.select import RunOptions
+from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.runtime.trt_runner import TrtRunner
 from nrd_trt.specs import CheckpointOptions, Fit, InputForm, InputShape, Range
 from tests.artefacts import (
@@ -69,6 +70,21 @@ def test_mask_has_the_images_size_and_the_networks_classes(size: tuple[int, int]
     assert (mask == torch_mask(rgb, fit)).mean() > 0.999
     with pytest.raises(ShapeError, match=r"expected \(H, W, 3\) uint8 RGB"):
         predictor.predict(rgb[..., 0])
+
+
+def test_confidence_comes_back_to_the_image_as_the_mask_does() -> None:
+    rgb, network = picture(61, 47), trained_model()
+    fitted = fit_image(rgb, InputShape.static(SIZE_HW), network.info, "letterbox")
+    with TorchRunner(network, confidence=True) as reference:
+        want = fitted.restore(reference.infer({"image": fitted.image[None]})["confidence"][0])
+    with nrd_trt.open_bundle(bundle(output="mask,confidence"), threads=1, fit="letterbox") as engine:
+        got = engine.segment(rgb)
+        np.testing.assert_array_equal(got.mask, engine.predict(rgb))
+        assert np.abs(got.confidence.astype(int) - want).max() <= 1
+    assert (got.confidence.dtype, got.confidence.shape) == (np.uint8, (61, 47))
+    with nrd_trt.open_bundle(bundle(fit="letterbox"), threads=1) as plain:
+        assert plain.segment(rgb).confidence is None
+        np.testing.assert_array_equal(plain.segment(rgb).mask, got.mask)
 
 
 def test_fits_differ() -> None:

@@ -66,7 +66,7 @@ def test_frames_carry_the_masks_of_the_engine(rig: Rig) -> None:
         assert header["number"] > number
         number = header["number"]
         original = street()[header["index"] % 20]
-        assert np.array_equal(mask, rig.engine.predict(original))
+        assert np.array_equal(mask, rig.engine.segment(original).mask)
         assert np.abs(image.astype(int) - original).mean() < 6
         shares = np.bincount(mask.ravel(), minlength=11) / mask.size
         assert header["shares"] == pytest.approx(shares, abs=1e-4)
@@ -241,7 +241,9 @@ def test_a_run_that_fails_says_why_and_keeps_its_last_frame() -> None:
         response = act(rig, "pause")
         assert (response.status_code, response.json()["error"]["type"]) == (409, "RunIsOver")
         segmented = rig.http.post("/segment?result=mask", content=encoded(street()[0]))  # the engine still runs
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(segmented.content))), rig.engine.predict(street()[0]))
+        assert np.array_equal(
+            np.asarray(Image.open(io.BytesIO(segmented.content))), rig.engine.segment(street()[0]).mask
+        )
 
 
 def test_a_run_that_ends_says_so_and_one_without_a_frame_has_nothing_to_show() -> None:

@@ -210,7 +210,7 @@ def upload(page: Watched, name: str, kind: str, content: bytes) -> None:
 
 def test_an_uploaded_image_gets_the_mask_of_the_engine(page: Watched, rig: Rig) -> None:
     scene = street()[13]
-    mask, palette = rig.engine.predict(scene), rig.engine.engine.info.palette
+    mask, palette = rig.engine.segment(scene).mask, rig.engine.engine.info.palette
     upload(page, "street photo.png", "image/png", encoded(scene))
     page.page.wait_for_selector("#banner:not([hidden])")
     assert "street photo.png" in page.page.inner_text("#banner")
@@ -272,8 +272,8 @@ def test_uploads_that_are_refused_are_told(browser: Browser, rig: Rig) -> None:
 def test_an_upload_shows_its_progress_and_can_be_cancelled(
     page: Watched, rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = rig.engine.predict
-    monkeypatch.setattr(rig.engine, "predict", lambda rgb: (time.sleep(0.1), real(rgb))[1])
+    real = rig.engine.segment
+    monkeypatch.setattr(rig.engine, "segment", lambda rgb: (time.sleep(0.1), real(rgb))[1])
     upload(page, "drive.mp4", "video/mp4", clip(tmp_path, list(street()) * 5))
     page.page.wait_for_selector("text=/Segmenting frame [1-9][0-9]* of 100/")
     page.page.click("#cancel")

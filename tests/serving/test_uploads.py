@@ -61,7 +61,7 @@ def test_images_are_read_as_everywhere_and_those_that_cannot_be_are_refused(rig:
 
 
 def test_all_results_tell_the_mask_of_the_engine(rig: Rig) -> None:
-    body, expected, info = encoded(SCENE), rig.engine.predict(SCENE), rig.engine.engine.info
+    body, expected, info = encoded(SCENE), rig.engine.segment(SCENE).mask, rig.engine.engine.info
     answer = rig.http.post("/segment", content=body).json()
     assert np.array_equal(opened(base64.b64decode(answer["mask"])), expected)
     assert answer["size_hw"] == list(expected.shape)
@@ -114,7 +114,7 @@ def test_clips_come_back_with_their_masks_and_times(rig: Rig, tmp_path: Path) ->
         pictures, times = decoded(response.content)
         assert np.allclose(np.array(times) - times[0], np.arange(6) / 10, atol=0.002)
         for original, picture in zip(decoded(body)[0], pictures, strict=True):
-            shown = blend(original, rig.engine.predict(original), palette, 0.5)
+            shown = blend(original, rig.engine.segment(original).mask, palette, 0.5)
             assert np.abs(picture.astype(int) - shown).mean() < 8
     body = clip(tmp_path, [frame[:75, :101] for frame in street()[:2]], pix_fmt="yuv444p")
     pictures, _ = decoded(rig.http.post("/segment?view=side", content=body).content)
@@ -168,8 +168,8 @@ def test_what_costs_too_much_is_refused_or_given_up(tmp_path: Path) -> None:
 def test_progress_is_told_and_work_given_up_where_the_client_has_left(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, told = rig.engine.predict, list[dict[str, Any]]()
-    monkeypatch.setattr(rig.engine, "predict", lambda rgb: (time.sleep(0.1), real(rgb))[1])
+    real, told = rig.engine.segment, list[dict[str, Any]]()
+    monkeypatch.setattr(rig.engine, "segment", lambda rgb: (time.sleep(0.1), real(rgb))[1])
     body = clip(tmp_path, list(street()) * 5)
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=rig.url, timeout=0.5, trust_env=False) as http:
         http.post("/segment?name=me", content=body)
@@ -271,7 +271,7 @@ def test_places_are_of_all_and_of_each_address() -> None:
 
 
 def test_one_upload_at_a_time_and_a_short_queue(small: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, inside, most = small.engine.predict, [0], [0]
+    real, inside, most = small.engine.segment, [0], [0]
 
     def slow(rgb: np.ndarray) -> np.ndarray:
         inside[0] += 1
@@ -280,7 +280,7 @@ def test_one_upload_at_a_time_and_a_short_queue(small: Rig, monkeypatch: pytest.
         inside[0] -= 1
         return real(rgb)
 
-    monkeypatch.setattr(small.engine, "predict", slow)
+    monkeypatch.setattr(small.engine, "segment", slow)
 
     def send(_: int = 0) -> int:
         return int(small.http.post("/segment", content=encoded(SCENE)).status_code)
