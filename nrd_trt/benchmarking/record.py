@@ -14,9 +14,9 @@ object, several give ``{"results": [...]}`` with an object for each, in their or
   of this one. Calls of several streams run at once, and ``timed_s`` is then from the first start to the last end.
 - ``energy {joules, watts, frames_per_joule, source}``: of the timed calls, idle power included; null where it was not
   told. ``layers [{name, ms, share, type}]``: mean milliseconds, share of their sum and what each was executed in, in
-  the order of execution; null unless they were asked for. ``stages {network, decode, resize, argmax}``: shares of the
-  same time; null without layers, and where their names do not tell. ``executed``: how many products were executed in
-  each type, as OpenVINO reads it back; null with other runners.
+  the order of execution; null unless they were asked for. ``stages {network, decode, resize, argmax}``, and
+  ``confidence`` of files that give it: shares of the same time; null without layers, and where their names do not tell.
+  ``executed``: how many products were executed in each type, as OpenVINO reads it back; null with other runners.
 - ``peak_memory_mib device_memory_mib host device doubtful notes``: what it ran on, and whether to believe it.
 """
 
@@ -32,7 +32,7 @@ from nrd_trt.machine.energy import Energy
 from nrd_trt.machine.host import HostFacts
 from nrd_trt.specs import Precision, Size, format_size
 
-_AFTER_NETWORK = ("decode", "resize", "argmax")
+_AFTER_NETWORK = ("decode", "resize", "argmax", "confidence")
 """Stages that `nrd_trt.graph.cpu` writes into the names of nodes."""
 
 
@@ -136,7 +136,9 @@ class BenchmarkRow:
         shares = dict.fromkeys(("network", *_AFTER_NETWORK), 0.0)
         for layer in self.layers or ():
             shares[next((stage for stage in _AFTER_NETWORK if f"{stage}/" in layer.name), "network")] += layer.share
-        return shares if any(shares[stage] for stage in _AFTER_NETWORK) else None
+        if not shares["confidence"]:  # of files that give it
+            del shares["confidence"]
+        return shares if any(shares.get(stage) for stage in _AFTER_NETWORK) else None
 
     @property
     def frames_per_joule(self) -> float | None:

@@ -105,9 +105,9 @@ _TOTAL_BODY = """
 
 # A total below 1 is not a number, and has confidence 0.
 _LEVELS_BODY = """
-  one = Constant <value_float = 1.0> ()
-  zero_level = Constant <value_float = 0.0> ()
-  full_level = Constant <value_float = 255.0> ()
+  one = Constant <value = float[1] {1.0}> ()
+  zero_level = Constant <value = float[1] {0.0}> ()
+  full_level = Constant <value = float[1] {255.0}> ()
   is_number = GreaterOrEqual (total, one)
   quotient = Div (full_level, total)
   level = Where (is_number, quotient, zero_level)

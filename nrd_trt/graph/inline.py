@@ -23,6 +23,7 @@ OPERATORS = frozenset(
     {
         *("Add", "ArgMax", "Cast", "Clip", "Concat", "Conv", "Div", "Expand", "Gather", "MatMul", "MaxPool", "Mul"),
         *("ReduceMean", "Relu", "Reshape", "Resize", "Split", "Sub", "Transpose", "Unsqueeze"),
+        *("Exp", "GreaterOrEqual", "ReduceMax", "ReduceSum", "Round", "Where"),  # of the confidence
     }
 )
 """What an inlined file may consist of: operators of convolutional networks that every vendor's list has."""
@@ -100,8 +101,11 @@ class _Rewriter:
     def _plain(self, node: onnx.NodeProto) -> onnx.NodeProto:
         if node.op_type == "Resize" and not self.weights[node.input[1]].dims[0]:
             node.input[1] = ""  # no region at all, in place of an empty one
-        elif node.op_type == "Cast" and self.types[node.input[0]] == TensorProto.INT64:
-            node.attribute[0].i = TensorProto.FLOAT  # an index on its way to uint8, in fp16 for a plugin's sake
+        elif node.op_type == "Cast" and node.input[0] in self.made_by:
+            if self.made_by[node.input[0]].op_type in ("ArgMax", "Round"):
+                node.attribute[
+                    0
+                ].i = TensorProto.FLOAT  # a whole number on its way to uint8, in fp16 for a plugin's sake
         return node
 
     def _move(self, node: onnx.NodeProto, views: list[tuple[int, ...]]) -> None:

@@ -150,7 +150,8 @@ class ProfilingRunner(Runner, Protocol):
         """Return what each layer takes, in the order of execution, over `runs` runs of their own.
 
         One more run comes before them, in a session that times its layers, which makes it slower. Layers that were
-        fused are one. The nodes of the decode have ``decode/``, ``resize/`` or ``argmax/`` in their names.
+        fused are one. Nodes of the decode have ``decode/``, ``resize/``, ``argmax/`` or ``confidence/`` in their
+        names.
 
         Raises:
             RunnerError: The runner is not entered, or the backend failed.

@@ -130,7 +130,7 @@ def test_a_file_with_another_confidence_is_not_the_checkpoints(head: str) -> Non
     assert network_differences(file, model)[0] == []
     nodes = next((entry.node for entry in file.functions if entry.name == CONFIDENCE_OP), file.graph.node)
     full_level = next(node for node in nodes if node.output[0].endswith("full_level"))
-    full_level.attribute[0].f = 248.0
+    full_level.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array([248.0], np.float32)))
     lines, _ = network_differences(file, model)
     assert lines == [f"ending: the confidence is off by up to {lines[0].split()[-4]} of 255 levels"]
     assert 1 < float(lines[0].split()[-4]) < 8
