@@ -41,7 +41,7 @@ Provider = Literal["driver", "pycuda"]
 """What calls CUDA."""
 RunnerName = Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Quantizer = Literal["own", "modelopt"]
-PackageTarget = Literal["triton"]
+PackageTarget = Literal["triton", "deepstream"]
 """What a bundle is packaged for."""
 Target = Literal["gpu", "cpu"]
 """What an int8 file is made for. TensorRT takes int8 around 0 and is fast with fp16 beside it; runtimes on a CPU are

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, REFERENCE_FILE, Bundle
-from nrd_trt.engine.plugins import LIBRARY, find_recorded
+from nrd_trt.engine.plugins import LIBRARY
 from nrd_trt.engine.signature import SIGNATURE_FILE
-from nrd_trt.errors import BundleError, ConfigError
+from nrd_trt.errors import ConfigError
 from nrd_trt.files import sha256_file
 from nrd_trt.packaging.folders import Folder, render
+from nrd_trt.packaging.plan import labels_of, library_of_plan, needs_of_plan
 from nrd_trt.packaging.triton_model import warmup_image
 from nrd_trt.runtime.graph_io import graph_specs
 from nrd_trt.runtime.select import rebuild_call
@@ -23,7 +24,6 @@ _QUEUE = {"queue_delay_us": 500, "queue_size": 128}
 """How long a request waits for others to share its run, and how many wait at most."""
 _MOST_IMAGES = 8
 """Of one run of the Python backend, where the plan was built for fewer."""
-_MATRIX = "https://docs.nvidia.com/deeplearning/frameworks/support-matrix/index.html"
 _MODEL = b"from nrd_trt.packaging.triton_model import TritonPythonModel as TritonPythonModel\n"
 
 
@@ -45,10 +45,10 @@ def plan_repository(
         BundleError: The bundle does not say which library that was.
     """
     why = _unservable(bundle)
-    library = _library(bundle, plugin) if why is None else None
+    library = library_of_plan(bundle, plugin) if why is None else None
     notes = _notes(bundle, name, why)
     common = {"name": name, **_QUEUE, **_facts(bundle)}
-    labels = "".join(f"{' '.join(label.split())}\n" for label in bundle.graph.info.class_names).encode()
+    labels = labels_of(bundle)
     files: dict[str, bytes | Path] = {}
     if why is None:
         files = {
@@ -91,7 +91,7 @@ def _unservable(bundle: Bundle) -> str | None:
 
 
 def _notes(bundle: Bundle, name: str, why: str | None) -> list[str]:
-    built, batch = bundle.record.builder, bundle.graph.shape.batch
+    batch = bundle.graph.shape.batch
     if why is not None:
         if bundle.graph.mask_encoding == "u8x4":
             remedy = "build with mask_encoding='uint8'"
@@ -99,10 +99,7 @@ def _notes(bundle: Bundle, name: str, why: str | None) -> list[str]:
             there = Path(bundle.path.name)
             remedy = f"build the plan where it is served: {rebuild_call(there, 'tensorrt', bundle.record.decode)}"
         return [f"the model {name} on the TensorRT backend is left out: {why}. For it, {remedy}, and package it again."]
-    version = f"TensorRT {built.version}{' or later' if built.version_compatible else ' exactly'}"
-    gpus = " or ".join(built.compute_capabilities) + (" or later" if built.hardware_compatible else "")
-    where = f"{built.os} on {built.machine}, a GPU of compute capability {gpus or 'as where it was built'}"
-    notes = [f"{name} needs a server with {version} ({_MATRIX}), {where}."]
+    notes = [f"{name} needs a server with {needs_of_plan(bundle)}."]
     if bundle.record.plugin is not None:
         facts = bundle.record.plugin
         notes.append(
@@ -119,21 +116,6 @@ def _notes(bundle: Bundle, name: str, why: str | None) -> list[str]:
     if bundle.graph.input_form == "float":
         notes.append(f"{name} reads normalised images; a bundle with uint8 input leaves nothing to get wrong there.")
     return notes
-
-
-def _library(bundle: Bundle, plugin: Path | None) -> Path | None:
-    """Find the library of a plan; None where it needs none."""
-    if bundle.record.decode != "plugin":
-        if plugin is not None:
-            raise ConfigError(
-                f"plugin={plugin}: expected a bundle whose plan needs it, got {bundle.path} with the decode as "
-                f"{bundle.record.decode}; leave it out."
-            )
-        return None
-    if bundle.record.plugin is None:
-        raise BundleError(f"{bundle.path}: expected the record of its plugin library, got none; rebuild the bundle.")
-    rebuild = rebuild_call(bundle.path, bundle.record.builder.name, bundle.record.decode)
-    return find_recorded(bundle.record.plugin, plugin, bundle=str(bundle.path), rebuild=rebuild)
 
 
 def _facts(bundle: Bundle) -> dict[str, Any]:
