@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install the programs that the tests of video run for real: GStreamer with an RTSP server, a browser.
+# Install what tests need that pip does not have: GStreamer with an RTSP server and a browser, which the tests of video run
+# for real, and what the runtime library for C++ is compiled with.
 # Does nothing where all are there. Where it cannot install them it says so and succeeds: those tests skip then.
 set -euo pipefail
 
@@ -7,6 +8,7 @@ set -euo pipefail
 packages=(
     chromium python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-tools gstreamer1.0-libav
     gstreamer1.0-plugins-{base,good,bad,ugly}
+    nlohmann-json3-dev libssl-dev pkg-config
 )
 
 all_there() {
@@ -18,6 +20,7 @@ all_there() {
     for element in videotestsrc matroskamux rtspsrc h264parse x264enc avdec_h264; do
         gst-inspect-1.0 --exists "$element" || return
     done
+    [ -f /usr/include/nlohmann/json.hpp ] && [ -f /usr/include/openssl/evp.h ] && command -v pkg-config || return
     /usr/bin/python3 -c "import gi; gi.require_version('GstRtspServer', '1.0')"
 }
 

@@ -31,6 +31,7 @@ OTHERS_FLAGS = {
     "machine/hardware_rows.py": {"--gpus", "--runtime", "--show", "--verbose"},  # docker, jetson_clocks, nvpmodel
     "machine/jetson.py": {"--interval"},  # tegrastats
     "machine/package_rows.py": {"--force-reinstall", "--system-site-packages", "--version"},  # pip, venv, gst-launch
+    "proving/runtime_library.py": {"--build", "--parallel"},  # cmake
 }
 """Flags of other programs, by file; a flag of ours stands in `cli` only."""
 _MODULES = """

@@ -6,6 +6,7 @@ anything else where it failed. Parts share a folder, in which networks and bundl
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,8 @@ from nrd_trt.benchmarking.benchmark import benchmark
 from nrd_trt.benchmarking.calls import on_device
 from nrd_trt.building.build import build
 from nrd_trt.data.synthetic import street_scene
-from nrd_trt.engine.compat import load_tensorrt
+from nrd_trt.engine.bundle import read_bundle
+from nrd_trt.engine.compat import load_tensorrt, version_numbers
 from nrd_trt.engine.plugins import check_plugin, load_plugin, take_plugin
 from nrd_trt.errors import BuildError, NrdTrtError, PluginError, RunnerError
 from nrd_trt.gates import Gates
@@ -30,11 +32,13 @@ from nrd_trt.machine.host import Machine
 from nrd_trt.machine.software import find_flavour
 from nrd_trt.optional import require
 from nrd_trt.progress import silent
+from nrd_trt.proving import runtime_library
 from nrd_trt.proving.network import NETWORKS, SMALL, fp32_file
-from nrd_trt.proving.record import DRIVER, FORMS, OPERATOR, PLUGIN, RUNS, Figures, lacks
+from nrd_trt.proving.record import DRIVER, FORMS, OPERATOR, PLUGIN, RUNS, RUNTIME_LIBRARY, Figures, lacks
 from nrd_trt.proving.runs import Feed, graph_fault, threads_fault
 from nrd_trt.runtime.base import DeviceRunner
 from nrd_trt.runtime.engine import Engine, open_bundle
+from nrd_trt.runtime.select import bundle_plugin
 from nrd_trt.specs import DecodeName, DecodeSpec, Flavour, Precision
 from nrd_trt.zoo import checkpoint_path
 
@@ -89,6 +93,9 @@ def _listed(flavours: Sequence[Flavour]) -> Iterator[Part]:
         for flavour in flavours:
             for form in FORMS if flavour == "tensorrt" else FORMS[:1]:
                 yield from _lane(Lane(flavour, network, form))
+    if "tensorrt" in flavours:
+        plan = Lane("tensorrt", SMALL, FORMS[0])
+        yield Part(name=RUNTIME_LIBRARY, prove=prove_runtime_library, needs=(f"{plan.name}/{RUN_ON}",))
 
 
 @dataclass(frozen=True)
@@ -278,6 +285,35 @@ def measure_times(lane: Lane, folder: Path) -> Figures:
         figures |= {"watts": energy.watts, "frames_per_joule": row.frames_per_joule}
     notes = "; ".join(row.notes)
     return {**figures, "fps": row.throughput_fps, "doubtful": str(row.doubtful).lower(), "notes": notes}
+
+
+def prove_runtime_library(folder: Path) -> Figures:
+    """Compile the runtime library for C++ and draw the same masks with it as with the runner, in every form."""
+    checkout = Machine().checkout
+    why = runtime_library.what_is_missing(checkout)
+    if checkout is None or why is not None:
+        raise NotRunError(str(why))
+    root, build = os.environ.get("TENSORRT_ROOT"), folder / "runtime"
+    try:
+        headers = runtime_library.configure(checkout, build, [f"-DTENSORRT_ROOT={root}"] if root else [])
+    except RunnerError as exc:
+        raise NotRunError(str(exc)) from exc
+    version = load_tensorrt("tensorrt").version
+    if version_numbers(headers) != version_numbers(version)[:3]:
+        raise NotRunError(f"its TensorRT is {headers}, that of Python is {version}: set TENSORRT_ROOT to the same")
+    example = runtime_library.compile_example(build, headers)
+    lanes = [lane for form in FORMS if (lane := Lane("tensorrt", SMALL, form)).bundle(folder).is_dir()]
+    for lane in lanes:
+        library = bundle_plugin(read_bundle(lane.bundle(folder)))
+        with lane.open(folder) as engine:
+            for seed in range(SCENES):
+                scene = street_scene(seed, engine.graph.shape.opt_hw).image
+                got = example.draw(lane.bundle(folder), scene, build, plugin=library.path if library else None)
+                wanted = engine.predict(scene)
+                if not np.array_equal(got, wanted):
+                    share = f"{np.mean(got != wanted):.2%} of the mask"
+                    raise ProofFailedError(f"{lane.form}: {share} differ from the runner's on scene {seed}")
+    return {"tensorrt": headers, "forms": ", ".join(lane.form for lane in lanes), "images": SCENES}
 
 
 def _feeds(lane: Lane, folder: Path) -> list[Feed]:

@@ -15,7 +15,7 @@ Verdict = Literal["passed", "failed", "incomplete", "not run"]
 Figures = Mapping[str, float | str]
 """What a part measured or met, by name; the unit is in the name."""
 
-DRIVER, OPERATOR, PLUGIN = "driver", "operator", "tensorrt/plugin"
+DRIVER, OPERATOR, PLUGIN, RUNTIME_LIBRARY = "driver", "operator", "tensorrt/plugin", "tensorrt/runtime-library"
 FORMS = ("function", "plugin")
 RUNS = ("graph", "threads", "times")
 """What is done with a plan that holds its gate: a CUDA graph, two threads, a benchmark."""

@@ -61,9 +61,10 @@ def test_every_network_gets_every_precision_and_form_and_run() -> None:
     assert {name for name in known if name.count("/") == 3} == wanted
     assert known["tensorrt/small/plugin/int8"].needs == ("tensorrt/plugin",)
     assert known["tensorrt/small/plugin/graph"].needs == ("tensorrt/small/plugin/fp16",)
+    assert known["tensorrt/runtime-library"].needs == ("tensorrt/small/function/fp16",)
     order = list(known)
     assert all(order.index(need) < order.index(part.name) for part in known.values() for need in part.needs)
-    assert len(known) == 5 + len(wanted)
+    assert len(known) == 6 + len(wanted)
 
 
 def test_without_tensorrt_there_are_no_plans_and_it_is_said() -> None:

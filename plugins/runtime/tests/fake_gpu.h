@@ -1,0 +1,25 @@
+/*
+ * A shared library that stands for libcudart and for libnvinfer of the version of its headers: host memory, streams whose
+ * work is done when they are waited for, graphs, and engines whose plans are lines of text. It notes every call.
+ */
+#pragma once
+
+#include <cstdint>
+
+extern "C"
+{
+    //! The calls since this was last asked, with blanks between them; valid until it is asked again.
+    char const* takeCalls();
+
+    //! How much is there that was made and has not been released.
+    int32_t liveThings();
+
+    //! Let the call fail that is the `number`-th from now of those that can; 0 lets none fail.
+    void failCall(int32_t number);
+
+    //! Let all calls of a function fail; null lets none.
+    void failAll(char const* name);
+
+    //! Whether GPU and host share their memory.
+    void setIntegrated(bool integrated);
+}
