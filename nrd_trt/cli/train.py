@@ -36,6 +36,9 @@ class TrainingOptions(groups.Group):
     init_encoder: Annotated[
         Path | None, typer.Option(metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one.")
     ] = None
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="CKPT", help="A trained network of the same classes that guides this one.")
+    ] = None
     device: Annotated[Device, typer.Option(help="auto takes a GPU if there is one.")] = "auto"
     arithmetic: Annotated[Arithmetic, typer.Option(help="auto is bf16 on a GPU and fp32 on a CPU.")] = "auto"
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0
@@ -77,4 +80,5 @@ def train_command(
         return  # one process of a run speaks for all
     for note in result.notes:
         out.note(note)
-    out.show(result, [f"best mIoU {result.best_miou:.4f}: {result.checkpoint}"])
+    teacher = "" if result.teacher_miou is None else f" (the teacher's: {result.teacher_miou:.4f})"
+    out.show(result, [f"best mIoU {result.best_miou:.4f}{teacher}: {result.checkpoint}"])

@@ -28,6 +28,7 @@ from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
 from nrd_trt.progress import bar
 from nrd_trt.specs import Arithmetic, Device, Fit, InputShape, Resample, check_choice
+from nrd_trt.training.distillation import Teacher
 from nrd_trt.training.objective import Objective
 from nrd_trt.training.optimizers import make_optimizers, restore_optimizer, set_rate
 from nrd_trt.training.parallel import World, joined_world
@@ -92,6 +93,7 @@ def run_recipe(
     how: Execution,
     *,
     init_encoder: Path | None,
+    teacher: Path | None,
     resume: bool,
     force: bool,
 ) -> TrainResult:
@@ -102,17 +104,21 @@ def run_recipe(
     with joined_world(how.device) as world:
         if world.is_first:
             prepare_folder(output, resume=resume, force=force)
-        run = _Run(recipe, samples, output, how, world)
-        if resume and (output / STATE).is_file():
+        guided_by = None if teacher is None else Teacher(teacher, recipe.info, world.device)
+        run = _Run(recipe, samples, output, how, world, guided_by)
+        resumed = resume and (output / STATE).is_file()
+        if resumed:
             run.restore()
         elif init_encoder is not None:
             load_encoder(run.segmentor.backbone, init_encoder)
             run.average.load_state_dict(run.segmentor.state_dict())
+        if guided_by is not None and not resumed:
+            run.teacher_miou = run.score(guided_by.network)
         if force and world.is_first:
             clear_folder(output)  # only now, when data, labels and encoder have been found usable
         world.barrier()
         notes = run.complete()
-    return TrainResult(best_miou=run.best, checkpoint=output / BEST, notes=notes)
+    return TrainResult(best_miou=run.best, teacher_miou=run.teacher_miou, checkpoint=output / BEST, notes=notes)
 
 
 def predict_mask(model: Segmentor, image: np.ndarray, fit: Fit = "resize", resample: Resample = "pillow") -> np.ndarray:
@@ -164,7 +170,9 @@ def micro_batch(recipe: Recipe, parts: int) -> int:
 class _Run:
     """One run: network, optimiser, and how far it has come."""
 
-    def __init__(self, recipe: Recipe, samples: Samples, out: Path, how: Execution, world: World) -> None:
+    def __init__(
+        self, recipe: Recipe, samples: Samples, out: Path, how: Execution, world: World, teacher: Teacher | None
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.samples, self.out, self.how, self.world = recipe, samples, out, how, world
         self.parts = world.size * how.accumulate
@@ -173,7 +181,7 @@ class _Run:
         segmentor = Segmentor(recipe.config, recipe.info)
         if recipe.controller_init == "perceptron" and isinstance(segmentor.decode_head, NrdHead):
             segmentor.decode_head.start_as_perceptron()
-        objective = Objective(segmentor, recipe, weights)
+        objective = Objective(segmentor, recipe, weights, None if teacher is None else teacher.channels)
         self.objective = objective.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         on_gpu = world.device.type == "cuda"
         if world.size > 1 and on_gpu:
@@ -187,6 +195,8 @@ class _Run:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=arithmetic == "fp16")
         self.optimizers = make_optimizers(recipe, self.objective)
         self.step, self.best = 0, -1.0
+        self.teacher = teacher
+        self.teacher_miou: float | None = None
 
     def complete(self) -> tuple[str, ...]:
         """Train to the end, validating and saving on the way; return what the user should know."""
@@ -276,8 +286,10 @@ class _Run:
         if isinstance(batch, NrdTrtError):
             raise batch
         images, labels = (tensor.to(self.world.device, non_blocking=True) for tensor in batch)
+        images = images.contiguous(memory_format=torch.channels_last)
         with self.autocast:
-            loss, own = network(images.contiguous(memory_format=torch.channels_last), labels)
+            guide = None if self.teacher is None else self.teacher.guide(images)
+            loss, own = network(images, labels, guide)
         self.scaler.scale(loss / self.how.accumulate).backward()
         return own  # type: ignore[no-any-return]
 
@@ -292,20 +304,25 @@ class _Run:
                 mean.copy_(value)
 
     def validate(self) -> float:
-        """Return the mIoU of the averaged weights, each rank counting its part; write the best so far."""
+        """Return the mIoU of the averaged weights; write the best so far."""
+        miou = self.score(self.average)
+        if miou > self.best:
+            self.best = miou
+            self._write(BEST, miou)
+        return miou
+
+    def score(self, network: Segmentor) -> float:
+        """Return a network's mIoU on the validation images, each rank counting its part."""
         classes = self.recipe.config.num_classes
         matrix = np.zeros((classes, classes), np.int64)
         for index in range(self.world.rank, self.samples.validation_count(), self.world.size):
             image, label = self.samples.validation_sample(index)
-            mask = predict_mask(self.average, image, self.recipe.fit, self.recipe.resample)
+            mask = predict_mask(network, image, self.recipe.fit, self.recipe.resample)
             matrix += confusion_matrix(label, mask, classes)
         total = self.world.sum(torch.from_numpy(matrix).to(self.world.device))
         miou = mean_iou(total.cpu().numpy())
         if miou is None:
             raise ConfigError("validation labels: expected pixels of some class, got ignored ones only; check data=.")
-        if miou > self.best:
-            self.best = miou
-            self._write(BEST, miou)
         return miou
 
     def save(self) -> None:
@@ -319,6 +336,8 @@ class _Run:
                 optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
                 scaler=self.scaler.state_dict(),
                 torch_rng=torch.get_rng_state(),
+                teacher_sha256=None if self.teacher is None else self.teacher.sha256,
+                teacher_miou=self.teacher_miou,
             )
             write_state(self.out / STATE, self.recipe, self.parts, state)
         self._write(LAST, None)
@@ -327,7 +346,7 @@ class _Run:
     def restore(self) -> None:
         """Take up the state that `save` wrote; raise `ConfigError` if it belongs to another run."""
         path = self.out / STATE
-        state = read_state(path, self.recipe, self.parts)
+        state = read_state(path, self.recipe, self.parts, None if self.teacher is None else self.teacher.sha256)
         with readable(path):
             self.objective.load_state_dict(state.objective)
             self.average.load_state_dict(state.average)
@@ -335,12 +354,14 @@ class _Run:
                 restore_optimizer(optimizer, stored)
             self.scaler.load_state_dict(state.scaler)
             torch.set_rng_state(state.torch_rng)
-        self.step, self.best = state.step, state.best
+        self.step, self.best, self.teacher_miou = state.step, state.best, state.teacher_miou
 
     def _write(self, name: str, miou: float | None) -> None:
         facts = {"recipe": self.recipe.name, "step": str(self.step), "seed": str(self.recipe.seed)}
         if miou is not None:
             facts["miou"] = f"{miou:.4f}"
+        if self.teacher is not None:
+            facts["teacher_sha256"] = self.teacher.sha256
         if self.world.is_first:
             save_checkpoint(self.average, self.out / name, extra=facts)
 

@@ -52,6 +52,9 @@ class Recipe:
         reduce_zero_label: Whether labels count classes from 1, with 0 for ignored pixels.
         fit: How validation images are brought to ``info.size_hw``.
         resample: What scales them there; see `nrd_trt.data.preprocessing.fit_image`.
+        teacher_logits: Weight of the distance of logits from a teacher's, where a run has one.
+        teacher_features: Weight of the distance of the encoder's last features from the teacher's.
+        teacher_temperature: What logits are divided by before they are compared.
         evaluations: How often to validate during the run, evenly spaced.
         seed: Seed of the initial weights and of every sample.
     """
@@ -81,6 +84,9 @@ class Recipe:
     reduce_zero_label: bool = False
     fit: Fit = "resize"
     resample: Resample = "pillow"
+    teacher_logits: float = 1.0
+    teacher_features: float = 0.5
+    teacher_temperature: float = 2.0
     evaluations: int = 10
     seed: int = 0
 

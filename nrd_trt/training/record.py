@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class RunState:
         optimizers: State dicts of the optimisers.
         scaler: State dict of the gradient scaler.
         torch_rng: State of PyTorch's generator on the CPU.
+        teacher_sha256: Hash of the teacher's checkpoint; None for a run without one.
+        teacher_miou: The teacher's mIoU on the validation images.
     """
 
     step: int
@@ -47,6 +49,8 @@ class RunState:
     optimizers: list[dict[str, Any]]
     scaler: dict[str, Any]
     torch_rng: Tensor
+    teacher_sha256: str | None = None
+    teacher_miou: float | None = None
 
 
 def prepare_folder(out: Path, *, resume: bool, force: bool) -> None:
@@ -97,25 +101,29 @@ def write_state(path: Path, recipe: Recipe, parts: int, state: RunState) -> None
         torch.save({"recipe": _text(recipe), "parts": parts, **vars(state)}, temporary)
 
 
-def read_state(path: Path, recipe: Recipe, parts: int) -> RunState:
+def read_state(path: Path, recipe: Recipe, parts: int, teacher_sha256: str | None = None) -> RunState:
     """Read what `write_state` wrote.
 
     Raises:
         CheckpointError: The file is damaged.
-        ConfigError: It belongs to another recipe, or to another split of the batch.
+        ConfigError: It belongs to another recipe or teacher, or to another split of the batch.
     """
     with readable(path):
         check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        # States of before `resample` was asked for were all of Pillow's.
-        stored = {"resample": "pillow", **decode_json(content["recipe"], dict[str, Any]), "parts": content["parts"]}
-        state = RunState(**{field.name: content[field.name] for field in fields(RunState)})
-    asked = {**json.loads(_text(recipe)), "parts": parts}
+        state = RunState(**{field.name: content[field.name] for field in fields(RunState) if field.name in content})
+        # What a recipe of an earlier version could not say, it had by default.
+        defaults = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
+        stored = defaults | decode_json(content["recipe"], dict[str, Any])
+        stored |= {"parts": content["parts"], "teacher_sha256": state.teacher_sha256}
+    asked = {**json.loads(_text(recipe)), "parts": parts, "teacher_sha256": teacher_sha256}
     if differing := [key for key in sorted(stored.keys() | asked.keys()) if stored.get(key) != asked.get(key)]:
         listed = ", ".join(f"{key}={stored.get(key)} (got {asked.get(key)})" for key in differing)
         raise ConfigError(f"{path}: the run has {listed}; resume with the same values.")
     with readable(path):
-        if not isinstance(state.best, float) or state.step not in range(recipe.steps + 1):
+        if not all(
+            isinstance(miou, float) for miou in (state.best, state.teacher_miou or 0.0)
+        ) or state.step not in range(recipe.steps + 1):
             raise ValueError(f"step {state.step} of {recipe.steps}, best mIoU {state.best}")
     return state
 
