@@ -24,8 +24,28 @@ from nrd_trt.optional import require
 
 Kind = TypeVar("Kind")
 
-STATE, FAILURES = "_nrd_batch", "_failures.jsonl"
+STATE, FAILURES, CONFIDENCE = "_nrd_batch", "_failures.jsonl", "_confidence.jsonl"
 """Readers of Parquet folders pass over names with this first letter."""
+
+
+class Confidence(msgspec.Struct, frozen=True, array_like=True):
+    """How sure the network is of the mask of an image, in 0-1.
+
+    Attributes:
+        mean: Mean over the pixels.
+        low_share: Share of the pixels below `Terms.low_confidence`.
+    """
+
+    mean: float
+    low_share: float
+
+
+class _Mark(msgspec.Struct, frozen=True, array_like=True):
+    """What a marker keeps of an outcome; earlier ones have no confidence."""
+
+    path: str
+    error: str | None
+    confidence: Confidence | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +58,7 @@ class Outcome:
         mask_png: The mask as an index PNG; None where it failed.
         error: Why it failed; None where it did not.
         class_share: Share of the pixels of each class, in 0-1; None where it failed.
+        confidence: How sure the network is; None where it failed, and where the bundle does not tell.
     """
 
     path: str
@@ -45,6 +66,7 @@ class Outcome:
     mask_png: bytes | None = None
     error: str | None = None
     class_share: tuple[float, ...] | None = None
+    confidence: Confidence | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +76,12 @@ class Terms:
     Attributes:
         sources: As they were given, paths absolute.
         bundle_sha256: SHA-256 of ``bundle.json``, which holds the hashes of all other files.
+        low_confidence: Below it, in 0-1, a pixel's confidence is low; None where the bundle gives no confidence.
     """
 
     sources: tuple[str, ...]
     bundle_sha256: str
+    low_confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +129,32 @@ class Job:
                     self._write_mask(outcome)
             else:
                 self._write_part(f"part-{marker.stem}.parquet", outcomes)
-            self._write(marker, msgspec.json.encode([(outcome.path, outcome.error) for outcome in outcomes]))
+            marks = [_Mark(outcome.path, outcome.error, outcome.confidence) for outcome in outcomes]
+            self._write(marker, msgspec.json.encode(marks))
 
     def is_marked(self, paths: Sequence[str]) -> bool:
         """Whether the batch of these images is done."""
         return self._marker(paths).exists()
 
     def finish(self) -> tuple[int, tuple[Failure, ...]]:
-        """Return how many images are done in all, and those that failed; write these to ``_failures.jsonl``."""
-        done = committed(self.output)
-        failed = tuple(Failure(path=path, error=error) for path, error in sorted(done.items()) if error is not None)
+        """Return how many images are done in all, and those that failed.
+
+        These go to ``_failures.jsonl``, and how sure the network is of the others to ``_confidence.jsonl``.
+        """
+        done = {mark.path: mark for mark in _marks(self.output)}
+        marks = [done[path] for path in sorted(done)]
+        failed = tuple(Failure(path=mark.path, error=mark.error) for mark in marks if mark.error is not None)
         with _writing(self.output):
-            self._write(self.output / FAILURES, b"".join(msgspec.json.encode(one) + b"\n" for one in failed))
+            self._write_lines(FAILURES, failed)
+            if self.terms.low_confidence is not None:
+                sure = [(mark.confidence, mark.path) for mark in marks if mark.confidence is not None]
+                sure.sort(key=lambda one: one[0].mean)
+                rows = [{"path": path, "mean": each.mean, "low_share": each.low_share} for each, path in sure]
+                self._write_lines(CONFIDENCE, rows)
         return len(done), failed
+
+    def _write_lines(self, name: str, rows: Sequence[object]) -> None:
+        self._write(self.output / name, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
 
     def _marker(self, paths: Sequence[str]) -> Path:
         return _commits(self.output) / f"{sha256_bytes(msgspec.json.encode(paths))[:32]}.json"
@@ -139,6 +176,10 @@ class Job:
             "bundle_sha256": arrow.array([self.terms.bundle_sha256] * len(outcomes), text),
             "class_share": arrow.array([outcome.class_share for outcome in outcomes], arrow.list_(arrow.float32())),
         }
+        if self.terms.low_confidence is not None:
+            sure = [outcome.confidence for outcome in outcomes]
+            columns["confidence_mean"] = arrow.array([one and one.mean for one in sure], arrow.float32())
+            columns["low_confidence_share"] = arrow.array([one and one.low_share for one in sure], arrow.float32())
         with atomic_file(self.output / name, beside=_beside(self.output)) as temporary:
             # PNG is compressed already.
             parquet.write_table(arrow.table(columns), str(temporary), compression="NONE")
@@ -175,10 +216,12 @@ def committed(output: Path) -> dict[str, str | None]:
     Raises:
         BatchError: A marker is damaged.
     """
-    done: dict[str, str | None] = {}
+    return {mark.path: mark.error for mark in _marks(output)}
+
+
+def _marks(output: Path) -> Iterator[_Mark]:
     for marker in _commits(output).glob("*.json"):
-        done.update(_decoded(marker, list[tuple[str, str | None]]))
-    return done
+        yield from _decoded(marker, list[_Mark])
 
 
 def check_target(output: Path, terms: Terms, *, resume: bool) -> None:
@@ -205,6 +248,11 @@ def _check_same(output: Path, began: Terms, now: Terms) -> None:
         raise BatchError(
             f"{output}: the job began with the sources {', '.join(began.sources)}, got {', '.join(now.sources)}; "
             "give those, or another output."
+        )
+    if began.low_confidence != now.low_confidence:
+        raise BatchError(
+            f"{output}: the job began with low_confidence={began.low_confidence}, got {now.low_confidence}; give that, "
+            "or another output."
         )
 
 

@@ -10,16 +10,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nrd_trt.batch.job import FAILURES, Failure, Terms, begin, check_target, committed
+from nrd_trt.batch.job import CONFIDENCE, FAILURES, Failure, Terms, begin, check_target, committed
 from nrd_trt.batch.pool import Pool, Wish, pool_of, run, session
 from nrd_trt.batch.sources import Chunk, absolute, left_of, list_chunks
 from nrd_trt.batch.worker import RanBy, Task
 from nrd_trt.engine.bundle import RECORD_FILE, read_bundle
 from nrd_trt.errors import ConfigError
 from nrd_trt.files import sha256_file
+from nrd_trt.graph.metadata import GraphFacts
 from nrd_trt.progress import bar
+from nrd_trt.runtime.graph_io import check_confidence
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import Provider, RunnerName, as_path, check_number, optional_path
+
+_LOW_CONFIDENCE = 0.5
+"""The classes together hold no more than this beside it: any other may well be the right one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,8 @@ class BatchResult:
         images_per_s: Images of this run by its time, the start of the workers in it; None where nothing was left.
         ran_by: What ran, usually one; see `nrd_trt.runtime.engine.Engine`.
         max_error_share: The largest share of failures with which the job counts as passed, in 0-1.
+        confidence_file: How sure the network is of each mask, one JSON object a line, the least sure first; None where
+            the bundle does not tell.
     """
 
     output: Path
@@ -43,6 +50,7 @@ class BatchResult:
     images_per_s: float | None
     ran_by: tuple[RanBy, ...]
     max_error_share: float
+    confidence_file: Path | None
 
     @property
     def failures_file(self) -> Path:
@@ -64,6 +72,7 @@ class BatchResult:
             "images_per_s": self.images_per_s,
             "output": str(self.output),
             "passed": self.passed,
+            "confidence_file": self.confidence_file and str(self.confidence_file),
             "ran_by": [asdict(one) for one in self.ran_by],
             "failures": [asdict(failure) for failure in self.failures],
         }
@@ -80,6 +89,7 @@ def segment_dataset(
     gpus_per_worker: float | None = None,
     resume: bool = False,
     max_error_share: float = 0.01,
+    low_confidence: float | None = None,
     runner: RunnerName = "auto",
     plugin: str | Path | None = None,
     threads: int | None = None,
@@ -99,8 +109,9 @@ def segment_dataset(
             Parquet with a column ``path`` and, where the images are in it, ``bytes``. Paths, or URIs of filesystems
             that pyarrow opens, such as ``s3://``.
         output: A folder, which gets an index PNG for each image at its path in the source; or ``NAME.parquet``, a
-            folder of parts with the columns ``path, mask_png, error, bundle_sha256, class_share``. Workers of a cluster
-            write it themselves, so it must lie on a disk that they share.
+            folder of parts with the columns ``path, mask_png, error, bundle_sha256, class_share``, and of a bundle that
+            gives the confidence ``confidence_mean, low_confidence_share``. Workers of a cluster write it themselves, so
+            it must lie on a disk that they share.
         bundle: A ``NAME.nrd`` folder; in a cluster on that disk as well.
         concurrency: The fewest and the most workers; None takes one for each core, or what the GPUs take.
         batch: Images between two marks of what is done. The engine runs one after the other.
@@ -109,6 +120,8 @@ def segment_dataset(
             bundle has a plan, else none.
         resume: Go on with the job of an earlier run, or begin one where there is none.
         max_error_share: The largest share of failures with which the result counts as passed, in 0-1.
+        low_confidence: Pixels of a lower confidence, in 0-1, are counted as low; None is 0.5 where the bundle gives the
+            confidence.
         runner: See `nrd_trt.open_bundle`.
         plugin: See `nrd_trt.open_bundle`.
         threads: CPU threads of each worker; None divides the cores among the most workers.
@@ -144,7 +157,11 @@ def segment_dataset(
     )
     made = read_bundle(as_path("bundle", bundle).absolute(), verify_key=verify_key)
     target, given = as_path("output", output).absolute(), _texts(sources)
-    terms = Terms(sources=given, bundle_sha256=sha256_file(made.path / RECORD_FILE))
+    terms = Terms(
+        sources=given,
+        bundle_sha256=sha256_file(made.path / RECORD_FILE),
+        low_confidence=_low_confidence(low_confidence, made.graph),
+    )
     check_target(target, terms, resume=resume)
     chunks = list_chunks(given, output=target)
     ran = _Ran(images=0, seconds=0.0, by=set())
@@ -166,7 +183,19 @@ def segment_dataset(
         images_per_s=ran.images / ran.seconds if ran.images else None,
         ran_by=tuple(ran.by),
         max_error_share=max_error_share,
+        confidence_file=None if terms.low_confidence is None else as_path("output", output) / CONFIDENCE,
     )
+
+
+def _low_confidence(asked: float | None, graph: GraphFacts) -> float | None:
+    """Return what a pixel's confidence is compared with; None where the graph does not give it."""
+    if asked is None:
+        return _LOW_CONFIDENCE if "confidence" in graph.outputs else None
+    check_number("low_confidence", asked, low=0, whole=False)
+    if asked > 1:
+        raise ConfigError(f"low_confidence={asked}: expected a fraction in 0-1, e.g. {_LOW_CONFIDENCE}.")
+    check_confidence(graph, f"low_confidence={asked}")
+    return asked
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nrd_trt.batch.job import Job, Outcome
+from nrd_trt.batch.job import Confidence, Job, Outcome
 from nrd_trt.batch.sources import Chunk, Item
 from nrd_trt.data.images import read_image
 from nrd_trt.data.overlay import index_image
@@ -105,14 +105,20 @@ class Worker:
         try:
             if isinstance(content, str):
                 return Outcome(path=item.path, name=item.name, error=content)
-            mask = engine.predict(read_image(content))
+            drawn = engine.segment(read_image(content))
         except (ConfigError, ShapeError) as exc:
             return Outcome(path=item.path, name=item.name, error=str(exc))
         png = io.BytesIO()
-        index_image(mask, engine.info.palette).save(png, format="PNG")
-        counts = np.bincount(mask.ravel(), minlength=len(engine.info.class_names))
-        share = tuple((counts / mask.size).tolist())
-        return Outcome(path=item.path, name=item.name, mask_png=png.getvalue(), class_share=share)
+        index_image(drawn.mask, engine.info.palette).save(png, format="PNG")
+        counts = np.bincount(drawn.mask.ravel(), minlength=len(engine.info.class_names))
+        share = tuple((counts / drawn.mask.size).tolist())
+        sure, low = drawn.confidence, self._task.job.terms.low_confidence
+        confidence = None
+        if sure is not None and low is not None:
+            confidence = Confidence(mean=float(sure.mean()) / 255, low_share=float((sure < low * 255).mean()))
+        return Outcome(
+            path=item.path, name=item.name, mask_png=png.getvalue(), class_share=share, confidence=confidence
+        )
 
     def _opened(self) -> Engine:
         if self._engine is None:

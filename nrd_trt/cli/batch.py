@@ -61,6 +61,12 @@ def batch_command(
     max_error_share: Annotated[
         float, common.checks_option(min=0, max=1, metavar="0-1", help="Gate: share of images that may fail.")
     ] = 0.01,
+    low_confidence: Annotated[
+        float | None,
+        common.output_option(
+            min=0, max=1, metavar="0-1", help="Count pixels of lower confidence, of bundles that give it (default 0.5)."
+        ),
+    ] = None,
     pool: PoolOptions,
     run: groups.BundleOptions,
     out: groups.OutputOptions,
@@ -75,6 +81,7 @@ def batch_command(
             bundle,
             resume=resume,
             max_error_share=max_error_share,
+            low_confidence=low_confidence,
             **pool.given(),
             **run.given(),
             progress=not out.quiet,
@@ -92,6 +99,8 @@ def _lines(result: BatchResult) -> Iterator[str]:
     yield f"{result.images - len(result.failures)} masks of {result.images} images in {result.output}{earlier}{rate}"
     for one in result.ran_by:
         yield f"run by {common.run_by(one.runner, one.arithmetic, one.plan_ran)}"
+    if result.confidence_file is not None:
+        yield f"how sure the network is of each, the least sure first: {result.confidence_file}"
     if result.failures:
         yield f"{len(result.failures)} images failed, listed in {result.failures_file}:"
         yield from (f"  {failure.path}: {failure.error}" for failure in result.failures[:_SHOWN])

@@ -165,7 +165,7 @@ def _written(output: Path) -> dict[str, int]:
 def _problems(images: Sequence[Path], source: Path, output: Path, bundle: Path, printed: bytes) -> list[str]:
     """Return what is wrong: masks that differ, images that are missing, done twice or failed in silence."""
     problems, listed = [], {failure["path"] for failure in json.loads(printed)["failures"]}
-    marks = [path for file in (output / "_nrd_batch/commits").iterdir() for path, _ in json.loads(file.read_bytes())]
+    marks = [path for file in (output / "_nrd_batch/commits").iterdir() for path, *_ in json.loads(file.read_bytes())]
     if sorted(marks) != [str(path) for path in images]:
         problems.append(f"{len(images)} images, {len(marks)} marks of {len(set(marks))} images")
     drawn: dict[bytes, np.ndarray | None] = {}  # pictures repeat

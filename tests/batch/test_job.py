@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nrd_trt.batch.job import STATE, Job, Outcome, Terms, begin, committed
+from nrd_trt.batch.job import STATE, Confidence, Job, Outcome, Terms, begin, committed
 from nrd_trt.errors import BatchError, ConfigError
 from tests.artefacts import content, listing
 
@@ -37,6 +39,20 @@ def test_a_batch_is_masks_then_a_marker(job: Job) -> None:
     count, failures = job.finish()
     assert (count, [failure.path for failure in failures]) == (3, ["/a/3.jpg"])
     assert (job.output / "_failures.jsonl").read_text() == '{"path":"/a/3.jpg","error":"broken"}\n'
+
+
+def test_the_least_sure_image_is_listed_first_and_older_markers_have_none(job: Job) -> None:
+    job.commit([outcome("1")])
+    (marker,) = (job.output / STATE / "commits").iterdir()
+    marker.write_text('[["/a/1.jpg",null]]')
+    sure = replace(job, terms=replace(TERMS, low_confidence=0.5))
+    means = {"2": 0.9, "3": 0.6, "sub/4": 0.7}
+    done = [replace(outcome(name), confidence=Confidence(mean, 0.25)) for name, mean in means.items()]
+    sure.commit([*done, outcome("5", None)])
+    assert sure.finish()[0] == 5
+    listed = [json.loads(line) for line in (job.output / "_confidence.jsonl").read_text().splitlines()]
+    assert listed[0] == {"path": "/a/3.jpg", "mean": 0.6, "low_share": 0.25}
+    assert [line["path"] for line in listed] == ["/a/3.jpg", "/a/sub/4.jpg", "/a/2.jpg"]
 
 
 def test_parts_without_a_marker_are_removed_and_those_with_one_stay(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def check_tree(output: Path, expected: dict[str, np.ndarray]) -> None:
     assert [name for name in found if not np.array_equal(found[name], expected[name])] == []
 
 
-def markers(output: Path) -> list[list[tuple[str, str | None]]]:
+def markers(output: Path) -> list[list[list[str]]]:
     return [json.loads(path.read_bytes()) for path in (output / STATE / "commits").iterdir()]
 
 
@@ -83,7 +83,7 @@ def test_a_killed_job_goes_on_and_does_every_image_once(
     assert 3 <= len(done) < 24
     result = package.segment_dataset(source, output, bundle(), batch=4, resume=True, progress=False, max_error_share=1)
     check_tree(output, expected)
-    paths = [path for rows in markers(output) for path, _ in rows]
+    paths = [path for rows in markers(output) for path, *_ in rows]
     assert len(paths) == len(set(paths)) == result.images == 25
     assert result.skipped >= len(done) - 1  # of one batch at most the marker was not written yet
     again = [path for path, when in done.items() if os.stat(path).st_mtime_ns != when]
@@ -101,7 +101,9 @@ def test_parquet_out_of_parquet_with_bytes(
     held = pyarrow.table({"path": [file.name for file in files], "bytes": [file.read_bytes() for file in files]})
     pyarrow.parquet.write_table(held, tmp_path / "in.parquet", row_group_size=10)
     output = tmp_path / "out.parquet"
-    result = package.segment_dataset(tmp_path / "in.parquet", output, bundle(), batch=4, progress=False)
+    sure, low = bundle(output="mask,confidence"), 0.8
+    job = {"bundle": sure, "low_confidence": low, "progress": False}
+    result = package.segment_dataset(tmp_path / "in.parquet", output, batch=4, **job)
     rows = {row["path"]: row for row in pyarrow.parquet.read_table(output).to_pylist()}
     assert rows.keys() == {file.name for file in files} and result.images == 25
     broken = rows.pop("broken.png")
@@ -110,13 +112,19 @@ def test_parquet_out_of_parquet_with_bytes(
         mask = np.array(Image.open(BytesIO(row["mask_png"])))
         assert np.array_equal(mask, expected[name])
         assert row["class_share"] == pytest.approx(np.bincount(mask.ravel(), minlength=11) / mask.size)
-        assert (row["error"], row["bundle_sha256"]) == (None, sha256_file(bundle() / RECORD_FILE))
-    assert (
-        not result.passed
-        and package.segment_dataset(
-            tmp_path / "in.parquet", output, bundle(), resume=True, max_error_share=0.04, progress=False
-        ).passed
-    )
+        assert (row["error"], row["bundle_sha256"]) == (None, sha256_file(sure / RECORD_FILE))
+    with package.open_bundle(sure, threads=1) as engine:
+        confidence = engine.segment(read_image(files[0])).confidence
+    assert confidence is not None and rows[files[0].name]["confidence_mean"] == pytest.approx(confidence.mean() / 255)
+    assert rows[files[0].name]["low_confidence_share"] == pytest.approx((confidence < 255 * low).mean())
+    assert result.confidence_file is not None and broken["confidence_mean"] is None
+    lines = [json.loads(line) for line in result.confidence_file.read_text().splitlines()]
+    assert [line["path"] for line in lines] == sorted(rows, key=lambda name: rows[name]["confidence_mean"])
+    assert lines[0]["low_share"] == pytest.approx(rows[lines[0]["path"]]["low_confidence_share"])
+    again = {"resume": True, "max_error_share": 0.04}
+    assert not result.passed and package.segment_dataset(tmp_path / "in.parquet", output, **job, **again).passed
+    with pytest.raises(BatchError, match=r"the job began with low_confidence=0\.8, got 0\.5; give that"):
+        package.segment_dataset(tmp_path / "in.parquet", output, sure, resume=True, progress=False)
 
 
 def test_the_verb_says_what_it_did_and_fails_above_the_share(
@@ -169,6 +177,12 @@ def test_bad_input(source: Path, tmp_path: Path, nrd_trt: Invoke) -> None:  # no
         package.segment_dataset(source, tmp_path / "masks", tmp_path / "absent.nrd")
     with pytest.raises(ConfigError, match="batch=0: expected"):
         package.segment_dataset(source, tmp_path / "masks", bundle(), batch=0)
+    for value, message in (
+        (0.4, "0.4: expected an engine with the output confidence"),
+        (1.5, "1.5: expected a fraction"),
+    ):
+        with pytest.raises(ConfigError, match=f"low_confidence={message}"):
+            package.segment_dataset(source, tmp_path / "masks", bundle(), low_confidence=value)
     with pytest.raises(ConfigError, match=r"sources=.*name one"):
         package.segment_dataset([], tmp_path / "masks", bundle())
 
