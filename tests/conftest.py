@@ -10,13 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import torch
-from torch import nn
 
-from nrd_trt.exporting import onnx_export
-from nrd_trt.specs import InputShape
 from tests import helpers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -46,14 +42,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_trace_of_each_form() -> Iterator[None]:
-    """Trace networks of one form once in a run, which is most of an export: tests/exporting proves that it is one."""
-    trace = onnx_export._trace
-
-    def once(adapter: nn.Module, tensors: tuple[str, ...], shape: InputShape) -> onnx.ModelProto:
-        return helpers.traced_once(trace, adapter, tensors, shape)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "_trace", once)
+    with helpers.traces_remembered():
         yield
 
 

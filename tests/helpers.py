@@ -7,13 +7,15 @@ import fcntl
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -22,6 +24,7 @@ from nrd_trt.data.classes import voc_palette
 from nrd_trt.data.preprocessing import planar
 from nrd_trt.engine.compat import installed_flavours
 from nrd_trt.errors import RunnerError
+from nrd_trt.exporting import onnx_export
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.quantize import choose_layers, insert_qdq, plan_quantization
@@ -142,13 +145,20 @@ def made_once(name: str, make: Callable[[Path], object]) -> Path:
     """
     path = run_folder() / name
     if not path.exists():
+        if path in _making:
+            raise RuntimeError(f"{name} needs itself while it is made, and would wait for its own lock")
+        _making.add(path)
         with Path(f"{path}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
                 with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
                     make(Path(folder) / name)
                     Path(folder, name).rename(path)
+        _making.remove(path)
     return path
+
+
+_making: set[Path] = set()
 
 
 def exported_once(name: str, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
@@ -157,6 +167,14 @@ def exported_once(name: str, make: Callable[[], onnx.ModelProto]) -> onnx.ModelP
 
 
 Trace = Callable[[nn.Module, tuple[str, ...], InputShape], onnx.ModelProto]
+
+
+@contextmanager
+def traces_remembered() -> Iterator[None]:
+    """Trace networks of one form once in a run, which is most of an export: tests/exporting proves that it is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "_trace", partial(traced_once, onnx_export._trace))
+        yield
 
 
 def traced_once(trace: Trace, adapter: nn.Module, tensors: tuple[str, ...], shape: InputShape) -> onnx.ModelProto:

@@ -24,6 +24,7 @@ from nrd_trt.specs import Precision
 from tests import helpers
 from tests.gallery.score import Score, remembered, score, sound_failures
 from tests.gallery.table import ALL, FAULTS, Case, Fault, Network
+from tests.helpers import traces_remembered
 
 _KEPT = Path("build/fault-gallery.jsonl")
 _MOST_MISSED = 0.02
@@ -65,6 +66,7 @@ _entered = ExitStack()
 
 def _begin() -> None:
     torch.set_num_threads(1)
+    _entered.enter_context(traces_remembered())
     _entered.enter_context(remembered())
 
 

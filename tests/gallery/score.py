@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.samples import SampleSource
 from nrd_trt.engine.bundle import ONNX_FILE, read_bundle
 from nrd_trt.errors import NrdTrtError
-from nrd_trt.exporting import onnx_export
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.model import load_model, load_trained
 from nrd_trt.model.checkpoint import save_checkpoint
@@ -45,7 +44,7 @@ from nrd_trt.zoo import checkpoint_path
 from tests.artefacts import build, checkpoint, plant
 from tests.gallery.table import FAULTS, Case, Fault
 from tests.gallery.upstream import Planter, everywhere
-from tests.helpers import made_once, traced_once
+from tests.helpers import made_once
 
 _PHOTO_HW = (50, 70)
 _SCENES = range(500, 504)
@@ -96,7 +95,7 @@ class Score:
 
 @contextmanager
 def remembered() -> Iterator[None]:
-    """Do once what is slow and where no fault is planted: scenes, checkpoints, traces and sessions of equal files."""
+    """Do once what is slow and where no fault is planted: scenes, checkpoints and sessions of equal files."""
     models: dict[str, Segmentor] = {}
 
     def loaded(*given: object) -> Segmentor:
@@ -114,7 +113,6 @@ def remembered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         everywhere(patch, synthetic.street_scene, cache(synthetic.street_scene))
         everywhere(patch, load_trained, loaded)
-        patch.setattr(onnx_export, "_trace", partial(traced_once, onnx_export._trace))
         patch.setattr(
             onnxruntime,
             "InferenceSession",
