@@ -52,6 +52,7 @@ from nrd_trt.specs import (
     BuilderName,
     Estimator,
     Fit,
+    InputForm,
     Precision,
     Provider,
     Resample,
@@ -115,6 +116,7 @@ def tune(
     device: int | str | None = None,
     builder_options: Mapping[str, OptionValue] | None = None,
     size: Size | None = None,
+    input_form: InputForm | None = None,
     sensitivity: bool = False,
     time_file: TimeFile | None = None,
     resume: bool = False,
@@ -161,6 +163,7 @@ def tune(
         device: See `nrd_trt.open_bundle`.
         builder_options: See `nrd_trt.build`.
         size: ``(h, w)``, multiples of 32; None takes the checkpoint's.
+        input_form: See `nrd_trt.export`; None is ``"uint8"``.
         sensitivity: Measure the sensitivity of every layer even where int8 everywhere holds.
         time_file: Returns the milliseconds of a file; None times its plan where this machine runs it. Where both are
             known, int8 everywhere must be faster than fp16, and every other rung faster than the next one up.
@@ -209,6 +212,7 @@ def tune(
         source=as_path("checkpoint", checkpoint),
         output=as_path("output", output),
         size=size,
+        input_form=input_form,
         calibrator=calibrator,
         data=data,
         labels=labels,
@@ -268,7 +272,13 @@ class _Ladder:
         samples = request.samples(request.shape(model.info.size_hw), model.info)
         request.on_stage("exporting to ONNX, fp32")
         exported = export_checked(
-            model, request.source, samples, precision="fp32", threads=request.run.threads, progress=request.progress
+            model,
+            request.source,
+            samples,
+            precision="fp32",
+            input_form=request.input_form,
+            threads=request.run.threads,
+            progress=request.progress,
         )
         self._full = exported.model
         self._state_path = state_path(request.output)

@@ -161,16 +161,17 @@ class BundleOptions(RunnerOptions):
     verify_key: common.VerifyKey = None
 
 
+InputFormOption = Annotated[
+    InputForm | None,
+    common.input_option("--input", help="uint8: NHWC RGB (default); rgb_float: NCHW in 0-255; float: NCHW normalised."),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FormOptions(Group):
     """Form of the exported file."""
 
-    input_form: Annotated[
-        InputForm | None,
-        common.input_option(
-            "--input", help="uint8: NHWC RGB (default); rgb_float: NCHW in 0-255; float: NCHW normalised."
-        ),
-    ] = None
+    input_form: InputFormOption = None
     outputs: Annotated[
         Any,
         common.output_option(

@@ -130,10 +130,12 @@ def test_the_winners_bundle_is_held_to_the_gates_of_its_rung(data: Path, tmp_pat
         min_agreement=None,
         max_miou_drop=None,
         min_boundary_f=0.5,
+        input_form="rgb_float",
         time_file=lambda file: latency_ms[read_facts(file).precision],
     )
     assert tuned.winner == "fp16" and tuned.bundle is not None and tuned.bundle.record.validation is not None
     assert tuned.bundle.record.validation.gates == Gates.of("fp16", min_boundary_f=0.5)
+    assert tuned.bundle.graph.input_form == "rgb_float"
 
 
 def test_a_network_that_draws_one_class_is_told_in_rung_text_record_and_picture(
