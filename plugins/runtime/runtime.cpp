@@ -60,7 +60,7 @@ string readFile(Fault fault, string const& path, uintmax_t most, string const& r
     std::error_code error;
     bool const found = std::filesystem::is_regular_file(path, error);
     uintmax_t const size = found ? std::filesystem::file_size(path, error) : 0;
-    require(found && size <= most, fault, path, "a file of at most " + to_string(most) + " bytes",
+    require(found && size <= most, fault, path, found ? "at most " + to_string(most) + " bytes" : "a file",
         found ? to_string(size) : "none", remedy);
     string content(size, '\0');
     std::ifstream file(path, std::ios::binary);
@@ -150,7 +150,7 @@ Info readInfo(string const& bundle, json const& model)
     string const form = model.at("input_form");
     string const outputs = model.at("output");
     string const batch = shape.at("/batch/min"_json_pointer).dump();
-    require(form == "uint8" && outputs.rfind("mask", 0) == 0 && batch == "1", Fault::kHOST, bundle,
+    require(form == "uint8" && outputs != "logits" && batch == "1", Fault::kHOST, bundle,
         "an engine that takes one image as uint8 and draws its mask",
         "the input form " + form + ", the outputs " + outputs + " and batches from " + batch,
         "export and build it with the defaults of these");

@@ -24,6 +24,7 @@ from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, REFERENCE_F
 from nrd_trt.engine.record import BundleRecord, read_record, write_record
 from nrd_trt.errors import RunnerError
 from nrd_trt.files import sha256_bytes
+from nrd_trt.graph.metadata import output_of
 from nrd_trt.proving import parts, runtime_library
 from nrd_trt.proving.parts import Lane, NotRunError, ProofFailedError
 from nrd_trt.proving.runtime_library import Example
@@ -110,7 +111,7 @@ def build(folder: Path, version: str) -> Built:
     (root / "refusing.h").write_text(refusing(root / "include"))
     fake = root / "lib/libnvinfer.so"
     options = ("-std=c++17", "-shared", "-fPIC", SANITIZE, "-Wall", "-Werror", "-Wno-deprecated-declarations")
-    run("g++", *options, f"-I{root}", *system_headers(version), SOURCE / "tests/fake_gpu.cpp", "-o", fake)
+    run("g++", *options, f"-I{root}", *system_headers(version), *sorted(SOURCE.glob("tests/fake_*.cpp")), "-o", fake)
     settings = {
         "CMAKE_BUILD_TYPE": "Debug",
         "CMAKE_CXX_FLAGS": SANITIZE,
@@ -143,7 +144,7 @@ def write_bundles(folder: Path, tensorrt: str) -> Path:
     plain = replace(packed, plugin=None, decode="onnx", model=replace(packed.model, mask_encoding="uint8"))
     larger = replace(packed, model=replace(packed.model, shape=InputShape.static((64, 96))))
     other = replace(packed, plugin=replace(packed.plugin, sha256=sha256_bytes(OTHER)))
-    logits = replace(plain, model=replace(plain.model, output="mask,logits"))
+    logits = replace(plain, model=replace(plain.model, output=output_of(("mask", "logits"))))
     write(folder / "packed.nrd", packed, "32x64 u8x4 plugin")
     write(folder / "plain.nrd", plain, "32x64 uint8")
     write(folder / "larger.nrd", larger, "64x96 u8x4 plugin")
@@ -252,19 +253,9 @@ def edit(**changes: Any) -> Change:
             for key in outer:
                 place = place[key]
             place[last] = value
-        (bundle / RECORD_FILE).write_bytes(write_values(content))
+        (bundle / RECORD_FILE).write_bytes(write_record(SimpleNamespace(to_dict=lambda: content)))
 
     return change
-
-
-def write_values(content: dict[str, Any]) -> bytes:
-    """Return the bytes of a record with any values, its own hash right."""
-
-    class Anything(BundleRecord):
-        def to_dict(self) -> dict[str, Any]:
-            return content
-
-    return write_record(Anything.__new__(Anything))
 
 
 def text(old: str, new: str) -> Change:
@@ -276,133 +267,94 @@ def text(old: str, new: str) -> Change:
     return change
 
 
-REFUSALS: dict[str, tuple[str, Change, dict[str, str], str]] = {
-    "no bundle": (
-        "plain",
-        shutil.rmtree,
-        {},
-        "bundle.json: expected a file of at most 16777216 bytes, got none; check",
-    ),
-    "no JSON": (
-        *("plain", lambda bundle: (bundle / RECORD_FILE).write_text("{"), {}),
-        "bundle.json: expected the record of a bundle, got [json.exception.parse_error",
-    ),
-    "a deep record": (
-        *("plain", lambda bundle: (bundle / RECORD_FILE).write_text("[" * 200_000), {}),
-        "bundle.json: expected the record of a bundle, got [json.exception.parse_error",
-    ),
-    "deep values": (
-        *("plain", text('"fit"', f'"deep": {"[" * 100_000}{"]" * 100_000}, "fit"'), {}),
+Refusal = tuple[str, Change, str, dict[str, str]]
+
+
+def refused(words: str, change: Change = lambda bundle: None, *, bundle: str = "plain", **environment: str) -> Refusal:
+    """Name what an error says, what is done to which bundle before, and variables of the environment."""
+    return words, change, bundle, environment
+
+
+NO_RECORD = "bundle.json: expected the record of a bundle, got [json.exception."
+REFUSALS: dict[str, Refusal] = {
+    "no bundle": refused("bundle.json: expected a file, got none; check the path, or", shutil.rmtree),
+    "no JSON": refused(f"{NO_RECORD}parse_error", lambda bundle: (bundle / RECORD_FILE).write_text("{")),
+    "a deep record": refused(f"{NO_RECORD}parse", lambda bundle: (bundle / RECORD_FILE).write_text("[" * 200_000)),
+    "deep values": refused(
         "another one: it was edited; restore or rebuild the bundle.",
+        text('"fit"', f'"deep": {"[" * 100_000}{"]" * 100_000}, "fit"'),
     ),
-    "a huge record": (
-        *("plain", lambda bundle: os.truncate(bundle / RECORD_FILE, 1 << 40), {}),
-        "bundle.json: expected a file of at most 16777216 bytes, got 1099511627776; check the path",
+    "a huge record": refused(
+        "bundle.json: expected at most 16777216 bytes, got 1099511627776; check the path",
+        lambda bundle: os.truncate(bundle / RECORD_FILE, 1 << 40),
     ),
-    "other types": (
-        *("plain", edit(builder__compute_capabilities=8.6), {}),
-        "bundle.json: expected the record of a bundle, got [json.exception.type_error",
+    "other types": refused(f"{NO_RECORD}type_error", edit(builder__compute_capabilities=8.6)),
+    "a missing value": refused(f"{NO_RECORD}out_of_range", edit(files={})),
+    "an edited record": refused(
+        "bundle.json: expected content of its own SHA-256 ", text('"gpu": "A10"', '"gpu": "A11"')
     ),
-    "a missing value": (
-        "plain",
-        edit(files={}),
-        {},
-        "expected the record of a bundle, got [json.exception.out_of_range",
+    "another schema": refused(
+        "bundle.json: expected schema 1, got 2; use the library of the nrd_trt that wrote it.", edit(format=2)
     ),
-    "an edited record": (
-        *("plain", text('"gpu": "A10"', '"gpu": "A11"'), {}),
-        "bundle.json: expected content of its own SHA-256 ",
-    ),
-    "another schema": (
-        "plain",
-        edit(format=2),
-        {},
-        "bundle.json: expected schema 1, got 2; use the library of the nrd_trt",
-    ),
-    "a damaged plan": (
-        *("plain", lambda bundle: (bundle / PLAN_FILE).write_bytes(b"32x64 uint9"), {}),
+    "a damaged plan": refused(
         "…; it was changed after the bundle was made: restore it, or rebuild it on this machine: `nrd-trt build ",
+        lambda bundle: (bundle / PLAN_FILE).write_bytes(b"32x64 uint9"),
     ),
-    "no plan": ("plain", lambda bundle: (bundle / PLAN_FILE).unlink(), {}, "model.plan: expected a file of at most"),
-    "other TensorRT": (
-        *("plain", edit(builder__version="10.2.0"), {}),
+    "no plan": refused("model.plan: expected a file, got none; ", lambda bundle: (bundle / PLAN_FILE).unlink()),
+    "other TensorRT": refused(
         f"expected what it was built for, tensorrt 10.2.0 on {platform.machine()}, got tensorrt {NEWEST}.0.",
+        edit(builder__version="10.2.0"),
     ),
-    "a longer version": ("plain", edit(builder__version=f"{NEWEST}.01"), {}, f"built for, tensorrt {NEWEST}.01 on"),
-    "another processor": ("plain", edit(builder__machine="riscv64"), {}, " on riscv64, got tensorrt "),
-    "TensorRT-RTX": ("plain", edit(builder__name="tensorrt-rtx"), {}, "what it was built for, tensorrt-rtx "),
-    "ONNX Runtime": (
-        *("plain", edit(builder__name="onnxruntime", builder__version=None), {}),
-        "what it was built for, onnxruntime ",
+    "a longer version": refused(f"tensorrt {NEWEST}.01 on ", edit(builder__version=f"{NEWEST}.01")),
+    "another processor": refused(" on riscv64, got tensorrt ", edit(builder__machine="riscv64")),
+    "TensorRT-RTX": refused("what it was built for, tensorrt-rtx ", edit(builder__name="tensorrt-rtx")),
+    "ONNX Runtime": refused(
+        "what it was built for, onnxruntime ", edit(builder__name="onnxruntime", builder__version=None)
     ),
-    "other headers": (
-        *("plain", lambda _: None, {"FAKE_TENSORRT": "10"}),
-        "libnvinfer: expected TensorRT 11 of the headers, got 10.1.0.",
+    "other headers": refused("libnvinfer: expected TensorRT 11 of the headers, got 10.1.0.", FAKE_TENSORRT="10"),
+    "no GPU": refused("CUDA: expected an NVIDIA GPU and its driver, got cuda", FAKE_GPUS="0"),
+    "another GPU": refused(
+        'a GPU of compute capability ["8.6"], got 9.0; rebuild it on this', FAKE_MAJOR="9", FAKE_MINOR="0"
     ),
-    "no GPU": ("plain", lambda _: None, {"FAKE_GPUS": "0"}, "CUDA: expected an NVIDIA GPU and its driver, got cuda"),
-    "another GPU": (
-        *("plain", lambda _: None, {"FAKE_MAJOR": "9", "FAKE_MINOR": "0"}),
-        'expected a GPU of compute capability ["8.6"], got 9.0; rebuild it on this machine',
+    "an earlier GPU": refused(
+        'compute capability ["8.6"], got 8.0; ', edit(builder__hardware_compatible=True), FAKE_MINOR="0"
     ),
-    "an earlier GPU": (
-        *("plain", edit(builder__hardware_compatible=True), {"FAKE_MAJOR": "8", "FAKE_MINOR": "0"}),
-        'expected a GPU of compute capability ["8.6"], got 8.0; ',
+    "floats": refused("got the input form float, the outputs mask and batches from 1", edit(model__input_form="float")),
+    "logits only": refused("the input form uint8, the outputs logits and batches", edit(model__output="logits")),
+    "batches": refused("and batches from 2; export and", edit(model__shape__batch={"min": 2, "opt": 2, "max": 2})),
+    "another size": refused(
+        "model.plan: expected its recorded size, got a refusal without a reason; ", edit(model__shape__height__opt=64)
     ),
-    "floats": (
-        "plain",
-        edit(model__input_form="float"),
-        {},
-        "got the input form float, the outputs mask and batches from 1",
-    ),
-    "logits only": (
-        "plain",
-        edit(model__output="logits"),
-        {},
-        "got the input form uint8, the outputs logits and batches",
-    ),
-    "batches": (
-        "plain",
-        edit(model__shape__batch={"min": 2, "opt": 2, "max": 2}),
-        {},
-        "and batches from 2; export and",
-    ),
-    "another size": (
-        *("plain", edit(model__shape__height__opt=64), {}),
-        "model.plan: expected its recorded size, got a refusal without a reason; ",
-    ),
-    "a plan that is none": (
-        *("plain", edit(files={PLAN_FILE: sha256_bytes(b"a plan")}), {"PLAN": "a plan"}),
+    "a plan that is none": refused(
         "model.plan: expected a plan that TensorRT loads, got Serialization assertion stdVersionRead",
+        edit(files={PLAN_FILE: sha256_bytes(b"a plan")}),
+        PLAN="a plan",
     ),
-    "another mask encoding": (
-        *("plain", edit(model__mask_encoding="u8x4"), {}),
+    "another mask encoding": refused(
         "model.plan: expected the tensors image and mask (u8x4) of its record, got others, or of another type",
+        edit(model__mask_encoding="u8x4"),
     ),
-    "no plugin": (
-        "packed",
-        lambda _: None,
-        {},
-        "lib/libnrd_trt_plugin.so: expected a file of at most 4294967296 bytes, got",
-    ),
-    "another plugin": (
-        *("packed", lambda bundle: (bundle.parent / "plugin").write_bytes(OTHER), {"NRD_TRT_PLUGIN": "plugin"}),
+    "no plugin": refused("lib/libnrd_trt_plugin.so: expected a file, got none; name the library", bundle="packed"),
+    "another plugin": refused(
         "; name the library that the plan was built with in Settings::plugin or NRD_TRT_PLUGIN, or rebuild it on",
+        lambda bundle: (bundle.parent / "plugin").write_bytes(OTHER),
+        bundle="packed",
+        NRD_TRT_PLUGIN="plugin",
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_bundle_that_cannot_run_is_refused_in_three_parts(built: Built, tmp_path: Path, case: str) -> None:
-    """And everything is released: the address sanitizer would end the program otherwise."""
-    name, change, environment, words = REFUSALS[case]
+    """And everything is released, or the address sanitizer would tell of the leak in the last line."""
+    words, change, name, environment = REFUSALS[case]
     bundle = tmp_path / "street.nrd"
     shutil.copytree(built.bundles / f"{name}.nrd", bundle)
     change(bundle)
     if plan := environment.get("PLAN"):
         (bundle / PLAN_FILE).write_text(plan)
-    image = tmp_path / "image.ppm"
     done = subprocess.run(
-        [built.example.program, bundle, image, tmp_path / "mask.pgm"],
+        [built.example.program, bundle, tmp_path / "image.ppm", tmp_path / "mask.pgm"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

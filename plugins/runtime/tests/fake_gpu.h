@@ -5,6 +5,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+
+struct CUstream_st;
 
 extern "C"
 {
@@ -23,3 +26,24 @@ extern "C"
     //! Whether GPU and host share their memory.
     void setIntegrated(bool integrated);
 }
+
+namespace nrd::test
+{
+
+//! Note a call; return whether it has to fail.
+bool fails(char const* name);
+
+//! Note a call that cannot fail.
+void note(char const* name);
+
+//! Note that something is there, or is there no longer; ends the program where it was not.
+void made(void const* thing);
+void gone(void const* thing);
+
+//! Do some work when the stream is waited for, or record it.
+void queue(CUstream_st* stream, std::function<void()> work);
+
+//! The number that a variable of the environment has.
+int32_t setting(char const* name, int32_t usual);
+
+} // namespace nrd::test
