@@ -33,12 +33,9 @@ class TrainResult:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
-            "best_miou": self.best_miou,
-            "teacher_miou": self.teacher_miou,
-            "checkpoint": str(self.checkpoint),
-        }
+        """Return plain values for JSON; those of a teacher where there was one."""
+        taught = {} if self.teacher_miou is None else {"teacher_miou": self.teacher_miou}
+        return {"best_miou": self.best_miou, **taught, "checkpoint": str(self.checkpoint)}
 
 
 def train(
