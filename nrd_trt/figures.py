@@ -154,7 +154,7 @@ class MaskFigures:
 
     @property
     def judged(self) -> Judged:
-        """What gates are held against."""
+        """The figures that gates judge."""
         return Judged(
             agreement=self.pixel_agreement,
             miou_drop=self.miou_drop,
@@ -310,7 +310,7 @@ class Rebuilds:
 
 @dataclass(frozen=True, kw_only=True)
 class StructureRecord:
-    """A bundle's file held against its checkpoint and the recorded choices, before any image is looked at.
+    """A bundle's file compared with its checkpoint and the recorded choices, before any image is looked at.
 
     Attributes:
         compared: ``"whole"``: node by node with a file derived anew; ``"layers"``: with PyTorch's network alone, where
@@ -366,7 +366,7 @@ class ValidationRecord(MaskFigures):
         passed: Whether every gate holds for the masks of `runner`.
         localisation: Where the stages part from the checkpoint's, where that was asked for; None in a bundle.
         rebuilds: Builds of the same file, likewise.
-        structure: The file held against the checkpoint; None without a checkpoint, and where it was not asked for. A
+        structure: The file compared with the checkpoint; None without a checkpoint, and where it was not asked for. A
             bundle has that of its own export.
         soundness: The file beside sound ones, where a checkpoint was given to `nrd_trt.validate`; None in a bundle.
     """

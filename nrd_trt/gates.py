@@ -18,7 +18,7 @@ CLASS_PIXELS = 400
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What gates are held against, fractions in 0-1; None where a figure cannot be computed.
+    """The figures that gates judge, fractions in 0-1; None where a figure cannot be computed.
 
     Attributes:
         agreement: Share of pixels on which engine and reference agree; one that could not be measured holds no gate.

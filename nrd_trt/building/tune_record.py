@@ -65,7 +65,7 @@ class Rung(Step):
 
     @property
     def judged(self) -> Judged:
-        """What gates are held against."""
+        """The figures that gates judge."""
         return Judged(
             agreement=self.pixel_agreement,
             miou_drop=self.miou_drop,

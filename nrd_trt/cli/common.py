@@ -178,7 +178,7 @@ def kept_lines(kept: Mapping[str, str]) -> list[str]:
 
 
 def reference_name(reference: str) -> str:
-    """Name what masks were compared with, for people."""
+    """Name what masks were compared with, in words."""
     return {"torch": "PyTorch", "onnx": "the fp32 ONNX file", "stored": "the stored masks"}[reference]
 
 
@@ -214,7 +214,7 @@ def finer_gates(found: MaskFigures, gates: Gates) -> list[tuple[str, str]]:
 
 
 def structure_line(found: StructureRecord) -> str:
-    """Say what the file was held against, and how it came out."""
+    """Say what the file was compared with, and how it came out."""
     how = "node by node with a file derived anew" if found.compared == "whole" else "layer by layer with the checkpoint"
     counted = ", ".join(f"{count} {name}" for name, count in sorted(found.checked.items()))
     count = found.found
@@ -227,7 +227,7 @@ def _named(figure: float | NamedFigure) -> str:
 
 
 def fraction(value: float | None) -> str:
-    """Format a figure in 0-1 for people."""
+    """Format a figure in 0-1 with as many digits as one reads."""
     return "–" if value is None else f"{value:.4f}"
 
 

@@ -99,7 +99,7 @@ class OutputOptions:
         common.note(text, quiet=self.quiet)
 
     def show(self, result: Result, lines: Iterable[str]) -> None:
-        """Print the result of a verb: one JSON object, or lines for people."""
+        """Print the result of a verb: one JSON object, or lines of text."""
         self.on_stage.end()
         if self.as_json:
             common.print_json(result.to_dict())

@@ -193,7 +193,7 @@ class Subject:
     Args:
         spec: Build-time constants.
         inputs: On any device; copied.
-        precision: Of theta, guidance and logits.
+        precision: Type of theta, guidance and logits.
         cache_bytes: Size of the GPU's second-level cache.
         device: Where it runs.
         lay_out: Copies theta and guidance into the layout that the kernels read.

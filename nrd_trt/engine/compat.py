@@ -226,7 +226,7 @@ class TensorRT:
         )
 
     def definition(self, network: Any) -> Definition:
-        """Describe what of a parsed network is held against its file."""
+        """Describe what of a parsed network is compared with its file."""
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
         outputs = [network.get_output(index) for index in range(network.num_outputs)]
         layers = (network.get_layer(index) for index in range(network.num_layers))

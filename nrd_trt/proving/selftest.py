@@ -40,7 +40,7 @@ def selftest(
     """Prove on this machine's GPU what the toolkit promises, and write a report to attach to an issue.
 
     Plans of a small network and of the zoo's are built in every precision for every TensorRT that is installed, and
-    their own masks are held against the references; then CUDA graphs, two threads and times follow. Every part runs in
+    their own masks are compared with the references; then CUDA graphs, two threads and times follow. Every part runs in
     a child process. A part that lacks something is not run, with the reason, and so is one that reaches its deadline;
     one whose process crashes has failed. ``selftest.json`` and ``selftest.html`` are whole after every part, so that
     what was done stays where the run is stopped.

@@ -1,4 +1,4 @@
-"""The preprocessing of this installation, held against formulas written anew. NumPy only.
+"""The preprocessing of this installation, compared with formulas written anew. NumPy only.
 
 Both sides of a comparison run through `nrd_trt.data.preprocessing`. A fault there would be in both, and their masks
 would agree.

@@ -1,6 +1,6 @@
 """A bundle's file against its checkpoint and the recorded choices, before a pixel is drawn.
 
-Two halves. The file's network is held against what PyTorch executes (`nrd_trt.model.program`), which repeats no fault
+Two halves. The file's network is compared with what PyTorch executes (`nrd_trt.model.program`), which repeats no fault
 of the exporter and takes a file of any version. And the file is derived anew from the checkpoint and compared node by
 node, which sees everything that a file holds, but is evidence only where the versions that wrote the file are here.
 """

@@ -1,4 +1,4 @@
-"""What stands before and after a file's network, held against this toolkit's own arithmetic on drawn numbers.
+"""What stands before and after a file's network, compared with this toolkit's own arithmetic on drawn numbers.
 
 Preprocessing and the ending are small and take any form, so they are run rather than read: bytes in, pixels out; theta
 and guidance in, logits and mask out.

@@ -1,6 +1,6 @@
 """A bundle's file against sound ones, derived anew from its checkpoint: what rounding excuses, and what nothing does.
 
-Four files run on a few images and are held against PyTorch in fp32, each one answering for the next:
+Four files run on a few images and are compared with PyTorch in fp32, each one answering for the next:
 
 1. The fp32 file, exported anew. Beyond the tolerance of fp32 the exporter, the runner or the preprocessing of this
    installation is wrong, and so are the bundles that it makes.

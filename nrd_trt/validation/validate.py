@@ -48,7 +48,7 @@ class Proofs:
     Attributes:
         localisation: The stages.
         rebuilds: Builds of the same file.
-        structure: The file held against the checkpoint.
+        structure: The file compared with the checkpoint.
         soundness: The file beside sound ones.
     """
 
@@ -350,7 +350,7 @@ def _check_arguments(
     if labels is not None and data is None:
         raise ConfigError("labels= needs data=: labels are paired with images by name.")
     if structure is not None and checkpoint is None:
-        raise ConfigError("structure= needs checkpoint=, which the file is held against; leave it out, or give that.")
+        raise ConfigError("structure= needs checkpoint=, which the file is compared with; leave it out, or give that.")
     if localise and checkpoint is None:
         raise ConfigError("localise= needs checkpoint=: stages are compared with those of the PyTorch model.")
     if rebuild is not None and rebuild < 2:

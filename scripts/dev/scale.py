@@ -49,9 +49,9 @@ class Rates:
     """Milliseconds for each image on one machine.
 
     Attributes:
-        bare_ms: Of a loop in one process with one thread.
-        one_ms: Of a job with one worker, without its start.
-        all_ms: Of a job with a worker for each core, without its start; by the whole job, not by worker.
+        bare_ms: Time of a loop in one process with one thread.
+        one_ms: Time of a job with one worker, without its start.
+        all_ms: Time of a job with a worker for each core, without its start; by the whole job, not by worker.
         start_s: Seconds of a job's start and end.
     """
 
@@ -108,7 +108,7 @@ def simulate(
         slow_share: Share of workers that are slow.
         slowness: How many times longer they take.
         lifetime_s: Mean time until a worker dies, which loses the batch that it is at.
-        seed: Of speeds and deaths.
+        seed: Seed of speeds and deaths.
     """
     rng = random.Random(seed)
     paces = [slowness if rng.random() < slow_share else 1.0 for _ in range(workers)]
@@ -287,10 +287,6 @@ def _sizes(source: Path, masks: Path, bundle: Path, rows: Path) -> Sizes:
 
 def _page(rates: Rates, sizes: Sizes, overheads: dict[int, tuple[float, float]], seed: int) -> str:
     cores = len(os.sched_getaffinity(0))
-    costs = "".join(
-        f"| {batch} | {bare:.2f} ms | {job:.2f} ms | {job - bare:+.2f} ms |\n"
-        for batch, (bare, job) in overheads.items()
-    )
     per_batch_ms = _per_batch_ms(overheads)
     return f"""# Scale
 
@@ -313,7 +309,7 @@ With an engine that does nothing (32x32 pixels, no network), one worker:
 
 | images of a batch | bare loop | `batch` | Ray and the marks, for each image |
 |---|---|---|---|
-{costs}
+{_costs(overheads)}
 So a batch costs {per_batch_ms:.1f} ms beside its images, at the worker or at the process that hands batches out,
 whichever is slower. The overhead of a request to Triton is in [triton.md](triton.md).
 
@@ -347,6 +343,13 @@ at.
 {_simulations(rates, seed)}
 Small batches lose little and leave nobody waiting, large ones hold the job up by their last one on a slow worker.
 """
+
+
+def _costs(overheads: dict[int, tuple[float, float]]) -> str:
+    return "".join(
+        f"| {batch} | {bare:.2f} ms | {job:.2f} ms | {job - bare:+.2f} ms |\n"
+        for batch, (bare, job) in overheads.items()
+    )
 
 
 def _per_batch_ms(overheads: dict[int, tuple[float, float]]) -> float:

@@ -43,7 +43,7 @@ class Cost:
     Attributes:
         warp_instructions: Instructions that its warps issue.
         cycles: Between the ends of two blocks on a multiprocessor that is full, by simulation: the headline.
-        busy_cycles: Of the pipe that is busy longest; `cycles` is never below.
+        busy_cycles: Cycles of the pipe that is busy longest; `cycles` is never below.
         path_cycles: What a block takes alone: the slowest warp between barriers, latencies included.
         pipes: Busy cycles by pipe; those of a scheduler are of the one that has most to do.
         phases: Warp instructions by phase.
@@ -51,7 +51,7 @@ class Cost:
         fewest_shared_wavefronts: The same without bank conflicts.
         global_sectors: Sectors of 32 bytes.
         fewest_global_sectors: The same if every access were dense.
-        registers: Of a thread.
+        registers: Number that a thread has.
         stack_bytes: Local memory of a thread.
         shared_bytes: Dynamic shared memory.
         resident_warps: On a multiprocessor.
@@ -99,7 +99,7 @@ class Sample:
     Attributes:
         counts: `COUNTS` for each instruction, of all of them.
         blocks: Their number.
-        share: Of the launch's blocks that are of this kind.
+        share: Share of the launch's blocks that are of this kind.
     """
 
     counts: NDArray[np.void]

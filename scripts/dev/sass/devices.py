@@ -38,8 +38,8 @@ class Architecture:
         """Return how many blocks of four warps run at a time.
 
         Args:
-            registers: Of a thread.
-            shared_bytes: Of a block, static and dynamic, without what the driver keeps.
+            registers: Number that a thread has.
+            shared_bytes: Shared memory of a block, static and dynamic, without what the driver keeps.
         """
         of_warp = -(-registers * _WARP // _REGISTERS_PER_ALLOCATION) * _REGISTERS_PER_ALLOCATION
         by_registers = _REGISTERS // of_warp // WARPS_PER_BLOCK
@@ -62,7 +62,7 @@ class Device:
         architecture: Compute capability without its point.
         multiprocessors: Number of them.
         clock_ghz: Highest clock of the GPU in its highest power mode.
-        bytes_per_us: Of memory: four fifths of the stated bandwidth.
+        bytes_per_us: Bandwidth of memory: four fifths of the stated bandwidth.
     """
 
     name: str

@@ -222,7 +222,7 @@ class Multiprocessor:
         """Return the cycles in which blocks end on one multiprocessor, in order.
 
         Args:
-            name: Of the kernel.
+            name: Name of the kernel.
             stream: The blocks, by their place among those that were executed since the kernel was reset.
             resident: Number of blocks at a time.
         """
