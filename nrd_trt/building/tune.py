@@ -19,7 +19,7 @@ import onnx
 
 from nrd_trt.benchmarking.calls import call_on_host
 from nrd_trt.benchmarking.timing import time_in_turn
-from nrd_trt.building.build import build_bundle, check_build, plan_runner_here
+from nrd_trt.building.construct import build_bundle, check_build, plan_runner_here
 from nrd_trt.building.request import BuildRequest
 from nrd_trt.building.tune_record import (
     Rung,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nrd_trt.building import build as build_module
+from nrd_trt.building import construct
 from nrd_trt.engine import plugins
 from nrd_trt.engine.plugins import VARIABLE, search_path, wheel_libraries
 from nrd_trt.machine.gpu import Gpu
@@ -27,7 +27,7 @@ def install(patch: pytest.MonkeyPatch, version: str = "10.3.0", device: Gpu | No
     """Let this machine have enterprise TensorRT and a GPU to build for; plans cannot be run here."""
     module = enterprise(version)
     patch.setitem(sys.modules, "tensorrt", module)
-    patch.setattr(build_module, "find_device", lambda: found(device))
+    patch.setattr(construct, "find_device", lambda: found(device))
     show_to_runners(patch, None)
     return module
 

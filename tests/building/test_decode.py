@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import pytest
 
-from nrd_trt.building import build as build_module
+from nrd_trt.building import construct
 from nrd_trt.decode.function import MASK_OP
 from nrd_trt.engine import plugins
 from nrd_trt.engine.bundle import ONNX_FILE, REFERENCE_FILE, read_bundle
@@ -159,7 +159,7 @@ def test_library_that_does_not_fit(
 def test_plugin_that_cannot_be_had_is_found_before_the_work(
     changes: dict[str, Any], words: str, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "read_input", lambda request: pytest.fail("it is found too late"))
+    monkeypatch.setattr(construct, "read_input", lambda request: pytest.fail("it is found too late"))
     with pytest.raises(PluginError, match=words):
         build(onnx_file(), tmp_path / "a.nrd", decode="plugin", **changes)
     assert listing(tmp_path) == []
@@ -231,7 +231,7 @@ def test_plan_that_can_run_here_is_validated_with_its_library(tmp_path: Path, mo
         seen.append((built.name, rebuild, options["plugin"].path, options["graph"].mask_encoding))
         return OrtRunner(onnx_file(), threads=1)
 
-    monkeypatch.setattr(build_module, "plan_runner", stand_in)
+    monkeypatch.setattr(construct, "plan_runner", stand_in)
     target = tmp_path / "a.nrd"
     build(onnx_file(), target, builder="tensorrt", decode="plugin", plugin=library(), precision="fp32")
     call = f"nrd_trt.build({str(target)!r}, {str(target)!r}, builder='tensorrt', decode='plugin', force=True)"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nrd_trt.building import build as build_module
+from nrd_trt.building import construct
 from nrd_trt.building import tune as tune_module
 from nrd_trt.cli.main import app
 from nrd_trt.engine.bundle import read_bundle
@@ -52,7 +52,7 @@ def test_a_binding_that_fails_is_the_error_of_the_build(
         driver.fail("cuInit", 803)
     if how == "no driver":
         monkeypatch.setattr(libcuda, "LIBRARY", "libcuda-absent.so.1")
-    monkeypatch.setattr(build_module, "read_input", lambda request: pytest.fail("it is found too late"))
+    monkeypatch.setattr(construct, "read_input", lambda request: pytest.fail("it is found too late"))
     with pytest.raises(RunnerError, match=rf"^builder='tensorrt': expected a GPU.*: CUDA: .*{words}.*'onnxruntime'"):
         build(onnx_file(), tmp_path / "a.nrd", builder=builder)
     assert listing(tmp_path) == []
@@ -96,7 +96,7 @@ def test_no_plan_passes_unrun_where_there_is_a_gpu(
 
 @needs_rtx
 def test_a_plan_for_other_gpus_is_not_expected_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_module, "find_device", lambda: found(HOPPER))
+    monkeypatch.setattr(construct, "find_device", lambda: found(HOPPER))
     show_to_runners(monkeypatch, HOPPER)
     with pytest.warns(UserWarning, match=f"{STAND_IN}compute capability: built for 8.9, this is 9.0"):
         facts = build(onnx_file(), tmp_path / "a.nrd", builder="tensorrt-rtx", compute_capabilities=("8.9",))
