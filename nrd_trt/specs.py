@@ -51,7 +51,7 @@ Estimator = Literal["minmax", "percentile", "entropy", "mse"]
 OutputName = Literal["mask", "logits", "confidence"]
 GraphOutput = Literal["mask", "logits", "both", "mask,confidence", "mask,logits,confidence"]
 """The outputs of a graph as its file says them; ``"both"`` are mask and logits."""
-View = Literal["overlay", "mask", "side"]
+View = Literal["overlay", "mask", "side", "confidence"]
 PaletteName = Literal["model", "camvid", "cityscapes", "ade20k", "generated"]
 
 Head = Literal["nrd", "nrd_no_aspp", "deeplabv3plus", "bilinear", "deeplabv3"]

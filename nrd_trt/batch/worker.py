@@ -115,7 +115,9 @@ class Worker:
         sure, low = drawn.confidence, self._task.job.terms.low_confidence
         confidence = None
         if sure is not None and low is not None:
-            confidence = Confidence(mean=float(sure.mean()) / 255, low_share=float((sure < low * 255).mean()))
+            confidence = Confidence(
+                mean=round(float(sure.mean()) / 255, 6), low_share=round(float((sure < low * 255).mean()), 6)
+            )
         return Outcome(
             path=item.path, name=item.name, mask_png=png.getvalue(), class_share=share, confidence=confidence
         )

@@ -19,7 +19,7 @@ from nrd_trt.video.overlay import class_shares
 
 router = APIRouter()
 
-Result = Literal["json", "mask", "overlay", "layers"]
+Result = Literal["json", "mask", "overlay", "layers", "confidence"]
 
 _LONGEST = 2560
 """Pixels on the longer side of what the page shows of an upload; masks and overlays have the upload's size."""
@@ -39,9 +39,12 @@ async def segment(
     """Segment an image or a short clip, sent as it is.
 
     An image (JPEG, PNG, WebP, BMP) becomes JSON with the shares and the mask as a PNG in base64, the mask as an index
-    PNG, the picture that `view`, `opacity` and `classes` describe, or a record as of `/frame`. A clip (MP4, MOV, MKV,
+    PNG, the confidence as a grey PNG, the picture that `view`, `opacity` and `classes` describe, or a record as of
+    `/frame` with the confidence where the engine gives it. A clip (MP4, MOV, MKV,
     WebM) becomes an MP4 of that picture.
     """
+    if result == "confidence":
+        service.check_confidence("result=confidence")
     body = await service.uploads.receive(request)
     kind = kind_of(body)
     async with service.uploads.place():
@@ -56,21 +59,23 @@ def _image(service: Service, body: bytes, result: Result, look: Look, job: Job) 
     job.progress.total = 1
     rgb, palette = read_upload(body, service.uploads.limits.image_pixels), service.info.palette
     start = time.perf_counter()
-    mask = service.engine.segment(rgb).mask
+    drawn = service.engine.segment(rgb)
     latency_ms = (time.perf_counter() - start) * 1000
     if result == "mask":
-        return Response(mask_png(mask, palette), media_type="image/png")
+        return Response(mask_png(drawn.mask, palette), media_type="image/png")
+    if result == "confidence" and drawn.confidence is not None:
+        return Response(png(drawn.confidence), media_type="image/png")
     if result == "overlay":
-        return Response(png(compose(rgb, mask, palette, look)), media_type="image/png")
-    facts = {"size_hw": mask.shape, "latency_ms": latency_ms, "shares": service.shares(class_shares(mask))}
+        return Response(png(compose(rgb, drawn, palette, look)), media_type="image/png")
+    facts = {"size_hw": drawn.mask.shape, "latency_ms": latency_ms, "shares": service.shares(class_shares(drawn.mask))}
     if result == "layers":
-        return Response(pack(facts, encode_layers(rgb, mask, _LONGEST)), media_type="application/octet-stream")
-    encoded = base64.b64encode(mask_png(mask, palette)).decode()
+        return Response(pack(facts, encode_layers(rgb, drawn, _LONGEST)), media_type="application/octet-stream")
+    encoded = base64.b64encode(mask_png(drawn.mask, palette)).decode()
     return JSONResponse({**facts, "classes": service.info.class_names, "mask": encoded})
 
 
 def _clip(service: Service, body: bytes, container: str, look: Look, job: Job) -> Response:
     def draw(rgb: np.ndarray) -> np.ndarray:
-        return compose(rgb, service.engine.segment(rgb).mask, service.info.palette, look)
+        return compose(rgb, service.engine.segment(rgb), service.info.palette, look)
 
     return Response(overlay_clip(body, container, draw, service.uploads.limits, job), media_type="video/mp4")

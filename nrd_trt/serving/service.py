@@ -10,8 +10,10 @@ import numpy as np
 from fastapi import Depends, Query, Request
 
 import nrd_trt
+from nrd_trt.data.overlay import CONFIDENCE_PALETTE
 from nrd_trt.machine.clocks import Probe, Reading, open_probe
 from nrd_trt.runtime.engine_thread import EngineThread
+from nrd_trt.runtime.graph_io import check_confidence
 from nrd_trt.serving.access import Access
 from nrd_trt.serving.hub import Hub, Shown, State
 from nrd_trt.serving.pictures import Look, View
@@ -108,12 +110,13 @@ class ClassStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStatus:
-    """The engine of the run."""
+    """The engine of the run; it gives the confidence where there are colours of 0-255 for that."""
 
     bundle: str
     runner: str
     arithmetic: str
     classes: list[ClassStatus]
+    confidence_colours: list[tuple[int, int, int]] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +202,18 @@ class Service:
             version=nrd_trt.__version__,
             source=source,
             model=ModelStatus(
-                bundle=self.bundle, runner=engine.runner_name, arithmetic=engine.arithmetic, classes=classes
+                bundle=self.bundle,
+                runner=engine.runner_name,
+                arithmetic=engine.arithmetic,
+                classes=classes,
+                confidence_colours=list(CONFIDENCE_PALETTE) if "confidence" in engine.graph.outputs else None,
             ),
             limits=UploadLimits(mib=limits.mib, clip_s=limits.clip_s),
         )
+
+    def check_confidence(self, asked: str) -> None:
+        """Raise `ConfigError` unless the engine gives the confidence."""
+        check_confidence(self.engine.engine.graph, asked)
 
     def shares(self, shares: np.ndarray) -> list[float]:
         """Return the shares ``(256,)`` of the model's classes, in 0-1, rounded for the wire."""
@@ -214,12 +225,18 @@ async def _service_of(request: Request) -> Service:
     return service
 
 
+Served = Annotated[Service, Depends(_service_of)]
+
+
 async def _look_of(
+    service: Served,
     view: Annotated[View, Query(description="What to draw; side is the image beside its overlay.")] = "overlay",
     opacity: Annotated[float, Query(ge=0, le=1, description="Of the mask in overlays.")] = 0.6,
     classes: Annotated[str | None, Query(description="Indices such as 0,3,8; without it all are drawn.")] = None,
 ) -> Look:
     """Read the three parameters that pictures share."""
+    if view == "confidence":
+        service.check_confidence("view=confidence")
     if classes is None:
         return Look(view=view, opacity=opacity)
     indices = [part.strip() for part in classes.split(",") if part.strip()]
@@ -229,5 +246,4 @@ async def _look_of(
     return Look(view=view, opacity=opacity, classes=frozenset(map(int, indices)))
 
 
-Served = Annotated[Service, Depends(_service_of)]
 Looked = Annotated[Look, Depends(_look_of)]

@@ -14,8 +14,9 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from nrd_trt.json_files import decode_json
+from nrd_trt.runtime.graph_io import Segmentation
 from nrd_trt.serving.hub import Hub, Shown
-from nrd_trt.serving.pictures import Look, compose, encode_layers, jpeg, pack, png, shrink
+from nrd_trt.serving.pictures import Layers, Look, compose, encode_layers, jpeg, pack, png, shrink
 from nrd_trt.serving.problems import Refusal
 from nrd_trt.serving.service import LiveStatus, Looked, Served, Service, Status
 from nrd_trt.serving.uploads import read_body
@@ -43,21 +44,22 @@ async def frame(
     request: Request,
     after: Annotated[int, Query(ge=0, description="Number of the last frame that was seen.")] = 0,
     viewer: Annotated[str, Query(max_length=40, description="Any name, to be counted once.")] = "",
+    confidence: Annotated[bool, Query(description="Send the confidence too, of an engine that gives it.")] = False,
 ) -> Response:
     """Wait for a frame other than number `after`, at most a second.
 
     The answer is one record: length of the header (4 bytes, big-endian), header in JSON, JPEG of the image, mask as
-    zlib-compressed class indices. The header has the figures of `/status` that change, and under `layers` the size and
-    the two lengths, or null where there was no new frame. A viewer asks again when it is ready: frames that came in
-    between are left out, and nobody else waits for it.
+    zlib-compressed class indices, and with `confidence` that in 0-255 likewise. The header has the figures of `/status`
+    that change, and under `layers` the size and the lengths, or null where there was no new frame. A viewer asks again
+    when it is ready: frames that came in between are left out, and nobody else waits for it.
     """
+    if confidence:
+        service.check_confidence("confidence=true")
     service.hub.see(viewer or (request.client.host if request.client else ""))
     shown = await service.hub.newer(after, _WAIT_S)
     layers = None
     if shown is not None:
-        layers = await _made(
-            service.hub, shown, "layers", lambda it: encode_layers(it.frame.frame.rgb, it.frame.mask, _LONGEST)
-        )
+        layers = await _made(service.hub, shown, ("layers", confidence), partial(_layers, confidence=confidence))
     return Response(pack(asdict(service.live(shown)), layers), media_type="application/octet-stream")
 
 
@@ -126,9 +128,14 @@ async def _made(hub: Hub, shown: Shown, key: Any, make: Callable[[Shown], Any]) 
     return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
 
 
+def _layers(shown: Shown, *, confidence: bool) -> Layers:
+    drawn = shown.frame.drawn if confidence else Segmentation(mask=shown.frame.mask)
+    return encode_layers(shown.frame.frame.rgb, drawn, _LONGEST)
+
+
 def _composed(service: Service, shown: Shown, look: Look, longest: int | None = None) -> np.ndarray:
     """Draw a frame as a viewer wants it, `longest` pixels on its longer side at most."""
-    rgb, mask = shown.frame.frame.rgb, shown.frame.mask
+    rgb, drawn = shown.frame.frame.rgb, shown.frame.drawn
     if longest is not None:
-        rgb, mask = shrink(rgb, mask, longest)
-    return compose(rgb, mask, service.info.palette, look)
+        rgb, drawn = shrink(rgb, drawn, longest)
+    return compose(rgb, drawn, service.info.palette, look)

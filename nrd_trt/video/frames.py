@@ -12,6 +12,7 @@ import numpy as np
 from nrd_trt.data.preprocessing import Fitting
 from nrd_trt.data.videos import Picture, VideoFacts
 from nrd_trt.runtime.base import DeviceTensor
+from nrd_trt.runtime.graph_io import Segmentation
 from nrd_trt.specs import Resample, Size
 
 Report = Callable[[str], None]
@@ -113,6 +114,7 @@ class SegmentedFrame:
         shares: ``(256,)`` share of the mask's pixels per class index.
         arrived_s: When the frame was read, by `time.monotonic`.
         painted: ``(H, W, 3) uint8 RGB``, or None where nothing is drawn.
+        confidence: ``(H, W) uint8`` of the mask before smoothing, or None where the engine does not give it.
     """
 
     frame: Frame
@@ -121,6 +123,12 @@ class SegmentedFrame:
     shares: np.ndarray
     arrived_s: float
     painted: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+
+    @property
+    def drawn(self) -> Segmentation:
+        """Mask and confidence."""
+        return Segmentation(mask=self.mask, confidence=self.confidence)
 
     @property
     def picture(self) -> np.ndarray:

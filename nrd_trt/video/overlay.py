@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from nrd_trt.data.classes import CAMVID_PALETTE, CITYSCAPES_PALETTE, Palette, voc_palette
-from nrd_trt.data.overlay import blend
+from nrd_trt.data.overlay import CONFIDENCE_PALETTE, blend
 from nrd_trt.errors import ConfigError, ShapeError
 from nrd_trt.specs import ModelInfo, PaletteName, View, check_choice, format_size
 from nrd_trt.video.legend import Legend
@@ -27,7 +27,8 @@ class OverlayStyle:
     """How a mask is shown.
 
     Attributes:
-        view: ``"overlay"`` on the image, ``"mask"`` alone, or ``"side"``: image beside overlay, twice as wide.
+        view: ``"overlay"`` on the image, ``"mask"`` alone, ``"side"``: image beside overlay, twice as wide, or
+            ``"confidence"`` on the image, bright where the network is unsure; it has no classes to colour.
         opacity: Opacity of the mask in the overlay, 0-1.
         contours: Whether the borders between classes are drawn, 1 or 2 pixels wide.
         show: Names or indices of the classes to colour; None colours all. What is not coloured keeps the image, and is
@@ -50,6 +51,11 @@ class OverlayStyle:
             raise ConfigError(f"opacity={self.opacity}: expected 0 to 1; 0.6 is the usual one.")
         if self.show is not None and not self.show:
             raise ConfigError("show=(): expected at least one class, got none; leave it out to colour all.")
+        if self.view == "confidence" and (self.show is not None or self.legend):
+            option = "show=" if self.show is not None else "legend=True"
+            raise ConfigError(
+                f"view='confidence': expected no {option}, which is about colours of classes; leave one out."
+            )
 
 
 class Painter:
@@ -72,34 +78,52 @@ class Painter:
         self._outlined = None if self._shown is None else np.where(self._shown, np.arange(256), np.argmin(self._shown))
         self._legend = Legend(info.class_names, palette, chosen) if style.legend else None
 
-    def __call__(self, rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray | None = None) -> np.ndarray:
+    def __call__(
+        self,
+        rgb: np.ndarray,
+        mask: np.ndarray,
+        shares: np.ndarray | None = None,
+        confidence: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Draw one frame.
 
         Args:
             rgb: ``(H, W, 3) uint8 RGB``.
             mask: ``(H, W) uint8``.
             shares: ``(256,)``, what `class_shares` gives for the mask; counted here where it is None and needed.
+            confidence: ``(H, W) uint8`` for the view ``"confidence"``.
 
         Returns:
             ``(H, W, 3) uint8 RGB``, or ``(H, 2·W, 3)`` with the view ``"side"``; owned by the caller.
 
         Raises:
             ShapeError: Image and mask have different sizes.
+            ConfigError: The confidence is to be shown and there is none.
         """
         if rgb.shape != (*mask.shape, 3):
             raise ShapeError(
                 f"mask: expected the image's size {format_size(rgb.shape[:2])}, got {format_size(mask.shape)}; "
                 "bring it to that size first."
             )
-        alone = self._style.view == "mask"
-        background, opacity = (np.zeros_like(rgb), 1.0) if alone else (rgb, self._style.opacity)
-        picture = blend(background, mask, self._palette, opacity, shown=self._shown)
+        picture = self._blended(rgb, mask, confidence)
         if self._style.contours:
             table = self._outlined
             _outline(picture, mask if table is None else np.asarray(Image.fromarray(mask).point(table.tolist())))
         if self._legend is not None:
             self._legend.draw(picture, class_shares(mask) if shares is None else shares)
         return np.concatenate((rgb, picture), axis=1) if self._style.view == "side" else picture
+
+    def _blended(self, rgb: np.ndarray, mask: np.ndarray, confidence: np.ndarray | None) -> np.ndarray:
+        view, opacity = self._style.view, self._style.opacity
+        if view == "mask":
+            return blend(np.zeros_like(rgb), mask, self._palette, 1.0, shown=self._shown)
+        if view != "confidence":
+            return blend(rgb, mask, self._palette, opacity, shown=self._shown)
+        if confidence is None:
+            raise ConfigError(
+                "view='confidence': expected the confidence beside the mask, got none; take another view."
+            )
+        return blend(rgb, confidence, CONFIDENCE_PALETTE, opacity)
 
 
 def class_shares(mask: np.ndarray) -> np.ndarray:

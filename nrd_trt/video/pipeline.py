@@ -19,7 +19,7 @@ from nrd_trt.errors import VideoError
 from nrd_trt.progress import silent
 from nrd_trt.runtime.base import Feed
 from nrd_trt.runtime.engine_thread import EngineThread, Pending
-from nrd_trt.runtime.graph_io import device_feed, first_mask
+from nrd_trt.runtime.graph_io import device_feed, segmentation_at
 from nrd_trt.video.frames import DeviceImage, Ending, EndOfRun, Frame, SegmentedFrame, Sink, Source, StreamInfo
 from nrd_trt.video.overlay import class_shares
 from nrd_trt.video.pause import PauseSwitch
@@ -27,8 +27,9 @@ from nrd_trt.video.stats import StatsCollector
 from nrd_trt.video.temporal import FlickerMeter, NoSmoothing, Smoother, Stillness
 from nrd_trt.video.threads import Channel, StageThreads
 
-Paint = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""From image ``(H, W, 3) uint8``, mask ``(H, W) uint8`` and shares ``(256,)`` to a picture ``(H', W', 3) uint8``."""
+Paint = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]
+"""From image ``(H, W, 3) uint8``, mask ``(H, W) uint8``, shares ``(256,)`` and the confidence, where there is one, to a
+picture ``(H', W', 3) uint8``."""
 
 _CAPACITY = 2
 _STOP_WITHIN_S, _FINISH_WITHIN_S = 1.0, 60.0
@@ -215,8 +216,8 @@ class Pipeline:
 
     def _smooth(self, inferred: _Inferred) -> SegmentedFrame:
         item, outputs = inferred
-        raw, fitted = first_mask(outputs, self._engine.graph), item.fitted
-        mask = raw
+        drawn, fitted = segmentation_at(outputs, 0, self._engine.graph), item.fitted
+        mask = raw = drawn.mask
         if isinstance(fitted, FittedImage):
             still = self._still(fitted.image)
             mask = self._smoother(raw, outputs, still)
@@ -233,12 +234,13 @@ class Pipeline:
             unsmoothed=unsmoothed,
             shares=class_shares(restored),
             arrived_s=item.arrived_s,
+            confidence=None if drawn.confidence is None else fitted.restore(drawn.confidence),
         )
 
     def _draw(self, frame: SegmentedFrame) -> SegmentedFrame:
         if self._paint is None:
             return frame
-        return replace(frame, painted=self._paint(frame.frame.rgb, frame.mask, frame.shares))
+        return replace(frame, painted=self._paint(frame.frame.rgb, frame.mask, frame.shares, frame.confidence))
 
     def _write(self) -> None:
         """Give every frame to the sinks; they live on this thread, from opening to closing."""

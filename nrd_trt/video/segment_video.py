@@ -16,6 +16,7 @@ from nrd_trt.errors import ConfigError
 from nrd_trt.progress import bar, silent
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.runtime.engine_thread import EngineThread
+from nrd_trt.runtime.graph_io import check_confidence
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import Fit, Provider, Resample, RunnerName, format_size, optional_path
 from nrd_trt.video.frames import Report, Sink, Wanted
@@ -158,6 +159,9 @@ def segment_video(
     verify_key = optional_path("verify_key", verify_key)
     engine = open_engine(bundle, run, fit=fit, resample=resample, verify_key=verify_key)
     info, graph, shown = engine.info, engine.graph, _Bar(show=progress, on_notice=on_notice)
+    style = style or OverlayStyle()
+    if style.view == "confidence":
+        check_confidence(graph, "view='confidence'")
     smoother = parse_smoothing(smooth, has_logits="logits" in graph.outputs, upsample=graph.upsample)
     ignored = info.ignore_index if ignore_index is None else ignore_index
     scored = None if labels is None else LabelSink(Path(labels), info, ignore_index=ignored)
@@ -173,7 +177,7 @@ def segment_video(
         resample=engine.resample,
     )
     opened = open_source(str(source), rate=rate, live=live, wanted=wanted, report=shown.report)
-    paint = Painter(info, style or OverlayStyle())
+    paint = Painter(info, style)
     with thread:
         pipeline = Pipeline(opened, thread, writing, paint=paint, smoother=smoother)
         complete = _run(pipeline, shown)

@@ -15,6 +15,7 @@ from nrd_trt.data.images import read_image
 from nrd_trt.engine.bundle import ReferenceSet
 from nrd_trt.errors import ConfigError
 from nrd_trt.model import load_model
+from nrd_trt.runtime.graph_io import Segmentation
 from nrd_trt.serving.pictures import Look, compose
 from nrd_trt.serving.uploads import Limits, read_upload
 from tests.hostile import bombs
@@ -108,7 +109,8 @@ def test_the_largest_upload_is_drawn_in_little_memory() -> None:
 
     def draw() -> None:
         rgb = read_upload(body, Limits().image_pixels)
-        compose(rgb, np.zeros(rgb.shape[:2], np.uint8), ((1, 2, 3),) * 11, Look(view="side"))
+        drawn = Segmentation(mask=np.zeros(rgb.shape[:2], np.uint8))
+        compose(rgb, drawn, ((1, 2, 3),) * 11, Look(view="side"))
 
     outcome = run(draw, most_mib=500)
     assert outcome.ending == "right", outcome

@@ -79,14 +79,22 @@ class Rig:
     Args:
         source: What the run reads.
         token: Of the server.
+        output: Of the engine.
         limits: Changes to those of uploads.
     """
 
-    def __init__(self, source: Street | None = None, *, token: str | None = None, **limits: Any) -> None:
+    def __init__(
+        self,
+        source: Street | None = None,
+        *,
+        token: str | None = None,
+        output: str = "mask,confidence",
+        **limits: Any,
+    ) -> None:
         self.source = source or Street()
         self.pause = CountedSwitch()
         self.hub = Hub(self.pause)
-        self.engine = EngineThread(open_bundle(bundle(), threads=1))
+        self.engine = EngineThread(open_bundle(bundle(output=output), threads=1))
         self.uploads = Uploads(replace(Limits(), **limits), lambda: self.hub.closing)
         self._token, self._stack = token, ExitStack()
 

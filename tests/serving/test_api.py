@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nrd_trt.data.overlay import blend, colour
+from nrd_trt.data.overlay import CONFIDENCE_PALETTE, blend, colour
+from nrd_trt.runtime.graph_io import Segmentation
 from nrd_trt.serving import pictures
 from tests.data.pictures import encoded
 from tests.serving.rig import SIZE_HW, Rig, Street, httpx, street
 from tests.serving.waiting import until
 
-Layers = tuple[np.ndarray, np.ndarray]
+Layers = tuple[np.ndarray, ...]
 
 
 def read_record(content: bytes) -> tuple[dict[str, Any], Layers | None]:
@@ -32,9 +33,13 @@ def read_record(content: bytes) -> tuple[dict[str, Any], Layers | None]:
     if header["layers"] is None:
         assert rest == b""
         return header, None
-    split = header["layers"]["image"]
-    image = np.asarray(Image.open(io.BytesIO(rest[:split])))
-    return header, (image, np.frombuffer(zlib.decompress(rest[split:]), np.uint8).reshape(image.shape[:2]))
+    names = [name for name in ("image", "mask", "confidence") if name in header["layers"]]
+    lengths = [header["layers"][name] for name in names]
+    assert sum(lengths) == len(rest)
+    first, *others = (rest[sum(lengths[:place]) :][:size] for place, size in enumerate(lengths))
+    image = np.asarray(Image.open(io.BytesIO(first)))
+    planes = (np.frombuffer(zlib.decompress(data), np.uint8).reshape(image.shape[:2]) for data in others)
+    return header, (image, *planes)
 
 
 def picture(response: httpx.Response) -> np.ndarray:
@@ -70,6 +75,17 @@ def test_frames_carry_the_masks_of_the_engine(rig: Rig) -> None:
         assert np.abs(image.astype(int) - original).mean() < 6
         shares = np.bincount(mask.ravel(), minlength=11) / mask.size
         assert header["shares"] == pytest.approx(shares, abs=1e-4)
+
+
+def test_the_confidence_comes_to_who_asks_for_it(rig: Rig) -> None:
+    shown = rig.paused()
+    sure = rig.engine.segment(street()[shown.frame.frame.index % 20]).confidence
+    layers = read_record(rig.http.get("/frame", params={"confidence": True}).content)[1]
+    assert sure is not None and layers is not None and np.array_equal(layers[2], sure)
+    wanted = blend(shown.frame.frame.rgb, sure, CONFIDENCE_PALETTE, 0.6)
+    assert np.array_equal(picture(rig.http.get("/snapshot.png?view=confidence")), wanted)
+    colours = rig.http.get("/status").json()["model"]["confidence_colours"]
+    assert [tuple(colour) for colour in colours] == list(CONFIDENCE_PALETTE)
 
 
 def test_a_viewer_waits_for_another_frame_than_the_one_that_it_has_seen(rig: Rig) -> None:
@@ -131,10 +147,12 @@ def test_snapshots_are_what_they_are_asked_to_be(rig: Rig) -> None:
 
 def test_what_viewers_get_is_shrunk_without_inventing_a_class() -> None:
     rgb, mask = np.zeros((90, 160, 3), np.uint8), np.tile(np.array([0, 4], np.uint8), (90, 80))
-    small = pictures.shrink(rgb, mask, 80)
-    assert (small[0].shape, small[1].shape) == ((45, 80, 3), (45, 80))
-    assert set(np.unique(small[1])) <= {0, 4}
-    assert pictures.shrink(rgb, mask, 160)[0] is rgb
+    drawn = Segmentation(mask=mask, confidence=mask + 200)
+    image, small = pictures.shrink(rgb, drawn, 80)
+    assert (image.shape, small.mask.shape) == ((45, 80, 3), (45, 80))
+    assert set(np.unique(small.mask)) <= {0, 4}
+    assert np.array_equal(small.confidence, small.mask + 200)  # of the same pixels
+    assert pictures.shrink(rgb, drawn, 160)[0] is rgb
 
 
 def test_the_stream_goes_on_for_players(rig: Rig) -> None:
@@ -249,8 +267,13 @@ def test_a_run_that_fails_says_why_and_keeps_its_last_frame() -> None:
 def test_a_run_that_ends_says_so_and_one_without_a_frame_has_nothing_to_show() -> None:
     source = Street(count=3)
     source.silent.set()
-    with Rig(source) as rig:
+    with Rig(source, output="mask") as rig:
         assert rig.http.get("/status").json()["state"] == "starting"
+        assert rig.http.get("/status").json()["model"]["confidence_colours"] is None
+        for query in ("snapshot.png?view=confidence", "frame?confidence=true"):
+            refused = rig.http.get(f"/{query}")
+            assert (refused.status_code, refused.json()["error"]["type"]) == (422, "ConfigError")
+            assert "expected an engine with the output confidence, got one with mask" in refused.text
         assert rig.http.get("/snapshot.png").status_code == 503
         header, layers = read_record(rig.http.get("/frame").content)
         assert (header["number"], layers) == (0, None)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nrd_trt.data.overlay import blend, colour
+from nrd_trt.data.overlay import CONFIDENCE_PALETTE, blend, colour
 from tests.data.pictures import encoded
 from tests.serving.hostile import bomb_png, clip
 from tests.serving.rig import SIZE_HW, Rig, Street, street
@@ -158,6 +158,19 @@ def test_views_opacity_and_classes_are_those_of_the_server(page: Watched, rig: R
     page.page.click("#all")
     assert np.array_equal(page.pixels(), coloured)
     until(lambda: page.page.inner_text(".class:has-text('Road') b") == f"{100 * road.mean():.1f} %")
+
+
+def test_the_confidence_is_shown_where_the_engine_gives_it(browser: Browser, page: Watched, rig: Rig) -> None:
+    frame = pause(page, rig)
+    page.opacity(100)
+    page.page.keyboard.press("4")
+    sure = frame.confidence
+    until(lambda: np.array_equal(page.pixels(), np.array(CONFIDENCE_PALETTE)[sure]))
+    page.view("Mask")
+    assert np.array_equal(page.pixels(), colour(frame.mask, rig.engine.engine.info.palette))
+    with Rig(output="mask") as plain, opened(browser, plain.url) as other:
+        until(lambda: other.number() > 0)
+        assert other.page.is_hidden("#sureness")
 
 
 def test_buttons_and_keys_pause_step_and_resume_and_tab_reaches_everything(page: Watched, rig: Rig) -> None:

@@ -71,8 +71,10 @@ def test_all_results_tell_the_mask_of_the_engine(rig: Rig) -> None:
     mask = Image.open(io.BytesIO(rig.http.post("/segment?result=mask", content=body).content))
     assert mask.mode == "P"
     assert np.array_equal(np.asarray(mask), expected)
+    sure = opened(rig.http.post("/segment?result=confidence", content=body).content)
+    assert np.array_equal(sure, rig.engine.segment(SCENE).confidence)
     header, layers = read_record(rig.http.post("/segment?result=layers", content=body).content)
-    assert layers is not None
+    assert layers is not None and np.array_equal(layers[2], sure)
     assert header["shares"] == answer["shares"]
     assert np.array_equal(layers[1], expected)
     overlay = rig.http.post("/segment?result=overlay&opacity=0.3", content=body)

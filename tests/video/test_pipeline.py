@@ -107,7 +107,7 @@ def test_pictures_are_drawn_only_where_a_sink_shows_them(engine: EngineThread) -
     for shows in (False, True):
         drawn: list[np.ndarray] = []
 
-        def paint(rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray, drawn: list[np.ndarray] = drawn) -> np.ndarray:
+        def paint(rgb: np.ndarray, *made: np.ndarray | None, drawn: list[np.ndarray] = drawn) -> np.ndarray:
             drawn.append(255 - rgb)
             return drawn[-1]
 
@@ -164,7 +164,7 @@ def test_a_stage_that_fails_on_frame_3_of_100_stops_all(stage: str) -> None:
             failing(next(count) if stage == "smooth" else 0)
             return mask
 
-    def paint(rgb: np.ndarray, mask: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    def paint(rgb: np.ndarray, *made: np.ndarray | None) -> np.ndarray:
         failing(int(rgb[0, 0, 0]) if stage == "draw" else 0)
         return rgb
 
@@ -317,7 +317,7 @@ def test_smoothing_acts_on_the_masks_and_flicker_is_measured_before_and_after(en
     pipeline.run()
     assert (pipeline.flicker_unsmoothed.flicker or 0) > 0
     assert pipeline.flicker.flicker == 0
-    masks = [engine.predict(picture) for picture in (first, dim)]
+    masks = [engine.segment(picture).mask for picture in (first, dim)]
     np.testing.assert_array_equal(sink.frames[1].unsmoothed, masks[1])
     np.testing.assert_array_equal(sink.frames[1].mask, masks[0])
 

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 import nrd_trt
 from nrd_trt.cli.main import app
-from nrd_trt.data.overlay import write_mask, write_rgb
+from nrd_trt.data.images import read_image
+from nrd_trt.data.overlay import CONFIDENCE_PALETTE, write_mask, write_rgb
 from nrd_trt.data.synthetic import street_clip
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError, VideoError
@@ -113,6 +114,24 @@ def test_a_clip_comes_out_with_its_frames_rate_and_size_and_with_the_right_masks
     assert list(found["split_ms"]) == ["read", "preprocess", "infer", "smooth", "draw", "write"]
     assert list(found["latency_ms"]) == ["p50", "p90", "p99"]
     assert 0 <= found["flicker"] == found["flicker_unsmoothed"] <= 1
+
+
+def test_the_confidence_is_drawn_where_the_engine_gives_it(tmp_path: Path, labelled: Path) -> None:
+    images, sure = labelled / "images", "mask,confidence"
+    drawn = ("--view", "confidence", "--opacity", 1)
+    assert facts(images, "-o", f"overlays:{tmp_path / 'out'}", *drawn, output=sure)["frames"] == 6
+    with open_bundle(bundle(output=sure), threads=1) as engine:
+        for path, image in zip(sorted((tmp_path / "out").iterdir()), sorted(images.iterdir()), strict=True):
+            confidence = engine.segment(read_image(image)).confidence
+            np.testing.assert_array_equal(read_image(path), np.array(CONFIDENCE_PALETTE)[confidence])
+    for output, more, message in (
+        ("mask", (), "--view confidence: expected an engine with the output confidence, got one with mask"),
+        (sure, ("--legend",), "--view confidence: expected no --legend, which is about colours of classes"),
+        (sure, ("--show", "Car"), "--view confidence: expected no --show, which is about colours of classes"),
+    ):
+        refused = video(images, "-o", tmp_path / "refused.mp4", *drawn, *more, output=output)
+        assert refused.exit_code == 2 and message in refused.stderr, refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "street"]
 
 
 def test_from_python_it_is_a_function_with_a_typed_result(tmp_path: Path, labelled: Path) -> None:

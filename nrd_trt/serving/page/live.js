@@ -4,6 +4,8 @@ import { decodeLayers, readRecord } from "/assets/records.js";
 
 const RETRY_MS = 1000;
 const viewer = Math.random().toString(36).slice(2, 12);
+let wanted = false; // the confidence
+let again = false; // the frame that is there already, with it
 
 /**
  * Follow the run for as long as the page is open.
@@ -27,6 +29,12 @@ export async function follow(on) {
   }
 }
 
+/** Ask for the confidence too, or no longer. */
+export function wantConfidence(on) {
+  again ||= on && !wanted;
+  wanted = on;
+}
+
 /** Send one of pause, resume and step. */
 export async function control(action) {
   const response = await fetch("/control", { method: "POST", body: JSON.stringify({ action }) });
@@ -47,7 +55,9 @@ async function watch(on) {
 }
 
 async function ask(after) {
-  return checked(await fetch(`/frame?after=${after}&viewer=${viewer}`)).arrayBuffer();
+  const query = new URLSearchParams({ after: again ? 0 : after, viewer, confidence: wanted });
+  again = false;
+  return checked(await fetch(`/frame?${query}`)).arrayBuffer();
 }
 
 async function getJson(path) {

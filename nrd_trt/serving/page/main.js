@@ -2,7 +2,7 @@
 
 import { Classes } from "/assets/classes.js";
 import { Figures } from "/assets/figures.js";
-import { control, follow } from "/assets/live.js";
+import { control, follow, wantConfidence } from "/assets/live.js";
 import { Painter } from "/assets/painter.js";
 import { Uploads } from "/assets/uploads.js";
 
@@ -65,6 +65,9 @@ function showStatus({ version, source, model, limits }) {
   $("model").textContent = `${model.bundle} · ${model.runner}, ${model.arithmetic}${size} · nrd_trt ${version}`;
   $("limits").textContent = `JPEG, PNG, WebP or BMP; MP4, MOV, MKV or WebM up to ${limits.clip_s} s; at most ${limits.mib} MiB`;
   uploads.setLimits(limits);
+  $("sureness").hidden = !model.confidence_colours;
+  painter.setSureness(model.confidence_colours ?? []);
+  if ($("sureness").hidden && look.view === "confidence") setView("overlay"); // another engine answers now
   if (JSON.stringify(model.classes) !== JSON.stringify(classes.classes)) {
     classes.reset(model.classes);
     figures.reset(model.classes);
@@ -177,13 +180,14 @@ function setView(view) {
   look.view = view;
   $("views").querySelector(`[value=${view}]`).checked = true;
   $("opacity").disabled = view === "mask";
+  wantConfidence(view === "confidence");
   repaint();
 }
 
 function onKey(event) {
   const busy = event.target.closest("input:not([type=radio]):not([type=range]), button, video, a");
   if (busy || event.ctrlKey || event.metaKey || event.altKey) return;
-  const views = { 1: "overlay", 2: "mask", 3: "side" };
+  const views = { 1: "overlay", 2: "mask", 3: "side", ...($("sureness").hidden ? {} : { 4: "confidence" }) };
   if (event.key in views) setView(views[event.key]);
   else if (event.key === " ") $("pause").click();
   else if (event.key === ".") $("step").click();

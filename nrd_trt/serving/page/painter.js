@@ -1,4 +1,4 @@
-// Lays the classes' colours over an image, in the browser of each viewer.
+// Lays the colours of the classes, or of the confidence, over an image, in the browser of each viewer.
 
 export class Painter {
   /** @param {HTMLCanvasElement} canvas */
@@ -7,6 +7,7 @@ export class Painter {
     this.context = canvas.getContext("2d");
     this.colours = document.createElement("canvas");
     this.table = new Uint32Array(256);
+    this.sureness = new Uint32Array(256);
     this.painted = null;
   }
 
@@ -14,14 +15,21 @@ export class Painter {
   setTable(classes, hidden) {
     this.table = new Uint32Array(256);
     for (const { index, colour: [red, green, blue] } of classes) {
-      if (!hidden.has(index)) this.table[index] = (255 << 24) | (blue << 16) | (green << 8) | red;
+      if (!hidden.has(index)) this.table[index] = word(red, green, blue);
     }
+    this.painted = null;
+  }
+
+  /** Choose the colours of the confidences 0-255. */
+  setSureness(colours) {
+    this.sureness = Uint32Array.from(colours, (colour) => word(...colour));
     this.painted = null;
   }
 
   /** Paint decoded layers as `look` wants them: {view, opacity}. */
   paint(layers, look) {
-    this.#colour(layers);
+    const plane = look.view === "confidence" ? layers.confidence : layers.indices;
+    if (plane) this.#colour(layers, plane, look.view === "confidence" ? this.sureness : this.table);
     const { width, height } = layers;
     const side = look.view === "side";
     const below = side && this.#isNarrow(layers);
@@ -35,7 +43,7 @@ export class Painter {
     this.context.drawImage(layers.bitmap, 0, 0, width, height);
     const [x, y] = side ? (below ? [0, height] : [width, 0]) : [0, 0];
     if (side) this.context.drawImage(layers.bitmap, x, y, width, height);
-    this.#lay(x, y, look.opacity);
+    if (plane) this.#lay(x, y, look.opacity); // the confidence comes with the next frame
   }
 
   #isNarrow({ width, height }) {
@@ -54,16 +62,18 @@ export class Painter {
     this.context.globalAlpha = 1;
   }
 
-  #colour(layers) {
-    if (this.painted === layers) return;
-    const { width, height, indices } = layers;
+  #colour({ width, height }, plane, table) {
+    if (this.painted === plane) return;
     if (this.colours.width !== width || this.colours.height !== height) Object.assign(this.colours, { width, height });
     const context = this.colours.getContext("2d");
     const pixels = context.createImageData(width, height);
     const words = new Uint32Array(pixels.data.buffer);
-    const { table } = this;
-    for (let i = 0; i < words.length; i += 1) words[i] = table[indices[i]];
+    for (let i = 0; i < words.length; i += 1) words[i] = table[plane[i]];
     context.putImageData(pixels, 0, 0);
-    this.painted = layers;
+    this.painted = plane;
   }
+}
+
+function word(red, green, blue) {
+  return (255 << 24) | (blue << 16) | (green << 8) | red;
 }

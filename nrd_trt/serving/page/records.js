@@ -1,4 +1,4 @@
-// Records as /frame and /segment send them: length of the header, header, JPEG, mask.
+// Records as /frame and /segment send them: length of the header, header, JPEG, mask, and the confidence if any.
 
 /** Read the header and where the rest lies; nothing is decoded yet. */
 export function readRecord(buffer) {
@@ -7,15 +7,16 @@ export function readRecord(buffer) {
   return { header, buffer, start: 4 + length };
 }
 
-/** Decode image and mask of a record; null where it has none. */
+/** Decode image, mask and confidence of a record; null where it has none. */
 export async function decodeLayers({ header, buffer, start }) {
   if (!header.layers) return null;
-  const { size_hw: [height, width], image, mask } = header.layers;
-  const [bitmap, indices] = await Promise.all([
+  const { size_hw: [height, width], image, mask, confidence: length } = header.layers;
+  const [bitmap, indices, confidence] = await Promise.all([
     createImageBitmap(new Blob([new Uint8Array(buffer, start, image)], { type: "image/jpeg" })),
     inflate(new Uint8Array(buffer, start + image, mask)),
+    length ? inflate(new Uint8Array(buffer, start + image + mask, length)) : null,
   ]);
-  return { width, height, bitmap, indices };
+  return { width, height, bitmap, indices, confidence };
 }
 
 async function inflate(bytes) {
