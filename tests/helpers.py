@@ -148,13 +148,15 @@ def made_once(name: str, make: Callable[[Path], object]) -> Path:
         if path in _making:
             raise RuntimeError(f"{name} needs itself while it is made, and would wait for its own lock")
         _making.add(path)
-        with Path(f"{path}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
-                    make(Path(folder) / name)
-                    Path(folder, name).rename(path)
-        _making.remove(path)
+        try:
+            with Path(f"{path}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
+                        make(Path(folder) / name)
+                        Path(folder, name).rename(path)
+        finally:
+            _making.remove(path)
     return path
 
 

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
-from onnx import TensorProto, shape_inference
+from onnx import TensorProto, helper, shape_inference
 
 from nrd_trt.errors import ExportError
 
 HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16, "int8": TensorProto.FLOAT16}
 """Type of what is not fp32 in a file of each precision; int8 stands beside it between Q and DQ only."""
+
+_SIZES_BYTES = 256
+"""Constants of up to so many bytes may be sizes, which shapes follow from."""
 
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -27,7 +30,7 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
         ExportError: A type cannot be inferred.
     """
     try:
-        inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
+        inferred = shape_inference.infer_shapes(_without_weights(model), strict_mode=True).graph
     except shape_inference.InferenceError as exc:
         raise ExportError(f"the file's tensors do not fit each other ({exc}); export it again.") from exc
     types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
@@ -37,6 +40,22 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     if unknown:
         raise ExportError(f"cannot infer the types of {', '.join(unknown[:5])}; is every function in the file?")
     return types
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model without the values of its weights: inference would write and read all of them, twice."""
+    graph = model.graph
+    weights = [
+        TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+        if len(weight.raw_data) > _SIZES_BYTES
+        else weight
+        for weight in graph.initializer
+    ]
+    bare = helper.make_graph(graph.node, graph.name, graph.input, graph.output, weights, value_info=graph.value_info)
+    bare.sparse_initializer.extend(graph.sparse_initializer)
+    return helper.make_model(
+        bare, functions=model.functions, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], weights: Iterable[onnx.TensorProto]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Multiprocessor:
     Args:
         architecture: Compute capability without its point: 87 or 90.
         images: What the cubin says of the kernels, by name.
-        listings: Text of the kernels, likewise.
+        listings: Returns the text of the kernels, likewise; called when the first of them is run.
         shared_bytes: Shared memory that a block may have.
     """
 
@@ -115,14 +115,14 @@ class Multiprocessor:
         self,
         architecture: int,
         images: Mapping[str, KernelImage],
-        listings: Mapping[str, str],
+        listings: Callable[[], Mapping[str, str]],
         *,
         shared_bytes: int = 163 * 1024,
     ) -> None:
         self.architecture = architecture
         self.images = dict(images)
         self.code: dict[str, list[Instruction]] = {}
-        self._listings = dict(listings)
+        self._listings = cache(listings)
         self._library = library()
         self._shared_bytes = shared_bytes
         self.select()
@@ -132,9 +132,11 @@ class Multiprocessor:
     @classmethod
     def open(cls, architecture: int, cubin: Path, *, shared_bytes: int = 163 * 1024) -> Multiprocessor:
         """Return a machine with the kernels of a cubin, which must be of the architecture."""
-        return cls(
-            architecture, read_cubin(cubin), split_listing(toolchain.disassemble(cubin)), shared_bytes=shared_bytes
-        )
+
+        def listings() -> Mapping[str, str]:
+            return split_listing(toolchain.disassemble(cubin))
+
+        return cls(architecture, read_cubin(cubin), listings, shared_bytes=shared_bytes)
 
     @property
     def kept_shared_bytes(self) -> int:
@@ -153,7 +155,7 @@ class Multiprocessor:
         """
         if name in self.code:
             return
-        self.code[name] = read_kernel(name, self._listings[name])
+        self.code[name] = read_kernel(name, self._listings()[name])
         image, packed = self.images[name], pack(self.code[name], self.architecture)
         self._library.machineLoadKernel(
             name.encode(),
