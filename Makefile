@@ -18,7 +18,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test test-fast test-all test-lowest fault-gallery soak kills batch-proof scale gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels audit release clean
+.PHONY: help install lock demo test test-fast test-all test-lowest fault-gallery soak kills batch-proof triton-server triton-proof scale gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels audit release clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,7 +69,13 @@ test-lowest: install  ## Run the tests of images, ONNX files and the web on the 
 demo: install  ## Checkpoint to checked engine on this machine, into build/demo/
 	$(BIN)/python scripts/demo.py $(ARGS)
 
-test: install  ## Run the suite that needs no GPU
+# A real Triton server of its own environment; where it cannot be installed, its tests skip.
+TRITON := build/triton/bin/tritonserver
+$(TRITON): scripts/install_triton.sh setup.cfg
+	scripts/install_triton.sh $(PYTHON)
+triton-server: $(TRITON)  ## Install the Triton server of the tests into build/triton/
+
+test: install $(TRITON)  ## Run the suite that needs no GPU
 	$(PYTEST) $(ARGS)
 
 # Neither trains, nor exports or builds a network of the zoo, nor starts a service.
@@ -78,7 +84,7 @@ FAST := tests/data tests/decode tests/engine tests/graph tests/machine tests/cal
 test-fast: install  ## Run the part of it for the inner loop
 	$(PYTEST) -m "not all_combinations and not slow" $(FAST) $(ARGS)
 
-test-all: install  ## Run it with every combination of encoder, precision and input form
+test-all: install $(TRITON)  ## Run it with every combination of encoder, precision and input form
 	$(PYTEST) -m "" $(ARGS)
 
 SECONDS := 600
@@ -100,6 +106,9 @@ batch-proof: install  ## Kill a batch job of 2,000 images three times, measure i
 
 scale: install  ## Measure what batch jobs cost beside the network, on a machine at rest, and write docs/scale.md
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/dev/scale.py docs/scale.md $(ARGS)
+
+triton-proof: install $(TRITON)  ## Load a Triton server for a minute, kill it under load, measure it and write docs/triton-proof.md
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(BIN)/python scripts/dev/triton_proof.py docs/triton-proof.md $(ARGS)
 
 # `make gpu-check GPU_PYTHON=python3` does with the packages that are there, where `make install` cannot run.
 GPU_PYTHON := $(BIN)/python

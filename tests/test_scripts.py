@@ -36,6 +36,17 @@ def test_services_that_cannot_be_installed_are_no_failure(tmp_path: Path) -> Non
     assert result.stdout.startswith("Test services are not installed (no apt-get); ")
 
 
+def test_a_server_that_cannot_be_installed_is_no_failure(tmp_path: Path) -> None:
+    for program in ("bash", "env", "dirname"):
+        (tmp_path / program).symlink_to(shutil.which(program) or "")
+    (tmp_path / "uname").write_text("#!/bin/sh\necho Linux aarch64\n")
+    (tmp_path / "uname").chmod(0o755)
+    script = REPOSITORY / "scripts/install_triton.sh"
+    result = subprocess.run([str(script)], capture_output=True, text=True, env={"PATH": str(tmp_path)})
+    assert (result.returncode, result.stderr, result.stdout.count("\n")) == (0, "", 1)
+    assert result.stdout.startswith("No Triton server was installed (the wheel of its server is for Linux on x86-64)")
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_script_shows_the_help_of_its_verb(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), "--help"]
