@@ -1,8 +1,8 @@
 /*
  * A complete program: nrd_segment BUNDLE.nrd IMAGE.ppm MASK.pgm|MASK.ppm
  *
- * The image has the engine's size. The mask holds the numbers of the classes (PGM) or their colours (PPM). The exit status
- * is 0, or 2 with an error on stderr.
+ * The image has the engine's size. The mask holds the numbers of the classes (PGM) or their colours (PPM). The exit
+ * status is 0, or 2 with an error on stderr.
  */
 #include <nrd_trt/runtime.h>
 

@@ -6,6 +6,7 @@
 #include <openssl/evp.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -35,7 +36,9 @@ void require(
 {
     if (!holds)
     {
-        throw Error(fault, what + ": expected " + expected + ", got " + got + "; " + remedy + ".");
+        string text = what + ": expected " + expected + ", got " + got + "; " + remedy + ".";
+        std::replace_if(text.begin(), text.end(), ::iscntrl, '?'); // what a file says may be for a terminal
+        throw Error(fault, text);
     }
 }
 
@@ -89,7 +92,6 @@ string shortened(string const& digest)
     return "SHA-256 " + digest.substr(0, 12) + "…";
 }
 
-//! Read a file that has to have this SHA-256.
 string readVerified(Fault fault, string const& path, string const& expected, string const& remedy)
 {
     string content = readFile(fault, path, kMOST_BINARY, remedy);
@@ -141,7 +143,6 @@ json readRecord(string const& bundle)
     return record;
 }
 
-//! Images of one size in bytes, and masks: other engines have no place here.
 Info readInfo(string const& bundle, json const& model)
 {
     auto const& shape = model.at("shape");

@@ -32,8 +32,8 @@ enum class Fault
     kRUNTIME,  //!< CUDA or TensorRT refused a call
 };
 
-//! What every function here throws. The text has three parts: what, expected and got, what to do. It is an exception, as
-//! in OpenCV and rclcpp: opening fails in many ways, and no half-open engine may come of it.
+//! What every function here throws; its text says what, expected and got, and what to do. It is an exception, as in
+//! OpenCV and rclcpp: opening fails in many ways, and no half-open engine may come of it.
 class NRD_RUNTIME_API Error : public std::runtime_error
 {
 public:
@@ -48,8 +48,8 @@ public:
 
 struct Settings
 {
-    //! The plugin library that the plan was built with; where it is empty, the one that NRD_TRT_PLUGIN names or, without
-    //! it, the one that was installed beside this library. It is opened only where its SHA-256 is the recorded one.
+    //! The plugin library of the plan's build, which is opened if its SHA-256 is the recorded one; where this is empty,
+    //! the one that NRD_TRT_PLUGIN names, or else the one that was installed beside this library.
     std::string plugin;
     int32_t device{0};    //!< number of the GPU
     bool cudaGraph{true}; //!< replay runs as a CUDA graph; where that is refused, `warn` is told and runs go on without

@@ -307,6 +307,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "a longer version": refused(f"tensorrt {NEWEST}.01 on ", edit(builder__version=f"{NEWEST}.01")),
     "another processor": refused(" on riscv64, got tensorrt ", edit(builder__machine="riscv64")),
+    "control characters": refused("for, ?[2Jtensorrt? ", edit(builder__name="\x1b[2Jtensorrt\n")),
     "TensorRT-RTX": refused("what it was built for, tensorrt-rtx ", edit(builder__name="tensorrt-rtx")),
     "ONNX Runtime": refused(
         "what it was built for, onnxruntime ", edit(builder__name="onnxruntime", builder__version=None)

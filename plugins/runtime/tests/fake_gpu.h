@@ -1,6 +1,6 @@
 /*
- * A shared library that stands for libcudart and for libnvinfer of the version of its headers: host memory, streams whose
- * work is done when they are waited for, graphs, and engines whose plans are lines of text. It notes every call.
+ * A shared library that stands for libcudart and for libnvinfer of the version of its headers: host memory, streams
+ * whose work is done when they are waited for, graphs, and engines whose plans are lines of text. It notes every call.
  */
 #pragma once
 
