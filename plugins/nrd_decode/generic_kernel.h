@@ -6,6 +6,7 @@
 #pragma once
 
 #include "logits_kernel.h"
+#include "mask_kernel.h"
 
 namespace nrd
 {

@@ -3,7 +3,8 @@
  */
 #pragma once
 
-#include "mask_kernel.h"
+#include "exact_decode.h"
+#include "tensor_decode.h"
 
 namespace nrd
 {
