@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -163,3 +164,34 @@ def test_a_source_that_cannot_be_read_is_told_at_once(nrd_trt: Invoke, tmp_path:
         result = nrd_trt("serve", tmp_path / name, "--bundle", bundle(), "--port", 0)
         assert (result.exit_code, result.stdout) == (2, "")
         assert told in result.stderr
+
+
+_HEAPS = """
+import re, sys, threading
+from nrd_trt.cli.serve import share_heaps
+if sys.argv[1] == "shared":
+    share_heaps()
+held, go = [], threading.Barrier(13)
+def allocate():
+    go.wait()
+    held.extend(bytes(50_000) for _ in range(20))
+    go.wait()
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+[thread.start() for thread in threads]
+go.wait()
+go.wait()
+starts = [int(line.split("-")[0], 16) for line in open("/proc/self/maps") if re.search(r" 0 *$", line)]
+print(sum(start % (64 << 20) == 0 for start in starts))  # where glibc's heaps of threads begin
+"""
+
+
+def test_threads_of_the_server_share_two_heaps() -> None:
+    """One heap for each thread keeps the most that the thread ever held, so memory would rise for long."""
+    found = {}
+    for how in ("shared", "own"):
+        command = [sys.executable, "-c", _HEAPS, how]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
+        found[how] = int(done.stdout)
+    if found["own"] < 3:
+        pytest.skip("this C library gives threads no heaps of their own")
+    assert found["shared"] <= 1, "beside that of the process"
