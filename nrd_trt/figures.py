@@ -102,6 +102,8 @@ class MaskFigures:
         per_class_pixels: Pixels that the reference's masks give each class, by class name; None in records of before.
         per_class_labelled: Labelled pixels of each class, by class name; None without labels.
         unknown_pixels: Pixels to which the engine gives an index that no class has; they count as flips.
+        confidence_difference: Mean difference of the engine's confidence from the reference's, 0-1; None where the
+            engine does not give it, or the reference does not know it.
         warnings: What speaks against these figures and fails no gate: signs that the reference itself draws nothing,
             and what was warned of the images that were calibrated on.
     """
@@ -128,6 +130,7 @@ class MaskFigures:
     per_class_pixels: dict[str, int] | None = None
     per_class_labelled: dict[str, int] | None = None
     unknown_pixels: int = 0
+    confidence_difference: float | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -162,6 +165,7 @@ class MaskFigures:
             class_drop=self.class_drop,
             border_agreement=self.border_agreement,
             boundary_f=self.boundary_between,
+            confidence_difference=self.confidence_difference,
         )
 
 

@@ -27,6 +27,7 @@ class Judged:
         class_drop: The class that loses most IoU against labels, and how much.
         border_agreement: Share of equal pixels near the reference's borders.
         boundary_f: Boundary F-score between engine and reference.
+        confidence_difference: Mean difference of the confidence from the reference's.
     """
 
     agreement: float | None
@@ -35,6 +36,7 @@ class Judged:
     class_drop: NamedFigure | None = None
     border_agreement: float | None = None
     boundary_f: float | None = None
+    confidence_difference: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class Gates:
         max_class_drop: Largest loss of IoU against labels of any class that has `CLASS_SHARE` of the labelled pixels.
         min_border_agreement: Smallest share of pixels near the reference's borders on which both agree.
         min_boundary_f: Smallest boundary F-score between engine and reference, mean over classes.
+        max_confidence_difference: Largest mean difference of the confidence from the reference's; checked where the
+            engine gives the confidence. It cannot be asked for, and is looser for who asks for less agreement.
     """
 
     min_agreement: float
@@ -57,6 +61,7 @@ class Gates:
     max_class_drop: float | None = None
     min_border_agreement: float | None = None
     min_boundary_f: float | None = None
+    max_confidence_difference: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -115,11 +120,14 @@ class Gates:
             lines.append(
                 f"drop of the IoU of class {class_drop[0]} {class_drop[1]:.6f}, at most {self.max_class_drop} allowed"
             )
+        off, most = found.confidence_difference, self.max_confidence_difference
+        if off is not None and most is not None and not off <= most:
+            lines.append(f"confidence off by {off:.6f} in the mean, at most {most} allowed")
         return lines
 
 
-GATES = tuple(entry.name for entry in fields(Gates))
-"""Their names, which are those of the arguments of `nrd_trt.build`, `validate` and `tune`."""
+GATES = tuple(entry.name for entry in fields(Gates) if entry.name != "max_confidence_difference")
+"""Names of those that can be asked for, which are those of the arguments of `nrd_trt.build`, `validate` and `tune`."""
 
 _DEFAULTS = {
     "fp32": Gates(
@@ -129,6 +137,7 @@ _DEFAULTS = {
         max_class_drop=0.005,
         min_border_agreement=0.995,
         min_boundary_f=0.995,
+        max_confidence_difference=0.001,
     ),
     "fp16": Gates(
         min_agreement=0.995,
@@ -137,6 +146,7 @@ _DEFAULTS = {
         max_class_drop=0.01,
         min_border_agreement=0.985,
         min_boundary_f=0.98,
+        max_confidence_difference=0.003,
     ),
     "bf16": Gates(
         min_agreement=0.98,
@@ -145,6 +155,7 @@ _DEFAULTS = {
         max_class_drop=0.02,
         min_border_agreement=0.92,
         min_boundary_f=0.9,
+        max_confidence_difference=0.015,
     ),
     "int8": Gates(
         min_agreement=0.97,
@@ -153,6 +164,7 @@ _DEFAULTS = {
         max_class_drop=0.08,
         min_border_agreement=0.85,
         min_boundary_f=0.85,
+        max_confidence_difference=0.04,
     ),
 }
 """The first two are given; the others leave sound files a margin. One figure covers every runner, so that a bundle is

@@ -115,7 +115,7 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
     return BuildInput(
         model=exported.model,
         samples=samples,
-        reference=lambda: torch_reference(model),
+        reference=_by_torch(model, read_facts(exported.model)),
         reference_name="torch",
         drawn_by="torch",
         fit=samples.fit,
@@ -160,7 +160,7 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
     options, structure = checkpoint_options(request.options) or graph.options, None
     if request.checkpoint is not None:
         trained = _checkpoint_of(request.checkpoint, graph, options)
-        reference, name = (lambda: torch_reference(trained)), "torch"
+        reference, name = _by_torch(trained, graph), "torch"
         structure = layer_structure(typed, trained, _measured(samples))
     elif graph.precision == "fp32":
         reference, name = (lambda: onnx_reference(model, request.run.threads)), "onnx"
@@ -232,7 +232,7 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
     else:
         samples = request.samples(bundle.graph.shape, bundle.graph.info, fit, resample)
         trained = _checkpoint_of(request.checkpoint, bundle.graph, options)
-        reference, name, drawn_by = (lambda: torch_reference(trained)), "torch", "torch"
+        reference, name, drawn_by = _by_torch(trained, bundle.graph), "torch", "torch"
         structure = layer_structure(model, trained, _measured(samples))
     return BuildInput(
         model=model,
@@ -249,6 +249,11 @@ def _from_bundle(request: BuildRequest) -> BuildInput:
         options=options,
         structure=structure,
     )
+
+
+def _by_torch(model: Segmentor, graph: GraphFacts) -> Callable[[], AbstractContextManager[ReferenceFn]]:
+    """Return what opens the trained model as the reference of a file."""
+    return lambda: torch_reference(model, confidence="confidence" in graph.outputs)
 
 
 def _recorded_choices(held: PrecisionRecord) -> TypeChoices:

@@ -205,6 +205,7 @@ def finer_gates(found: MaskFigures, gates: Gates) -> list[tuple[str, str]]:
             gates.min_boundary_f,
             "at least",
         ),
+        ("mean difference of the confidence", found.confidence_difference, gates.max_confidence_difference, "at most"),
     )
     return [
         (name, f"{_named(figure)} (gate: {'none recorded' if gate is None else f'{bound} {gate:g}'})")

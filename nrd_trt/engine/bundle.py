@@ -29,7 +29,7 @@ _OWN = frozenset((ONNX_FILE, PLAN_FILE, REFERENCE_FILE, RECORD_FILE, SIGNATURE_F
 MAX_REFERENCES = 8
 MAX_REFERENCE_PIXELS = 128_000_000
 """Of all references together, so that few are kept where each is large."""
-_MOST_BYTES = 5 * MAX_REFERENCE_PIXELS + (64 << 10)  # a pixel has three colours, a class and a tie; then the headers
+_MOST_BYTES = 6 * MAX_REFERENCE_PIXELS + (64 << 10)  # a pixel: 3 colours, a class, a tie, a confidence; then headers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +41,20 @@ class ReferenceSet:
         masks: ``(N, h, w) uint8``.
         near_ties: ``(N, h, w) bool``; all False where the reference's logits were not known.
         source: What drew the masks, ``"torch"`` or ``"onnx"``.
+        confidences: ``(N, h, w) uint8``; None where the bundle's graph does not give them.
     """
 
     images: np.ndarray
     masks: np.ndarray
     near_ties: np.ndarray
     source: str
+    confidences: np.ndarray | None = None
 
     def to_bytes(self) -> bytes:
         """Return a compressed npz; equal arrays give equal bytes."""
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, images=self.images, masks=self.masks, near_ties=self.near_ties, source=np.array(self.source)
-        )
+        arrays = {name: np.asarray(value) for name, value in vars(self).items() if value is not None}
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stubs take the names for options
         return buffer.getvalue()
 
     @classmethod
@@ -67,18 +68,20 @@ class ReferenceSet:
             _check_size(path)
             with np.load(io.BytesIO(path.read_bytes())) as data:  # NumPy leaves a damaged file open
                 images, masks, near_ties, source = (data[name] for name in ("images", "masks", "near_ties", "source"))
+                sure = data["confidences"] if "confidences" in data else None
         except BundleError:
             raise
         except Exception as exc:  # zipfile's, zlib's and NumPy's errors have no common base
             raise BundleError(f"{path}: expected stored inputs and masks, got {exc!r}; rebuild the bundle.") from exc
-        kinds = [(array.dtype.name, array.shape) for array in (images, masks, near_ties)]
-        size = images.shape[:3]
-        if kinds != [("uint8", (*size, 3)), ("uint8", size), ("bool", size)] or not 0 < len(images) <= MAX_REFERENCES:
+        arrays = (images, masks, near_ties, *([] if sure is None else [sure]))
+        kinds, size = [(array.dtype.name, array.shape) for array in arrays], images.shape[:3]
+        due = [("uint8", (*size, 3)), ("uint8", size), ("bool", size), ("uint8", size)]
+        if kinds != due[: len(kinds)] or not 0 < len(images) <= MAX_REFERENCES:
             raise BundleError(
-                f"{path}: expected images (N, h, w, 3) uint8 with masks uint8 and near ties bool of their size, N from "
-                f"1 to {MAX_REFERENCES}, got {kinds}; rebuild the bundle."
+                f"{path}: expected images (N, h, w, 3) uint8 with masks uint8, near ties bool and perhaps confidences "
+                f"uint8 of their size, N from 1 to {MAX_REFERENCES}, got {kinds}; rebuild the bundle."
             )
-        return cls(images=images, masks=masks, near_ties=near_ties, source=str(source))
+        return cls(images=images, masks=masks, near_ties=near_ties, source=str(source), confidences=sure)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -285,18 +285,23 @@ def _parity(
     from nrd_trt.runtime.torch_runner import TorchRunner
 
     facts = read_facts(typed)
-    differences, agreements = [], []
+    differences, agreements, off = [], [], []
     exported = OrtRunner(typed, threads=threads)
-    with TorchRunner(model, facts.input_form) as reference, exported:
+    sure = "confidence" in facts.outputs
+    with TorchRunner(model, facts.input_form, confidence=sure) as reference, exported:
         for image in images:
             feed = image_feed(image, facts)
             expected, got = reference.infer(feed), exported.infer(feed)
             differences.append(float(np.abs(expected["logits"] - got["logits"]).max()))
             agreements.append(float((expected["mask"] == got["mask"]).mean()))
+            if sure:
+                levels = np.abs(expected["confidence"].astype(np.int16) - got["confidence"])
+                off.append(float(levels.mean()) / 255)
         arithmetic = exported.arithmetic
     max_abs = max(differences) if np.isfinite(differences).all() else None
     agreement = float(np.mean(agreements))
-    failures = Gates.of(precision).failures(Judged(agreement=agreement))
+    judged = Judged(agreement=agreement, confidence_difference=float(np.mean(off)) if off else None)
+    failures = Gates.of(precision).failures(judged)
     if max_abs is None:
         failures.append("the exported logits are not finite")
     return Parity(max_abs=max_abs, agreement=agreement, arithmetic=arithmetic, failures=tuple(failures))

@@ -40,11 +40,13 @@ class Reference:
         mask: ``(h, w) uint8``.
         near_tie: ``(h, w) bool``, or None where the logits are not known.
         theta: What the decode's weights are like, where they were looked at.
+        confidence: ``(h, w) uint8``, or None where it is not known.
     """
 
     mask: np.ndarray
     near_tie: np.ndarray | None
     theta: Theta | None = None
+    confidence: np.ndarray | None = None
 
 
 ReferenceFn = Callable[[Sample], Reference]
@@ -96,13 +98,15 @@ class Comparator:
         self._outlines = [BoundaryScore(count) for _ in range(3)]  # between, reference, engine
         self._borders = BorderAgreement()
         self._ties_known = True
-        self._unknown = 0
+        self._unknown = self._levels_off = self._levels_of = 0
         self._theta: Theta | None = None
         self._per_image: list[ImageFigures] = []
         self._keep, self._pictures = pictures, list[Picture]()
 
-    def add(self, reference: Reference, engine_mask: np.ndarray, sample: Sample) -> None:
-        """Add one image; everything is brought to the image's own size first."""
+    def add(
+        self, reference: Reference, engine_mask: np.ndarray, sample: Sample, confidence: np.ndarray | None = None
+    ) -> None:
+        """Add one image, and the engine's confidence where it gives that; all is brought to the image's size first."""
         count = len(self._names)
         self._theta = self._theta or reference.theta
         expected, got = sample.restore(reference.mask), sample.restore(engine_mask)
@@ -114,6 +118,10 @@ class Comparator:
         self._between += between
         self._outlines[0].add(expected, got)
         self._borders.add(expected, got)
+        if confidence is not None and reference.confidence is not None:
+            due, found = (sample.restore(plane).astype(np.int16) for plane in (reference.confidence, confidence))
+            self._levels_off += int(np.abs(found - due).sum())
+            self._levels_of += due.size
         far: int | None = None
         if reference.near_tie is None:
             self._ties_known = False
@@ -167,6 +175,7 @@ class Comparator:
             per_class_pixels=_pixels(self._between, names),
             per_class_labelled=_pixels(self._engine, names) if labelled else None,
             unknown_pixels=self._unknown,
+            confidence_difference=self._levels_off / self._levels_of / 255 if self._levels_of else None,
             warnings=tuple(
                 trivial(
                     _pixels(self._between, names),

@@ -35,13 +35,16 @@ def check_classes(checkpoint: Path, model: Segmentor, graph: GraphFacts) -> None
 
 
 @contextmanager
-def torch_reference(model: Segmentor) -> Iterator[ReferenceFn]:
-    """Yield the trained model in fp32 as a reference; of the first image it also looks at what the decode is given."""
+def torch_reference(model: Segmentor, *, confidence: bool = False) -> Iterator[ReferenceFn]:
+    """Yield the trained model in fp32 as a reference, of masks and perhaps confidences.
+
+    Of the first image it also looks at what the decode is given.
+    """
     from nrd_trt.model.stages import predict_stages
     from nrd_trt.runtime.torch_runner import TorchRunner
 
     looked: list[Theta | None] = []
-    with TorchRunner(model, margin=True) as runner:
+    with TorchRunner(model, margin=True, confidence=confidence) as runner:
 
         def predict(sample: Sample) -> Reference:
             if not looked:
@@ -49,7 +52,8 @@ def torch_reference(model: Segmentor) -> Iterator[ReferenceFn]:
                 looked.append(None if theta is None else Theta.of(theta))
             outputs = runner.infer({"image": sample.image[None]})
             near_tie = outputs["margin"][0] <= TIE_MARGIN * outputs["logits"].std()
-            return Reference(mask=outputs["mask"][0], near_tie=near_tie, theta=looked[0])
+            sure = outputs["confidence"][0] if confidence else None
+            return Reference(mask=outputs["mask"][0], near_tie=near_tie, theta=looked[0], confidence=sure)
 
         yield predict
 
@@ -58,7 +62,7 @@ def torch_reference(model: Segmentor) -> Iterator[ReferenceFn]:
 def onnx_reference(model: onnx.ModelProto, threads: int | None = None) -> Iterator[ReferenceFn]:
     """Yield an fp32 ONNX file as a reference, for builds without a checkpoint."""
     with Engine(OrtRunner(model, threads=threads), read_facts(model)) as engine:
-        yield lambda sample: Reference(mask=engine.mask(sample.image), near_tie=None)
+        yield lambda sample: Reference(near_tie=None, **vars(engine.draw(sample.image)))
 
 
 class StoredSamples:
@@ -74,7 +78,11 @@ class StoredSamples:
     def __init__(self, references: ReferenceSet) -> None:
         self.source = references.source
         ties = references.near_ties if self.source == "torch" else [None] * len(references.masks)
-        masks = (Reference(mask=mask, near_tie=near) for mask, near in zip(references.masks, ties, strict=True))
+        sure = [None] * len(references.masks) if references.confidences is None else references.confidences
+        masks = (
+            Reference(mask=mask, near_tie=near, confidence=confidence)
+            for mask, near, confidence in zip(references.masks, ties, sure, strict=True)
+        )
         images = (
             Sample(image=image, restore=np.asarray, name=f"stored input {index}")
             for index, image in enumerate(references.images)
@@ -132,9 +140,11 @@ class ReferenceCollector:
     def collected(self) -> ReferenceSet:
         """Return what was kept."""
         ties = [np.zeros(r.mask.shape, bool) if r.near_tie is None else r.near_tie for _, r in self._kept]
+        sure = [reference.confidence for _, reference in self._kept if reference.confidence is not None]
         return ReferenceSet(
             images=np.stack([image for image, _ in self._kept]),
             masks=np.stack([reference.mask for _, reference in self._kept]),
             near_ties=np.stack(ties),
             source=self._source,
+            confidences=np.stack(sure) if sure else None,
         )

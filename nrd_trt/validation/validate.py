@@ -240,7 +240,8 @@ def compare_with_progress(
     comparator = Comparator(engine.info.class_names, pictures=pictures)
     with engine:
         for sample in bar(samples, desc="validating", unit="image", show=progress, total=len(samples)):
-            comparator.add(reference(sample), engine.mask(sample.image), sample)
+            drawn = engine.draw(sample.image)
+            comparator.add(reference(sample), drawn.mask, sample, drawn.confidence)
     return comparator.result()
 
 
@@ -384,7 +385,7 @@ def _reference(
         resample=engine.resample,
         ignore_index=ignore_index,
     )
-    return model, samples, torch_reference(model)
+    return model, samples, torch_reference(model, confidence="confidence" in engine.graph.outputs)
 
 
 def _soundness(

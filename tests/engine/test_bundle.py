@@ -181,10 +181,11 @@ def test_what_is_no_bundle_is_said(tmp_path: Path) -> None:
         {"masks": REFERENCES.masks[:1]},
         {"masks": REFERENCES.masks[:, ::2]},
         {"near_ties": REFERENCES.masks},
+        {"confidences": REFERENCES.masks[:, :16]},
         {name: getattr(REFERENCES, name)[:0] for name in ("images", "masks", "near_ties")},
         {name: np.repeat(getattr(REFERENCES, name), 5, axis=0) for name in ("images", "masks", "near_ties")},
     ],
-    ids=["channels", "type", "number", "size", "ties", "none", "ten"],
+    ids=["channels", "type", "number", "size", "ties", "confidences", "none", "ten"],
 )
 def test_stored_arrays_that_do_not_belong_together(changes: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / REFERENCE_FILE

@@ -20,7 +20,7 @@ def test_what_is_asked_for_replaces_its_default_only(precision: str) -> None:
         assert astuple(Gates.of(precision, *asked))[:2] == expected
     assert astuple(Gates.of(precision, 0.0, 1.0))[:2] == (0.0, 1.0)
     others = {name: value for name, value in vars(Gates.of(precision)).items() if name not in GATES[:2]}
-    assert len(others) == 4 and all(0 < value < 1 for value in others.values())
+    assert len(others) == 5 and all(0 < value < 1 for value in others.values())
     for name in others:
         asked_for = Gates.of(precision, **{name: 0.125, "min_agreement": None})
         assert vars(asked_for) == {**vars(Gates.of(precision)), name: 0.125}
@@ -32,7 +32,8 @@ def test_who_asks_for_less_agreement_gets_the_finer_gates_looser() -> None:
     assert looser.max_class_drop == pytest.approx(2 * (default.max_class_drop or 0))
     assert (looser.min_boundary_f, looser.max_miou_drop) == (0.8, default.max_miou_drop)
     assert Gates.of("int8", 0.99) == replace(default, min_agreement=0.99)
-    assert vars(Gates.of("fp32", 0.5)) == dict(zip(GATES, (0.5, 0.002, 0, 1, 0, 0), strict=True))
+    loosest = vars(Gates.of("fp32", 0.5))
+    assert loosest == {**dict(zip(GATES, (0.5, 0.002, 0, 1, 0, 0), strict=True)), "max_confidence_difference": 1}
 
 
 @pytest.mark.parametrize("value", [1.0001, 99.5, -0.01, float("nan")])
@@ -67,7 +68,14 @@ def test_failures_name_each_gate_that_does_not_hold(
 
 
 OPEN = Gates(min_agreement=0, max_miou_drop=1)
-FINER = replace(OPEN, min_class_iou=0.9, max_class_drop=0.1, min_border_agreement=0.8, min_boundary_f=0.7)
+FINER = replace(
+    OPEN,
+    min_class_iou=0.9,
+    max_class_drop=0.1,
+    min_border_agreement=0.8,
+    min_boundary_f=0.7,
+    max_confidence_difference=0.2,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +86,8 @@ FINER = replace(OPEN, min_class_iou=0.9, max_class_drop=0.1, min_border_agreemen
         ({"border_agreement": 0.79}, "agreement near borders 0.790000, at least 0.8 needed"),
         ({"boundary_f": 0.69}, "boundary F-score with the reference's outlines 0.690000, at least 0.7 needed"),
         ({"boundary_f": float("nan")}, "boundary F-score with the reference's outlines nan, at least 0.7 needed"),
+        ({"confidence_difference": 0.21}, "confidence off by 0.210000 in the mean, at most 0.2 allowed"),
+        ({"confidence_difference": float("nan")}, "confidence off by nan in the mean, at most 0.2 allowed"),
         ({"class_iou": ("car", 0.9), "class_drop": ("car", 0.1), "border_agreement": 0.8, "boundary_f": 0.7}, None),
         ({"class_iou": None, "class_drop": None, "border_agreement": None, "boundary_f": None}, None),
     ],
