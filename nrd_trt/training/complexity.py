@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,7 @@ def complexity(
     )
 
 
+@cache
 def count_cost(config: NetworkConfig, info: ModelInfo, size_hw: tuple[int, int]) -> Cost:
     """Count one forward pass at `size_hw` with PyTorch's own counter.
 
