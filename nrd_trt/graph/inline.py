@@ -26,7 +26,7 @@ OPERATORS = frozenset(
         *("Exp", "GreaterOrEqual", "ReduceMax", "ReduceSum", "Round", "Where"),  # of the confidence
     }
 )
-"""What an inlined file may consist of: operators of convolutional networks that every vendor's list has."""
+"""What an inlined file may consist of: all stand in the lists that are published for QNN and for Ascend."""
 MOST_AXES = 4
 
 

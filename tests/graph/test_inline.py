@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import nrd_trt
 from nrd_trt.cli.main import app
+from nrd_trt.data.preprocessing import planar
 from nrd_trt.errors import ConfigError, ExportError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.importer import importer_problems
@@ -23,19 +24,19 @@ from nrd_trt.graph.precision import to_precision
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import Precision
+from nrd_trt.specs import InputForm, Precision
 from tests.artefacts import SIZE_HW, checkpoint, onnx_file
 from tests.helpers import STATIC, agreement, byte_images, cached_small_model, exported, feed, made_once, small_export
 
 
-def inlined() -> Path:
+def inlined(form: InputForm = "uint8") -> Path:
     """The trained network as `export` writes it for other runtimes; do not change it."""
 
     def make(path: Path) -> None:
-        made = nrd_trt.export(checkpoint(), path, size=SIZE_HW, inline=True, progress=False)
+        made = nrd_trt.export(checkpoint(), path, size=SIZE_HW, input_form=form, inline=True, progress=False)
         assert made.parity.passed and made.parity.agreement >= 0.9999
 
-    return made_once("inlined.onnx", make)
+    return made_once(f"inlined-{form}.onnx", make)
 
 
 def test_the_file_has_plain_operators_and_the_masks_of_the_ordinary_one() -> None:
@@ -57,6 +58,49 @@ def test_openvino_reads_the_file_itself() -> None:
     compiled = core.compile_model(core.read_model(inlined()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     with OrtRunner(onnx_file()) as ordinary:
         assert agreement(compiled(image)["mask"], ordinary.infer(image)["mask"]) >= 0.9999
+
+
+@pytest.fixture
+def hexagon() -> Iterator[Callable[..., Any]]:
+    """Opens a file in Qualcomm's provider, which compiles for a Hexagon processor and emulates it on Linux."""
+    package = pytest.importorskip("onnxruntime_qnn", reason="needs Qualcomm's compiler: pip install onnxruntime-qnn")
+    import onnxruntime
+
+    name = "QNNExecutionProvider"
+    onnxruntime.register_execution_provider_library(name, package.get_library_path())
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name][:1]
+
+    def opened(file: Path, entries: Mapping[str, str], **settings: str) -> Any:
+        options = onnxruntime.SessionOptions()
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        chosen = {"backend_type": "htp", "soc_model": "60", "htp_arch": "73", **settings}
+        options.add_provider_for_devices(devices, chosen)
+        return onnxruntime.InferenceSession(file, options)
+
+    yield opened
+    onnxruntime.unregister_execution_provider_library(name)
+
+
+def test_qualcomms_compiler_takes_the_whole_file(hexagon: Callable[..., Any], tmp_path: Path) -> None:
+    """Some nodes of the ordinary file are left to a CPU."""
+    left: list[set[str]] = []
+    for file in (inlined(), onnx_file()):
+        target = tmp_path / file.name
+        hexagon(file, {"ep.context_enable": "1", "ep.context_file_path": str(target)}, enable_htp_prepare_only="1")
+        left.append({node.op_type for node in onnx.load(target, load_external_data=False).graph.node})
+    assert left[0] == {"EPContext"}  # what was compiled
+    assert left[1] > {"EPContext"}
+
+
+def test_qualcomms_emulator_draws_the_masks_of_planar_floats(hexagon: Callable[..., Any]) -> None:
+    """The processor computes in fp16; it reads uint8 images as zeros and ones."""
+    file, image = inlined("rgb_float"), byte_images(0, 1, *SIZE_HW)
+    with OrtRunner(onnx_file()) as ordinary:
+        want = ordinary.infer({"image": image})["mask"]
+    session = hexagon(file, {"session.disable_cpu_ep_fallback": "1"})
+    (got,) = session.run(["mask"], {"image": planar(image)})
+    assert agreement(got, want) >= 0.99 and len(np.unique(want)) > 1
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
