@@ -26,6 +26,8 @@ from nrd_trt.files import sha256_file
 from nrd_trt.specs import MaskEncoding
 
 LIBRARY = "libnrd_trt_plugin.so"
+REGISTRAR = "libnrd_trt_plugin_trt{major}.so"
+"""The library that registers itself when it is opened, for programs that do no more; it is built with the other one."""
 VARIABLE = "NRD_TRT_PLUGIN"
 WHEEL = "nrd-trt-plugin"
 BUILD_COMMAND = "cmake -S plugins -B plugins/build -DTENSORRT_ROOT=… && cmake --build plugins/build -j"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, REFERENCE_FILE, Bundle
-from nrd_trt.engine.plugins import LIBRARY
+from nrd_trt.engine.compat import version_numbers
+from nrd_trt.engine.plugins import LIBRARY, REGISTRAR
 from nrd_trt.engine.signature import SIGNATURE_FILE
-from nrd_trt.errors import ConfigError
+from nrd_trt.errors import ConfigError, PluginError
 from nrd_trt.files import sha256_file
 from nrd_trt.packaging.folders import Folder, render
 from nrd_trt.packaging.plan import labels_of, library_of_plan, needs_of_plan
@@ -41,13 +42,14 @@ def plan_repository(
 
     Raises:
         ConfigError: `max_batch` is more than the plan takes, or `plugin` is given for a plan that needs none.
-        PluginError: The plan's library is absent or not that of the build.
+        PluginError: The plan's library is absent or not that of the build, or the one that registers itself is not
+            beside it.
         BundleError: The bundle does not say which library that was.
     """
     why = _unservable(bundle)
     library = library_of_plan(bundle, plugin) if why is None else None
     notes = _notes(bundle, name, why)
-    common = {"name": name, **_QUEUE, **_facts(bundle)}
+    common = {"name": name, "plugin": None, **_QUEUE, **_facts(bundle)}
     labels = labels_of(bundle)
     files: dict[str, bytes | Path] = {}
     if why is None:
@@ -56,14 +58,19 @@ def plan_repository(
             "labels.txt": labels,
             "1/model.plan": bundle.path / PLAN_FILE,
         }
-        files |= {} if library is None else {LIBRARY: library}
+    of_bundle: dict[str, bytes | Path] = {}
+    if library is not None:
+        registrar = _registrar(library, bundle)
+        files[registrar.name] = registrar
+        of_bundle[LIBRARY] = library
+        common["plugin"] = registrar.name
     inputs, outputs = graph_specs(bundle.graph)
-    common |= {"served": why is None, "plugin": library and LIBRARY, "notes": notes}
+    common |= {"served": why is None, "notes": notes, "confidence": "confidence" in outputs}
     common |= {"takes": _shown(inputs["image"]), "gives": ", ".join(map(_shown, outputs.values()))}
-    of_bundle: dict[str, bytes | Path] = {
+    of_bundle |= {
         "config.pbtxt": render(
             "triton_bundle.pbtxt.j2",
-            **{**common, "plugin": library and f"../{name}/{LIBRARY}"},
+            **{**common, "plugin": library and LIBRARY},
             max_batch=max_batch or max(bundle.graph.shape.batch.max, _MOST_IMAGES),
             usual_hw=bundle.graph.shape.opt_hw,
         ),
@@ -103,7 +110,7 @@ def _notes(bundle: Bundle, name: str, why: str | None) -> list[str]:
     if bundle.record.plugin is not None:
         facts = bundle.record.plugin
         notes.append(
-            f"{name} needs {facts.file}, made for TensorRT {facts.tensorrt} and CUDA {facts.cuda}, loaded before it; "
+            f"{name} needs the plugin, made for TensorRT {facts.tensorrt} and CUDA {facts.cuda}, loaded before it; "
             "run.sh does."
         )
     if batch.is_static:
@@ -113,9 +120,22 @@ def _notes(bundle: Bundle, name: str, why: str | None) -> list[str]:
         )
     elif batch.min > 1:
         notes.append(f"{name} refuses runs of fewer than {batch.min} images, as its plan does.")
-    if bundle.graph.input_form == "float":
-        notes.append(f"{name} reads normalised images; a bundle with uint8 input leaves nothing to get wrong there.")
+    if bundle.graph.input_form != "uint8":
+        form = "normalised images" if bundle.graph.input_form == "float" else "planes of floats in 0-255"
+        notes.append(f"{name} reads {form}; a bundle with uint8 input leaves nothing to get wrong there.")
     return notes
+
+
+def _registrar(library: Path, bundle: Bundle) -> Path:
+    """Return the library that Triton's backend opens, which does no more than that; it lies beside the other one."""
+    major = version_numbers(str(bundle.record.builder.version))[0]
+    path = library.with_name(REGISTRAR.format(major=major))
+    if not path.is_file():
+        raise PluginError(
+            f"{path}: expected the plugin for programs that only open it, from the build of {library}, got none; "
+            "copy it there: the wheel and plugins/build have both."
+        )
+    return path
 
 
 def _facts(bundle: Bundle) -> dict[str, Any]:

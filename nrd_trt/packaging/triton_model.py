@@ -12,6 +12,7 @@ import numpy as np
 from nrd_trt.data.preprocessing import FittedImage
 from nrd_trt.errors import NrdTrtError, RunnerError, ShapeError
 from nrd_trt.runtime.engine import open_bundle
+from nrd_trt.runtime.graph_io import Segmentation
 from nrd_trt.specs import Size
 
 
@@ -50,7 +51,8 @@ class TritonPythonModel:
             requests: Each with ``image (N, H, W, 3) uint8 RGB``.
 
         Returns:
-            A response for each: ``mask (N, H, W) uint8``, or an error.
+            A response for each: ``mask (N, H, W) uint8``, with ``confidence`` likewise where the bundle gives it; or an
+            error.
 
         Raises:
             RunnerError: What should warm the model up arrived as something else, so the model cannot be loaded.
@@ -61,13 +63,13 @@ class TritonPythonModel:
         fitted: list[list[FittedImage] | NrdTrtError] = [self._fitted(request) for request in requests]
         good = [images for images in fitted if isinstance(images, list)]
         try:
-            masks = iter(self._engine.masks([image.image for images in good for image in images]))
+            drawn = iter(self._engine.draw_all([image.image for images in good for image in images]))
         except NrdTrtError as exc:
             return [self._refusal(images if isinstance(images, NrdTrtError) else exc) for images in fitted]
         return [
             self._refusal(images)
             if isinstance(images, NrdTrtError)
-            else self._answer([image.restore(next(masks)) for image in images])
+            else self._answer([next(drawn).restored(image) for image in images])
             for images in fitted
         ]
 
@@ -88,8 +90,13 @@ class TritonPythonModel:
         images: np.ndarray = self._backend.get_input_tensor_by_name(request, "image").as_numpy()
         return images
 
-    def _answer(self, masks: Sequence[np.ndarray]) -> Any:
-        return self._backend.InferenceResponse([self._backend.Tensor("mask", np.stack(masks))])
+    def _answer(self, drawn: Sequence[Segmentation]) -> Any:
+        arrays = {"mask": [one.mask for one in drawn]}
+        if confidences := [one.confidence for one in drawn if one.confidence is not None]:
+            arrays["confidence"] = confidences
+        return self._backend.InferenceResponse(
+            [self._backend.Tensor(name, np.stack(stack)) for name, stack in arrays.items()]
+        )
 
     def _refusal(self, error: NrdTrtError) -> Any:
         kinds = self._backend.TritonError

@@ -173,10 +173,6 @@ class Engine:
         self.__enter__()
         return _of_size(segmentation_at(self.runner.infer(self.feed(image)), 0, self.graph), image)
 
-    def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the masks of images as `mask` takes them, see `draw_all`."""
-        return [drawn.mask for drawn in self.draw_all(images)]
-
     def draw_all(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
         """Return what `draw` does of several images; those of one size share runs, as far as the engine goes."""
         self.__enter__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.cli.conftest import Invoke, check_refused, nrd_trt, printed  # noqa: 
 from tests.engine.records import record
 from tests.packaging.plans import FIXED, PLAN, RANGES, planned_bundle
 from tests.plugin_library import library, needs_compiler
+
+REGISTRAR = "libnrd_trt_plugin_trt10.so"
 
 
 def packaged(path: Path, **options: Any) -> tuple[dict[str, bytes], str]:
@@ -95,10 +98,17 @@ def test_what_a_plan_takes_decides_on_batches_and_notes(tmp_path: Path) -> None:
 def test_the_plugin_of_a_plan_comes_along_and_run_sh_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = read_plugin(library()).record("uint8")
     path = planned_bundle(tmp_path / "city.nrd", decode="plugin", plugin=facts)
-    files, notes = packaged(path, plugin=library())
-    assert files[f"city/{LIBRARY}"] == library().read_bytes()
-    assert f"city needs {LIBRARY}, made for TensorRT 10.3.0 and CUDA 12.6" in notes
-    assert f'string_value: "../city/{LIBRARY}"' in files["city_bundle/config.pbtxt"].decode()
+    beside = Path(shutil.copy(library(), tmp_path / "plugin.so"))
+    with pytest.raises(PluginError, match=rf"{REGISTRAR}: expected the plugin for programs that only open it"):
+        packaged(path, plugin=beside)
+    (tmp_path / REGISTRAR).write_bytes(b"registers itself")
+    files, notes = packaged(path, plugin=beside)
+    assert (files[f"city/{REGISTRAR}"], files[f"city_bundle/{LIBRARY}"]) == (
+        b"registers itself",
+        library().read_bytes(),
+    )
+    assert "city needs the plugin, made for TensorRT 10.3.0 and CUDA 12.6" in notes
+    assert f'string_value: "{LIBRARY}"' in files["city_bundle/config.pbtxt"].decode()
     (tmp_path / "server").write_text('#!/bin/sh\necho "$LD_PRELOAD" "$@"\n')
     (tmp_path / "server").chmod(0o755)
     models = tmp_path / "models"
@@ -111,9 +121,9 @@ def test_the_plugin_of_a_plan_comes_along_and_run_sh_loads_it(tmp_path: Path, mo
         return subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
     always = f"--model-repository={models} --model-control-mode=explicit --load-model=city"
-    loaded = f"--backend-config=tensorrt,plugins={models}/city/{LIBRARY} --load-model=city_bundle"
+    loaded = f"--backend-config=tensorrt,plugins={models}/city/{REGISTRAR} --load-model=city_bundle"
     assert started() == f" {always} {loaded} --http-port 1\n"
-    assert started(PLUGIN_BY="preload", LD_PRELOAD="") == f"{models}/city/{LIBRARY} {always} --http-port 1\n"
+    assert started(PLUGIN_BY="preload", LD_PRELOAD="") == f"{models}/city/{REGISTRAR} {always} --http-port 1\n"
 
 
 @needs_compiler

@@ -28,8 +28,9 @@ SIZES = ((50, 70), (64, 96), (33, 40))
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundles, the repository `models`, and `plans` with models that are not loaded."""
     folder = tmp_path_factory.mktemp("triton")
-    copy_of(bundle(), folder / "street.nrd")
-    rewrite_facts(copy_of(bundle(), folder / "padded.nrd"), fit="pad")
+    for name in ("street", "padded"):
+        copy_of(bundle(output="mask,confidence"), folder / f"{name}.nrd")
+    rewrite_facts(folder / "padded.nrd", fit="pad")
     for name in ("street", "padded"):
         nrd_trt.package(folder / f"{name}.nrd", folder / "models", "triton")
     for name, shape in (("batches", BATCHES), ("fixed", FIXED), ("ranges", RANGES)):
@@ -61,15 +62,17 @@ def masks_of(path: Path, images: np.ndarray) -> np.ndarray:
         return np.stack([engine.predict(image) for image in images])
 
 
-def infer(server: Server, model: str, data: np.ndarray, datatype: str = "UINT8") -> tuple[int, Any]:
-    """Return the status, and the mask or the text of the error."""
+def infer(server: Server, model: str, data: np.ndarray, datatype: str = "UINT8", name: str = "mask") -> tuple[int, Any]:
+    """Return the status, and an output or the text of the error."""
     tensor = {"name": "image", "shape": data.shape, "datatype": datatype, "data": data.ravel().tolist()}
     status, found = server.call(f"/v2/models/{model}/infer", {"inputs": [tensor]})
     if status != 200:
         return status, found["error"]
-    (output,) = found["outputs"]
-    assert (output["name"], output["datatype"]) == ("mask", "UINT8")
-    return status, np.array(output["data"], np.uint8).reshape(output["shape"])
+    outputs = {
+        output["name"]: np.array(output["data"], np.uint8).reshape(output["shape"]) for output in found["outputs"]
+    }
+    assert outputs.keys() == {"mask", "confidence"}
+    return status, outputs[name]
 
 
 def test_the_readmes_clients_get_predicts_masks_and_triton_reads_every_configuration(
@@ -113,6 +116,9 @@ def test_images_of_any_size_and_batches_are_answered_with_predicts_masks(server:
         status, masks = infer(server, "street_bundle", images)
         assert status == 200, masks
         np.testing.assert_array_equal(masks, masks_of(folder / "street.nrd", images))
+    with nrd_trt.open_bundle(folder / "street.nrd", threads=1) as engine:
+        sure = infer(server, "street_bundle", images, name="confidence")[1]
+        np.testing.assert_array_equal(sure, [engine.segment(image).confidence for image in images])
     labels = server.call("/v2/models/street_bundle/config")[1]["parameters"]["class_names"]["string_value"]
     assert json.loads(labels)[1] == "Building"
 

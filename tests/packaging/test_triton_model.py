@@ -88,12 +88,23 @@ def test_each_request_of_a_batch_gets_its_own_masks_or_its_own_error(folder: Pat
     model.finalize()
 
 
+def test_confidence_is_answered_where_the_bundle_gives_it(folder: Path) -> None:
+    copy_of(bundle(output="mask,confidence"), folder / "sure.nrd")
+    images = images_of(1, 2)
+    (answer,) = started(folder, bundle="sure.nrd").execute([request(images)])
+    with nrd_trt.open_bundle(folder / "sure.nrd", threads=1) as engine:
+        drawn = [engine.segment(image) for image in images]
+    assert [tensor.name for tensor in answer.tensors] == ["mask", "confidence"]
+    np.testing.assert_array_equal(answer.tensors[0].data, [one.mask for one in drawn])
+    np.testing.assert_array_equal(answer.tensors[1].data, [one.confidence for one in drawn])
+
+
 def test_a_run_that_fails_is_an_error_of_its_requests(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RunnerError("the device has faulted.")
 
     model = started(folder)
-    monkeypatch.setattr(Engine, "masks", fail)
+    monkeypatch.setattr(Engine, "draw_all", fail)
     answers = model.execute([request(images_of(1)), request(images_of(1, size=(64, 128)))])
     assert [answer.error.code for answer in answers] == ["internal", "invalid"]
     assert str(answers[0].error) == "the device has faulted."

@@ -119,9 +119,9 @@ def test_dynamic_file_of_larger_batches(form: InputForm) -> None:
             assert (got == fitted.restore(expected.numpy().astype(np.uint8))).mean() > 0.995
         images = [street_scene(seed, size).image for seed, size in enumerate([(64, 64)] * 4 + [(96, 160)])]
         assert len({image.tobytes() for image in images}) == 5
-        for mask, image in zip(engine.masks([images[4], *images[:4]]), [images[4], *images[:4]], strict=True):
-            np.testing.assert_array_equal(mask, engine.mask(image))
-        assert engine.masks([]) == []
+        for drawn, image in zip(engine.draw_all([images[4], *images[:4]]), [images[4], *images[:4]], strict=True):
+            np.testing.assert_array_equal(drawn.mask, engine.mask(image))
+        assert engine.draw_all([]) == []
 
 
 def test_the_runner_starts_with_the_first_image_and_once_and_ends_with_the_block() -> None:
