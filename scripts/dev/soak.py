@@ -245,7 +245,7 @@ def _verdicts(samples: Sequence[Sample], answers: Counter[str]) -> list[tuple[st
         (f"honest uploads were answered: {told}; only 200 expected", set(honest) == {"honest 200"}),
     ]
     for what, name, most in (
-        ("memory in MiB", "mib", 16.0),
+        ("memory in MiB", "mib", 4.0),
         ("threads", "threads", 4.0),
         ("descriptors", "files", 16.0),
     ):
