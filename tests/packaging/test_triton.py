@@ -41,9 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    server = Server(folder / "models/street_bundle/run.sh", folder / "log.txt", "--load-model=padded_bundle")
+    server = Server(folder / "models/street_bundle/run.sh", folder / "log.txt")
     try:
         server.start()
+        server.call("/v2/repository/models/padded_bundle/load", {})
         yield server
     finally:
         server.kill()
@@ -153,29 +154,25 @@ def test_requests_of_many_clients_share_runs_and_none_is_lost(server: Server, pa
     assert formed and max(formed) > 3, formed  # the requests above had 1 and 3 images
 
 
-def test_a_model_that_cannot_be_loaded_says_why(server: Server, folder: Path) -> None:
-    """A byte of the bundle was changed; and a plan where the server has no backend for it."""
+def test_a_load_says_why_it_fails_and_takes_a_changed_bundle(server: Server, folder: Path) -> None:
+    """It fails where a byte of the bundle was changed, and for a plan, as this server has no backend for plans."""
+    images, load = street_scene(3, SIZES[2]).image[None], "/v2/repository/models/padded_bundle/load"
+    old = infer(server, "padded_bundle", images)[1]
     file = folder / f"models/padded_bundle/1/padded.nrd/{ONNX_FILE}"
     right = file.read_bytes()
     file.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
-    status, found = server.call("/v2/repository/models/padded_bundle/load", {})
+    status, found = server.call(load, {})
     assert status == 400 and f"{ONNX_FILE}: expected SHA-256" in found["error"], found
     file.write_bytes(right)
-    assert server.call("/v2/repository/models/padded_bundle/load", {})[0] == 200
-    status, found = server.call("/v2/repository/models/batches/load", {})
-    assert status == 400 and "backend 'tensorrt'" in found["error"], found
-
-
-def test_a_changed_bundle_is_taken_by_a_load(server: Server, folder: Path) -> None:
-    images = street_scene(3, SIZES[2]).image[None]
-    old = infer(server, "padded_bundle", images)[1]
     rewrite_facts(folder / "padded.nrd", fit="letterbox")
     nrd_trt.package(folder / "padded.nrd", folder / "models", "triton", force=True)
-    np.testing.assert_array_equal(infer(server, "padded_bundle", images)[1], old)
-    assert server.call("/v2/repository/models/padded_bundle/load", {})[0] == 200
+    np.testing.assert_array_equal(infer(server, "padded_bundle", images)[1], old)  # the server kept what it had
+    assert server.call(load, {})[0] == 200
     new = infer(server, "padded_bundle", images)[1]
     np.testing.assert_array_equal(new, masks_of(folder / "padded.nrd", images))
     assert (new != old).any()
+    status, found = server.call("/v2/repository/models/batches/load", {})
+    assert status == 400 and "backend 'tensorrt'" in found["error"], found
 
 
 def test_clients_recover_when_the_server_is_killed_and_started_again(server: Server, pairs: Path) -> None:
