@@ -66,10 +66,12 @@ class Watched:
         script = """() => {
             const canvas = document.getElementById("picture");
             const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-            return [canvas.height, canvas.width, Array.from(data)];
+            let text = "";
+            for (const byte of data) text += String.fromCharCode(byte);
+            return [canvas.height, canvas.width, btoa(text)];
         }"""
         height, width, data = self.page.evaluate(script)
-        return np.array(data, np.uint8).reshape(height, width, 4)[..., :3]
+        return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)[..., :3]
 
     def state(self) -> str:
         return str(self.page.inner_text("#state"))
