@@ -257,7 +257,7 @@ def test_the_number_of_threads_shows_in_no_byte(tmp_path: Path) -> None:
         for count in (1, 2):
             torch.set_num_threads(count)
             options = {"precision": "fp32", "builder": "onnxruntime", "threads": count, "progress": False}
-            nrd_trt.build(checkpoint(), tmp_path / f"{count}.nrd", size=(96, 128), **options)
+            nrd_trt.build(checkpoint(), tmp_path / f"{count}.nrd", size=SIZE_HW, **options)
     finally:
         torch.set_num_threads(threads)
     assert content(tmp_path / "1.nrd") == content(tmp_path / "2.nrd")
