@@ -32,6 +32,8 @@ _NUMPY_NAMES = {"tensor(float)": "float32"}
 _READ: Mapping[str | None, str] = {"float": "fp32", "float16": "fp16"}
 """Our names of types that a profile has other names of."""
 _TIMED = "_kernel_time"
+_IDLE_BETWEEN_RUNS = ("session.force_spinning_stop", "1")
+"""Else its threads go on spinning after a run, and take the cores from whatever comes next."""
 _NOT_SATURATING = ("session.x64quantprecision", "1")
 """Sums of products of uint8 and int8 in 32 bits, which takes several times as long; Arm has no others."""
 
@@ -72,6 +74,7 @@ class OrtRunner(BaseRunner):
         self.arithmetic = "native" if not has_16_bits(model) else "fp32" if self._twin else "simulated"
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only
+        options.add_session_config_entry(*_IDLE_BETWEEN_RUNS)
         if "int8" not in fast_types(Machine()):
             options.add_session_config_entry(*_NOT_SATURATING)
         if self._threads is not None:
