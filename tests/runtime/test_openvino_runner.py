@@ -201,4 +201,4 @@ def test_threads_of_onnx_runtime_stop_between_calls() -> None:
             runner.infer(image)
         start = time.process_time()
         time.sleep(0.1)
-    assert time.process_time() - start < 0.01
+        assert time.process_time() - start < 0.01
