@@ -319,7 +319,7 @@ def test_the_page_asks_for_a_token_and_sends_no_file_that_is_too_large(browser: 
 def test_lost_and_failed_sources_are_told(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     from nrd_trt.serving import hub
 
-    monkeypatch.setattr(hub, "_SILENT_S", 0.3)
+    monkeypatch.setattr(hub, "_SILENT_S", 1.0)  # longer than a frame is on its way here
     source = Street(live=True)
     with Rig(source) as rig, opened(browser, rig.url) as page:
         until(lambda: page.number() > 0)
