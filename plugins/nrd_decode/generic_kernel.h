@@ -6,7 +6,6 @@
 #pragma once
 
 #include "logits_kernel.h"
-#include "mask_kernel.h"
 
 namespace nrd
 {

@@ -3,8 +3,7 @@
  */
 #pragma once
 
-#include "exact_decode.h"
-#include "tensor_decode.h"
+#include "mask_kernel.h"
 
 namespace nrd
 {
