@@ -35,7 +35,7 @@ def plan_repository(
 
     Args:
         bundle: Opened.
-        name: Of the plan's model; that of the bundle ends with ``_bundle``.
+        name: Name of the plan's model; that of the bundle ends with ``_bundle``.
         output: The repository.
         max_batch: See `nrd_trt.package`.
         plugin: Library of a plan that decodes by plugin; None searches for it.

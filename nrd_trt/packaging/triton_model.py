@@ -23,7 +23,7 @@ class TritonPythonModel:
         """Open the bundle and start its runner.
 
         Args:
-            args: Of the backend: where the model lies, its configuration, and its device.
+            args: What the backend gives: where the model lies, its configuration, and its device.
 
         Raises:
             NrdTrtError: The bundle is damaged or cannot be run here; the server gives this as the reason.

@@ -41,7 +41,7 @@ def compose(rgb: np.ndarray, drawn: Segmentation, palette: Palette, look: Look) 
 
     Args:
         rgb: ``(H, W, 3) uint8 RGB``.
-        drawn: Of the image's size; without a confidence the view ``"confidence"`` is the image.
+        drawn: Mask and confidence of the image's size; without a confidence the view ``"confidence"`` is the image.
         palette: One RGB triple in 0-255 per class; indices beyond it are black.
         look: Classes that are not shown leave the image as it is, and are black in the view ``"mask"``.
 
