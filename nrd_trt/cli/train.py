@@ -36,6 +36,9 @@ class TrainingOptions(groups.Group):
     init_encoder: Annotated[
         Path | None, typer.Option(metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one.")
     ] = None
+    encoder_rate: Annotated[
+        float | None, typer.Option(help="Share of the learning rates for the encoder; below 1 for a trained one.")
+    ] = None
     teacher: Annotated[
         Path | None, typer.Option(metavar="CKPT", help="A trained network of the same classes that guides this one.")
     ] = None

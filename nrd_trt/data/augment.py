@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from nrd_trt.data.folders import IGNORE
 from nrd_trt.data.preprocessing import normalise
@@ -29,21 +29,24 @@ class Augmentation:
         max_class_share: A crop of whose counted pixels one class holds at least this share is drawn again, up to ten
             times (mmseg's ``cat_max_ratio``); 1 takes every crop.
         colour: ``"jitter"`` changes brightness, contrast and saturation by up to 30 %; ``"photometric"`` is mmseg's
-            PhotoMetricDistortion, with hue; ``"none"``.
+            PhotoMetricDistortion, with hue; ``"camera"`` changes what cameras and weather do: exposure by up to 0.8 of
+            a doubling, the tone curve, white balance, contrast and saturation; ``"none"``.
+        blur: Largest standard deviation, in pixels, of the Gaussian blur that half of the samples get.
     """
 
     crop_hw: tuple[int, int]
     base_wh: tuple[int, int] | None = None
     scale_range: tuple[float, float] = (0.5, 2.0)
     max_class_share: float = 1.0
-    colour: Literal["jitter", "photometric", "none"] = "jitter"
+    colour: Literal["jitter", "photometric", "camera", "none"] = "jitter"
+    blur: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.scale_range
-        if not 0 < low <= high or not 0 < self.max_class_share <= 1:
+        if not 0 < low <= high or not 0 < self.max_class_share <= 1 or self.blur < 0:
             raise ConfigError(
-                f"augmentation: expected 0 < smallest <= largest scale and max_class_share in 0-1, got "
-                f"{self.scale_range} and {self.max_class_share}."
+                f"augmentation: expected 0 < smallest <= largest scale, max_class_share in 0-1 and blur >= 0, got "
+                f"{self.scale_range}, {self.max_class_share} and {self.blur}."
             )
 
 
@@ -68,8 +71,10 @@ def random_sample(
     image, label = _resized_window(image, label, how, scale, rng)
     if rng.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]
+    if how.blur and rng.random() < 0.5:
+        image = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(rng.uniform(0, how.blur))))
     if how.colour != "none":
-        image = (_jittered if how.colour == "jitter" else _photometric)(image, rng)
+        image = _RECOLOUR[how.colour](image, rng)
     return _padded(normalise(image[None], info)[0], label, how.crop_hw, rng)
 
 
@@ -128,6 +133,23 @@ def _photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _scaled(image: np.ndarray, factor: float, offset: float) -> np.ndarray:
     return np.asarray((image.astype(np.float32) * factor + offset).clip(0, 255).astype(np.uint8))
+
+
+def _as_another_camera(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change exposure, tone curve, white balance, contrast and saturation; ``(H, W, 3) float32`` in 0-255."""
+    gamma, exposure = np.exp2(rng.uniform((-0.6, -0.8), (0.6, 0.8)))
+    balance = rng.uniform(0.85, 1.15, 3)
+    contrast, saturation = rng.uniform(0.6, 1.4, 2)
+    levels = np.arange(256)[:, None] / 255
+    curves = (levels**gamma * exposure * balance).clip(0, 1) * 255  # one table for each channel
+    pixels = np.stack([curves[image[..., channel], channel] for channel in range(3)], -1).astype(np.float32)
+    grey = (pixels @ _GREY)[..., None]
+    middle = grey.mean()
+    pixels = middle + (grey + (pixels - grey) * np.float32(saturation) - middle) * np.float32(contrast)
+    return np.asarray(pixels.clip(0, 255))
+
+
+_RECOLOUR = {"jitter": _jittered, "photometric": _photometric, "camera": _as_another_camera}
 
 
 def _padded(

@@ -34,6 +34,7 @@ _INFO_KEY = "nrd_trt.info"
 _CONFIG_KEY = "nrd_trt.config"
 _STORED = ("num_classes", "hidden", "patch", "dilations", "output_stride")
 _UNUSED = "decode_head.conv_seg."  # by an NRD head
+_COUNTER = "num_batches_tracked"  # of batch norm, which the network does not use
 _SHOWN = 10
 _DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -65,14 +66,17 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
     Args:
         encoder: Gets the weights.
         path: ``.pth`` or ``.safetensors`` of an encoder alone, or of a network whose ``backbone`` it is; whatever else
-            the file holds (classifier, head) is left out.
+            the file holds (classifier, head) is left out. MobileNetV2 may have torchvision's names (``features.…``),
+            which number the same layers in the same order.
 
     Raises:
         CheckpointError: The file is unreadable, or lacks a tensor of the encoder or has it in another shape.
     """
     state, _ = _read(path)
-    given = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
-    own = {name: tensor for name, tensor in encoder.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if not name.endswith(_COUNTER)}
+    own = {name: tensor for name, tensor in encoder.state_dict().items() if not name.endswith(_COUNTER)}
+    if layers := [tensor for name, tensor in given.items() if name.startswith("features.")]:
+        given = dict(zip(own, layers, strict=False))
     wrong = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
     if wrong:
         raise CheckpointError(
@@ -224,7 +228,7 @@ def _check_memory(path: Path, state: Mapping[str, Tensor]) -> None:
 def _check_tensors(state: Mapping[str, Tensor], config: NetworkConfig) -> None:
     """Raise `CheckpointError` that lists every missing, unexpected or misshapen tensor, or those not finite."""
     shapes, expected = {name: tuple(tensor.shape) for name, tensor in state.items()}, expected_shapes(config)
-    optional = {name for name in expected if name.endswith("num_batches_tracked")}
+    optional = {name for name in expected if name.endswith(_COUNTER)}
     if config.is_nrd:
         optional.update(name for name in expected if name.startswith(_UNUSED))
     faults = {

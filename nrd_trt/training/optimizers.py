@@ -27,17 +27,27 @@ _KEPT = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"},
 def make_optimizers(recipe: Recipe, model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return the optimisers that together train every parameter with ``requires_grad``.
 
-    Each group has its peak learning rate under ``"peak"``, for `set_rate`.
+    Each group has its peak learning rate under ``"peak"``, for `set_rate`. The encoder's parameters, those below a
+    ``backbone``, have groups of their own where the recipe gives them another rate.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    encoder = {id(parameter) for name, parameter in named.items() if "backbone" in name.split(".")}
+
+    def groups(parameters: Iterable[Tensor], peak: float, **settings: float) -> list[dict[str, Any]]:
+        parts: dict[float, list[Tensor]] = {}
+        for parameter in parameters:
+            rate = recipe.encoder_rate if id(parameter) in encoder else 1.0
+            parts.setdefault(rate * peak, []).append(parameter)
+        return [{"params": part, "peak": rate, **settings} for rate, part in parts.items()]
+
+    decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
-        momentum = {"momentum": 0.9, "weight_decay": recipe.weight_decay, "peak": recipe.lr}
-        return [torch.optim.SGD([{"params": parameters, **momentum}], recipe.lr)]
+        return [torch.optim.SGD(groups(named.values(), recipe.lr, momentum=0.9, weight_decay=decay), recipe.lr)]
     kernels = list(_hidden_kernels(model)) if recipe.optimizer == "muon" else []
     chosen = {id(kernel) for kernel in kernels}
-    others = [parameter for parameter in parameters if id(parameter) not in chosen]
-    adamw = torch.optim.AdamW([{"params": others, "peak": recipe.lr}], recipe.lr, weight_decay=recipe.weight_decay)
-    return [adamw, Muon(kernels, recipe.muon_lr, recipe.weight_decay)] if kernels else [adamw]
+    others = [parameter for parameter in named.values() if id(parameter) not in chosen]
+    adamw = torch.optim.AdamW(groups(others, recipe.lr), recipe.lr, weight_decay=decay)
+    return [adamw, Muon(groups(kernels, recipe.muon_lr), recipe.muon_lr, decay)] if kernels else [adamw]
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], share: float) -> None:
@@ -71,8 +81,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) 
 class Muon(torch.optim.Optimizer):
     """Momentum whose every update is made nearly orthogonal, so that all directions of a kernel learn at one pace."""
 
-    def __init__(self, kernels: Iterable[Tensor], lr: float, weight_decay: float) -> None:
-        super().__init__([{"params": list(kernels), "peak": lr}], {"lr": lr, "weight_decay": weight_decay})
+    def __init__(self, kernels: Iterable[Any], lr: float, weight_decay: float) -> None:
+        super().__init__(list(kernels), {"lr": lr, "peak": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -35,6 +35,7 @@ class Recipe:
             kernels between layers and AdamW for the rest.
         lr: Peak learning rate.
         muon_lr: Peak learning rate of the kernels that Muon trains.
+        encoder_rate: Share of these learning rates that the encoder has; below 1 for one that was trained before.
         min_lr: Learning rate at the end.
         power: Exponent of the polynomial decay.
         warmup: Steps over which the learning rate rises linearly.
@@ -68,6 +69,7 @@ class Recipe:
     optimizer: Literal["sgd", "adamw", "muon"]
     lr: float
     muon_lr: float = 0.02
+    encoder_rate: float = 1.0
     min_lr: float
     power: float = 0.9
     warmup: int
@@ -99,6 +101,8 @@ class Recipe:
                 f"recipe {self.name}: expected steps, batch and evaluations >= 1, got {self.steps}, "
                 f"{self.batch} and {self.evaluations}."
             )
+        if self.encoder_rate <= 0:
+            raise ConfigError(f"encoder_rate={self.encoder_rate}: expected more than 0; frozen_stages trains less.")
         for name in ("synthetic_share", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"recipe {self.name}: expected {name} in 0-1, got {getattr(self, name)}.")
@@ -141,7 +145,7 @@ def _camvid(name: str) -> Recipe:
         name=name,
         config=KNOWN_CONFIGS[name],
         info=CAMVID_INFO,
-        augmentation=Augmentation(crop_hw=(256, 352), scale_range=(0.6, 1.6)),
+        augmentation=Augmentation(crop_hw=(256, 352), scale_range=(0.6, 1.6), colour="camera", blur=1.0),
         steps=3000,
         batch=8,
         optimizer="muon",
@@ -153,7 +157,7 @@ def _camvid(name: str) -> Recipe:
         weigh_classes=True,
         aux_channels=64,
         ema=0.998,
-        synthetic_share=0.1,
+        controller_init="perceptron",
     )
 
 
@@ -199,6 +203,7 @@ class RecipeChanges(TypedDict, total=False):
     seed: int | None
     evaluations: int | None
     synthetic_share: float | None
+    encoder_rate: float | None
     controller_init: ControllerInit | None
     resample: Resample | None
 

@@ -77,7 +77,8 @@ def train(
         force: Replace the run in `output`.
         progress: Show a bar on stderr.
         **changes: What takes the place of the recipe's own: ``head``, ``output_stride`` (with the dilations in
-            proportion), ``steps``, ``seed``, ``evaluations``, ``synthetic_share`` or ``controller_init``; see `Recipe`.
+            proportion), ``steps``, ``seed``, ``evaluations``, ``synthetic_share``, ``encoder_rate`` or
+            ``controller_init``; see `Recipe`.
 
     Returns:
         The best validation mIoU and the checkpoint that reached it.

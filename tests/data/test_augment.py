@@ -190,5 +190,38 @@ def test_photometric_changes_hue_brightness_contrast_and_saturation() -> None:
     ids=str,
 )
 def test_invalid_ranges_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="augmentation: expected 0 < smallest <= largest scale and max_class_share"):
+    with pytest.raises(ConfigError, match="augmentation: expected 0 < smallest <= largest scale, max_class_share"):
         how(**changes)
+
+
+def test_another_camera_changes_colours_and_nothing_else() -> None:
+    """Each sample has its own exposure and white balance; labels, places and the order of grey levels stay."""
+    image, label = blocks()
+    plain, _ = random_sample(image, label, how(), rng(1), info=PLAIN)
+    seen = set()
+    for seed in range(1, 20):
+        out, mask = random_sample(image, label, how(colour="camera"), rng(seed), info=PLAIN)
+        assert 0 <= out.min() and out.max() <= 255
+        same, expected = random_sample(image, label, how(), rng(seed), info=PLAIN)
+        np.testing.assert_array_equal(mask, expected)
+        inside = mask != IGNORE
+        for channel in out[:, inside]:  # brighter pixels stay brighter, but for what is cut at 255
+            assert (np.diff(channel[np.argsort(same[0][inside], kind="stable")]) >= -1e-3).all()
+        seen.add(tuple(out[:, inside].mean(1).round()))
+    assert len(seen) == 19 and plain.shape == out.shape
+    rows = np.array(sorted(seen))
+    assert rows.mean(1).std() > 15, "exposures differ"
+    assert (rows.max(1) - rows.min(1)).max() > 15, "white balances differ"
+
+
+def test_blur_softens_edges_of_the_image_alone() -> None:
+    image, label = blocks()
+    softened = []
+    for seed in range(12):
+        out, mask = random_sample(image, label, how(blur=3.0), rng(seed), info=PLAIN)
+        sharp, expected = random_sample(image, label, how(), rng(seed), info=PLAIN)
+        np.testing.assert_array_equal(mask, expected)
+        softened.append(np.abs(np.diff(out[0])).max() < np.abs(np.diff(sharp[0])).max())
+    assert any(softened) and not all(softened)
+    with pytest.raises(ConfigError, match=r"expected .* blur >= 0, got .* -1"):
+        how(blur=-1)

@@ -322,6 +322,19 @@ def test_encoder_files(tmp_path: Path) -> None:
         load_encoder(ENCODERS["mobilenetv2"](32), tmp_path / "a.pth")
 
 
+def test_an_encoder_may_have_torchvisions_names(tmp_path: Path) -> None:
+    given = _encoder_state("mobilenetv2")
+    named = {
+        f"features.{index}.{name.rpartition('.')[2]}": tensor for index, (name, tensor) in enumerate(given.items())
+    }
+    torch.save({**named, "features.999.weight": torch.zeros(1280, 320, 1, 1)}, tmp_path / "v.pth")
+    encoder = ENCODERS["mobilenetv2"](32)
+    load_encoder(encoder, tmp_path / "v.pth")
+    assert equal(encoder.state_dict(), given)
+    with pytest.raises(CheckpointError, match=r"v\.pth: expected the \d+ tensors of the encoder"):
+        load_encoder(ENCODERS["resnetv1c18"](32), tmp_path / "v.pth")
+
+
 def test_training_starts_from_the_encoders_file(data: Path, tmp_path: Path, states: States) -> None:
     given = _encoder_state("resnetv1c18")
     _imagenet(given, tmp_path / "e.pth")

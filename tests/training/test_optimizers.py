@@ -134,3 +134,18 @@ def test_recipes_numbers_reach_the_optimizers() -> None:
         assert [group["lr"] for group in groups] == [0.5 * share, 0.25 * share]
     (sgd,) = make_optimizers(replace(recipe, optimizer="sgd"), objective())
     assert (sgd.param_groups[0]["momentum"], sgd.param_groups[0]["weight_decay"]) == (0.9, 0.125)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
+def test_a_trained_encoder_learns_at_its_share_of_the_rate(kind: Any) -> None:
+    recipe = tiny(optimizer=kind, lr=0.5, muon_lr=0.25, encoder_rate=0.1)
+    model = objective(optimizer=kind)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates: dict[bool, set[float]] = {True: set(), False: set()}
+    for optimizer in make_optimizers(recipe, model):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                rates[".backbone." in names.pop(id(parameter))].add(group["peak"])
+    peaks = {0.5, 0.25} if kind == "muon" else {0.5}
+    assert rates == {True: {0.1 * peak for peak in peaks}, False: peaks}
+    assert not [name for name in names.values() if ".backbone." in name]

@@ -65,6 +65,7 @@ def _shrunk(recipe: Recipe) -> Recipe:
         evaluations=1,
         warmup=0,
         weigh_classes=False,
+        controller_init="released",
     )
 
 
