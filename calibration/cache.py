@@ -21,11 +21,16 @@ from nrd_trt.json_files import read_json
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """SHA-256 of what ranges belong to: the ONNX model, the images, the recipe."""
+    """SHA-256 of what ranges belong to: the ONNX model, the images, the recipe.
+
+    The checkpoint is named where ranges serve every size and form of its files, as those that ship do; else they serve
+    the one model.
+    """
 
     model: str
     data: str
     recipe: str
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +79,13 @@ def save_ranges(ranges: Ranges, path: Path) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def load_ranges(path: Path, *, model: str | None = None) -> Ranges:
+def load_ranges(path: Path, *, model: str | None = None, checkpoint: str | None = None) -> Ranges:
     """Read a file of ranges and compare it with the model that it shall be used for.
 
     Args:
         path: Written by `save_ranges`.
         model: Expected key (`model_sha256`); None accepts any.
+        checkpoint: SHA-256 of the checkpoint that the model was exported from, where that is known.
 
     Raises:
         CalibrationError: The file cannot be read, or was made for another model.
@@ -90,7 +96,8 @@ def load_ranges(path: Path, *, model: str | None = None) -> Ranges:
         raise CalibrationError(
             f"{path}: expected ranges of nrd_trt.calibrate, cannot read them ({exc}); calibrate again."
         ) from exc
-    if model not in (None, ranges.keys.model):
+    of_checkpoint = ranges.keys.checkpoint is not None and ranges.keys.checkpoint == checkpoint
+    if model not in (None, ranges.keys.model) and not of_checkpoint:
         raise CalibrationError(
             f"{path}: made for other input, the ONNX model: expected {str(model)[:12]}…, got "
             f"{ranges.keys.model[:12]}…. Calibrate again with this model."

@@ -12,13 +12,15 @@ from typing import Any
 import onnx
 
 from nrd_trt.calibration.cache import Ranges, load_ranges, model_sha256
+from nrd_trt.calibration.coverage import listed
 from nrd_trt.calibration.modelopt import check_modelopt, quantize_with_modelopt
 from nrd_trt.calibration.ranges import measure_ranges
 from nrd_trt.calibration.recipes import find_recipe
+from nrd_trt.calibration.shipped import shipped_ranges
 from nrd_trt.calibration.stream import CalibrationStream
 from nrd_trt.calibration.survey import warn_of
 from nrd_trt.data.exposure import Exposure, exposure_warnings
-from nrd_trt.errors import ConfigError
+from nrd_trt.errors import CalibrationError, ConfigError
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, QuantizationPlan, choose_layers, insert_qdq, plan_quantization
@@ -203,12 +205,30 @@ class Calibrator:
                 known = measure_ranges(plain, feeds, wanted, self._recipe, memory_mb=self._memory_mb, **options)
                 self._keep(known.warnings)
             else:
-                known = load_ranges(Path(self.source), model=key)
+                known = load_ranges(Path(self.source), model=key, checkpoint=read_facts(plain).checkpoint_sha256)
+                self._look_at_shipped(known, wanted)
                 recorded = f"(recorded in {Path(self.source).name})"
                 self._warn(f"{text} {recorded}" for text in known.warnings)
                 self._compare_exposure(known.exposure)
             self._ranges, self.sha256 = known, known.keys.data
         return known.tensors
+
+    def _look_at_shipped(self, ranges: Ranges, wanted: Collection[str]) -> None:
+        """Say that ranges came with the checkpoint and what they were measured on; refuse those of other names."""
+        if ranges.keys.checkpoint is None:
+            return
+        if missing := [name for name in wanted if name not in ranges.tensors]:
+            raise CalibrationError(
+                f"{Path(self.source).name}: expected a range for every tensor, the ranges that ship for this "
+                f"checkpoint lack {listed(missing)}, as another version of PyTorch names them otherwise; give images "
+                "as calibration=."
+            )
+        self._warn(
+            [
+                f"the ranges are those that ship for this checkpoint, measured on {ranges.images} images of its "
+                "training data; give images like those of deployment as calibration= for your camera."
+            ]
+        )
 
     def _compare_exposure(self, calibration: Exposure | None) -> None:
         """Warn where the images of validation are exposed otherwise."""
@@ -270,6 +290,7 @@ def make_calibrator(
     resample: Resample | None = None,
     threads: int | None,
     progress: bool,
+    checkpoint: Path | None = None,
     validation: Path | None = None,
     ignore_index: int | None = None,
     **options: Any,
@@ -277,12 +298,13 @@ def make_calibrator(
     """Return what a build in `precision` calibrates with, or None where nothing is calibrated.
 
     Args:
-        source: See `Calibrator`; None for nothing.
+        source: See `Calibrator`; None for nothing, or for int8 the ranges that ship for the checkpoint.
         precision: Asked for; None for the default.
         fit: See `Calibrator`.
         resample: See `Calibrator`.
         threads: See `Calibrator`.
         progress: See `Calibrator`.
+        checkpoint: What the build starts from.
         validation: See `Calibrator`.
         ignore_index: See `Calibrator`.
         **options: Further arguments of `Calibrator`; None was not given.
@@ -291,6 +313,9 @@ def make_calibrator(
         ConfigError: An argument would be ignored, or is not known.
         MissingDependencyError: Model Optimizer is asked for and not installed.
     """
+    if source is None and precision == "int8" and checkpoint is not None:
+        for_images = any(options.get(name) is not None for name in (*_FOR_IMAGES, "quantizer"))
+        source = None if for_images else shipped_ranges(checkpoint)
     if source is None:
         _refuse(options, options, "expected together with calibration=, got none; give it, or leave this out.")
         return None

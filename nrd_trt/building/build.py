@@ -103,7 +103,8 @@ def build(
         source: A checkpoint, an ONNX file of `nrd_trt.export`, or a bundle.
         output: Where to write the bundle, ``NAME.nrd``.
         precision: Types of the graph. None is ``"fp16"`` for a checkpoint or an fp32 file, and what the file has for
-            other files and bundles. ``"int8"`` needs `calibration`.
+            other files and bundles. ``"int8"`` needs `calibration`, unless ranges ship with the
+            checkpoint, as with the zoo's.
         size: ``(h, w)``, multiples of 32; None takes the checkpoint's.
         dynamic: The smallest, the usual and the largest size, in place of `size`.
         batch: Images per call, or their smallest, usual and largest number; None is 1.

@@ -90,6 +90,7 @@ class BuildRequest:
             precision=self.precision,
             fit=self.fit,
             resample=self.resample,
+            checkpoint=self.source,
             validation=self.data,
             ignore_index=self.ignore_index,
             threads=self.run.threads,

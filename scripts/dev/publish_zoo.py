@@ -1,5 +1,7 @@
 """Store the last weights of a CamVid run in the zoo, in 16 bits, with a card of figures measured on what was stored.
 
+The ranges that int8 takes where no images are given are measured, too, and written to ``calibration/zoo/``.
+
     python scripts/dev/publish_zoo.py nrd_r18_camvid --run RUN --data CAMVID --test TEST --command "nrd-trt train …"
     python scripts/dev/publish_zoo.py nrd_r18_camvid --hours 2.0 --data CAMVID --test TEST --command "nrd-trt train …"
 
@@ -12,16 +14,20 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from safetensors import safe_open
 
-from nrd_trt import build
+from nrd_trt import build, calibrate
+from nrd_trt.calibration.cache import load_ranges, save_ranges
+from nrd_trt.calibration.shipped import FOLDER
 from nrd_trt.data.folders import list_images, list_pairs
 from nrd_trt.data.synthetic import street_clip
 from nrd_trt.figures import ValidationRecord
+from nrd_trt.files import sha256_file
 from nrd_trt.model import load_model
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.network import Segmentor
@@ -56,6 +62,7 @@ def main() -> None:
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
     )
     environment.filters["size"] = format_size
+    ship_ranges(target, args.data / "train")
     facts, test = facts_of(target), evaluate(target, args.test)
     clip_miou, clip_accuracy = evaluate_clip(load_model(target))
     card = environment.get_template("zoo_card.md.j2").render(
@@ -88,6 +95,16 @@ def facts_of(checkpoint: Path) -> dict[str, str]:
 def hours_of(run: Path) -> float:
     """Return the time of a training by the last line of its log."""
     return float((run / LOG).read_text().split()[-1].split(",")[3]) / 3600
+
+
+def ship_ranges(checkpoint: Path, data: Path) -> None:
+    """Measure the ranges that ship for a checkpoint, by the default recipe, for files of any size and target."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "ranges.json")
+        calibrate(checkpoint, data, output=path, target="cpu")
+        ranges = load_ranges(path)
+    keys = replace(ranges.keys, checkpoint=sha256_file(checkpoint))
+    save_ranges(replace(ranges, keys=keys), FOLDER / f"{checkpoint.stem}.json")
 
 
 def drive_of(frame: Path) -> str:

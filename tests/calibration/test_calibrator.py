@@ -11,14 +11,17 @@ from unittest import mock
 import onnx
 import pytest
 
-from nrd_trt.calibration import stream
-from nrd_trt.calibration.cache import model_sha256, save_ranges
+from nrd_trt import zoo
+from nrd_trt.calibration import shipped, stream
+from nrd_trt.calibration.cache import Keys, Ranges, load_ranges, model_sha256, save_ranges
 from nrd_trt.calibration.calibrator import Calibrator, make_calibrator
 from nrd_trt.calibration.ranges import measure_ranges, tensors_to_calibrate
 from nrd_trt.calibration.recipes import RECIPES
 from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import CalibrationError, ConfigError
+from nrd_trt.files import sha256_file
+from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import layers_in_int8
 from tests.helpers import small_export
@@ -69,6 +72,45 @@ def test_a_file_of_ranges_gives_the_same_file(tmp_path: Path) -> None:
     save_ranges(replace(measured, keys=replace(measured.keys, model="f" * 64)), tmp_path / "ranges.json")
     with pytest.raises(CalibrationError, match=rf"the ONNX model: expected {model_sha256(plain)[:12]}"):
         calibrator(tmp_path / "ranges.json").quantize(model)
+
+
+def test_ranges_that_ship_serve_files_of_their_checkpoint_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any size and form, said aloud; not where images are asked for, nor where a tensor has another name."""
+    checkpoint, folder = tmp_path / "a.safetensors", tmp_path / "zoo"
+    checkpoint.write_bytes(b"weights")
+    folder.mkdir()
+    monkeypatch.setattr(shipped, "FOLDER", folder)
+    model = onnx.ModelProto.FromString(small_export().SerializeToString())
+    write_facts(model, replace(read_facts(model), checkpoint_sha256=sha256_file(checkpoint)))
+    plain, made = small_export(), calibrator()
+    tensors = made.ranges(plain, tensors_to_calibrate(plain, RECIPES["minmax"]))
+    keys = Keys(model="1" * 64, data="2" * 64, recipe="3" * 64, checkpoint=sha256_file(checkpoint))
+    ranges = Ranges(tensors=tensors, figures={}, zero=(), images=7, coverage=None, recipe=RECIPES["minmax"], keys=keys)
+    given: dict[str, Any] = {**NOTHING, "precision": "int8", "fit": None, "threads": 1, "progress": False}
+    save_ranges(replace(ranges, keys=replace(keys, checkpoint="f" * 64)), folder / "other.json")
+    assert make_calibrator(None, checkpoint=checkpoint, **given) is None
+    save_ranges(ranges, folder / "ours.json")
+    found = make_calibrator(None, checkpoint=checkpoint, **given | {"include": [HEAD]})
+    assert found is not None
+    with pytest.warns(UserWarning, match="the ranges are those that ship for this checkpoint, measured on 7 images"):
+        assert found.quantize(model) == made.quantize(model)
+    with pytest.raises(ConfigError, match="images=: expected together with calibration="):
+        make_calibrator(None, checkpoint=checkpoint, **given | {"images": 9})
+    assert make_calibrator(None, checkpoint=checkpoint, **given | {"precision": "fp16"}) is None
+    with pytest.raises(CalibrationError, match=r"ours\.json: made for other input"):
+        Calibrator(folder / "ours.json", threads=1).ranges(plain, tensors)
+    save_ranges(replace(ranges, tensors={"elsewhere": 1.0}), folder / "ours.json")
+    with pytest.raises(CalibrationError, match=r"lack .*pixels.*give images as calibration="):
+        Calibrator(folder / "ours.json", threads=1).quantize(model)
+
+
+def test_every_network_of_the_zoo_has_ranges() -> None:
+    for checkpoint in Path(zoo.__file__).parent.glob("*.safetensors"):
+        path = shipped.shipped_ranges(checkpoint)
+        assert path is not None and path.stem == checkpoint.stem
+        assert len(load_ranges(path).tensors) > 20
 
 
 def test_arguments_make_it_again(tmp_path: Path) -> None:
