@@ -311,7 +311,8 @@ With an engine that does nothing (32x32 pixels, no network), one worker:
 |---|---|---|---|
 {_costs(overheads)}
 So a batch costs {per_batch_ms:.1f} ms beside its images, at the worker or at the process that hands batches out,
-whichever is slower. The overhead of a request to Triton is in [triton.md](triton.md).
+whichever is slower. What a request to Triton costs beside
+the network, at 1, 4 and 8 clients, is in [triton-proof.md](triton-proof.md#what-the-server-costs).
 
 ## A million images, reckoned
 
@@ -379,7 +380,8 @@ def _simulations(rates: Rates, seed: int) -> str:
             ended = simulate(
                 workers=workers, images=1_000_000, batch=batch, image_s=image_s, start_s=rates.start_s, seed=seed
             )
-            rows += f"| {workers:,} | {batch} | {ended.makespan_s / 3600:.2f} h | {ended.makespan_s / ideal - 1:+.1%} "
+            more = round(ended.makespan_s / ideal - 1, 3) + 0.0  # which makes -0.0 0.0
+            rows += f"| {workers:,} | {batch} | {ended.makespan_s / 3600:.2f} h | {more:+.1%} "
             rows += f"| {ended.wasted:.3%} | {ended.idle:.1%} |\n"
     return rows
 
