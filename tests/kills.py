@@ -39,6 +39,7 @@ from nrd_trt.calibration.cache import load_ranges
 from nrd_trt.cli.main import app
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.model import load_model
+from nrd_trt.packaging.folders import check_ours
 from nrd_trt.training.record import STATE
 from tests import artefacts, helpers
 from tests.training.conftest import labelled, tiny
@@ -135,6 +136,12 @@ def _verbs(folder: Path) -> tuple[Verb, ...]:
             check=_check_clip,
         ),
         Verb(name="export", output="a.onnx", run=partial(_run, "export", source, *small[:2]), check=_check_onnx),
+        Verb(
+            name="package",
+            output=f"{bundle.stem}_bundle",
+            run=partial(_package, bundle),
+            check=partial(check_ours, package=bundle.stem),
+        ),
         Verb(name="build that replaces", output="a.nrd", run=build, check=read_bundle, replaces=True),
     )
 
@@ -148,6 +155,10 @@ def _tune(*arguments: object) -> None:
     *options, output = arguments
     kept = state_path(Path(str(output))).exists()
     app(["tune", *map(str, options), "-o", str(output), "--resume" if kept else "--force", "-q"])
+
+
+def _package(bundle: Path, output: Path) -> None:
+    app(["package", str(bundle), "--for", "triton", "-o", str(output.parent), "--force", "-q"])
 
 
 def _train(data: Path, output: Path) -> None:

@@ -53,7 +53,7 @@ def check_folders(folders: Sequence[Folder], package: str, *, force: bool) -> No
         check_folder(folder.path.parent)
         if folder.path.exists() or folder.path.is_symlink():
             check_absent(folder.path, force=force)
-            _check_ours(folder.path, package)
+            check_ours(folder.path, package)
 
 
 def write_folders(output: Path, folders: Sequence[Folder], package: str, *, force: bool) -> list[Path]:
@@ -106,7 +106,7 @@ def _fill(target: Path, files: Mapping[str, bytes | Path], package: str) -> None
     (target / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
 
 
-def _check_ours(path: Path, package: str) -> None:
+def check_ours(path: Path, package: str) -> None:
     """Raise `ConfigError` unless a folder holds nothing but what was written into it for this package."""
     keep = "force=True removes nothing that this tool did not write. Move it, or choose another name"
     try:
