@@ -1,7 +1,8 @@
 """Checkpoints: reading, loading, saving. torch and safetensors only; `nrd_trt.model.recognise` tells what is in them.
 
 A checkpoint is an mmseg ``.pth`` (``{'meta', 'state_dict', 'optimizer'}`` or a bare state dict) or a ``.safetensors``
-file, whose metadata may carry what shapes alone do not tell: classes, preprocessing, dilations, output stride, patch.
+file, whose metadata may carry what shapes alone do not tell: classes, preprocessing, dilations, output stride, patch;
+and widths, where they are not the encoder's own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +35,7 @@ from nrd_trt.specs import CheckpointOptions
 _INFO_KEY = "nrd_trt.info"
 _CONFIG_KEY = "nrd_trt.config"
 _STORED = ("num_classes", "hidden", "patch", "dilations", "output_stride")
+_WIDTHS = ("widths", "aspp_channels")  # stored where they are not the plan's
 _UNUSED = "decode_head.conv_seg."  # by an NRD head
 _COUNTER = "num_batches_tracked"  # of batch norm, which the network does not use
 _SHOWN = 10
@@ -55,6 +58,12 @@ def load_checkpoint(path: Path, options: CheckpointOptions | None) -> Segmentor:
         _check_tensors(state, config)  # before the network has memory
     except (CheckpointError, ConfigError) as exc:
         raise type(exc)(f"{path}: {exc}") from exc
+    if any(getattr(config, name) is not None and getattr(facts, name) is None for name in _WIDTHS):
+        warnings.warn(
+            f"{path}: a {config.encoder} of other widths than its own, of which the metadata say nothing: they are "
+            "those of the tensors' shapes",
+            stacklevel=2,
+        )
     model = Segmentor(config, info, options)
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()}, strict=False)
     return model.eval().requires_grad_(False)
@@ -102,7 +111,9 @@ def save_checkpoint(
     """
     metadata = dict(extra or {})
     metadata[_INFO_KEY] = json.dumps(asdict(model.info))
-    metadata[_CONFIG_KEY] = json.dumps({name: getattr(model.config, name) for name in _STORED})
+    config = asdict(model.config)
+    stored_names = (*_STORED, *(name for name in _WIDTHS if config[name] is not None))
+    metadata[_CONFIG_KEY] = json.dumps({name: config[name] for name in stored_names})
     tensors = {}
     for name, tensor in model.state_dict().items():
         stored = tensor.half() if half and tensor.is_floating_point() else tensor

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from nrd_trt.data.classes import CAMVID_CLASSES, CAMVID_PALETTE
 from nrd_trt.errors import ConfigError
 from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
+from nrd_trt.model.plans import MOBILENETV2, WIDEST, Widths, check_widths
 from nrd_trt.specs import STRIDE, DecodeSpec, Head, ModelInfo, check_choice
 
+AsppChannels = tuple[int, int, int, int, int]
 NRD_HEADS: tuple[Head, ...] = ("nrd", "nrd_no_aspp")
 GUIDANCE_STRIDE = 4
 """Stride of the encoder's first stage, from which NRD and DeepLabV3+ take detail."""
@@ -32,6 +34,8 @@ class NetworkConfig:
         patch: f, side of a patch in pixels of the logits.
         dilations: Dilations of the four ASPP branches.
         output_stride: Stride of the encoder's last stage; below 32 its last stages are dilated instead of strided.
+        widths: Channels within the encoder; None for its own.
+        aspp_channels: Width of each branch of ASPP, image pooling first; None for `channels` in all five.
     """
 
     encoder: str
@@ -45,6 +49,8 @@ class NetworkConfig:
     patch: int = 8
     dilations: tuple[int, int, int, int] = (1, 3, 6, 9)
     output_stride: int = STRIDE
+    widths: Widths | None = None
+    aspp_channels: AsppChannels | None = None
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
@@ -55,6 +61,10 @@ class NetworkConfig:
         if self.output_stride not in OUTPUT_STRIDES:
             strides = ", ".join(map(str, OUTPUT_STRIDES))
             raise ConfigError(f"output stride: expected one of {strides}, got {self.output_stride}.")
+        if self.widths is not None:
+            check_widths(self.encoder, self.widths)
+        if self.aspp_channels is not None and not all(1 <= width <= WIDEST for width in self.aspp_channels):
+            raise ConfigError(f"aspp_channels: expected 1 to {WIDEST} in every branch, got {self.aspp_channels}.")
         if not self.is_nrd:
             return
         if self.output_stride != STRIDE:
@@ -106,6 +116,14 @@ KNOWN_CONFIGS: dict[str, NetworkConfig] = {
     "pascal_context_59_r101": NetworkConfig(encoder="resnetv1c101", num_classes=59),
     "camvid_r18": NetworkConfig(encoder="resnetv1c18", num_classes=11, channels=128, controller_channels=128),
     "camvid_mobilenetv2": NetworkConfig(encoder="mobilenetv2", num_classes=11, channels=128, controller_channels=128),
+    "camvid_tiny": NetworkConfig(
+        encoder="mobilenetv2",
+        num_classes=11,
+        channels=48,
+        c1_channels=24,
+        controller_channels=48,
+        widths=MOBILENETV2.widths(16, (8, 16, 24, 40, 64, 96, 192)),
+    ),
 }
 
 CAMVID_INFO = ModelInfo(class_names=CAMVID_CLASSES, palette=CAMVID_PALETTE, ignore_index=11, size_hw=(352, 480))

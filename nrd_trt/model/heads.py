@@ -24,15 +24,16 @@ class AsppHead(nn.Module):
         self.conv_seg = nn.Conv2d(width, config.num_classes, 1)
         if config.head == "nrd_no_aspp":
             return
-        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvBnAct(in_channels, width, 1, act=nn.ReLU()))
-        self.aspp_modules = nn.ModuleList([ConvBnAct(in_channels, width, 1, act=nn.ReLU())])
-        for dilation in config.dilations[1:]:
+        pooled, *branches = config.aspp_channels or (width,) * 5
+        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvBnAct(in_channels, pooled, 1, act=nn.ReLU()))
+        self.aspp_modules = nn.ModuleList([ConvBnAct(in_channels, branches[0], 1, act=nn.ReLU())])
+        for dilation, out_channels in zip(config.dilations[1:], branches[1:], strict=True):
             self.aspp_modules.append(
-                ConvBnAct(in_channels, width, 3, dilation=dilation, act=nn.ReLU())
+                ConvBnAct(in_channels, out_channels, 3, dilation=dilation, act=nn.ReLU())
                 if config.head == "deeplabv3"
-                else SeparableConv(in_channels, width, dilation=dilation)
+                else SeparableConv(in_channels, out_channels, dilation=dilation)
             )
-        self.bottleneck = ConvBnAct(5 * width, width, 3, act=nn.ReLU())
+        self.bottleneck = ConvBnAct(pooled + sum(branches), width, 3, act=nn.ReLU())
 
     def context(self, c4: Tensor) -> Tensor:
         """Map the last stage ``(B, C, h, w)`` to ``(B, channels, h, w)``."""

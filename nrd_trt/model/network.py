@@ -38,7 +38,7 @@ class Segmentor(nn.Module):
         self.config = config
         self.info = info
         self.options = options
-        self.backbone = ENCODERS[config.encoder](config.output_stride)
+        self.backbone = ENCODERS[config.encoder](config.output_stride, config.widths)
         self.decode_head: AnyHead = _HEADS[config.head](config, self.backbone.channels)
 
     def forward(self, images: Tensor) -> Tensor:

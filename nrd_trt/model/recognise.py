@@ -17,9 +17,9 @@ import torch
 
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.errors import CheckpointError, ConfigError
-from nrd_trt.model.config import KNOWN_CONFIGS, NetworkConfig
-from nrd_trt.model.encoders import RESNETS
+from nrd_trt.model.config import KNOWN_CONFIGS, AsppChannels, NetworkConfig
 from nrd_trt.model.network import Segmentor
+from nrd_trt.model.plans import PLANS, RESNETS, Widths, read_widths
 from nrd_trt.specs import STRIDE, CheckpointOptions, Head, ModelInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -52,6 +52,8 @@ class StoredFacts:
         patch: f, side of a patch.
         dilations: Dilations of the four ASPP branches.
         output_stride: Stride of the encoder's last stage.
+        widths: Channels within the encoder.
+        aspp_channels: Width of each branch of ASPP.
         unsupported: Why the network cannot be loaded.
     """
 
@@ -61,6 +63,8 @@ class StoredFacts:
     patch: int | None = None
     dilations: tuple[int, int, int, int] | None = None
     output_stride: int | None = None
+    widths: Widths | None = None
+    aspp_channels: AsppChannels | None = None
     unsupported: str | None = None
 
 
@@ -106,9 +110,9 @@ def _nrd(encoder: str | None, shapes: Shapes, facts: StoredFacts, options: Check
     classes, hidden = _classes_and_hidden(shapes, facts, options, m=m, theta=theta)
     controller = shapes[f"{_CONTROLLER}.0.conv.weight"][0]
     conv_seg = shapes.get("decode_head.conv_seg.weight")
-    widths = {"channels": conv_seg[1] if conv_seg else controller}
+    channels = {"channels": conv_seg[1] if conv_seg else controller}
     if head == "nrd":
-        widths = {"channels": shapes["decode_head.bottleneck.conv.weight"][0], "c1_channels": shapes[guidance][1]}
+        channels = {"channels": shapes["decode_head.bottleneck.conv.weight"][0], "c1_channels": shapes[guidance][1]}
     return NetworkConfig(
         encoder=encoder,
         num_classes=classes,
@@ -119,7 +123,9 @@ def _nrd(encoder: str | None, shapes: Shapes, facts: StoredFacts, options: Check
         patch=options.patch or facts.patch or 8,
         dilations=options.dilations or facts.dilations or _RELEASED_DILATIONS,
         output_stride=options.output_stride or facts.output_stride or STRIDE,
-        **widths,
+        widths=_widths(encoder, shapes, facts),
+        aspp_channels=_aspp_channels(head, channels["channels"], shapes, facts),
+        **channels,
     )
 
 
@@ -155,7 +161,24 @@ def _baseline(
         c1_channels=c1[0] if c1 else NetworkConfig.c1_channels,
         dilations=dilations,
         output_stride=output_stride,
+        widths=_widths(encoder, shapes, facts),
+        aspp_channels=_aspp_channels(head, channels, shapes, facts),
     )
+
+
+def _widths(encoder: str, shapes: Shapes, facts: StoredFacts) -> Widths | None:
+    """Return the encoder's widths as the file tells them, else as its tensors' shapes do; None for its own."""
+    found = facts.widths or read_widths(encoder, shapes)
+    return None if found == PLANS[encoder].own else found
+
+
+def _aspp_channels(head: Head, channels: int, shapes: Shapes, facts: StoredFacts) -> AsppChannels | None:
+    """Return the widths of ASPP's branches in the same way; None where all are as wide as what joins them."""
+    last = "" if head == "deeplabv3" else ".pointwise_conv"
+    layers = ("image_pool.1", "aspp_modules.0", *(f"aspp_modules.{index}{last}" for index in (1, 2, 3)))
+    read = [(shapes.get(f"decode_head.{layer}.conv.weight") or (channels,))[0] for layer in layers]
+    found = facts.aspp_channels or (read[0], read[1], read[2], read[3], read[4])
+    return None if set(found) == {channels} else found
 
 
 def nearest(shapes: Shapes) -> str:

@@ -139,9 +139,9 @@ def _released(
     return replace(recipe, **changes)
 
 
-def _camvid(name: str) -> Recipe:
+def _camvid(name: str, **changes: Any) -> Recipe:
     """From scratch on a CPU: small crops, Muon, a moving average, some procedural scenes."""
-    return Recipe(
+    recipe = Recipe(
         name=name,
         config=KNOWN_CONFIGS[name],
         info=CAMVID_INFO,
@@ -159,6 +159,7 @@ def _camvid(name: str) -> Recipe:
         ema=0.998,
         controller_init="perceptron",
     )
+    return replace(recipe, **changes)
 
 
 _CITYSCAPES: dict[str, Any] = {
@@ -179,6 +180,7 @@ RECIPES = {
         ),
         _camvid("camvid_r18"),
         _camvid("camvid_mobilenetv2"),
+        _camvid("camvid_tiny", controller_init="perceptron"),
     )
 }
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from nrd_trt.errors import CheckpointError, ConfigError, MissingDependencyError
 from nrd_trt.files import PNG, atomic_file, check_file, check_folder
 from nrd_trt.json_files import decode_json
+from nrd_trt.model.config import NetworkConfig
 from nrd_trt.model.pickles import check_pickles
 from nrd_trt.optional import require
 from nrd_trt.training.recipes import Recipe
@@ -113,8 +114,8 @@ def read_state(path: Path, recipe: Recipe, parts: int, teacher_sha256: str | Non
         content = torch.load(path, map_location="cpu", weights_only=True)
         state = RunState(**{field.name: content[field.name] for field in fields(RunState) if field.name in content})
         # What a recipe of an earlier version could not say, it had by default.
-        defaults = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
-        stored = defaults | decode_json(content["recipe"], dict[str, Any])
+        stored = _defaults(Recipe) | decode_json(content["recipe"], dict[str, Any])
+        stored["config"] = _defaults(NetworkConfig) | stored["config"]
         stored |= {"parts": content["parts"], "teacher_sha256": state.teacher_sha256}
     asked = {**json.loads(_text(recipe)), "parts": parts, "teacher_sha256": teacher_sha256}
     if differing := [key for key in sorted(stored.keys() | asked.keys()) if stored.get(key) != asked.get(key)]:
@@ -138,6 +139,10 @@ def readable(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path}: not a readable training state ({first_line}); start again with force=True."
         ) from exc
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
 
 
 def _text(recipe: Recipe) -> str:

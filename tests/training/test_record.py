@@ -80,12 +80,12 @@ def test_state_comes_back(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
 
 
-def test_a_state_of_before_resample_goes_on_with_pillow(tmp_path: Path) -> None:
+def test_a_state_of_before_resample_and_widths_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     write_state(path, tiny(), 2, STATE)
     content = torch.load(path, weights_only=True)
     recipe = json.loads(content["recipe"])
-    del recipe["resample"]
+    del recipe["resample"], recipe["config"]["widths"]
     torch.save({**content, "recipe": json.dumps(recipe)}, path)
     assert read_state(path, tiny(), 2).step == 3
     with pytest.raises(ConfigError, match=r"the run has resample=pillow \(got cv2\)"):
