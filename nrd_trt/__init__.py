@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from nrd_trt.benchmarking.benchmark import benchmark as benchmark
     from nrd_trt.building.build import build as build
     from nrd_trt.building.calibrate import calibrate as calibrate
-    from nrd_trt.building.tune import tune as tune
     from nrd_trt.engine.bundle import sign as sign
     from nrd_trt.exporting.export import export as export
     from nrd_trt.inspection.inspect import inspect as inspect
     from nrd_trt.machine.doctor import doctor as doctor
     from nrd_trt.model import load_model as load_model
+    from nrd_trt.optimization.tune import tune as tune
     from nrd_trt.packaging.package import package as package
     from nrd_trt.proving.selftest import selftest as selftest
     from nrd_trt.runtime.engine import open_bundle as open_bundle
@@ -64,7 +64,7 @@ _FUNCTIONS = {
     "serve": "nrd_trt.serving.serve",
     "sign": "nrd_trt.engine.bundle",
     "train": "nrd_trt.training.train",
-    "tune": "nrd_trt.building.tune",
+    "tune": "nrd_trt.optimization.tune",
     "validate": "nrd_trt.validation.validate",
 }
 __all__ = sorted(["__version__", *_FUNCTIONS, *(name for name in globals() if name.endswith("Error"))])

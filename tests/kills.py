@@ -34,11 +34,11 @@ import onnx
 import torch
 
 import nrd_trt
-from nrd_trt.building.tune_record import state_path
 from nrd_trt.calibration.cache import load_ranges
 from nrd_trt.cli.main import app
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.model import load_model
+from nrd_trt.optimization.tune_record import state_path
 from nrd_trt.packaging.folders import check_ours
 from nrd_trt.training.record import STATE
 from tests import artefacts, helpers

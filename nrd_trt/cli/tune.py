@@ -11,7 +11,7 @@ from nrd_trt.cli import common, groups
 from nrd_trt.cli.flags import shell_line
 
 if TYPE_CHECKING:
-    from nrd_trt.building.tune_record import Tuned
+    from nrd_trt.optimization.tune_record import Tuned
 
 _SHOWN_LAYERS = 5
 

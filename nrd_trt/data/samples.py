@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -79,15 +79,25 @@ class SampleSource:
         return SYNTHETIC_COUNT if self.data is None else len(self._paths())
 
     def __iter__(self) -> Iterator[Sample]:
-        if self.data is None:
-            for seed in range(_FIRST_SEED, _FIRST_SEED + SYNTHETIC_COUNT):
-                yield self._sample(_scene(seed, self.shape.opt_hw).copy(), None, f"scene {seed}")
-        for image, label in self._paths():
-            yield self._sample(read_image(image), label, image.name)
+        return self._at(range(len(self)))
 
     def first(self, count: int) -> list[Sample]:
         """Return up to `count` samples from the beginning."""
         return [sample for sample, _ in zip(self, range(count), strict=False)]
+
+    def spread(self, count: int) -> list[Sample]:
+        """Return up to `count` samples, evenly spaced: neighbours in a video show the same."""
+        return [*self._at(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int).tolist())]
+
+    def _at(self, places: Iterable[int]) -> Iterator[Sample]:
+        paths = self._paths()
+        for place in places:
+            if self.data is None:
+                seed = _FIRST_SEED + place
+                yield self._sample(_scene(seed, self.shape.opt_hw).copy(), None, f"scene {seed}")
+            else:
+                image, label = paths[place]
+                yield self._sample(read_image(image), label, image.name)
 
     def _paths(self) -> list[tuple[Path, Path | None]]:
         if self.data is None:

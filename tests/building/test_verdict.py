@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from nrd_trt.building import construct
-from nrd_trt.building import tune as tune_module
 from nrd_trt.cli.main import app
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import RunnerError
 from nrd_trt.machine import libcuda
 from nrd_trt.machine.gpu import Gpu
+from nrd_trt.optimization import tune as tune_module
 from tests.artefacts import SIZE, build, checkpoint, listing, needs_rtx, onnx_file
 from tests.building.plugin_machine import ORIN, found, install, show_to_runners
 from tests.engine.surface.enterprise import enterprise

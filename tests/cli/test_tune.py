@@ -1,4 +1,4 @@
-"""`nrd-trt tune` as its user calls it: what it says and records, and its exit codes. The ladder: tests/building."""
+"""`nrd-trt tune` as its user calls it: what it says and records, and its exit codes. The ladder: tests/optimization."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import nrd_trt as package
-from nrd_trt.building.tune_record import Rung, Tuned
 from nrd_trt.engine.bundle import Bundle, read_bundle
 from nrd_trt.figures import Parity
 from nrd_trt.gates import Gates
+from nrd_trt.optimization.rungs import Rung
+from nrd_trt.optimization.tune_record import Tuned
 from tests.artefacts import SIZE, bundle, checkpoint
 from tests.cli.conftest import Invoke, one_object, printed
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 import nrd_trt
-from nrd_trt.building.tune_record import Rung, TuneState, open_state
 from nrd_trt.calibration.cache import load_ranges
 from nrd_trt.cli.main import app
 from nrd_trt.data.folders import read_label
@@ -31,6 +30,7 @@ from nrd_trt.engine.caches import CacheKey, read_timing_cache, write_timing_cach
 from nrd_trt.files import canonical_json, sha256_bytes, sha256_file
 from nrd_trt.model import load_model
 from nrd_trt.model.recognise import nearest
+from nrd_trt.optimization.rungs import Rung, RungState, open_state
 from nrd_trt.progress import silent
 from nrd_trt.runtime.engine import open_engine
 from nrd_trt.training.record import STATE
@@ -203,7 +203,7 @@ def tune_state() -> bytes:
         latency_ms=None,
         class_iou=("road", 0.9),
     )
-    return seeds.json_of(TuneState(key="key", sensitivity={"conv": 0.1}, rungs={"int8": rung}))
+    return seeds.json_of(RungState(key="key", sensitivity={"conv": 0.1}, rungs={"int8": rung}))
 
 
 SHORT = tiny(steps=1, evaluations=1)

@@ -14,10 +14,10 @@ import pytest
 
 import nrd_trt
 from nrd_trt.building.request import BuildRequest
-from nrd_trt.building.tune import _plan_latency
 from nrd_trt.data.images import read_image
 from nrd_trt.engine.bundle import PLAN_FILE
 from nrd_trt.files import sha256_file
+from nrd_trt.optimization.tune import _plan_latency
 from nrd_trt.runtime.select import RunOptions
 from tests.artefacts import SIZE_HW, bundle, copy_of, onnx_file, read_facts_of, rewrite_facts, scenes
 from tests.engine.surface.enterprise import enterprise
@@ -125,8 +125,7 @@ def build(path: Path, data: Path, bench: Bench, folder: Path, graph: bool) -> An
 
 def tune(path: Path, data: Path, bench: Bench, folder: Path, graph: bool) -> Any:
     request = BuildRequest(source=onnx_file(), output=folder / "a.nrd", run=RunOptions(cuda_graph=graph))
-    image = read_image(data / "images" / "00.png")
-    return _plan_latency(request, onnx.load(onnx_file()), image) is not None
+    return _plan_latency(request, onnx.load(onnx_file())) is not None
 
 
 @pytest.mark.parametrize("use", [predict, validate, evaluate, benchmark, video, serve, build, tune])

@@ -14,12 +14,7 @@ import pytest
 from PIL import Image
 
 import nrd_trt
-from nrd_trt.building import tune as ladder
-from nrd_trt.building import tune_record
-from nrd_trt.building.ladder_plot import write_ladder
 from nrd_trt.building.request import BuildRequest
-from nrd_trt.building.tune import list_steps, rung_gates
-from nrd_trt.building.tune_record import Rung, Tuned, TuneState, open_state, state_path
 from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.cli.tune import _lines
 from nrd_trt.engine.bundle import read_bundle
@@ -27,6 +22,13 @@ from nrd_trt.engine.compat import ConfigOptions
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import read_facts
+from nrd_trt.optimization import tune as ladder
+from nrd_trt.optimization import tune_record, variants
+from nrd_trt.optimization.ladder import list_steps
+from nrd_trt.optimization.ladder_plot import write_ladder
+from nrd_trt.optimization.rungs import Rung, RungState, open_state
+from nrd_trt.optimization.tune import rung_gates
+from nrd_trt.optimization.tune_record import Tuned, state_path
 from nrd_trt.runtime.ort_runner import OrtRunner
 from nrd_trt.validation.structure import prove_structure
 from tests.artefacts import SIZE_HW, checkpoint, onnx_file, other_checkpoint, scenes, trained_model
@@ -79,13 +81,13 @@ def test_a_rung_is_timed_by_the_runs_of_its_plan(monkeypatch: pytest.MonkeyPatch
             runs.append(self)
             return super()._run(feed)
 
-    image, model = np.zeros((*SIZE_HW, 3), np.uint8), onnx.load(onnx_file())
+    model = onnx.load(onnx_file())
     monkeypatch.setattr(ladder, "plan_runner_here", lambda _, typed: Counted(typed, threads=1))
-    latency_ms = ladder._plan_latency(Mock(), model, image)
+    latency_ms = ladder._plan_latency(Mock(), model)
     assert latency_ms is not None and latency_ms > 0
     assert len(runs) == ladder._WARMUP + ladder._RUNS
     monkeypatch.setattr(ladder, "plan_runner_here", lambda _, typed: None)
-    assert ladder._plan_latency(Mock(), model, image) is None
+    assert ladder._plan_latency(Mock(), model) is None
 
 
 def test_the_winner_holds_the_gates_and_its_bundle_is_built(first: Tuned) -> None:
@@ -290,9 +292,9 @@ def test_a_stopped_run_goes_on_where_it_was(
 
 
 def test_a_state_is_of_the_builders_options_too() -> None:
-    request, calibrator = BuildRequest(source=Path("a.pth"), output=Path("a.nrd")), Calibrator("synthetic")
+    request, calibrator = BuildRequest(source=checkpoint(), output=Path("a.nrd")), Calibrator("synthetic")
     keys = [
-        ladder._key(replace(request, config=ConfigOptions(builder_options=options)), calibrator, onnx.ModelProto())
+        variants._key(replace(request, config=ConfigOptions(builder_options=options)), calibrator, None)
         for options in ({}, {"max_aux_streams": "1"}, {"max_aux_streams": "2"}, {})
     ]
     assert len(set(keys)) == 3 and keys[0] == keys[-1]
@@ -300,11 +302,11 @@ def test_a_state_is_of_the_builders_options_too() -> None:
 
 def test_a_state_is_read_back_and_a_damaged_one_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    state = TuneState(key="mine", sensitivity={"a": 0.5}, rungs={"int8": RUNG})
+    state = RungState(key="mine", sensitivity={"a": 0.5}, rungs={"int8": RUNG})
     state.save(path)
     assert open_state(path, "mine", resume=True) == state
-    assert open_state(path, "mine", resume=False) == TuneState(key="mine")
+    assert open_state(path, "mine", resume=False) == RungState(key="mine")
     for damaged in ("{", "[]", json.dumps({"key": "mine", "sensitivity": [], "rungs": {}})):
         path.write_text(damaged)
-        with pytest.raises(ConfigError, match=r"not a state of nrd_trt\.tune .*start again without resume=True"):
+        with pytest.raises(ConfigError, match=r"not a state of a search .*start again without resume=True"):
             open_state(path, "mine", resume=True)
