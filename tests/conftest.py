@@ -11,15 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from tests import helpers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDER = pytest.StashKey[Path]()
+"""What the workers of this run share; see `tests.helpers.run_folder`."""
 
-
-# Threads of torch spin; where they share cores with other workers a forward pass takes five times as long.
-torch.set_num_threads(1)
 # pytest listens to every logger, and torch then writes out each step of a trace.
 logging.getLogger("torch.__trace").propagate = False
 
@@ -27,21 +23,31 @@ logging.getLogger("torch.__trace").propagate = False
 def pytest_configure(config: pytest.Config) -> None:
     inputs = getattr(config, "workerinput", None)  # of a pytest-xdist worker
     folder = inputs["shared_folder"] if inputs else tempfile.mkdtemp(prefix="nrd_trt-tests-")
-    helpers.shared_folder = Path(folder)
+    config.stash[FOLDER] = Path(folder)
+    if inputs or not config.getoption("numprocesses", None):  # else workers run the tests, and wait for this process
+        import torch
+
+        from tests import helpers
+
+        # Threads of torch spin; where they share cores with other workers a forward pass takes five times as long.
+        torch.set_num_threads(1)
+        helpers.shared_folder = config.stash[FOLDER]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    node.workerinput["shared_folder"] = str(helpers.shared_folder)
+    node.workerinput["shared_folder"] = str(node.config.stash[FOLDER])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput") and helpers.shared_folder is not None:
-        shutil.rmtree(helpers.shared_folder, ignore_errors=True)
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.stash[FOLDER], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_trace_of_each_form() -> Iterator[None]:
+    from tests import helpers
+
     with helpers.traces_remembered():
         yield
 

@@ -39,10 +39,15 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """One session for all tests: to begin one takes seconds. What Ray leaves open warns here, not in another test."""
+def cluster() -> Iterator[str]:
+    """The address of one session for all tests and programs: to begin one takes seconds, and so does its first job.
+
+    What Ray leaves open warns here, not in another test.
+    """
     with session(None):
-        yield
+        import ray
+
+        yield ray.get_runtime_context().gcs_address
     gc.collect()
 
 
@@ -61,43 +66,58 @@ def expected(source: Path) -> dict[str, np.ndarray]:
         return {path.name: engine.predict(read_image(path)) for path in (source / "images").glob("[0-9]*.png")}
 
 
-ALONE: Any = {"concurrency": (1, 1)}
-"""One worker, whose start takes seconds of CPU; two of them go on with the job that was killed."""
+def masks(output: Path) -> list[Path]:
+    """Return the masks of a job; what stands in the way of one is a folder."""
+    return [path for path in output.glob("*.png") if path.is_file()]
 
 
-def check_tree(output: Path, expected: dict[str, np.ndarray]) -> None:
-    found = {path.name: np.array(Image.open(path)) for path in output.glob("*.png")}
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not np.array_equal(found[name], expected[name])] == []
-
-
-def markers(output: Path) -> list[list[list[str]]]:
-    return [json.loads(path.read_bytes()) for path in (output / STATE / "commits").iterdir()]
-
-
-def test_a_killed_job_goes_on_and_does_every_image_once(
-    ray: None, source: Path, expected: dict[str, np.ndarray], tmp_path: Path
+def test_a_job_that_was_killed_and_then_stopped_by_an_error_goes_on_and_does_every_image_once(
+    cluster: str,
+    source: Path,
+    expected: dict[str, np.ndarray],
+    tmp_path: Path,
+    nrd_trt: Invoke,  # noqa: F811
 ) -> None:
-    output = tmp_path / "masks"
-    command = command_line("batch", source, "-o", output, "--bundle", bundle(), "--batch", 1, "--concurrency", 1, "-q")
+    """Something else stands where the thirteenth mask shall be."""
+    output, given = tmp_path / "masks", (f"{source}/images/??.png", f"{source}/images/broken.png")
+    begin(output, Terms(sources=given, bundle_sha256=sha256_file(bundle() / RECORD_FILE)), resume=False)
+    taken = output / "12.png/taken"
+    taken.mkdir(parents=True)
+    job = ("batch", *given, "-o", output, "--bundle", bundle(), "-q")
+    command = command_line(*job, "--resume", "--batch", 1, "--concurrency", 1, "--address", cluster)
     with subprocess.Popen(command, env=environment(), start_new_session=True) as process:
-        while process.poll() is None and len(list(output.glob("*.png"))) < 3:
+        while process.poll() is None and len(masks(output)) < 3:
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
-    done = {path: os.stat(path).st_mtime_ns for path in output.glob("*.png")}
-    assert 3 <= len(done) < 24
-    result = package.segment_dataset(source, output, bundle(), batch=4, resume=True, progress=False, max_error_share=1)
-    check_tree(output, expected)
-    paths = [path for rows in markers(output) for path, *_ in rows]
-    assert len(paths) == len(set(paths)) == result.images == 25
-    assert result.skipped >= len(done) - 1  # of one batch at most the marker was not written yet
+    assert process.returncode == -signal.SIGKILL
+    done = {path: os.stat(path).st_mtime_ns for path in masks(output)}
+    assert 3 <= len(done) < 13
+    with pytest.raises(BatchError, match=r"cannot be written .*resume=True"):
+        package.segment_dataset(given, output, bundle(), resume=True, progress=False, concurrency=(1, 1))
+    taken.rmdir()
+    taken.parent.rmdir()
+    found = printed(nrd_trt(*job, "--batch", 4, "--resume", "--max-error-share", 0.1, "--json"))  # on every core
+    assert (found["images"], found["segmented"], found["failed"], found["output"]) == (25, 24, 1, str(output))
+    assert found["images_per_s"] > 0
+    assert found["skipped"] >= len(done) - 1  # of one batch at most the marker was not written yet
+    assert {path.name for path in masks(output)} == expected.keys()
+    assert [path.name for path in masks(output) if not np.array_equal(Image.open(path), expected[path.name])] == []
+    paths = [path for marker in (output / STATE / "commits").iterdir() for path, *_ in json.loads(marker.read_bytes())]
+    assert len(paths) == len(set(paths)) == 25
     again = [path for path, when in done.items() if os.stat(path).st_mtime_ns != when]
     assert len(again) <= 1
+    over = nrd_trt(*job, "--resume")
+    assert over.exit_code == 1
+    assert "24 masks of 25 images" in over.stdout and "images/broken.png: image: expected" in over.stdout
+    assert "gate failed: 1 of 25 images failed, more than the share 0.01 that may" in over.stderr
+    assert "--resume" in nrd_trt(*job).stderr
+    result = package.segment_dataset(given, output, bundle(), resume=True, progress=False)
+    assert (result.images, result.skipped, result.images_per_s, result.passed) == (25, 25, None, False)
     assert [Path(failure.path).name for failure in result.failures] == ["broken.png"]
 
 
-def test_parquet_out_of_parquet_with_bytes(
-    ray: None, source: Path, expected: dict[str, np.ndarray], tmp_path: Path
+def test_parquet_out_of_parquet_with_bytes_by_a_signed_bundle_and_no_other(
+    cluster: str, source: Path, expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -106,8 +126,11 @@ def test_parquet_out_of_parquet_with_bytes(
     held = pyarrow.table({"path": [file.name for file in files], "bytes": [file.read_bytes() for file in files]})
     pyarrow.parquet.write_table(held, tmp_path / "in.parquet", row_group_size=10)
     output = tmp_path / "out.parquet"
-    sure, low = bundle(output="mask,confidence"), 0.8
-    job = {"bundle": sure, "low_confidence": low, "progress": False, **ALONE}
+    sure, other = (copy_of(bundle(output="mask,confidence"), tmp_path / name) for name in ("a.nrd", "b.nrd"))
+    key_pair(tmp_path, "own")
+    package.sign(sure, tmp_path / "own.pem")
+    low, key = 0.8, {"verify_key": tmp_path / "own.pub", "progress": False}
+    job: dict[str, Any] = {"bundle": sure, "low_confidence": low, "concurrency": (1, 1), **key}
     result = package.segment_dataset(tmp_path / "in.parquet", output, batch=4, **job)
     rows = {row["path"]: row for row in pyarrow.parquet.read_table(output).to_pylist()}
     assert rows.keys() == {file.name for file in files} and result.images == 25
@@ -131,43 +154,12 @@ def test_parquet_out_of_parquet_with_bytes(
     again = {"resume": True, "max_error_share": 0.04}
     assert not result.passed and package.segment_dataset(tmp_path / "in.parquet", output, **job, **again).passed
     with pytest.raises(BatchError, match=r"the job began with low_confidence=0\.8, got 0\.5; give that"):
-        package.segment_dataset(tmp_path / "in.parquet", output, sure, resume=True, progress=False)
-
-
-def test_the_verb_says_what_it_did_and_fails_above_the_share(
-    ray: None,
-    source: Path,
-    tmp_path: Path,
-    nrd_trt: Invoke,  # noqa: F811
-) -> None:
-    given = (f"{source}/images/0?.png", source / "images/broken.png")
-    job = ("batch", *given, "-o", tmp_path / "masks", "--bundle", bundle(), "--concurrency", 1, "-q")
-    result = nrd_trt(*job)
-    assert result.exit_code == 1
-    assert "10 masks of 11 images" in result.stdout and "images/broken.png: image: expected" in result.stdout
-    assert "gate failed: 1 of 11 images failed, more than the share 0.01 that may" in result.stderr
-    found = printed(nrd_trt(*job, "--resume", "--max-error-share", 0.1, "--json"))
-    assert (found["images"], found["segmented"], found["failed"], found["skipped"]) == (11, 10, 1, 11)
-    assert found["images_per_s"] is None and found["output"] == str(tmp_path / "masks")
-    assert "--resume" in nrd_trt(*job).stderr
-
-
-def test_an_error_of_a_worker_ends_the_job_by_its_name_and_nothing_is_lost(
-    ray: None, source: Path, expected: dict[str, np.ndarray], tmp_path: Path
-) -> None:
-    """Something else stands where the first mask shall be."""
-    output = tmp_path / "masks"
-    taken = output / "00.png/taken"
-    terms = Terms(sources=(str(source / "images"),), bundle_sha256=sha256_file(bundle() / RECORD_FILE))
-    begin(output, terms, resume=False)
-    taken.mkdir(parents=True)
-    with pytest.raises(BatchError, match=r"cannot be written .*resume=True"):
-        package.segment_dataset(source / "images", output, bundle(), resume=True, progress=False, **ALONE)
-    taken.rmdir()
-    taken.parent.rmdir()
-    result = package.segment_dataset(source / "images", output, bundle(), resume=True, progress=False, **ALONE)
-    assert result.images == 25
-    check_tree(output, expected)
+        package.segment_dataset(tmp_path / "in.parquet", output, sure, resume=True, **key)
+    before = content(output)
+    rewrite_facts(other, command="another")
+    with pytest.raises(BatchError, match=r"began with the bundle .*give that one, or another output"):
+        package.segment_dataset(tmp_path / "in.parquet", output, other, resume=True, progress=False)
+    assert content(output) == before
 
 
 def test_bad_input(source: Path, tmp_path: Path, nrd_trt: Invoke) -> None:  # noqa: F811
@@ -192,17 +184,3 @@ def test_bad_input(source: Path, tmp_path: Path, nrd_trt: Invoke) -> None:  # no
             package.segment_dataset(source, tmp_path / "masks", bundle(), low_confidence=value)
     with pytest.raises(ConfigError, match=r"sources=.*name one"):
         package.segment_dataset([], tmp_path / "masks", bundle())
-
-
-def test_a_signed_bundle_and_another_one(ray: None, source: Path, tmp_path: Path) -> None:
-    key_pair(tmp_path, "own")
-    signed = copy_of(bundle(), tmp_path / "a.nrd")
-    package.sign(signed, tmp_path / "own.pem")
-    one, output = source / "images/00.png", tmp_path / "masks"
-    package.segment_dataset(one, output, signed, verify_key=tmp_path / "own.pub", progress=False)
-    before = content(output)
-    other = copy_of(bundle(), tmp_path / "b.nrd")
-    rewrite_facts(other, command="another")
-    with pytest.raises(BatchError, match=r"began with the bundle .*give that one, or another output"):
-        package.segment_dataset(one, output, other, resume=True, progress=False)
-    assert content(output) == before
