@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
-# One process per core, one thread per process: PyTorch would start as many threads as cores in each. Files are taken in
-# their order: by their number of tests, the kernels, which are few and slow, would come last and alone. Bytecode is
-# written whatever the environment says: hundreds of processes would each compile the package.
+# One process more than cores, as some tests wait for others' processes, one thread per process: PyTorch would start as
+# many threads as cores in each. Files are taken in their order: by their number of tests, the kernels, which are few and
+# slow, would come last and alone. Bytecode is written whatever the environment says: hundreds of processes would each
+# compile the package.
 JOBS ?= auto
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 PYTEST_XDIST_AUTO_NUM_WORKERS=$$(($$(nproc) + 1)) $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 CPP_FILES := $(shell find plugins scripts/dev -path plugins/build -prune -o -type f \
 	\( -name '*.h' -o -name '*.cu' -o -name '*.cpp' \) -print 2>/dev/null)
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("bench") / "bench"
     sources = ["-x", "c++", str(KERNELS / "bench" / "bench.cu"), str(HERE / "launchers.cpp"), "-x", "none"]
-    on_cpu.compile_cpp(["-std=c++17", f"-I{HERE}", f"-I{KERNELS}", *sources, *on_cpu.kernel_objects()], target)
+    on_cpu.compile_cpp(["-std=c++17", "-O1", f"-I{HERE}", f"-I{KERNELS}", *sources, *on_cpu.kernel_objects()], target)
     return target
 
 

@@ -89,7 +89,7 @@ def program() -> Path:
         (folder / "planted.h").write_text("extern int const nrd_planted;\n")
         (folder / "planted.cpp").write_text(SWITCH)
         sources = ["emulated_kernels.cpp", "emulation.cpp", "host_reference.cpp", "planted.cpp", f"tests/{PROGRAM}"]
-        flags = [f"-I{folder}", "-std=c++17", "-include", "planted.h"]
+        flags = [f"-I{folder}", "-std=c++17", "-O1", "-include", "planted.h"]
         compile_cpp([*flags, *(str(folder / source) for source in sources)], folder / "program")
 
     return made_once("planted_faults", make) / "program"
