@@ -28,7 +28,7 @@ help:  ## List the targets
 
 install: $(STAMP)  ## Make .venv with everything for work on this machine
 
-EXTRAS := torch openvino rtx plot video serve batch signing dev
+EXTRAS := torch prune openvino rtx plot video serve batch signing dev
 comma := ,
 LOCKS := scripts/dev/locks
 LOCK := $(wildcard $(LOCKS)/py$(shell $(PYTHON) -c 'import platform as p; print(*p.python_version_tuple()[:2], sep=".", end="-" + p.machine())').txt)

@@ -56,6 +56,8 @@ PaletteName = Literal["model", "camvid", "cityscapes", "ade20k", "generated"]
 
 Head = Literal["nrd", "nrd_no_aspp", "deeplabv3plus", "bilinear", "deeplabv3"]
 ControllerInit = Literal["released", "perceptron"]
+Importance = Literal["group_norm", "taylor"]
+"""What ranks the channels of a network that is pruned."""
 Device = Literal["auto", "cpu", "cuda"]
 Arithmetic = Literal["auto", "fp32", "bf16", "fp16"]
 

@@ -88,6 +88,7 @@ CALLS = {
     "load_model": ("absent.pth",),
     "open_bundle": ("absent.nrd",),
     "package": ("absent.nrd", "absent_models", "triton"),
+    "prune": ("absent.pth", "absent", "absent"),
     "segment_dataset": ("absent", "absent_masks", "absent.nrd"),
     "segment_video": ("absent.mp4", "absent_masks.mp4", "absent.nrd"),
     "selftest": ("absent/report",),

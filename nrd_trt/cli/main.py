@@ -52,8 +52,8 @@ app = typer.Typer(
     add_completion=False,
 )
 _NAMES = (
-    *("doctor", "selftest", "train", "evaluate", "complexity", "export", "calibrate", "build", "inspect", "validate"),
-    *("sign", "predict", "benchmark", "tune", "video", "serve", "batch", "package"),
+    *("doctor", "selftest", "train", "prune", "evaluate", "complexity", "export", "calibrate", "build", "inspect"),
+    *("validate", "sign", "predict", "benchmark", "tune", "video", "serve", "batch", "package"),
 )
 VERBS: dict[str, Callable[..., None]] = {
     name: getattr(import_module(f"nrd_trt.cli.{name}"), f"{name}_command") for name in _NAMES

@@ -14,11 +14,9 @@ from nrd_trt.specs import Arithmetic, ControllerInit, Device, Head, Resample
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(groups.Group):
-    """How a run is done, and what it has instead of the recipe's."""
+class RunOptions(groups.Group):
+    """How a run is done, of whatever network."""
 
-    head: Annotated[Head | None, typer.Option(help="Instead of the recipe's.")] = None
-    output_stride: common.OutputStride = None
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None
     evaluations: Annotated[int | None, typer.Option(min=1, help="How often to validate, instead of the recipe's.")] = (
@@ -27,17 +25,8 @@ class TrainingOptions(groups.Group):
     synthetic_share: Annotated[
         float | None, typer.Option(metavar="0-1", help="Share of procedural scenes, instead of the recipe's.")
     ] = None
-    controller_init: Annotated[
-        ControllerInit | None, typer.Option(help="Instead of the recipe's; perceptron is for short runs.")
-    ] = None
     resample: Annotated[
         Resample | None, typer.Option(help="How validation images are scaled, instead of the recipe's.")
-    ] = None
-    init_encoder: Annotated[
-        Path | None, typer.Option(metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one.")
-    ] = None
-    encoder_rate: Annotated[
-        float | None, typer.Option(help="Share of the learning rates for the encoder; below 1 for a trained one.")
     ] = None
     teacher: Annotated[
         Path | None, typer.Option(metavar="CKPT", help="A trained network of the same classes that guides this one.")
@@ -51,19 +40,41 @@ class TrainingOptions(groups.Group):
     force: common.Force = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(groups.Group):
+    """What is trained, where it is not what the recipe says."""
+
+    head: Annotated[Head | None, typer.Option(help="Instead of the recipe's.")] = None
+    output_stride: common.OutputStride = None
+    controller_init: Annotated[
+        ControllerInit | None, typer.Option(help="Instead of the recipe's; perceptron is for short runs.")
+    ] = None
+    init_encoder: Annotated[
+        Path | None, typer.Option(metavar="CKPT", help="Start from this encoder, e.g. mmseg's ImageNet one.")
+    ] = None
+    encoder_rate: Annotated[
+        float | None, typer.Option(help="Share of the learning rates for the encoder; below 1 for a trained one.")
+    ] = None
+
+
+Data = Annotated[
+    list[Path],
+    typer.Option(
+        metavar="DIR",
+        help="Labelled images: train/ and val/ (CamVid), images/ and labels/, or the layout of Cityscapes, ADE20K "
+        "or Pascal Context; 'synthetic' for procedural scenes. Several are mixed.",
+    ),
+]
+RunFolder = Annotated[Path, typer.Option("-o", metavar="DIR", help="Where to write the run.")]
+
+
 def train_command(
     *,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="What to train, e.g. camvid_mobilenetv2.")],
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            metavar="DIR",
-            help="Labelled images: train/ and val/ (CamVid), images/ and labels/, or the layout of Cityscapes, ADE20K "
-            "or Pascal Context; 'synthetic' for procedural scenes. Several are mixed.",
-        ),
-    ],
-    output: Annotated[Path, typer.Option("-o", metavar="DIR", help="Where to write the run.")],
-    options: TrainingOptions,
+    data: Data,
+    output: RunFolder,
+    network: NetworkOptions,
+    options: RunOptions,
     out: groups.OutputOptions,
 ) -> None:
     """Train a network and keep the checkpoint with the best validation mIoU.
@@ -76,6 +87,7 @@ def train_command(
         recipe,
         data,
         output,
+        **network.given(),
         **options.given(),
         progress=not out.quiet,
     )

@@ -95,6 +95,21 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
     encoder.load_state_dict({name: given[name] for name in own}, strict=False)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a ``.safetensors`` file says of its run, such as the recipe; nothing of a ``.pth``.
+
+    Raises:
+        CheckpointError: The file is unreadable.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as exc:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({exc}); fetch or export it again.") from exc
+
+
 def save_checkpoint(
     model: Segmentor, path: Path, *, half: bool = False, extra: Mapping[str, str] | None = None
 ) -> None:
@@ -148,9 +163,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
+    metadata = read_metadata(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(f"{path}: not a readable safetensors file ({exc}); fetch or export it again.") from exc

@@ -201,9 +201,10 @@ def _encoder(shapes: Shapes) -> str | None:
         len({name.split(".")[2] for name in shapes if name.startswith(f"backbone.layer{stage}.")})
         for stage in (1, 2, 3, 4)
     )
-    grouped = shapes.get("backbone.layer1.0.conv2.weight", (64, 64))
+    given, taken = shapes.get("backbone.layer1.0.conv1.weight", (1,)), shapes.get("backbone.layer1.0.conv2.weight", ())
+    groups = given[0] // max(taken[1], 1) if given and len(taken) > 1 else 1
     deep_stem, bottleneck = (f"backbone.{name}.weight" in shapes for name in ("stem.0", "layer1.0.conv3"))
-    found = (blocks, deep_stem, bottleneck, grouped[0] // max(grouped[1], 1))
+    found = (blocks, deep_stem, bottleneck, groups)
     for name, plan in RESNETS.items():
         if (plan.blocks, plan.deep_stem, plan.bottleneck, plan.groups) == found:
             return name

@@ -45,11 +45,13 @@ class Cost:
         parameters: Trained numbers that a forward pass reads; no running statistics, no unused ``conv_seg``.
         activation_bytes: What convolutions and matrix products write, in fp32. An engine fuses batch norm and
             activation functions into them; concatenation, pooling and resizing are left out, and so is the input.
+        layers: Multiply-adds by module, those of its parts included.
     """
 
     macs: Mapping[str, int]
     parameters: int
     activation_bytes: int
+    layers: Mapping[str, int]
 
     @property
     def total(self) -> int:
@@ -156,10 +158,13 @@ def count_cost(config: NetworkConfig, info: ModelInfo, size_hw: tuple[int, int])
     with torch.inference_mode(), flops, written:
         model(image)
     unused = sum(parameter.numel() for module in model.unused_modules() for parameter in module.parameters())
+    root = f"{type(model).__name__}."
+    layers = {name.removeprefix(root): sum(one.values()) // 2 for name, one in flops.get_flop_counts().items()}
     return Cost(
-        macs=_by_part(flops.get_flop_counts(), type(model).__name__),
+        macs=_by_part(layers, flops.get_total_flops() // 2),
         parameters=sum(parameter.numel() for parameter in model.parameters()) - unused,
         activation_bytes=written.get_total_flops(),
+        layers=layers,
     )
 
 
@@ -184,11 +189,7 @@ def _network(source: Path | str, head: Head | None, options: CheckpointFields) -
     return replace(recipe.config, dilations=dilations), recipe.info
 
 
-def _by_part(flops: Mapping[str, Mapping[Any, int]], root: str) -> dict[str, int]:
-    """Sum a counter's figures, two per multiply-add, by part."""
-
-    def macs(*modules: str) -> int:
-        return sum(sum(flops.get(module, {}).values()) for module in modules) // 2
-
-    parts = {part: macs(*(f"{root}.{name}" for name in names)) for part, names in _MODULES.items()}
-    return {**parts, "decode": macs(root) - sum(parts.values())}
+def _by_part(layers: Mapping[str, int], total: int) -> dict[str, int]:
+    """Sum the multiply-adds of modules by part."""
+    parts = {part: sum(layers.get(name, 0) for name in names) for part, names in _MODULES.items()}
+    return {**parts, "decode": total - sum(parts.values())}

@@ -7,11 +7,12 @@ Samples come from `nrd_trt.training.samples`, numbers from `nrd_trt.training.rec
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ class Execution:
             if value is not None and value < lowest:
                 raise ConfigError(f"{name}={value}: expected {lowest} or more.")
 
+    def set_threads(self) -> None:
+        """Give PyTorch the threads that were asked for."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
 
 def run_recipe(
     recipe: Recipe,
@@ -92,15 +98,18 @@ def run_recipe(
     output: Path,
     how: Execution,
     *,
-    init_encoder: Path | None,
+    init_encoder: Path | None = None,
+    start: Segmentor | None = None,
     teacher: Path | None,
     resume: bool,
     force: bool,
 ) -> TrainResult:
-    """Do what `nrd_trt.training.train.train` describes, once its arguments are known."""
+    """Do what `nrd_trt.training.train.train` describes, once its arguments are known.
+
+    A run that is no resumed one begins with the weights of `start`, where one is given, or with an encoder's.
+    """
     samples = Samples(recipe, data)
-    if how.threads is not None:
-        torch.set_num_threads(how.threads)
+    how.set_threads()
     with joined_world(how.device) as world:
         if world.is_first:
             prepare_folder(output, resume=resume, force=force)
@@ -111,9 +120,12 @@ def run_recipe(
             run.restore()
         elif init_encoder is not None:
             load_encoder(run.segmentor.backbone, init_encoder)
+        elif start is not None:
+            run.segmentor.load_state_dict(start.state_dict())
+        if not resumed:
             run.average.load_state_dict(run.segmentor.state_dict())
         if guided_by is not None and not resumed:
-            run.teacher_miou = run.score(guided_by.network)
+            run.teacher_miou = score(guided_by.network, samples, world)
         if force and world.is_first:
             clear_folder(output)  # only now, when data, labels and encoder have been found usable
         world.barrier()
@@ -127,6 +139,25 @@ def predict_mask(model: Segmentor, image: np.ndarray, fit: Fit = "resize", resam
     device = next(model.parameters()).device
     images = torch.from_numpy(normalise(fitted.image[None], model.info)).to(device, memory_format=torch.channels_last)
     return fitted.restore(model.predict(images)[0].cpu().numpy().astype(np.uint8))
+
+
+def score(network: Segmentor, samples: Samples, world: World | None = None) -> float:
+    """Return a network's mIoU on the validation images, each rank counting its part.
+
+    Raises:
+        ConfigError: An image or a label is unusable, or no label has a class.
+    """
+    world, recipe, classes = world or World(), samples.recipe, network.config.num_classes
+    matrix = np.zeros((classes, classes), np.int64)
+    for index in range(world.rank, samples.validation_count(), world.size):
+        image, label = samples.validation_sample(index)
+        mask = predict_mask(network, image, recipe.fit, recipe.resample)
+        matrix += confusion_matrix(label, mask, classes)
+    total = world.sum(torch.from_numpy(matrix).to(world.device))
+    miou = mean_iou(total.cpu().numpy())
+    if miou is None:
+        raise ConfigError("validation labels: expected pixels of some class, got ignored ones only; check data=.")
+    return miou
 
 
 class _Batches(Dataset[Any]):
@@ -305,24 +336,10 @@ class _Run:
 
     def validate(self) -> float:
         """Return the mIoU of the averaged weights; write the best so far."""
-        miou = self.score(self.average)
+        miou = score(self.average, self.samples, self.world)
         if miou > self.best:
             self.best = miou
             self._write(BEST, miou)
-        return miou
-
-    def score(self, network: Segmentor) -> float:
-        """Return a network's mIoU on the validation images, each rank counting its part."""
-        classes = self.recipe.config.num_classes
-        matrix = np.zeros((classes, classes), np.int64)
-        for index in range(self.world.rank, self.samples.validation_count(), self.world.size):
-            image, label = self.samples.validation_sample(index)
-            mask = predict_mask(network, image, self.recipe.fit, self.recipe.resample)
-            matrix += confusion_matrix(label, mask, classes)
-        total = self.world.sum(torch.from_numpy(matrix).to(self.world.device))
-        miou = mean_iou(total.cpu().numpy())
-        if miou is None:
-            raise ConfigError("validation labels: expected pixels of some class, got ignored ones only; check data=.")
         return miou
 
     def save(self) -> None:
@@ -362,6 +379,8 @@ class _Run:
             facts["miou"] = f"{miou:.4f}"
         if self.teacher is not None:
             facts["teacher_sha256"] = self.teacher.sha256
+        if self.recipe.pruning is not None:
+            facts["pruning"] = json.dumps(asdict(self.recipe.pruning))
         if self.world.is_first:
             save_checkpoint(self.average, self.out / name, extra=facts)
 

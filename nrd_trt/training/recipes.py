@@ -14,10 +14,37 @@ from nrd_trt.data.augment import Augmentation
 from nrd_trt.data.classes import known_classes
 from nrd_trt.errors import ConfigError
 from nrd_trt.model.config import CAMVID_INFO, KNOWN_CONFIGS, NetworkConfig
-from nrd_trt.specs import ControllerInit, Fit, Head, ModelInfo, Resample, Size, check_choice, check_size
+from nrd_trt.specs import ControllerInit, Fit, Head, Importance, ModelInfo, Resample, Size, check_choice, check_size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What a network lost before its run, and by what rule.
+
+    Attributes:
+        source_sha256: Hash of the checkpoint that was pruned.
+        keep: Share in 0-1 of its multiply-adds that may stay.
+        importance: What ranks channels: ``"taylor"``, what the loss would change by without one, to first order, or
+            ``"group_norm"``, the norm of the weights that give and take it.
+        round_to: Numbers of channels become multiples of this: 8, or 16 for int8.
+    """
+
+    source_sha256: str
+    keep: float
+    importance: Importance = "taylor"
+    round_to: int = 8
+
+    def __post_init__(self) -> None:
+        check_choice("importance", self.importance, Importance)
+        if not 0 < self.keep < 1:
+            raise ConfigError(
+                f"keep={self.keep:g}: expected a share of the multiply-adds above 0 and below 1, such as 0.6."
+            )
+        if self.round_to not in (8, 16):
+            raise ConfigError(f"round_to={self.round_to}: expected 8, or 16 for int8.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +85,7 @@ class Recipe:
         teacher_temperature: What logits are divided by before they are compared.
         evaluations: How often to validate during the run, evenly spaced.
         seed: Seed of the initial weights and of every sample.
+        pruning: What the network lost before, where a run goes on with a pruned one.
     """
 
     name: str
@@ -91,6 +119,7 @@ class Recipe:
     teacher_temperature: float = 2.0
     evaluations: int = 10
     seed: int = 0
+    pruning: Pruning | None = None
 
     def __post_init__(self) -> None:
         check_choice("controller_init", self.controller_init, ControllerInit)
@@ -162,6 +191,7 @@ def _camvid(name: str, **changes: Any) -> Recipe:
     return replace(recipe, **changes)
 
 
+_TUNING_STEPS, _TUNING_RATE = 1 / 3, 1 / 2
 _CITYSCAPES: dict[str, Any] = {
     "crop_hw": (512, 1024), "base_wh": (2048, 1024), "steps": 84_000, "size_hw": (1024, 2048)
 }  # fmt: skip
@@ -225,3 +255,24 @@ def adapted(recipe: Recipe, **changes: Unpack[RecipeChanges]) -> Recipe:
     if (output_stride := given.pop("output_stride", None)) is not None:
         config = config.with_stride(output_stride)
     return replace(recipe, config=config, **given)
+
+
+def fine_tuning(recipe: Recipe, **changes: Unpack[RecipeChanges]) -> Recipe:
+    """Return a recipe for a network that is nearly trained: shorter, with lower learning rates.
+
+    Args:
+        recipe: That of a whole training.
+        **changes: As for `adapted`, but that None as ``steps`` takes a third of the recipe's.
+
+    Raises:
+        ConfigError: As there.
+    """
+    tuned = adapted(replace(recipe, steps=math.ceil(recipe.steps * _TUNING_STEPS)), **changes)
+    return replace(
+        tuned,
+        lr=recipe.lr * _TUNING_RATE,
+        muon_lr=recipe.muon_lr * _TUNING_RATE,
+        min_lr=recipe.min_lr * _TUNING_RATE,
+        warmup=min(recipe.warmup, tuned.steps // 10),
+        controller_init="released",
+    )

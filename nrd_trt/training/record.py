@@ -54,6 +54,13 @@ class RunState:
     teacher_miou: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _StoredRecipe:
+    """What is read of a state's recipe before there is one to compare it with."""
+
+    config: NetworkConfig
+
+
 def prepare_folder(out: Path, *, resume: bool, force: bool) -> None:
     """Make the folder; refuse to mix two runs in it. With `force` the run in it stays until `clear_folder`.
 
@@ -127,6 +134,18 @@ def read_state(path: Path, recipe: Recipe, parts: int, teacher_sha256: str | Non
         ) or state.step not in range(recipe.steps + 1):
             raise ValueError(f"step {state.step} of {recipe.steps}, best mIoU {state.best}")
     return state
+
+
+def read_config(path: Path) -> NetworkConfig:
+    """Return the configuration of the network that a state belongs to.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    with readable(path):
+        check_pickles(path)
+        text = torch.load(path, map_location="cpu", weights_only=True)["recipe"]
+        return decode_json(text, _StoredRecipe).config
 
 
 @contextmanager

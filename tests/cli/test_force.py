@@ -19,6 +19,7 @@ WRITERS = {
     "export": ("out.onnx", "export {checkpoint} --size 64x96 -o {out}"),
     "package": (f"{NAME}_bundle", "package {bundle} --for triton -o {folder}"),
     "predict": ("masks/scene_0000.png", "predict {bundle} {data}/images -o {folder}"),
+    "prune": ("run/log.csv", "prune {checkpoint} --data {data} -o {folder}"),
     "selftest": ("report/selftest.json", "selftest -o {folder}"),
     "train": ("run/log.csv", "train --recipe camvid_mobilenetv2 --data {data} -o {folder}"),
     "tune": ("out.tune.json", "tune {checkpoint} --data {data} -o {bundle_out}"),
