@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nrd_trt.inspection.inspect import inspect as inspect
     from nrd_trt.machine.doctor import doctor as doctor
     from nrd_trt.model import load_model as load_model
+    from nrd_trt.optimization.optimize import optimize as optimize
     from nrd_trt.optimization.prune import prune as prune
     from nrd_trt.optimization.tune import tune as tune
     from nrd_trt.packaging.package import package as package
@@ -58,6 +59,7 @@ _FUNCTIONS = {
     "inspect": "nrd_trt.inspection.inspect",
     "load_model": "nrd_trt.model",
     "open_bundle": "nrd_trt.runtime.engine",
+    "optimize": "nrd_trt.optimization.optimize",
     "package": "nrd_trt.packaging.package",
     "prune": "nrd_trt.optimization.prune",
     "segment_dataset": "nrd_trt.batch.segment_dataset",

@@ -87,6 +87,7 @@ CALLS = {
     "inspect": ("absent.onnx",),
     "load_model": ("absent.pth",),
     "open_bundle": ("absent.nrd",),
+    "optimize": ("absent.pth", "absent_search"),
     "package": ("absent.nrd", "absent_models", "triton"),
     "prune": ("absent.pth", "absent", "absent"),
     "segment_dataset": ("absent", "absent_masks", "absent.nrd"),

@@ -31,8 +31,9 @@ from nrd_trt.benchmarking.plot import check_plot, write_plot
 from nrd_trt.benchmarking.record import Benchmark, BenchmarkRow, LayerTime
 from nrd_trt.benchmarking.timing import Call, Latency, Timing, peak_memory_mib, time_at_once, time_in_turn
 from nrd_trt.data.synthetic import street_scene
-from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
+from nrd_trt.engine.bundle import ONNX_FILE, Bundle, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError
+from nrd_trt.files import sha256_file
 from nrd_trt.machine.clocks import DeviceLog, DeviceMonitor, ProbedDevice
 from nrd_trt.machine.device import choose_device
 from nrd_trt.machine.host import HostFacts, Machine, host_facts, load_average
@@ -69,6 +70,8 @@ class _Target:
     name: str
     engines: tuple[Engine, ...]
     size: Size
+    onnx_sha256: str | None
+    checkpoint_sha256: str | None
 
     @property
     def engine(self) -> Engine:
@@ -221,7 +224,14 @@ def _open(
         engines = tuple(
             open_engine(bundle or path, handed, size=free, verify_key=verify_key) for _ in range(calls.streams)
         )
-        target = _Target(name=path.name, engines=engines, size=size or engines[0].graph.shape.opt_hw)
+        onnx = bundle.record.files[ONNX_FILE] if bundle else sha256_file(path) if path.suffix == ".onnx" else None
+        target = _Target(
+            name=path.name,
+            engines=engines,
+            size=size or engines[0].graph.shape.opt_hw,
+            onnx_sha256=onnx,
+            checkpoint_sha256=engines[0].graph.checkpoint_sha256 if onnx else sha256_file(path),
+        )
         if target.engine.runner_name != "torch":  # a checkpoint takes what it is given
             _check_shape(path, target.engine, target.size, calls.batch)
         if calls.profile and not (on_device(target.engine.runner) or profiles(target.engine.runner)):
@@ -335,6 +345,8 @@ def _row(measured: _Measured, first: Timing, shared: _Conditions, calls: _Calls)
         plan_ran=engine.plan_ran,
         precision=engine.graph.precision,
         size=target.size,
+        onnx_sha256=target.onnx_sha256,
+        checkpoint_sha256=target.checkpoint_sha256,
         batch=calls.batch,
         warmup=calls.warmup,
         duration_s=calls.duration,

@@ -6,6 +6,8 @@ object, several give ``{"results": [...]}`` with an object for each, in their or
 - ``target runner arithmetic plan_ran precision size batch warmup runs duration_s streams threads copies cuda_graph``:
   what was run, and how. ``plan_ran`` is null where there is no plan. ``runs`` counts the timed calls of all streams;
   ``size`` is ``"HxW"``.
+- ``onnx_sha256 checkpoint_sha256``: whose figures these are. The first is null for a checkpoint, the second where the
+  file does not tell. A bundle that is rebuilt for a device keeps both.
 - ``latency_ms {p50, p90, p99, mean, min}``: from an image on the host to the mask on the host, both on the device
   where ``copies`` is ``"excluded"``. ``enqueue_ms``, of the same keys: what it took the host to queue the engine's
   work. ``gpu_compute_ms``: between CUDA events around that work, in runs after the timed calls, without copies and each
@@ -64,6 +66,8 @@ class BenchmarkRow:
         plan_ran: Whether a bundle's plan itself ran; None where there is no plan.
         precision: Precision of the file.
         size: Height and width of the image.
+        onnx_sha256: Hash of the ONNX file; None for a checkpoint.
+        checkpoint_sha256: Hash of the checkpoint that it was made of; None where it does not tell.
         batch: Images per call.
         warmup: Untimed calls of each stream.
         duration_s: Seconds of timed calls that were asked for; None where the number of calls was.
@@ -93,6 +97,8 @@ class BenchmarkRow:
     plan_ran: bool | None
     precision: Precision
     size: Size
+    onnx_sha256: str | None
+    checkpoint_sha256: str | None
     batch: int
     warmup: int
     duration_s: float | None

@@ -82,16 +82,20 @@ def build_bundle(request: BuildRequest) -> Bundle:
 def plan_runner_here(request: BuildRequest, model: onnx.ModelProto) -> TrtRunner | None:
     """Build the plan of a typed file and return what runs it, or None where the builder or this machine cannot."""
     build = _Build(request)
-    if build.flavour == "onnxruntime" or build.device is None:
+    if not build.runs_plans:
         return None
     build.make(model)
     runner = build.runner()
     return runner if isinstance(runner, TrtRunner) else None
 
 
-def check_build(request: BuildRequest) -> None:
-    """Raise what a build of this request would raise before its work: a builder, a GPU or a library that is absent."""
-    _Build(request)
+def check_build(request: BuildRequest) -> bool:
+    """Raise what a build of this request would raise before its work: a builder, a GPU or a library that is absent.
+
+    Returns:
+        Whether it would build a plan that this machine runs.
+    """
+    return _Build(request).runs_plans
 
 
 class _Build:
@@ -102,6 +106,11 @@ class _Build:
         self.request, self.flavour = request, choose_builder(request)
         self.device = _find_device(self.flavour)
         self._library = look_for_plugin(request, self.flavour, self.device)
+
+    @property
+    def runs_plans(self) -> bool:
+        """Whether there is a builder, and a GPU here to run what it builds."""
+        return self.flavour != "onnxruntime" and self.device is not None
 
     def make(self, model: onnx.ModelProto) -> None:
         """Build the plan of a typed file; ONNX Runtime has none, and a file for a CPU neither."""

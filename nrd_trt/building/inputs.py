@@ -109,6 +109,7 @@ def _from_checkpoint(request: BuildRequest) -> BuildInput:
         outputs=request.outputs,
         mask_encoding=request.mask_encoding,
         calibrator=request.calibrator,
+        full=request.full,
         threads=request.run.threads,
         progress=request.progress,
     )

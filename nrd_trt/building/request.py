@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nrd_trt.calibration.calibrator import Calibrator, make_calibrator
 from nrd_trt.data.samples import SampleSource
@@ -29,6 +29,9 @@ from nrd_trt.specs import (
     Size,
     check_choice,
 )
+
+if TYPE_CHECKING:
+    import onnx
 
 FORM = ("input_form", "outputs", "mask_encoding", "size", "dynamic", "batch")
 """Arguments about the form of the exported file, which an ONNX file and a bundle have already."""
@@ -72,6 +75,8 @@ class BuildRequest:
     on_message: OnMessage = silent
     describe: Callable[[str], str] | None = None
     options: CheckpointFields = field(default_factory=CheckpointFields)
+    full: onnx.ModelProto | None = field(default=None, repr=False)
+    """What `nrd_trt.exporting.export.export_full` gave of the source before; None exports it."""
 
     def __post_init__(self) -> None:
         check_form(self.input_form, self.outputs, self.mask_encoding)

@@ -190,7 +190,12 @@ def run_by(runner: str, arithmetic: str, plan_ran: bool | None) -> str:
 
 def headline(warnings: Sequence[str]) -> list[str]:
     """Return the lines that stand above everything else: what speaks against the figures."""
-    return [f"WARNING: {translated(line, _flags)}" for line in warnings]
+    return [f"WARNING: {line}" for line in as_typed(warnings)]
+
+
+def as_typed(lines: Sequence[str]) -> list[str]:
+    """Return lines of the library with flags in the place of its parameters."""
+    return [translated(line, _flags) for line in lines]
 
 
 def finer_gates(found: MaskFigures, gates: Gates) -> list[tuple[str, str]]:

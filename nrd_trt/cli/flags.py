@@ -103,6 +103,8 @@ def _typed(name: str, value: Any) -> str:
         return str(value)
     if name in _RANGED:
         return ":".join(_typed("size", part) for part in value)
+    if name == "sizes":
+        return ",".join(_typed("size", part) for part in value)
     return ("x" if name == "size" else ",").join(map(str, value))
 
 

@@ -53,7 +53,7 @@ app = typer.Typer(
 )
 _NAMES = (
     *("doctor", "selftest", "train", "prune", "evaluate", "complexity", "export", "calibrate", "build", "inspect"),
-    *("validate", "sign", "predict", "benchmark", "tune", "video", "serve", "batch", "package"),
+    *("validate", "sign", "predict", "benchmark", "tune", "optimize", "video", "serve", "batch", "package"),
 )
 VERBS: dict[str, Callable[..., None]] = {
     name: getattr(import_module(f"nrd_trt.cli.{name}"), f"{name}_command") for name in _NAMES

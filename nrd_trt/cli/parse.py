@@ -20,6 +20,11 @@ def parse_size(text: str) -> Size:
     return int(match[1]), int(match[2])
 
 
+def parse_sizes(text: str) -> tuple[Size, ...]:
+    """Parse ``"HxW,HxW"``."""
+    return tuple(map(parse_size, text.split(",")))
+
+
 def parse_dynamic(text: str) -> tuple[Size, ...]:
     """Parse ``"MIN:OPT:MAX"``, each ``HxW``."""
     sizes = tuple(map(parse_size, text.split(":")))

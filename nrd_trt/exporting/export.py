@@ -230,6 +230,7 @@ def export_checked(
     mask_encoding: MaskEncoding | None = None,
     inlined: bool = False,
     calibrator: Calibrator | None = None,
+    full: onnx.ModelProto | None = None,
     threads: int | None = None,
     progress: bool = True,
 ) -> Exported:
@@ -245,6 +246,7 @@ def export_checked(
         mask_encoding: See `export`; None is the default.
         inlined: See `inline` of `export`.
         calibrator: Makes int8, and has more images that the extremes of 16-bit tensors are measured on.
+        full: The model as `export_full` gave it before, in the same form; None exports it.
         threads: CPU threads of ONNX Runtime.
         progress: Show a bar on stderr.
 
@@ -252,15 +254,8 @@ def export_checked(
         ExportError: The graph is invalid, or TensorRT 10 cannot read it. A parity gate that does
             not hold is a result, not an error.
     """
-    from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
-
-    form = ExportOptions(
-        shape=samples.shape,
-        input_form=input_form or "uint8",
-        mask_encoding=mask_encoding or "uint8",
-        confidence="confidence" in (outputs or ()),
-    )
-    full = export_onnx(model, form, checkpoint_sha256=sha256_file(checkpoint))
+    if full is None:
+        full = export_full(model, checkpoint, samples.shape, input_form, outputs, mask_encoding)
     images = [sample.image for sample in samples.first(MEASURED_COUNT)]
     typed = derive_precision(full, precision, images, calibrator=calibrator, threads=threads, progress=progress)
     for_cpu = calibrator is not None and calibrator.target == "cpu"
@@ -273,6 +268,26 @@ def export_checked(
         typed = inline_decode(typed)
     parity = _parity(model, typed, images, precision, threads)
     return Exported(model=select_outputs(typed, output_of(outputs or ("mask",))), parity=parity)
+
+
+def export_full(
+    model: Segmentor,
+    checkpoint: Path,
+    shape: InputShape,
+    input_form: InputForm | None = None,
+    outputs: Sequence[OutputName] | None = None,
+    mask_encoding: MaskEncoding | None = None,
+) -> onnx.ModelProto:
+    """Export a model in fp32 with mask and logits, from which every precision is made; see `export_checked`."""
+    from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+
+    form = ExportOptions(
+        shape=shape,
+        input_form=input_form or "uint8",
+        mask_encoding=mask_encoding or "uint8",
+        confidence="confidence" in (outputs or ()),
+    )
+    return export_onnx(model, form, checkpoint_sha256=sha256_file(checkpoint))
 
 
 def _parity(

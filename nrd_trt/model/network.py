@@ -91,3 +91,15 @@ class Segmentor(nn.Module):
             raise ShapeError(f"images: expected (B, 3, H, W), got {tuple(images.shape)}.")
         check_size((images.shape[2], images.shape[3]), what="images ")
         return self.backbone(images)  # type: ignore[no-any-return]
+
+
+def random_network(config: NetworkConfig, info: ModelInfo, *, seed: int = 0) -> Segmentor:
+    """Return a network with random weights: it takes as long as a trained one, and its masks mean nothing."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        model = Segmentor(config, info)
+        if isinstance(model.decode_head, NrdHead):
+            # The authors' initialisation of the controller gives logits near zero, where every pixel is a tie.
+            for parameter in model.decode_head.get_submodule("classifier.classifier.1").parameters():
+                nn.init.normal_(parameter, std=0.02)
+    return model.eval().requires_grad_(False)

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING
 import onnx
 
 import nrd_trt
-from nrd_trt.building.construct import build_bundle
+from nrd_trt.building.construct import build_bundle, choose_builder
 from nrd_trt.building.request import BuildRequest
 from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.data.folders import default_labels, list_images
 from nrd_trt.data.samples import MEASURED_COUNT, Sample, SampleSource
-from nrd_trt.engine.bundle import Bundle
-from nrd_trt.exporting.export import export_checked
+from nrd_trt.engine.bundle import Bundle, is_bundle, read_bundle
+from nrd_trt.errors import BundleError
+from nrd_trt.exporting.export import export_full
 from nrd_trt.exporting.precision import apply_precision, nodes_to_keep
 from nrd_trt.files import sha256_bytes, sha256_file
 from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import read_facts
+from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.graph.quantize import QuantizationPlan, insert_qdq, plan_quantization
 from nrd_trt.optimization.rungs import Rung, Step, open_state
 from nrd_trt.progress import bar
@@ -78,23 +80,28 @@ class Variants:
 
     @cached_property
     def full(self) -> onnx.ModelProto:
-        """The network in fp32."""
+        """The network in fp32, whose output is the mask."""
+        return select_outputs(self._exported, "mask")
+
+    @cached_property
+    def _exported(self) -> onnx.ModelProto:
         request = self.request
         request.on_stage("exporting to ONNX, fp32")
-        return export_checked(
-            self.model,
-            request.source,
-            self._samples,
-            precision="fp32",
-            input_form=request.input_form,
-            threads=request.run.threads,
-            progress=request.progress,
-        ).model
+        return export_full(self.model, request.source, self._samples.shape, request.input_form)
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """The layers that may compute in int8."""
         return self.calibrator.layers(self.full)
+
+    @property
+    def image_count(self) -> int:
+        """Number of images that masks are compared on."""
+        return len(self._samples) if self._count is None else min(self._count, len(self._samples))
+
+    def known(self, name: str) -> Rung | None:
+        """Return what was measured of the step of this name, or None."""
+        return self._state.rungs.get(name)
 
     def tried(self, step: Step) -> Rung:
         """Make and measure a variant, or take what was measured before."""
@@ -119,14 +126,16 @@ class Variants:
 
     def sensitivity(self) -> dict[str, float]:
         """Return the share of the pixels that each layer changes when it alone computes in int8."""
-        known, ranges = self._state.sensitivity, self.ranges()
-        self.request.on_stage(f"measuring the sensitivity of {len(self.layers)} layers")
-        for layer in self.layers:
-            if layer not in known:
-                alone = insert_qdq(self.full, self._plan([layer]), ranges)
-                found = self._compare(alone, what=layer, count=SENSITIVITY_IMAGES)
-                known[layer] = 1.0 - (found.pixel_agreement or 0.0)
-                self._state.save(self._state_path)
+        known = self._state.sensitivity
+        missing = [layer for layer in self.layers if layer not in known]
+        if missing:
+            self.request.on_stage(f"measuring the sensitivity of {len(missing)} layers")
+            ranges = self.ranges()
+        for layer in missing:
+            alone = insert_qdq(self.full, self._plan([layer]), ranges)
+            found = self._compare(alone, what=layer, count=SENSITIVITY_IMAGES)
+            known[layer] = 1.0 - (found.pixel_agreement or 0.0)
+            self._state.save(self._state_path)
         return {layer: known[layer] for layer in self.layers}
 
     def ranges(self) -> dict[str, float]:
@@ -141,10 +150,27 @@ class Variants:
             output: Where to write it.
             gates: Its own gates of agreement and mIoU; None takes those that the request asks for.
         """
-        request = replace(self.request, output=output, precision=step.precision, calibrator=self._calibrator_of(step))
+        request = replace(
+            self.request,
+            output=output,
+            precision=step.precision,
+            calibrator=self._calibrator_of(step),
+            full=self._exported,
+        )
         if gates is not None:
             request = replace(request, min_agreement=gates.min_agreement, max_miou_drop=gates.max_miou_drop)
         return build_bundle(request)
+
+    def built(self, step: Step, path: Path) -> Bundle | None:
+        """Return the bundle of a variant that an earlier run built by the same gates and builder, where it is whole."""
+        try:
+            bundle = read_bundle(path) if is_bundle(path) else None
+        except BundleError:
+            return None
+        if bundle is None or {*bundle.record.precision.int8_layers} != {*step.layers}:
+            return None
+        record, due = bundle.record, self.request.gates(step.precision)
+        return bundle if (record.validation.gates, record.builder.name) == (due, choose_builder(self.request)) else None
 
     def forget(self) -> None:
         """Remove the state."""

@@ -9,13 +9,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.config import KNOWN_CONFIGS
-from nrd_trt.model.network import Segmentor
+from nrd_trt.model.network import random_network
 from nrd_trt.specs import ModelInfo
 
 
@@ -27,17 +24,13 @@ def main() -> None:
     parser.add_argument("--num-classes", type=int, metavar="K", help="instead of the configuration's")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     args = parser.parse_args()
-    torch.manual_seed(args.seed)
     config = KNOWN_CONFIGS[args.config]
     config = replace(config, num_classes=args.num_classes or config.num_classes)
     names, palette = known_classes(config.num_classes) or (
         tuple(f"class_{index}" for index in range(config.num_classes)),
         voc_palette(config.num_classes),
     )
-    model = Segmentor(config, ModelInfo(class_names=names, palette=palette))
-    # The authors' initialisation of the controller gives logits near zero, where every pixel is a tie.
-    for parameter in model.decode_head.get_submodule("classifier.classifier.1").parameters():
-        nn.init.normal_(parameter, std=0.02)
+    model = random_network(config, ModelInfo(class_names=names, palette=palette), seed=args.seed)
     save_checkpoint(model, args.output)
 
 
