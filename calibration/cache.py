@@ -39,7 +39,7 @@ class Ranges:
 
     Attributes:
         format: Number of the file's form.
-        tensors: Largest magnitude that int8 shall represent, per tensor; above 0.
+        tensors: Largest magnitude that 8 bits shall represent, per tensor; above 0.
         images: Number of images.
         coverage: Classes that they show; None where the graph predicts none.
         zero: Tensors that were zero everywhere; their range is 1, as any represents zero.

@@ -1,4 +1,4 @@
-"""What a build calibrates with: images or a file of ranges, the layers that compute in int8, and who quantises them."""
+"""What a build calibrates with: images or a file of ranges, the layers to quantise, and who does it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ from nrd_trt.specs import (
     DEFAULT_IMAGES,
     DEFAULT_MEMORY_MB,
     DEFAULT_RECIPE,
+    QUANTIZED,
     Estimator,
     Fit,
+    Quantized,
     Quantizer,
     Resample,
     Target,
@@ -38,10 +40,10 @@ from nrd_trt.specs import (
     check_number,
 )
 
-# Arguments that nothing would read: of a file of ranges, of Model Optimizer, of a precision other than int8.
+# Arguments that nothing would read: of a file of ranges, of Model Optimizer, of a precision that is not quantised.
 _FOR_IMAGES = ("recipe", "images", "seed", "memory_mb")
 _FOR_OWN = ("recipe", "memory_mb", "include", "target")
-_FOR_INT8 = ("recipe", "memory_mb", "include", "exclude", "quantizer", "target")
+_FOR_QUANTIZED = ("recipe", "memory_mb", "include", "exclude", "quantizer", "target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +64,18 @@ class CalibrationArguments:
 
 
 class Calibrator:
-    """Ranges and int8 files for one build, from images that are read once or from ranges measured before.
+    """Ranges and quantised files for one build, from images that are read once or from ranges measured before.
 
     Args:
         source: A folder of images, a video, ``"synthetic"``, or a file of ranges (``.json``).
+        precision: What layers are quantised to.
         recipe: How ranges are estimated; None takes `DEFAULT_RECIPE`.
         images: Calibrate on at most this many; None takes `DEFAULT_IMAGES`.
         seed: Chooses among more images; None is 0.
         memory_mb: What calibration may fetch at a time; None takes `DEFAULT_MEMORY_MB`.
-        include: Regular expressions; where there are any, only layers whose name matches one are in int8.
-        exclude: Regular expressions; no layer whose name matches one is in int8.
-        quantizer: ``"own"`` or ``"modelopt"``, NVIDIA Model Optimizer; None is ``"own"``.
+        include: Regular expressions; where there are any, only layers whose name matches one are quantised.
+        exclude: Regular expressions; no layer whose name matches one is quantised.
+        quantizer: ``"own"`` or ``"modelopt"``, NVIDIA Model Optimizer, which makes int8 here; None is ``"own"``.
         target: What int8 files are made for, ``"gpu"`` or ``"cpu"``; None is ``"gpu"``.
         fit: How images are brought to the engine's size; None is ``"resize"``.
         resample: What scales them; None is ``"pillow"``.
@@ -88,7 +91,8 @@ class Calibrator:
         sha256: Hash of the images that were calibrated on; None before they were read.
         exposure: How bright these are; None likewise, and where a file of ranges does not tell.
         warnings: What it has warned of.
-        target: What int8 files are made for.
+        precision: What layers are quantised to.
+        target: What files are made for.
 
     Raises:
         ConfigError: An argument would be ignored, or is not known.
@@ -99,6 +103,7 @@ class Calibrator:
         self,
         source: Path | str,
         *,
+        precision: Quantized = "int8",
         recipe: Estimator | None = None,
         images: int | None = None,
         seed: int | None = None,
@@ -118,6 +123,12 @@ class Calibrator:
         given = {"recipe": recipe, "images": images, "seed": seed, "memory_mb": memory_mb, "include": include}
         given |= {"target": target}
         self.source, self.has_images = str(source), as_path("calibration", source).suffix != ".json"
+        if precision == "fp8" and target == "cpu":
+            raise ConfigError(
+                "target='cpu': no runtime of a CPU multiplies fp8; leave it out, or take precision='int8'."
+            )
+        if precision == "fp8" and quantizer == "modelopt":
+            raise ConfigError("quantizer='modelopt': expected precision='int8', got fp8; leave it out.")
         if quantizer == "modelopt":
             if not self.has_images:
                 raise ConfigError("quantizer='modelopt': expected images as calibration=, it takes ranges of its own.")
@@ -137,7 +148,7 @@ class Calibrator:
         self._named = recipe
         self._images, self._seed = DEFAULT_IMAGES if images is None else images, seed or 0
         self._memory_mb = DEFAULT_MEMORY_MB if memory_mb is None else memory_mb
-        self._quantizer, self.target = quantizer, target or "gpu"
+        self.precision, self._quantizer, self.target = precision, quantizer, target or "gpu"
         self._scaling = {"fit": fit or "resize", "resample": resample or "pillow"}
         self._validation, self._labels, self._ignore_index = validation, labels, ignore_index
         self._threads, self._progress = threads, progress
@@ -146,20 +157,20 @@ class Calibrator:
 
     def arguments(self, precision: str) -> CalibrationArguments:
         """Return what makes this calibrator again for a precision."""
-        int8 = precision == "int8"
+        quantized = precision in QUANTIZED
         return CalibrationArguments(
             calibration=Path(self.source).name,
             images=self._images if self.has_images else None,
             seed=self._seed if self.has_images else None,
-            recipe=self._named if int8 else None,
-            quantizer=self._quantizer if int8 else None,
-            target="cpu" if int8 and self.target == "cpu" else None,
-            include=self._recipe.include if int8 else (),
-            exclude=self._recipe.exclude if int8 else (),
+            recipe=self._named if quantized else None,
+            quantizer=self._quantizer if quantized else None,
+            target="cpu" if quantized and self.target == "cpu" else None,
+            include=self._recipe.include if quantized else (),
+            exclude=self._recipe.exclude if quantized else (),
         )
 
     def without(self, layers: Iterable[str]) -> Calibrator:
-        """Return a calibrator with what this one has measured, that leaves these layers out of int8, too."""
+        """Return a calibrator with what this one has measured, that leaves these layers as they are, too."""
         other = copy.copy(self)
         other._recipe = replace(
             self._recipe, exclude=(*self._recipe.exclude, *(f"^{re.escape(name)}$" for name in layers))
@@ -167,9 +178,9 @@ class Calibrator:
         return other
 
     def layers(self, model: onnx.ModelProto) -> tuple[str, ...]:
-        """Return the layers of an fp32 file that shall compute in int8."""
+        """Return the layers of an fp32 file that shall compute in 8 bits."""
         exclude = (*DEFAULT_EXCLUDE, *self._recipe.exclude)
-        return choose_layers(model, include=self._recipe.include, exclude=exclude)
+        return choose_layers(model, include=self._recipe.include, exclude=exclude, precision=self.precision)
 
     def feeds(self, model: onnx.ModelProto) -> CalibrationStream:
         """Return the images as feeds of a file; files that differ in their outputs alone share them.
@@ -247,8 +258,9 @@ class Calibrator:
         """Warn where the images are those that masks are compared on; return whether they are."""
         same = self._validation is not None and Path(self.source).resolve() == self._validation.resolve()
         if same:
-            text = "the images that the masks are judged on, so the figures flatter int8; give others as calibration=."
-            self._warn([f"the ranges are measured on {Path(self.source).name}, {text}"])
+            text = f"so the figures flatter {self.precision}; give others as calibration=."
+            name = Path(self.source).name
+            self._warn([f"the ranges are measured on {name}, the images that the masks are judged on, {text}"])
         return same
 
     @property
@@ -265,11 +277,11 @@ class Calibrator:
         return {name: known[name] for name in tensors}
 
     def plan(self, model: onnx.ModelProto) -> QuantizationPlan:
-        """Return where int8 stands in an fp32 file."""
-        return plan_quantization(model, self.layers(model), self.target)
+        """Return where 8 bits stand in an fp32 file."""
+        return plan_quantization(model, self.layers(model), self.target, self.precision)
 
     def quantize(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Return an fp32 file with Q/DQ pairs on the layers that shall compute in int8.
+        """Return an fp32 file with Q/DQ pairs on the layers that shall compute in 8 bits.
 
         Raises:
             ConfigError: A layer pattern matches nothing, or no layer is left.
@@ -298,7 +310,7 @@ def make_calibrator(
     """Return what a build in `precision` calibrates with, or None where nothing is calibrated.
 
     Args:
-        source: See `Calibrator`; None for nothing, or for int8 the ranges that ship for the checkpoint.
+        source: See `Calibrator`; None for nothing, or for int8 and fp8 the ranges that ship for the checkpoint.
         precision: Asked for; None for the default.
         fit: See `Calibrator`.
         resample: See `Calibrator`.
@@ -313,18 +325,19 @@ def make_calibrator(
         ConfigError: An argument would be ignored, or is not known.
         MissingDependencyError: Model Optimizer is asked for and not installed.
     """
-    if source is None and precision == "int8" and checkpoint is not None:
+    if source is None and precision in QUANTIZED and checkpoint is not None:
         for_images = any(options.get(name) is not None for name in (*_FOR_IMAGES, "quantizer"))
         source = None if for_images else shipped_ranges(checkpoint)
     if source is None:
         _refuse(options, options, "expected together with calibration=, got none; give it, or leave this out.")
         return None
-    if precision != "int8":
-        why = f"expected precision='int8', got {precision or 'none'}; ask for it, or leave this out."
-        _refuse(options, _FOR_INT8, why)
+    made: Quantized = "fp8" if precision == "fp8" else "int8"
+    if precision not in QUANTIZED:
+        why = f"expected precision='int8' or 'fp8', got {precision or 'none'}; ask for it, or leave this out."
+        _refuse(options, _FOR_QUANTIZED, why)
     scaling: dict[str, Any] = {"fit": fit, "resample": resample}
     shared: dict[str, Any] = {"validation": validation, "ignore_index": ignore_index, "threads": threads}
-    return Calibrator(source, **options, **scaling, **shared, progress=progress)
+    return Calibrator(source, precision=made, **options, **scaling, **shared, progress=progress)
 
 
 def _refuse(options: Mapping[str, object], names: Collection[str], why: str) -> None:

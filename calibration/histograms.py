@@ -85,7 +85,7 @@ class TensorFigures:
 
 
 def estimate(histogram: Histogram, recipe: Recipe) -> float:
-    """Return the range of a tensor that is not zero everywhere: the largest magnitude that int8 shall represent.
+    """Return the range of a tensor that is not zero everywhere: the largest magnitude that 8 bits shall represent.
 
     Args:
         histogram: With ``largest > 0``. Without any count the range is `largest`.

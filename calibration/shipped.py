@@ -1,4 +1,4 @@
-"""Ranges that ship for the networks of the zoo, so that int8 needs no images to begin with."""
+"""Ranges that ship for the networks of the zoo, so that int8 and fp8 need no images to begin with."""
 
 from __future__ import annotations
 

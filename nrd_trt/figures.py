@@ -249,13 +249,13 @@ class SoundComparison:
     """A bundle's file and files derived anew from its checkpoint; every stage with the largest error allowed there.
 
     Attributes:
-        images: Names of the images compared; in int8 those that excite the network, where there are any.
+        images: Names of the images compared; in 8 bits those that excite the network, where there are any.
         exported: The fp32 file exported anew, against PyTorch: whether this installation is right.
-        sound: A file of the bundle's precision derived anew, for int8 with ranges measured on these images, likewise.
+        sound: A file of the bundle's precision derived anew, in 8 bits with ranges measured on these images, likewise.
         bundle: The bundle's file against PyTorch; what is allowed is a multiple of what the sound file shows. It and
-            `sound` are empty where no image excites the network enough to judge int8.
+            `sound` are empty where no image excites the network enough to judge 8 bits.
         twin: The bundle's file against one derived anew with its own ranges; empty where none can be derived.
-        ranges: Those of the file that lose most beside ranges measured anew; empty where nothing is in int8.
+        ranges: Those of the file that lose most beside ranges measured anew; empty where nothing is in 8 bits.
         note: What could not be compared or judged, and why; empty where everything was.
         failures: One line per comparison that is beyond what is allowed.
     """

@@ -166,6 +166,15 @@ _DEFAULTS = {
         min_boundary_f=0.85,
         max_confidence_difference=0.04,
     ),
+    "fp8": Gates(
+        min_agreement=0.97,
+        max_miou_drop=0.01,
+        min_class_iou=0.65,
+        max_class_drop=0.08,
+        min_border_agreement=0.85,
+        min_boundary_f=0.85,
+        max_confidence_difference=0.04,
+    ),
 }
 """The first two are given; the others leave sound files a margin. One figure covers every runner, so that a bundle is
 judged alike wherever it runs; it lets the worst pass that sound files of the zoo showed in each runner that was

@@ -20,14 +20,17 @@ MOST_PIXELS = 89_000_000
 """Of an image, and of an input of an engine."""
 _LARGEST_SIDE = 1 << 16
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-"""Of a file. int8 means: the layers that a calibration covers in int8 with explicit Q/DQ, the rest in fp16, or in fp32
-for a CPU."""
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+"""Of a file. int8 and fp8 mean: the layers that a calibration covers in these with explicit Q/DQ, the rest in fp16, or
+in fp32 for a CPU."""
+QUANTIZED = ("int8", "fp8")
+"""Those precisions whose layers multiply 8-bit numbers, times scales that a calibration gives."""
 
 Size = tuple[int, int]
 """Height and width."""
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Quantized = Literal["int8", "fp8"]
 Fit = Literal["resize", "pad", "letterbox"]
 Resample = Literal["cv2", "pillow"]
 """Whose bilinear arithmetic scales images."""
@@ -44,8 +47,8 @@ Quantizer = Literal["own", "modelopt"]
 PackageTarget = Literal["triton", "deepstream"]
 """What a bundle is packaged for."""
 Target = Literal["gpu", "cpu"]
-"""What an int8 file is made for. TensorRT takes int8 around 0 and is fast with fp16 beside it; runtimes on a CPU are
-fast with uint8 activations and fp32 beside them."""
+"""What a quantised file is made for. TensorRT takes int8 around 0, or fp8, and is fast with fp16 beside it; runtimes on
+a CPU are fast with uint8 activations and fp32 beside them."""
 Estimator = Literal["minmax", "percentile", "entropy", "mse"]
 """How calibration turns activations into ranges; recipes have the names of their estimators."""
 OutputName = Literal["mask", "logits", "confidence"]

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from nrd_trt.graph.decode_nodes import decode_nodes
+from nrd_trt.graph.formats import FORMATS, FP8, INT8
 from nrd_trt.graph.metadata import read_facts, write_facts
-from nrd_trt.graph.quantize import LARGEST, weight_scales
+from nrd_trt.graph.quantize import weight_scales
 from nrd_trt.specs import DecodeSpec
 
 Change = Callable[[onnx.ModelProto], None]
@@ -44,7 +46,7 @@ def edit_tensor(name: str, edit: Edit) -> Change:
 
 
 def edit_weight(layer: str, edit: Edit) -> Change:
-    """Change the weights of a convolution; int8 ones are quantised anew, as those of a faulty fp32 file would be."""
+    """Change the weights of a convolution; 8-bit ones are quantised anew, as those of a faulty fp32 file would be."""
 
     def change(model: onnx.ModelProto) -> None:
         operands = weight_operands(model, layer)
@@ -53,13 +55,13 @@ def edit_weight(layer: str, edit: Edit) -> Change:
             return
         integers, scale = operands
         steps = numpy_helper.to_array(scale).astype(np.float32).reshape(-1, 1, 1, 1)
-        store_int8(integers, scale, edit(numpy_helper.to_array(integers) * steps))
+        store_quantised(integers, scale, edit(numpy_helper.to_array(integers).astype(np.float32) * steps))
 
     return change
 
 
 def weight_operands(model: onnx.ModelProto, layer: str) -> tuple[onnx.TensorProto, onnx.TensorProto] | None:
-    """Return the integers and the scales of a layer in int8, or None where it is not."""
+    """Return the numbers and the scales of a layer in 8 bits, or None where it is not."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     weight = find(model, f"{layer}/Conv").input[1]
     for node in model.graph.node:
@@ -68,11 +70,12 @@ def weight_operands(model: onnx.ModelProto, layer: str) -> tuple[onnx.TensorProt
     return None
 
 
-def store_int8(integers: onnx.TensorProto, scale: onnx.TensorProto, values: np.ndarray) -> None:
+def store_quantised(numbers: onnx.TensorProto, scale: onnx.TensorProto, values: np.ndarray) -> None:
     """Quantise weights as the exporter does."""
-    steps = weight_scales(values, 0)
-    rounded = np.clip(np.rint(values / steps.reshape(-1, 1, 1, 1)), -LARGEST, LARGEST)
-    _store(integers, rounded)
+    kind = helper.tensor_dtype_to_np_dtype(numbers.data_type)
+    wanted = next(one for one in FORMATS.values() if one.dtype == kind)
+    steps = weight_scales(values, 0, wanted)
+    _store(numbers, wanted.nearest(values / steps.reshape(-1, 1, 1, 1)))
     _store(scale, steps)
 
 
@@ -573,7 +576,7 @@ def one_weight_scale(layer: str) -> Change:
         integers, scale = operands
         steps = numpy_helper.to_array(scale).astype(np.float32)
         values = numpy_helper.to_array(integers) * steps.reshape(-1, 1, 1, 1)
-        _store(integers, np.clip(np.rint(values / steps.max()), -LARGEST, LARGEST))
+        _store(integers, np.clip(np.rint(values / steps.max()), -INT8.largest, INT8.largest))
         _store(scale, np.full_like(steps, steps.max()))
 
     return change
@@ -598,7 +601,7 @@ def wrapped_weights(layer: str) -> Change:
         operands = weight_operands(model, layer)
         assert operands is not None
         values = numpy_helper.to_array(operands[0]).astype(np.int16)
-        _store(operands[0], np.where(values == LARGEST, -128, values))
+        _store(operands[0], np.where(values == INT8.largest, -128, values))
 
     return change
 
@@ -639,5 +642,72 @@ def quantise_before(node: str) -> Change:
 
         insert_after(model, find(model, f"{node}/DQ").output[0], nodes)
         model.graph.node.remove(find(model, node))
+
+    return change
+
+
+# --- fp8 --------------------------------------------------------------------------------------------------------------
+
+
+def e5m2(tensor: str) -> Change:
+    """Quantise an activation to E5M2 instead of E4M3."""
+
+    def change(model: onnx.ModelProto) -> None:
+        zero = numpy_helper.from_array(np.zeros((), ml_dtypes.float8_e5m2), f"{tensor}/e5m2")
+        model.graph.initializer.append(zero)
+        for end in ("Q", "DQ"):
+            find(model, f"{tensor}/{end}").input[2] = zero.name
+
+    return change
+
+
+def not_saturating(tensor: str) -> Change:
+    """Let what is beyond the range of an activation become NaN."""
+    return lambda model: set_attribute(find(model, f"{tensor}/Q"), "saturate", 0)
+
+
+def overflowing_weights(layer: str) -> Change:
+    """Let the largest weights of a layer become NaN."""
+
+    def change(model: onnx.ModelProto) -> None:
+        operands = weight_operands(model, layer)
+        assert operands is not None
+        _store(operands[0], numpy_helper.to_array(operands[0]).astype(np.float32) * 1.25)  # whose cast does not clip
+
+    return change
+
+
+def quantise_too(layer: str, largest: float) -> Change:
+    """Quantise a convolution that TensorRT has no fast kernel in fp8 for, with a range of its activations."""
+
+    def change(model: onnx.ModelProto) -> None:
+        convolution, (_, weights) = find(model, f"{layer}/Conv"), weights_of(model, f"{layer}.weight")
+        steps = weight_scales(weights.astype(np.float32), 0, FP8)
+        made = {
+            "range": np.float16(largest / FP8.largest),
+            "zero": np.zeros((), FP8.dtype),
+            "numbers": FP8.nearest(weights / steps.reshape(-1, 1, 1, 1)).astype(FP8.dtype),
+            "steps": steps.astype(np.float16),
+            "zeros": np.zeros(len(steps), FP8.dtype),
+        }
+        names = {name: f"{layer}/{name}" for name in (*made, "quantised", "read", "weights")}
+        for name, value in made.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), names[name]))
+        pair = [names["range"], names["zero"]]
+        nodes = [
+            helper.make_node("QuantizeLinear", [convolution.input[0], *pair], [names["quantised"]], f"{layer}/Q"),
+            helper.make_node("DequantizeLinear", [names["quantised"], *pair], [names["read"]], f"{layer}/DQ"),
+            helper.make_node(
+                "DequantizeLinear",
+                [names[name] for name in ("numbers", "steps", "zeros")],
+                [names["weights"]],
+                f"{layer}.weight/DQ",
+                axis=0,
+            ),
+        ]
+        convolution.input[:2] = [names["read"], names["weights"]]
+        place = list(model.graph.node).index(convolution)
+        for node in reversed(nodes):
+            model.graph.node.insert(place, node)
 
     return change

@@ -14,6 +14,7 @@ from nrd_trt.engine.options import OptionValue, option_texts
 from nrd_trt.progress import OnMessage, OnStage, silent
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.specs import (
+    QUANTIZED,
     BuilderName,
     DecodeName,
     Estimator,
@@ -103,8 +104,9 @@ def build(
         source: A checkpoint, an ONNX file of `nrd_trt.export`, or a bundle.
         output: Where to write the bundle, ``NAME.nrd``.
         precision: Types of the graph. None is ``"fp16"`` for a checkpoint or an fp32 file, and what the file has for
-            other files and bundles. ``"int8"`` needs `calibration`, unless ranges ship with the
-            checkpoint, as with the zoo's.
+            other files and bundles. ``"int8"`` and ``"fp8"`` need `calibration`, unless ranges ship with the
+            checkpoint, as with the zoo's. Plans in fp8 are for GPUs of compute capability 8.9 and later: Ada, Hopper,
+            Blackwell, Thor.
         size: ``(h, w)``, multiples of 32; None takes the checkpoint's.
         dynamic: The smallest, the usual and the largest size, in place of `size`.
         batch: Images per call, or their smallest, usual and largest number; None is 1.
@@ -112,13 +114,14 @@ def build(
         outputs: Which of ``"mask"``, ``"logits"`` and ``"confidence"`` the graph gives; None is the mask.
         mask_encoding: ``"u8x4"`` packs four pixels in one int32, for the runners of this toolkit only; None is
             ``"uint8"``.
-        calibration: Folder of images, a video, ``"synthetic"``, or for int8 a file of ranges of `nrd_trt.calibrate`.
-        recipe: How ranges are estimated, for int8; None is ``"percentile"``.
+        calibration: Folder of images, a video, ``"synthetic"``, or for int8 and fp8 a file of ranges of
+            `nrd_trt.calibrate`.
+        recipe: How ranges are estimated, for int8 and fp8; None is ``"percentile"``.
         images: Calibrate on at most this many; None is 100.
         seed: Chooses among more calibration images; None is 0.
         memory_mb: What calibration may fetch at a time, beyond a plain session; None is 2048.
-        include: Regular expressions; where there are any, only layers whose name matches one are in int8.
-        exclude: Regular expressions; no layer whose name matches one is in int8.
+        include: Regular expressions; where there are any, only layers whose name matches one are quantised.
+        exclude: Regular expressions; no layer whose name matches one is quantised.
         quantizer: Who places Q/DQ pairs: ``"own"``, the default, or ``"modelopt"``.
         target: What an int8 file is made for. ``"gpu"``, the default: int8 with fp16 beside it, as TensorRT takes it.
             ``"cpu"``: uint8 activations with fp32 beside them, which ONNX Runtime and OpenVINO run several times as
@@ -174,8 +177,8 @@ def build(
 
     Warns:
         UserWarning: Something speaks against the images to calibrate on, see `nrd_trt.calibrate`; or those of `data`
-            are exposed otherwise; or int8 is calibrated on `data`, which flatters its figures. Or a signature is gone,
-            that of the source or of the bundle that was replaced.
+            are exposed otherwise; or int8 or fp8 is calibrated on `data`, which flatters its figures. Or a
+            signature is gone, that of the source or of the bundle that was replaced.
     """
     plugin = optional_path("plugin", plugin)
     request = BuildRequest(
@@ -232,6 +235,6 @@ def build(
         quantizer=quantizer,
         target=target,
     )
-    if request.calibrator is not None and precision == "int8":
+    if request.calibrator is not None and precision in QUANTIZED:
         request.calibrator.warn_of_same_images()
     return build_bundle(request)

@@ -1,4 +1,4 @@
-"""Ranges of activations for int8, measured on images: the verb that writes a file of ranges."""
+"""Ranges of activations for int8 and fp8, measured on images: the verb that writes a file of ranges."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def calibrate(
     on_stage: OnStage = silent,
     **options: Unpack[CheckpointFields],
 ) -> Calibration:
-    """Measure the ranges of activations that int8 needs, on images like those of deployment.
+    """Measure the ranges of activations that int8 and fp8 need, on images like those of deployment.
 
     Args:
         source: A checkpoint, or an ONNX file of `nrd_trt.export` in fp32.

@@ -25,13 +25,20 @@ from nrd_trt.engine.bundle import (
     check_target,
     write_bundle,
 )
-from nrd_trt.engine.compat import installed_flavours, load_tensorrt
+from nrd_trt.engine.compat import (
+    RTX_DEFAULT_TARGETS,
+    ConfigOptions,
+    installed_flavours,
+    lacks,
+    load_tensorrt,
+    rtx_makes_plans_for,
+)
 from nrd_trt.engine.record import BuilderRecord, BundleRecord, PrecisionRecord
 from nrd_trt.engine.signature import SIGNATURE_FILE
 from nrd_trt.errors import ConfigError, RunnerError
 from nrd_trt.gates import GATES
 from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts
-from nrd_trt.graph.quantize import layers_in_int8
+from nrd_trt.graph.quantize import quantized_layers
 from nrd_trt.machine.cuda import find_device
 from nrd_trt.machine.device import choose_device
 from nrd_trt.machine.gpu import Gpu
@@ -49,9 +56,12 @@ from nrd_trt.runtime.select import (
     warn_of_stand_in,
 )
 from nrd_trt.runtime.trt_runner import TrtRunner
-from nrd_trt.specs import Flavour
+from nrd_trt.specs import Flavour, Precision
 from nrd_trt.validation.references import ReferenceCollector
 from nrd_trt.validation.validate import Proofs, Validation, compare_with_progress, judge
+
+_AMPERE = "8.0"
+"""Compute capability that plans run on which are built for several models of GPU."""
 
 
 def build_bundle(request: BuildRequest) -> Bundle:
@@ -105,6 +115,7 @@ class _Build:
         choose_device(request.run.device)
         self.request, self.flavour = request, choose_builder(request)
         self.device = _find_device(self.flavour)
+        self._settings(request.precision or "fp16")  # refuses before the export what the file would be refused for
         self._library = look_for_plugin(request, self.flavour, self.device)
 
     @property
@@ -120,12 +131,13 @@ class _Build:
             self.flavour = _for_cpu(request, f"{request.source.name} was made with target='cpu'")
         self.form = choose_form(request, self._library, model)
         self.engine: BuiltEngine | None = None
+        self.config = self._settings(self.graph.precision)
         if self.flavour != "onnxruntime":
             how = f"with {self.flavour}; decode as {self.form.name}: {self.form.why}"
             request.on_stage(f"building the {self.graph.precision} engine {how}")
             options = BuildOptions(
                 flavour=self.flavour,
-                config=request.config,
+                config=self.config,
                 plugin=self.form.library,
                 timing_cache=request.timing_cache,
                 gpu=device.name if device else None,
@@ -136,11 +148,31 @@ class _Build:
             self.engine = build_engine(model, options)
         self.built = self._built()
 
+    def _settings(self, precision: Precision) -> ConfigOptions:
+        """Return the builder's settings for a precision, or raise `ConfigError` where a GPU to build for lacks it."""
+        config = self.request.config
+        if self.flavour == "onnxruntime":
+            return config
+        here = self.device.compute_capability if self.device else None
+        what, targets = "its plan is for", config.compute_capabilities
+        if config.hardware_compatible:
+            what, targets = "hardware_compatible=True asks for", (_AMPERE,)
+        elif not targets and here is not None:
+            what, targets = "this GPU has", (here,)
+        for target in targets:
+            if why := lacks(precision, target, what):
+                raise ConfigError(f"precision={precision!r}: {why}; take 'fp16' or 'int8'.")
+        if precision != "fp8" or self.flavour == "tensorrt" or config.compute_capabilities:
+            return config
+        able = [name for name in (*RTX_DEFAULT_TARGETS, *targets) if rtx_makes_plans_for(name)]
+        chosen = dict.fromkeys(name for name in able if not lacks(precision, name))
+        return replace(config, compute_capabilities=tuple(chosen))
+
     def runner(self) -> Runner:
         """Run the plan where this machine can, or where it is asked for, else the same file on the CPU."""
         request, form, run = self.request, self.form, self.request.run
         if self.engine is not None and run.runner not in ON_CPU:
-            rebuild = rebuild_call(request.output, self.engine.flavour, form.name)
+            rebuild = rebuild_call(request.output, self.engine.flavour, form.name, self.graph.precision)
             if run.runner != "auto":
                 here = this_host(self.engine.flavour)
                 check_host(self.built, here, plan=str(request.output / PLAN_FILE), rebuild=rebuild)
@@ -182,7 +214,7 @@ class _Build:
 
     def _built(self) -> BuilderRecord:
         """Say what built the plan and what the plan depends on; TensorRT-RTX builds for GPUs that are not here."""
-        engine, device, config = self.engine, self.device, self.request.config
+        engine, device, config = self.engine, self.device, self.config
         record = BuilderRecord(
             name="onnxruntime",
             version=None,
@@ -212,7 +244,7 @@ class _Build:
         """Collect what ``bundle.json`` records; nothing depends on time or place, so equal builds are equal."""
         graph, engine, parity = self.graph, self.engine, given.parity
         # Earlier versions wrote files that do not tell how they were typed.
-        typed = read_choices(given.model) or TypeChoices(int8_layers=layers_in_int8(given.model))
+        typed = read_choices(given.model) or TypeChoices(int8_layers=quantized_layers(given.model))
         return BundleRecord(
             nrd_trt=nrd_trt.__version__,
             checkpoint=given.checkpoint,
@@ -230,6 +262,7 @@ class _Build:
                 ranges=None if typed.ranges is None else dict(sorted(typed.ranges.items())),
                 quantizer=typed.quantizer,
                 target=typed.target,
+                fp8_layers=typed.fp8_layers,
             ),
             model=graph,
             fit=given.fit,

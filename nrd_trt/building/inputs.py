@@ -32,7 +32,7 @@ from nrd_trt.graph.metadata import (
     write_choices,
 )
 from nrd_trt.model import checkpoint_options, load_model, load_trained
-from nrd_trt.specs import CheckpointOptions, Fit, Precision, Resample
+from nrd_trt.specs import QUANTIZED, CheckpointOptions, Fit, Precision, Resample
 from nrd_trt.validation.compare import ReferenceFn
 from nrd_trt.validation.references import StoredSamples, check_classes, onnx_reference, torch_reference
 from nrd_trt.validation.structure import layer_structure
@@ -262,6 +262,7 @@ def _recorded_choices(held: PrecisionRecord) -> TypeChoices:
     return TypeChoices(
         kept_fp32=held.kept_because,
         int8_layers=held.int8_layers,
+        fp8_layers=held.fp8_layers,
         ranges=held.ranges,
         quantizer=held.quantizer,
         target=held.target,
@@ -269,18 +270,22 @@ def _recorded_choices(held: PrecisionRecord) -> TypeChoices:
 
 
 def _check_calibration(request: BuildRequest, precision: Precision, held: Precision) -> None:
-    """Refuse int8 without a calibration, and a calibration that would serve nothing, before any work."""
+    """Refuse int8 and fp8 without a calibration, and a calibration that would serve nothing, before any work."""
     given = request.calibrator
     if given is None:
-        if precision == "int8" != held:
-            raise ConfigError("precision='int8': give calibration= images like those of deployment for its ranges.")
+        if precision in QUANTIZED and precision != held:
+            raise ConfigError(
+                f"precision={precision!r}: give calibration= images like those of deployment for its ranges."
+            )
     elif precision == held:
         raise ConfigError(
-            f"calibration=: expected fp16, bf16 or int8 to derive from an fp32 source, got {precision}, which "
+            f"calibration=: expected fp16, bf16, int8 or fp8 to derive from an fp32 source, got {precision}, which "
             f"{request.source.name} gives as it is; leave it out, or give another precision= or source."
         )
-    elif precision != "int8" and not given.has_images:
-        raise ConfigError("calibration=: a file of ranges serves precision='int8' only; give images for other types.")
+    elif precision not in QUANTIZED and not given.has_images:
+        raise ConfigError(
+            "calibration=: a file of ranges serves precision='int8' or 'fp8' only; give images for other types."
+        )
 
 
 def _refuse_form(request: BuildRequest, what: str) -> None:

@@ -70,8 +70,8 @@ def _lines(bundle: Bundle) -> list[str]:
     lines += [f"{bundle.path}  ({precision.asked}, {made}, {decode})"]
     if precision.found:
         lines.append("layer types: " + ", ".join(f"{count} {kind}" for kind, count in precision.found.items()))
-    if precision.int8_layers:
-        lines.append(f"int8: {len(precision.int8_layers)} layers")
+    if precision.quantized_layers:
+        lines.append(f"{precision.asked}: {len(precision.quantized_layers)} layers")
     lines += common.kept_lines(precision.kept_because)
     run = common.run_by(validation.runner, validation.arithmetic, validation.plan_ran if builder.version else None)
     lines.append(

@@ -1,4 +1,4 @@
-"""The verb ``calibrate``: ranges of activations for int8, measured on images."""
+"""The verb ``calibrate``: ranges of activations for int8 and fp8, measured on images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def calibrate_command(
     threads: common.Threads = None,
     out: groups.OutputOptions,
 ) -> None:
-    """Measure the ranges of activations that int8 needs, on images like those of deployment."""
+    """Measure the ranges of activations that int8 and fp8 need, on images like those of deployment."""
     from nrd_trt import calibrate
 
     calibration = calibrate(

@@ -18,7 +18,7 @@ def export_command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help=".pth or .safetensors")],
     output: Annotated[Path, common.output_option("-o", metavar="FILE.onnx", help="Where to write the file.")],
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16"], common.precision_option(help="Types of the graph; int8 only to build.")
+        Literal["fp32", "fp16", "bf16"], common.precision_option(help="Types of the graph; int8 and fp8 only to build.")
     ] = "fp32",
     form: groups.FormOptions,
     inline: Annotated[

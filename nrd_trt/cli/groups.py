@@ -239,11 +239,11 @@ class RangeOptions(Group):
     ] = None
     include: Annotated[
         list[str] | None,
-        common.precision_option(metavar="REGEX", help="In int8 only layers whose name matches; may be repeated."),
+        common.precision_option(metavar="REGEX", help="Quantise only layers whose name matches; may be repeated."),
     ] = None
     exclude: Annotated[
         list[str] | None,
-        common.precision_option(metavar="REGEX", help="In int8 no layer whose name matches; may be repeated."),
+        common.precision_option(metavar="REGEX", help="Quantise no layer whose name matches; may be repeated."),
     ] = None
     target: Annotated[
         Target | None,

@@ -11,6 +11,7 @@ import typer
 
 from nrd_trt.cli import common, groups
 from nrd_trt.cli.flags import translated
+from nrd_trt.specs import QUANTIZED
 
 if TYPE_CHECKING:
     from nrd_trt.engine.bundle import Origin
@@ -156,7 +157,7 @@ def _precision(found: Inspection) -> Lines:
         yield "asked", precision.asked or "not told"
     yield "found", _counts(precision.found or found.types) or "not known without opening it"
     target = getattr(precision, "target", None)  # a bundle's
-    if target and precision.asked == "int8":
+    if target and precision.asked in QUANTIZED:
         yield "made for", f"a {target.upper()}"
     if found.on_cpu:
         yield "on this CPU", f"by {found.on_cpu.runner}, in {' and '.join(found.on_cpu.types)}"

@@ -28,10 +28,16 @@ from nrd_trt.errors import BuildError
 from nrd_trt.graph.decode_nodes import decode_nodes, only_functions, strip_functions
 from nrd_trt.graph.metadata import GraphFacts, read_facts
 from nrd_trt.progress import OnMessage, bar, silent
-from nrd_trt.specs import Flavour, LayerRecord
+from nrd_trt.specs import QUANTIZED, Flavour, LayerRecord
 
 _TYPE_NAMES = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.BFLOAT16: "bf16"}
-_ASKED = {"fp32": "float", "fp16": "half", "bf16": "bf16", "int8": "half"}  # output type of a convolution
+_ASKED = {
+    "fp32": "float",
+    "fp16": "half",
+    "bf16": "bf16",
+    "int8": "half",
+    "fp8": "half",
+}  # output type of a convolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,18 +149,18 @@ def check_types(model: onnx.ModelProto, layers: Sequence[LayerRecord], precision
             f"precision {precision} was asked for and is not what the engine would get: {listed}. "
             "Build from the checkpoint, or report this file."
         )
-    if precision == "int8":
-        _check_quantized(model, layers)
+    if precision in QUANTIZED:
+        _check_quantized(model, layers, precision)
 
 
-def _check_quantized(model: onnx.ModelProto, layers: Sequence[LayerRecord]) -> None:
+def _check_quantized(model: onnx.ModelProto, layers: Sequence[LayerRecord], precision: str) -> None:
     """Raise `BuildError` unless the network quantises what the file quantises, and that is something."""
-    for op, kind, element in (("QuantizeLinear", "quantize", "int8"), ("DequantizeLinear", "dequantize", "half")):
+    for op, kind, element in (("QuantizeLinear", "quantize", precision), ("DequantizeLinear", "dequantize", "half")):
         asked = sum(node.op_type == op for node in model.graph.node)
         found = sum(record.kind == kind and record.type == element for record in layers)
         if found != asked or not asked:
             raise BuildError(
-                f"precision int8 was asked for and is not what the engine would get: expected {asked or 'some'} "
+                f"precision {precision} was asked for and is not what the engine would get: expected {asked or 'some'} "
                 f"{kind} layers of type {element}, got {found}. Build from the checkpoint, or report this file."
             )
 

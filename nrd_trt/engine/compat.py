@@ -33,6 +33,8 @@ RTX_DEFAULT_TARGETS = ("8.0", "8.6", "8.9", "12.0")
 """Compute capabilities that TensorRT-RTX builds for where none are named; its plans run on those after the last too."""
 
 _PREFERS_PLUGIN_SINCE = (10, 7)
+_PRECISIONS_SINCE = {"bf16": (8, 0), "fp8": (8, 9)}
+"""Compute capability from which GPUs have plans in a precision; the others are for all."""
 
 
 def installed_flavours() -> list[Flavour]:
@@ -316,6 +318,20 @@ def rtx_makes_plans_for(capability: str) -> bool:
     """
     newest = version_numbers(RTX_DEFAULT_TARGETS[-1])
     return capability in RTX_DEFAULT_TARGETS or version_numbers(capability) >= newest
+
+
+def lacks(precision: str, capability: str | None, what: str = "this GPU has") -> str | None:
+    """Say why a GPU of a compute capability has no plans in a precision; None where it has, or is not known.
+
+    Args:
+        precision: Of a file.
+        capability: Such as ``"8.7"``.
+        what: What the message says before the capability.
+    """
+    since = _PRECISIONS_SINCE.get(precision)
+    if since is None or capability is None or version_numbers(capability) >= since:
+        return None
+    return f"{precision} needs compute capability {'.'.join(map(str, since))} or later, {what} {capability}"
 
 
 def _values(weights: Any) -> np.ndarray | None:

@@ -32,7 +32,7 @@ class Convolution:
         auto_pad: ``"NOTSET"`` where `pads` says it all.
         group: Number of groups.
         maps: Number of output channels.
-        weights: Values ``float32`` or ``float16`` in the order of memory; None where they cannot be compared: int8
+        weights: Values ``float32`` or ``float16`` in the order of memory; None where they cannot be compared: 8-bit
             weights reach the layer as a tensor that DequantizeLinear writes, and the bindings give no values of bf16.
         bias: Likewise.
     """

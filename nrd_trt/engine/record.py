@@ -121,10 +121,11 @@ class PrecisionRecord:
         kept_because: The reason for each of them.
         int8_layers: Layers that compute in int8.
         layers: Every layer of the plan's network; empty without a plan.
-        ranges: Largest magnitude that int8 represents of each activation; None where it was not recorded, and in files
+        ranges: Largest magnitude that 8 bits represent of each activation; None where it was not recorded, and in files
             of other precisions.
         quantizer: What placed the Q/DQ pairs; None likewise.
-        target: What an int8 file was made for.
+        target: What a quantised file was made for.
+        fp8_layers: Layers that compute in fp8.
     """
 
     asked: Precision
@@ -136,6 +137,12 @@ class PrecisionRecord:
     ranges: dict[str, float] | None = None
     quantizer: Quantizer | None = None
     target: Target = "gpu"
+    fp8_layers: tuple[str, ...] = ()
+
+    @property
+    def quantized_layers(self) -> tuple[str, ...]:
+        """Layers that compute in 8 bits; a file has one kind of them."""
+        return self.int8_layers or self.fp8_layers
 
 
 @dataclass(frozen=True, kw_only=True)

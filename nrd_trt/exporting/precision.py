@@ -12,12 +12,12 @@ from nrd_trt.calibration.calibrator import Calibrator
 from nrd_trt.errors import ConfigError
 from nrd_trt.graph.extremes import Extremes, out_of_range, read_extremes, with_extremes
 from nrd_trt.graph.metadata import TypeChoices, read_facts, write_choices
-from nrd_trt.graph.precision import beside_int8, to_precision
-from nrd_trt.graph.quantize import layers_in_int8
+from nrd_trt.graph.precision import beside_quantized, to_precision
+from nrd_trt.graph.quantize import quantized_layers
 from nrd_trt.progress import bar
 from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import Precision
+from nrd_trt.specs import QUANTIZED, Precision
 
 
 def derive_precision(
@@ -35,7 +35,7 @@ def derive_precision(
         full: The fp32 file.
         precision: Precision of the result.
         images: ``(h, w, 3) uint8`` of a size that the file accepts.
-        calibrator: Makes int8, and has more images that the extremes of 16-bit tensors are measured on.
+        calibrator: Makes int8 and fp8, and has more images that the extremes of 16-bit tensors are measured on.
         threads: CPU threads of ONNX Runtime.
         progress: Show a bar on stderr.
 
@@ -43,11 +43,11 @@ def derive_precision(
         The file, which also tells how its types were chosen (`nrd_trt.graph.metadata.read_choices`).
 
     Raises:
-        ConfigError: int8 without a calibrator.
+        ConfigError: int8 or fp8 without a calibrator.
         CalibrationError: The calibration cannot be done.
     """
-    if precision == "int8" and calibrator is None:
-        raise ConfigError("precision='int8': give calibration= images like those of deployment for its ranges.")
+    if precision in QUANTIZED and calibrator is None:
+        raise ConfigError(f"precision={precision!r}: give calibration= images like those of deployment for its ranges.")
     if precision == "fp32":
         return full
     kept = nodes_to_keep(full, precision, images, calibrator, threads=threads, progress=progress)
@@ -65,7 +65,7 @@ def nodes_to_keep(
 ) -> dict[str, str]:
     """Return the nodes of an fp32 file that leave 16 bits on the images, each with the reason; see `derive_precision`.
 
-    They are the same for int8 and fp16: what is not int8 is fp16. Files for a CPU have nothing in 16 bits.
+    They are the same for int8, fp8 and fp16: what is not quantised is fp16. Files for a CPU have nothing in 16 bits.
     """
     if calibrator is not None and calibrator.target == "cpu":
         return {}
@@ -83,18 +83,20 @@ def nodes_to_keep(
 def apply_precision(
     full: onnx.ModelProto, precision: Precision, kept: Mapping[str, str], calibrator: Calibrator | None = None
 ) -> onnx.ModelProto:
-    """Type an fp32 file in a 16-bit precision, or in int8 by a calibrator; the nodes to keep stay in fp32.
+    """Type an fp32 file in a 16-bit precision, or in an 8-bit one by a calibrator; the nodes to keep stay in fp32.
 
     The file tells these choices (`nrd_trt.graph.metadata.read_choices`).
     """
-    by = calibrator if precision == "int8" else None
+    by = calibrator if precision in QUANTIZED else None
     if by is None:
         typed = to_precision(full, precision, kept.keys())
     else:
-        typed = beside_int8(by.quantize(full), by.target, kept.keys())
+        typed = beside_quantized(by.quantize(full), by.precision, by.target, kept.keys())
+    layers = quantized_layers(typed)
     choices = TypeChoices(
         kept_fp32=kept,
-        int8_layers=layers_in_int8(typed),
+        int8_layers=layers if precision == "int8" else (),
+        fp8_layers=layers if precision == "fp8" else (),
         ranges=by.used_ranges(full) if by else None,
         quantizer=by.quantizer if by else None,
         target=by.target if by else "gpu",

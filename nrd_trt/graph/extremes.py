@@ -25,9 +25,10 @@ _LARGEST = {
     "fp32": float(np.finfo(np.float32).max),
     "fp16": 65504.0,
     "bf16": 3.38e38,
-    "int8": 65504.0,  # what is not int8 is fp16
+    "int8": 65504.0,  # what is not quantised is fp16
+    "fp8": 65504.0,
 }
-_ROUNDS_TO_ZERO = {"fp32": 0.0, "fp16": 2.0**-25, "bf16": 2.0**-134, "int8": 2.0**-25}
+_ROUNDS_TO_ZERO = {"fp32": 0.0, "fp16": 2.0**-25, "bf16": 2.0**-134, "int8": 2.0**-25, "fp8": 2.0**-25}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,7 @@ _ATTRIBUTES: dict[str, dict[str, tuple[object, ...]]] = {
     "MaxPool": {"dilations": ([1, 1],)},
     "AveragePool": {"dilations": ([1, 1],)},
     "TopK": {"sorted": (1,)},
+    "QuantizeLinear": {"saturate": (1,)},
 }
 """Values of attributes that the parser knows; others of the operator are free."""
 

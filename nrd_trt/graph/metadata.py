@@ -93,9 +93,11 @@ class TypeChoices:
     Attributes:
         kept_fp32: Nodes kept in fp32, each with the reason.
         int8_layers: Layers that compute in int8.
-        ranges: Largest magnitude that int8 represents of each activation; None where there is none, or it is not known.
+        ranges: Largest magnitude that 8 bits represent of each activation; None where there is none, or it is not
+            known.
         quantizer: What placed the Q/DQ pairs; None likewise.
-        target: What an int8 file was made for.
+        target: What a quantised file was made for.
+        fp8_layers: Layers that compute in fp8.
     """
 
     kept_fp32: Mapping[str, str] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class TypeChoices:
     ranges: Mapping[str, float] | None = None
     quantizer: Quantizer | None = None
     target: Target = "gpu"
+    fp8_layers: tuple[str, ...] = ()
 
 
 def output_of(names: Collection[OutputName]) -> GraphOutput:

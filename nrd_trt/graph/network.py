@@ -11,17 +11,15 @@ import numpy as np
 import onnx
 
 from nrd_trt.graph.decode_nodes import decode_nodes
-from nrd_trt.graph.metadata import TypeChoices, read_choices
+from nrd_trt.graph.formats import FP8, INT8, UINT8, UINT8_AROUND_128, NumberFormat
+from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts
 from nrd_trt.graph.program import graph_program
-from nrd_trt.graph.quantize import LARGEST, LARGEST_UNSIGNED
 from nrd_trt.graph.tensors import copy_model, rename_tensors
 from nrd_trt.program import Operand, Operation, Program, paired_operations, shown
 from nrd_trt.specs import Target
 
 _PASSED = frozenset({"Cast", "Identity", "QuantizeLinear", "DequantizeLinear"})
 _SIGN_KEEPING = frozenset({"MaxPool", "Expand", "Resize", "Concat"})
-_MIDDLE = 128
-"""Stands for 0 where uint8 holds negative values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class QuantizedTensor:
         scale: The file's scale; NaN where it is not one number.
         faults: What is wrong with the pair itself, in words.
         readers: ``(operation, operand)`` of the network's program that read it.
-        levels: The integer that stands for its range.
+        numbers: What it is quantised to, or should be.
     """
 
     operand: Operand
@@ -42,12 +40,12 @@ class QuantizedTensor:
     scale: float
     faults: tuple[str, ...]
     readers: tuple[tuple[int, int], ...] = ()
-    levels: int = LARGEST
+    numbers: NumberFormat = INT8
 
     @property
     def range(self) -> float:
         """Largest magnitude that it represents."""
-        return self.scale * self.levels
+        return self.scale * self.numbers.largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +53,18 @@ class FileNetwork:
     """The network of a file without types: from its pixels to theta and guidance, or to logits.
 
     Attributes:
-        program: Its operations; weights that are stored in int8 are float64, times their scale.
+        program: Its operations; weights that are stored in 8 bits are float64, times their scale.
         pixels: Tensor of the file that the network reads.
         results: Tensors of the file that the network gives.
-        quantized: Its activations in int8.
+        quantized: Its activations in 8 bits.
+        numbers: What its weights in 8 bits are stored in, or should be.
     """
 
     program: Program
     pixels: str
     results: Mapping[str, str]
     quantized: tuple[QuantizedTensor, ...] = field(default=())
+    numbers: NumberFormat = INT8
 
 
 def file_network(model: onnx.ModelProto) -> FileNetwork | None:
@@ -76,7 +76,8 @@ def file_network(model: onnx.ModelProto) -> FileNetwork | None:
     image = next((entry.name for entry in model.graph.input if entry.name not in stored), "")
     whole = graph_program(model, list(results.values()))
     target = (read_choices(model) or TypeChoices()).target
-    return _Reduced(_without_shapes(whole), results, image, target).network()
+    numbers = FP8 if read_facts(model).precision == "fp8" else INT8
+    return _Reduced(_without_shapes(whole), results, image, target, numbers).network()
 
 
 def named_as(model: onnx.ModelProto, other: onnx.ModelProto) -> onnx.ModelProto:
@@ -128,8 +129,11 @@ def _ends(model: onnx.ModelProto) -> dict[str, str] | None:
 class _Reduced:
     """Leaves casts and quantisation out of a program."""
 
-    def __init__(self, whole: Program, results: Mapping[str, str], image: str, target: Target) -> None:
-        self._whole, self._results, self._image, self._target = whole, results, image, target
+    def __init__(
+        self, whole: Program, results: Mapping[str, str], image: str, target: Target, numbers: NumberFormat
+    ) -> None:
+        self._whole, self._results, self._image = whole, results, image
+        self._target, self._numbers = target, numbers
         self._operations: list[Operation] = []
         self._done: dict[int, Operand] = {}
         self._readers: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -148,6 +152,7 @@ class _Reduced:
             pixels=pixels,
             results=self._results,
             quantized=quantized,
+            numbers=self._numbers,
         )
 
     def _conv_dependent(self) -> list[bool]:
@@ -250,22 +255,23 @@ class _Reduced:
         if any(scale.size != 1 for scale in scales) or scales[0].ravel()[0] != scales[1].ravel()[0]:
             faults.append(f"quantised with scale {shown(scales[0])}, read with {shown(scales[1])}")
         operand = self._known(quantize.operands[0])
-        kind, zero_points = self._zero_points(operand)
-        if any(zero.size and not np.isin(zero, zero_points).all() for zero in zeros):
-            expected = " or ".join(map(str, zero_points))
+        formats = self._formats(operand)
+        kind = formats[0].dtype
+        if any(zero.size and not np.isin(zero.astype(float), [one.zero for one in formats]).all() for zero in zeros):
+            expected = " or ".join(str(one.zero) for one in formats)
             faults.append(f"zero point {shown(zeros[0])} and {shown(zeros[1])}, expected {expected}")
         if any(zero.dtype != kind for zero in zeros):
-            faults.append(f"quantised to {zeros[0].dtype} and read from {zeros[1].dtype}, expected {kind.__name__}")
+            faults.append(f"quantised to {zeros[0].dtype} and read from {zeros[1].dtype}, expected {kind}")
         name = self._operations[operand[0]].name if isinstance(operand, tuple) else str(operand)
         scale = scales[0].item() if scales[0].size == 1 else np.nan
-        levels = LARGEST_UNSIGNED if kind is np.uint8 and not zeros[0].any() else LARGEST
-        return QuantizedTensor(operand=operand, name=name, scale=scale, faults=tuple(faults), levels=levels)
+        numbers = formats[0] if not zeros[0].any() else formats[-1]
+        return QuantizedTensor(operand=operand, name=name, scale=scale, faults=tuple(faults), numbers=numbers)
 
-    def _zero_points(self, operand: Operand) -> tuple[type[np.integer[Any]], tuple[int, ...]]:
-        """Return the type of a tensor in int8, and what may stand for 0 there."""
+    def _formats(self, operand: Operand) -> tuple[NumberFormat, ...]:
+        """Return what an activation may be quantised to, of one type."""
         if self._target == "gpu":
-            return np.int8, (0,)
-        return np.uint8, (0, _MIDDLE) if self._never_negative(operand) else (_MIDDLE,)
+            return (self._numbers,)
+        return (UINT8, UINT8_AROUND_128) if self._never_negative(operand) else (UINT8_AROUND_128,)
 
     def _never_negative(self, operand: Operand) -> bool:
         if not isinstance(operand, tuple):
@@ -282,19 +288,19 @@ def _at(operation: Operation, place: int) -> np.ndarray:
     return np.asarray(operand) if isinstance(operand, np.ndarray) else np.zeros(0, np.uint8)
 
 
-def _dequantized(operation: Operation, integers: np.ndarray) -> np.ndarray | str:
-    """Return stored integers times their scale, float64, or say why that cannot be done."""
+def _dequantized(operation: Operation, stored: np.ndarray) -> np.ndarray | str:
+    """Return stored numbers times their scale, float64, or say why that cannot be done."""
     scale, zero = (np.asarray(_at(operation, place), np.float64) for place in (1, 2))
     if not scale.size:
-        return "an int8 weight whose scale is no constant"
+        return "a weight in 8 bits whose scale is no constant"
     axis = int(operation.attributes.get("axis", 1))
-    axis += integers.ndim if axis < 0 else 0
-    channels = integers.shape[axis] if 0 <= axis < integers.ndim else 0
+    axis += stored.ndim if axis < 0 else 0
+    channels = stored.shape[axis] if 0 <= axis < stored.ndim else 0
     for what, values in (("scales", scale), ("zero points", zero)):
         if values.size not in (0, 1, channels):
-            return f"an int8 weight with {values.size} {what} along axis {axis} of {list(integers.shape)}"
-    shape = [-1 if place == axis else 1 for place in range(integers.ndim)]
-    centred = integers.astype(np.float64) - (_along(zero, shape) if zero.size else 0.0)
+            return f"a weight in 8 bits with {values.size} {what} along axis {axis} of {list(stored.shape)}"
+    shape = [-1 if place == axis else 1 for place in range(stored.ndim)]
+    centred = stored.astype(np.float64) - (_along(zero, shape) if zero.size else 0.0)
     return np.asarray(centred * _along(scale, shape))
 
 

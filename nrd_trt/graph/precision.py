@@ -22,7 +22,7 @@ from nrd_trt.graph.cpu import has_16_bits, widen_weights
 from nrd_trt.graph.metadata import with_precision
 from nrd_trt.graph.quantize import QuantizationPlan, insert_qdq
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types, rename_tensors, replace_nodes
-from nrd_trt.specs import Precision, Target
+from nrd_trt.specs import QUANTIZED, Precision, Quantized, Target
 
 # Sums over a whole feature map; Resize also takes its scales in fp32, uncast; rounding would make ties for ArgMax.
 _ALWAYS_FP32 = frozenset({"GlobalAveragePool", "ReduceMean", "Resize", "ArgMax", "Cast", "Constant"})
@@ -49,8 +49,8 @@ def to_precision(model: onnx.ModelProto, precision: Precision, keep_fp32: Set[st
     """Return the graph typed in `precision`.
 
     Args:
-        model: An fp32 graph of `nrd_trt.exporting`; for ``"int8"`` after `nrd_trt.graph.quantize`.
-        precision: ``"fp32"`` returns a copy. ``"int8"`` types what is not int8 in fp16.
+        model: An fp32 graph of `nrd_trt.exporting`; for ``"int8"`` and ``"fp8"`` after `nrd_trt.graph.quantize`.
+        precision: ``"fp32"`` returns a copy. These two type in fp16 what is not quantised.
         keep_fp32: Names of nodes that compute in fp32.
     """
     result = copy_model(model)
@@ -66,28 +66,30 @@ def to_precision(model: onnx.ModelProto, precision: Precision, keep_fp32: Set[st
     return result
 
 
-def to_int8(
+def to_quantized(
     full: onnx.ModelProto, plan: QuantizationPlan, ranges: Mapping[str, float], keep_fp32: Set[str] = frozenset()
 ) -> onnx.ModelProto:
-    """Return the fp32 graph in int8 where the plan says, with fp16 beside it for a GPU and fp32 for a CPU.
+    """Return the fp32 graph in 8 bits where the plan says, with fp16 beside them for a GPU and fp32 for a CPU.
 
     Args:
         full: The graph that the plan was made for.
-        plan: Where int8 stands, and what the file is made for.
+        plan: Where 8 bits stand, which, and what the file is made for.
         ranges: See `nrd_trt.graph.quantize.insert_qdq`.
         keep_fp32: Names of nodes that compute in fp32.
 
     Raises:
         CalibrationError: A range is missing or not finite.
     """
-    return beside_int8(insert_qdq(full, plan, ranges), plan.target, keep_fp32)
+    return beside_quantized(insert_qdq(full, plan, ranges), plan.precision, plan.target, keep_fp32)
 
 
-def beside_int8(quantized: onnx.ModelProto, target: Target, keep_fp32: Set[str] = frozenset()) -> onnx.ModelProto:
-    """Return a graph with Q/DQ pairs whose other nodes are typed for a target, see `to_int8`."""
+def beside_quantized(
+    quantized: onnx.ModelProto, precision: Quantized, target: Target, keep_fp32: Set[str] = frozenset()
+) -> onnx.ModelProto:
+    """Return a graph with Q/DQ pairs whose other nodes are typed for a target, see `to_quantized`."""
     if target == "gpu":
-        return to_precision(quantized, "int8", keep_fp32)
-    with_precision(quantized := copy_model(quantized), "int8")
+        return to_precision(quantized, precision, keep_fp32)
+    with_precision(quantized := copy_model(quantized), precision)
     return quantized
 
 
@@ -104,7 +106,7 @@ def simulate_rounding(model: onnx.ModelProto, precision: Precision) -> onnx.Mode
     half, types, graph = HALF_TYPES[precision], element_types(model), result.graph
     nodes = []
     for node in graph.node:
-        # Integers times a scale stand for themselves: int8 kernels read the integers.
+        # 8-bit numbers times a scale stand for themselves: the kernels read the numbers.
         exact_already = node.op_type == "DequantizeLinear"
         rounded = [name for name in node.output if types[name] == half and not exact_already]
         exact = {name: f"{name}/exact" for name in rounded}
@@ -122,7 +124,7 @@ def simulate_tf32(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the fp32 graph that multiplies as NVIDIA's tensor cores do in TF32: both factors have 10 bits of mantissa.
 
     Both inputs of every convolution and matrix product are rounded. Those of the decode are too: its function is put in
-    the place of its calls. int8 layers multiply integers and stay. Run the result without graph optimisation, which
+    the place of its calls. Layers in 8 bits have fewer and stay. Run the result without graph optimisation, which
     might take the rounding out.
 
     Args:
@@ -132,11 +134,11 @@ def simulate_tf32(model: onnx.ModelProto) -> onnx.ModelProto:
     result = inliner.inline_local_functions(model)
     splitter = "tf32/splitter"
     weights = [*result.graph.initializer, numpy_helper.from_array(_TF32_SPLITTER, splitter)]
-    integers = {node.output[0] for node in result.graph.node if node.op_type == "DequantizeLinear"}
+    dequantized = {node.output[0] for node in result.graph.node if node.op_type == "DequantizeLinear"}
     nodes: list[onnx.NodeProto] = []
     rounded: dict[str, str] = {}
     for node in result.graph.node:
-        in_fp32 = node.op_type in ("Conv", "MatMul") and node.input[0] not in integers
+        in_fp32 = node.op_type in ("Conv", "MatMul") and node.input[0] not in dequantized
         for index in range(2) if in_fp32 else ():
             name = node.input[index]
             if name not in rounded:
@@ -157,7 +159,7 @@ class _Caster:
     def __init__(self, model: onnx.ModelProto, precision: Precision, keep_fp32: Set[str]) -> None:
         self.model = model
         self.half = HALF_TYPES[precision]
-        self.label = "fp16" if precision == "int8" else precision  # what is not int8
+        self.label = "fp16" if precision in QUANTIZED else precision  # what is not quantised
         self.dtype = _NUMPY[self.label]
         self.keep_fp32 = keep_fp32
         self.floats = (TensorProto.FLOAT, self.half)

@@ -59,7 +59,7 @@ def layer_name(node_name: str, kind: str) -> str:
 def _labels(kind: str, operands: Sequence[Operand]) -> tuple[str, ...]:
     if kind in ("QuantizeLinear", "DequantizeLinear"):
         what = "weight" if operands and isinstance(operands[0], np.ndarray) else "activation"
-        return (f"int8 {what}" if what == "weight" else "input", f"{what} scale", f"{what} zero point")
+        return ("8-bit weight" if what == "weight" else "input", f"{what} scale", f"{what} zero point")
     return _LABELS.get(kind, ())
 
 
@@ -138,7 +138,7 @@ def _constant(entry: onnx.AttributeProto) -> np.ndarray:
 
 
 def _weight(operands: Sequence[Operand], operations: Sequence[Operation]) -> Operand:
-    """Return the weight of a convolution as the file stores it, in int8 where it is dequantised."""
+    """Return the weight of a convolution as the file stores it, in 8 bits where it is dequantised."""
     weight = operands[1] if len(operands) > 1 else None
     if isinstance(weight, tuple) and operations[weight[0]].kind == "DequantizeLinear":
         return operations[weight[0]].operands[0]

@@ -1,8 +1,12 @@
-"""Pass: explicit int8. Choose the layers, then put Q/DQ pairs where TensorRT looks for them. onnx and NumPy only.
+"""Pass: explicit int8 or fp8. Choose layers, then put Q/DQ pairs where TensorRT looks for them. onnx and NumPy only.
 
-Symmetric int8, weights per output channel, activations per tensor. A pair stands on the input of every chosen layer,
-and on the skip input of an Add that follows one, so that Conv + Add + ReLU runs from int8 to int8; never between a
-convolution and its ReLU. Weights are stored in int8. The tensors of a Concat share one scale: it then moves no numbers.
+Zero stays zero, weights have a scale per output channel, activations one per tensor. A pair stands on the input of
+every chosen layer, and on the skip input of an Add that follows one, so that Conv + Add + ReLU runs from 8 bits to 8
+bits; never between a convolution and its ReLU. Weights are stored in 8 bits. The tensors of a Concat share one scale:
+it then moves no numbers.
+
+fp8 is E4M3. TensorRT has no fast kernel of it for convolutions in groups, with few channels, or with more than 32 taps:
+these stay in 16 bits.
 
 A file for a CPU has uint8 activations, which ONNX Runtime's kernels multiply with int8 weights: from 0 where nothing is
 negative, so that a ReLU vanishes in the rounding, else the integers of int8 moved up by 128. It has a pair on both
@@ -11,6 +15,7 @@ inputs of such an Add, for there Conv and Add are two kernels. TensorRT takes ne
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -21,13 +26,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from nrd_trt.errors import CalibrationError, ConfigError
+from nrd_trt.graph.formats import FORMATS, FP8, INT8, UINT8, UINT8_AROUND_128, NumberFormat
 from nrd_trt.graph.tensors import copy_model, replace_nodes
-from nrd_trt.specs import Target
-
-LARGEST = 127
-"""Of symmetric int8: -128 is not used."""
-LARGEST_UNSIGNED = 255
-"""Of uint8 from 0."""
+from nrd_trt.specs import Quantized, Target
 
 DEFAULT_EXCLUDE = (
     r"^decode_head\.image_pool\.",  # one pixel: nothing to gain
@@ -35,26 +36,24 @@ DEFAULT_EXCLUDE = (
 )
 _WEIGHTED = {"Conv": 0, "Gemm": 0, "MatMul": 1}
 """Axis of the output channels in the weights; Gemm with transB."""
+_FEWEST_CHANNELS, _MOST_TAPS = 16, 32
+"""Of the weights of a layer in fp8."""
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 """Scales are stored in fp16; below this its step would change them by more than their own rounding."""
 _SMALLEST_SCALE_ON_CPU = float(np.finfo(np.float32).tiny)
 _SIGN_KEEPING = {"MaxPool": 1, "Expand": 1, "Resize": 1, "Concat": None}
 """Operators that give no negative value where their first so many inputs, or all, hold none."""
-_ZERO_POINTS = {
-    "int8.zero": np.zeros((), np.int8),
-    "uint8.zero": np.zeros((), np.uint8),
-    "uint8.middle": np.full((), 128, np.uint8),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationPlan:
-    """Which layers compute in int8.
+    """Which layers compute in 8 bits.
 
     Attributes:
         layers: Names of the nodes, in the order of the graph.
-        tensors: Activations that get a Q/DQ pair, each with the ``(node, input index)`` pairs that read it in int8.
+        tensors: Activations that get a Q/DQ pair, each with the ``(node, input index)`` pairs that read it in 8 bits.
         shared: Sets of those tensors that take one scale.
+        precision: What the layers compute in.
         target: What the file is made for.
         unsigned: Those tensors that take uint8 from 0.
     """
@@ -62,26 +61,36 @@ class QuantizationPlan:
     layers: tuple[str, ...]
     tensors: Mapping[str, tuple[tuple[str, int], ...]]
     shared: tuple[frozenset[str], ...] = ()
+    precision: Quantized = "int8"
     target: Target = "gpu"
     unsigned: frozenset[str] = frozenset()
 
-    def largest(self, tensor: str) -> int:
-        """Return the integer that stands for the range of a tensor."""
-        return LARGEST_UNSIGNED if tensor in self.unsigned else LARGEST
-
-    def zero_point(self, tensor: str) -> str:
-        """Return the name of the integer that stands for 0 in a tensor."""
-        return "int8.zero" if self.target == "gpu" else "uint8.zero" if tensor in self.unsigned else "uint8.middle"
+    def format(self, tensor: str) -> NumberFormat:
+        """Return the numbers that an activation is quantised to."""
+        if self.target == "gpu":
+            return FORMATS[self.precision]
+        return UINT8 if tensor in self.unsigned else UINT8_AROUND_128
 
 
-def quantizable_layers(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the weighted nodes with constant weights, in the order of the graph."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return [node.name for node in model.graph.node if _is_weighted(node, constants)]
+def quantizable_layers(model: onnx.ModelProto, precision: Quantized = "int8") -> list[str]:
+    """Return the names of the weighted nodes that a precision takes, in the order of the graph.
+
+    Their weights are constants, and in fp8 those of a layer that TensorRT has a fast kernel for.
+    """
+    weights = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    return [
+        node.name
+        for node in model.graph.node
+        if _is_weighted(node, weights.keys()) and (precision != "fp8" or _fits_fp8(node, weights[node.input[1]]))
+    ]
 
 
 def choose_layers(
-    model: onnx.ModelProto, *, include: Sequence[str] = (), exclude: Sequence[str] = DEFAULT_EXCLUDE
+    model: onnx.ModelProto,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = DEFAULT_EXCLUDE,
+    precision: Quantized = "int8",
 ) -> tuple[str, ...]:
     """Return the layers that regular expressions select among the quantizable ones.
 
@@ -89,6 +98,7 @@ def choose_layers(
         model: The fp32 graph.
         include: A layer must match one of these valid expressions, where any are given.
         exclude: A layer must match none; those of `DEFAULT_EXCLUDE` need not match anything.
+        precision: What the layers shall compute in; an expression that matches those of int8 alone is no error.
 
     Raises:
         ConfigError: An expression matches no layer, or no layer is left.
@@ -99,29 +109,36 @@ def choose_layers(
             raise ConfigError(f"layer pattern {pattern!r}: matches none of {len(names)} layers; one is {names[0]!r}.")
     chosen = [
         name
-        for name in names
+        for name in quantizable_layers(model, precision)
         if (not include or any(re.search(pattern, name) for pattern in include))
         and not any(re.search(pattern, name) for pattern in exclude)
     ]
     if not chosen:
-        raise ConfigError("the layer patterns leave no layer for int8; loosen exclude=, or build fp16.")
+        raise ConfigError(f"the layer patterns leave no layer for {precision}; loosen exclude=, or build fp16.")
     return tuple(chosen)
 
 
-def plan_quantization(model: onnx.ModelProto, layers: Iterable[str], target: Target = "gpu") -> QuantizationPlan:
+def plan_quantization(
+    model: onnx.ModelProto, layers: Iterable[str], target: Target = "gpu", precision: Quantized = "int8"
+) -> QuantizationPlan:
     """Place the pairs for the chosen layers.
 
     Args:
         model: The fp32 graph.
-        layers: Names of quantizable layers.
+        layers: Names of layers that are quantizable in that precision.
         target: What the file is made for. The tensors for a CPU are those for a GPU and more.
+        precision: What the layers compute in; a file for a CPU has int8 only.
 
     Raises:
         ConfigError: A name is not that of a quantizable layer.
     """
     wanted = set(layers)
-    if unknown := wanted - set(quantizable_layers(model)):
-        raise ConfigError(f"layers {', '.join(sorted(unknown)[:5])}: expected convolutions with constant weights.")
+    if unknown := wanted - set(quantizable_layers(model, precision)):
+        fast = f" in one group, from {_FEWEST_CHANNELS} channels up, of at most {_MOST_TAPS} taps"
+        raise ConfigError(
+            f"layers {', '.join(sorted(unknown)[:5])}: expected convolutions with constant weights"
+            f"{fast if precision == 'fp8' else ''}."
+        )
     skips = _skip_inputs(model)
     tensors: dict[str, list[tuple[str, int]]] = {}
     for node in model.graph.node:
@@ -140,13 +157,14 @@ def plan_quantization(model: onnx.ModelProto, layers: Iterable[str], target: Tar
         layers=tuple(node.name for node in model.graph.node if node.name in wanted),
         tensors={name: tuple(readers) for name, readers in tensors.items()},
         shared=shared,
+        precision=precision,
         target=target,
         unsigned=_unsigned(model, tensors.keys(), shared) if target == "cpu" else frozenset(),
     )
 
 
 def insert_qdq(model: onnx.ModelProto, plan: QuantizationPlan, ranges: Mapping[str, float]) -> onnx.ModelProto:
-    """Return the fp32 graph with Q/DQ pairs and int8 weights.
+    """Return the fp32 graph with Q/DQ pairs and 8-bit weights.
 
     Args:
         model: The fp32 graph that the plan was made for.
@@ -168,6 +186,7 @@ class _Inserter:
         self.graph = model.graph
         self.plan = plan
         self.scales = scales
+        self.format = FORMATS[plan.precision]  # of weights
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self.readers = {reader: name for name, readers in plan.tensors.items() for reader in readers}
         self.made: set[str] = set()
@@ -175,8 +194,8 @@ class _Inserter:
 
     def run(self) -> None:
         chosen = set(self.plan.layers)
-        for name, value in _ZERO_POINTS.items():
-            self._add(numpy_helper.from_array(value, name))
+        for each in (INT8, UINT8, UINT8_AROUND_128, FP8):
+            self._add(numpy_helper.from_array(np.full((), each.zero, each.dtype), each.zero_point))
         for node in list(self.graph.node):
             for index, name in enumerate(node.input):
                 if (node.name, index) in self.readers:
@@ -190,27 +209,27 @@ class _Inserter:
 
     def _pair(self, name: str) -> str:
         """Return the tensor after its Q/DQ pair."""
-        zero = self.plan.zero_point(name)
-        quantized, result = f"{name}/{zero.partition('.')[0]}", f"{name}/dequantized"
+        numbers = self.plan.format(name)
+        quantized, result = f"{name}/{numbers.name}", f"{name}/dequantized"
         if name not in self.made:
             self.made.add(name)
             scale = numpy_helper.from_array(np.asarray(self.scales[name], np.float32), f"{name}/scale")
             self._add(scale)
-            operands = [scale.name, zero]
+            operands = [scale.name, numbers.zero_point]
             self.nodes.append(helper.make_node("QuantizeLinear", [name, *operands], [quantized], name=f"{name}/Q"))
             self.nodes.append(helper.make_node("DequantizeLinear", [quantized, *operands], [result], name=f"{name}/DQ"))
         return result
 
     def _weights(self, name: str, axis: int) -> str:
-        """Store weights in int8, one scale per output channel; return the tensor after its DQ."""
-        result = f"{name}/dequantized"
+        """Store weights in 8 bits, one scale per output channel; return the tensor after its DQ."""
+        result, kind = f"{name}/dequantized", self.format.dtype
         if name not in self.made:
             self.made.add(name)
             array = numpy_helper.to_array(self.weights[name])
-            scale = weight_scales(array, axis)
+            scale = weight_scales(array, axis, self.format)
             shape = [-1 if index == axis else 1 for index in range(array.ndim)]
-            integers = np.clip(np.rint(array / scale.reshape(shape)), -LARGEST, LARGEST).astype(np.int8)
-            parts = {"int8": integers, "scale": scale, "zeros": np.zeros(len(scale), np.int8)}
+            numbers = self.format.nearest(array / scale.reshape(shape)).astype(kind)
+            parts = {self.format.name: numbers, "scale": scale, "zeros": np.zeros(len(scale), kind)}
             for suffix, part in parts.items():
                 self._add(numpy_helper.from_array(part, f"{name}/{suffix}"))
             names = [f"{name}/{suffix}" for suffix in parts]
@@ -221,18 +240,18 @@ class _Inserter:
         self.weights[tensor.name] = tensor
 
 
-def layers_in_int8(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the weighted nodes of a file whose data and weights both come from int8, in the order of the graph."""
+def quantized_layers(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the weighted nodes of a file whose data and weights both come from 8 bits, in the order of the graph."""
     dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     return tuple(
         node.name for node in model.graph.node if node.op_type in _WEIGHTED and dequantized.issuperset(node.input[:2])
     )
 
 
-def weight_scales(weights: np.ndarray, axis: int) -> np.ndarray:
-    """Return the symmetric int8 scale of each output channel, ``(channels,) float32``, exact in fp16."""
+def weight_scales(weights: np.ndarray, axis: int, numbers: NumberFormat = INT8) -> np.ndarray:
+    """Return the scale of each output channel, ``(channels,) float32``, exact in fp16."""
     others = tuple(index for index in range(weights.ndim) if index != axis)
-    return _representable(np.abs(weights).max(axis=others) / LARGEST)
+    return _representable(np.abs(weights).max(axis=others) / numbers.largest)
 
 
 def _scales(plan: QuantizationPlan, ranges: Mapping[str, float]) -> dict[str, float]:
@@ -246,7 +265,7 @@ def _scales(plan: QuantizationPlan, ranges: Mapping[str, float]) -> dict[str, fl
     for group in plan.shared:
         common = max(largest[name] for name in group)
         largest |= dict.fromkeys(group, common)
-    scales = {name: value / plan.largest(name) for name, value in largest.items()}
+    scales = {name: value / plan.format(name).largest for name, value in largest.items()}
     if plan.target == "cpu":  # nothing of it is in fp16
         return {name: max(scale, _SMALLEST_SCALE_ON_CPU) for name, scale in scales.items()}
     return {name: float(_representable(np.asarray(scale))) for name, scale in scales.items()}
@@ -260,6 +279,11 @@ def _representable(scale: np.ndarray) -> np.ndarray:
 
 def _is_weighted(node: onnx.NodeProto, constants: Set[str]) -> bool:
     return node.op_type in _WEIGHTED and node.input[1] in constants and node.input[0] not in constants
+
+
+def _fits_fp8(node: onnx.NodeProto, dims: Sequence[int]) -> bool:
+    groups = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+    return groups == 1 and min(dims[:2]) >= _FEWEST_CHANNELS and math.prod(dims[2:]) <= _MOST_TAPS
 
 
 def _unsigned(model: onnx.ModelProto, tensors: Set[str], shared: Iterable[Set[str]]) -> frozenset[str]:

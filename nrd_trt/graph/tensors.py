@@ -11,8 +11,21 @@ from onnx import TensorProto, helper, shape_inference
 
 from nrd_trt.errors import ExportError
 
-HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16, "int8": TensorProto.FLOAT16}
-"""Type of what is not fp32 in a file of each precision; int8 stands beside it between Q and DQ only."""
+HALF_TYPES = {
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+    "int8": TensorProto.FLOAT16,
+    "fp8": TensorProto.FLOAT16,
+}
+"""Type of what is not fp32 in a file of each precision; 8 bits stand beside it between Q and DQ only."""
+
+_SHORT_NAMES = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.INT8: "int8",
+    TensorProto.FLOAT8E4M3FN: "fp8",
+}
 
 _SIZES_BYTES = 256
 """Constants of up to so many bytes may be sizes, which shapes follow from."""
@@ -93,13 +106,14 @@ def float_outputs(model: onnx.ModelProto, types: dict[str, int]) -> Iterator[tup
 
 
 def weight_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return how many convolutions have weights of each type: ``fp32``, ``fp16``, ``bf16`` or ``int8`` (Q/DQ)."""
+    """Return how many convolutions have weights of each type: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``."""
     return dict(sorted(Counter(conv_types(model).values()).items()))
 
 
 def conv_types(model: onnx.ModelProto) -> dict[str, str]:
     """Return the type of the weights of each convolution by its name, as `weight_types` counts them."""
-    names = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-    types = {tensor.name: names.get(tensor.data_type, "other") for tensor in model.graph.initializer}
-    types |= {node.output[0]: "int8" for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    types = {tensor.name: _SHORT_NAMES.get(tensor.data_type, "other") for tensor in model.graph.initializer}
+    for node in model.graph.node:  # weights that are quantised in the graph have the type of the zero point
+        if node.op_type == "DequantizeLinear" and len(node.input) > 2:
+            types[node.output[0]] = types.get(node.input[2], "other")
     return {node.name: types.get(node.input[1], "other") for node in model.graph.node if node.op_type == "Conv"}

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from nrd_trt.engine.compat import lacks
 from nrd_trt.errors import ConfigError
 from nrd_trt.machine.findings import Inventory, Row
 from nrd_trt.machine.gpu import DRIVER_OF_CUDA, query, throttle_reasons
@@ -32,6 +33,8 @@ def gpu_rows(have: Inventory) -> Iterator[Row]:
         if gpu.memory_bytes is not None and gpu.free_bytes is not None:
             shared = " shared with the CPU" if gpu.integrated else ""
             found += f", {_size(gpu.memory_bytes)}{shared}, {_size(gpu.free_bytes)} free"
+        if lacks("fp8", gpu.compute_capability):
+            found += "; no plans in fp8"
         if visible in ("", "-1"):
             hidden = f"{found}; hidden by CUDA_VISIBLE_DEVICES={visible!r}"
             yield Row(name, "limited", hidden, "unset CUDA_VISIBLE_DEVICES")

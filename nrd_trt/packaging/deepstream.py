@@ -82,7 +82,7 @@ def _check(bundle: Bundle, max_batch: int | None) -> None:
             f"{bundle.path}: expected fit 'resize' or 'letterbox', got 'pad', and nvinfer brings every frame to the "
             "network's size; build it with another fit."
         )
-    if precision.target == "cpu" and precision.asked == "int8":
+    if precision.target == "cpu":
         raise ConfigError(f"{bundle.path}: expected a bundle for a GPU, got one for a CPU; build it for a GPU.")
     if max_batch is not None and not batch.min <= max_batch <= batch.max:
         raise ConfigError(

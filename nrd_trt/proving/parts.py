@@ -22,7 +22,7 @@ from nrd_trt.benchmarking.calls import on_device
 from nrd_trt.building.build import build
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.engine.bundle import read_bundle
-from nrd_trt.engine.compat import load_tensorrt, version_numbers
+from nrd_trt.engine.compat import lacks, load_tensorrt, version_numbers
 from nrd_trt.engine.plugins import check_plugin, load_plugin, take_plugin
 from nrd_trt.errors import BuildError, NrdTrtError, PluginError, RunnerError
 from nrd_trt.gates import Gates
@@ -34,12 +34,12 @@ from nrd_trt.optional import require
 from nrd_trt.progress import silent
 from nrd_trt.proving import runtime_library
 from nrd_trt.proving.network import NETWORKS, SMALL, fp32_file
-from nrd_trt.proving.record import DRIVER, FORMS, OPERATOR, PLUGIN, RUNS, RUNTIME_LIBRARY, Figures, lacks
+from nrd_trt.proving.record import DRIVER, FORMS, OPERATOR, PLUGIN, RUNS, RUNTIME_LIBRARY, Figures
 from nrd_trt.proving.runs import Feed, graph_fault, threads_fault
 from nrd_trt.runtime.base import DeviceRunner
 from nrd_trt.runtime.engine import Engine, open_bundle
 from nrd_trt.runtime.select import bundle_plugin
-from nrd_trt.specs import DecodeName, DecodeSpec, Flavour, Precision
+from nrd_trt.specs import QUANTIZED, DecodeName, DecodeSpec, Flavour, Precision
 from nrd_trt.zoo import checkpoint_path
 
 RUN_ON: Precision = "fp16"
@@ -238,8 +238,8 @@ def prove_plan(lane: Lane, precision: Precision, folder: Path) -> Figures:
         fp32_file(lane.network, folder),
         lane.bundle(folder, precision),
         precision=precision,
-        calibration="synthetic" if precision == "int8" else None,
-        images=CALIBRATION_IMAGES if precision == "int8" else None,
+        calibration="synthetic" if precision in QUANTIZED else None,
+        images=CALIBRATION_IMAGES if precision in QUANTIZED else None,
         checkpoint=None if lane.network == SMALL else checkpoint_path(lane.network),
         builder=lane.flavour,
         decode=_DECODES[lane.form],

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from nrd_trt.engine.compat import version_numbers
+from nrd_trt.engine.compat import lacks
 from nrd_trt.machine.findings import Row
 from nrd_trt.specs import PRECISIONS, Flavour
 
@@ -19,14 +19,6 @@ DRIVER, OPERATOR, PLUGIN, RUNTIME_LIBRARY = "driver", "operator", "tensorrt/plug
 FORMS = ("function", "plugin")
 RUNS = ("graph", "threads", "times")
 """What is done with a plan that holds its gate: a CUDA graph, two threads, a benchmark."""
-BF16_SINCE = (8, 0)
-
-
-def lacks(precision: str, capability: str | None) -> str | None:
-    """Say why a GPU of a compute capability has no plans in a precision; None where it has."""
-    if precision == "bf16" and capability is not None and version_numbers(capability) < BF16_SINCE:
-        return f"bf16 needs compute capability {'.'.join(map(str, BF16_SINCE))} or later, this GPU has {capability}"
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ Types = Literal["fastest", "file", "exact"]
 """``"fastest"``: what OpenVINO chooses for the processor. ``"file"``: the file's, with fp32 in the place of 16 bits.
 ``"exact"``: the file's and no others, or an error."""
 
-_HINTS: Mapping[Precision, str] = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "f32"}
+_HINTS: Mapping[Precision, str] = {"fp32": "f32", "int8": "f32", "fp8": "f32", "fp16": "f16", "bf16": "f32"}
 """With ``f32`` it keeps to the types of a file but for fp16, bfloat16 beside fp32 included."""
 _EXECUTED: Mapping[str, Arithmetic | Literal["int8"]] = {
     "f32": "fp32",
@@ -72,6 +72,8 @@ class OpenVinoRunner(BaseRunner):
         model = load_checked(self._model) if isinstance(self._model, Path) else self._model
         facts = read_facts(model)
         self.mask_encoding = facts.mask_encoding
+        if facts.precision == "fp8":
+            raise ConfigError("runner='openvino': reads no fp8 files; set runner='onnxruntime'.")
         self._runnable = inliner.inline_local_functions(with_ending(model, "phases")).SerializeToString()
         hint = {"fastest": None, "file": "f32", "exact": _HINTS[facts.precision]}[self._types]
         self._settings = {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}

@@ -12,6 +12,7 @@ from nrd_trt.engine.bundle import PLAN_FILE, Bundle
 from nrd_trt.engine.compat import (
     RTX_DEFAULT_TARGETS,
     installed_flavours,
+    lacks,
     load_tensorrt,
     rtx_makes_plans_for,
     version_numbers,
@@ -105,7 +106,7 @@ def make_runner(bundle: Bundle, run: RunOptions = DEFAULT) -> Runner:
             raise RunnerError(
                 f"runner={runner!r}: {bundle.path} holds no plan; build one with: {rebuild_call(bundle.path, runner)}"
             )
-        rebuild = rebuild_call(bundle.path, runner, record.decode)
+        rebuild = rebuild_call(bundle.path, runner, record.decode, record.precision.asked)
         check_host(record.builder, this_host(runner), plan=str(bundle.path / PLAN_FILE), rebuild=rebuild)
         return _plan_of(bundle, run)
     if runner == "auto" and bundle.plan_path is not None:
@@ -206,7 +207,8 @@ def _plan_of(bundle: Bundle, run: RunOptions) -> TrtRunner:
 
 
 def _rebuild(bundle: Bundle) -> str:
-    return rebuild_call(bundle.path, bundle.record.builder.name, bundle.record.decode)
+    record = bundle.record
+    return rebuild_call(bundle.path, record.builder.name, record.decode, record.precision.asked)
 
 
 def plan_obstacle(built: BuilderRecord) -> str | None:
@@ -293,14 +295,18 @@ def this_host(flavour: str) -> PlanHost:
     )
 
 
-def rebuild_call(bundle: Path, builder: str, decode: str = "auto") -> str:
+def rebuild_call(bundle: Path, builder: str, decode: str = "auto", precision: Precision = "fp16") -> str:
     """Return the call that makes the plan of a bundle anew on the machine where it is run.
 
-    Where TensorRT-RTX makes no plan for the GPU here, it is TensorRT that does.
+    Where TensorRT-RTX makes no plan for the GPU here, it is TensorRT that does. Where the GPU has no plans in the
+    precision, another is built from the checkpoint.
     """
-    device = probe_device() if builder == "tensorrt-rtx" else None
-    if device is not None and device.compute_capability and not rtx_makes_plans_for(device.compute_capability):
+    device = probe_device() if builder == "tensorrt-rtx" or precision == "fp8" else None
+    capability = device.compute_capability if device else None
+    if builder == "tensorrt-rtx" and capability and not rtx_makes_plans_for(capability):
         builder = "tensorrt"
+    if lacks(precision, capability):
+        return f"nrd_trt.build('CHECKPOINT', {str(bundle)!r}, precision='fp16', builder={builder!r}, force=True)"
     plugin = ", decode='plugin'" if decode == "plugin" and builder == "tensorrt" else ""
     return f"nrd_trt.build({str(bundle)!r}, {str(bundle)!r}, builder={builder!r}{plugin}, force=True)"
 

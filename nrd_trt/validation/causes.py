@@ -22,7 +22,7 @@ from nrd_trt.graph.network import file_network
 from nrd_trt.graph.outputs import PREFIX, with_taps
 from nrd_trt.graph.program import layer_name
 from nrd_trt.graph.tensors import needed_nodes
-from nrd_trt.specs import DecodeSpec
+from nrd_trt.specs import QUANTIZED, DecodeSpec
 from nrd_trt.validation.drawing import describe_drawing
 from nrd_trt.validation.hints import describe_channels, describe_pixels, describe_tables
 from nrd_trt.validation.stages import CLEARLY, STAGES, Finding, StageMeter, StageTolerance
@@ -38,6 +38,7 @@ DECODE = {
     "fp16": StageTolerance(tensor=0.0025, channel=0.0125),
     "bf16": StageTolerance(tensor=0.02, channel=0.1),
     "int8": StageTolerance(tensor=0.0025, channel=0.0125),
+    "fp8": StageTolerance(tensor=0.0025, channel=0.0125),
 }
 """The decode computes in fp32 in every precision; its logits are rounded once where they are stored in 16 bits."""
 _BEFORE_DECODE = ("c1", "c4", "theta", "guidance")
@@ -103,14 +104,14 @@ def _together(layers: list[str], text: str) -> str:
 
 
 def _scales(file: onnx.ModelProto, model: Segmentor, image: np.ndarray, stages: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield the activations whose int8 scale is clearly too small or too large for PyTorch's."""
+    """Yield the activations whose scale in 8 bits is clearly too small or too large for PyTorch's."""
     network = file_network(file)
     if network is None:
         return
     for use in scale_uses(network, executed_program(model)[0], model, [image]):
         if (said := use.cause()) and use.tensor.readers:
             reader = network.program.operations[use.tensor.readers[0][0]].name
-            text = f"the int8 scale of what `{reader}` reads is {said}"
+            text = f"the {use.tensor.numbers.name} scale of what `{reader}` reads is {said}"
             yield Finding(stage=stages.get(reader, "c4"), text=text)
 
 
@@ -141,7 +142,7 @@ def causes_in_data(
     from nrd_trt.model.stages import predict_stages_from
 
     graph, stages = read_facts(file), layer_stages(file)
-    found = list(_scales(file, model, image, stages)) if graph.precision == "int8" else []
+    found = list(_scales(file, model, image, stages)) if graph.precision in QUANTIZED else []
     explained = {finding.stage for finding in (*known, *found)}
     due = {**predict_stages_from(model, got), "preprocessing": want["preprocessing"]}
 

@@ -1,7 +1,7 @@
 """A bundle's file made anew from its checkpoint: what a sound file of its form and precision computes.
 
-Ranges for int8 are measured here by code of its own. A calibration that is wrong everywhere would be just as wrong in a
-file that it made anew.
+Ranges for 8 bits are measured here by code of its own. A calibration that is wrong everywhere would be just as wrong in
+a file that it made anew.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from nrd_trt.graph.formats import INT8, NumberFormat
 from nrd_trt.graph.metadata import GraphFacts, read_facts
-from nrd_trt.graph.precision import to_int8, to_precision
-from nrd_trt.graph.quantize import LARGEST, plan_quantization
+from nrd_trt.graph.precision import to_precision, to_quantized
+from nrd_trt.graph.quantize import plan_quantization
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.runtime.graph_io import image_feed
 from nrd_trt.runtime.ort_runner import OrtRunner
@@ -89,7 +90,7 @@ def sound_file(
     if precision != "int8":
         return to_precision(full, precision, kept_fp32)
     plan = plan_quantization(full, int8_layers)
-    return to_int8(full, plan, measure_anew(full, plan.tensors, images, threads), kept_fp32)
+    return to_quantized(full, plan, measure_anew(full, plan.tensors, images, threads), kept_fp32)
 
 
 def measure_anew(
@@ -113,26 +114,28 @@ def pick_magnitudes(
     return {name: np.concatenate(values) for name, values in picked.items()}
 
 
-def least_lossy(magnitudes: np.ndarray, levels: int = LARGEST) -> float:
-    """Return the range that represents magnitudes ``(N,)`` in so many levels with the least loss."""
+def least_lossy(magnitudes: np.ndarray, numbers: NumberFormat = INT8) -> float:
+    """Return the range that represents magnitudes ``(N,)`` in 8-bit numbers with the least loss."""
     largest = float(magnitudes.max(initial=0.0))
     if not np.isfinite(largest) or largest == 0.0:
         return largest
     limits = [float(share) * largest for share in _CANDIDATES]
-    return min(limits, key=lambda limit: loss(magnitudes, limit, levels=levels))
+    return min(limits, key=lambda limit: loss(magnitudes, limit, numbers=numbers))
 
 
-def loss(magnitudes: np.ndarray, limit: float, counts: np.ndarray | None = None, *, levels: int = LARGEST) -> float:
+def loss(
+    magnitudes: np.ndarray, limit: float, counts: np.ndarray | None = None, *, numbers: NumberFormat = INT8
+) -> float:
     """Return the root mean square of what rounding changes of magnitudes, each counted so often.
 
     Args:
         magnitudes: ``(N,)``.
         limit: The range.
         counts: ``(N,)``; None counts each once.
-        levels: The integer that stands for the range.
+        numbers: What they are rounded to.
     """
-    step = limit / levels
-    represented = np.minimum(np.rint(magnitudes / step), levels) * step
+    step = limit / numbers.largest
+    represented = numbers.nearest(magnitudes / step) * step
     return float(np.sqrt(np.average(np.square(represented - magnitudes), weights=counts)))
 
 

@@ -55,6 +55,7 @@ TOLERANCES: Mapping[Precision, StageTolerance] = {
     "fp16": StageTolerance(tensor=0.015, channel=0.07),
     "bf16": StageTolerance(tensor=0.07, channel=0.65),
     "int8": StageTolerance(tensor=0.4, channel=0.7),
+    "fp8": StageTolerance(tensor=0.4, channel=0.7),
 }
 """Four times and more of what sound files show (the zoo's checkpoints on street scenes, R101 with random weights).
 

@@ -21,14 +21,15 @@ from nrd_trt.engine.bundle import Bundle
 from nrd_trt.engine.record import BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, ExportError, NrdTrtError
 from nrd_trt.figures import StructureRecord
+from nrd_trt.graph.formats import NumberFormat
 from nrd_trt.graph.metadata import GraphFacts, read_choices, read_facts
 from nrd_trt.graph.network import FileNetwork, file_network
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.precision import to_int8, to_precision
+from nrd_trt.graph.precision import to_precision, to_quantized
 from nrd_trt.graph.program import function_programs, graph_program
-from nrd_trt.graph.quantize import LARGEST, layers_in_int8, plan_quantization
+from nrd_trt.graph.quantize import plan_quantization, quantized_layers
 from nrd_trt.program import Describe, Operation, Program, compare_programs
-from nrd_trt.specs import DecodeSpec
+from nrd_trt.specs import QUANTIZED, DecodeSpec
 from nrd_trt.validation.rederive import other_kind, rederive_full
 from nrd_trt.validation.structure_constants import describe_constant, readings_of, rounding_of
 from nrd_trt.validation.structure_ends import (
@@ -61,7 +62,7 @@ def check_structure(
         record: The bundle's record.
         model: The checkpoint's network.
         full: The fp32 file that the exporter makes of it now, in the bundle's form, with both outputs.
-        images: ``(h, w, 3) uint8`` RGB on which int8 scales are measured anew; none leaves that out.
+        images: ``(h, w, 3) uint8`` RGB on which scales of activations are measured anew; none leaves that out.
     """
     executed, not_provable = executed_program(model)
     network, checked = network_differences(file, model, images, executed)
@@ -77,7 +78,7 @@ def check_structure(
     else:
         differences = network
         not_provable.append(f"{doubt}: wiring of preprocessing and decode, types and Q/DQ pairs are not compared")
-    if record.precision.asked == "int8" and record.precision.ranges is None:
+    if record.precision.asked in QUANTIZED and record.precision.ranges is None:
         not_provable.append(
             "the ranges of the calibration are not recorded: activation scales are not compared with them"
         )
@@ -158,26 +159,28 @@ def network_differences(
 
 
 def layer_differences(network: FileNetwork, expected: Program, model: Segmentor) -> list[str]:
-    """Compare the layers of a file with those that PyTorch executes, and look for faults of int8 pairs."""
+    """Compare the layers of a file with those that PyTorch executes, and look for faults of Q/DQ pairs."""
     spec = model.config.decode if model.config.is_nrd else None
-    lines = compare_programs(network.program, expected, _rounded(expected, spec), commutes=True)
-    return lines + [f"`{tensor.name}`: int8: {fault}" for tensor in network.quantized for fault in tensor.faults]
+    lines = compare_programs(network.program, expected, _rounded(expected, spec, network.numbers), commutes=True)
+    name = network.numbers.name
+    return lines + [f"`{tensor.name}`: {name}: {fault}" for tensor in network.quantized for fault in tensor.faults]
 
 
 def expected_file(full: onnx.ModelProto, record: BundleRecord) -> onnx.ModelProto:
-    """Derive the file of a record from the fp32 one: its int8 layers and ranges, its types, its outputs.
+    """Derive the file of a record from the fp32 one: its layers in 8 bits and ranges, its types, its outputs.
 
     Where ranges are not recorded, activation scales are 1.
 
     Raises:
-        ConfigError: The record names a layer that the network does not have.
+        ConfigError: The record names a layer that the network does not have, or not in this precision.
     """
     held = record.precision
-    if held.asked != "int8":
-        typed = to_precision(full, held.asked, set(held.kept_fp32))
+    if held.asked == "int8" or held.asked == "fp8":
+        plan = plan_quantization(full, held.quantized_layers, held.target, held.asked)
+        ranges = held.ranges or {name: float(plan.format(name).largest) for name in plan.tensors}
+        typed = to_quantized(full, plan, ranges, set(held.kept_fp32))
     else:
-        plan = plan_quantization(full, held.int8_layers, held.target)
-        typed = to_int8(full, plan, held.ranges or dict.fromkeys(plan.tensors, float(LARGEST)), set(held.kept_fp32))
+        typed = to_precision(full, held.asked, set(held.kept_fp32))
     return select_outputs(typed, record.model.output)
 
 
@@ -239,12 +242,13 @@ def _doubt(record: BundleRecord) -> str | None:
 # --- what may differ --------------------------------------------------------------------------------------------------
 
 
-def _rounded(expected: Program, spec: DecodeSpec | None) -> Describe:
+def _rounded(expected: Program, spec: DecodeSpec | None, numbers: NumberFormat) -> Describe:
     """Judge weights by the rounding of their type in the file."""
-    readings = readings_of(expected, spec)
+    readings = readings_of(expected, spec, numbers)
 
     def describe(operation: Operation, label: str, found: np.ndarray, want: np.ndarray) -> str | None:
-        allowed = rounding_of(want, found.dtype) if want.size and want.shape == found.shape and want.ndim else 0.0
+        comparable = want.size and want.shape == found.shape and want.ndim
+        allowed = rounding_of(want, found.dtype, numbers) if comparable else 0.0
         return describe_constant(found, want, allowed, readings(operation, label))
 
     return describe
@@ -274,7 +278,8 @@ def _counts(network: FileNetwork, expected: Program) -> dict[str, int]:
         "convolutions": kinds["Conv"],
         "weights": sum(array.size for array in arrays),
     }
-    return counts | ({"int8 activations": len(network.quantized)} if network.quantized else {})
+    name = f"{network.numbers.name} activations"
+    return counts | ({name: len(network.quantized)} if network.quantized else {})
 
 
 def _record_differences(file: onnx.ModelProto, record: BundleRecord, model: Segmentor) -> Iterator[str]:
@@ -296,9 +301,9 @@ def _type_differences(file: onnx.ModelProto, held: PrecisionRecord) -> Iterator[
         names = {"kept_fp32": "kept_because"}
         recorded = {field.name: getattr(held, names.get(field.name, field.name)) for field in fields(choices)}
         yield from (f"bundle.json: precision: {text}" for _, text in _unequal(recorded, asdict(choices), "the file's"))
-    found = set(layers_in_int8(file)) if held.asked == "int8" else set()
-    if len(found) != len(held.int8_layers):
-        yield f"int8: {len(found)} layers, {len(held.int8_layers)} are recorded"
+    found, told = set(quantized_layers(file)) if held.asked in QUANTIZED else set(), held.quantized_layers
+    if len(found) != len(told):
+        yield f"{held.asked}: {len(found)} layers, {len(told)} are recorded"
 
 
 def _fact_differences(graph: GraphFacts, model: Segmentor) -> Iterator[str]:

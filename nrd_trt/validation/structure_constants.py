@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from nrd_trt.graph.quantize import LARGEST
+from nrd_trt.graph.formats import FP8, INT8, NumberFormat
 from nrd_trt.program import Operation, Program, shown
 from nrd_trt.specs import DecodeSpec
 
@@ -18,6 +18,8 @@ _HALF_STEP = {"float32": 2.0**-22, "float16": 2.0**-11 * 1.01, "bfloat16": 2.0**
 _SUBNORMAL = {"float32": 1e-40, "float16": 2.0**-25 * 1.01, "bfloat16": 1e-40}
 _INT8_SHARE = 0.57
 """Largest error of an int8 weight in its channel's steps: half a one, and what rounding the scale adds at 127."""
+_FP8_SHARE, _FP8_SUBNORMAL = 2.0**-4 * 1.01, 2.0**-10 * 1.01
+"""Largest error of an fp8 weight, relative, and below its normal numbers in its channel's steps."""
 _SMALLEST_STEP = float(np.finfo(np.float16).tiny)
 _SAME_FACTOR = 1e-3
 
@@ -41,17 +43,21 @@ class Readings:
     row_name: Callable[[int], str] | None = None
 
 
-def rounding_of(expected: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def rounding_of(expected: np.ndarray, dtype: np.dtype, numbers: NumberFormat = INT8) -> np.ndarray:
     """Return how far a stored weight may be from its float64 value, element by element.
 
     Args:
         expected: The right weight, float64.
-        dtype: Type in the file; float64 stands for int8 times a scale per output channel.
+        dtype: Type in the file; float64 stands for 8-bit numbers times a scale per output channel.
+        numbers: Which 8-bit numbers.
     """
     size = np.abs(expected)
     if dtype == np.float64:
-        step = np.maximum(size.reshape(len(size), -1).max(axis=1) / LARGEST, _SMALLEST_STEP)
-        return np.broadcast_to(_INT8_SHARE * step.reshape(-1, *[1] * (size.ndim - 1)), size.shape)
+        steps = np.maximum(size.reshape(len(size), -1).max(axis=1) / numbers.largest, _SMALLEST_STEP)
+        step = steps.reshape(-1, *[1] * (size.ndim - 1))
+        if numbers is FP8:
+            return np.asarray(_FP8_SHARE * size + _FP8_SUBNORMAL * step)
+        return np.broadcast_to(_INT8_SHARE * step, size.shape)
     name = dtype.name
     return np.asarray(size * _HALF_STEP.get(name, 0.0) + _SUBNORMAL.get(name, 0.0))
 
@@ -94,12 +100,15 @@ def describe_constant(
     return _rows(got, want, right, limit, readings.row_name)
 
 
-def readings_of(program: Program, spec: DecodeSpec | None) -> Callable[[Operation, str], Readings]:
+def readings_of(
+    program: Program, spec: DecodeSpec | None, numbers: NumberFormat = INT8
+) -> Callable[[Operation, str], Readings]:
     """Return what tells of the constants of a program what else they may be.
 
     Args:
         program: The right one.
         spec: Constants of the network's decode, where it has one.
+        numbers: See `rounding_of`.
     """
     from nrd_trt.decode.misread import describe_channel, misread_orders
 
@@ -112,7 +121,7 @@ def readings_of(program: Program, spec: DecodeSpec | None) -> Callable[[Operatio
     def of(operation: Operation, label: str) -> Readings:
         def elsewhere(array: np.ndarray) -> str | None:
             others = (entry for entry in places[array.shape] if entry[:2] != (operation.name, label))
-            owners = [name for name, _, constant in others if _alike(array, constant)]
+            owners = [name for name, _, constant in others if _alike(array, constant, numbers)]
             return owners[0] if len(owners) == 1 else None
 
         if spec is None or operation.name != _CONTROLLER:
@@ -128,9 +137,9 @@ def _near(got: np.ndarray, want: np.ndarray, limit: np.ndarray) -> np.ndarray:
     return near
 
 
-def _alike(found: np.ndarray, constant: np.ndarray) -> bool:
+def _alike(found: np.ndarray, constant: np.ndarray, numbers: NumberFormat) -> bool:
     want = constant.astype(np.float64)
-    allowed = rounding_of(want, found.dtype) if constant.dtype == np.float64 else 0.0
+    allowed = rounding_of(want, found.dtype, numbers) if constant.dtype == np.float64 else 0.0
     return bool((np.abs(found.astype(np.float64) - want) <= allowed).all())
 
 

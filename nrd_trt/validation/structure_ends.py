@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _SEED = 1
 _PATCHES_HW = (3, 5)
-_STEP = {"fp32": 1e-4, "fp16": 2.0**-9, "bf16": 2.0**-7, "int8": 2.0**-9}
+_STEP = {"fp32": 1e-4, "fp16": 2.0**-9, "bf16": 2.0**-7, "int8": 2.0**-9, "fp8": 2.0**-9}
 """Largest error of a logit over the largest: an ending computes in fp32, and its output is rounded to the type."""
 _TIE = 1e-3
 _RESIZE = {"mode": b"linear", "coordinate_transformation_mode": b"half_pixel"}

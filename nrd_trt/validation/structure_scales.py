@@ -1,4 +1,4 @@
-"""Whether the scales of a file's int8 activations fit what the activations are, measured anew in PyTorch. NumPy only.
+"""Whether the scales of quantised activations fit what the activations are, measured anew in PyTorch. NumPy only.
 
 Calibration's own code takes no part: a fault there would be repeated. The magnitudes that PyTorch's operations give on
 a few images are counted, and a scale is a fault where its squared error is far above that of the best one.
@@ -65,7 +65,7 @@ class ScaleUse:
 
     def cause(self) -> str | None:
         """Say that the scale is clearly too small or too large; None where it is not."""
-        scale, steps, levels = self.tensor.scale, self.reach / self.tensor.scale, self.tensor.levels
+        scale, steps, levels = self.tensor.scale, self.reach / self.tensor.scale, self.tensor.numbers.largest
         limits = f"±{self.tensor.range:.3g}, PyTorch's values reach ±{self.reach:.3g}"
         if self.loss < _CLEARLY_WORSE:
             return None
@@ -79,7 +79,7 @@ class ScaleUse:
 def scale_uses(
     network: FileNetwork, expected: Program, model: Segmentor, images: Sequence[np.ndarray]
 ) -> Iterator[ScaleUse]:
-    """Yield what the scale of each activation in int8 does to what PyTorch computes there.
+    """Yield what the scale of each quantised activation does to what PyTorch computes there.
 
     Args:
         network: The file's.
@@ -109,10 +109,10 @@ def scale_uses(
 def _use(tensor: QuantizedTensor, counts: np.ndarray, largest: float) -> ScaleUse:
     values = (np.arange(len(counts)) + 0.5) * (largest / len(counts))
     used = values[1:], counts[1:]  # the first bin's are taken for zeros
-    levels = tensor.levels
+    levels = tensor.numbers.largest
 
     def squared_error(limit: float) -> float:
-        return loss(used[0], limit, used[1], levels=levels) ** 2
+        return loss(used[0], limit, used[1], numbers=tensor.numbers) ** 2
 
     candidates = _CANDIDATES * largest
     errors = [squared_error(limit) for limit in candidates]

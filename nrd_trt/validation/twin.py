@@ -4,8 +4,8 @@ Four files run on a few images and are compared with PyTorch in fp32, each one a
 
 1. The fp32 file, exported anew. Beyond the tolerance of fp32 the exporter, the runner or the preprocessing of this
    installation is wrong, and so are the bundles that it makes.
-2. The *sound* file: that one in the bundle's precision, for int8 with ranges measured anew on these images. Beyond what
-   sound files of trained networks show, this installation's passes are wrong, or int8 does not suit the network.
+2. The *sound* file: that one in the bundle's precision, in 8 bits with ranges measured anew on these images. Beyond
+   what sound files of trained networks show, this installation's passes are wrong, or 8 bits do not suit the network.
 3. The *twin*: the same with the ranges of the bundle's file, which must compute what its twin does.
 4. The bundle's file, which may be a stated margin farther from PyTorch than the sound file is. Ranges that are far off
    are found here, and by what each loses beside the one measured anew.
@@ -23,16 +23,17 @@ import onnx
 from nrd_trt.engine.record import PrecisionRecord
 from nrd_trt.errors import CalibrationError, ConfigError
 from nrd_trt.figures import RangeFigures, SoundComparison, StageFigures
+from nrd_trt.graph.formats import NumberFormat
 from nrd_trt.graph.metadata import ExporterRecord, read_facts
 from nrd_trt.graph.network import file_network
 from nrd_trt.graph.outputs import PREFIX, with_taps
-from nrd_trt.graph.precision import to_int8, to_precision
-from nrd_trt.graph.quantize import QuantizationPlan, layers_in_int8, plan_quantization
+from nrd_trt.graph.precision import to_precision, to_quantized
+from nrd_trt.graph.quantize import QuantizationPlan, plan_quantization, quantized_layers
 from nrd_trt.program import paired_operations
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.graph_io import first_mask
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import Precision
+from nrd_trt.specs import QUANTIZED, Precision
 from nrd_trt.validation.rederive import least_lossy, loss, pick_magnitudes
 from nrd_trt.validation.stages import PREPROCESSING, STAGES, TITLES, TOLERANCES, StageMeter, StageTolerance
 
@@ -83,6 +84,13 @@ LIMITS: Mapping[Precision, SoundLimits] = {
         narrow_loss=6.0,
         wide_loss=3.2,
     ),
+    "fp8": SoundLimits(
+        sound_mask=0.1,
+        margin=StageTolerance(tensor=2.5, channel=3.5),
+        mask_margin=2.2,
+        narrow_loss=6.0,
+        wide_loss=3.2,
+    ),
 }
 EXCITES = 0.7
 """Least `nrd_trt.model.stages.excitation` of an image that ranges are judged on: what moves the network little needs
@@ -111,8 +119,8 @@ def compare_with_sound(
         model: The checkpoint, in evaluation mode, of the network that the file holds.
         full: Its export in fp32 in the form of the file, with both outputs.
         file: The bundle's ONNX file.
-        record: What the bundle records of layers in int8 and nodes kept in fp32.
-        images: At least one ``(h, w, 3) uint8`` by name, of which the first `COMPARED_COUNT` are compared; in int8
+        record: What the bundle records of layers in 8 bits and nodes kept in fp32.
+        images: At least one ``(h, w, 3) uint8`` by name, of which the first `COMPARED_COUNT` are compared; in 8 bits
             those that excite the network, and where none does, neither ranges nor stages are judged.
         exporter: What wrote the bundle's file, where that is known.
         threads: CPU threads of ONNX Runtime.
@@ -147,22 +155,23 @@ def compare_with_sound(
 def _choose(
     model: Segmentor, images: Mapping[str, np.ndarray], precision: Precision
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Return the first images, for int8 of those that excite the network most, and why int8 cannot be judged on them.
+    """Return the first images, for 8 bits of those that excite the network most, and why it cannot be judged on them.
 
     The first of them comes once more and brighter, as overflow shows on bright images.
     """
     from nrd_trt.model.stages import excitation
 
     chosen, why = list(images), ""
-    if precision == "int8":
+    if precision in QUANTIZED:
         moved = {name: 1.0 if (share := excitation(model, image)) is None else share for name, image in images.items()}
         if exciting := [name for name, share in moved.items() if share >= EXCITES]:
             chosen = exciting
         else:
             chosen.sort(key=lambda name: -moved[name])
             why = (
-                "not judged: the ranges, and what int8 costs at the stages; the images excite the network too little: "
-                f"its features vary at most {max(moved.values()):.3f} times as much as in training, {EXCITES} needed"
+                f"not judged: the ranges, and what {precision} costs at the stages; the images excite the network too "
+                f"little: its features vary at most {max(moved.values()):.3f} times as much as in training, "
+                f"{EXCITES} needed"
             )
     brighter = np.minimum(images[chosen[0]] * BRIGHTER, 255).astype(np.uint8)
     return {**{name: images[name] for name in chosen[:COMPARED_COUNT]}, f"{chosen[0]}, brighter": brighter}, why
@@ -188,19 +197,19 @@ def _derive(
 ) -> _Derived:
     """Derive the sound file and the twin from the fp32 file."""
     precision, kept = read_facts(file).precision, frozenset(record.kept_fp32)
-    if precision != "int8":
+    if precision != "int8" and precision != "fp8":
         sound = full if precision == "fp32" else to_precision(full, precision, kept)
         return _Derived(sound=sound, twin=sound)
     try:
-        plan = plan_quantization(full, record.int8_layers or layers_in_int8(file), record.target)
+        plan = plan_quantization(full, record.quantized_layers or quantized_layers(file), record.target, precision)
         picked = pick_magnitudes(full, plan.tensors, images, threads)
-        measured = {name: least_lossy(magnitudes, plan.largest(name)) for name, magnitudes in picked.items()}
-        sound = to_int8(full, plan, measured, kept)
+        measured = {name: least_lossy(magnitudes, plan.format(name)) for name, magnitudes in picked.items()}
+        sound = to_quantized(full, plan, measured, kept)
     except (ConfigError, CalibrationError) as exc:  # another version of torch names layers otherwise
-        return _Derived(note=f"no sound int8 file could be derived: {exc}")
+        return _Derived(note=f"no sound {precision} file could be derived: {exc}")
     shared, held = held_ranges(sound, full, plan), held_ranges(file, full, plan)  # a Concat's tensors share theirs
     known = [name for name in plan.tensors if name in held]
-    ranges = [_range(name, held[name], shared[name], picked[name], limits, plan.largest(name)) for name in known]
+    ranges = [_range(name, held[name], shared[name], picked[name], limits, plan.format(name)) for name in known]
     worst = tuple(sorted(ranges, key=lambda one: -one.loss / one.allowed)[:RANGES_KEPT])
     if record.quantizer == "modelopt":
         return _Derived(sound=sound, ranges=worst, note="Model Optimizer made the file, which has no twin here")
@@ -210,12 +219,12 @@ def _derive(
             "need in this version; they are judged by what the stages show"
         )
         return _Derived(sound=sound, ranges=worst, note=note)
-    twin = to_int8(full, plan, held, kept)
+    twin = to_quantized(full, plan, held, kept)
     return _Derived(sound=sound, twin=twin, ranges=worst)
 
 
 def held_ranges(file: onnx.ModelProto, full: onnx.ModelProto, plan: QuantizationPlan) -> dict[str, float]:
-    """Return the range of every activation that a file quantises, by the operations that read it in int8.
+    """Return the range of every activation that a file quantises, by the operations that read it in 8 bits.
 
     Args:
         file: Its nodes and tensors may have any names.
@@ -244,10 +253,10 @@ def held_ranges(file: onnx.ModelProto, full: onnx.ModelProto, plan: Quantization
 
 
 def _range(
-    name: str, held: float, measured: float, magnitudes: np.ndarray, limits: SoundLimits, levels: int
+    name: str, held: float, measured: float, magnitudes: np.ndarray, limits: SoundLimits, numbers: NumberFormat
 ) -> RangeFigures:
     least = _NEGLIGIBLE * float(np.sqrt(np.square(magnitudes).mean()))
-    losses = [float(np.hypot(loss(magnitudes, limit, levels=levels), least)) for limit in (held, measured)]
+    losses = [float(np.hypot(loss(magnitudes, limit, numbers=numbers), least)) for limit in (held, measured)]
     return RangeFigures(
         tensor=name,
         held=held,

@@ -3,10 +3,10 @@
     python scripts/dev/measure_gates.py build/gates --data camvid/val --calibration camvid/train/images
     python scripts/dev/measure_gates.py build/gates --table
 
-Both checkpoints of the zoo, in every precision and for int8 by every recipe, at several sizes, against PyTorch in fp32,
-in blocks of four images: drawn scenes of other seeds, and labelled frames. PyTorch itself runs them in 16 bits as well.
-`--sound` measures the stages and ranges of the same files beside sound ones, on two images of each block. What was
-measured is kept in the folder, and a run goes on where another one stopped.
+Both checkpoints of the zoo, in every precision and for int8 and fp8 by every recipe, at several sizes, against PyTorch
+in fp32, in blocks of four images: drawn scenes of other seeds, and labelled frames. PyTorch itself runs them in 16 bits
+as well. `--sound` measures the stages and ranges of the same files beside sound ones, on two images of each block. What
+was measured is kept in the folder, and a run goes on where another one stopped.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx, exporter_r
 from nrd_trt.exporting.precision import derive_precision
 from nrd_trt.figures import json_values
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.graph.quantize import layers_in_int8
+from nrd_trt.graph.quantize import quantized_layers
 from nrd_trt.model import load_model
 from nrd_trt.model.network import Segmentor
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.ort_runner import OrtRunner
-from nrd_trt.specs import InputShape
+from nrd_trt.specs import QUANTIZED, InputShape
 from nrd_trt.validation.compare import Comparator, Reference
 from nrd_trt.validation.references import torch_reference
 from nrd_trt.validation.twin import compare_with_sound
@@ -49,7 +49,10 @@ from nrd_trt.zoo import checkpoint_path
 
 NETWORKS = ("nrd_mobilenetv2_camvid", "nrd_r18_camvid")
 RECIPES = ("percentile", "minmax", "entropy", "mse")
-ONNX_FORMS = ("fp32", "tf32", "fp16", "bf16", *(f"int8 {recipe}" for recipe in RECIPES))
+ONNX_FORMS = (
+    *("fp32", "tf32", "fp16", "bf16"),
+    *(f"{precision} {recipe}" for precision in QUANTIZED for recipe in RECIPES),
+)
 TORCH_FORMS = {"fp16 torch": torch.float16, "bf16 torch": torch.bfloat16}
 SIZES = ((64, 96), (128, 192), (352, 480))
 BLOCK = 4
@@ -140,9 +143,15 @@ def measure_sound(network: str, size_hw: tuple[int, int], options: Options, rows
     full = typed_file(model, network, size_hw, "fp32", options)
     for form in (form for form in ONNX_FORMS if form != "tf32"):
         file = typed_file(model, network, size_hw, form, options)
-        precision = read_facts(file).precision
+        precision, layers = read_facts(file).precision, quantized_layers(file)
         record = PrecisionRecord(
-            asked=precision, found=None, kept_fp32=(), kept_because={}, int8_layers=layers_in_int8(file), layers=()
+            asked=precision,
+            found=None,
+            kept_fp32=(),
+            kept_because={},
+            int8_layers=layers if precision == "int8" else (),
+            layers=(),
+            fp8_layers=layers if precision == "fp8" else (),
         )
         for kind in ("scenes", "frames"):
             for block in range(options.blocks):
@@ -199,7 +208,13 @@ def typed_file(
         full = typed_file(model, network, size_hw, "fp32", options)
         calibrator = None
         if recipe:
-            given: dict[str, Any] = {"recipe": recipe, "images": options.images, "threads": 1, "progress": False}
+            given: dict[str, Any] = {
+                "precision": precision,
+                "recipe": recipe,
+                "images": options.images,
+                "threads": 1,
+                "progress": False,
+            }
             calibrator = Calibrator(options.calibration, **given)
         images = [street_scene(seed, size_hw).image for seed in (7, 8)]
         made = derive_precision(full, precision, images, calibrator=calibrator, threads=1, progress=False)  # type: ignore[arg-type]

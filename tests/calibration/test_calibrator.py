@@ -23,7 +23,7 @@ from nrd_trt.errors import CalibrationError, ConfigError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs
-from nrd_trt.graph.quantize import layers_in_int8
+from nrd_trt.graph.quantize import quantized_layers
 from tests.helpers import small_export
 
 HEAD = r"^decode_head\.aspp"
@@ -44,11 +44,11 @@ def test_images_are_read_and_ranges_measured_once(opened: mock.Mock) -> None:
     assert made.sha256 is None
     layers = made.layers(model)
     typed = made.quantize(model)
-    assert layers_in_int8(typed) == layers and len(layers) > 1
+    assert quantized_layers(typed) == layers and len(layers) > 1
     assert made.sha256 == made.feeds(model).sha256
     assert made.feeds(select_outputs(model, "mask")) is made.feeds(model)  # they differ in their outputs alone
     fewer = made.without(layers[1:])
-    assert layers_in_int8(fewer.quantize(model)) == layers[:1]
+    assert quantized_layers(fewer.quantize(model)) == layers[:1]
     assert made.layers(model) == layers, "the other is as it was"
     opened.assert_called_once()
 
@@ -177,16 +177,18 @@ OPTIONS = {"recipe": "mse", "images": 100, "seed": 0, "memory_mb": 2048, "includ
         ("r.json", "int8", {"quantizer": "modelopt"}, "expected images as calibration="),
         ("synthetic", "int8", {"target": "tpu"}, "target='tpu': expected one of 'gpu', 'cpu'"),
         ("synthetic", "int8", {"quantizer": "modelopt", "target": "cpu"}, "target=: quantizer='modelopt' knows"),
-        ("synthetic", "fp16", {"target": "cpu"}, "target=: expected precision='int8', got fp16"),
+        ("synthetic", "fp16", {"target": "cpu"}, "target=: expected precision='int8' or 'fp8', got fp16"),
         (None, "int8", {"target": "cpu"}, "target=: expected together with calibration="),
         ("synthetic", "int8", {"quantizer": "modelopt", "recipe": "mse"}, "recipe=: quantizer='modelopt' knows"),
         *((None, None, {n: v}, f"^{n}=: expected together with calibration=, got none") for n, v in OPTIONS.items()),
         (None, "int8", {"quantizer": "own"}, "expected together with calibration=, got none"),
         *(
-            ("synthetic", None, {n: v}, f"^{n}=: expected precision='int8', got none")
+            ("synthetic", None, {n: v}, f"^{n}=: expected precision='int8' or 'fp8', got none")
             for n, v in OPTIONS.items()
             if n not in ("images", "seed")
         ),
+        ("synthetic", "fp8", {"target": "cpu"}, "target='cpu': no runtime of a CPU multiplies fp8"),
+        ("synthetic", "fp8", {"quantizer": "modelopt"}, "quantizer='modelopt': expected precision='int8', got fp8"),
         (5, "int8", {}, "calibration=5: expected a path"),
     ],
 )

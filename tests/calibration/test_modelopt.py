@@ -13,7 +13,7 @@ from nrd_trt.errors import CalibrationError, MissingDependencyError
 from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.precision import to_precision
-from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, layers_in_int8, quantizable_layers
+from nrd_trt.graph.quantize import DEFAULT_EXCLUDE, quantizable_layers, quantized_layers
 from tests.helpers import feed, small_export
 
 
@@ -42,8 +42,8 @@ def test_a_real_run_quantises_the_same_layers() -> None:
     model = small_export("float")
     images = [np.asarray(feed("float", 1, 128, 256, seed=seed)["image"]) for seed in (11, 12)]
     result = to_precision(quantize_with_modelopt(model, images, exclude=DEFAULT_EXCLUDE), "int8")
-    left = set(quantizable_layers(model)) - set(layers_in_int8(result))
+    left = set(quantizable_layers(model)) - set(quantized_layers(result))
     assert {"decode_head.classifier.classifier.1/Conv"} <= left
-    assert len(layers_in_int8(result)) > 10
+    assert len(quantized_layers(result)) > 10
     assert read_facts(result).precision == "int8"
     assert importer_problems(result) == []

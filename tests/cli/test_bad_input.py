@@ -38,7 +38,7 @@ TYPED = [
     ("export CKPT -o OUT --size big", "--size 'big': expected HEIGHTxWIDTH"),
     ("export CKPT -o OUT --dynamic 64x64:96x96", "--dynamic '64x64:96x96': expected MIN:OPT:MAX"),
     ("build CKPT -o OUT --batch many", "--batch 'many': expected N or MIN:OPT:MAX"),
-    ("build CKPT -o OUT --precision int4", "--precision 'int4': expected one of fp32, fp16, bf16, int8"),
+    ("build CKPT -o OUT --precision int4", "--precision 'int4': expected one of fp32, fp16, bf16, int8, fp8"),
     ("export CKPT -o OUT --output boxes", "--output 'boxes': expected one of mask, logits, both"),
     ("export CKPT -o OUT --mean 1,2", "--mean '1,2': expected 3 numbers"),
     ("export CKPT -o OUT --classes absent.txt", "--classes 'absent.txt': cannot read it"),
@@ -49,10 +49,10 @@ TYPED = [
     ("validate BUNDLE --max-miou-drop 2", "--max-miou-drop 2.0: expected a fraction in 0-1"),
     # int8
     ("build ONNX -o OUT --precision int8", "give --calibration"),
-    ("build ONNX -o OUT --precision fp16 --calibration r.json", "serves --precision int8 only"),
+    ("build ONNX -o OUT --precision fp16 --calibration r.json", "serves --precision int8 or fp8 only"),
     ("build ONNX -o OUT --precision int8 --calibration nowhere", "nowhere"),
-    ("build ONNX -o OUT --calibration synthetic --memory-mb 9", "--memory-mb: expected --precision int8, got none"),
-    ("build ONNX -o OUT --precision fp32 --calibration synthetic", "--calibration: expected fp16, bf16 or int8"),
+    ("build ONNX -o OUT --calibration synthetic --memory-mb 9", "--memory-mb: expected --precision int8 or fp8, got"),
+    ("build ONNX -o OUT --precision fp32 --calibration synthetic", "--calibration: expected fp16, bf16, int8 or fp8"),
     # the other verbs
     ("predict BUNDLE absent.png -o OUT", r"absent\.png"),
     ("validate BUNDLE --localise", "--localise needs --checkpoint"),

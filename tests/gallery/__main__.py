@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from nrd_trt.specs import Precision
+from nrd_trt.specs import PRECISIONS, Precision
 from tests import helpers
 from tests.gallery.score import Score, remembered, score, sound_failures
-from tests.gallery.table import ALL, FAULTS, Case, Fault, Network
+from tests.gallery.table import FAULTS, Case, Fault, Network
 from tests.helpers import traces_remembered
 
 _KEPT = Path("build/fault-gallery.jsonl")
@@ -77,7 +77,7 @@ def _score(case: tuple[str, Precision]) -> Score:
 
 def _cases() -> Iterator[tuple[Fault, Precision]]:
     """Yield every fault in one precision, then in the next."""
-    for turn in range(len(ALL)):
+    for turn in range(len(PRECISIONS)):
         for place, fault in enumerate(FAULTS.values()):
             if turn < (count := len(fault.precisions)):
                 yield fault, fault.precisions[(place + turn) % count]
@@ -93,7 +93,7 @@ def _sound(pool: Pool) -> dict[tuple[str, Precision], list[str]]:
     """Return what is held against the sound bundles, by network and precision, one line per seed that does not pass."""
     found: dict[tuple[str, Precision], list[str]] = {}
     for network in _NETWORKS:
-        for precision in ALL:
+        for precision in PRECISIONS:
             seeds = [(Case(network=network), precision, seed) for seed in _SEEDS]
             failures = zip(_SEEDS, pool.starmap(sound_failures, seeds, chunksize=1), strict=True)
             lines = [f"seed {seed}: {'; '.join(failed)}" for seed, failed in failures if failed]
@@ -105,7 +105,7 @@ def _sound(pool: Pool) -> dict[tuple[str, Precision], list[str]]:
 def _holds(scores: Sequence[Score]) -> bool:
     """Whether the figures that the documentation promises hold, in each precision."""
     few_missed = True
-    for precision in ALL:
+    for precision in PRECISIONS:
         counted = [found for found in scores if found.exceeds and found.precision == precision]
         few_missed &= sum(not found.by_numbers for found in counted) <= _MOST_MISSED * len(counted)
     files = [found for found in scores if FAULTS[found.fault].where == "file" and not found.caught]
@@ -118,11 +118,11 @@ def _document(scores: Sequence[Score], sound: Mapping[tuple[str, Precision], Seq
     missing = f"{len(scores)} of {planned} combinations were scored; the others are blank."
     lines = [_INTRODUCTION, "", *([missing, ""] if len(scores) < planned else []), *_summary(scores), ""]
     for where, title in _TITLES.items():
-        lines += [f"## {title}", "", "| fault | " + " | ".join(ALL) + " |", "|---" * (len(ALL) + 1) + "|"]
+        lines += [f"## {title}", "", "| fault | " + " | ".join(PRECISIONS) + " |", "|---" * (len(PRECISIONS) + 1) + "|"]
         for fault in FAULTS.values():
             found = {one.precision: one for one in scores if one.fault == fault.name}
             if fault.where == where and found:
-                cells = [_cell(found[precision]) if precision in found else "" for precision in ALL]
+                cells = [_cell(found[precision]) if precision in found else "" for precision in PRECISIONS]
                 lines.append(f"| {fault.name} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += ["## False causes", "", *(_lies(scores) or ["None."]), ""]
@@ -141,7 +141,7 @@ def _document(scores: Sequence[Score], sound: Mapping[tuple[str, Precision], Seq
 def _summary(scores: Sequence[Score]) -> Iterator[str]:
     yield "| precision | planted | above rounding | of these passed by figures | in files and passed | false causes |"
     yield "|---" * 6 + "|"
-    for precision in (*ALL, "all"):
+    for precision in (*PRECISIONS, "all"):
         chosen = [found for found in scores if precision in (found.precision, "all")]
         counted = [found for found in chosen if found.exceeds]
         missed = sum(not found.by_numbers for found in counted)
@@ -167,10 +167,11 @@ _SOUND = f"Sound bundles of both networks of the zoo on {len(_SEEDS)} sets of fo
 _INTRODUCTION = """# The fault gallery
 
 Faults are planted and `nrd_trt.validate(bundle, checkpoint=…, localise=True)` is asked about them, on four drawn scenes
-of 64x96 pixels (128x192 in int8; wider where a fault needs it). *Planted in the file*: a sound bundle's file is changed
-and its hashes are made right. *Planted upstream*: the exporter, the folding, the range pass, the calibrator, the
-quantizer, a runner or the preprocessing is patched while the bundle is built and while it is validated, so that a file
-derived anew is just as wrong. Made by `make fault-gallery`; the faults stand in `tests/gallery/table.py`.
+of 64x96 pixels (128x192 in 8 bits; wider where a fault needs it). *Planted in the file*: a sound bundle's file is
+changed and its hashes are made right. *Planted upstream*: the exporter, the folding, the range pass, the calibrator,
+the quantizer, a runner or the preprocessing is patched while the bundle is built and while it is validated, so that a
+file derived anew is just as wrong. Made by `make fault-gallery`; the faults stand in `tests/gallery/table.py`. In fp8
+there are those of its own numbers, of calibration and of ranges: the others do not touch it.
 
 A cell says which share of the pixels a fault flips against the sound bundle's masks, on the scenes of validation and
 four others; in brackets where that is no more than the sound bundle itself differs from PyTorch in fp32, that is, than

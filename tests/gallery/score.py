@@ -37,7 +37,7 @@ from nrd_trt.model.program import network_program
 from nrd_trt.model.stages import predict_stages
 from nrd_trt.runtime.engine import Engine
 from nrd_trt.runtime.torch_runner import TorchRunner
-from nrd_trt.specs import Precision
+from nrd_trt.specs import QUANTIZED, Precision
 from nrd_trt.validation.rederive import rederive_full
 from nrd_trt.validation.validate import Validation, validate
 from nrd_trt.zoo import checkpoint_path
@@ -168,7 +168,7 @@ def _make_louder(source: Path, target: Path) -> None:
 
 def build_case(case: Case, precision: Precision, target: Path) -> Path:
     """Build a bundle of a case from its checkpoint."""
-    calibration = {"calibration": "synthetic", "images": 16} if precision == "int8" else {}
+    calibration = {"calibration": "synthetic", "images": 16} if precision in QUANTIZED else {}
     form = {"size": case.size_of(precision), "input_form": case.input_form, "mask_encoding": case.mask_encoding}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nrd_trt.data.classes import voc_palette
-from nrd_trt.specs import InputForm, MaskEncoding, Precision, Size
+from nrd_trt.specs import QUANTIZED, InputForm, MaskEncoding, Precision, Size
 from tests import faults as files
 from tests.faults import Change
 from tests.gallery import upstream
@@ -17,6 +17,8 @@ ALL: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 SIXTEEN: tuple[Precision, ...] = ("fp16", "bf16", "int8")
 """Precisions of a file with weights in 16 bits."""
 INT8: tuple[Precision, ...] = ("int8",)
+FP8: tuple[Precision, ...] = ("fp8",)
+CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
 
 Network = Literal["mobilenetv2", "r18", "loud"]
 """Of the zoo; ``"loud"`` is its ResNet-18 with a layer whose activations leave fp16."""
@@ -28,7 +30,7 @@ class Case:
 
     Attributes:
         network: Which checkpoint.
-        size_hw: Of the engine; see `size_of` for int8.
+        size_hw: Of the engine; see `size_of` for 8 bits.
         input_form: Of the file.
         mask_encoding: Of the file.
         photos: Whether images of another size are validated on, in place of drawn scenes of the engine's.
@@ -43,9 +45,9 @@ class Case:
     bright: bool = False
 
     def size_of(self, precision: Precision) -> Size:
-        """Return the engine's size: in int8 a sound engine misses its gate on pictures that are smaller still."""
+        """Return the engine's size: in 8 bits a sound engine misses its gate on pictures that are smaller still."""
         height, width = self.size_hw
-        return (max(height, 128), max(width, 192)) if precision == "int8" else (height, width)
+        return (max(height, 128), max(width, 192)) if precision in QUANTIZED else (height, width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +242,33 @@ _FILE_OF_CASES = [
         ),
         INT8,
     ),
+    *_in(
+        Case(),
+        _named(
+            "file",
+            ("fp8 activation scale ×0.5", files.activation_scale(_DEEP, 0.5), r"layer4\.2|layer4\.3|scale|range"),
+            ("fp8 activation scale ×2", files.activation_scale(_DEEP, 2), r"layer4\.2|layer4\.3|scale|range"),
+            (
+                "fp8 with the scale of int8",
+                files.activation_scale(_DEEP, 448 / 127),
+                r"layer4\.2|layer4\.3|scale|range",
+            ),
+            ("fp8 that is E5M2", files.e5m2(_DEEP), r"layer4\.2|layer4\.3|E5M2|e5m2"),
+            (
+                "fp8 that does not saturate",
+                files.not_saturating(_DEEP),
+                r"layer4\.2|layer4\.3|saturate|finite",
+            ),
+            ("fp8 weights beyond the range", files.overflowing_weights(_PROJECTED), r"layer4\.1\.conv\.2|finite"),
+            ("fp8 weight scales rolled", files.roll_weight_scales(_PROJECTED), r"layer4\.1\.conv\.2"),
+            (
+                "fp8 in a depthwise convolution",
+                files.quantise_too("backbone.layer4.1.conv.1.conv", 6.0),
+                r"layer4\.1\.conv\.[01]|QuantizeLinear|pair|fp8: \d+ layers",
+            ),
+        ),
+        FP8,
+    ),
 ]
 
 _UPSTREAM = _named(
@@ -334,7 +363,7 @@ _UPSTREAM_OF_CASES = [
             "upstream",
             ("range pass: kept nodes lost", upstream.kept_nodes_lost, r"finite|range|fp32|kept|by up to inf"),
         ),
-        ("fp16", "int8"),
+        ("fp16", "int8", "fp8"),
     ),
     *_in(
         Case(),
@@ -357,6 +386,21 @@ _UPSTREAM_OF_CASES = [
             ("calibration: percentile 90", upstream.other_percentile, r"scale|range"),
             ("calibration: ranges of the tensor before", upstream.rolled_ranges, r"scale|range"),
             ("calibration: dark images", upstream.dark_images, r"scale|range|exposure|dark"),
+        ),
+        CALIBRATED,
+    ),
+    *_in(
+        Case(),
+        _named(
+            "upstream",
+            ("quantizer: fp8 cut off", upstream.fp8_cut_off, r"weight|scale|backbone|decode_head"),
+        ),
+        FP8,
+    ),
+    *_in(
+        Case(),
+        _named(
+            "upstream",
             ("quantizer: one weight scale a layer", upstream.weight_scales(upstream.largest), r"scale|weight"),
             ("quantizer: weights cut off", upstream.stored_weights(upstream.cut_off), r"weight|backbone|decode_head"),
             ("quantizer: rolled weight scales", upstream.stored_weights(upstream.rolled), r"scale|weight|backbone"),

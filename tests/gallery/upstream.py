@@ -28,7 +28,7 @@ from nrd_trt.decode import function
 from nrd_trt.exporting import onnx_export, precision
 from nrd_trt.graph import precision as casts
 from nrd_trt.graph import quantize
-from nrd_trt.graph.quantize import LARGEST
+from nrd_trt.graph.formats import INT8, NumberFormat
 from nrd_trt.graph.tensors import copy_model
 from nrd_trt.model import folding
 from nrd_trt.runtime import graph_io
@@ -290,6 +290,20 @@ def cut_off(steps: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.trunc(steps), scale
 
 
+def fp8_cut_off(planter: Planter) -> None:
+    """Cut fp8 weights off instead of rounding them."""
+
+    def make(right: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        def faulty(numbers: NumberFormat, steps: np.ndarray) -> np.ndarray:
+            nearest = right(numbers, steps).astype(numbers.dtype)
+            too_large = np.abs(nearest.astype(steps.dtype)) > np.abs(steps)
+            return (nearest.view(np.uint8) - too_large).view(numbers.dtype).astype(steps.dtype)
+
+        return faulty
+
+    planter.set(NumberFormat, "nearest", make)
+
+
 def rolled(steps: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Store every channel's scale with its neighbour."""
     return np.rint(steps), np.roll(scale, 1)
@@ -297,8 +311,8 @@ def rolled(steps: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def wrapped(steps: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Let 128 overflow to -128, with scales that make the largest weight 128."""
-    integers = np.rint(steps * 128 / LARGEST)
-    return np.where(integers == 128, -128, integers), scale * np.float32(LARGEST / 128)
+    integers = np.rint(steps * 128 / INT8.largest)
+    return np.where(integers == 128, -128, integers), scale * np.float32(INT8.largest / 128)
 
 
 def one_skip_scale(planter: Planter) -> None:

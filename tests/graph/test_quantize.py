@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from nrd_trt.errors import CalibrationError, ConfigError
 from nrd_trt.graph.importer import importer_problems
 from nrd_trt.graph.metadata import read_facts
-from nrd_trt.graph.precision import simulate_rounding, simulate_tf32, to_int8, to_precision
+from nrd_trt.graph.precision import simulate_rounding, simulate_tf32, to_precision, to_quantized
 from nrd_trt.graph.quantize import (
     DEFAULT_EXCLUDE,
     QuantizationPlan,
@@ -103,7 +103,7 @@ def test_the_skip_input_of_an_add_is_int8_and_the_other_is_not() -> None:
 def for_cpu() -> tuple[QuantizationPlan, onnx.ModelProto]:
     model = residual_export()
     plan = plan_quantization(model, choose_layers(model), "cpu")
-    return plan, to_int8(model, plan, ranges_of(model, plan))
+    return plan, to_quantized(model, plan, ranges_of(model, plan))
 
 
 def test_a_file_for_a_cpu_has_pairs_on_both_inputs_of_an_add_and_nothing_in_16_bits() -> None:

@@ -24,7 +24,7 @@ from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, read_bundle
 from nrd_trt.errors import BundleError, RunnerError
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import TypeChoices, read_facts, write_choices, write_facts
-from nrd_trt.graph.precision import to_int8, to_precision
+from nrd_trt.graph.precision import to_precision, to_quantized
 from nrd_trt.graph.quantize import choose_layers, plan_quantization
 from nrd_trt.inspection import plan_summary
 from nrd_trt.inspection.plan_summary import PlanLayer, PlanSummary, inspector_layers, open_plan, read_header
@@ -124,7 +124,7 @@ def test_what_a_cpu_would_compute_in(kind: str, has: str, tmp_path: Path, monkey
     full = onnx.load(onnx_file())
     if kind.startswith("int8"):
         plan = plan_quantization(full, choose_layers(full), "cpu" if kind != "int8" else "gpu")
-        model = to_int8(full, plan, dict.fromkeys(plan.tensors, 10.0))
+        model = to_quantized(full, plan, dict.fromkeys(plan.tensors, 10.0))
         write_choices(model, TypeChoices(int8_layers=plan.layers, target=plan.target))
     else:
         model = to_precision(full, kind)  # type: ignore[arg-type]

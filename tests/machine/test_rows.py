@@ -41,7 +41,11 @@ ROWS: dict[str, Expected] = {
         "ONNX Runtime": ("ok", "1.31.1, providers Azure, CPU", None),
         "TensorRT": ("ok", "10.3.0: builds plans here, runs plans here (on Orin (nvgpu))", None),
         "TensorRT-RTX": ("n/a", "a Jetson's GPU is not among its targets", None),
-        "GPU": ("ok", "Orin (nvgpu), compute capability 8.7, 62.8 GiB shared with the CPU, 57.3 GiB free", None),
+        "GPU": (
+            "ok",
+            "Orin (nvgpu), compute capability 8.7, 62.8 GiB shared with the CPU, 57.3 GiB free; no plans in fp8",
+            None,
+        ),
         "Driver": ("ok", "540.4.0, supports CUDA 12.6", None),
         "CUDA toolkit": ("ok", "nvcc 12.6.68", None),
         "libcuda": ("ok", "the driver opens Orin, for CUDA 12.6; PyCUDA 2026.1", None),

@@ -48,9 +48,9 @@ def self_test(
     ("changes", "verdict", "words"),
     [
         ({}, "passed", "tensorrt 10.3.0 passed on NVIDIA H100"),
-        ({"operator": "not run"}, "passed", "; 1 of 10 parts were not run"),
-        ({"operator": "failed"}, "passed", "FAILED: 1 of 10 parts"),
-        *(({f"tensorrt/small/function/{column}": "failed"}, "failed", "FAILED: 1 of 10") for column in COLUMNS),
+        ({"operator": "not run"}, "passed", "; 1 of 11 parts were not run"),
+        ({"operator": "failed"}, "passed", "FAILED: 1 of 11 parts"),
+        *(({f"tensorrt/small/function/{column}": "failed"}, "failed", "FAILED: 1 of 11") for column in COLUMNS),
         *(({f"tensorrt/small/function/{column}": "not run"}, "incomplete", "incomplete on") for column in COLUMNS),
         ({"driver": "failed"}, "failed", "FAILED"),
         ({f"tensorrt/small/function/{column}": "not run" for column in COLUMNS}, "not run", "NOTHING WAS PROVEN"),
@@ -79,9 +79,18 @@ def test_a_plugin_that_failed_is_no_pass() -> None:
     assert replace(test, parts=(*test.parts, other)).verdict("tensorrt") == "passed"
 
 
-@pytest.mark.parametrize(("capability", "verdict"), [("7.5", "passed"), ("8.0", "incomplete"), ("10.0", "incomplete")])
-def test_bf16_is_not_asked_of_gpus_without_it(capability: str, verdict: str) -> None:
-    test = self_test({"tensorrt/small/function/bf16": "not run"})
+@pytest.mark.parametrize(
+    ("precision", "capability", "verdict"),
+    [
+        ("bf16", "7.5", "passed"),
+        ("bf16", "8.0", "incomplete"),
+        ("bf16", "10.0", "incomplete"),
+        ("fp8", "8.7", "passed"),
+        ("fp8", "8.9", "incomplete"),
+    ],
+)
+def test_bf16_and_fp8_are_not_asked_of_gpus_without_them(precision: str, capability: str, verdict: str) -> None:
+    test = self_test({f"tensorrt/small/function/{precision}": "not run"})
     driver = passed("driver", gpu="GPU", compute_capability=capability)
     assert replace(test, parts=(driver, *test.parts[1:])).verdict("tensorrt") == verdict
 
@@ -109,11 +118,11 @@ def test_the_page_shows_every_part_with_its_reason_and_escapes_it() -> None:
     test = self_test({"tensorrt/small/function/int8": "failed", "operator": "not run"})
     page = render_report(test)
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
-    assert "FAILED: 1 of 10 parts" in text
+    assert "FAILED: 1 of 11 parts" in text
     assert "tensorrt/small/function/int8 : because last words" in text
     assert "1 part: because operator" in text
     assert "gpu NVIDIA H100, compute_capability 9.0" in text
-    assert text.count("0.9991") == 2 * 6 and "1.25 ms" not in text  # in the grid and below; times have both here
+    assert text.count("0.9991") == 2 * 7 and "1.25 ms" not in text  # in the grid and below; times have both here
     assert "3.12 &lt;b&gt;" in page
     assert not re.search(r'(?:src|href|@import|url)\s*[=(]\s*["\']?(?!data:)', page)
     assert all(part.name in page for part in test.parts)
@@ -179,6 +188,6 @@ def test_a_row_passes_where_the_plans_of_a_report_did_and_made_up_rows_go(tmp_pa
     about = "| NVIDIA H100 | tensorrt 10.3.0 | 0.1.0 |"
     assert rows == [
         "| NVIDIA H100 | none | 0.1.0 | not run | none | 2026-05-17 | [0.json](selftests/0.json) |",
-        f"{about} passed | 7 passed | 2026-05-17 | [a.json](selftests/a.json) |",
-        f"{about} failed | 6 passed, 1 failed | 2026-05-17 | [b.json](selftests/b.json) |",
+        f"{about} passed | 8 passed | 2026-05-17 | [a.json](selftests/a.json) |",
+        f"{about} failed | 7 passed, 1 failed | 2026-05-17 | [b.json](selftests/b.json) |",
     ]

@@ -34,7 +34,7 @@ from nrd_trt.model import load_model
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.program import network_program
 from nrd_trt.program import Program
-from nrd_trt.specs import CheckpointOptions, InputShape, Precision, Target
+from nrd_trt.specs import PRECISIONS, QUANTIZED, CheckpointOptions, InputShape, Precision, Target
 from nrd_trt.validation.rederive import measure_anew
 from nrd_trt.validation.structure import (
     check_structure,
@@ -57,8 +57,13 @@ from tests.artefacts import (
 )
 from tests.faults import (
     Change,
+    activation_scale,
     double_row,
+    e5m2,
+    not_saturating,
     other_mean,
+    overflowing_weights,
+    quantise_too,
     rename,
     shift_coordinates,
     swap_rgb,
@@ -68,6 +73,8 @@ from tests.faults import (
 from tests.helpers import small_model
 
 CONV = "backbone.layer5.1.conv.1.conv"
+POINTWISE = "backbone.layer4.1.conv.2.conv"
+READ = "backbone.layer4.2/Add"
 DILATED = "decode_head.aspp_modules.3.depthwise_conv.conv"
 
 
@@ -92,8 +99,11 @@ def ranges(target: Target = "gpu") -> dict[str, float]:
 def record_of(precision: Precision) -> BundleRecord:
     """The record of a sound bundle."""
     record = read_bundle(bundle("fp16")).record
-    int8 = {"int8_layers": choose_layers(both_outputs()), "ranges": ranges(), "quantizer": "own"}
-    types = replace(record.precision, asked=precision, **(int8 if precision == "int8" else {}))
+    quantised: dict[str, Any] = {}
+    if precision in QUANTIZED:
+        layers = choose_layers(both_outputs(), precision=precision)  # type: ignore[arg-type]
+        quantised = {f"{precision}_layers": layers, "ranges": ranges(), "quantizer": "own"}
+    types = replace(record.precision, asked=precision, **quantised)
     return replace(record, precision=types, model=replace(record.model, precision=precision))
 
 
@@ -375,13 +385,34 @@ EDITS: dict[str, tuple[tuple[Precision, ...], Change, str]] = {
     "int8 weights": (
         ("int8",),
         stored(f"{CONV}.weight/int8", rows(lambda v: v // 2, 5)),
-        f"`{CONV}`: int8 weight differs in row 5",
+        f"`{CONV}`: 8-bit weight differs in row 5",
     ),
     "DQ with another scale": (
         ("int8",),
         reads("backbone.conv1.act/Clip/DQ", 1, "pixels/scale/fp16"),
         "`backbone.conv1.act`: activation scale is 0.0",
     ),
+    "an activation in E5M2": (
+        ("fp8",),
+        e5m2(READ),
+        "`backbone.layer4.2`: activation zero point is float8_e5m2, expected float8_e4m3fn",
+    ),
+    "an activation that is not saturated": (
+        ("fp8",),
+        not_saturating(READ),
+        "`backbone.layer4.2`: saturate 0, expected 1",
+    ),
+    "the scale of int8": (
+        ("fp8",),
+        activation_scale(READ, 448 / 127),
+        "`backbone.layer4.2`: activation scale is",
+    ),
+    "weights beyond the range": (
+        ("fp8",),
+        overflowing_weights(POINTWISE),
+        f"`{POINTWISE}`: 8-bit weight has",
+    ),
+    "a depthwise convolution in fp8": (("fp8",), quantise_too(CONV, 6.0), f"`{CONV}`: DequantizeLinear is extra"),
     "pair lost": (("int8",), lambda model: [removed(f"backbone.conv1.act/Clip/{end}")(model) for end in ("DQ", "Q")],
                   "QuantizeLinear is missing"),
     "class names": (
@@ -420,7 +451,7 @@ def test_an_edit_of_the_file_is_named(edit: str, precision: Precision) -> None:
     assert len(told) <= 36, "\n".join(told)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_sound_file_has_no_difference_whatever_its_parts_are_called(precision: Precision) -> None:
     for change in (lambda model: None, rename):
         found = proof(precision, change)

@@ -19,7 +19,7 @@ from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.program import function_programs
-from nrd_trt.graph.quantize import layers_in_int8, plan_quantization
+from nrd_trt.graph.quantize import plan_quantization, quantized_layers
 from nrd_trt.model import load_model
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.validation.causes import causes_in_file
@@ -148,7 +148,7 @@ def test_functions_of_one_name_are_told_apart_by_their_overload() -> None:
 def test_ranges_of_activations_are_read_whatever_shape_their_scales_have() -> None:
     """A scale of one element may have an axis; scales by channel are no range, and the structural proof names them."""
     model, full = copy.deepcopy(small_int8()), small_export()
-    plan = plan_quantization(full, layers_in_int8(model))
+    plan = plan_quantization(full, quantized_layers(model))
     known = held_ranges(model, full, plan)
     pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     for name, node, shape in (("one", pairs[0], (1,)), ("many", pairs[1], (32,))):

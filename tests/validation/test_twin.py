@@ -217,7 +217,7 @@ def test_a_runner_that_is_wrong_for_all_is_told(monkeypatch: pytest.MonkeyPatch)
 def test_a_pass_that_is_wrong_for_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights in int8 that end at half of the largest."""
     scales = quantize.weight_scales
-    monkeypatch.setattr(quantize, "weight_scales", lambda weights, axis: scales(weights, axis) * np.float32(0.5))
+    monkeypatch.setattr(quantize, "weight_scales", lambda *given: scales(*given) * np.float32(0.5))
     found = compared(made("int8"))
     assert all(one.within for one in (*found.exported, *found.twin))
     assert any("derived anew in the bundle's precision is too far from PyTorch" in line for line in found.failures)
