@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nrd_trt import open_bundle
 from nrd_trt.building import construct
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.errors import ConfigError, RunnerError
@@ -41,6 +42,10 @@ def test_one_call_makes_a_validated_bundle_with_a_plan_for_gpus_that_have_fp8(bu
     assert (record.builder.name, record.builder.compute_capabilities) == ("tensorrt-rtx", ("8.9", "12.0"))
     assert (validation.arithmetic, validation.plan_ran, record.passed) == ("simulated", False, True)
     assert validation.gates.min_agreement == LENIENT
+    stored = read_bundle(bundle).references()
+    with open_bundle(bundle, runner="onnxruntime", threads=1) as engine:
+        mask = engine.predict(stored.images[0])
+    assert (mask == stored.masks[0]).mean() > LENIENT, "its twin, which rounds to fp8 alone"
     assert "precision='fp8'" in record.command and "compute_capabilities" not in record.command
 
 

@@ -104,10 +104,10 @@ def remembered() -> Iterator[None]:
         return models[key]
 
     @lru_cache(maxsize=8)
-    def session(file: bytes, threads: int, level: Any) -> Any:
+    def session(file: bytes, threads: int, level: Any, disabled: tuple[str, ...]) -> Any:
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads, options.graph_optimization_level = 3, threads, level
-        return made(file, options, providers=["CPUExecutionProvider"])
+        return made(file, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled))
 
     made = onnxruntime.InferenceSession
     with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +116,9 @@ def remembered() -> Iterator[None]:
         patch.setattr(
             onnxruntime,
             "InferenceSession",
-            lambda file, options, **_: session(file, options.intra_op_num_threads, options.graph_optimization_level),
+            lambda file, options, disabled_optimizers=None, **_: session(
+                file, options.intra_op_num_threads, options.graph_optimization_level, tuple(disabled_optimizers or ())
+            ),
         )
         yield
 
