@@ -16,18 +16,76 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from nrd_trt.decode.function import CONFIDENCE_OP, LOGITS_OP, MASK_OP
-from nrd_trt.graph.tensors import HALF_TYPES, copy_model
+from nrd_trt.graph.tensors import HALF_TYPES, copy_model, needed_nodes
 
 Ending = Literal["last_axis", "phases"]
 """``"last_axis"``: the logits of a pixel are brought together before they are enlarged, so that ONNX Runtime's argmax
 reads neighbours. ``"phases"``: each place between two neighbours has a map of its own, a weighted sum that OpenVINO
 compiles, and what is drawn of these maps is woven; so no kernel writes or reads the enlarged logits as a whole."""
+_DECODES = (MASK_OP, CONFIDENCE_OP, LOGITS_OP)
 _STAGES = {"Resize": "resize", "Pad": "resize", "ArgMax": "argmax", "ReduceMax": "confidence"}
 """What begins with an operator."""
 
 _HALVES = frozenset(HALF_TYPES.values())
-_BOUNDS = {"axis_2": 2, "axis_3": 3, "start_0": 0, "start_1": 1, "start_2": 2, "end_0": -2, "end_1": -1, "end_2": 2**62}
-"""Of the slices that move a map by a place."""
+# Convolutions of OpenVINO write channels last, so that this moves whole rows of a patch and nothing before it.
+_TILES = """
+guidance_last = Transpose <perm = [0, 2, 3, 1]> ({guidance})
+tile_shape = Concat <axis = 0> (batch, h, f, w, f, m)
+tiles = Reshape (guidance_last, tile_shape)
+tiles_by_patch = Transpose <perm = [0, 1, 3, 2, 4, 5]> (tiles)
+patch_size = Mul (f, f)
+pixel_shape = Concat <axis = 0> (last, patch_size, m)
+pixels_last = Reshape (tiles_by_patch, pixel_shape)
+patch_pixels = Transpose <perm = [0, 2, 1]> (pixels_last)
+"""
+# A row holds a row of each class of each image, with a neighbour at both ends. So what lies a row or a column further
+# on is the same memory, begun later: OpenVINO copies nothing where it splits along the first axis. Bands of rows keep
+# what is drawn of them in the cache.
+_BORDERED = """
+no = Constant <value = int64[1] {{0}}> ()
+one_more = Constant <value = int64[1] {{1}}> ()
+two_more = Constant <value = int64[1] {{2}}> ()
+three_more = Constant <value = int64[1] {{3}}> ()
+four_more = Constant <value = int64[1] {{4}}> ()
+planes = Mul (batch, k)
+wide = Add (width, two_more)
+row_size = Mul (planes, wide)
+band_size = Mul (h, row_size)
+map_shape = Concat <axis = 0> (last, k, wide)
+by_row = Transpose <perm = [1, 4, 0, 3, 2, 5]> (patches)
+by_row_shape = Concat <axis = 0> (height, planes, width)
+planes_by_row = Reshape (by_row, by_row_shape)
+around = Constant <value = int64[6] {{2, 0, 1, 2, 0, 1}}> ()
+bordered = Pad <mode = "edge"> (planes_by_row, around)
+flat = Reshape (bordered, last)
+high = Add (height, four_more)
+size = Mul (high, row_size)
+first = Sub (row_size, one_more)
+longer = Add (band_size, four_more)
+end = Add (first, longer)
+rest = Sub (size, end)
+row_less = Sub (no, row_size)
+band_less = Sub (no, band_size)
+band0_0 = Concat <axis = 0> (first, longer, rest)
+next_row = Concat <axis = 0> (row_size, no, row_less)
+next_band = Concat <axis = 0> (band_size, no, band_less)
+column_0 = Concat <axis = 0> (one_more, band_size, three_more)
+column_1 = Concat <axis = 0> (two_more, band_size, two_more)
+column_2 = Concat <axis = 0> (three_more, band_size, one_more)
+factor = Constant <value = int64[1] {{{factor}}}> ()
+bands = Constant <value = int64[1] {{{bands}}}> ()
+maps_shape = Concat <axis = 0> (bands, factor, factor, h, batch, wide)
+mask_height = Mul (height, factor)
+mask_width = Mul (width, factor)
+mask_shape = Concat <axis = 0> (batch, mask_height, last)
+"""
+_WOVEN = """
+{name}_narrow = Cast <to = {type}> ({name}_maps)
+{name}_by_place = Reshape ({name}_narrow, maps_shape)
+{name}_by_pixel = Transpose <perm = [4, 0, 3, 1, 5, 2]> ({name}_by_place)
+{name}_wide = Reshape ({name}_by_pixel, mask_shape)
+{name} = Slice ({name}_wide, no, mask_width, two_more)
+"""
 
 
 def has_16_bits(model: onnx.ModelProto) -> bool:
@@ -69,17 +127,22 @@ def _cast_type(node: onnx.NodeProto) -> int | None:
 
 
 def with_ending(model: onnx.ModelProto, ending: Ending) -> onnx.ModelProto:
-    """Return the file with the mask's function in another form, and the stage in the name of each of its nodes."""
+    """Return the file with the decode's functions in another form, and the stage in the name of each of their nodes."""
     result = copy_model(model)
     for function in result.functions:
+        nodes = list(function.node)
+        if function.name in _DECODES and ending == "phases":
+            start, end = (_index_of(name, nodes) for name in ("tile_shape", "patch_pixels"))
+            guidance = nodes[_index_of("tiles", nodes)].input[0]
+            nodes[start : end + 1] = _parsed(_TILES.format(guidance=guidance))
         if function.name in (MASK_OP, CONFIDENCE_OP):
-            nodes = list(function.node)
             at = next(index for index, node in enumerate(nodes) if node.op_type == "Resize")
             end = max(index for index, node in enumerate(nodes) if node.op_type in ("ArgMax", "ReduceSum")) + 1
             made = (_on_last_axis if ending == "last_axis" else _in_phases)(nodes[at], nodes[at + 1 : end], nodes)
+            nodes[at:end] = made
+        if function.name in _DECODES:
             del function.node[:]
-            function.node.extend([*nodes[:at], *made, *nodes[end:]])
-        if function.name in (MASK_OP, CONFIDENCE_OP, LOGITS_OP):
+            function.node.extend(needed_nodes(nodes, function.output))
             _name_by_stage(function)
     return result
 
@@ -111,44 +174,45 @@ def _with_classes_on(axis: int, node: onnx.NodeProto) -> onnx.NodeProto:
 def _in_phases(
     resize: onnx.NodeProto, reading: list[onnx.NodeProto], nodes: list[onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
-    """Return the same in another form, see `_on_last_axis`."""
-    factor = int(_constant_of(resize.input[2], nodes)[-1])
-    lines = [f"{name} = Constant <value = int64[1] {{{value}}}> ()" for name, value in _BOUNDS.items()]
-    lines += ["around = Constant <value = int64[8] {0, 0, 1, 1, 0, 0, 1, 1}> ()"]
-    lines += [f'bordered = Pad <mode = "edge"> ({resize.input[0]}, around)']
-    sums = [place for row in _between(lines, "bordered", 2, factor) for place in _between(lines, row, 3, factor)]
-    made = [parser.parse_node(line) for line in lines]
-    made += [_of_place(node, resize.output[0], place) for place in sums for node in reading]
-    for name in (node.output[0] for node in reading if _attribute(node, "keepdims", 1) == 0):
-        made += [
-            helper.make_node("Concat", [f"{place}_{name}" for place in sums], [f"{name}_places"], axis=1),
-            # ONNX Runtime weaves no integers.
-            helper.make_node("Cast", [f"{name}_places"], [f"{name}_floats"], to=TensorProto.FLOAT),
-            helper.make_node("DepthToSpace", [f"{name}_floats"], [f"{name}_woven"], blocksize=factor),
-            helper.make_node("Squeeze", [f"{name}_woven", "start_1"], [name]),
-        ]
+    """Return the same in another form, see `_on_last_axis`; it begins at the decode's patches."""
+    bands, factor = (int(_constant_of(name, nodes)[-1]) for name in ("f", resize.input[2]))
+    lines: list[str] = []
+    maps: list[str] = []
+    for band in range(bands):
+        lines += [f"band{band}_0 = Add (band{band - 1}_0, next_band)"] if band else []
+        lines += [f"band{band}_{row} = Add (band{band}_{row - 1}, next_row)" for row in (1, 2)]
+        for drawn in _between(lines, _views(lines, "flat", f"band{band}"), factor):
+            for place in _between(lines, _views(lines, drawn, "column"), factor):
+                lines += [f"{place}_map = Reshape ({place}, map_shape)"]
+                maps.append(f"{place}_map")
+    made = _parsed(_BORDERED.format(factor=factor, bands=bands)) + [parser.parse_node(line) for line in lines]
+    made += [_of_map(node, resize.output[0], name) for name in maps for node in reading]
+    for node in reading:
+        if _attribute(node, "keepdims", 1) == 0:
+            name = node.output[0]
+            made += [helper.make_node("Concat", [f"{each}_{name}" for each in maps], [f"{name}_maps"], axis=0)]
+            kind = TensorProto.UINT8 if node.op_type == "ArgMax" else TensorProto.FLOAT
+            made += _parsed(_WOVEN.format(name=name, type=kind))
     return made
 
 
-def _of_place(node: onnx.NodeProto, enlarged: str, place: str) -> onnx.NodeProto:
-    """Return a node that reads the map of one place in place of all enlarged logits; its result keeps four axes."""
-    moved = copy.deepcopy(node)
-    moved.input[:] = [place if name == enlarged else f"{place}_{name}" for name in node.input]
-    moved.output[:] = [f"{place}_{name}" for name in node.output]
-    for entry in moved.attribute:
-        if entry.name == "keepdims":
-            entry.i = 1
-    return moved
+def _views(lines: list[str], name: str, sizes: str) -> list[str]:
+    """Write three views of a flat tensor, each a row or a column further on."""
+    views = [f"{name}_{sizes}_{step}" for step in range(3)]
+    lines += [
+        f"{view}_before, {view}, {view}_after = Split <axis = 0> ({name}, {sizes}_{step})"
+        for step, view in enumerate(views)
+    ]
+    return views
 
 
-def _between(lines: list[str], name: str, axis: int, factor: int) -> list[str]:
-    """Write what lies at each place between two neighbours, of a tensor that has one more at both ends of an axis."""
-    lines += [f"{name}_{shift} = Slice ({name}, start_{shift}, end_{shift}, axis_{axis})" for shift in range(3)]
+def _between(lines: list[str], views: list[str], factor: int) -> list[str]:
+    """Write what lies at each place between two neighbours, of views of what is before, at and after each pixel."""
     places = []
     for index in range(factor):
         before, share = divmod((index + 0.5) / factor + 0.5, 1.0)
-        near, far = (f"{name}_{int(before) + step}" for step in range(2))
-        place = f"{name}_at{index}" if share else near
+        near, far = views[int(before) :][:2] if share else (views[1], "")
+        place = f"{views[0]}_at{index}" if share else near
         if share:
             lines += [f"{place}_share = Constant <value_float = {share!r}> ()"]
             lines += [f"{place}_rest = Constant <value_float = {1 - share!r}> ()"]
@@ -158,12 +222,28 @@ def _between(lines: list[str], name: str, axis: int, factor: int) -> list[str]:
     return places
 
 
+def _of_map(node: onnx.NodeProto, enlarged: str, name: str) -> onnx.NodeProto:
+    """Return a node that reads the map of one place in place of all enlarged logits."""
+    moved = copy.deepcopy(node)
+    moved.input[:] = [name if entry == enlarged else f"{name}_{entry}" for entry in node.input]
+    moved.output[:] = [f"{name}_{entry}" for entry in node.output]
+    return moved
+
+
+def _parsed(text: str) -> list[onnx.NodeProto]:
+    return [parser.parse_node(line) for line in text.strip().splitlines()]
+
+
 def _constant(name: str, array: np.ndarray) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
 
 
 def _constant_of(name: str, nodes: list[onnx.NodeProto]) -> np.ndarray:
-    return numpy_helper.to_array(next(node for node in nodes if name in node.output).attribute[0].t)
+    return numpy_helper.to_array(nodes[_index_of(name, nodes)].attribute[0].t)
+
+
+def _index_of(name: str, nodes: list[onnx.NodeProto]) -> int:
+    return next(index for index, node in enumerate(nodes) if name in node.output)
 
 
 def _name_by_stage(function: onnx.FunctionProto) -> None:
