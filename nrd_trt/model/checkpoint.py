@@ -36,6 +36,7 @@ _INFO_KEY = "nrd_trt.info"
 _CONFIG_KEY = "nrd_trt.config"
 _STORED = ("num_classes", "hidden", "patch", "dilations", "output_stride")
 _WIDTHS = ("widths", "aspp_channels")  # stored where they are not the plan's
+_NOT_DEPLOYED = ("auxiliary_head.", "backbone.norm.", "backbone.head.")  # the last two are Twins' ImageNet classifier
 _UNUSED = "decode_head.conv_seg."  # by an NRD head
 _COUNTER = "num_batches_tracked"  # of batch norm, which the network does not use
 _SHOWN = 10
@@ -159,7 +160,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:
     state, facts = (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path)
     _check_memory(path, state)
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return {name: t for name, t in state.items() if not name.startswith("auxiliary_head.")}, facts
+    return {name: t for name, t in state.items() if not name.startswith(_NOT_DEPLOYED)}, facts
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], StoredFacts]:

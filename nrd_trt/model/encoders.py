@@ -1,4 +1,4 @@
-"""Encoders and blocks under mmseg's parameter names: ResNet, ResNetV1c, ResNeXt, MobileNetV2. torch only.
+"""Encoders and blocks under mmseg's parameter names: ResNet, ResNetV1c, ResNeXt, MobileNetV2; all by name. torch only.
 
 Each encoder maps ``(N, 3, H, W) float32, normalised`` to four maps of strides 4, 8, 16 and 32 and lists their channels
 in ``channels``; `nrd_trt.model.plans` has its widths. Output strides 16 and 8 are mmseg's D16 and D8 variants: the last
@@ -13,7 +13,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from nrd_trt.model.plans import MOBILENETV2, RESNETS, STAGES, MobileNetPlan, ResNetPlan, Widths
+from nrd_trt.model.plans import MITS, MOBILENETV2, RESNETS, STAGES, TWINS, MobileNetPlan, ResNetPlan, Widths
+from nrd_trt.model.transformers import MixTransformer, Twins
 
 
 class ConvBnAct(nn.Sequential):
@@ -252,8 +253,10 @@ class MobileNetV2(nn.Module):
         return tuple(features)
 
 
-ENCODERS: dict[str, Callable[..., ResNet | MobileNetV2]] = {
+ENCODERS: dict[str, Callable[..., ResNet | MobileNetV2 | MixTransformer | Twins]] = {
     **{name: partial(ResNet, plan) for name, plan in RESNETS.items()},
     "mobilenetv2": partial(MobileNetV2, MOBILENETV2),
+    **{name: partial(MixTransformer, plan) for name, plan in MITS.items()},
+    **{name: partial(Twins, plan) for name, plan in TWINS.items()},
 }
 """Each takes an output stride and widths, where these are not its own."""

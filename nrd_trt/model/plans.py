@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from nrd_trt.errors import ConfigError
 
@@ -127,6 +128,68 @@ class MobileNetPlan:
         yield from ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransformerPlan:
+    """What distinguishes one transformer encoder from another of its family, stage by stage.
+
+    Attributes:
+        channels: Dimension of a stage's tokens.
+        depths: Blocks.
+        heads: Heads of each block's attention.
+        reductions: By how much both sides of the map shrink that global attention looks at.
+        mlp_ratio: Width of a perceptron's hidden layer, over `channels`.
+        drop_path: Rate at which the last block's branches are dropped in training; it rises linearly from 0.
+    """
+
+    channels: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+    reductions: tuple[int, int, int, int] = (8, 4, 2, 1)
+    mlp_ratio: int = 4
+    drop_path: float = 0.1
+
+    embeddings: ClassVar[tuple[str, ...]]
+    blocks: ClassVar[tuple[str, ...]]
+
+    @property
+    def own(self) -> Widths:
+        """The widths that it was published with."""
+        return Widths(stem=(), stages=self.channels, inner=())
+
+    @property
+    def names(self) -> _Names:
+        """What the convolutions are called whose widths are told."""
+        return _Names(stem=(), stages=self.embeddings, inner=())
+
+    def faults(self, widths: Widths) -> Iterator[str]:
+        """Yield why the encoder cannot have these widths: they are fixed."""
+        if widths != self.own:
+            yield f"its own, {self.channels}, as those of a transformer are fixed, got {widths.stages}"
+
+    def matches(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Return whether a network's tensors are those of this encoder, by its blocks and their channels."""
+        depths = tuple(
+            len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})
+            for prefix in (f"backbone.{blocks}." for blocks in self.blocks)
+        )
+        embeddings = (shapes.get(f"backbone.{name}.weight", (0,))[0] for name in self.embeddings)
+        return depths == self.depths and tuple(embeddings) == self.channels
+
+
+class MitPlan(TransformerPlan):
+    """SegFormer's MiT."""
+
+    embeddings = tuple(f"patch_embed{stage + 1}.proj" for stage in range(STAGES))
+    blocks = tuple(f"block{stage + 1}" for stage in range(STAGES))
+
+
+class TwinsPlan(TransformerPlan):
+    """Twins-SVT, whose blocks attend within windows and globally in turn."""
+
+    embeddings = tuple(f"patch_embeds.{stage}.proj" for stage in range(STAGES))
+    blocks = tuple(f"blocks.{stage}" for stage in range(STAGES))
+
+
 RESNETS = {
     "resnetv1c18": ResNetPlan(blocks=(2, 2, 2, 2), bottleneck=False, deep_stem=True),
     "resnetv1c34": ResNetPlan(blocks=(3, 4, 6, 3), bottleneck=False, deep_stem=True),
@@ -139,7 +202,19 @@ RESNETS = {
 MOBILENETV2 = MobileNetPlan(
     layers=((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
 )
-PLANS: dict[str, ResNetPlan | MobileNetPlan] = {**RESNETS, "mobilenetv2": MOBILENETV2}
+_MIT: dict[str, Any] = {"channels": (64, 128, 320, 512), "heads": (1, 2, 5, 8)}
+MITS = {
+    "mit_b1": MitPlan(depths=(2, 2, 2, 2), **_MIT),
+    "mit_b2": MitPlan(depths=(3, 4, 6, 3), **_MIT),
+    "mit_b5": MitPlan(depths=(3, 6, 40, 3), **_MIT),
+}
+TWINS = {
+    "twins_svt_large": TwinsPlan(
+        channels=(128, 256, 512, 1024), depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), drop_path=0.3
+    )
+}
+TRANSFORMERS: dict[str, TransformerPlan] = {**MITS, **TWINS}
+PLANS: dict[str, ResNetPlan | MobileNetPlan | TransformerPlan] = {**RESNETS, "mobilenetv2": MOBILENETV2, **TRANSFORMERS}
 
 
 def check_widths(encoder: str, widths: Widths) -> None:

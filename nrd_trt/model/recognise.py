@@ -19,7 +19,7 @@ from nrd_trt.data.classes import known_classes, voc_palette
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.model.config import KNOWN_CONFIGS, AsppChannels, NetworkConfig
 from nrd_trt.model.network import Segmentor
-from nrd_trt.model.plans import PLANS, RESNETS, Widths, read_widths
+from nrd_trt.model.plans import PLANS, RESNETS, TRANSFORMERS, Widths, read_widths
 from nrd_trt.specs import STRIDE, CheckpointOptions, Head, ModelInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -197,6 +197,8 @@ def _encoder(shapes: Shapes) -> str | None:
     """Name the encoder by stem, blocks per stage and groups."""
     if "backbone.conv1.conv.weight" in shapes:
         return "mobilenetv2"
+    if "backbone.patch_embed1.proj.weight" in shapes or "backbone.patch_embeds.0.proj.weight" in shapes:
+        return next((name for name, plan in TRANSFORMERS.items() if plan.matches(shapes)), None)
     blocks = tuple(
         len({name.split(".")[2] for name in shapes if name.startswith(f"backbone.layer{stage}.")})
         for stage in (1, 2, 3, 4)

@@ -16,7 +16,16 @@ from nrd_trt.model.recognise import expected_shapes
 from tests.golden.keyed_weights import keyed_image, keyed_state_dict
 from tests.helpers import GOLDEN
 
-KEYS = {"r50_cityscapes": "cityscapes_r50", "r101_ade20k": "ade20k_r101", "x101_ade20k": "ade20k_x101"}
+KEYS = {
+    "r50_cityscapes": "cityscapes_r50",
+    "r101_ade20k": "ade20k_r101",
+    "x101_ade20k": "ade20k_x101",
+    "mit_b1_ade20k": "ade20k_mit_b1",
+    "mit_b2_ade20k": "ade20k_mit_b2",
+    "mit_b5_ade20k": "ade20k_mit_b5",
+    "twins_l_ade20k": "ade20k_twins_l",
+}
+NOT_DEPLOYED = ("auxiliary_head.", "backbone.norm.", "backbone.head.")
 
 
 def released_shapes(name: str) -> dict[str, tuple[int, ...]]:
@@ -24,14 +33,15 @@ def released_shapes(name: str) -> dict[str, tuple[int, ...]]:
     return {key: tuple(shape) for key, shape in listed.items()}
 
 
-def test_logits_are_the_authors_and_the_mask_too_apart_from_ties(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["r50_cityscapes", "mit_b1_ade20k"])
+def test_logits_are_the_authors_and_the_mask_too_apart_from_ties(name: str, tmp_path: Path) -> None:
     """The released configuration, loaded from a file in mmseg's form, auxiliary head included."""
-    with np.load(GOLDEN / "r50_cityscapes.npz") as file:
+    with np.load(GOLDEN / f"{name}.npz") as file:
         golden = dict(file)
-    state = keyed_state_dict(released_shapes("r50_cityscapes"))
+    state = keyed_state_dict(released_shapes(name))
     assert any(name.startswith("auxiliary_head.") for name in state)
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}
-    path = tmp_path / "r50.pth"
+    path = tmp_path / "a.pth"
     torch.save({"meta": {"iter": 84000}, "state_dict": tensors, "optimizer": {"state": {}}}, path)
     model = nrd_trt.load_model(path)
     path.unlink()
@@ -47,6 +57,6 @@ def test_logits_are_the_authors_and_the_mask_too_apart_from_ties(tmp_path: Path)
 @pytest.mark.parametrize(("keys", "config"), KEYS.items())
 def test_names_and_shapes_are_those_released(keys: str, config: str) -> None:
     released = released_shapes(keys)
-    deployed = {name: shape for name, shape in released.items() if not name.startswith("auxiliary_head.")}
+    deployed = {name: shape for name, shape in released.items() if not name.startswith(NOT_DEPLOYED)}
     assert len(deployed) < len(released)
     assert expected_shapes(KNOWN_CONFIGS[config]) == deployed
