@@ -394,3 +394,4 @@ class CheckpointOptions:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     bgr: bool | None = None
+    fix_window_mask: bool | None = None

@@ -221,6 +221,8 @@ def finer_gates(found: MaskFigures, gates: Gates) -> list[tuple[str, str]]:
 
 def structure_line(found: StructureRecord) -> str:
     """Say what the file was compared with, and how it came out."""
+    if not found.checked and found.not_provable:
+        return f"not compared with the checkpoint: {found.not_provable[0]}"
     how = "node by node with a file derived anew" if found.compared == "whole" else "layer by layer with the checkpoint"
     counted = ", ".join(f"{count} {name}" for name, count in sorted(found.checked.items()))
     count = found.found

@@ -42,5 +42,9 @@ def table(found: Complexity) -> list[str]:
         f"{'activations':<12} {cost.activation_bytes / 2**20:>10.1f} MiB in fp32, "
         "written by convolutions and matrix products",
         f"decoder {cost.decoder / 1e9:.1f} GMAC, {100 * found.decoder_ratio:.1f} % of DeepLabV3+'s on the same encoder",
-        f"whole network {100 * found.dilated_ratio:.1f} % of DeepLabV3 on the same encoder at stride 8",
+        *(
+            [f"whole network {100 * found.dilated_ratio:.1f} % of DeepLabV3 on the same encoder at stride 8"]
+            if found.dilated_ratio is not None
+            else []
+        ),
     ]

@@ -339,3 +339,7 @@ class CheckpointFacts(Group):
     bgr: Annotated[
         bool, common.model_option("--bgr", help="The network reads BGR; mean and std are in that order.")
     ] = False
+    fix_window_mask: Annotated[
+        bool,
+        common.model_option("--fix-window-mask", help="Mask the padding of Twins' windows where its authors do not."),
+    ] = False

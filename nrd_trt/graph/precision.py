@@ -24,8 +24,11 @@ from nrd_trt.graph.quantize import QuantizationPlan, insert_qdq
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, element_types, rename_tensors, replace_nodes
 from nrd_trt.specs import QUANTIZED, Precision, Quantized, Target
 
-# Sums over a whole feature map; Resize also takes its scales in fp32, uncast; rounding would make ties for ArgMax.
-_ALWAYS_FP32 = frozenset({"GlobalAveragePool", "ReduceMean", "Resize", "ArgMax", "Cast", "Constant"})
+# Sums over a feature map, a token or a row of scores; Resize also takes its scales in fp32, uncast; rounding would make
+# ties for ArgMax.
+_ALWAYS_FP32 = frozenset(
+    {"GlobalAveragePool", "ReduceMean", "LayerNormalization", "Softmax", "Resize", "ArgMax", "Cast", "Constant"}
+)
 _PREPROCESSING = "preprocessing/"
 # bfloat16 has 8 significant bits. Measured with random weights (R101, K = 150, 128x256): keeping the stem and the
 # layers that predict weights and guidance raises mask agreement with fp32 from 0.972 to 0.981.

@@ -28,6 +28,7 @@ class CheckpointFields(TypedDict, total=False):
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
     bgr: bool | None
+    fix_window_mask: bool | None
 
 
 def checkpoint_options(fields: Mapping[str, Any]) -> CheckpointOptions | None:

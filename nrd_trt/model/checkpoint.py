@@ -129,6 +129,7 @@ def save_checkpoint(
     metadata[_INFO_KEY] = json.dumps(asdict(model.info))
     config = asdict(model.config)
     stored_names = (*_STORED, *(name for name in _WIDTHS if config[name] is not None))
+    stored_names += ("fix_window_mask",) if model.config.fix_window_mask else ()
     metadata[_CONFIG_KEY] = json.dumps({name: config[name] for name in stored_names})
     tensors = {}
     for name, tensor in model.state_dict().items():

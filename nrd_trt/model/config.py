@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from nrd_trt.data.classes import CAMVID_CLASSES, CAMVID_PALETTE
 from nrd_trt.errors import ConfigError
 from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
-from nrd_trt.model.plans import MOBILENETV2, WIDEST, Widths, check_widths
+from nrd_trt.model.plans import MOBILENETV2, TWINS, WIDEST, Widths, check_widths
 from nrd_trt.specs import STRIDE, DecodeSpec, Head, ModelInfo, check_choice
 
 AsppChannels = tuple[int, int, int, int, int]
@@ -35,6 +35,8 @@ class NetworkConfig:
         dilations: Dilations of the four ASPP branches.
         output_stride: Stride of the encoder's last stage; below 32 its last stages are dilated instead of strided.
         widths: Channels within the encoder; None for its own.
+        fix_window_mask: Whether Twins masks the padding of its windows where the authors' code does not, which is where
+            one side of the image is a multiple of 224 and the other is not.
         aspp_channels: Width of each branch of ASPP, image pooling first; None for `channels` in all five.
     """
 
@@ -51,6 +53,7 @@ class NetworkConfig:
     output_stride: int = STRIDE
     widths: Widths | None = None
     aspp_channels: AsppChannels | None = None
+    fix_window_mask: bool = False
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
@@ -63,6 +66,10 @@ class NetworkConfig:
             raise ConfigError(f"output stride: expected one of {strides}, got {self.output_stride}.")
         if self.widths is not None:
             check_widths(self.encoder, self.widths)
+        if self.fix_window_mask and self.encoder not in TWINS:
+            raise ConfigError(
+                f"fix_window_mask: expected an encoder with windows ({', '.join(TWINS)}), got {self.encoder}."
+            )
         if self.aspp_channels is not None and not all(1 <= width <= WIDEST for width in self.aspp_channels):
             raise ConfigError(f"aspp_channels: expected 1 to {WIDEST} in every branch, got {self.aspp_channels}.")
         if not self.is_nrd:

@@ -38,7 +38,8 @@ class Segmentor(nn.Module):
         self.config = config
         self.info = info
         self.options = options
-        self.backbone = ENCODERS[config.encoder](config.output_stride, config.widths)
+        windows = {"fix_window_mask": True} if config.fix_window_mask else {}
+        self.backbone = ENCODERS[config.encoder](config.output_stride, config.widths, **windows)
         self.decode_head: AnyHead = _HEADS[config.head](config, self.backbone.channels)
 
     def forward(self, images: Tensor) -> Tensor:

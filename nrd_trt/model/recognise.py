@@ -54,6 +54,7 @@ class StoredFacts:
         output_stride: Stride of the encoder's last stage.
         widths: Channels within the encoder.
         aspp_channels: Width of each branch of ASPP.
+        fix_window_mask: Whether Twins masks its windows' padding everywhere.
         unsupported: Why the network cannot be loaded.
     """
 
@@ -65,6 +66,7 @@ class StoredFacts:
     output_stride: int | None = None
     widths: Widths | None = None
     aspp_channels: AsppChannels | None = None
+    fix_window_mask: bool | None = None
     unsupported: str | None = None
 
 
@@ -125,6 +127,7 @@ def _nrd(encoder: str | None, shapes: Shapes, facts: StoredFacts, options: Check
         output_stride=options.output_stride or facts.output_stride or STRIDE,
         widths=_widths(encoder, shapes, facts),
         aspp_channels=_aspp_channels(head, channels["channels"], shapes, facts),
+        fix_window_mask=bool(facts.fix_window_mask if options.fix_window_mask is None else options.fix_window_mask),
         **channels,
     )
 

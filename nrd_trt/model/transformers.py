@@ -8,6 +8,7 @@ softmax, the form that TensorRT fuses.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -34,7 +35,7 @@ def to_tokens(features: Tensor) -> Tensor:
 
 def to_map(tokens: Tensor, size_hw: Size) -> Tensor:
     """Map ``(N, h·w, C)`` to ``(N, C, h, w)``."""
-    return tokens.transpose(1, 2).unflatten(2, size_hw)
+    return torch.unflatten(tokens.transpose(1, 2), 2, size_hw)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -42,7 +43,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = 
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
     if mask is not None:
         scores = scores + mask
-    return scores.softmax(dim=-1) @ values
+    gathered: Tensor = scores.softmax(dim=-1) @ values
+    return gathered
 
 
 class DropPath(nn.Module):
@@ -91,8 +93,8 @@ class GlobalAttention(nn.Module):
     def forward(self, tokens: Tensor, size_hw: Size) -> Tensor:
         """Map ``(N, h·w, C)`` to ``(N, h·w, C)``."""
         seen = tokens if self.sr is None else self.norm(to_tokens(self.sr(to_map(tokens, size_hw))))
-        queries = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        keys, values = self.kv(seen).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        queries = torch.unflatten(self.q(tokens), 2, (self.heads, -1)).transpose(1, 2)
+        keys, values = torch.unflatten(self.kv(seen), 2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         return self.proj(attend(queries, keys, values).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -113,22 +115,22 @@ class WindowAttention(nn.Module):
         """Map ``(N, h·w, C)`` to ``(N, h·w, C)``."""
         height, width = size_hw
         down, right = -height % _WINDOW, -width % _WINDOW
-        x = functional.pad(tokens.unflatten(1, size_hw), (0, 0, 0, right, 0, down))
+        x = functional.pad(torch.unflatten(tokens, 1, size_hw), (0, 0, 0, right, 0, down))
         qkv = self._windows(self.qkv(x))  # (N, rows·columns, 49, 3·C)
-        queries, keys, values = qkv.unflatten(3, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
+        queries, keys, values = torch.unflatten(qkv, 3, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
         mask = (
             self._mask(size_hw, down, right).to(x) if (down and right) or (self.fix_mask and (down or right)) else None
         )
         x = attend(queries, keys, values, mask).transpose(2, 3).flatten(3)  # (N, rows·columns, 49, C)
         rows, columns = (height + down) // _WINDOW, (width + right) // _WINDOW
-        x = x.unflatten(2, (_WINDOW, _WINDOW)).unflatten(1, (rows, columns)).transpose(2, 3)
+        x = x.reshape(len(x), rows, columns, _WINDOW, _WINDOW, -1).transpose(2, 3)
         x = x.flatten(3, 4).flatten(1, 2)[:, :height, :width].flatten(1, 2)
         return self.proj(x)  # type: ignore[no-any-return]
 
     @staticmethod
     def _windows(x: Tensor) -> Tensor:
         """Map ``(N, H, W, C)`` to its windows ``(N, rows·columns, 49, C)``."""
-        x = x.unflatten(2, (-1, _WINDOW)).unflatten(1, (-1, _WINDOW)).transpose(2, 3)
+        x = torch.unflatten(torch.unflatten(x, 2, (-1, _WINDOW)), 1, (-1, _WINDOW)).transpose(2, 3)
         return x.flatten(3, 4).flatten(1, 2)
 
     def _mask(self, size_hw: Size, down: int, right: int) -> Tensor:
@@ -234,6 +236,7 @@ class Twins(nn.Module):
         super().__init__()
         _check_own(output_stride, widths)
         self.channels = plan.channels
+        self.fix_window_mask = fix_window_mask
         rates = _rates(plan)
         self.patch_embeds, self.blocks = nn.ModuleList(), nn.ModuleList()
         self.pos_block, self.norm_list = nn.ModuleList(), nn.ModuleList()
@@ -257,11 +260,19 @@ class Twins(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the four feature maps, strides 4 to 32."""
+        whole = [side % (STRIDE * _WINDOW) == 0 for side in images.shape[2:]]
+        if whole[0] != whole[1] and not self.fix_window_mask:
+            warnings.warn(
+                f"{images.shape[2]}x{images.shape[3]}: exactly one side is a multiple of {STRIDE * _WINDOW}, where the "
+                "authors' code leaves the padding of Twins' windows unmasked, and so does this; masks as it was meant "
+                "with fix_window_mask=True, other sizes need neither.",
+                stacklevel=2,
+            )
         x, features = images, []
         stages = zip(self.patch_embeds, self.blocks, self.pos_block, self.norm_list, strict=True)
         for embed, blocks, position, norm in stages:
             tokens, size_hw = embed(x)
-            for index, block in enumerate(blocks):  # type: ignore[arg-type]
+            for index, block in enumerate(blocks.children()):
                 tokens = block(tokens, size_hw)
                 if index == 0:
                     tokens = position(tokens, size_hw)

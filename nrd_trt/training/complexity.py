@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.model import CheckpointFields, load_model, require_torch
+from nrd_trt.model.plans import TRANSFORMERS
 from nrd_trt.specs import STRIDE, Head, ModelInfo, Size, check_size, format_size
 
 if TYPE_CHECKING:
@@ -75,14 +76,14 @@ class Complexity:
         decoder_ratio: Multiply-adds of its decoder over those of DeepLabV3+'s, with the same encoder, classes and
             widths at output stride 32.
         dilated_ratio: Multiply-adds of the whole over those of DeepLabV3 with the same encoder, classes and width,
-            dilated to output stride 8.
+            dilated to output stride 8; None with a transformer, which cannot be dilated.
     """
 
     config: NetworkConfig
     size_hw: tuple[int, int]
     cost: Cost
     decoder_ratio: float
-    dilated_ratio: float
+    dilated_ratio: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; multiply-adds in units of 10^9."""
@@ -128,13 +129,16 @@ def complexity(
     check_size(size_hw, what="size=")
     cost = count_cost(config, info, size_hw)
     plus = count_cost(replace(config, head="deeplabv3plus", output_stride=STRIDE), info, size_hw)
-    dilated = count_cost(replace(config, head="deeplabv3", dilations=_DILATIONS_D8, output_stride=8), info, size_hw)
+    dilated_ratio = None
+    if config.encoder not in TRANSFORMERS:
+        dilated = replace(config, head="deeplabv3", dilations=_DILATIONS_D8, output_stride=8)
+        dilated_ratio = cost.total / count_cost(dilated, info, size_hw).total
     return Complexity(
         config=config,
         size_hw=size_hw,
         cost=cost,
         decoder_ratio=cost.decoder / plus.decoder,
-        dilated_ratio=cost.total / dilated.total,
+        dilated_ratio=dilated_ratio,
     )
 
 

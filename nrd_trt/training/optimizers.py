@@ -27,27 +27,37 @@ _KEPT = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"},
 def make_optimizers(recipe: Recipe, model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return the optimisers that together train every parameter with ``requires_grad``.
 
-    Each group has its peak learning rate under ``"peak"``, for `set_rate`. The encoder's parameters, those below a
-    ``backbone``, have groups of their own where the recipe gives them another rate.
+    Each group has its peak learning rate under ``"peak"``, for `set_rate`. Parameters have groups of their own where
+    the recipe gives them another rate or decay: the encoder's, those below a ``backbone``, and those that it names.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    encoder = {id(parameter) for name, parameter in named.items() if "backbone" in name.split(".")}
+    shares = {id(parameter): _shares(recipe, name) for name, parameter in named.items()}
 
     def groups(parameters: Iterable[Tensor], peak: float, **settings: float) -> list[dict[str, Any]]:
-        parts: dict[float, list[Tensor]] = {}
+        parts: dict[tuple[float, float], list[Tensor]] = {}
         for parameter in parameters:
-            rate = recipe.encoder_rate if id(parameter) in encoder else 1.0
-            parts.setdefault(rate * peak, []).append(parameter)
-        return [{"params": part, "peak": rate, **settings} for rate, part in parts.items()]
+            parts.setdefault(shares[id(parameter)], []).append(parameter)
+        decay = recipe.weight_decay
+        return [
+            {"params": part, "peak": rate * peak, "weight_decay": kept * decay, **settings}
+            for (rate, kept), part in parts.items()
+        ]
 
-    decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
-        return [torch.optim.SGD(groups(named.values(), recipe.lr, momentum=0.9, weight_decay=decay), recipe.lr)]
+        return [torch.optim.SGD(groups(named.values(), recipe.lr, momentum=0.9), recipe.lr)]
     kernels = list(_hidden_kernels(model)) if recipe.optimizer == "muon" else []
     chosen = {id(kernel) for kernel in kernels}
     others = [parameter for parameter in named.values() if id(parameter) not in chosen]
-    adamw = torch.optim.AdamW(groups(others, recipe.lr), recipe.lr, weight_decay=decay)
-    return [adamw, Muon(groups(kernels, recipe.muon_lr), recipe.muon_lr, decay)] if kernels else [adamw]
+    adamw = torch.optim.AdamW(groups(others, recipe.lr), recipe.lr)
+    if not kernels:
+        return [adamw]
+    return [adamw, Muon(groups(kernels, recipe.muon_lr), recipe.muon_lr, recipe.weight_decay)]
+
+
+def _shares(recipe: Recipe, name: str) -> tuple[float, float]:
+    """Return which share of learning rate and of weight decay the parameter of a name has."""
+    rate, decay = next(((rate, decay) for part, rate, decay in recipe.named_rates if part in name), (1.0, 1.0))
+    return rate * (recipe.encoder_rate if "backbone" in name.split(".") else 1.0), decay
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], share: float) -> None:

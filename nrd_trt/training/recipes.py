@@ -63,6 +63,8 @@ class Recipe:
         lr: Peak learning rate.
         muon_lr: Peak learning rate of the kernels that Muon trains.
         encoder_rate: Share of these learning rates that the encoder has; below 1 for one that was trained before.
+        named_rates: What parameters have of learning rate and weight decay, by a part of their name; the first that is
+            in the name counts, and others have all of both.
         min_lr: Learning rate at the end.
         power: Exponent of the polynomial decay.
         warmup: Steps over which the learning rate rises linearly.
@@ -98,6 +100,7 @@ class Recipe:
     lr: float
     muon_lr: float = 0.02
     encoder_rate: float = 1.0
+    named_rates: tuple[tuple[str, float, float], ...] = ()
     min_lr: float
     power: float = 0.9
     warmup: int
@@ -198,6 +201,15 @@ _CITYSCAPES: dict[str, Any] = {
 _ADE20K: dict[str, Any] = {
     "crop_hw": (512, 512), "base_wh": (2048, 512), "steps": 164_000, "reduce_zero_label": True
 }  # fmt: skip
+_UNDECAYED = (("pos_block", 1.0, 0.0), ("norm", 1.0, 0.0))
+_TRANSFORMER: dict[str, Any] = {
+    **_ADE20K, "steps": 160_000, "optimizer": "adamw", "lr": 6e-5, "min_lr": 0.0, "power": 1.0, "warmup": 1500,
+    "warmup_ratio": 1e-6, "weight_decay": 0.01,
+}  # fmt: skip
+_MIT: dict[str, Any] = {**_TRANSFORMER, "named_rates": (("head", 10.0, 1.0), *_UNDECAYED)}
+_CONTEXT: dict[str, Any] = {
+    "crop_hw": (480, 480), "base_wh": (520, 520), "steps": 84_000, "lr": 0.004, "weight_decay": 1e-4
+}  # fmt: skip
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -205,9 +217,12 @@ RECIPES = {
         _released("cityscapes_r101", **_CITYSCAPES),
         _released("ade20k_r101", **_ADE20K),
         _released("ade20k_x101", **_ADE20K, frozen_stages=1),
-        _released(
-            "pascal_context_r101", crop_hw=(480, 480), base_wh=(520, 520), steps=84_000, lr=0.004, weight_decay=1e-4
-        ),
+        _released("ade20k_mit_b1", **_MIT),
+        _released("ade20k_mit_b2", **_MIT),
+        _released("ade20k_mit_b5", **{**_MIT, "crop_hw": (640, 640), "base_wh": (2048, 640)}),
+        _released("ade20k_twins_l", **{**_TRANSFORMER, "steps": 164_000, "named_rates": _UNDECAYED}),
+        _released("pascal_context_r101", **_CONTEXT),
+        _released("pascal_context_59_r101", **_CONTEXT, reduce_zero_label=True),
         _camvid("camvid_r18"),
         _camvid("camvid_mobilenetv2"),
         _camvid("camvid_tiny", controller_init="perceptron"),

@@ -14,7 +14,7 @@ import nrd_trt
 from nrd_trt.errors import CheckpointError, ConfigError
 from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.model.config import NRD_HEADS, NetworkConfig
-from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES
+from nrd_trt.model.encoders import ENCODERS, OUTPUT_STRIDES, RESNETS
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.recognise import StoredFacts, expected_shapes, recognise
 from nrd_trt.specs import CheckpointOptions, Head
@@ -91,7 +91,7 @@ def geometry(conv: nn.Conv2d) -> tuple[int, int, int]:
     return conv.stride[0], conv.dilation[0], int(conv.padding[0])
 
 
-@pytest.mark.parametrize("encoder", [name for name in ENCODERS if name != "mobilenetv2"])
+@pytest.mark.parametrize("encoder", RESNETS)
 @pytest.mark.parametrize("output_stride", OUTPUT_STRIDES)
 def test_resnet_convolutions_are_mmsegs(encoder: str, output_stride: int) -> None:
     with torch.device("meta"):

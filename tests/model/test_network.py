@@ -26,6 +26,8 @@ CHANNELS = {
     "resnet101": BOTTLENECK,
     "resnext101_64x4d": BOTTLENECK,
     "mobilenetv2": (24, 32, 96, 320),
+    **dict.fromkeys(("mit_b1", "mit_b2", "mit_b5"), (64, 128, 320, 512)),
+    "twins_svt_large": (128, 256, 512, 1024),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from nrd_trt.model.network import Segmentor
 from nrd_trt.training.objective import Objective
 from nrd_trt.training.optimizers import Muon, make_optimizers, orthogonalised, set_rate
+from nrd_trt.training.recipes import RECIPES
 from tests.training.conftest import tiny
 
 
@@ -134,6 +136,28 @@ def test_recipes_numbers_reach_the_optimizers() -> None:
         assert [group["lr"] for group in groups] == [0.5 * share, 0.25 * share]
     (sgd,) = make_optimizers(replace(recipe, optimizer="sgd"), objective())
     assert (sgd.param_groups[0]["momentum"], sgd.param_groups[0]["weight_decay"]) == (0.9, 0.125)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "rate", "decay"),
+    [
+        ("ade20k_mit_b1", "segmentor.backbone.block1.0.attn.norm.weight", 1.0, 0.0),
+        ("ade20k_mit_b1", "segmentor.backbone.block1.0.attn.q.bias", 1.0, 1.0),
+        ("ade20k_mit_b1", "segmentor.backbone.block1.0.mlp.dwconv.dwconv.weight", 1.0, 1.0),
+        ("ade20k_mit_b1", "segmentor.decode_head.cat_norm.weight", 10.0, 1.0),
+        ("ade20k_mit_b1", "auxiliary_head.conv_seg.weight", 10.0, 1.0),
+        ("ade20k_twins_l", "segmentor.backbone.pos_block.0.proj.0.bias", 1.0, 0.0),
+        ("ade20k_twins_l", "segmentor.backbone.norm_list.3.bias", 1.0, 0.0),
+        ("ade20k_twins_l", "segmentor.decode_head.cat_norm.weight", 1.0, 0.0),
+        ("ade20k_twins_l", "segmentor.decode_head.image_pool.1.bn.weight", 1.0, 1.0),
+    ],
+)
+def test_transformers_have_the_released_rates(recipe: str, name: str, rate: float, decay: float) -> None:
+    given = replace(tiny(), optimizer="adamw", lr=0.5, weight_decay=0.25, named_rates=RECIPES[recipe].named_rates)
+    model: Any = mock.Mock()
+    model.named_parameters.return_value = [(name, nn.Parameter(torch.zeros(2)))]
+    ((group,),) = (optimizer.param_groups for optimizer in make_optimizers(given, model))
+    assert (group["peak"], group["weight_decay"]) == (rate * 0.5, decay * 0.25)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])

@@ -26,12 +26,29 @@ ADE20K = {
     "num_classes": 150, "crop_hw": (512, 512), "base_wh": (2048, 512), "steps": 164_000, "reduce_zero_label": True
 }  # fmt: skip
 CONTEXT = {"num_classes": 60, "crop_hw": (480, 480), "base_wh": (520, 520), "steps": 84_000}
+UNDECAYED = (("pos_block", 1.0, 0.0), ("norm", 1.0, 0.0))
+TRANSFORMER = {
+    **ADE20K, "steps": 160_000, "optimizer": "adamw", "lr": 6e-5, "min_lr": 0.0, "power": 1.0, "warmup": 1500,
+    "warmup_ratio": 1e-6, "weight_decay": 0.01, "named_rates": (("head", 10.0, 1.0), *UNDECAYED),
+}  # fmt: skip
 RELEASED: dict[str, dict[str, Any]] = {
     "cityscapes_r50": {"encoder": "resnetv1c50", **CITYSCAPES},
     "cityscapes_r101": {"encoder": "resnetv1c101", **CITYSCAPES},
     "ade20k_r101": {"encoder": "resnetv1c101", **ADE20K},
     "ade20k_x101": {"encoder": "resnext101_64x4d", **ADE20K, "frozen_stages": 1},
+    "ade20k_mit_b1": {"encoder": "mit_b1", **TRANSFORMER, "controller_channels": 256},
+    "ade20k_mit_b2": {"encoder": "mit_b2", **TRANSFORMER},
+    "ade20k_mit_b5": {"encoder": "mit_b5", **TRANSFORMER, "crop_hw": (640, 640), "base_wh": (2048, 640)},
+    "ade20k_twins_l": {"encoder": "twins_svt_large", **TRANSFORMER, "steps": 164_000, "named_rates": UNDECAYED},
     "pascal_context_r101": {"encoder": "resnetv1c101", **CONTEXT, "lr": 0.004, "weight_decay": 1e-4},
+    "pascal_context_59_r101": {
+        "encoder": "resnetv1c101",
+        **CONTEXT,
+        "num_classes": 59,
+        "lr": 0.004,
+        "weight_decay": 1e-4,
+        "reduce_zero_label": True,
+    },
 }
 """As in the authors' configuration files."""
 COMMON = {
@@ -39,7 +56,8 @@ COMMON = {
     "warmup_ratio": 0.01, "batch": 16, "frozen_stages": 0, "reduce_zero_label": False, "clip_norm": None, "ema": 0.0,
     "weigh_classes": False, "synthetic_share": 0.0, "aux_weight": 0.4, "aux_channels": 256, "head": "nrd",
     "channels": 512, "controller_channels": 512, "c1_channels": 48, "hidden": 16, "guidance_channels": 16, "patch": 8,
-    "dilations": (1, 3, 6, 9), "output_stride": 32, "scale_range": (0.5, 2.0), "max_class_share": 0.75,
+    "named_rates": (), "dilations": (1, 3, 6, 9),
+    "output_stride": 32, "scale_range": (0.5, 2.0), "max_class_share": 0.75,
     "colour": "photometric", "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375), "channel_order": "rgb",
 }  # fmt: skip
 
