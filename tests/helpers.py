@@ -179,6 +179,11 @@ def traces_remembered() -> Iterator[None]:
         yield
 
 
+def own_trace() -> Trace:
+    """Return the exporter's trace as it is: of networks whose linear weights it transposes none are remembered."""
+    return onnx_export._trace.args[0] if isinstance(onnx_export._trace, partial) else onnx_export._trace
+
+
 def traced_once(trace: Trace, adapter: nn.Module, tensors: tuple[str, ...], shape: InputShape) -> onnx.ModelProto:
     """Return what `trace` makes of a network, filled with its weights; one worker of this run traces each form.
 

@@ -26,6 +26,7 @@ from nrd_trt.graph.metadata import ExporterRecord, GraphFacts, write_facts
 from nrd_trt.graph.tensors import rename_tensors
 from nrd_trt.model.folding import LogitsAdapter, PatchAdapter
 from nrd_trt.model.network import Segmentor
+from nrd_trt.model.plans import TWINS
 from nrd_trt.specs import STRIDE, InputForm, InputShape, MaskEncoding, ModelInfo
 
 _IR_VERSION = 9  # the one that goes with opset 19
@@ -65,7 +66,7 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
         `nrd_trt.graph.outputs` keeps those asked for.
 
     Raises:
-        ConfigError: ``"u8x4"`` is asked of a network without per-patch decode.
+        ConfigError: ``"u8x4"`` is asked of a network without per-patch decode, or a dynamic size of Twins.
         ExportError: The traced graph does not pass ``onnx.checker``.
     """
     config, info = model.config, model.info
@@ -73,6 +74,12 @@ def export_onnx(model: Segmentor, options: ExportOptions, *, checkpoint_sha256: 
         raise ConfigError(
             f"mask_encoding={options.mask_encoding!r}: expected a network with per-patch decode, got the head "
             f"{config.head}; leave it out."
+        )
+    shape = options.shape
+    if config.encoder in TWINS and not (shape.height.is_static and shape.width.is_static):
+        raise ConfigError(
+            "dynamic=: expected one size for Twins, whose windows and their padding are laid out when it is exported; "
+            "give size=, and export one file for each."
         )
     ending = _patch_ending(model, options) if config.is_nrd else _logits_ending(model, options)
     network = _trace(ending.adapter, ending.tensors, options.shape)

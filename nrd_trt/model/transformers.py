@@ -113,31 +113,43 @@ class WindowAttention(nn.Module):
 
     def forward(self, tokens: Tensor, size_hw: Size) -> Tensor:
         """Map ``(N, h·w, C)`` to ``(N, h·w, C)``."""
-        height, width = size_hw
-        down, right = -height % _WINDOW, -width % _WINDOW
-        x = functional.pad(torch.unflatten(tokens, 1, size_hw), (0, 0, 0, right, 0, down))
-        qkv = self._windows(self.qkv(x))  # (N, rows·columns, 49, 3·C)
+        (height, width), (rows, columns) = size_hw, self._grid(size_hw)
+        x = self._padded(torch.unflatten(tokens, 1, size_hw))
+        qkv = self._windows(self.qkv(x), rows, columns)  # (N, rows·columns, 49, 3·C)
         queries, keys, values = torch.unflatten(qkv, 3, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
-        mask = (
-            self._mask(size_hw, down, right).to(x) if (down and right) or (self.fix_mask and (down or right)) else None
-        )
+        mask = self._mask(size_hw).to(x) if self._is_masked(size_hw) else None
         x = attend(queries, keys, values, mask).transpose(2, 3).flatten(3)  # (N, rows·columns, 49, C)
-        rows, columns = (height + down) // _WINDOW, (width + right) // _WINDOW
         x = x.reshape(len(x), rows, columns, _WINDOW, _WINDOW, -1).transpose(2, 3)
         x = x.flatten(3, 4).flatten(1, 2)[:, :height, :width].flatten(1, 2)
         return self.proj(x)  # type: ignore[no-any-return]
 
+    def _is_masked(self, size_hw: Size) -> bool:
+        """Whether there is padding, and it is masked."""
+        padded = [side % _WINDOW != 0 for side in size_hw]
+        return any(padded) if self.fix_mask else all(padded)
+
     @staticmethod
-    def _windows(x: Tensor) -> Tensor:
+    def _grid(size_hw: Size) -> Size:
+        """Return how many windows there are in a column and in a row."""
+        rows, columns = ((side + _WINDOW - 1) // _WINDOW for side in size_hw)
+        return rows, columns
+
+    def _padded(self, x: Tensor, value: float = 0.0) -> Tensor:
+        """Pad ``(N, H, W, C)`` to whole windows."""
+        height, width = x.shape[1], x.shape[2]
+        rows, columns = self._grid((height, width))
+        return functional.pad(x, (0, 0, 0, columns * _WINDOW - width, 0, rows * _WINDOW - height), value=value)
+
+    @staticmethod
+    def _windows(x: Tensor, rows: int, columns: int) -> Tensor:
         """Map ``(N, H, W, C)`` to its windows ``(N, rows·columns, 49, C)``."""
-        x = torch.unflatten(torch.unflatten(x, 2, (-1, _WINDOW)), 1, (-1, _WINDOW)).transpose(2, 3)
+        x = x.reshape(len(x), rows, _WINDOW, columns, _WINDOW, -1).transpose(2, 3)
         return x.flatten(3, 4).flatten(1, 2)
 
-    def _mask(self, size_hw: Size, down: int, right: int) -> Tensor:
+    def _mask(self, size_hw: Size) -> Tensor:
         """Return ``(rows·columns, 1, 49, 49) float32``: what is added to the scores of a window's pairs."""
-        padding = functional.pad(torch.zeros(1, *size_hw, 1), (0, 0, 0, right, 0, down), value=1.0)
-        flags = self._windows(padding)[0, :, :, 0]
-        return (flags[:, None, :, None] != flags[:, None, None, :]) * _MASKED
+        flags = self._windows(self._padded(torch.zeros(1, *size_hw, 1), 1.0), *self._grid(size_hw))[0, :, :, 0]
+        return (flags[:, None, :, None] - flags[:, None, None, :]).square() * _MASKED
 
 
 class Mlp(nn.Module):
@@ -260,8 +272,7 @@ class Twins(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the four feature maps, strides 4 to 32."""
-        whole = [side % (STRIDE * _WINDOW) == 0 for side in images.shape[2:]]
-        if whole[0] != whole[1] and not self.fix_window_mask:
+        if not self.fix_window_mask and sum(side % (STRIDE * _WINDOW) == 0 for side in images.shape[2:]) == 1:
             warnings.warn(
                 f"{images.shape[2]}x{images.shape[3]}: exactly one side is a multiple of {STRIDE * _WINDOW}, where the "
                 "authors' code leaves the padding of Twins' windows unmasked, and so does this; masks as it was meant "
