@@ -19,6 +19,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from nrd_trt.data.classes import voc_palette
 from nrd_trt.data.preprocessing import planar
@@ -173,8 +174,12 @@ Trace = Callable[[nn.Module, tuple[str, ...], InputShape], onnx.ModelProto]
 
 @contextmanager
 def traces_remembered() -> Iterator[None]:
-    """Trace networks of one form once in a run, which is most of an export: tests/exporting proves that it is one."""
+    """Trace networks of one form once in a run, which is most of an export: tests/exporting proves that it is one.
+
+    Each worker lists PyTorch's translations of operators once, where PyTorch does so in every export.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
         patch.setattr(onnx_export, "_trace", partial(traced_once, onnx_export._trace))
         yield
 

@@ -64,12 +64,16 @@ def test_parity_with_torch(encoder: str, classes: int, form: InputForm) -> None:
     check_parity(model, graph, feed(form, 1, 128, 256))
 
 
-@pytest.mark.parametrize("changes", [{"head": "nrd_no_aspp"}, {"dilations": (1, 2, 3, 4), "hidden": 8}], ids=str)
-def test_parity_of_variants(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "batch"), [({"head": "nrd_no_aspp"}, 1), ({"dilations": (1, 2, 3, 4), "hidden": 8}, 2)], ids=str
+)
+def test_parity_of_variants_and_of_a_static_batch(changes: dict[str, Any], batch: int) -> None:
     model = small_model(**changes)
     model.decode_head.cat_norm.get_buffer("running_var").fill_(2e-5)  # about the norm's epsilon, which is added to it
-    graph = export_onnx(model, ExportOptions(shape=TINY, input_form="float"))
-    check_parity(model, graph, feed("float", 1, 64, 96))
+    graph = export_onnx(model, ExportOptions(shape=InputShape.static((64, 96), batch=batch), input_form="float"))
+    check_parity(model, graph, feed("float", batch, 64, 96))
+    with OrtRunner(graph, threads=1) as runner, pytest.raises(ShapeError, match=f"expected float32 {batch}×3×64×96"):
+        runner.infer(feed("float", 3 - batch, 64, 96))
 
 
 D8: dict[str, Any] = {"output_stride": 8, "dilations": (1, 12, 24, 36)}
@@ -115,14 +119,6 @@ def test_sizes_are_traced_as_multiples_of_32_in_their_range(monkeypatch: pytest.
         export_onnx(cached_small_model(), ExportOptions(shape=ALONE))
     (dims,) = traced["dynamic_shapes"]
     assert {axis: (dim.min, dim.max) for axis, dim in dims.items()} == {0: (1, 3), 2: (64, 224), 3: (64, 352)}
-
-
-def test_static_batch() -> None:
-    model = cached_small_model()
-    graph = export_onnx(model, ExportOptions(shape=InputShape.static((64, 96), batch=2), input_form="float"))
-    check_parity(model, graph, feed("float", 2, 64, 96))
-    with OrtRunner(graph, threads=1) as runner, pytest.raises(ShapeError, match="expected float32 2×3×64×96"):
-        runner.infer(feed("float", 1, 64, 96))
 
 
 @pytest.mark.parametrize(

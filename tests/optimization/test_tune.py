@@ -253,24 +253,14 @@ def test_an_earlier_record_is_replaced_only_with_force_or_by_the_run_that_wrote_
 # --- a run that was stopped
 
 
-@pytest.mark.parametrize(
-    ("asked", "latencies", "measured", "winner"),
-    [
-        (True, (None, 1.0, 2.0), 4, "int8"),  # stopped at the lowest rung, after the layers
-        (False, (9.0, 4.0, None, 1.0, 2.0), 4, "int8 without 1 layer"),  # int8 does not hold, stopped at the next rung
-        (False, (1.0, 2.0), 0, "int8"),  # stopped while the winner was built
-    ],
-)
-def test_a_stopped_run_goes_on_where_it_was(
-    asked: bool, latencies: tuple[float | None, ...], measured: int, winner: str, data: Path, tmp_path: Path
-) -> None:
-    """Every rung is timed once over both runs; layers that were measured are taken over."""
+def test_a_run_that_is_stopped_again_and_again_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
+    """Every rung is timed once over all runs; layers that were measured are taken over."""
     output, state = tmp_path / "tuned.nrd", tmp_path / "tuned.nrd.tune-state.json"
     assert state == state_path(output)
-    left = iter(latencies)
+    latencies, marked = [None, 9.0, 4.0, None, 1.0, 2.0], {}
 
     def time_file(file: onnx.ModelProto) -> float:
-        if (latency_ms := next(left)) is None:
+        if (latency_ms := latencies.pop(0)) is None:
             raise KeyboardInterrupt
         return latency_ms
 
@@ -278,16 +268,20 @@ def test_a_stopped_run_goes_on_where_it_was(
         if stage.startswith("building the winner"):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        tune(output, data, time_file=time_file, sensitivity=asked, on_stage=stop_at_the_winner)
-    record = json.loads(state.read_text())
-    assert len(record["sensitivity"]) == measured and not output.exists()
-    marked = {name: share + 1e-3 for name, share in record["sensitivity"].items()}
-    state.write_text(json.dumps({**record, "sensitivity": marked}))
+    job: Any = {"time_file": time_file, "sensitivity": True}
+    # At the lowest rung, after the layers; at the next, as int8 is slower; while the winner is built.
+    for stop, left in enumerate((5, 2, 0)):
+        with pytest.raises(KeyboardInterrupt):
+            tune(output, data, resume=stop > 0, on_stage=stop_at_the_winner, **job)
+        record = json.loads(state.read_text())
+        assert (len(record["sensitivity"]), len(latencies), output.exists()) == (4, left, False)
+        assert not marked or record["sensitivity"] == marked
+        marked = {name: share + 1e-3 for name, share in record["sensitivity"].items()}
+        state.write_text(json.dumps({**record, "sensitivity": marked}))
     with pytest.raises(ConfigError, match="got that of others"):
         tune(output, data, resume=True, include=ONE)
-    tuned = tune(output, data, resume=True, time_file=time_file, sensitivity=asked)
-    assert (tuned.sensitivity, tuned.winner, list(left)) == (marked, winner, [])
+    tuned = tune(output, data, resume=True, **job)
+    assert (tuned.sensitivity, tuned.winner) == (marked, "int8 without 1 layer")
     assert output.exists() and not state.exists()
 
 

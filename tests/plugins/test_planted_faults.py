@@ -116,16 +116,21 @@ def test_a_planted_fault_is_found(name: str) -> None:
 CARVE_OUT = "CU_SHAREDMEM_CARVEOUT_MAX_SHARED"
 
 
-def run_launcher_test(launcher: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_launcher_test(launcher: Path, program: Path) -> subprocess.CompletedProcess[str]:
     """Run test_launcher over a driver whose launches run the emulation."""
-    tests = KERNELS / "tests"
+    tests, driver = KERNELS / "tests", "libcuda.so.1"
     flags = ["-std=c++17", f"-I{KERNELS}", "-isystem", str(include_folder(HEADERS[-1]))]
-    driver, program = folder / "libcuda.so.1", folder / "program"
-    compile_cpp(
-        [*flags, "-shared", f"-Wl,-soname,{driver.name}", str(tests / "fake_driver.cpp"), *kernel_objects()], driver
-    )
-    sources = [str(path) for path in (tests / "test_launcher.cpp", launcher, tests / "host_images.cpp")]
-    compile_cpp([*flags, *sources, str(driver), *kernel_objects(), f"-Wl,-rpath,{folder}", "-ldl"], program)
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        fake = ["-shared", f"-Wl,-soname,{driver}", str(tests / "fake_driver.cpp"), *kernel_objects()]
+        compile_cpp([*flags, *fake], folder / driver)
+        for part in ("test_launcher", "host_images"):
+            compile_cpp([*flags, "-c", str(tests / f"{part}.cpp")], folder / f"{part}.o")
+
+    folder = made_once("launcher_test", make)
+    parts = [str(folder / name) for name in ("test_launcher.o", "host_images.o", driver)]
+    compile_cpp([*flags, str(launcher), *parts, *kernel_objects(), f"-Wl,-rpath,{folder}", "-ldl"], program)
     return subprocess.run([str(program)], capture_output=True, text=True)
 
 
@@ -135,6 +140,6 @@ def test_a_wrong_carve_out_is_found(planted: str, tmp_path: Path) -> None:
     assert text.count(CARVE_OUT) == 1, "the fault has one place"
     launcher = tmp_path / "decode_launcher.cpp"
     launcher.write_text(text.replace(CARVE_OUT, planted))
-    done = run_launcher_test(launcher, tmp_path)
+    done = run_launcher_test(launcher, tmp_path / "program")
     assert (done.returncode == 0) == (planted == CARVE_OUT), done.stdout + done.stderr
     assert ("carveouts == kernels" in done.stderr) == (planted != CARVE_OUT)
