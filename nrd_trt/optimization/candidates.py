@@ -28,6 +28,7 @@ class Candidate:
         gmac: Multiply-adds of an image, in units of 10^9.
         latency_ms: Median from image to mask of native runs; None where there were none.
         runner: What ran them; None likewise.
+        quick_ms: Fastest of a few native calls, which only rules out; None where there were none.
         miou: mIoU against labels, at the size of the images, 0-1; None of random weights and where it was not measured.
         images: Number of images that the mIoU is of: all for what was built, few for what was pruned.
         miou_drop: Loss of mIoU against PyTorch at this size; None likewise.
@@ -47,6 +48,7 @@ class Candidate:
     gmac: float
     latency_ms: float | None = None
     runner: str | None = None
+    quick_ms: float | None = None
     miou: float | None = None
     images: int = 0
     miou_drop: float | None = None

@@ -29,7 +29,7 @@ from nrd_trt.runtime.select import RunOptions, cpu_runner
 from nrd_trt.specs import format_size
 
 _WARMUP, _RUNS = 5, 40
-_QUICK_WARMUP, _QUICK_RUNS = 2, 5
+_QUICK_WARMUP, _QUICK_RUNS = 2, 10
 _ALONE = """
 import json, sys, nrd_trt
 options = json.loads(sys.argv[2])
@@ -152,7 +152,7 @@ class Clock:
     device: DeviceLatencies | None = None
 
     def quick(self, file: onnx.ModelProto) -> float | None:
-        """Return the median milliseconds of a few native runs of a file on this CPU; None where it has none."""
+        """Return the milliseconds of the fastest of a few native runs of a file on this CPU; None where it has none."""
         return None if self.kind == "plans" else quick_latency(self.run, file)
 
     def guess(self, name: str, rung: Rung) -> float | None:
@@ -218,11 +218,14 @@ def memory_alone(bundle: Bundle, run: RunOptions) -> float | None:
 
 
 def quick_latency(run: RunOptions, file: onnx.ModelProto) -> float | None:
-    """Return the median milliseconds of a few native runs of a file on this CPU; None where it has none."""
+    """Return the milliseconds of the fastest of a few native runs of a file on this CPU; None where it has none.
+
+    Other work on the machine makes a median of few calls longer by any factor, the fastest one hardly.
+    """
     facts = read_facts(file)
     feed = image_feed(street_scene(0, facts.shape.opt_hw).image, facts)
     with cpu_runner(file, facts, run) as runner:
         if runner.arithmetic != "native":
             return None
         timed = time_in_turn({"": lambda: call_on_host(runner, feed)}, warmup=_QUICK_WARMUP, runs=_QUICK_RUNS)
-    return timed[""].latency.p50
+    return timed[""].latency.min

@@ -22,7 +22,7 @@ def write_pareto(
 
     Args:
         path: ``.png``; replaced.
-        candidates: All; those without a latency or an mIoU over all images are left out.
+        candidates: All; those without an mIoU, or without native runs, are left out.
         front: Names of those that no other one beats, the fastest first.
         chosen: Name of the winner.
         budget: Its bounds become lines.
@@ -32,12 +32,16 @@ def write_pareto(
     )
     axes = figure.add_subplot()
     ranked = {one.name: one for one in candidates if one.ranked}
+    looked_at = [one for one in candidates if one.passed is None and one.quick_ms is not None and one.miou is not None]
     axes.plot(
         [ranked[name].latency_ms for name in front], [ranked[name].miou for name in front], color=_FRONT, linewidth=1
     )
-    for index, source in enumerate(dict.fromkeys(one.source for one in ranked.values())):
+    for index, source in enumerate(dict.fromkeys(one.source for one in (*ranked.values(), *looked_at))):
         marker = _MARKERS[index % len(_MARKERS)]
         axes.scatter([], [], marker=marker, color=_INK, label=source)
+        hollow = [(one.quick_ms, one.miou) for one in looked_at if one.source == source]
+        for place in hollow:
+            axes.scatter(*place, marker=marker, facecolors="none", edgecolors=_DOMINATED, s=30)
         for one in ranked.values():
             if one.source == source:
                 colour = _CHOSEN if one.name == chosen else _FRONT if one.name in front else _DOMINATED
@@ -55,7 +59,10 @@ def write_pareto(
     axes.set_xlabel("latency from image to mask, ms (median)")
     axes.set_ylabel("mIoU against labels, at the images' size")
     axes.set_title(
-        "green: chosen; blue: no other one is faster and more accurate; grey: dominated", loc="left", fontsize=9
+        "green: chosen; blue: no other one is faster and more accurate; grey: dominated; hollow: ruled out by a few "
+        "calls and images",
+        loc="left",
+        fontsize=8,
     )
     axes.margins(x=0.12, y=0.1)
     axes.grid(color=_PALE)

@@ -120,9 +120,11 @@ class Search:
             entry.reject(f"no mix of layers holds its gates on {variants.image_count} images")
         else:
             entry.rung = rung
+            quick_ms = rung.latency_ms if self._clock.kind == "cpu" else None
+            entry.candidate = replace(candidate, quick_ms=quick_ms)
             if entry.trained:
                 entry.candidate = replace(
-                    candidate,
+                    entry.candidate,
                     int8_layers=rung.int8_layers,
                     miou=rung.miou_engine,
                     miou_drop=rung.miou_drop,

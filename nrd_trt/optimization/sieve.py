@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from nrd_trt.optimization.candidates import Budget, CandidatePrecision
 
 LATENCY_MARGIN = 1.5
-"""Between latencies of a few calls, as a factor."""
+"""Between the fastest of a few calls, as a factor."""
 MIOU_MARGIN = 0.03
 """Between figures of a few images."""
 _OTHER_NETWORK = 2
@@ -29,7 +29,7 @@ class Sketch:
         macs: Multiply-adds of an image.
         weight_bytes: What its weights take at least.
         activation_bytes: What its layers write, in fp32.
-        latency_ms: Median of a few calls, or of the runs on a device; None where it is not known yet.
+        latency_ms: The fastest of a few calls, or the median on a device; None where it is not known yet.
         exact: Whether that is the latency by which it will be ranked.
         miou: Against the labels of a few images; None of random weights.
         holds: Whether it holds its gates as far as they were judged, so that it may stand for others.
@@ -69,7 +69,7 @@ def _beyond(one: Sketch, budget: Budget) -> str | None:
     """Say why a candidate cannot keep to the budget, or None where it may."""
     margin = 1.0 if one.exact else LATENCY_MARGIN
     if budget.max_latency_ms is not None and (one.latency_ms or 0.0) > margin * budget.max_latency_ms:
-        how = "on the device" if one.exact else f"in a few calls, more than {margin:g} times the budget"
+        how = "on the device" if one.exact else f"at best in a few calls, more than {margin:g} times the budget"
         return f"max_latency_ms={budget.max_latency_ms:g}: {one.latency_ms:.1f} ms {how}"
     if budget.min_miou is not None and one.miou is not None and one.miou < budget.min_miou - MIOU_MARGIN:
         return f"min_miou={budget.min_miou:g}: mIoU {one.miou:.4f} on a few images, more than {MIOU_MARGIN:g} below"

@@ -43,7 +43,7 @@ SENSITIVITY_IMAGES = 8
 """A layer's rank is known after a few images; the rungs are judged on all."""
 
 TimeFile = Callable[[onnx.ModelProto], float | None]
-"""Returns the median milliseconds of a call of a typed file; None where it cannot be timed."""
+"""Returns the milliseconds of a call of a typed file; None where it cannot be timed."""
 
 
 class Variants:

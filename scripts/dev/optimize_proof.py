@@ -71,8 +71,8 @@ def main() -> int:
     parser.add_argument("search", nargs="+", help="sources and options of the search")
     args = parser.parse_args()
     command = [*_VERB, *args.search, "-o", str(args.folder), "--data", str(args.data), "--resume", "--json"]
-    fastest, *_, slowest = _front(_ask(command))
-    low, high = fastest["latency_ms"], slowest["latency_ms"]
+    front = _front(_ask(command))
+    low, high = front[0]["latency_ms"], front[-1]["latency_ms"]
     proofs = [_prove(command, 1.05 * (low + share * (high - low)), args) for share in _SHARES]
     problems = [problem for proof in proofs if (problem := proof.problem)]
     args.document.write_text(_page(args, proofs, problems))

@@ -60,6 +60,7 @@ def test_the_winner_is_a_bundle_and_every_candidate_has_figures_or_a_reason(firs
         assert (one.rejected, one.passed, one.images) == ((), True, 3) and one.ranked
         assert read_bundle(output / "candidates" / f"{one.name}.nrd").record.files[ONNX_FILE] == one.onnx_sha256
     assert by_name[f"{NAME}-int8"].int8_layers and by_name[f"{NAME}-fp32"].int8_layers == 0
+    assert all(one.quick_ms and one.latency_ms for one in built)
     sixteen = by_name[f"{NAME}-fp16"]
     assert sixteen.latency_ms is None and sixteen.miou is not None and sixteen.passed is None, "a CPU only imitates it"
     assert "no native runs" in sixteen.rejected[0] and "export_candidates=" in sixteen.rejected[0]
