@@ -24,7 +24,7 @@ KEYS = {
     *("target", "runner", "arithmetic", "plan_ran", "precision", "size", "batch", "warmup", "runs", "duration_s"),
     *("streams", "threads", "copies", "cuda_graph", "latency_ms", "gpu_compute_ms", "enqueue_ms", "timed_s"),
     *("throughput_fps", "ratio", "energy", "layers", "peak_memory_mib", "device_memory_mib", "host", "device"),
-    *("doubtful", "notes", "executed", "stages"),
+    *("doubtful", "notes", "executed", "stages", "onnx_sha256", "checkpoint_sha256"),
 }
 """The documented ones: other programs read them."""
 
