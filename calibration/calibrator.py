@@ -123,12 +123,7 @@ class Calibrator:
         given = {"recipe": recipe, "images": images, "seed": seed, "memory_mb": memory_mb, "include": include}
         given |= {"target": target}
         self.source, self.has_images = str(source), as_path("calibration", source).suffix != ".json"
-        if precision == "fp8" and target == "cpu":
-            raise ConfigError(
-                "target='cpu': no runtime of a CPU multiplies fp8; leave it out, or take precision='int8'."
-            )
-        if precision == "fp8" and quantizer == "modelopt":
-            raise ConfigError("quantizer='modelopt': expected precision='int8', got fp8; leave it out.")
+        _check_made(precision, target, quantizer)
         if quantizer == "modelopt":
             if not self.has_images:
                 raise ConfigError("quantizer='modelopt': expected images as calibration=, it takes ranges of its own.")
@@ -175,6 +170,13 @@ class Calibrator:
         other._recipe = replace(
             self._recipe, exclude=(*self._recipe.exclude, *(f"^{re.escape(name)}$" for name in layers))
         )
+        return other
+
+    def to(self, precision: Quantized) -> Calibrator:
+        """Return a calibrator with what this one has measured, that quantises to another precision."""
+        _check_made(precision, self.target, self._quantizer)
+        other = copy.copy(self)
+        other.precision = precision
         return other
 
     def layers(self, model: onnx.ModelProto) -> tuple[str, ...]:
@@ -338,6 +340,14 @@ def make_calibrator(
     scaling: dict[str, Any] = {"fit": fit, "resample": resample}
     shared: dict[str, Any] = {"validation": validation, "ignore_index": ignore_index, "threads": threads}
     return Calibrator(source, precision=made, **options, **scaling, **shared, progress=progress)
+
+
+def _check_made(precision: Quantized, target: Target | None, quantizer: Quantizer | None) -> None:
+    """Raise `ConfigError` where nothing makes files of a precision for a target, or by a quantizer."""
+    if precision == "fp8" and target == "cpu":
+        raise ConfigError("target='cpu': no runtime of a CPU multiplies fp8; leave it out, or take precision='int8'.")
+    if precision == "fp8" and quantizer == "modelopt":
+        raise ConfigError("quantizer='modelopt': expected precision='int8', got fp8; leave it out.")
 
 
 def _refuse(options: Mapping[str, object], names: Collection[str], why: str) -> None:

@@ -40,7 +40,9 @@ def optimize_command(
     precisions: Annotated[
         Any,
         typer.Option(
-            metavar="int8,…", parser=parse.parse_names, help="int8, mixed, fp16, bf16, fp32 (default all but bf16)."
+            metavar="int8,…",
+            parser=parse.parse_names,
+            help="int8, mixed, fp8, fp16, bf16, fp32 (default all but fp8, bf16).",
         ),
     ] = None,
     data: common.Data = None,

@@ -46,8 +46,6 @@ def derive_precision(
         ConfigError: int8 or fp8 without a calibrator.
         CalibrationError: The calibration cannot be done.
     """
-    if precision in QUANTIZED and calibrator is None:
-        raise ConfigError(f"precision={precision!r}: give calibration= images like those of deployment for its ranges.")
     if precision == "fp32":
         return full
     kept = nodes_to_keep(full, precision, images, calibrator, threads=threads, progress=progress)
@@ -86,7 +84,13 @@ def apply_precision(
     """Type an fp32 file in a 16-bit precision, or in an 8-bit one by a calibrator; the nodes to keep stay in fp32.
 
     The file tells these choices (`nrd_trt.graph.metadata.read_choices`).
+
+    Raises:
+        ConfigError: int8 or fp8 without a calibrator that quantises to it.
+        CalibrationError: The calibration cannot be done.
     """
+    if precision in QUANTIZED and (calibrator is None or calibrator.precision != precision):
+        raise ConfigError(f"precision={precision!r}: give calibration= images like those of deployment for its ranges.")
     by = calibrator if precision in QUANTIZED else None
     if by is None:
         typed = to_precision(full, precision, kept.keys())

@@ -185,9 +185,12 @@ class Variants:
         return apply_precision(self.full, step.precision, self._kept, self._calibrator_of(step))
 
     def _calibrator_of(self, step: Step) -> Calibrator | None:
-        """Return what a step's file is made with: int8 on all that is given, fp16 on images, fp32 on nothing."""
+        """Return what a step's file is made with: 8 bits on all that is given, fp16 on images, fp32 on nothing."""
         if step.precision == "int8":
             return self.calibrator.without(layer for layer in self.layers if layer not in step.layers)
+        if step.precision == "fp8":
+            self.ranges()  # of int8's layers, which those of fp8 are among
+            return self.calibrator.to("fp8")
         return self.calibrator if step.precision != "fp32" and self.calibrator.has_images else None
 
     @cached_property

@@ -20,6 +20,7 @@ from nrd_trt.calibration.recipes import RECIPES
 from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import CalibrationError, ConfigError
+from nrd_trt.exporting.precision import apply_precision
 from nrd_trt.files import sha256_file
 from nrd_trt.graph.metadata import read_facts, write_facts
 from nrd_trt.graph.outputs import select_outputs
@@ -161,6 +162,17 @@ def test_what_speaks_against_the_images_is_warned_of_and_kept_in_a_file_of_range
 
 NOTHING: dict[str, Any] = dict.fromkeys(("recipe", "images", "seed", "memory_mb", "include", "exclude", "quantizer"))
 OPTIONS = {"recipe": "mse", "images": 100, "seed": 0, "memory_mb": 2048, "include": ["a"], "exclude": ["a"]}
+
+
+def test_a_precision_is_made_by_a_calibrator_of_that_precision_and_no_other() -> None:
+    model, made = small_export(), calibrator()
+    assert set(made.to("fp8").layers(model)) < set(made.layers(model)), "HEAD has depthwise convolutions"
+    assert (made.precision, made.to("fp8").precision) == ("int8", "fp8")
+    with pytest.raises(ConfigError, match=r"^target='cpu': no runtime of a CPU multiplies fp8"):
+        calibrator(target="cpu").to("fp8")
+    for other in (made, None):
+        with pytest.raises(ConfigError, match=r"^precision='fp8': give calibration="):
+            apply_precision(model, "fp8", {}, other)
 
 
 @pytest.mark.parametrize(
