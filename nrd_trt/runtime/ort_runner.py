@@ -36,8 +36,8 @@ _IDLE_BETWEEN_RUNS = ("session.force_spinning_stop", "1")
 """Else its threads go on spinning after a run, and take the cores from whatever comes next."""
 _NOT_SATURATING = ("session.x64quantprecision", "1")
 """Sums of products of uint8 and int8 in 32 bits, which takes several times as long; Arm has no others."""
-_NOT_WITH_FP8 = ["ClipQuantRewrite"]
-"""It fails on a Clip before a QuantizeLinear to fp8 (seen with 1.31), which it knows for integers only."""
+_NOT_WITH_FP8 = ["ClipQuantRewrite", "ReluQuantRewrite"]
+"""Made for integers. Before a QuantizeLinear to fp8 the one fails on a Clip, and the other takes a ReLU out (1.31)."""
 
 
 class OrtRunner(BaseRunner):
