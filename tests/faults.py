@@ -661,9 +661,14 @@ def e5m2(tensor: str) -> Change:
     return change
 
 
-def not_saturating(tensor: str) -> Change:
-    """Let what is beyond the range of an activation become NaN."""
-    return lambda model: set_attribute(find(model, f"{tensor}/Q"), "saturate", 0)
+def not_saturating(tensor: str, factor: float = 1.0) -> Change:
+    """Let what is beyond so many times the range of an activation become NaN."""
+
+    def change(model: onnx.ModelProto) -> None:
+        set_attribute(find(model, f"{tensor}/Q"), "saturate", 0)
+        activation_scale(tensor, factor)(model)
+
+    return change
 
 
 def overflowing_weights(layer: str) -> Change:
