@@ -140,7 +140,7 @@ def test_plans_of_a_tensorrt_that_is_not_there_are_not_run_and_it_is_said(
     test = nrd_trt.selftest(tmp_path / "named", parts=["tensorrt/small/*"])
     whys = {part.name: part.why for part in test.with_result("not run")}
     assert whys["tensorrt/small/function/fp16"].startswith("needs driver, which was not run: ")
-    assert len(whys) == len(test.parts) == 3 + 2 * 7 and test.verdict("tensorrt") == "not run"
+    assert len(whys) == len(test.parts) == 3 + 2 * 8 and test.verdict("tensorrt") == "not run"
     assert len(nrd_trt.selftest(tmp_path / "all").parts) == 4
 
 
