@@ -137,7 +137,6 @@ def prune(
     )
     run.set_threads()
     how = Pruning(source_sha256=sha256_file(source), keep=keep, importance=importance, round_to=round_to)
-    prepare_folder(out, resume=resume, force=force)
     plain = fine_tuning(
         _recipe(source, recipe),
         steps=steps,
@@ -147,6 +146,7 @@ def prune(
         resample=resample,
     )
     plain = replace(plain, config=model.config, info=model.info, pruning=how)
+    prepare_folder(out, resume=resume, force=force)
     samples = Samples(plain, folders := [Path(folder) for folder in ([data] if isinstance(data, Path | str) else data)])
     start = None
     if resume and (out / STATE).is_file():

@@ -138,8 +138,8 @@ def _take_gradients(model: Segmentor, samples: Samples) -> None:
 def _measure_anew(model: Segmentor, samples: Samples) -> None:
     """Let batch norms take mean and variance from some batches.
 
-    Measured on CamVid with R18 at 60 % of its multiply-adds, before any training: validation mIoU 0.10 without this and
-    0.56 with it (channels ranked by Taylor; by norms 0.08 and 0.35).
+    Measured with R18 at 58 % of its multiply-adds, before any training, on every fourth validation frame of CamVid:
+    mIoU 0.10 without this and 0.56 with it.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -146,6 +146,14 @@ def test_a_pruned_network_is_pruned_again_and_proven_as_a_bundle(
     assert structure is not None and structure.found == 0 and structure.checked
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickest network, in a file that names no recipe."""
+    path = tmp_path_factory.mktemp("small") / "m.safetensors"
+    save_checkpoint(small_model(**TINY), path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -159,23 +167,21 @@ def test_a_pruned_network_is_pruned_again_and_proven_as_a_bundle(
         ({"keep": 0.01}, r"keep=0\.01: expected 0\.\d+ or more, as every layer keeps a quarter"),
     ],
 )
-def test_bad_arguments(changes: dict[str, Any], message: str, data: Path, tmp_path: Path) -> None:
-    save_checkpoint(small_model(**TINY), tmp_path / "m.safetensors")
+def test_bad_arguments(changes: dict[str, Any], message: str, small: Path, data: Path, tmp_path: Path) -> None:
     options = {"importance": "group_norm", **QUICK, **changes}
     with pytest.raises(ConfigError, match=message):
-        nrd_trt.prune(tmp_path / "m.safetensors", tmp_path / "out", data, **options)
+        nrd_trt.prune(small, tmp_path / "out", data, **options)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_baselines_and_data_without_labels_are_refused(data: Path, tmp_path: Path) -> None:
+def test_baselines_and_data_without_labels_are_refused(small: Path, data: Path, tmp_path: Path) -> None:
     save_checkpoint(small_model(head="bilinear"), tmp_path / "b.safetensors")
     with pytest.raises(ConfigError, match=r"b\.safetensors: expected an NRD head, got bilinear"):
         nrd_trt.prune(tmp_path / "b.safetensors", tmp_path / "out", data, **QUICK)
-    save_checkpoint(small_model(**TINY), tmp_path / "m.safetensors")
     (bare := tmp_path / "bare").mkdir()
     shutil.copytree(data / "train" / "images", bare / "images")
     with pytest.raises(ConfigError, match="label"):
-        nrd_trt.prune(tmp_path / "m.safetensors", tmp_path / "out", bare, **QUICK)
+        nrd_trt.prune(small, tmp_path / "out", bare, **QUICK)
 
 
 def test_a_pruning_that_removes_nothing_is_an_error(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
