@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CamVid, with train/ and val/")
     parser.add_argument("--test", type=Path, required=True, help="CamVid's test frames, with images/ and labels/")
     parser.add_argument("--command", required=True, help="what trained it")
+    parser.add_argument("--origin", default="from scratch", help="what the encoder started from")
+    parser.add_argument("--origin-licence", default="", help="a sentence about the licence of that")
     args = parser.parse_args()
     target = ZOO / f"{args.name}.safetensors"
     if args.run:
@@ -70,6 +72,8 @@ def main() -> None:
         recipe=find_recipe(facts["recipe"]),
         facts=facts,
         command=args.command,
+        origin=args.origin,
+        origin_licence=args.origin_licence,
         hours=hours_of(args.run) if args.run else args.hours,
         cost=complexity(target),
         test=test,
