@@ -75,6 +75,7 @@ def test_wheel_holds_the_package_and_nothing_else(installed: Path) -> None:
     ours |= _files(package / "packaging/templates", "*")
     calibration = {f"nrd_trt/{name}" for name in _files(ROOT / "calibration", "**/*.py")}
     assert len(calibration) > 5
+    calibration |= {f"nrd_trt/{name}" for name in _files(ROOT / "calibration/zoo", "*.json")}
     # What PyTorch's extension loader needs.
     patterns = ("*.cu", "*.h", "decode_*.cpp", "torch/*")
     sources = {f"nrd_trt/_{name}" for pattern in patterns for name in _files(kernels, pattern)}

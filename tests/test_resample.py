@@ -140,10 +140,12 @@ def test_where_fit_is_resample_is_too() -> None:
     functions = {name for name in nrd_trt.__all__ if inspect.isfunction(getattr(nrd_trt, name))}
     taken = {name: inspect.signature(getattr(nrd_trt, name)).parameters.keys() for name in functions}
     fitting = {name for name, parameters in taken.items() if "fit" in parameters}
-    assert fitting == set("build calibrate evaluate export open_bundle segment_video serve tune validate".split())
+    assert fitting == set(
+        "build calibrate evaluate export open_bundle optimize segment_video serve tune validate".split()
+    )
     assert all("resample" in taken[name] for name in fitting)
     verbs = {verb for verb, flags in FLAGS.items() if flags.get("resample") == "--resample"}
-    assert verbs == {verb for verb, flags in FLAGS.items() if "fit" in flags} | {"train"}
+    assert verbs == {verb for verb, flags in FLAGS.items() if "fit" in flags} | {"train", "prune"}
 
 
 @pytest.mark.parametrize("verb", ["open_bundle", "validate", "evaluate", "segment_video", "serve", "tune", "train"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nrd_trt.engine.bundle import RECORD_FILE, Bundle, check_target, write_bundle
 from nrd_trt.errors import ConfigError
-from nrd_trt.files import atomic_folder, check_absent, check_folder
+from nrd_trt.files import PNG, atomic_folder, check_absent, check_file, check_folder
 
 _RECORD, _PICTURE, _BEST, _CANDIDATES, _STATES = "optimize.json", "optimize.png", "best.nrd", "candidates", "states"
 
@@ -40,6 +40,8 @@ class SearchFolder:
                 f"{self._path}: expected the folder of a search or none, got {', '.join(sorted(foreign)[:4])} in it; "
                 "choose another name."
             )
+        check_file(self.record, force=True, marks=[b'"candidates"'])
+        check_file(self.picture, force=True, marks=[PNG])
         for bundle in (self.best, *(path for path in self._within(self.candidates) if path.suffix != ".safetensors")):
             check_target(bundle, force=True)
         if not (resume or force):

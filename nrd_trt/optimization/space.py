@@ -18,7 +18,7 @@ from nrd_trt.optimization.search import SMALL_SET, Entry
 from nrd_trt.optimization.search_folder import SearchFolder
 from nrd_trt.optimization.variants import Variants
 from nrd_trt.progress import OnStage
-from nrd_trt.specs import PRECISIONS, Size, as_path, check_size, format_size, nearest_size
+from nrd_trt.specs import PRECISIONS, QUANTIZED, Size, as_path, check_size, format_size, nearest_size
 
 if TYPE_CHECKING:
     from nrd_trt.model.network import Segmentor
@@ -113,6 +113,8 @@ class Space:
 
     def warn_of_same_images(self, request: BuildRequest) -> bool:
         """Warn where int8 is calibrated on the images that it is judged on; return whether it is."""
+        if not {*QUANTIZED, "mixed"} & {*self.precisions}:
+            return False
         trained = next((network for network in self.networks if network.trained), None)
         return trained is not None and self._calibrator(trained, request).warn_of_same_images()
 

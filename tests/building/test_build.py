@@ -322,7 +322,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("checkpoint", {"outputs": "mask"}, ConfigError, "outputs='mask': expected different names in a tuple"),
     ("checkpoint", {"outputs": ("mask", "boxes")}, ConfigError, "outputs='boxes': expected one of 'mask', 'logits'"),
     ("checkpoint", {"mask_encoding": "u8x4", "outputs": ("logits",)}, ConfigError, "expected 'mask' among outputs="),
-    ("checkpoint", {"precision": "int8"}, ConfigError, "precision='int8': give calibration="),
+    ("untrained", {"precision": "int8"}, ConfigError, "precision='int8': give calibration="),
     ("absent.pth", {}, ConfigError, r"absent\.pth: expected a checkpoint, an ONNX file or a bundle"),
     ("absent.nrd", {}, BundleError, r"absent\.nrd: expected a bundle folder"),
     (7, {}, ConfigError, "source=7: expected a path"),
@@ -334,6 +334,7 @@ def test_bad_arguments(
     source: Any, changes: dict[str, Any], error: type[Exception], match: str, fp16_file: Path, tmp_path: Path
 ) -> None:
     sources = {"onnx": onnx_file(), "fp16": fp16_file, "bundle": bundle(), "checkpoint": checkpoint()}
+    sources["untrained"] = untrained_checkpoint()  # those of the zoo come with ranges
     given = {name: value() if callable(value) else value for name, value in changes.items()}
     target = given.pop("output", tmp_path / "a.nrd")
     with pytest.raises(error, match=match):

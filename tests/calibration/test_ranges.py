@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -96,7 +96,9 @@ def test_little_memory_takes_more_passes_to_the_same_ranges(recipe: Recipe, memo
 
 def test_keys_follow_model_data_and_recipe_and_a_calibration_stream_has_its_own() -> None:
     def keys(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], name: str) -> tuple[str, ...]:
-        return astuple(run(model, RECIPES[name], feeds, tensors=["pixels"]).keys)
+        found = run(model, RECIPES[name], feeds, tensors=["pixels"]).keys
+        assert found.checkpoint is None, "they serve the one model"
+        return found.model, found.data, found.recipe
 
     plain = keys(small_export(), FEEDS, "minmax")
     assert keys(small_export(), FEEDS, "minmax") == plain

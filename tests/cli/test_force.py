@@ -17,6 +17,10 @@ WRITERS = {
     "benchmark": ("out.png", "benchmark {bundle} --runs 1 --warmup 0 --plot {out}"),
     "calibrate": ("out.json", "calibrate {onnx} --data synthetic --images 8 -o {out}"),
     "export": ("out.onnx", "export {checkpoint} --size 64x96 -o {out}"),
+    "optimize": (
+        "street/optimize.json",
+        "optimize {checkpoint} --data {data} -o {folder} --sizes 64x96 --precisions fp32",
+    ),
     "package": (f"{NAME}_bundle", "package {bundle} --for triton -o {folder}"),
     "predict": ("masks/scene_0000.png", "predict {bundle} {data}/images -o {folder}"),
     "prune": ("run/log.csv", "prune {checkpoint} --data {data} -o {folder}"),

@@ -51,6 +51,7 @@ def tiny(**changes: Any) -> Recipe:
         warmup=1,
         aux_channels=8,
         synthetic_share=0.5,
+        controller_init="released",
     )
     return replace(base, **changes)
 

@@ -415,7 +415,7 @@ def test_verb_refuses(verb: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"recipe": "camvid_r19"}, r"^recipe='camvid_r19': expected one of cityscapes_r50, .*, camvid_mobilenetv2\.$"),
+        ({"recipe": "camvid_r19"}, r"^recipe='camvid_r19': expected one of cityscapes_r50, .*, camvid_tiny\.$"),
         ({"device": "tpu"}, r"^device='tpu': expected one of 'auto', 'cpu', 'cuda'\."),
         ({"arithmetic": "fp8"}, r"^arithmetic='fp8': expected one of 'auto', 'fp32', 'bf16', 'fp16'\."),
         ({"controller_init": "zero"}, r"^controller_init='zero': expected one of 'released', 'perceptron'\."),
