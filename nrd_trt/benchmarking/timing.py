@@ -5,6 +5,7 @@ Knows neither runners nor devices; `nrd_trt.benchmarking.calls` makes what is ca
 
 from __future__ import annotations
 
+import re
 import resource
 import threading
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -189,7 +191,13 @@ def time_at_once(
 
 
 def peak_memory_mib() -> float:
-    """Return the largest resident memory of this process so far, in MiB."""
+    """Return the largest resident memory of this process so far, in MiB.
+
+    Linux's VmHWM, where there is one: ``ru_maxrss`` begins with what the process had that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(found[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

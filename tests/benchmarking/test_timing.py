@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +102,13 @@ def test_ctrl_c_ends_all_streams() -> None:
 def test_summary() -> None:
     got = Latency(samples_ms=(10, 30, 20, 40))
     assert got.to_dict() == pytest.approx({"p50": 25.0, "p90": 37.0, "p99": 39.7, "mean": 25.0, "min": 10.0})
+
+
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    ballast = np.ones(600 << 17)  # 600 MiB that a child has not
+    code = "from nrd_trt.benchmarking.timing import peak_memory_mib\nprint(peak_memory_mib())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 5 < float(child.stdout) < ballast.nbytes / 2**20 < peak_memory_mib()
 
 
 def test_peak_memory_is_that_of_the_process() -> None:
