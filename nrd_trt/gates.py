@@ -129,6 +129,15 @@ class Gates:
 GATES = tuple(entry.name for entry in fields(Gates) if entry.name != "max_confidence_difference")
 """Names of those that can be asked for, which are those of the arguments of `nrd_trt.build`, `validate` and `tune`."""
 
+_EIGHT_BITS = Gates(
+    min_agreement=0.97,
+    max_miou_drop=0.01,
+    min_class_iou=0.65,
+    max_class_drop=0.08,
+    min_border_agreement=0.85,
+    min_boundary_f=0.85,
+    max_confidence_difference=0.04,
+)
 _DEFAULTS = {
     "fp32": Gates(
         min_agreement=0.9999,
@@ -157,24 +166,8 @@ _DEFAULTS = {
         min_boundary_f=0.9,
         max_confidence_difference=0.015,
     ),
-    "int8": Gates(
-        min_agreement=0.97,
-        max_miou_drop=0.01,
-        min_class_iou=0.65,
-        max_class_drop=0.08,
-        min_border_agreement=0.85,
-        min_boundary_f=0.85,
-        max_confidence_difference=0.04,
-    ),
-    "fp8": Gates(
-        min_agreement=0.97,
-        max_miou_drop=0.01,
-        min_class_iou=0.65,
-        max_class_drop=0.08,
-        min_border_agreement=0.85,
-        min_boundary_f=0.85,
-        max_confidence_difference=0.04,
-    ),
+    "int8": _EIGHT_BITS,
+    "fp8": _EIGHT_BITS,
 }
 """The first two are given; the others leave sound files a margin. One figure covers every runner, so that a bundle is
 judged alike wherever it runs; it lets the worst pass that sound files of the zoo showed in each runner that was

@@ -324,7 +324,7 @@ def lacks(precision: str, capability: str | None, what: str = "this GPU has") ->
     """Say why a GPU of a compute capability has no plans in a precision; None where it has, or is not known.
 
     Args:
-        precision: Of a file.
+        precision: What the file is typed in.
         capability: Such as ``"8.7"``.
         what: What the message says before the capability.
     """

@@ -23,7 +23,7 @@ class Candidate:
         name: ``SOURCE-HxW-PRECISION``, the name of its bundle without the ending.
         source: Name of the checkpoint's file, or of the recipe.
         size: Height and width of its input.
-        precision: Of its file.
+        precision: What its file is typed in.
         int8_layers: Number of layers in int8; None where no file was made.
         gmac: Multiply-adds of an image, in units of 10^9.
         latency_ms: Median from image to mask of native runs; None where there were none.

@@ -114,9 +114,9 @@ def optimize(
         fit: See `nrd_trt.build`.
         resample: See `nrd_trt.build`.
         sizes: Input sizes ``(h, w)``, multiples of 32; None takes each network's own, three quarters and half of it.
-        precisions: Of ``"int8"``, ``"mixed"``, ``"fp8"``, ``"fp16"``, ``"bf16"``, ``"fp32"``; None takes int8, mixed
-            and fp32, and for GPUs fp16. Mixed is int8 without the layers that cost most, where int8 everywhere does not
-            hold its gates.
+        precisions: What is built, from ``"int8"``, ``"mixed"``, ``"fp8"``, ``"fp16"``, ``"bf16"`` and ``"fp32"``; None
+            takes int8, mixed and fp32, and for GPUs fp16. Mixed is int8 without the layers that cost most, where int8
+            everywhere does not hold its gates.
         max_latency_ms: Budget: largest median from image to mask.
         min_fps: Budget: the same as images per second.
         max_memory_mb: Budget: largest memory, as `nrd_trt.benchmark` tells it of the bundle alone.

@@ -23,9 +23,9 @@ class Sketch:
     """What is known of a candidate before its bundle is built.
 
     Attributes:
-        name: Of the candidate.
-        source: Of its network.
-        precision: Of its file.
+        name: The candidate's name.
+        source: The checkpoint or recipe of its network.
+        precision: What its file is typed in.
         macs: Multiply-adds of an image.
         weight_bytes: What its weights take at least.
         activation_bytes: What its layers write, in fp32.

@@ -90,7 +90,7 @@ class Space:
     Attributes:
         networks: The sources.
         sizes: Input sizes; None takes those near each network's own.
-        precisions: Of files.
+        precisions: What candidates are built in.
         calibration: What int8 of trained networks is calibrated on; None where there are none.
         calibrating: How, see `Calibrator`.
     """
