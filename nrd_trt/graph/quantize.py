@@ -1,9 +1,13 @@
 """Pass: explicit int8 or fp8. Choose layers, then put Q/DQ pairs where TensorRT looks for them. onnx and NumPy only.
 
 Zero stays zero, weights have a scale per output channel, activations one per tensor. A pair stands on the input of
-every chosen layer, and on the skip input of an Add that follows one, so that Conv + Add + ReLU runs from 8 bits to 8
-bits; never between a convolution and its ReLU. Weights are stored in 8 bits. The tensors of a Concat share one scale:
-it then moves no numbers.
+every chosen layer, and on the skip input of an Add that follows a convolution, so that Conv + Add + ReLU runs from
+8 bits to 8 bits; never between a convolution and its ReLU. Weights are stored in 8 bits. The tensors of a Concat share
+one scale: it then moves no numbers.
+
+A transformer's linear layers have a pair on their input and none after them: bias, the sum that runs through the
+network, norms and activations are of 16 bits and more, and so are both products of attention, whose factors are no
+constants.
 
 fp8 is E4M3. TensorRT has no fast kernel of it for convolutions in groups, with few channels, or with more than 32 taps:
 these stay in 16 bits.
@@ -136,7 +140,7 @@ def plan_quantization(
     if unknown := wanted - set(quantizable_layers(model, precision)):
         fast = f" in one group, from {_FEWEST_CHANNELS} channels up, of at most {_MOST_TAPS} taps"
         raise ConfigError(
-            f"layers {', '.join(sorted(unknown)[:5])}: expected convolutions with constant weights"
+            f"layers {', '.join(sorted(unknown)[:5])}: expected convolutions and linear layers with constant weights"
             f"{fast if precision == 'fp8' else ''}."
         )
     skips = _skip_inputs(model)
@@ -304,17 +308,17 @@ def _ends_at_zero(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) 
 
 
 def _skip_inputs(model: onnx.ModelProto) -> dict[str, tuple[str, int]]:
-    """Return, per Add, the weighted layer that it ends and which of its inputs is the skip.
+    """Return, per Add, the convolution that it ends and which of its inputs is the skip.
 
-    The layer is one whose result only the Add reads. Where both inputs are such (a block with a convolution in its
-    skip), the skip is the second, the one added last.
+    The convolution is one whose result only the Add reads. Where both inputs are such (a block with a convolution in
+    its skip), the skip is the second, the one added last.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
     uses = Counter(name for node in model.graph.node for name in node.input)
     made_by = {
         node.output[0]: node.name
         for node in model.graph.node
-        if _is_weighted(node, constants) and uses[node.output[0]] == 1
+        if node.op_type == "Conv" and _is_weighted(node, constants) and uses[node.output[0]] == 1
     }
     found = {}
     for add in model.graph.node:

@@ -13,8 +13,10 @@ import torch
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting import onnx_export
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
+from nrd_trt.graph.extremes import read_extremes, with_extremes
 from nrd_trt.graph.importer import importer_problems
-from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.precision import to_precision, to_quantized
+from nrd_trt.graph.quantize import choose_layers, plan_quantization
 from nrd_trt.graph.tensors import element_types
 from nrd_trt.model import encoders, plans
 from nrd_trt.model.config import CAMVID_INFO, NetworkConfig
@@ -84,6 +86,25 @@ def test_a_transformer_is_exported(narrow: Segmentor, shape: InputShape) -> None
         products = [node for node in graph.graph.node if node.op_type == "MatMul"]
         assert onnx.TensorProto.FLOAT not in {types[node.output[0]] for node in products}
         parse_with_rtx(graph)
+    if shape is STATIC:
+        check_8_bits(full, images, narrow)
+
+
+def check_8_bits(full: onnx.ModelProto, images: np.ndarray, network: Segmentor) -> None:
+    """Linear layers compute in 8 bits from pair to product, nothing else of a block but its convolutions does."""
+    linear = {name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
+    seen = read_extremes(infer(with_extremes(full, "int8"), {"image": images}))
+    for precision in ("int8", "fp8"):
+        plan = plan_quantization(full, choose_layers(full, precision=precision), "gpu", precision)
+        graph = to_quantized(full, plan, {name: seen[name].largest if name in seen else 4.0 for name in plan.tensors})
+        onnx.checker.check_model(graph, full_check=True)
+        assert importer_problems(graph) == []
+        parse_with_rtx(graph)
+        if precision == "int8":  # fp8 leaves out what is narrow
+            layers = {name.removesuffix("/MatMul") for name in plan.layers if name.endswith("/MatMul")}
+            assert layers == linear, "the products of attention, whose factors are no constants, are none"
+            assert {reader for _, readers in plan.tensors.items() for reader, _ in readers} == set(plan.layers)
+            assert (infer(graph, {"image": images})["mask"] == infer(full, {"image": images})["mask"]).mean() >= 0.97
 
 
 @pytest.mark.parametrize("narrow", ["twins_narrow"], indirect=True)
