@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import random
 import re
@@ -38,11 +39,12 @@ from nrd_trt.calibration.cache import load_ranges
 from nrd_trt.cli.main import app
 from nrd_trt.engine.bundle import read_bundle
 from nrd_trt.model import load_model
+from nrd_trt.model.checkpoint import save_checkpoint
 from nrd_trt.optimization.tune_record import state_path
 from nrd_trt.packaging.folders import check_ours
 from nrd_trt.training.record import STATE
 from tests import artefacts, helpers
-from tests.training.conftest import labelled, tiny
+from tests.training.conftest import SIZE, labelled, tiny
 
 _LONG_S = 3600.0
 _FRAMES = 40
@@ -50,13 +52,17 @@ _FRAMES = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """What is killed: it writes `output` into a folder, and `check` raises if that is not whole."""
+    """What is killed: it writes `output` into a folder, and `check` raises if that is not whole.
+
+    A verb that `resumes` goes on with what a kill left; what others left is removed first, unless they replace it.
+    """
 
     name: str
     output: str
     run: Callable[[Path], object]
     check: Callable[[Path], object]
     replaces: bool = False
+    resumes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +134,17 @@ def _verbs(folder: Path) -> tuple[Verb, ...]:
             check=load_ranges,
         ),
         Verb(name="tune", output="a.nrd", run=partial(_tune, source, *tuning), check=read_bundle),
-        Verb(name="train", output="run", run=partial(_train, data), check=_check_run),
+        Verb(
+            name="optimize", output="found", run=partial(_optimize, source, images), check=_check_search, resumes=True
+        ),
+        Verb(name="train", output="run", run=partial(_train, data), check=_check_run, resumes=True),
+        Verb(
+            name="prune",
+            output="pruned",
+            run=partial(_prune, _small(folder / "small.safetensors"), data),
+            check=_check_run,
+            resumes=True,
+        ),
         Verb(
             name="video",
             output="a.mp4",
@@ -167,6 +183,36 @@ def _train(data: Path, output: Path) -> None:
     nrd_trt.train(recipe, [data], output, resume=resume, force=not resume, progress=False)
 
 
+def _small(path: Path) -> Path:
+    """Write the checkpoint of a network that is pruned in a second."""
+    save_checkpoint(
+        helpers.small_model(channels=32, controller_channels=32, info={"size_hw": SIZE, "ignore_index": 11}), path
+    )
+    return path
+
+
+def _prune(source: Path, data: Path, output: Path) -> None:
+    resume = (output / STATE).is_file()
+    recipe = tiny(steps=12, evaluations=6, synthetic_share=0.0)
+    nrd_trt.prune(source, output, data, recipe=recipe, resume=resume, force=not resume, progress=False)
+
+
+def _optimize(source: Path, images: Path, output: Path) -> None:
+    options = ("--sizes", artefacts.SIZE, "--precisions", "fp32,int8", "--calibration", "synthetic", "--images", 3)
+    options += ("--recipe", "minmax", "--threads", 1, "--min-agreement", 0.8, "--max-miou-drop", 0.5, "-q")
+    again = "--force" if (output / "optimize.json").exists() else "--resume"
+    app(["optimize", str(source), "-o", str(output), "--data", str(images), *map(str, options), again])
+
+
+def _check_search(folder: Path) -> None:
+    """Every file that is there can be read."""
+    for path in folder.rglob("*.json"):
+        json.loads(path.read_bytes())
+    for bundle in (folder / "best.nrd", *folder.glob("candidates/[!.]*.nrd")):
+        if bundle.exists():
+            read_bundle(bundle)
+
+
 def _check_run(folder: Path) -> None:
     """Every file that is there can be read."""
     for path in folder.glob("*.safetensors"):
@@ -197,7 +243,7 @@ def _kill(verb: Verb, place: Path, kills: int, random_source: random.Random) -> 
             break
         writing = kill % 2 == 1
         delay_s = random_source.uniform(0.0, writing_s if writing else honest_s)
-        if not verb.replaces and verb.name != "train":
+        if not (verb.replaces or verb.resumes):
             _remove(output)
         before = _stamp(output)
         ended, _ = _child(verb, output, delay_s, writing=writing)
