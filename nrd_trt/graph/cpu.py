@@ -1,13 +1,14 @@
 """Passes for runtimes on a CPU: the fp32 twin of a 16-bit file, and the mask's ending in the form each runs fastest.
 
 All forms of the ending give the same masks of the same logits, but for pixels whose two largest logits are as close as
-fp32 rounds: ``"phases"`` adds in another order. The form of the file is what TensorRT reads; these are made when a
-file is opened, and never written. onnx and NumPy only.
+fp32 rounds: these forms enlarge with sums in another order. The form of the file is what TensorRT reads; these are made
+when a file is opened, and never written. onnx and NumPy only.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -17,11 +18,13 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from nrd_trt.decode.function import CONFIDENCE_OP, LOGITS_OP, MASK_OP
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, needed_nodes
+from nrd_trt.specs import STRIDE
 
-Ending = Literal["last_axis", "phases"]
-"""``"last_axis"``: the logits of a pixel are brought together before they are enlarged, so that ONNX Runtime's argmax
-reads neighbours. ``"phases"``: each place between two neighbours has a map of its own, a weighted sum that OpenVINO
-compiles, and what is drawn of these maps is woven; so no kernel writes or reads the enlarged logits as a whole."""
+Ending = Literal["filters", "phases"]
+"""In both each place between neighbours has a map of its own, and the pixels that are drawn of these maps are woven.
+``"filters"``, for ONNX Runtime: one convolution makes all maps of a class, and three make the logits where it is known
+how many patches there are. ``"phases"``: each map is a weighted sum that OpenVINO compiles, so that no kernel writes or
+reads the enlarged logits as a whole."""
 _DECODES = (MASK_OP, CONFIDENCE_OP, LOGITS_OP)
 _STAGES = {"Resize": "resize", "Pad": "resize", "ArgMax": "argmax", "ReduceMax": "confidence"}
 """What begins with an operator."""
@@ -37,6 +40,65 @@ patch_size = Mul (f, f)
 pixel_shape = Concat <axis = 0> (last, patch_size, m)
 pixels_last = Reshape (tiles_by_patch, pixel_shape)
 patch_pixels = Transpose <perm = [0, 2, 1]> (pixels_last)
+"""
+# The perceptrons of all patches as convolutions with a group for each, which add a bias while sums are in the cache.
+# The order of summation is the file's, so the logits are the same bit by bit.
+_GROUPED = """
+group_shape = Constant <value = int64[3] {{1, -1, {pixels}}}> ()
+grouped_pixels = Reshape (patch_pixels, group_shape)
+grouped_xy = Reshape (from_xy, group_shape)
+weights0_shape = Constant <value = int64[3] {{-1, {guidance}, 1}}> ()
+weights_shape = Constant <value = int64[3] {{-1, {hidden}, 1}}> ()
+weights0 = Reshape (w0_guidance, weights0_shape)
+weights1 = Reshape (w1_flat, weights_shape)
+weights2 = Reshape (w2_flat, weights_shape)
+bias0 = Reshape (b0_flat, last)
+bias1 = Reshape (b1_flat, last)
+bias2 = Reshape (b2_flat, last)
+grouped_guidance = Conv <group = {groups}> (grouped_pixels, weights0, bias0)
+grouped_z0 = Add (grouped_guidance, grouped_xy)
+grouped_a0 = Relu (grouped_z0)
+grouped_z1 = Conv <group = {groups}> (grouped_a0, weights1, bias1)
+grouped_a1 = Relu (grouped_z1)
+z2 = Conv <group = {groups}> (grouped_a1, weights2, bias2)
+"""
+# Between four logits lies a square of places, and beyond the outermost ones half a square more. With a row and a column
+# of squares more than of logits a map has an odd number of pixels, so the classes of a pixel lie no power of two apart:
+# else the cache holds few of them at a time, and the argmax takes a quarter longer. ONNX Runtime would reorder what a
+# flat convolution gives, and back; that of one of volumes it leaves alone.
+_FILTERED = """
+plane = Constant <value = int64[2] {{1, 1}}> ()
+planes_shape = Concat <axis = 0> (last, plane, height, width)
+planes = Reshape ({logits}, planes_shape)
+around = Constant <value = int64[10] {{0, 0, 0, 1, 1, 0, 0, 0, 1, 1}}> ()
+bordered = Pad <mode = "{border}"> (planes, around)
+maps = Conv (bordered, filters)
+classes_shape = Concat <axis = 0> (batch, k, last)
+{enlarged} = Reshape (maps, classes_shape)
+one_more = Constant <value = int64[1] {{1}}> ()
+high = Add (height, one_more)
+wide = Add (width, one_more)
+factor = Constant <value = int64[1] {{{factor}}}> ()
+place_shape = Concat <axis = 0> (batch, factor, factor, high, wide)
+wide_pixels = Mul (wide, factor)
+row_shape = Concat <axis = 0> (batch, factor, high, wide_pixels)
+large_shape = Concat <axis = 0> (batch, last, wide_pixels)
+mask_start = Constant <value = int64[2] {{{half}, {half}}}> ()
+mask_height = Mul (height, factor)
+mask_width = Mul (width, factor)
+mask_size = Concat <axis = 0> (mask_height, mask_width)
+mask_end = Add (mask_start, mask_size)
+sides = Constant <value = int64[2] {{1, 2}}> ()
+"""
+# Two transpositions that its fast kernels know; the one that does all takes sixteen times as long.
+_WOVEN_BY_ROW = """
+{name}_narrow = Cast <to = {type}> ({name}_maps)
+{name}_by_place = Reshape ({name}_narrow, place_shape)
+{name}_by_column = Transpose <perm = [0, 1, 3, 4, 2]> ({name}_by_place)
+{name}_by_row = Reshape ({name}_by_column, row_shape)
+{name}_by_pixel = Transpose <perm = [0, 2, 1, 3]> ({name}_by_row)
+{name}_large = Reshape ({name}_by_pixel, large_shape)
+{name} = Slice ({name}_large, mask_start, mask_end, sides)
 """
 # A row holds a row of each class of each image, with a neighbour at both ends. So what lies a row or a column further
 # on is the same memory, begun later: OpenVINO copies nothing where it splits along the first axis. Bands of rows keep
@@ -129,52 +191,76 @@ def _cast_type(node: onnx.NodeProto) -> int | None:
 def with_ending(model: onnx.ModelProto, ending: Ending) -> onnx.ModelProto:
     """Return the file with the decode's functions in another form, and the stage in the name of each of their nodes."""
     result = copy_model(model)
+    patches = _patches_of(model)
     for function in result.functions:
+        if function.name not in _DECODES:
+            continue
         nodes = list(function.node)
-        if function.name in _DECODES and ending == "phases":
+        if ending == "phases":
             start, end = (_index_of(name, nodes) for name in ("tile_shape", "patch_pixels"))
             guidance = nodes[_index_of("tiles", nodes)].input[0]
             nodes[start : end + 1] = _parsed(_TILES.format(guidance=guidance))
-        if function.name in (MASK_OP, CONFIDENCE_OP):
+        elif patches:
+            at = _index_of("z2", nodes)
+            nodes[at : at + 1] = _in_groups(patches, nodes)
+        if function.name != LOGITS_OP:
             at = next(index for index, node in enumerate(nodes) if node.op_type == "Resize")
             end = max(index for index, node in enumerate(nodes) if node.op_type in ("ArgMax", "ReduceSum")) + 1
-            made = (_on_last_axis if ending == "last_axis" else _in_phases)(nodes[at], nodes[at + 1 : end], nodes)
+            made = (_by_filters if ending == "filters" else _in_phases)(nodes[at], nodes[at + 1 : end], nodes)
             nodes[at:end] = made
-        if function.name in _DECODES:
-            del function.node[:]
-            function.node.extend(needed_nodes(nodes, function.output))
-            _name_by_stage(function)
+        del function.node[:]
+        function.node.extend(needed_nodes(nodes, function.output))
+        _name_by_stage(function)
     return result
 
 
-def _on_last_axis(
+def _patches_of(model: onnx.ModelProto) -> int:
+    """Return how many patches a file draws of its images, or 0 where that is not known before it runs."""
+    image = model.graph.input[0]
+    sides = [side.dim_value for side in image.type.tensor_type.shape.dim] if image.name == "image" else [0]
+    return math.prod(sides) // (3 * STRIDE**2)
+
+
+def _in_groups(patches: int, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Return the perceptrons in another form, in the place of the last node of theirs."""
+    _, guidance, pixels = _constant_of("pixel_shape", nodes)
+    hidden = _constant_of("w1_shape", nodes)[-1]
+    return _parsed(_GROUPED.format(groups=patches, hidden=hidden, guidance=guidance, pixels=pixels))
+
+
+def _by_filters(
     resize: onnx.NodeProto, reading: list[onnx.NodeProto], nodes: list[onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
     """Return nodes in the place of the enlargement and of those that read all enlarged classes of a pixel."""
-    logits, region, scales = resize.input
-    batch, channels, *factors = _constant_of(scales, nodes)
-    moved = helper.make_node("Resize", ["logits_last", region, "scales_last"], resize.output)
-    moved.attribute.extend(resize.attribute)
-    return [
-        helper.make_node("Transpose", [logits], ["logits_last"], perm=[0, 2, 3, 1]),
-        _constant("scales_last", np.array([batch, *factors, channels], np.float32)),
-        moved,
-        *(_with_classes_on(3, node) for node in reading),
-    ]
+    logits, _, scales = resize.input
+    factor = int(_constant_of(scales, nodes)[-1])
+    # Zeros around scale all logits of an outer pixel alike, which changes no argmax, and ONNX Runtime makes them a part
+    # of the convolution. A softmax needs the nearest logits there.
+    border = "edge" if any(node.op_type == "Exp" for node in reading) else "constant"
+    text = _FILTERED.format(logits=logits, enlarged=resize.output[0], factor=factor, half=factor // 2, border=border)
+    made = [_constant("filters", _filters(factor)), *_parsed(text)]
+    for node in reading:
+        moved = copy.deepcopy(node)
+        if _attribute(node, "keepdims", 1) == 0:
+            moved.output[:] = [f"{node.output[0]}_maps"]
+            made += [moved, *_parsed(_WOVEN_BY_ROW.format(name=node.output[0], type=_woven_type(node)))]
+        else:
+            made.append(moved)
+    return made
 
 
-def _with_classes_on(axis: int, node: onnx.NodeProto) -> onnx.NodeProto:
-    if node.op_type == "Constant":  # of the operators below, the axis
-        return _constant(node.output[0], np.array([axis]))
-    if node.op_type == "ArgMax":
-        return helper.make_node("ArgMax", node.input, node.output, axis=axis, keepdims=0)
-    return node
+def _filters(factor: int) -> np.ndarray:
+    """Return what each place of a square takes of the logits at its corners, ``(factor², 1, 1, 2, 2)``."""
+    share = (np.arange(factor) + 0.5) / factor if factor > 1 else np.ones(1)
+    line = np.stack([1 - share, share], axis=1).astype(np.float32)
+    filters: np.ndarray = line[:, None, :, None] * line[None, :, None, :]
+    return filters.reshape(-1, 1, 1, 2, 2)
 
 
 def _in_phases(
     resize: onnx.NodeProto, reading: list[onnx.NodeProto], nodes: list[onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
-    """Return the same in another form, see `_on_last_axis`; it begins at the decode's patches."""
+    """Return the same in another form, see `_by_filters`; it begins at the decode's patches."""
     bands, factor = (int(_constant_of(name, nodes)[-1]) for name in ("f", resize.input[2]))
     lines: list[str] = []
     maps: list[str] = []
@@ -191,8 +277,7 @@ def _in_phases(
         if _attribute(node, "keepdims", 1) == 0:
             name = node.output[0]
             made += [helper.make_node("Concat", [f"{each}_{name}" for each in maps], [f"{name}_maps"], axis=0)]
-            kind = TensorProto.UINT8 if node.op_type == "ArgMax" else TensorProto.FLOAT
-            made += _parsed(_WOVEN.format(name=name, type=kind))
+            made += _parsed(_WOVEN.format(name=name, type=_woven_type(node)))
     return made
 
 
@@ -220,6 +305,10 @@ def _between(lines: list[str], views: list[str], factor: int) -> list[str]:
             lines += [f"{place} = Add ({place}_near, {place}_far)"]
         places.append(place)
     return places
+
+
+def _woven_type(node: onnx.NodeProto) -> int:
+    return TensorProto.UINT8 if node.op_type == "ArgMax" else TensorProto.FLOAT
 
 
 def _of_map(node: onnx.NodeProto, enlarged: str, name: str) -> onnx.NodeProto:

@@ -82,10 +82,11 @@ class OrtRunner(BaseRunner):
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         runnable = widen(model) if self._twin else simulate_rounding(model, precision)
-        runnable = with_ending(runnable, "last_axis")
         if self._tf32:
             self.arithmetic, runnable = "tf32", simulate_tf32(runnable)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        else:
+            runnable = with_ending(runnable, "filters")
         self._load = partial(
             ort.InferenceSession,
             runnable.SerializeToString(),

@@ -89,21 +89,26 @@ def test_layers_are_timed_by_stage() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["uint8", "u8x4"])
-@pytest.mark.parametrize("ending", ["last_axis", "phases"])
-def test_every_ending_gives_the_same_masks(ending: Any, encoding: Any) -> None:
+@pytest.mark.parametrize(
+    ("ending", "shape", "size"),
+    [("filters", "static", SIZE), ("filters", "dynamic", (2, 64, 96)), ("phases", "dynamic", (2, 64, 96))],
+)
+def test_every_ending_gives_the_same_masks(ending: Any, shape: str, size: Any, encoding: Any) -> None:
     """ONNX Runtime runs both here, and the form of the file by `onnxruntime` itself."""
     import onnxruntime
 
-    file, image = small_export("uint8", "dynamic", encoding), feed("uint8", 2, 64, 96)
-    masks = []
-    for model in (file, with_ending(file, ending)):
+    file, image = small_export("uint8", shape, encoding), feed("uint8", *size)
+    other, masks = with_ending(file, ending), []
+    for model in (file, other):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         masks.append(session.run(["mask"], image)[0])
     assert np.array_equal(*masks) and len(np.unique(masks[0])) > 1
+    groups = {entry.i for node in other.functions[0].node for entry in node.attribute if entry.name == "group"}
+    assert groups == ({4 * 8} if shape == "static" else set())  # of 32x32 pixels
 
 
 @pytest.mark.parametrize(("classes", "patch", "sizes"), [(19, 8, ("B", "h", "w")), (5, 16, (2, 2, 3))])
-def test_openvino_breaks_ties_as_the_file_says(classes: int, patch: int, sizes: tuple[str | int, ...]) -> None:
+def test_every_ending_breaks_ties_as_the_file_says(classes: int, patch: int, sizes: tuple[str | int, ...]) -> None:
     """Of small whole numbers every sum is exact in any order, and many pixels have several largest logits."""
     import onnxruntime
     import openvino
@@ -124,8 +129,12 @@ def test_openvino_breaks_ties_as_the_file_says(classes: int, patch: int, sizes: 
     opsets = [onnx.helper.make_opsetid(*entry) for entry in (("", 19), ("nrd", 1))]
     functions = [mask_function(spec, *tables, "int32")]
     file = onnx.helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=9)
-    session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
-    (want,) = session.run(None, {"theta": theta, "guidance": guidance})
+    sessions = [
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        for model in (file, with_ending(file, "filters"))
+    ]
+    (want,), (filtered,) = (session.run(None, {"theta": theta, "guidance": guidance}) for session in sessions)
+    assert np.array_equal(filtered, want)
     flat = onnx.inliner.inline_local_functions(with_ending(file, "phases"))
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(openvino.Core().read_model(flat.SerializeToString(), b""), "CPU", settings)
