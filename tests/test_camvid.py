@@ -27,6 +27,7 @@ def frames(camvid: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.all_combinations
 def test_fp16_bundle_passes_its_default_gates(frames: Path, tmp_path: Path) -> None:
     target = tmp_path / "camvid.nrd"
     facts = build(checkpoint(), target, size=(352, 480), precision="fp16", data=frames, min_agreement=None)

@@ -59,6 +59,7 @@ def test_every_block_says_where_it_runs() -> None:
     assert len(gpu_commands()) == 6
 
 
+@pytest.mark.all_combinations  # test_extension.py and test_scripts.py run what the blocks call
 def test_cpu_blocks_do_what_the_page_says(tmp_path: Path) -> None:
     setup, export, ties, tensors, reduce, rtx = blocks("cpu")
     shutil.copy(artefacts.checkpoint(), tmp_path / "model.safetensors")
