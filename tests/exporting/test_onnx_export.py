@@ -37,6 +37,7 @@ from tests.helpers import (
     small_export,
     small_model,
 )  # fmt: skip
+from tests.warm.programs import python
 
 TINY = InputShape.static((64, 96))
 """As in tests of validation, which share the traces."""
@@ -166,20 +167,21 @@ def louder_model() -> Segmentor:
 _EXPORT_AGAIN = """
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.files import sha256_bytes
-from tests.exporting.test_onnx_export import DYNAMIC, louder_model
-print(sha256_bytes(export_onnx(louder_model(), ExportOptions(shape=DYNAMIC)).SerializeToString()))
+from tests.exporting.test_onnx_export import SHAPES, louder_model
+print(sha256_bytes(export_onnx(louder_model(), ExportOptions(shape=SHAPES["{}"])).SerializeToString()))
 """
 
 
-def test_equal_bytes_from_another_process_and_an_untouched_model() -> None:
+@pytest.mark.parametrize("shape", ["static", pytest.param("dynamic", marks=pytest.mark.all_combinations)])
+def test_equal_bytes_from_another_process_and_an_untouched_model(shape: str) -> None:
     """Another process has another hash seed and other addresses, and traces this network; here the trace is that of
     the network with other weights, as it is for all tests (tests/conftest.py)."""
-    command = [sys.executable, "-c", _EXPORT_AGAIN]
+    command = [python(), "-c", _EXPORT_AGAIN.format(shape)]
     again = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
-    first = small_export("uint8", "dynamic")
+    first = small_export("uint8", shape)
     model = louder_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    here = export_onnx(model, ExportOptions(shape=DYNAMIC)).SerializeToString()
+    here = export_onnx(model, ExportOptions(shape=SHAPES[shape])).SerializeToString()
     assert here != first.SerializeToString()
     assert sha256_bytes(here) == again
     assert all(bool((before[name] == tensor).all()) for name, tensor in model.state_dict().items())

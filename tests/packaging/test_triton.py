@@ -176,8 +176,8 @@ def test_a_load_says_why_it_fails_and_takes_a_changed_bundle(server: Server, fol
 
 
 def test_clients_recover_when_the_server_is_killed_and_started_again(server: Server, pairs: Path) -> None:
-    """The last test: statistics begin anew."""
-    options = ("--clients", 2, "--requests", 400, "--patience", 120)
+    """The last test: statistics begin anew. `make triton-proof` kills a server that answers for a minute."""
+    options = ("--clients", 2, "--requests", 200, "--patience", 120)
     before = server.statistics("street_bundle")["inference_count"]
     with server.load("street_bundle", pairs, *options) as process:
         while server.statistics("street_bundle")["inference_count"] < before + 20:
@@ -186,5 +186,5 @@ def test_clients_recover_when_the_server_is_killed_and_started_again(server: Ser
         server.kill()
         server.start()
         found = json.loads(process.communicate()[0])
-    assert (found["sent"], found["answered"], found["wrong"], found["lost"]) == (400, 400, 0, 0), found
+    assert (found["sent"], found["answered"], found["wrong"], found["lost"]) == (200, 200, 0, 0), found
     assert found["failed_tries"] > 0  # so that it was away

@@ -189,20 +189,35 @@ def test_cpp_tests_pass(builds: Builds, version: str) -> None:
     assert ("test_lean" in passed) == (runtime is not None and version.startswith("11."))
 
 
-def test_host_reference_and_launcher_without_nvcc(tmp_path: Path) -> None:
+def configure_without_nvcc(build: Path) -> None:
     """The launcher of the kernels needs cuda.h; its test needs no driver and no GPU. The emulation needs g++ alone."""
     unoptimised = "-DCMAKE_BUILD_TYPE=Debug"  # compiles faster; tests/decode compiles the emulation with -O1
     include = f"-DNRD_CUDA_INCLUDE={include_folder(HEADERS[0])}"
-    done = configure(tmp_path, "-DNRD_TRT_CUDA=OFF", include, unoptimised)
+    done = configure(build, "-DNRD_TRT_CUDA=OFF", include, unoptimised)
     assert done.returncode == 0, done.stderr
     assert "No kernels, no plugin: nvcc was not found or NRD_TRT_CUDA is OFF, and NRD_TRT_IMAGES" in done.stdout
+
+
+HOST_TESTS = ["test_emulation", "test_emulated_kernels", "test_launcher"]
+
+
+def test_host_reference_and_launcher_are_there_without_nvcc(tmp_path: Path) -> None:
+    """test_planted_faults.py compiles and runs the last two."""
+    configure_without_nvcc(tmp_path)
+    listed = run("ctest", "--test-dir", tmp_path, "--show-only").stdout
+    assert re.findall(r"#\d+: (test_\w+)", listed) == HOST_TESTS
+
+
+@pytest.mark.all_combinations
+def test_host_reference_and_launcher_are_built_without_nvcc(tmp_path: Path) -> None:
+    configure_without_nvcc(tmp_path)
     log = build_all(tmp_path)
     assert "warning" not in log.lower()
     assert [path.name for path in tmp_path.glob("lib*")] == ["libnrd_decode_emulation.a"]
     done = run("ctest", "--test-dir", tmp_path, "--output-on-failure", "--no-tests=error")
     assert done.returncode == 0, done.stdout
     passed = re.findall(r"(test_\w+) \.+ +Passed", done.stdout)
-    assert passed == ["test_emulation", "test_emulated_kernels", "test_launcher"]
+    assert passed == HOST_TESTS
 
 
 @pytest.mark.slow
