@@ -187,7 +187,7 @@ class _Build:
         request, runner = self.request, self.runner()
         engine = Engine(runner, self.graph)
         with given.reference() as reference:
-            collector = ReferenceCollector(reference, given.drawn_by)
+            collector = ReferenceCollector(reference, given.drawn_by, len(given.samples))
             comparison = compare_with_progress(given.samples, collector, engine, progress=request.progress)
         validation = judge(
             comparison,

@@ -13,7 +13,7 @@ import onnx
 
 from nrd_trt.building.request import BuildRequest
 from nrd_trt.data.exposure import Exposure
-from nrd_trt.data.samples import MEASURED_COUNT, SampleSource
+from nrd_trt.data.samples import SCALES_COUNT, SampleSource
 from nrd_trt.engine.bundle import check_no_key, is_bundle, read_bundle
 from nrd_trt.engine.record import CheckpointRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError
@@ -188,8 +188,8 @@ def _from_onnx(request: BuildRequest) -> BuildInput:
 
 
 def _measured(samples: SampleSource) -> list[np.ndarray]:
-    """Return the images that ranges and scales are measured on."""
-    return [sample.image for sample in samples.first(MEASURED_COUNT)]
+    """Return the images that scales of activations are judged on."""
+    return [sample.image for sample in samples.spread(SCALES_COUNT)]
 
 
 def _checkpoint_of(checkpoint: Path, graph: GraphFacts, options: CheckpointOptions | None) -> Segmentor:

@@ -18,12 +18,20 @@ from nrd_trt.specs import Fit, InputShape, ModelInfo, Resample, Size
 
 SYNTHETIC_COUNT = 4
 MEASURED_COUNT = 2
-"""Images that ranges and parity of an export are measured on."""
+"""Images that magnitudes and parity of an export are measured on."""
+SCALES_COUNT = 8
+"""Images that scales of activations are judged on, evenly spaced: largest values differ between images."""
 # The training recipes draw their scenes from seeds of 100 000 and above.
 _FIRST_SEED = 7
 
 
 Restore = Callable[[np.ndarray], np.ndarray]
+
+
+def spread_places(length: int, count: int) -> list[int]:
+    """Return up to `count` places among `length`, evenly spaced, the first and the last among them."""
+    places: list[int] = np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+    return places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +95,7 @@ class SampleSource:
 
     def spread(self, count: int) -> list[Sample]:
         """Return up to `count` samples, evenly spaced: neighbours in a video show the same."""
-        return [*self._at(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int).tolist())]
+        return [*self._at(spread_places(len(self), count))]
 
     def _at(self, places: Iterable[int]) -> Iterator[Sample]:
         paths = self._paths()

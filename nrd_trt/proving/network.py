@@ -18,7 +18,7 @@ from nrd_trt.specs import STRIDE, DecodeSpec, InputShape, ModelInfo, Size
 from nrd_trt.zoo import checkpoint_path
 
 SMALL = "small"
-NETWORKS = (SMALL, "nrd_mobilenetv2_camvid", "nrd_r18_camvid")
+NETWORKS = (SMALL, "nrd_mobilenetv2_camvid", "nrd_r18_camvid", "nrd_r18_pruned_camvid")
 
 _SMALL_HW: Size = (128, 192)
 _SEED = 7

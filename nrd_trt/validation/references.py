@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from nrd_trt.data.samples import Sample
+from nrd_trt.data.samples import Sample, spread_places
 from nrd_trt.engine.bundle import MAX_REFERENCE_PIXELS, MAX_REFERENCES, ReferenceSet
 from nrd_trt.errors import ConfigError
 from nrd_trt.gates import Gates
@@ -122,19 +122,21 @@ class StoredSamples:
 
 
 class ReferenceCollector:
-    """Wraps a reference and keeps the first images of one size with their masks, for the bundle."""
+    """Wraps a reference and keeps some images of one size with their masks for the bundle, evenly spaced."""
 
-    def __init__(self, reference: ReferenceFn, source: str) -> None:
+    def __init__(self, reference: ReferenceFn, source: str, count: int) -> None:
         self._reference, self._source = reference, source
         self._kept: list[tuple[np.ndarray, Reference]] = []
+        self._wanted, self._seen = set(spread_places(count, MAX_REFERENCES)), 0
 
     def __call__(self, sample: Sample) -> Reference:
         """Return the reference of a sample, and keep it if there is room."""
         reference = self._reference(sample)
         same_size = not self._kept or self._kept[0][0].shape == sample.image.shape
         pixels = reference.mask.size * (len(self._kept) + 1)
-        if len(self._kept) < MAX_REFERENCES and pixels <= MAX_REFERENCE_PIXELS and same_size:
+        if self._seen in self._wanted and pixels <= MAX_REFERENCE_PIXELS and same_size:
             self._kept.append((sample.image, reference))
+        self._seen += 1
         return reference
 
     def collected(self) -> ReferenceSet:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from nrd_trt.data.samples import MEASURED_COUNT
+from nrd_trt.data.samples import SCALES_COUNT
 from nrd_trt.engine.bundle import Bundle
 from nrd_trt.engine.record import BundleRecord, PrecisionRecord
 from nrd_trt.errors import ConfigError, ExportError, NrdTrtError
@@ -90,7 +90,7 @@ def prove_structure(
 ) -> StructureRecord:
     """Compare a bundle's file with its checkpoint; `full` is the checkpoint's fp32 file where there is one already."""
     try:
-        images = list(bundle.references().images[:MEASURED_COUNT])
+        images = list(bundle.references().images[:SCALES_COUNT])
         found = check_structure(file, bundle.record, model, full or rederive_full(model, bundle.graph), images)
     except ConfigError as exc:  # the form of the file is not one of this network's
         found = layer_structure(file, model)

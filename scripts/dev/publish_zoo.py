@@ -34,7 +34,7 @@ from nrd_trt.model.network import Segmentor
 from nrd_trt.specs import format_size
 from nrd_trt.training.complexity import complexity
 from nrd_trt.training.loop import predict_mask
-from nrd_trt.training.recipes import find_recipe
+from nrd_trt.training.recipes import adapted, find_recipe
 from nrd_trt.training.record import LAST, LOG
 from nrd_trt.validation.evaluate import Evaluation, evaluate
 from nrd_trt.validation.metrics import confusion_matrix, mean_iou, pixel_agreement
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CamVid, with train/ and val/")
     parser.add_argument("--test", type=Path, required=True, help="CamVid's test frames, with images/ and labels/")
     parser.add_argument("--command", required=True, help="what trained it")
+    parser.add_argument("--synthetic-share", type=float, help="what the run had in place of the recipe's")
     parser.add_argument("--origin", default="from scratch", help="what the encoder started from")
     parser.add_argument("--origin-licence", default="", help="a sentence about the licence of that")
     args = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
     clip_miou, clip_accuracy = evaluate_clip(load_model(target))
     card = environment.get_template("zoo_card.md.j2").render(
         target=target,
-        recipe=find_recipe(facts["recipe"]),
+        recipe=adapted(find_recipe(facts["recipe"]), synthetic_share=args.synthetic_share),
         facts=facts,
         command=args.command,
         origin=args.origin,

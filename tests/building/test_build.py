@@ -19,6 +19,7 @@ import torch
 
 import nrd_trt
 from nrd_trt import gates
+from nrd_trt.data.samples import SampleSource
 from nrd_trt.engine.builder import BuildOptions, build_engine
 from nrd_trt.engine.bundle import ONNX_FILE, PLAN_FILE, RECORD_FILE, REFERENCE_FILE, read_bundle
 from nrd_trt.errors import BundleError, ConfigError, ExportError, MissingDependencyError
@@ -27,7 +28,7 @@ from nrd_trt.figures import Parity
 from nrd_trt.files import sha256_file
 from nrd_trt.gates import Gates
 from nrd_trt.graph.metadata import load_onnx, read_facts
-from nrd_trt.specs import Precision
+from nrd_trt.specs import InputShape, Precision
 from nrd_trt.validation.rebuild import recorded_config
 from tests.artefacts import (
     LENIENT,
@@ -420,14 +421,21 @@ def test_labelled_data_gives_miou_of_both_sides(tmp_path: Path) -> None:
     assert "data='data'" in facts["command"]
 
 
-def test_references_are_at_most_eight_of_one_size_fitted_as_asked(tmp_path: Path) -> None:
+def test_references_are_at_most_eight_of_one_size_evenly_spaced_fitted_as_asked(tmp_path: Path) -> None:
     data = scenes(tmp_path / "data", 11)
     facts = build(onnx_file(), tmp_path / "a.nrd", precision="fp32", data=data, fit="letterbox")
     stored = read_bundle(tmp_path / "a.nrd").references()
     assert (facts["validation"]["images"], facts["fit"]) == (11, "letterbox")
     assert stored.images.shape == (8, *SIZE_HW, 3)
     assert stored.masks.shape == stored.near_ties.shape == (8, *SIZE_HW)
-    assert len({image.tobytes() for image in stored.images}) == 8
+    source = SampleSource(
+        data=data,
+        labels=None,
+        shape=InputShape.static(SIZE_HW),
+        info=read_facts(onnx.load(onnx_file())).info,
+        fit="letterbox",
+    )
+    assert [image.tobytes() for image in stored.images] == [sample.image.tobytes() for sample in source.spread(8)]
     mean = np.rint(read_facts(onnx.load(onnx_file())).info.mean)
     np.testing.assert_array_equal(stored.images[0][-1, -1], mean)
 
