@@ -112,7 +112,9 @@ four_more = Constant <value = int64[1] {{4}}> ()
 planes = Mul (batch, k)
 wide = Add (width, two_more)
 row_size = Mul (planes, wide)
-band_size = Mul (h, row_size)
+bands = Constant <value = int64[1] {{{bands}}}> ()
+band_height = Div (height, bands)
+band_size = Mul (band_height, row_size)
 map_shape = Concat <axis = 0> (last, k, wide)
 by_row = Transpose <perm = [1, 4, 0, 3, 2, 5]> (patches)
 by_row_shape = Concat <axis = 0> (height, planes, width)
@@ -135,8 +137,7 @@ column_0 = Concat <axis = 0> (one_more, band_size, three_more)
 column_1 = Concat <axis = 0> (two_more, band_size, two_more)
 column_2 = Concat <axis = 0> (three_more, band_size, one_more)
 factor = Constant <value = int64[1] {{{factor}}}> ()
-bands = Constant <value = int64[1] {{{bands}}}> ()
-maps_shape = Concat <axis = 0> (bands, factor, factor, h, batch, wide)
+maps_shape = Concat <axis = 0> (bands, factor, factor, band_height, batch, wide)
 mask_height = Mul (height, factor)
 mask_width = Mul (width, factor)
 mask_shape = Concat <axis = 0> (batch, mask_height, last)
@@ -261,7 +262,8 @@ def _in_phases(
     resize: onnx.NodeProto, reading: list[onnx.NodeProto], nodes: list[onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
     """Return the same in another form, see `_by_filters`; it begins at the decode's patches."""
-    bands, factor = (int(_constant_of(name, nodes)[-1]) for name in ("f", resize.input[2]))
+    patch, factor = (int(_constant_of(name, nodes)[-1]) for name in ("f", resize.input[2]))
+    bands = max(1, patch // 4)  # more of them keep more of a large map in the cache, and make as many more nodes
     lines: list[str] = []
     maps: list[str] = []
     for band in range(bands):
