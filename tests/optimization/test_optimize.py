@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -98,6 +99,22 @@ def test_another_budget_is_answered_without_building_again(
         optimize(output, data, precisions=precisions, seed=1, resume=True)
 
 
+def test_a_search_goes_on_with_what_was_built(first: tuple[Path, Optimized], data: Path, tmp_path: Path) -> None:
+    """What a kill leaves that came while the second candidate was built; `make kills` ends searches anywhere."""
+    output, lost = tmp_path / "search", f"{NAME}-int8.nrd"
+    shutil.copytree(first[0], output)
+    for path in (output / "best.nrd", output / "candidates" / lost):
+        shutil.rmtree(path)
+    (output / "optimize.json").unlink()
+    kept = output / "candidates" / f"{NAME}-fp32.nrd/bundle.json"
+    before, said = kept.stat().st_mtime_ns, list[str]()
+    found = optimize(output, data, precisions=["fp32", "int8"], resume=True, on_stage=said.append)
+    assert found.chosen and kept.stat().st_mtime_ns == before and (output / "candidates" / lost).is_dir()
+    assert [stage for stage in said if stage.startswith("building")] == [f"building {NAME}-int8"]
+    assert [path for path in listing(output) if "/." in f"/{path}"] == [], "nothing is left"
+
+
+@pytest.mark.all_combinations
 def test_a_killed_search_goes_on_with_what_was_built(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "search"
     options = ("--sizes", SIZE, "--precisions", "fp32,int8", "--calibration", "synthetic", "--images", 3)
