@@ -19,8 +19,6 @@ from tests.decode import on_cpu
 from tests.helpers import made_once
 
 NEEDS_NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc; install the CUDA toolkit")
-QUICK = 87
-"""The Orins', whose machine code the suite executes; `make check-kernels` compiles and executes that of sm_90, too."""
 KERNELS = 26
 """Two ops; generic and released kernels for three types, on tensor cores for two, and these for five class counts."""
 
@@ -45,11 +43,10 @@ def compiled_once(architecture: int) -> Path:
 
 
 @NEEDS_NVCC
-@pytest.mark.parametrize(
-    "architecture",
-    [pytest.param(number, marks=() if number == QUICK else pytest.mark.all_combinations) for number in ARCHITECTURES],
-)
+@pytest.mark.all_combinations
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_and_the_released_ones_spill_nothing(architecture: int) -> None:
+    """`make check-kernels` compiles those of sm_87 and sm_90, and holds them against what it knows of local memory."""
     if architecture not in known_architectures():
         pytest.skip(f"this nvcc does not know sm_{architecture}")
     kernels = read_cubin(compiled_once(architecture))
