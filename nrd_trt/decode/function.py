@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, parser
 
-from nrd_trt.specs import DecodeSpec
+from nrd_trt.specs import STRIDE, DecodeSpec
 
 DOMAIN = "nrd"
 DOMAIN_VERSION = 1
@@ -215,6 +215,25 @@ def mask_node(
         [helper.make_attribute("upsample", spec.upsample), helper.make_attribute("mask_type", mask_type)]
     )
     return node
+
+
+def function_of(call: onnx.NodeProto) -> onnx.FunctionProto:
+    """Return the function that a node of `logits_node` or `mask_node` calls, by the node's attributes alone.
+
+    Raises:
+        KeyError: An attribute is missing.
+        ConfigError: The attributes are those of no decode.
+    """
+    values = {entry.name: helper.get_attribute_value(entry) for entry in call.attribute}
+    spec = DecodeSpec(
+        **{name: values[name] for name in ("num_classes", "hidden", "guidance_channels", "patch")},
+        upsample=values.get("upsample", STRIDE // values["patch"]),
+    )
+    x_table, y_table = (np.array(values[name], np.float32) for name in ("x_table", "y_table"))
+    if call.op_type == LOGITS_OP:
+        return logits_function(spec, x_table, y_table)
+    mask_type = values["mask_type"].decode()
+    return mask_function(spec, x_table, y_table, mask_type, confidence=call.op_type == CONFIDENCE_OP)
 
 
 def _node(op: str, spec: DecodeSpec, x_table: np.ndarray, y_table: np.ndarray, *outputs: str) -> onnx.NodeProto:

@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from nrd_trt.decode.function import CONFIDENCE_OP, LOGITS_OP, MASK_OP
+from nrd_trt.decode.function import CONFIDENCE_OP, LOGITS_OP, MASK_OP, function_of
+from nrd_trt.errors import NrdTrtError
 from nrd_trt.graph.tensors import HALF_TYPES, copy_model, needed_nodes
 from nrd_trt.specs import STRIDE
 
@@ -190,11 +191,15 @@ def _cast_type(node: onnx.NodeProto) -> int | None:
 
 
 def with_ending(model: onnx.ModelProto, ending: Ending) -> onnx.ModelProto:
-    """Return the file with the decode's functions in another form, and the stage in the name of each of their nodes."""
+    """Return the file with the decode's functions in another form, and the stage in the name of each of their nodes.
+
+    A function that is not, node by node, what its call says keeps its form: the masks shall be those of the file.
+    """
     result = copy_model(model)
     patches = _patches_of(model)
+    calls = {node.op_type: node for node in model.graph.node}
     for function in result.functions:
-        if function.name not in _DECODES:
+        if function.name not in calls or not _is_decode(function, calls[function.name]):
             continue
         nodes = list(function.node)
         if ending == "phases":
@@ -213,6 +218,24 @@ def with_ending(model: onnx.ModelProto, ending: Ending) -> onnx.ModelProto:
         function.node.extend(needed_nodes(nodes, function.output))
         _name_by_stage(function)
     return result
+
+
+def _is_decode(function: onnx.FunctionProto, call: onnx.NodeProto) -> bool:
+    """Return whether a function is the decode that its call describes, but for casts of what goes in and out."""
+    if function.name not in _DECODES:
+        return False
+    try:
+        due = [node.SerializeToString() for node in function_of(call).node]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, NrdTrtError, parser.ParseError):
+        return False  # the attributes are those of no decode
+    found = []
+    for node in map(copy.deepcopy, function.node):
+        for names in (node.input, node.output):
+            names[:] = [name.removesuffix("_fp32") for name in names]
+        node.ClearField("name")
+        if node.op_type != "Cast" or list(node.input) != list(node.output):
+            found.append(node.SerializeToString())
+    return found == due
 
 
 def _patches_of(model: onnx.ModelProto) -> int:

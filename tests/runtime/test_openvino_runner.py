@@ -19,6 +19,7 @@ from nrd_trt.errors import ConfigError, MissingDependencyError, RunnerError
 from nrd_trt.graph.cpu import has_16_bits, widen, with_ending
 from nrd_trt.graph.metadata import read_facts
 from nrd_trt.graph.precision import to_precision
+from nrd_trt.graph.tensors import copy_model
 from nrd_trt.machine import host
 from nrd_trt.machine.host import Machine, host_facts, instructions
 from nrd_trt.runtime.openvino_runner import OpenVinoRunner
@@ -105,6 +106,20 @@ def test_every_ending_gives_the_same_masks(ending: Any, shape: str, size: Any, e
     assert np.array_equal(*masks) and len(np.unique(masks[0])) > 1
     groups = {entry.i for node in other.functions[0].node for entry in node.attribute if entry.name == "group"}
     assert groups == ({4 * 8} if shape == "static" else set())  # of 32x32 pixels
+
+
+@pytest.mark.parametrize("ending", ["filters", "phases"])
+def test_a_decode_that_is_not_what_its_call_says_keeps_its_form(ending: Any) -> None:
+    """Another form would hide the fault, and has no place in a file whose parts are called otherwise."""
+    for change in ({"mode": "nearest"}, {"coordinate_transformation_mode": "align_corners"}):
+        file = copy_model(small_export("uint8"))
+        (resize,) = (node for node in file.functions[0].node if node.op_type == "Resize")
+        entries = [onnx.helper.make_attribute(name, value) for name, value in change.items()]
+        kept = [entry for entry in resize.attribute if entry.name not in change]
+        del resize.attribute[:]
+        resize.attribute.extend([*kept, *entries])
+        assert with_ending(file, ending) == file
+    assert with_ending(small_export("uint8"), ending) != small_export("uint8")
 
 
 @pytest.mark.parametrize(("classes", "patch", "sizes"), [(19, 8, ("B", "h", "w")), (5, 16, (2, 2, 3))])
