@@ -17,6 +17,7 @@ from nrd_trt.graph.outputs import select_outputs
 from nrd_trt.model import load_model
 from nrd_trt.specs import InputShape
 from tests import artefacts
+from tests.helpers import small_export
 from tests.polygraphy.tool import IMAGES, MASKS, needs_polygraphy, polygraphy, tool_environment
 from tests.warm.programs import python
 
@@ -33,12 +34,8 @@ def run(model: Path, checkpoint: Path, *arguments: object, **settings: str) -> s
 
 @cache
 def both_float() -> Path:
-    """Both outputs, float input, sizes open."""
-    options = ExportOptions(
-        shape=InputShape.of(dynamic=((64, 64), (64, 96), (96, 128)), batch=(1, 2, 2), default=(64, 96)),
-        input_form="float",
-    )
-    return artefacts.write_model(export_onnx(artefacts.trained_model(), options), "both_float.onnx")
+    """The quickest network: both outputs, float input, sizes open."""
+    return artefacts.write_model(small_export("float", "dynamic"), "both_float.onnx")
 
 
 @cache
@@ -58,10 +55,11 @@ def test_good_pair_passes_by_polygraphys_own_comparison() -> None:
 
 
 def test_good_pair_of_floats_and_open_sizes_passes() -> None:
-    done = run(both_float(), artefacts.checkpoint(), "--sequential-runners")
+    done = run(both_float(), artefacts.untrained_checkpoint(11), "--sequential-runners")
     assert done.returncode == 0, done.stdout
-    assert "mask | pixel agreement 1.000000" in done.stdout
-    assert "logits | pixel agreement 1.000000" in done.stdout
+    for output in ("mask", "logits"):
+        (share,) = re.findall(rf"{output} \| pixel agreement ([\d.]+)", done.stdout)
+        assert float(share) >= 0.9999, "untrained weights have near ties"
 
 
 def test_planted_fault_fails_until_the_checkpoint_is_told_of_it() -> None:

@@ -25,6 +25,7 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.outputs import select_outputs
+from nrd_trt.model.network import Segmentor
 from nrd_trt.polygraphy.load_images import load_data
 from nrd_trt.polygraphy.masks import MaskCompare
 from nrd_trt.polygraphy.runner import NrdTorchRunner
@@ -33,6 +34,7 @@ from nrd_trt.runtime.graph_io import margin_of_logits
 from nrd_trt.runtime.torch_runner import TorchRunner
 from nrd_trt.specs import InputShape
 from tests import artefacts
+from tests.helpers import DYNAMIC, cached_small_model
 
 pytestmark = needs_polygraphy
 
@@ -258,7 +260,13 @@ def test_margin_is_that_of_pytorch() -> None:
 
 
 FIXED, PAIRS = InputShape.static(artefacts.SIZE_HW), InputShape.static(artefacts.SIZE_HW, batch=2)
-OPEN = InputShape.of(dynamic=((64, 64), (64, 96), (96, 128)), batch=(1, 2, 2), default=(64, 96))
+
+
+def network_of(options: ExportOptions) -> tuple[Segmentor, Path]:
+    """The trained network and its file; of open sizes the quickest one, which is traced for other tests as well."""
+    if options.shape == DYNAMIC:
+        return cached_small_model(), artefacts.untrained_checkpoint(11)
+    return artefacts.trained_model(), artefacts.checkpoint()
 
 
 @pytest.mark.parametrize(
@@ -266,23 +274,22 @@ OPEN = InputShape.of(dynamic=((64, 64), (64, 96), (96, 128)), batch=(1, 2, 2), d
     [
         (ExportOptions(shape=FIXED), "mask"),
         (ExportOptions(shape=PAIRS, input_form="float"), "both"),
-        (ExportOptions(shape=OPEN), "logits"),
+        (ExportOptions(shape=DYNAMIC), "logits"),
         (ExportOptions(shape=FIXED, mask_encoding="u8x4"), "mask"),
     ],
 )
 def test_runner_has_the_files_inputs_and_outputs(options: ExportOptions, output: str, tmp_path: Path) -> None:
     import onnxruntime
 
-    model = select_outputs(export_onnx(artefacts.trained_model(), options), output)
-    onnx.save(model, tmp_path / "model.onnx")
+    network, checkpoint = network_of(options)
+    onnx.save(select_outputs(export_onnx(network, options), output), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
     sizes = tuple(size if isinstance(size, int) else None for size in image.shape)
     batch = 2 if sizes[0] is None else sizes[0]
     rgb = np.stack([street_scene(seed, artefacts.SIZE_HW).image for seed in range(batch)])
-    info = artefacts.trained_model().info
-    feed = {"image": rgb if options.input_form == "uint8" else normalise(rgb, info)}
-    with NrdTorchRunner(str(artefacts.checkpoint()), str(tmp_path / "model.onnx")) as runner:
+    feed = {"image": rgb if options.input_form == "uint8" else normalise(rgb, network.info)}
+    with NrdTorchRunner(str(checkpoint), str(tmp_path / "model.onnx")) as runner:
         metadata = runner.get_input_metadata(use_numpy_dtypes=False)
         outputs = runner.infer(feed)
         assert runner.last_inference_time() > 0
