@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +14,7 @@ from nrd_trt.graph.formats import FP8, INT8, UINT8, UINT8_AROUND_128, NumberForm
 from nrd_trt.graph.metadata import TypeChoices, read_choices, read_facts
 from nrd_trt.graph.program import graph_program
 from nrd_trt.graph.tensors import copy_model, rename_tensors
+from nrd_trt.graph.words import LAYOUT, computed, gelu_input, in_words_of_pytorch, without_shapes
 from nrd_trt.program import Operand, Operation, Program, paired_operations, shown
 from nrd_trt.specs import Target
 
@@ -77,7 +77,7 @@ def file_network(model: onnx.ModelProto) -> FileNetwork | None:
     whole = graph_program(model, list(results.values()))
     target = (read_choices(model) or TypeChoices()).target
     numbers = FP8 if read_facts(model).precision == "fp8" else INT8
-    return _Reduced(_without_shapes(whole), results, image, target, numbers).network()
+    return _Reduced(without_shapes(whole), results, image, target, numbers).network()
 
 
 def named_as(model: onnx.ModelProto, other: onnx.ModelProto) -> onnx.ModelProto:
@@ -138,6 +138,10 @@ class _Reduced:
         self._done: dict[int, Operand] = {}
         self._readers: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._after_conv = self._conv_dependent()
+        self._uses = Counter(
+            entry[0] for step in whole.operations for entry in step.operands if isinstance(entry, tuple)
+        )
+        self._has_tokens = any(entry.kind == "LayerNormalization" for entry in whole.operations)
         self._pixels = self._entry()
 
     def network(self) -> FileNetwork:
@@ -175,7 +179,8 @@ class _Reduced:
         return operand
 
     def _passes(self, operation: Operation) -> bool:
-        return operation.kind in _PASSED and bool(operation.operands)
+        passed = operation.kind in _PASSED or (self._has_tokens and operation.kind in LAYOUT)
+        return passed and bool(operation.operands)
 
     def _is_float_cast(self, operation: Operation) -> bool:
         """Whether a cast reads what was computed; the image itself is cast by the preprocessing."""
@@ -212,11 +217,51 @@ class _Reduced:
             if operation.kind == "DequantizeLinear" and isinstance(data, np.ndarray):
                 return _dequantized(self._with_known(operation), data)
             return data
+        known = self._with_known(operation)
+        if operation.kind == "Squeeze" and (start := self._part(operation)) is not None:
+            known = replace(known, kind="Slice", operands=known.operands[:1], attributes={"part": start})
+        if self._has_tokens and (joined := self._joined(operation, known)) is not None:
+            return joined
         for place, operand in enumerate(operation.operands):
             if (dequantized := self._dequantized(operand)) is not None:
                 self._readers[dequantized].append((len(self._operations), place))
-        self._operations.append(_in_words_of_pytorch(self._with_known(operation)))
+        self._operations.append(in_words_of_pytorch(known))
         return (len(self._operations) - 1, 0)
+
+    def _joined(self, operation: Operation, known: Operation) -> Operand:
+        """Return what stands for a constant, the bias of a linear layer or the end of a GELU; None for others."""
+        if (constant := computed(known)) is not None:
+            return constant
+        if (data := gelu_input(known, self._operations)) is not None and self._read_once(operation, known, 4):
+            del self._operations[-4:]
+            self._operations.append(replace(known, kind="Gelu", operands=(data,), labels=(), attributes={}))
+            return (len(self._operations) - 1, 0)
+        for entry, bias in zip(known.operands, known.operands[::-1], strict=True) if known.kind == "Add" else ():
+            layer = self._operations[entry[0]] if isinstance(entry, tuple) else None
+            if not isinstance(entry, tuple) or layer is None or not isinstance(bias, np.ndarray):
+                continue
+            if layer.kind == "Gemm" and len(layer.operands) == 2 and self._read_once(operation, known, 1):
+                self._operations[entry[0]] = replace(layer, operands=(*layer.operands, bias))
+                return entry
+        return None
+
+    def _part(self, operation: Operation) -> int | None:
+        """Return where along an axis a Squeeze takes what a Slice cut out of it; None where it does not."""
+        source = operation.operands[0] if operation.operands else None
+        cut = self._whole.operations[source[0]] if isinstance(source, tuple) else None
+        start = cut.operands[1] if cut and cut.kind == "Slice" and len(cut.operands) > 1 else None
+        return int(start.item()) if isinstance(start, np.ndarray) and start.size == 1 else None
+
+    def _read_once(self, operation: Operation, known: Operation, steps: int) -> bool:
+        """Whether so many steps before an operation, from its latest input on, have one reader each."""
+        tensors = [entry for entry in known.operands if isinstance(entry, tuple)]
+        latest = max(tensors)
+        operand = operation.operands[[entry is latest for entry in known.operands].index(True)]
+        while steps and isinstance(operand, tuple) and self._uses[operand[0]] == 1:
+            step = self._whole.operations[operand[0]]
+            steps -= not self._passes(step)
+            operand = next((entry for entry in step.operands if isinstance(entry, tuple)), None)
+        return steps == 0
 
     def _dequantized(self, operand: Operand) -> int | None:
         """Return the DequantizeLinear that an operand comes from, past casts."""
@@ -306,46 +351,3 @@ def _dequantized(operation: Operation, stored: np.ndarray) -> np.ndarray | str:
 
 def _along(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return values.reshape(shape) if values.size > 1 else values.reshape(())
-
-
-def _in_words_of_pytorch(operation: Operation) -> Operation:
-    """Return an operation as `nrd_trt.model.program` writes it."""
-    kind, operands, attributes = operation.kind, operation.operands, dict(operation.attributes)
-    if kind == "ReduceMean" and _axes(operation) in ((2, 3), (-2, -1)) and attributes.get("keepdims", 1) == 1:
-        return replace(operation, kind="GlobalAveragePool", attributes={}, operands=operands[:1])
-    if kind == "MaxPool":
-        kept = ("kernel_shape", "strides", "pads", "dilations", "ceil_mode", "auto_pad")
-        return replace(operation, attributes={name: attributes[name] for name in kept})
-    if kind == "Resize":
-        return _resized(operation)
-    return operation
-
-
-def _axes(operation: Operation) -> tuple[int, ...]:
-    given = operation.attributes.get("axes")
-    stored = operation.operands[1] if len(operation.operands) > 1 else None
-    axes = stored.ravel().tolist() if isinstance(stored, np.ndarray) else given or ()
-    return tuple(sorted(axes))
-
-
-def _resized(operation: Operation) -> Operation:
-    scales = operation.operands[2] if len(operation.operands) > 2 else None
-    kept: dict[str, Any] = {
-        name: operation.attributes[name] for name in ("mode", "coordinate_transformation_mode", "antialias")
-    }
-    if kept["coordinate_transformation_mode"] == b"pytorch_half_pixel":
-        kept["coordinate_transformation_mode"] = b"half_pixel"  # they differ for an output of one pixel only
-    if isinstance(scales, np.ndarray) and scales.size == 4:
-        kept["factors"] = tuple(float(scale) for scale in scales[2:])
-    return replace(operation, attributes=kept, operands=operation.operands[:1])
-
-
-def _without_shapes(program: Program) -> Program:
-    """Return a program whose Expand operations read no shape: what does not fit the map beside it does not run."""
-    return replace(
-        program,
-        operations=tuple(
-            replace(entry, operands=entry.operands[:1]) if entry.kind == "Expand" else entry
-            for entry in program.operations
-        ),
-    )

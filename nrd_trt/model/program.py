@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeGuard
@@ -23,18 +23,22 @@ from nrd_trt.decode.reference import patch_decode, upsample
 from nrd_trt.errors import ExportError
 from nrd_trt.model.heads import NrdHead
 from nrd_trt.model.network import Segmentor
+from nrd_trt.model.words import IGNORED, LAYOUT, READINGS
 from nrd_trt.program import Operand, Operation, Program
+from nrd_trt.specs import Size
 
 _TRACED_HW = (64, 96)
 _BINS = 2048
-_WEIGHTED = ("input", "weight", "bias")
 
 
-def network_program(model: Segmentor) -> Program:
+def network_program(model: Segmentor, size_hw: Size = _TRACED_HW) -> Program:
     """Return what a network computes from ``pixels``, its normalised image: ``theta`` and ``guidance``, or ``logits``.
+
+    Tokens and maps hold the same numbers: reshapes, transposes, padding and crops are left out.
 
     Args:
         model: In evaluation mode, on the CPU.
+        size_hw: The image's; it matters to what windows mask, and to nothing else.
 
     Returns:
         The program; weights and biases are float64, batch norm and ``cat_norm`` folded.
@@ -43,7 +47,7 @@ def network_program(model: Segmentor) -> Program:
         ExportError: The network executes an operation that is not known here.
     """
     trace = _Trace()
-    images = torch.zeros(1, 3, *_TRACED_HW)
+    images = torch.zeros(1, 3, *size_hw)
     with torch.no_grad(), _scopes(model, trace.scope), trace:
         trace.know(images, "pixels")
         results = {name: trace.operand(tensor) for name, tensor in _run(model, images).items()}
@@ -137,7 +141,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.name().removeprefix("aten::").split(".")[0]
-        if name not in _IGNORED:
+        if name not in IGNORED:
             layer = (self.scope[-1] if self.scope else "") or "decode_head"
             self._seen[f"{layer}/{name}"] += 1
             output = result[0] if isinstance(result, tuple) else result
@@ -168,21 +172,53 @@ class _Trace(_Watch):  # type: ignore[no-untyped-call]
         known = self._operands.get(id(value))
         return value.detach().numpy() if known is None else known
 
-    def take(self, name: str, layer: str, place: str, args: Any, output: Tensor) -> None:
-        if name not in _OPERATIONS:
-            raise ExportError(
-                f"aten::{name}: expected one of {', '.join(_OPERATIONS)}; the network computes otherwise."
-            )
+    def take(self, name: str, layer: str, place: str, args: Any, output: Any) -> None:
+        if not self._reads_pixels(args):
+            return  # a constant
+        if name in LAYOUT or (name == "expand" and output.shape == args[0].shape):
+            self.know(output, self.operand(args[0]))
+            return
+        if name == "unbind":
+            self._take_parts(layer, place, args[0], output)
+            return
+        if name not in READINGS:
+            raise ExportError(f"aten::{name}: expected one of {', '.join(READINGS)}; the network computes otherwise.")
         try:
-            kind, operands, attributes, labels = _OPERATIONS[name](self.operand, args)
+            kind, operands, attributes, labels = READINGS[name](self.operand, args)
         except (TypeError, ValueError) as exc:
             raise ExportError(
                 f"aten::{name}: expected other arguments ({exc}); the network computes otherwise."
             ) from exc
-        self.operations.append(
-            Operation(name=layer, kind=kind, attributes=attributes, operands=operands, labels=labels, place=place)
-        )
+        if not self._is_bias(kind, operands, place):
+            self.operations.append(
+                Operation(name=layer, kind=kind, attributes=attributes, operands=operands, labels=labels, place=place)
+            )
         self.know(output, (len(self.operations) - 1, 0))
+
+    def _is_bias(self, kind: str, operands: tuple[Operand, ...], place: str) -> bool:
+        """Whether a sum adds a linear layer's bias to the latest operation, which has taken it then."""
+        latest = self.operations[-1] if self.operations else None
+        if kind != "Add" or latest is None or latest.kind != "Gemm" or len(latest.operands) != 2:
+            return False
+        layer, bias = operands
+        if layer != (len(self.operations) - 1, 0) or not isinstance(bias, np.ndarray):
+            return False
+        self.operations[-1] = replace(latest, operands=(*latest.operands, bias), place=place)
+        return True
+
+    def _reads_pixels(self, args: Any) -> bool:
+        entries = [entry for value in args for entry in (value if isinstance(value, list | tuple) else [value])]
+        return any(isinstance(entry, Tensor) and id(entry) in self._operands for entry in entries)
+
+    def _take_parts(self, layer: str, place: str, whole: Tensor, parts: Iterable[Tensor]) -> None:
+        """Write down one operation per part that a tensor falls into along an axis of its own."""
+        for index, part in enumerate(parts):
+            operands, where = (self.operand(whole),), f"{place}:{index}"
+            attributes = {"part": index}
+            self.operations.append(
+                Operation(name=layer, kind="Slice", attributes=attributes, operands=operands, place=where)
+            )
+            self.know(part, (len(self.operations) - 1, 0))
 
 
 class _Meter(_Watch):  # type: ignore[no-untyped-call]
@@ -212,85 +248,6 @@ class _Meter(_Watch):  # type: ignore[no-untyped-call]
             counts = np.bincount(moved, counts, minlength=_BINS).astype(np.int64)
         places = np.minimum(magnitudes * (_BINS / widest), _BINS - 1).astype(np.int64)
         self.found[place] = counts + np.bincount(places, minlength=_BINS), max(largest, known)
-
-
-# --- what PyTorch executes, in ONNX's words ---------------------------------------------------------------------------
-
-_Reading = tuple[str, tuple[Operand, ...], dict[str, Any], tuple[str, ...]]
-_ToOperand = Callable[[object], Operand]
-
-
-def _convolution(of: _ToOperand, args: Any) -> _Reading:
-    data, weight, bias, stride, padding, dilation, transposed, _, groups = args
-    if transposed:
-        raise ExportError("expected a convolution, got a transposed one; the network computes otherwise.")
-    attributes = {
-        "kernel_shape": tuple(weight.shape[2:]),
-        "strides": tuple(stride),
-        "pads": (*padding, *padding),
-        "dilations": tuple(dilation),
-        "group": groups,
-        "auto_pad": b"NOTSET",
-    }
-    return "Conv", (of(data), of(weight), of(bias)), attributes, _WEIGHTED
-
-
-def _batch_norm(of: _ToOperand, args: Any) -> _Reading:
-    data, weight, bias, mean, variance, *_, eps = args
-    return "BatchNormalization", tuple(map(of, (data, weight, bias, mean, variance))), {"epsilon": eps}, ()
-
-
-def _hardtanh(of: _ToOperand, args: Any) -> _Reading:
-    data, low, high = args
-    return "Clip", (of(data), np.asarray(low, np.float64), np.asarray(high, np.float64)), {}, ("input", "min", "max")
-
-
-def _max_pool(of: _ToOperand, args: Any) -> _Reading:
-    data, kernel, stride, padding, dilation, ceil = (*args, *(None,) * 6)[:6]
-    attributes = {
-        "kernel_shape": tuple(kernel),
-        "strides": tuple(stride or kernel),
-        "pads": (*(padding or (0, 0)), *(padding or (0, 0))),
-        "dilations": tuple(dilation or (1, 1)),
-        "ceil_mode": int(bool(ceil)),
-        "auto_pad": b"NOTSET",
-    }
-    return "MaxPool", (of(data),), attributes, ()
-
-
-def _mean(of: _ToOperand, args: Any) -> _Reading:
-    data, axes, keep = args
-    if sorted(axes) != [-2, -1] or not keep:
-        raise ExportError(f"expected a mean over both axes of the map, got {axes}; the network computes otherwise.")
-    return "GlobalAveragePool", (of(data),), {}, ()
-
-
-def _resize(of: _ToOperand, args: Any) -> _Reading:
-    data, size, corners, *_ = args
-    if size is None:
-        size = [round(side * scale) for side, scale in zip(data.shape[2:], args[3], strict=True)]
-    attributes = {
-        "mode": b"linear",
-        "coordinate_transformation_mode": b"align_corners" if corners else b"half_pixel",
-        "antialias": 0,
-        "factors": tuple(out / side for out, side in zip(size, data.shape[2:], strict=True)),
-    }
-    return "Resize", (of(data),), attributes, ()
-
-
-_OPERATIONS: Mapping[str, Callable[[_ToOperand, Any], _Reading]] = {
-    "convolution": _convolution,
-    "native_batch_norm": _batch_norm,
-    "relu": lambda of, args: ("Relu", (of(args[0]),), {}, ()),
-    "hardtanh": _hardtanh,
-    "add": lambda of, args: ("Add", (of(args[0]), of(args[1])), {}, ()),
-    "max_pool2d_with_indices": _max_pool,
-    "mean": _mean,
-    "expand": lambda of, args: ("Expand", (of(args[0]),), {}, ()),
-    "cat": lambda of, args: ("Concat", tuple(map(of, args[0])), {"axis": args[1]}, ()),
-    "upsample_bilinear2d": _resize,
-}
-_IGNORED = frozenset({"empty", "detach", "lift_fresh", "alias"})
 
 
 # --- folding ----------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def causes_in_file(file: onnx.ModelProto, model: Segmentor, want: Tensors) -> li
         model: The checkpoint, in evaluation mode.
         want: PyTorch's stages of an image, for its tables of coordinates.
     """
-    found, network, expected = [], file_network(file), executed_program(model)[0]
+    found, network, expected = [], file_network(file), executed_program(model, read_facts(file).shape.opt_hw)[0]
     if network is not None:
         lines = preprocessing_differences(file, network, model, read_facts(file))
         found += [Finding(stage="preprocessing", text=line.removeprefix("preprocessing: ")) for line in lines]
@@ -108,7 +108,7 @@ def _scales(file: onnx.ModelProto, model: Segmentor, image: np.ndarray, stages: 
     network = file_network(file)
     if network is None:
         return
-    for use in scale_uses(network, executed_program(model)[0], model, [image]):
+    for use in scale_uses(network, executed_program(model, read_facts(file).shape.opt_hw)[0], model, [image]):
         if (said := use.cause()) and use.tensor.readers:
             reader = network.program.operations[use.tensor.readers[0][0]].name
             text = f"the {use.tensor.numbers.name} scale of what `{reader}` reads is {said}"

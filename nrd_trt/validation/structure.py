@@ -29,7 +29,7 @@ from nrd_trt.graph.precision import to_precision, to_quantized
 from nrd_trt.graph.program import function_programs, graph_program
 from nrd_trt.graph.quantize import plan_quantization, quantized_layers
 from nrd_trt.program import Describe, Operation, Program, compare_programs
-from nrd_trt.specs import QUANTIZED, DecodeSpec
+from nrd_trt.specs import QUANTIZED, DecodeSpec, Size
 from nrd_trt.validation.rederive import other_kind, rederive_full
 from nrd_trt.validation.structure_constants import describe_constant, readings_of, rounding_of
 from nrd_trt.validation.structure_ends import (
@@ -64,7 +64,7 @@ def check_structure(
         full: The fp32 file that the exporter makes of it now, in the bundle's form, with both outputs.
         images: ``(h, w, 3) uint8`` RGB on which scales of activations are measured anew; none leaves that out.
     """
-    executed, not_provable = executed_program(model)
+    executed, not_provable = executed_program(model, read_facts(file).shape.opt_hw)
     network, checked = network_differences(file, model, images, executed)
     network += [*_record_differences(file, record, model)]
     try:
@@ -78,6 +78,7 @@ def check_structure(
     else:
         differences = network
         not_provable.append(f"{doubt}: wiring of preprocessing and decode, types and Q/DQ pairs are not compared")
+        not_provable += _unordered(executed)
     if record.precision.asked in QUANTIZED and record.precision.ranges is None:
         not_provable.append(
             "the ranges of the calibration are not recorded: activation scales are not compared with them"
@@ -103,17 +104,30 @@ def prove_structure(
 
 def layer_structure(file: onnx.ModelProto, model: Segmentor, images: Sequence[np.ndarray] = ()) -> StructureRecord:
     """Compare a file with what PyTorch executes alone, as a build does with what it has just exported."""
-    executed, not_provable = executed_program(model)
+    executed, not_provable = executed_program(model, read_facts(file).shape.opt_hw)
     lines, checked = network_differences(file, model, images, executed)
-    return StructureRecord.of("layers", checked, lines, not_provable)
+    return StructureRecord.of("layers", checked, lines, [*not_provable, *_unordered(executed)])
 
 
-def executed_program(model: Segmentor) -> tuple[Program, list[str]]:
-    """Return what PyTorch executes, or no operations and the reason where it executes what is not known here."""
+def _unordered(executed: Program) -> list[str]:
+    """Return what is not compared of a transformer with PyTorch alone."""
+    if all(operation.kind != "LayerNormalization" for operation in executed.operations):
+        return []
+    return ["tokens: how reshapes and transposes order them is compared with a file derived anew only"]
+
+
+def executed_program(model: Segmentor, size_hw: Size) -> tuple[Program, list[str]]:
+    """Return what PyTorch executes, or no operations and the reason where it executes what is not known here.
+
+    Args:
+        model: The checkpoint's network.
+        size_hw: The file's; what windows mask depends on it.
+    """
+    from nrd_trt.model.plans import TWINS
     from nrd_trt.model.program import network_program
 
     try:
-        return network_program(model), []
+        return (network_program(model, size_hw) if model.config.encoder in TWINS else network_program(model)), []
     except ExportError as exc:
         return Program(operations=(), results={}), [
             f"PyTorch executes what is not known here ({exc.args[0].rstrip('.')}): layers and weights are not compared "
@@ -138,13 +152,11 @@ def network_differences(
     Returns:
         One line per difference, and how many things of each kind were compared.
     """
-    from nrd_trt.model.program import network_program
-
     graph, network = read_facts(file), file_network(file)
     lines = [*_fact_differences(graph, model)]
     if network is None:
         return [*lines, "the file has neither a decode nor logits: its network is not found"], {}
-    expected = expected or network_program(model)
+    expected = expected or executed_program(model, graph.shape.opt_hw)[0]
     known = bool(expected.operations)
     if known:
         lines += layer_differences(network, expected, model)
@@ -279,6 +291,7 @@ def _counts(network: FileNetwork, expected: Program) -> dict[str, int]:
         "weights": sum(array.size for array in arrays),
     }
     name = f"{network.numbers.name} activations"
+    counts |= {"linear layers": kinds["Gemm"]} if kinds["Gemm"] else {}
     return counts | ({name: len(network.quantized)} if network.quantized else {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,21 +10,25 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 from nrd_trt.errors import ConfigError
 from nrd_trt.exporting import onnx_export
 from nrd_trt.exporting.onnx_export import ExportOptions, export_onnx
 from nrd_trt.graph.extremes import read_extremes, with_extremes
 from nrd_trt.graph.importer import importer_problems
+from nrd_trt.graph.network import file_network
 from nrd_trt.graph.precision import to_precision, to_quantized
+from nrd_trt.graph.program import layer_name
 from nrd_trt.graph.quantize import choose_layers, plan_quantization
-from nrd_trt.graph.tensors import element_types
+from nrd_trt.graph.tensors import copy_model, element_types
 from nrd_trt.model import encoders, plans
 from nrd_trt.model.config import CAMVID_INFO, NetworkConfig
 from nrd_trt.model.network import Segmentor
 from nrd_trt.model.plans import MitPlan, TwinsPlan
 from nrd_trt.model.transformers import MixTransformer, Twins
 from nrd_trt.specs import InputShape
+from nrd_trt.validation.structure import executed_program, layer_differences, layer_structure
 from tests.graph.test_precision import parse_with_rtx
 from tests.helpers import infer, own_trace
 
@@ -34,6 +39,7 @@ PLANS = {
 }
 DYNAMIC = InputShape.of(dynamic=((64, 64), (64, 96), (128, 128)), default=(64, 96))
 STATIC = InputShape.static((64, 96))
+Plant = Callable[[onnx.ModelProto, list[onnx.NodeProto]], None]
 
 
 @pytest.fixture
@@ -80,14 +86,17 @@ def test_a_transformer_is_exported(narrow: Segmentor, shape: InputShape) -> None
         graph = to_precision(full, precision)  # type: ignore[arg-type]
         onnx.checker.check_model(graph, full_check=True)
         assert importer_problems(graph) == []
+        assert layer_structure(graph, narrow).differences == ()
         types = element_types(graph)
         sums = [node for node in graph.graph.node if node.op_type in ("LayerNormalization", "Softmax")]
         assert {types[node.output[0]] for node in sums} == {onnx.TensorProto.FLOAT}
         products = [node for node in graph.graph.node if node.op_type == "MatMul"]
         assert onnx.TensorProto.FLOAT not in {types[node.output[0]] for node in products}
         parse_with_rtx(graph)
+    assert layer_structure(full, narrow).differences == ()
     if shape is STATIC:
         check_8_bits(full, images, narrow)
+        check_faults(full, narrow)
 
 
 def check_8_bits(full: onnx.ModelProto, images: np.ndarray, network: Segmentor) -> None:
@@ -100,6 +109,7 @@ def check_8_bits(full: onnx.ModelProto, images: np.ndarray, network: Segmentor) 
         onnx.checker.check_model(graph, full_check=True)
         assert importer_problems(graph) == []
         parse_with_rtx(graph)
+        assert layer_structure(graph, network).differences == ()
         if precision == "int8":  # fp8 leaves out what is narrow
             layers = {name.removesuffix("/MatMul") for name in plan.layers if name.endswith("/MatMul")}
             assert layers == linear, "the products of attention, whose factors are no constants, are none"
@@ -111,3 +121,46 @@ def check_8_bits(full: onnx.ModelProto, images: np.ndarray, network: Segmentor) 
 def test_windows_fix_the_size(narrow: Segmentor) -> None:
     with pytest.raises(ConfigError, match="dynamic=: expected one size for Twins"):
         export_onnx(narrow, ExportOptions(shape=DYNAMIC))
+
+
+def check_faults(full: onnx.ModelProto, network: Segmentor) -> None:
+    """The structural proof names the layer of a fault that leaves the file valid."""
+    executed, _ = executed_program(network, (64, 96))
+    for kind, plant in FAULTS.items():
+        faulty = copy_model(full)
+        nodes = [node for node in faulty.graph.node if node.op_type == kind and "block" in node.name]
+        plant(faulty, nodes)
+        reduced = file_network(faulty)
+        assert reduced is not None
+        found = layer_differences(reduced, executed, network)
+        assert any(f"`{layer_name(nodes[0].name, kind)}`" in line for line in found), (kind, found)
+
+
+def change(name: str, value: Any) -> Plant:
+    """Give the first node another attribute."""
+
+    def plant(faulty: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+        kept = [entry for entry in nodes[0].attribute if entry.name != name]
+        del nodes[0].attribute[:]
+        nodes[0].attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return plant
+
+
+def scale(faulty: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    """Let the first node read another constant."""
+    constant = next(entry for entry in faulty.graph.initializer if entry.name == nodes[0].input[1])
+    faulty.graph.initializer.append(numpy_helper.from_array(1.5 * numpy_helper.to_array(constant) + 1, "scaled"))
+    nodes[0].input[1] = "scaled"
+
+
+FAULTS: dict[str, Plant] = {
+    "LayerNormalization": change("epsilon", 1e-3),
+    "Softmax": change("axis", 1),
+    "MatMul": scale,  # weights of a linear layer
+    "Add": scale,  # its bias
+    "Mul": scale,  # the factor of the scores
+    "Erf": lambda faulty, nodes: setattr(nodes[0], "op_type", "Tanh"),
+    "Div": scale,  # within GELU
+    "Squeeze": lambda faulty, nodes: nodes[0].input.__setitem__(0, nodes[1].input[0]),  # keys for values
+}
