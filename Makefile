@@ -19,7 +19,7 @@ export NRD_TRT_CAMVID ?= $(abspath ../shared/data/camvid)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test test-fast test-all test-lowest fault-gallery soak kills batch-proof triton-server triton-proof scale gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels audit release clean
+.PHONY: help install lock demo test test-fast test-all test-lowest fault-gallery models-check soak kills batch-proof triton-server triton-proof scale gpu-check pycuda-check check check-kernels format bench check-resolution plugin-wheels audit release clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ fuzz: install  ## Read mutated files by every reader for SECONDS=600 and write d
 
 fault-gallery: install  ## Plant every fault of the gallery in every precision and write docs/fault-gallery.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.gallery docs/fault-gallery.md $(ARGS)
+
+models-check: install  ## Build every released configuration in every form and write docs/models-check.md; goes on where it was ended
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.dev.models_check docs/models-check.md $(ARGS)
 
 soak: install  ## Serve for five minutes with viewers, uploads and strangers at once and write docs/soak.md
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/dev/soak.py docs/soak.md $(ARGS)
