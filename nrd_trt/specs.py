@@ -34,6 +34,8 @@ Quantized = Literal["int8", "fp8"]
 Fit = Literal["resize", "pad", "letterbox"]
 Resample = Literal["cv2", "pillow"]
 """Whose bilinear arithmetic scales images."""
+ProtocolName = Literal["whole", "keep-ratio", "slide", "cityscapes", "ade20k", "pascal_context"]
+"""How images are looked at, see `nrd_trt.data.views.Viewing`."""
 InputForm = Literal["uint8", "float", "rgb_float"]
 """What a graph reads: ``(N, H, W, 3) uint8`` RGB; ``(N, 3, H, W) float32``, normalised by the caller; or
 ``(N, 3, H, W) float32`` RGB in 0-255. Graphs of the first and the last normalise."""

@@ -20,6 +20,7 @@ def evaluate_command(
     judged: groups.LabelOptions,
     run: groups.BundleOptions,
     size: common.Size = None,
+    views: groups.ViewOptions,
     output_stride: common.OutputStride = None,
     dilations: common.Dilations = None,
     out: groups.OutputOptions,
@@ -32,6 +33,7 @@ def evaluate_command(
         data,
         **judged.given(),
         size=size,
+        **views.given(),
         **run.given(),
         progress=not out.quiet,
         dilations=dilations,
@@ -44,9 +46,22 @@ def table(evaluation: Evaluation) -> list[str]:
     """Return the printed lines."""
     rows = [
         ("images", f"{evaluation.images}"),
+        ("looked at by", _looked_at(evaluation)),
         ("run by", common.run_by(evaluation.runner, evaluation.arithmetic, evaluation.plan_ran)),
         ("mIoU", common.fraction(evaluation.miou)),
         ("pixel accuracy", common.fraction(evaluation.pixel_accuracy)),
     ]
     lines = [*common.headline(evaluation.warnings), *(f"{name:<24} {value}" for name, value in rows)]
     return lines + [f"  IoU {name:<20} {common.fraction(iou)}" for name, iou in evaluation.per_class_iou.items()]
+
+
+def _looked_at(evaluation: Evaluation) -> str:
+    """Say how images were looked at, and how far windows agreed."""
+    viewing = evaluation.viewing
+    words: list[str] = [viewing.protocol]
+    if viewing.scales != (1.0,):
+        words.append(f"at {', '.join(f'{scale:g}' for scale in viewing.scales)} times the size")
+    words += ["mirrored too"] * viewing.flip
+    if evaluation.seam_agreement is not None:
+        words.append(f"{common.fraction(evaluation.seam_agreement)} of the pixels alike where windows overlap")
+    return ", ".join(words)

@@ -105,7 +105,7 @@ def _typed(name: str, value: Any) -> str:
         return ":".join(_typed("size", part) for part in value)
     if name == "sizes":
         return ",".join(_typed("size", part) for part in value)
-    return ("x" if name == "size" else ",").join(map(str, value))
+    return ("x" if name in ("size", "tile", "stride") else ",").join(map(str, value))
 
 
 def _assigned(name: str, flag: str, value: str | None, follows: str | None) -> str:

@@ -20,6 +20,7 @@ from nrd_trt.specs import (
     Estimator,
     InputForm,
     MaskEncoding,
+    ProtocolName,
     Provider,
     Quantizer,
     RunnerName,
@@ -117,6 +118,35 @@ class LabelOptions(Group):
     ] = None
     fit: common.FitOption = None
     resample: common.ResampleOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions(Group):
+    """How images are looked at."""
+
+    protocol: Annotated[
+        ProtocolName | None,
+        common.input_option(help="One run, windows (slide) or a released pipeline (default whole, slide with --tile)."),
+    ] = None
+    scales: Annotated[
+        Any,
+        common.input_option(
+            metavar="A,B,…", parser=parse.parse_scales, help="Factors of the size; logits are averaged (default 1)."
+        ),
+    ] = None
+    flip: Annotated[bool, common.input_option("--flip", help="Also run mirrored images.")] = False
+    tile: Annotated[
+        Any,
+        common.input_option(
+            metavar="HxW", parser=parse.parse_size, help="Window of slide (default the engine's size)."
+        ),
+    ] = None
+    stride: Annotated[
+        Any,
+        common.input_option(
+            metavar="HxW", parser=parse.parse_size, help="How far it moves (default two thirds of it)."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

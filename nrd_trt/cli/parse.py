@@ -49,6 +49,14 @@ def parse_concurrency(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def parse_scales(text: str) -> tuple[float, ...]:
+    """Parse numbers that are separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: expected numbers separated by commas, such as 0.5,1,1.5.") from None
+
+
 def parse_device(text: str) -> int | str:
     """Parse the number or the UUID of a GPU."""
     return int(text) if text.isascii() and text.isdigit() else text

@@ -105,22 +105,35 @@ def fit_image(
     Raises:
         ShapeError: `rgb` is no such array, or is larger than the engine with ``"pad"``.
     """
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
-        raise ShapeError(f"image: expected (H, W, 3) uint8 RGB, got {rgb.dtype} {rgb.shape}.")
+    check_image(rgb)
     height, width = rgb.shape[:2]
     fitting = fitting_of(original_hw or (height, width), shape, fit)
     engine_hw, content_hw, content = fitting.engine_hw, fitting.content_hw, rgb
     if content_hw != (height, width):
-        content = _scaled(rgb, content_hw, resample)
-    if content_hw != engine_hw:
-        canvas = np.empty((*engine_hw, 3), np.uint8)
-        canvas[:] = padding_colour(info)
-        canvas[: content_hw[0], : content_hw[1]] = content
-        content = canvas
-    return FittedImage(**vars(fitting), image=np.ascontiguousarray(content))
+        content = scale_image(rgb, content_hw, resample)
+    return FittedImage(**vars(fitting), image=pad_image(content, engine_hw, info))
 
 
-def _scaled(rgb: np.ndarray, size_hw: Size, resample: Resample) -> np.ndarray:
+def check_image(rgb: np.ndarray) -> None:
+    """Raise `ShapeError` unless an array is an image."""
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise ShapeError(f"image: expected (H, W, 3) uint8 RGB, got {rgb.dtype} {rgb.shape}.")
+
+
+def pad_image(content: np.ndarray, size_hw: Size, info: ModelInfo) -> np.ndarray:
+    """Return an image ``(h, w, 3) uint8 RGB`` with padding on the right and below, contiguous."""
+    if content.shape[:2] == size_hw:
+        return np.ascontiguousarray(content)
+    canvas = np.empty((*size_hw, 3), np.uint8)
+    canvas[:] = padding_colour(info)
+    canvas[: content.shape[0], : content.shape[1]] = content
+    return canvas
+
+
+def scale_image(rgb: np.ndarray, size_hw: Size, resample: Resample) -> np.ndarray:
+    """Scale an image ``(H, W, 3) uint8 RGB`` to a size; see `fit_image`."""
+    if rgb.shape[:2] == size_hw:
+        return rgb
     if resample == "cv2":
         return resize_as_cv2(rgb, size_hw)
     return np.asarray(Image.fromarray(rgb).resize(size_hw[::-1], Image.Resampling.BILINEAR))

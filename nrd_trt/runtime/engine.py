@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nrd_trt.data.preprocessing import FittedImage, Fitting, fit_image, fitting_of
+from nrd_trt.data.views import ViewFields, Viewing
 from nrd_trt.engine.bundle import Bundle, check_no_key, is_bundle, read_bundle
 from nrd_trt.errors import ConfigError, ExportError, RunnerError
 from nrd_trt.graph.metadata import GraphFacts, load_checked, read_facts
@@ -23,6 +25,7 @@ from nrd_trt.runtime.graph_io import Segmentation, batch_feed, image_feed, segme
 from nrd_trt.runtime.openvino_runner import OpenVinoRunner
 from nrd_trt.runtime.select import DEFAULT, RunOptions, cpu_runner, make_runner
 from nrd_trt.runtime.trt_runner import TrtRunner
+from nrd_trt.runtime.viewing import Viewer
 from nrd_trt.specs import (
     CheckpointOptions,
     Fit,
@@ -36,6 +39,9 @@ from nrd_trt.specs import (
     check_size,
     optional_path,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Engine:
@@ -96,31 +102,32 @@ class Engine:
         has_plan = self.bundle is not None and self.bundle.plan_path is not None
         return isinstance(self.runner, TrtRunner) if has_plan else None
 
-    def predict(self, rgb: np.ndarray) -> np.ndarray:
+    def predict(self, rgb: np.ndarray, **views: Unpack[ViewFields]) -> np.ndarray:
         """Segment one image.
 
         Args:
             rgb: ``(H, W, 3) uint8 RGB`` of any size.
+            **views: How it is looked at: ``protocol=, scales=, flip=, tile=, stride=``, see
+                `nrd_trt.data.views.Viewing`; without them it is fitted to the engine's size and run once.
 
         Returns:
             Class indices ``(H, W) uint8``, owned by the caller.
 
         Raises:
+            ConfigError: The engine cannot look at it so.
             ShapeError: `rgb` is no such array, or too large for an engine with ``fit="pad"``.
             RunnerError: The backend failed.
         """
-        fitted = self.fitted(rgb)
-        return fitted.restore(self.mask(fitted.image))
+        return self.segment(rgb, **views).mask
 
-    def segment(self, rgb: np.ndarray) -> Segmentation:
+    def segment(self, rgb: np.ndarray, **views: Unpack[ViewFields]) -> Segmentation:
         """Segment one image and tell how sure the network is; arguments and errors are those of `predict`.
 
         Returns:
             Mask and confidence at the image's size, owned by the caller; the confidence is None where the engine was
             built without that output.
         """
-        fitted = self.fitted(rgb)
-        return self.draw(fitted.image).restored(fitted)
+        return Viewer(self, Viewing.of(views)).segment(rgb)
 
     def predict_device(self, rgb: object, *, stream: int | None = None, out: object | None = None) -> DeviceMask:
         """Segment images that lie on the GPU, without a copy and without the host.
@@ -172,6 +179,11 @@ class Engine:
         """Return mask and confidence of an image ``(h, w, 3) uint8 RGB`` that has the engine's size, at that size."""
         self.__enter__()
         return _of_size(segmentation_at(self.runner.infer(self.feed(image)), 0, self.graph), image)
+
+    def logits(self, image: np.ndarray) -> np.ndarray:
+        """Return the logits ``(K, h/s, w/s) float32`` of such an image, for engines with that output."""
+        self.__enter__()
+        return np.array(self.runner.infer(self.feed(image))["logits"][0])
 
     def draw_all(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
         """Return what `draw` does of several images; those of one size share runs, as far as the engine goes."""

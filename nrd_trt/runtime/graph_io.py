@@ -162,14 +162,14 @@ def _enlarged(logits: np.ndarray, scale: int) -> Iterator[np.ndarray]:
     Two neighbours are weighted along each axis. As products with a matrix of weights they would wake the threads of
     NumPy's BLAS, which then take the cores from the engine.
     """
-    (top, bottom, down), (left, right, across) = (_neighbours(side, scale) for side in logits.shape[1:])
+    (top, bottom, down), (left, right, across) = (neighbours(side, side * scale) for side in logits.shape[1:])
     for plane in logits:
         rows = plane[top] * (1 - down)[:, None] + plane[bottom] * down[:, None]
         yield rows[:, left] * (1 - across) + rows[:, right] * across
 
 
-def _neighbours(side: int, scale: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return both neighbours of every enlarged position and the weight of the second, each ``(scale·side,)``."""
-    source = np.maximum((np.arange(side * scale) + 0.5) / scale - 0.5, 0)
-    low = source.astype(np.int64)
+def neighbours(side: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return both neighbours of every place and the weight of the second, each ``(count,)``, where `side` become it."""
+    source = np.maximum((np.arange(count) + 0.5) * (side / count) - 0.5, 0)
+    low = np.minimum(source.astype(np.int64), side - 1)
     return low, np.minimum(low + 1, side - 1), (source - low).astype(np.float32)

@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrd_trt.data.folders import list_pairs
-from nrd_trt.data.samples import SampleSource
+from nrd_trt.data.folders import list_pairs, read_label
+from nrd_trt.data.images import read_image
+from nrd_trt.data.views import ViewFields, Viewing
+from nrd_trt.errors import ConfigError
 from nrd_trt.model import checkpoint_options
 from nrd_trt.progress import bar
-from nrd_trt.runtime.engine import open_engine
+from nrd_trt.runtime.engine import Engine, open_engine
 from nrd_trt.runtime.select import RunOptions
-from nrd_trt.specs import Fit, Provider, Resample, RunnerName, optional_path
+from nrd_trt.runtime.viewing import Viewer
+from nrd_trt.specs import Fit, ProtocolName, Provider, Resample, RunnerName, Size, optional_path
 from nrd_trt.validation.metrics import chance_miou, confusion_matrix, mean_iou, named_iou, pixel_agreement
 from nrd_trt.validation.triviality import trivial
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Unpack
 
     from nrd_trt.model import CheckpointFields
@@ -36,6 +41,10 @@ class Evaluation:
         runner: Backend that drew the masks.
         arithmetic: ``"native"``, ``"simulated"`` or ``"tf32"``.
         plan_ran: Whether a bundle's plan itself ran; None where there is no plan.
+        viewing: How images were looked at.
+        averaged: Whether masks were drawn from averaged logits at the image's size, else the engine's were enlarged.
+        seam_agreement: Share of pixels shown by several windows to which one alone gives the class of all; None where
+            none overlap.
         warnings: Signs that the network draws nothing, or draws at random.
     """
 
@@ -46,6 +55,9 @@ class Evaluation:
     runner: str
     arithmetic: str
     plan_ran: bool | None
+    viewing: Viewing
+    averaged: bool
+    seam_agreement: float | None = None
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,6 +74,11 @@ def evaluate(
     fit: Fit | None = None,
     resample: Resample | None = None,
     size: tuple[int, int] | None = None,
+    protocol: ProtocolName | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    tile: Size | None = None,
+    stride: Size | None = None,
     runner: RunnerName = "auto",
     plugin: Path | str | None = None,
     threads: int | None = None,
@@ -82,6 +99,12 @@ def evaluate(
         fit: How images are brought to the network's size; None takes the bundle's way, else ``"resize"``.
         resample: What scales them, see `nrd_trt.open_bundle`; None takes the bundle's way, else ``"pillow"``.
         size: ``(h, w)`` that a checkpoint runs at, multiples of 32; None takes its own.
+        protocol: How images are looked at, see `nrd_trt.data.views.Viewing`; None takes ``"slide"`` where `tile` is
+            given, else ``"whole"``.
+        scales: Factors of the size, in rising order; logits are averaged over them.
+        flip: Also run mirrored images.
+        tile: ``(h, w)`` of the window of ``"slide"``, multiples of 32; None takes the network's size.
+        stride: ``(h, w)`` by which the window moves; None takes two thirds of it.
         runner: For bundles; see `nrd_trt.open_bundle`.
         plugin: For bundles; see `nrd_trt.open_bundle`.
         threads: CPU threads; None leaves the choice to the backend.
@@ -99,8 +122,9 @@ def evaluate(
         BundleError: The bundle is damaged.
         RunnerError: The runner asked for cannot run the bundle here.
     """
-    data, labels = Path(data), None if labels is None else Path(labels)
-    list_pairs(data, labels)  # labels are a must here, unlike in `SampleSource`
+    viewing = _viewing(protocol, scales, flip, tile, stride)
+    _check_scaling(viewing, fit, resample)
+    pairs = list_pairs(Path(data), optional_path("labels", labels))
     plugin = optional_path("plugin", plugin)
     run = RunOptions(
         runner=runner, plugin=plugin, threads=threads, cuda=cuda, cuda_graph=cuda_graph, device=device, faithful=True
@@ -114,29 +138,52 @@ def evaluate(
         options=checkpoint_options(options),
         verify_key=optional_path("verify_key", verify_key),
     )
-    samples = SampleSource(
-        data=data,
-        labels=labels,
-        shape=engine.graph.shape,
-        info=engine.info,
-        fit=engine.fit,
-        resample=engine.resample,
-        ignore_index=ignore_index,
-    )
-    classes = len(engine.info.class_names)
+    return _evaluated(engine, viewing, pairs, ignore_index, progress=progress)
+
+
+def _evaluated(
+    engine: Engine, viewing: Viewing, pairs: Sequence[tuple[Path, Path]], ignore_index: int | None, *, progress: bool
+) -> Evaluation:
+    info = engine.info
+    classes, ignored = len(info.class_names), info.ignore_index if ignore_index is None else ignore_index
     matrix = np.zeros((classes, classes), np.int64)
+    viewer = Viewer(engine, viewing)
     with engine:
-        for sample in bar(samples, desc="evaluating", unit="image", show=progress):
-            if sample.label is not None:
-                matrix += confusion_matrix(sample.label, sample.restore(engine.mask(sample.image)), classes)
-    drawn = dict(zip(engine.info.class_names, matrix.sum(0).tolist(), strict=True))
+        for image, label in bar(pairs, desc="evaluating", unit="image", show=progress):
+            rgb = read_image(image)
+            wanted = read_label(label, num_classes=classes, ignore_index=ignored, image_hw=rgb.shape[:2])
+            matrix += confusion_matrix(wanted, viewer.segment(rgb).mask, classes)
+    drawn = dict(zip(info.class_names, matrix.sum(0).tolist(), strict=True))
     return Evaluation(
         miou=mean_iou(matrix),
-        per_class_iou=named_iou(matrix, engine.info.class_names),
+        per_class_iou=named_iou(matrix, info.class_names),
         pixel_accuracy=pixel_agreement(matrix),
-        images=len(samples),
+        images=len(pairs),
         runner=engine.runner_name,
         arithmetic=engine.arithmetic,
         plan_ran=engine.plan_ran,
+        viewing=viewing,
+        averaged=viewer.has_logits,
+        seam_agreement=viewer.seams.agreement,
         warnings=tuple(trivial(drawn, miou=mean_iou(matrix), chance=chance_miou(matrix))),
     )
+
+
+def _check_scaling(viewing: Viewing, fit: Fit | None, resample: Resample | None) -> None:
+    """Refuse what a protocol would pass over."""
+    if fit is not None and viewing.protocol != "whole":
+        raise ConfigError(
+            f"fit={fit!r}: only protocol='whole' fits images, {viewing.protocol!r} does not; leave it out."
+        )
+    if resample == "pillow" and viewing.is_preset:
+        raise ConfigError(
+            f"resample='pillow': protocol={viewing.protocol!r} is the released pipeline, which scales as OpenCV does; "
+            "leave it out."
+        )
+
+
+def _viewing(
+    protocol: ProtocolName | None, scales: Sequence[float], flip: bool, tile: Size | None, stride: Size | None
+) -> Viewing:
+    fields: ViewFields = {"scales": scales, "flip": flip, "tile": tile, "stride": stride}
+    return Viewing.of(fields if protocol is None else {**fields, "protocol": protocol})

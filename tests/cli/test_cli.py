@@ -74,7 +74,8 @@ def test_evaluate(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     assert found.keys() >= {"miou", "per_class_iou", "pixel_accuracy", "images", "runner", "arithmetic"}
     assert (found["images"], found["runner"], found["arithmetic"]) == (2, "torch", "native")
     assert found["per_class_iou"].keys() == set(CAMVID_CLASSES)
-    for option in (("--dilations", "1,1,2,3"), ("--fit", "letterbox"), ("--ignore-index", 0)):
+    slide = ("--scales", "0.5,1", "--flip", "--tile", SIZE, "--stride", "40x60")
+    for option in (slide, ("--dilations", "1,1,2,3"), ("--fit", "letterbox"), ("--ignore-index", 0)):
         assert one_object(nrd_trt(*arguments, *option, "--json").stdout)["miou"] != found["miou"], option
     assert one_object(nrd_trt(*arguments, "--output-stride", 32, "--runner", "torch", "--json").stdout) == found
     people = nrd_trt(*arguments, "-q")

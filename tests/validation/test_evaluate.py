@@ -16,6 +16,7 @@ from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import CheckpointError, ConfigError, NrdTrtError, ShapeError
 from nrd_trt.model import load_model
 from nrd_trt.model.network import Segmentor
+from nrd_trt.runtime.engine import open_engine
 from nrd_trt.validation.evaluate import Evaluation, evaluate
 from tests.artefacts import SIZE_HW, bundle, checkpoint, needs_rtx, onnx_file, trained_model
 
@@ -145,6 +146,21 @@ def test_size_and_options_of_a_checkpoint_are_heeded(tmp_path: Path) -> None:
     assert own.miou != usual.miou
 
 
+def test_protocol_is_heeded(tmp_path: Path) -> None:
+    pairs = scenes([(131, 170), (96, 160)])
+    data = data_set(tmp_path / "data", pairs)
+    got = run(checkpoint(), data, tile=(64, 96), flip=True)
+    assert (got.viewing.protocol, got.viewing.flip, got.averaged) == ("slide", True, True)
+    assert 0.3 < got.seam_agreement < 1  # type: ignore[operator]
+    with open_engine(checkpoint(), size=SIZE_HW) as engine:
+        masks = [engine.predict(image, tile=(64, 96), flip=True) for image, _ in pairs]
+    hits = sum(int((mask == label).sum()) for mask, (_, label) in zip(masks, pairs, strict=True))
+    assert got.pixel_accuracy == pytest.approx(hits / sum(int((label < 11).sum()) for _, label in pairs))
+    assert "slide, mirrored too" in "\n".join(table(got))
+    plain = run(checkpoint(), data)
+    assert (plain.viewing.protocol, plain.averaged, plain.seam_agreement) == ("whole", False, None)
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +194,10 @@ def test_bad_labels_name_their_file(make: Any, tmp_path: Path) -> None:
         (checkpoint, {"runner": "tvm"}, ConfigError, "runner='tvm': expected one of 'auto'"),
         (checkpoint, {"output_stride": 8}, ConfigError, "output stride"),
         (checkpoint, {"size": (100, 100)}, ShapeError, "^size=.*96x96"),
+        (checkpoint, {"protocol": "slide", "fit": "pad"}, ConfigError, "fit='pad': only protocol='whole' fits"),
+        (checkpoint, {"protocol": "ade20k", "resample": "pillow"}, ConfigError, "scales as OpenCV does"),
+        (bundle, {"protocol": "ade20k"}, ConfigError, "takes 64x96 only"),
+        (bundle, {"flip": True}, ConfigError, "averaged by their logits"),
         (bundle, {"runner": "torch"}, ConfigError, "a bundle holds no PyTorch model"),
         (bundle, {"size": SIZE_HW}, ConfigError, "size"),
         (bundle, {"output_stride": 32}, ConfigError, "what describes a checkpoint"),
