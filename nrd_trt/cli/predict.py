@@ -13,7 +13,7 @@ import typer
 from nrd_trt.cli import common, groups
 
 if TYPE_CHECKING:
-    from nrd_trt.runtime.engine import Engine
+    from nrd_trt.runtime.viewing import Viewer
 
 
 _KINDS = ("", "_overlay", "_confidence", "_confidence_overlay")
@@ -30,6 +30,7 @@ def predict_command(
         bool,
         typer.Option("--confidence", help="Also write how sure the network is, in grey; with --overlay both ways."),
     ] = False,
+    views: groups.ViewOptions,
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the mask in the overlay.")] = 0.6,
     run: groups.BundleOptions,
     force: common.Force = False,
@@ -37,9 +38,12 @@ def predict_command(
 ) -> None:
     """Write a palette PNG mask of every image, at the image's size."""
     from nrd_trt.data.folders import list_images
+    from nrd_trt.data.views import Viewing
     from nrd_trt.runtime.engine import open_bundle
     from nrd_trt.runtime.graph_io import check_confidence
+    from nrd_trt.runtime.viewing import Viewer
 
+    viewing = Viewing.of(views.given())
     images = list_images(source) if source.is_dir() else [source]
     kinds = [kind for kind in _KINDS if (overlay or "overlay" not in kind) and (confidence or "confidence" not in kind)]
     targets = [{kind: output_path / f"{image.stem}{kind}.png" for kind in kinds} for image in images]
@@ -47,12 +51,14 @@ def predict_command(
     with open_bundle(bundle, **run.given()) as engine:
         if confidence:
             check_confidence(engine.graph, "confidence=True")
+        viewer = Viewer(engine, viewing)
         files, latencies = list[Path](), list[float]()
         for image, target in zip(images, targets, strict=True):
-            latencies.append(_predict_one(engine, image, target, opacity))
+            latencies.append(_predict_one(viewer, image, target, opacity))
             files += target.values()
         name, arithmetic, plan_ran = engine.runner_name, engine.arithmetic, engine.plan_ran
-    latency = statistics.median(latencies)
+    latency, seams = statistics.median(latencies), viewer.seams.agreement
+    warnings = list(viewer.warnings)
     if out.as_json:
         common.print_json(
             {
@@ -61,28 +67,32 @@ def predict_command(
                 "runner": name,
                 "arithmetic": arithmetic,
                 "plan_ran": plan_ran,
+                "seam_agreement": seams,
+                "warnings": warnings,
             }
         )
     else:
         common.say(
+            *common.headline(warnings),
             f"{len(images)} masks in {output_path} (median {latency:.1f} ms per image, "
-            f"run by {common.run_by(name, arithmetic, plan_ran)})"
+            f"run by {common.run_by(name, arithmetic, plan_ran)})",
+            *([] if seams is None else [f"{common.fraction(seams)} of the pixels alike where windows overlap"]),
         )
 
 
-def _predict_one(engine: Engine, image: Path, targets: dict[str, Path], opacity: float) -> float:
+def _predict_one(viewer: Viewer, image: Path, targets: dict[str, Path], opacity: float) -> float:
     """Segment one file and write its targets; return the latency in milliseconds, files excluded."""
     from nrd_trt.data.images import read_image
     from nrd_trt.data.overlay import CONFIDENCE_PALETTE, blend, write_mask, write_rgb
 
     rgb = read_image(image)
     start = time.perf_counter()
-    drawn = engine.segment(rgb)
+    drawn = viewer.segment(rgb)
     latency_ms = (time.perf_counter() - start) * 1000
     targets[""].parent.mkdir(parents=True, exist_ok=True)
-    write_mask(targets[""], drawn.mask, engine.info.palette)
+    write_mask(targets[""], drawn.mask, viewer.info.palette)
     if (path := targets.get("_overlay")) is not None:
-        write_rgb(path, blend(rgb, drawn.mask, engine.info.palette, opacity))
+        write_rgb(path, blend(rgb, drawn.mask, viewer.info.palette, opacity))
     if drawn.confidence is not None and (path := targets.get("_confidence")) is not None:
         write_rgb(path, drawn.confidence)
     if drawn.confidence is not None and (path := targets.get("_confidence_overlay")) is not None:

@@ -11,7 +11,7 @@ from nrd_trt.data.views import View, Viewing, views_of
 from nrd_trt.errors import ConfigError
 from nrd_trt.runtime.blending import Network, Seams, draw_views, view_fitting, view_image
 from nrd_trt.runtime.graph_io import Segmentation
-from nrd_trt.specs import InputShape, Size, format_size
+from nrd_trt.specs import InputShape, ModelInfo, Size, format_size
 
 if TYPE_CHECKING:
     from nrd_trt.runtime.engine import Engine
@@ -45,6 +45,22 @@ class Viewer:
         if not viewing.is_plain:
             self._check_outputs()
             self._check_sizes()
+
+    @property
+    def info(self) -> ModelInfo:
+        """Class names, palette and preprocessing."""
+        return self._engine.info
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against masks that were drawn from windows, after the last image."""
+        agreement, head = self.seams.agreement, self._engine.graph.head
+        if agreement is None or head == "nrd_no_aspp":
+            return ()
+        return (
+            f"the network pools over each window, so masks may change where windows end: {agreement:.4f} of the pixels "
+            "that several windows show have the class of all in one alone; larger windows, or smaller steps, help.",
+        )
 
     @property
     def has_logits(self) -> bool:

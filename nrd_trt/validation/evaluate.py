@@ -165,7 +165,7 @@ def _evaluated(
         viewing=viewing,
         averaged=viewer.has_logits,
         seam_agreement=viewer.seams.agreement,
-        warnings=tuple(trivial(drawn, miou=mean_iou(matrix), chance=chance_miou(matrix))),
+        warnings=(*trivial(drawn, miou=mean_iou(matrix), chance=chance_miou(matrix)), *viewer.warnings),
     )
 
 

@@ -293,6 +293,23 @@ def test_predict_with_confidence(nrd_trt: Invoke, data: Path, tmp_path: Path) ->
     assert not (tmp_path / "other").exists()
 
 
+def test_predict_in_tiles(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
+    image, wide = tmp_path / "wide.png", bundle(output="logits")
+    Image.open(data / "images/00.png").resize((200, 130)).save(image)
+    found = printed(nrd_trt("predict", wide, image, "-o", tmp_path / "out", "--tile", SIZE, "--json"))
+    with package.open_bundle(wide) as engine, Image.open(tmp_path / "out/wide.png") as mask:
+        rgb = np.asarray(Image.open(image).convert("RGB"))
+        np.testing.assert_array_equal(np.asarray(mask), engine.predict(rgb, tile=(64, 96)))
+    assert 0 < found["seam_agreement"] < 1
+    assert "pools over each window" in found["warnings"][0]
+    refused = nrd_trt("predict", bundle(), image, "-o", tmp_path / "other", "--tile", SIZE)
+    assert refused.exit_code == 2
+    assert "nrd-trt build CHECKPOINT -o NAME.nrd --outputs mask,logits" in refused.stderr
+    refused = nrd_trt("predict", wide, image, "-o", tmp_path / "other", "--tile", SIZE, "--stride", "65x10")
+    assert "--stride 65x10: expected at most the window's 64x96" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_predict_needs_force_to_replace(nrd_trt: Invoke, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert nrd_trt("predict", bundle(), data / "images/00.png", "-o", out).exit_code == 0
