@@ -23,6 +23,11 @@ def evaluate_command(
     views: groups.ViewOptions,
     output_stride: common.OutputStride = None,
     dilations: common.Dilations = None,
+    record: Annotated[
+        Path | None,
+        common.output_option(metavar="FILE.jsonl", help="Add the figures of each image, a line of JSON each."),
+    ] = None,
+    resume: Annotated[bool, common.output_option("--resume", help="Go on with --record where it exists.")] = False,
     out: groups.OutputOptions,
 ) -> None:
     """Compare the masks of a checkpoint or a bundle with labels."""
@@ -35,6 +40,8 @@ def evaluate_command(
         size=size,
         **views.given(),
         **run.given(),
+        record=record,
+        resume=resume,
         progress=not out.quiet,
         dilations=dilations,
         output_stride=output_stride,

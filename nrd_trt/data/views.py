@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypedDict
@@ -81,8 +81,8 @@ class Viewing:
             _check_stride(self.stride, self.tile)
 
     @classmethod
-    def of(cls, fields: ViewFields) -> Viewing:
-        """Return what a caller asks for; a tile alone asks for ``"slide"``."""
+    def of(cls, fields: Mapping[str, object]) -> Viewing:
+        """Return what a caller asks for by `ViewFields`; a tile alone asks for ``"slide"``."""
         given = {**fields}
         if fields.get("tile") is not None:
             given.setdefault("protocol", "slide")

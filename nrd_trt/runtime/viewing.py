@@ -28,7 +28,8 @@ class Viewer:
         viewing: What is asked for.
 
     Attributes:
-        seams: How far overlapping windows of all images agreed.
+        viewing: What is asked for.
+        seams: How far overlapping windows agreed since it was set.
 
     Raises:
         ConfigError: The engine gives no logits where several views need them, or takes one size where others are
@@ -36,7 +37,7 @@ class Viewer:
     """
 
     def __init__(self, engine: Engine, viewing: Viewing) -> None:
-        self._engine, self._viewing, self.seams = engine, viewing, Seams()
+        self._engine, self.viewing, self.seams = engine, viewing, Seams()
         self._takes_any = engine.runner.name == "torch"
         resample = "cv2" if viewing.is_preset else engine.resample
         self._network = Network(
@@ -65,7 +66,7 @@ class Viewer:
     @property
     def has_logits(self) -> bool:
         """Whether masks are drawn from averaged logits."""
-        return not self._viewing.is_plain and "logits" in self._engine.graph.outputs
+        return not self.viewing.is_plain and "logits" in self._engine.graph.outputs
 
     def segment(self, rgb: np.ndarray) -> Segmentation:
         """Segment an image ``(H, W, 3) uint8 RGB``; the confidence is None where the engine has no such output.
@@ -77,7 +78,7 @@ class Viewer:
         """
         check_image(rgb)
         engine = self._engine
-        if self._viewing.is_plain:
+        if self.viewing.is_plain:
             fitted = engine.fitted(rgb)
             return engine.draw(fitted.image).restored(fitted)
         views = self._views(rgb.shape[:2])
@@ -89,13 +90,11 @@ class Viewer:
 
     def _views(self, image_hw: Size) -> list[View]:
         engine = self._engine
-        views = views_of(
-            image_hw, self._viewing, shape=engine.graph.shape, fit=engine.fit, encoder=engine.graph.encoder
-        )
+        views = views_of(image_hw, self.viewing, shape=engine.graph.shape, fit=engine.fit, encoder=engine.graph.encoder)
         for view in views:
             if not self._takes(view.run_hw):
                 raise ConfigError(
-                    f"protocol={self._viewing.protocol!r}: an image of {format_size(image_hw)} needs a network of "
+                    f"protocol={self.viewing.protocol!r}: an image of {format_size(image_hw)} needs a network of "
                     f"{format_size(view.run_hw)}, the engine takes {_range(engine.graph.shape)}; build one "
                     "with a wider dynamic=, or take protocol='slide'."
                 )
@@ -106,16 +105,16 @@ class Viewer:
 
     def _check_outputs(self) -> None:
         outputs = self._engine.graph.outputs
-        if "logits" not in outputs and not self._viewing.is_single:
+        if "logits" not in outputs and not self.viewing.is_single:
             raise ConfigError(
-                f"protocol={self._viewing.protocol!r}: several views are averaged by their logits, the engine gives "
+                f"protocol={self.viewing.protocol!r}: several views are averaged by their logits, the engine gives "
                 f"{' and '.join(outputs)} only; build one: "
                 "nrd_trt.build('CHECKPOINT', 'NAME.nrd', outputs=('mask', 'logits'))"
             )
 
     def _check_sizes(self) -> None:
         """Refuse what an engine of one size can never do; an image may still ask too much of one of several."""
-        viewing, shape = self._viewing, self._engine.graph.shape
+        viewing, shape = self.viewing, self._engine.graph.shape
         if viewing.protocol == "slide":
             if viewing.tile is not None and not self._takes(viewing.tile):
                 raise ConfigError(

@@ -11,13 +11,17 @@ import numpy as np
 from nrd_trt.data.folders import list_pairs, read_label
 from nrd_trt.data.images import read_image
 from nrd_trt.data.views import ViewFields, Viewing
+from nrd_trt.engine.bundle import RECORD_FILE
 from nrd_trt.errors import ConfigError
+from nrd_trt.files import sha256_file
 from nrd_trt.model import checkpoint_options
 from nrd_trt.progress import bar
+from nrd_trt.runtime.blending import Seams
 from nrd_trt.runtime.engine import Engine, open_engine
 from nrd_trt.runtime.select import RunOptions
 from nrd_trt.runtime.viewing import Viewer
 from nrd_trt.specs import Fit, ProtocolName, Provider, Resample, RunnerName, Size, optional_path
+from nrd_trt.validation.image_log import ImageLog, ImageResult, Terms, open_log
 from nrd_trt.validation.metrics import chance_miou, confusion_matrix, mean_iou, named_iou, pixel_agreement
 from nrd_trt.validation.triviality import trivial
 
@@ -86,6 +90,8 @@ def evaluate(
     cuda_graph: bool = True,
     device: int | str | None = None,
     verify_key: Path | str | None = None,
+    record: Path | str | None = None,
+    resume: bool = False,
     progress: bool = True,
     **options: Unpack[CheckpointFields],
 ) -> Evaluation:
@@ -112,6 +118,9 @@ def evaluate(
         cuda_graph: For bundles; see `nrd_trt.open_bundle`.
         device: For bundles; see `nrd_trt.open_bundle`.
         verify_key: For bundles; see `nrd_trt.open_bundle`.
+        record: File that the figures of each image are added to as a line of JSON, see
+            `nrd_trt.validation.image_log.ImageResult`; None writes none.
+        resume: Go on with `record` where it exists: images that are in it are not run again.
         progress: Show a bar on stderr where it takes over two seconds.
         **options: What the file of a checkpoint does not tell, as for `nrd_trt.load_model`.
 
@@ -124,6 +133,8 @@ def evaluate(
     """
     viewing = _viewing(protocol, scales, flip, tile, stride)
     _check_scaling(viewing, fit, resample)
+    if resume and record is None:
+        raise ConfigError("resume=True: expected record=FILE, the file to go on with.")
     pairs = list_pairs(Path(data), optional_path("labels", labels))
     plugin = optional_path("plugin", plugin)
     run = RunOptions(
@@ -138,35 +149,63 @@ def evaluate(
         options=checkpoint_options(options),
         verify_key=optional_path("verify_key", verify_key),
     )
-    return _evaluated(engine, viewing, pairs, ignore_index, progress=progress)
-
-
-def _evaluated(
-    engine: Engine, viewing: Viewing, pairs: Sequence[tuple[Path, Path]], ignore_index: int | None, *, progress: bool
-) -> Evaluation:
-    info = engine.info
-    classes, ignored = len(info.class_names), info.ignore_index if ignore_index is None else ignore_index
-    matrix = np.zeros((classes, classes), np.int64)
+    terms = Terms(
+        source_sha256=_hash_of(Path(source)),
+        images=str(pairs[0][0].parent.resolve()),
+        labels=str(pairs[0][1].parent.resolve()),
+        ignore_index=engine.info.ignore_index if ignore_index is None else ignore_index,
+        runner=engine.runner_name,
+        size=f"{engine.graph.image_range} {engine.fit} {engine.resample}",
+        viewing=viewing,
+        options=str(checkpoint_options(options)),
+    )
     viewer = Viewer(engine, viewing)
-    with engine:
-        for image, label in bar(pairs, desc="evaluating", unit="image", show=progress):
-            rgb = read_image(image)
-            wanted = read_label(label, num_classes=classes, ignore_index=ignored, image_hw=rgb.shape[:2])
-            matrix += confusion_matrix(wanted, viewer.segment(rgb).mask, classes)
+    with engine, open_log(optional_path("record", record), terms, len(engine.info.class_names), resume=resume) as log:
+        _run(viewer, pairs, log, terms.ignore_index, progress=progress)
+        return _summed(engine, viewer, [log.done[image.name] for image, _ in pairs])
+
+
+def _run(
+    viewer: Viewer, pairs: Sequence[tuple[Path, Path]], log: ImageLog, ignore_index: int | None, *, progress: bool
+) -> None:
+    """Add the images that the log does not have yet."""
+    classes = len(viewer.info.class_names)
+    left = [(image, label) for image, label in pairs if image.name not in log.done]
+    done = len(pairs) - len(left)
+    for image, label in bar(left, desc="evaluating", unit="image", show=progress, total=len(pairs), done=done):
+        rgb = read_image(image)
+        wanted = read_label(label, num_classes=classes, ignore_index=ignore_index, image_hw=rgb.shape[:2])
+        viewer.seams = Seams()
+        matrix = confusion_matrix(wanted, viewer.segment(rgb).mask, classes)
+        log.add(ImageResult.of(image.name, matrix, (viewer.seams.pixels, viewer.seams.equal)))
+
+
+def _summed(engine: Engine, viewer: Viewer, results: Sequence[ImageResult]) -> Evaluation:
+    info, classes = engine.info, len(engine.info.class_names)
+    matrix = np.zeros((classes, classes), np.int64)
+    for result in results:
+        matrix += result.matrix(classes)
+    viewer.seams = Seams(
+        pixels=sum(result.seams[0] for result in results), equal=sum(result.seams[1] for result in results)
+    )
     drawn = dict(zip(info.class_names, matrix.sum(0).tolist(), strict=True))
     return Evaluation(
         miou=mean_iou(matrix),
         per_class_iou=named_iou(matrix, info.class_names),
         pixel_accuracy=pixel_agreement(matrix),
-        images=len(pairs),
+        images=len(results),
         runner=engine.runner_name,
         arithmetic=engine.arithmetic,
         plan_ran=engine.plan_ran,
-        viewing=viewing,
+        viewing=viewer.viewing,
         averaged=viewer.has_logits,
         seam_agreement=viewer.seams.agreement,
         warnings=(*trivial(drawn, miou=mean_iou(matrix), chance=chance_miou(matrix)), *viewer.warnings),
     )
+
+
+def _hash_of(source: Path) -> str:
+    return sha256_file(source / RECORD_FILE if source.is_dir() else source)
 
 
 def _check_scaling(viewing: Viewing, fit: Fit | None, resample: Resample | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from PIL import Image
 
 from nrd_trt.cli.evaluate import table
+from nrd_trt.data.images import read_image
 from nrd_trt.data.overlay import write_rgb
 from nrd_trt.data.synthetic import street_scene
 from nrd_trt.errors import CheckpointError, ConfigError, NrdTrtError, ShapeError
 from nrd_trt.model import load_model
 from nrd_trt.model.network import Segmentor
 from nrd_trt.runtime.engine import open_engine
+from nrd_trt.validation import evaluate as evaluating
 from nrd_trt.validation.evaluate import Evaluation, evaluate
 from tests.artefacts import SIZE_HW, bundle, checkpoint, needs_rtx, onnx_file, trained_model
 
@@ -159,6 +162,46 @@ def test_protocol_is_heeded(tmp_path: Path) -> None:
     assert "slide, mirrored too" in "\n".join(table(got))
     plain = run(checkpoint(), data)
     assert (plain.viewing.protocol, plain.averaged, plain.seam_agreement) == ("whole", False, None)
+
+
+def test_an_evaluation_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs, record = scenes(SIZES_HW), tmp_path / "record.jsonl"
+    data = data_set(tmp_path / "data", pairs)
+    fields: dict[str, Any] = {"tile": (32, 64), "record": record}
+    whole = run(checkpoint(), data, **fields)
+    lines = record.read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["image"] for line in lines[1:]] == ["0.png", "1.png", "2.png"]
+    alone = [by_image(tmp_path / str(index), pair) for index, pair in enumerate(pairs)]
+    assert [(json.loads(line)["miou"], json.loads(line)["pixel_accuracy"]) for line in lines[1:]] == alone
+    with pytest.raises(ConfigError, match="already exists; give resume=True"):
+        run(checkpoint(), data, **fields)
+    record.write_bytes(b"".join(lines[:2]) + lines[2][:40])  # killed within the line of the second image
+    seen: list[Path] = []
+    monkeypatch.setattr(evaluating, "read_image", lambda path: seen.append(path) or read_image(path))
+    assert run(checkpoint(), data, resume=True, **fields) == whole
+    assert [path.name for path in seen] == ["1.png", "2.png"]
+    assert record.read_bytes() == b"".join(lines)
+    for changes, message in (
+        ({"tile": (64, 64)}, "the evaluation began with viewing"),
+        ({"ignore_index": 3}, "began with ignore index 11, got 3"),
+        ({"record": None}, r"resume=True: expected record=FILE"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(checkpoint(), data, resume=True, **{**fields, **changes})
+    assert record.read_bytes() == b"".join(lines)
+
+
+def by_image(folder: Path, pair: tuple[np.ndarray, np.ndarray]) -> tuple[float | None, float | None]:
+    found = run(checkpoint(), data_set(folder, [pair]), tile=(32, 64))
+    return found.miou, found.pixel_accuracy
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"my notes\n", b"{}\n", b"[" * 100 + b"\n"])
+def test_record_of_another_kind_is_left_alone(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"mine: expected results of an evaluation.*name another"):
+        run(checkpoint(), data_set(tmp_path / "data", scenes([SIZE_HW])), record=tmp_path / "mine", resume=True)
+    assert (tmp_path / "mine").read_bytes() == content
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

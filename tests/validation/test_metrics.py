@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from nrd_trt.validation.metrics import (
     BorderAgreement,
@@ -180,3 +181,17 @@ def test_the_miou_of_chance_is_that_of_shuffled_masks() -> None:
     shuffled = mean_iou(confusion_matrix(label, rng.permutation(label), 4))
     assert chance_miou(perfect) == pytest.approx(shuffled, abs=2e-3)
     assert chance_miou(np.zeros((4, 4), np.int64)) is None
+
+
+def test_iou_is_torchmetrics() -> None:
+    functional = pytest.importorskip("torchmetrics.functional", reason="no torchmetrics: pip install torchmetrics")
+    generator = np.random.default_rng(0)
+    label, mask = generator.integers(0, 6, (2, 40, 50))
+    label[generator.random(label.shape) < 0.1] = 255
+    common = {"task": "multiclass", "num_classes": 6, "ignore_index": 255}
+    planes = torch.from_numpy(mask), torch.from_numpy(label)
+    matrix = confusion_matrix(label, mask, 6)
+    np.testing.assert_allclose(functional.jaccard_index(*planes, average="none", **common), iou_per_class(matrix), 1e-6)
+    assert mean_iou(matrix) == pytest.approx(functional.jaccard_index(*planes, **common).item(), rel=1e-6)
+    accuracy = functional.accuracy(*planes, average="micro", **common).item()
+    assert pixel_agreement(matrix) == pytest.approx(accuracy, rel=1e-6)
