@@ -21,7 +21,7 @@ import torch
 
 from scripts.dev.sass import budgets, toolchain
 from scripts.dev.sass.cost import Cost, Time
-from scripts.dev.sass.cubin import KernelImage
+from scripts.dev.sass.cubin import KernelImage, read_cubin
 from scripts.dev.sass.devices import ARCHITECTURES
 from scripts.dev.sass.lints import find_faults
 from scripts.dev.sass.listing import read_kernel, split_listing
@@ -201,6 +201,15 @@ def test_machine_code_takes_every_layout_and_mask_type_in_either_order_of_warps(
             mask = given.empty_mask(dtype)
             machine.decode(given.decode(mask, variant), range(2), last_warp_first=order)
             assert (mask != want).mean() <= (0 if variant == 2 else 1e-3)
+
+
+@NEEDS_COMPILERS
+def test_kernels_of_fixed_sizes_spill_nothing() -> None:
+    """Those of `FEW`, for the logits as well; test_kernel_compilation.py asks it of all."""
+    kernels = read_cubin(cubin_of_sm_87())
+    fixed = [kernel for name, kernel in kernels.items() if re.search("(simt|tensor_core)_fp16$|_1[19]$", name)]
+    assert len(fixed) == 8
+    assert all(kernel.stack_bytes == 0 and 0 < kernel.registers <= 128 for kernel in fixed)
 
 
 def test_blocks_of_a_multiprocessor() -> None:
