@@ -104,7 +104,7 @@ def open_log(path: Path | None, terms: Terms, classes: int, *, resume: bool) -> 
 
     Args:
         path: The file; None keeps results in memory only.
-        terms: Of this run.
+        terms: What this run evaluates; a file that was begun with others is refused.
         classes: K.
         resume: Go on with a file that exists; one that does not is begun.
 
